@@ -1,0 +1,1 @@
+"""Retrieval-Augmented Policy Optimization (RAPO) for LLM agents, in JAX."""

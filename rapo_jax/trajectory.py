@@ -1,0 +1,183 @@
+"""The one record of a rollout that every other part reads.
+
+A `Trajectory` is what happened: the token ids in order, what kind each token
+is, which step it belongs to, and (for policy tokens) the log-probability and
+the entropy of the distribution that it was sampled from. Ids are the only
+truth: text is decoded from them for tools and for people and is never encoded
+back. Every mask, the retrieved fraction and the step entropies derive from
+`kinds` and `step_ids`; there is no second mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+class TokenKind(enum.IntEnum):
+  """Where a token comes from. Only `POLICY` tokens are trained on."""
+
+  PROMPT = 0
+  POLICY = 1
+  OBSERVATION = 2
+  RETRIEVED = 3
+
+
+class FinishReason(enum.StrEnum):
+  """Why a trajectory ended."""
+
+  ANSWER = "answer"
+  """The policy closed its answer."""
+  EOS = "eos"
+  """The policy ended its turn without an answer."""
+  LENGTH = "length"
+  """The response budget (`max_response_tokens`) is used up."""
+  STEP_LIMIT = "step_limit"
+  """One step used `max_step_tokens` without a tool call or an answer."""
+  TOOL_LIMIT = "tool_limit"
+  """A tool was called after `max_tool_calls` calls."""
+  TIMEOUT = "timeout"
+  """The trajectory's deadline passed (a system limit, not the agent's)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolEvent:
+  """One tool call and its result.
+
+  Attributes:
+    step_id: the policy step that made the call.
+    name: tool name, or "" for a call that could not be parsed.
+    argument: text between the tool's tags.
+    result: observation text as appended (escaped), without its tags.
+    status: "ok", "error", "timeout" or "malformed".
+    seconds: latency of the call.
+  """
+
+  step_id: int
+  name: str
+  argument: str
+  result: str
+  status: str
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalEvent:
+  """One retrieval from the Step-Trace Buffer.
+
+  Attributes:
+    step_id: step of the retrieved tokens; for anything but a hit, the step
+      that the policy writes next.
+    outcome: "hit", "miss", "failed" or "no_room" (found, but longer than what
+      is left of the response budget; nothing was inserted).
+    similarity: cosine similarity of the chosen key; None without one.
+    reward: outcome reward of the trajectory that the trace comes from.
+    trace_id: id of the trace in its buffer.
+    source: name of the off-policy agent that wrote the trace.
+    answers: whether the retrieved step holds an answer, which it can leak.
+  """
+
+  step_id: int
+  outcome: str
+  similarity: float | None = None
+  reward: float | None = None
+  trace_id: int | None = None
+  source: str | None = None
+  answers: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """A maximal run of tokens of one kind and one step: tokens[start:end]."""
+
+  kind: TokenKind
+  step_id: int
+  start: int
+  end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+  """One finished rollout of `T` tokens, prompt included.
+
+  Attributes:
+    tokens: ids as sampled or inserted, `[T]`.
+    kinds: `TokenKind` of each token, `[T]`.
+    step_ids: step of each token, `[T]`; -1 for the prompt. An observation
+      belongs to the step that called the tool; a retrieved step has an id of
+      its own.
+    log_probs: log-probability of each policy token under the distribution it
+      was sampled from (temperature included), as sampled; 0 elsewhere, `[T]`.
+    entropies: entropy of that distribution in nats (Eq. 2); 0 elsewhere, `[T]`.
+    query_id: id of the question.
+    group_id: index of the question in its batch.
+    index: index of the trajectory in its group.
+    hybrid: whether this trajectory was allowed to retrieve.
+    policy_version: number of updates behind the policy that sampled it.
+    finish_reason: why it ended.
+    events: tool calls and retrievals, in order.
+  """
+
+  tokens: Int[np.ndarray, " T"]
+  kinds: Int[np.ndarray, " T"]
+  step_ids: Int[np.ndarray, " T"]
+  log_probs: Float[np.ndarray, " T"]
+  entropies: Float[np.ndarray, " T"]
+  query_id: str
+  group_id: int
+  index: int
+  hybrid: bool
+  policy_version: int
+  finish_reason: FinishReason
+  events: tuple[ToolEvent | RetrievalEvent, ...] = ()
+
+  @property
+  def policy_mask(self) -> Bool[np.ndarray, " T"]:
+    return self.kinds == TokenKind.POLICY
+
+  @property
+  def response_mask(self) -> Bool[np.ndarray, " T"]:
+    return self.kinds != TokenKind.PROMPT
+
+  @property
+  def num_steps(self) -> int:
+    return int(self.step_ids[-1]) + 1 if len(self.step_ids) else 0
+
+  @property
+  def tool_events(self) -> tuple[ToolEvent, ...]:
+    return tuple(e for e in self.events if isinstance(e, ToolEvent))
+
+  @property
+  def retrieval_events(self) -> tuple[RetrievalEvent, ...]:
+    return tuple(e for e in self.events if isinstance(e, RetrievalEvent))
+
+  def segments(self) -> list[Segment]:
+    """Runs of tokens of one kind and step, in order."""
+    changes = (np.diff(self.kinds) != 0) | (np.diff(self.step_ids) != 0)
+    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(self.tokens)]
+    return [
+      Segment(TokenKind(int(self.kinds[a])), int(self.step_ids[a]), a, b)
+      for a, b in zip(edges, edges[1:], strict=False)
+      if b > a
+    ]
+
+  def texts(self, tokenizer: Any) -> list[tuple[TokenKind, str]]:
+    """Decoded segments, for rewards, keys and people."""
+    return [
+      (s.kind, decode(tokenizer, self.tokens[s.start : s.end]))
+      for s in self.segments()
+    ]
+
+
+def decode(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> str:
+  """Text of token ids, special tokens included and nothing tidied up."""
+  return tokenizer.decode(
+    np.asarray(tokens).tolist(),
+    skip_special_tokens=False,
+    clean_up_tokenization_spaces=False,
+  )
