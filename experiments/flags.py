@@ -1,0 +1,418 @@
+"""Config files, typed overrides and their errors.
+
+A config file is a Python file whose docstring says what it reproduces and whose
+`get_config()` returns a frozen dataclass, nested as deep as one likes. The
+dataclasses hold names, types and defaults; an override on the command line is
+read by the type of the field it names:
+
+    config = load_config("experiments/configs/quickstart.py")
+    config = apply_overrides(config, ["--config.train.learning_rate=3e-4"])
+
+A name or a value that does not fit fails here, before anything runs, with the
+nearest name or the expected type in the message.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import enum
+import hashlib
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+PREFIX = "--config."
+_TRUE = ("true", "yes", "1")
+_FALSE = ("false", "no", "0")
+
+Config = TypeVar("Config")
+
+
+class ConfigError(ValueError):
+  """A config file or an override that cannot be used as it stands."""
+
+
+class _Mismatch(Exception):
+  """A value that does not fit an annotation; turned into a ConfigError."""
+
+
+def load_config(path: str | pathlib.Path) -> Any:
+  """Runs a config file and returns what its `get_config()` returns.
+
+  Args:
+    path: Python file with a docstring and `get_config()`.
+
+  Returns:
+    A frozen dataclass whose values all fit their annotations.
+
+  Raises:
+    ConfigError: if the file is missing, has no docstring or no `get_config`,
+      returns anything but a frozen dataclass, or holds a value of a wrong type.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ConfigError(f"no config file at {path}.{_nearby_files(path)}")
+  module = _run_file(path)
+  if not (module.__doc__ or "").strip():
+    raise ConfigError(
+      f"{path} has no docstring: a config says what it reproduces, with which"
+      " command and on which hardware. Add one at the top of the file."
+    )
+  if not callable(getattr(module, "get_config", None)):
+    raise ConfigError(
+      f"{path} has no get_config(): define a function of that name that"
+      " returns the config."
+    )
+  config = module.get_config()
+  if not _is_instance(config) or not type(config).__dataclass_params__.frozen:
+    raise ConfigError(
+      f"get_config() of {path} returned a {type(config).__name__}: return an"
+      " instance of a frozen dataclass."
+    )
+  check_types(config)
+  return config
+
+
+def _run_file(path: pathlib.Path) -> types.ModuleType:
+  name = f"config_{path.stem}_{_digest(str(path.resolve()))[:8]}"
+  spec = importlib.util.spec_from_file_location(name, path)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f"{path} is not a Python file: a config ends in .py.")
+  module = importlib.util.module_from_spec(spec)
+  # Dataclasses look their own module up by name to resolve annotations.
+  sys.modules[name] = module
+  spec.loader.exec_module(module)
+  return module
+
+
+def _nearby_files(path: pathlib.Path) -> str:
+  names = sorted(p.name for p in path.parent.glob("*.py"))
+  near = difflib.get_close_matches(path.name, names, n=1)
+  if near:
+    return f" Did you mean {path.parent / near[0]}?"
+  return f" {path.parent} holds: {', '.join(names) or 'no Python files'}."
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+  """Returns a copy of a config with some fields set from text.
+
+  Args:
+    config: frozen dataclass.
+    overrides: arguments of the form `--config.<field>.<field>=<value>`, applied
+      in order. Values are read by the field's annotation: `3` or `3e-4` for
+      float, `true`/`false` for bool, `none` for an optional field, `1,2` or
+      `(1, 2)` for a tuple, an enum's value or name for an enum.
+
+  Returns:
+    A config of the same type; the given one is left as it is.
+
+  Raises:
+    ConfigError: on an unknown field (naming the nearest one), on a value of a
+      wrong type, or on an argument of another form.
+  """
+  for override in overrides:
+    name, separator, text = override.removeprefix(PREFIX).partition("=")
+    if not override.startswith(PREFIX) or not separator or not name:
+      raise ConfigError(
+        f"cannot read {override!r}: write {PREFIX}<field>=<value>, for example"
+        f" {PREFIX}{next(field_paths(config), 'seed')}=…"
+      )
+    config = _set(config, config, tuple(name.split(".")), (), text)
+  return config
+
+
+def field_paths(config: Any) -> Iterator[str]:
+  """Dotted paths of all fields that hold a value, depth first."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if _is_instance(value):
+      yield from (f"{field.name}.{rest}" for rest in field_paths(value))
+    else:
+      yield field.name
+
+
+def to_dict(config: Any) -> Any:
+  """Plain JSON-ready form: dicts, lists, strings, numbers, booleans, None."""
+  if _is_instance(config):
+    return {
+      f.name: to_dict(getattr(config, f.name))
+      for f in dataclasses.fields(config)
+    }
+  if isinstance(config, enum.Enum):
+    return to_dict(config.value)
+  if isinstance(config, pathlib.PurePath):
+    return str(config)
+  if isinstance(config, dict):
+    return {str(key): to_dict(value) for key, value in config.items()}
+  if isinstance(config, list | tuple):
+    return [to_dict(value) for value in config]
+  return config
+
+
+def config_hash(config: Any) -> str:
+  """16 hexadecimal digits that change with any value of the config."""
+  return _digest(json.dumps(to_dict(config), sort_keys=True))[:16]
+
+
+def check_types(config: Any, path: str = "config") -> None:
+  """Checks every value of a config against its annotation.
+
+  Dataclasses do not check types, so that `learning_rate="3e-4"` in a config
+  file would go unnoticed until deep in a run.
+
+  Args:
+    config: dataclass instance.
+    path: dotted name of the config in error messages.
+
+  Raises:
+    ConfigError: naming the first field whose value does not fit.
+  """
+  hints = typing.get_type_hints(type(config))
+  for field in dataclasses.fields(config):
+    value, name = getattr(config, field.name), f"{path}.{field.name}"
+    try:
+      _check(value, hints[field.name])
+    except _Mismatch:
+      raise ConfigError(
+        f"{name} must be {_describe(hints[field.name])}, but the config file"
+        f" gives {value!r} ({type(value).__name__})."
+      ) from None
+    if _is_instance(value):
+      check_types(value, name)
+
+
+def _set(
+  root: Any,
+  node: Any,
+  names: tuple[str, ...],
+  above: tuple[str, ...],
+  text: str,
+) -> Any:
+  """Copy of `node` in which the field `names` below it is read from `text`."""
+  name, rest = names[0], names[1:]
+  path = ".".join((*above, name))
+  if name not in {f.name for f in dataclasses.fields(node)}:
+    raise ConfigError(_unknown(root, node, (*above, *names), above))
+  annotation = typing.get_type_hints(type(node))[name]
+  if not rest:
+    return dataclasses.replace(node, **{name: _parse(path, text, annotation)})
+  child = getattr(node, name)
+  if child is None:
+    child = _default_child(path, annotation)
+  if not _is_instance(child):
+    raise ConfigError(
+      f"{PREFIX}{'.'.join((*above, *names))}: {path} is"
+      f" {_describe(annotation)} and has no fields."
+      f" Set it whole: {PREFIX}{path}=<value>."
+    )
+  child = _set(root, child, rest, (*above, name), text)
+  return dataclasses.replace(node, **{name: child})
+
+
+def _default_child(path: str, annotation: Any) -> Any:
+  """Default instance for an optional nested config that is None so far."""
+  for option in _options(annotation):
+    if isinstance(option, type) and dataclasses.is_dataclass(option):
+      try:
+        return option()
+      except TypeError as error:
+        raise ConfigError(
+          f"{path} is none and {option.__name__} has fields without defaults"
+          f" ({error}). Set {path} in the config file."
+        ) from error
+  return None
+
+
+def _unknown(
+  root: Any, node: Any, names: tuple[str, ...], above: tuple[str, ...]
+) -> str:
+  wanted = ".".join(names)
+  known = list(field_paths(root))
+  near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.75)
+  if not near:  # The right leaf under a wrong parent, or the other way round.
+    leaves = {path.rpartition(".")[2]: path for path in reversed(known)}
+    leaf = difflib.get_close_matches(names[-1], leaves, n=1, cutoff=0.75)
+    near = [leaves[leaf[0]]] if leaf else []
+  message = f"unknown config field {wanted!r}."
+  if near:
+    return f"{message} Did you mean {PREFIX}{near[0]}?"
+  fields = ", ".join(f.name for f in dataclasses.fields(node))
+  return f"{message} Fields of {'.'.join(('config', *above))}: {fields}."
+
+
+def _parse(path: str, text: str, annotation: Any) -> Any:
+  try:
+    return _read(text, annotation)
+  except _Mismatch:
+    raise ConfigError(
+      f"{PREFIX}{path} must be {_describe(annotation)}, but got {text!r}."
+    ) from None
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+  """Members of a union, or the annotation itself."""
+  if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    return typing.get_args(annotation)
+  return (annotation,)
+
+
+def _read(text: str, annotation: Any) -> Any:
+  """Value of type `annotation` that `text` stands for."""
+  options = _options(annotation)
+  if types.NoneType in options and text.lower() in ("none", "null"):
+    return None
+  # str last: it takes any text.
+  for option in sorted(options, key=lambda option: option is str):
+    try:
+      return _read_one(text, option)
+    except _Mismatch:
+      continue
+  raise _Mismatch
+
+
+def _read_one(text: str, annotation: Any) -> Any:
+  origin = typing.get_origin(annotation)
+  if annotation is str:
+    return text
+  if annotation is bool:
+    return _read_bool(text)
+  if annotation in (int, float):
+    return _read_number(text, annotation)
+  if origin is typing.Literal:
+    for value in typing.get_args(annotation):
+      if text == str(value):
+        return value
+    raise _Mismatch
+  if origin is tuple or annotation is tuple:
+    return _read_tuple(text, typing.get_args(annotation))
+  if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+    return _read_enum(text, annotation)
+  if isinstance(annotation, type) and issubclass(annotation, pathlib.PurePath):
+    return annotation(text)
+  raise _Mismatch
+
+
+def _read_bool(text: str) -> bool:
+  if text.lower() not in _TRUE + _FALSE:
+    raise _Mismatch
+  return text.lower() in _TRUE
+
+
+def _read_number(text: str, kind: type) -> int | float:
+  try:
+    value = kind(text)
+  except ValueError:
+    raise _Mismatch from None
+  if isinstance(value, float) and math.isnan(value):
+    raise _Mismatch  # No setting of ours means anything at NaN.
+  return value
+
+
+def _read_enum(text: str, kind: type[enum.Enum]) -> enum.Enum:
+  for member in kind:
+    if text == str(member.value) or text.lower() == member.name.lower():
+      return member
+  raise _Mismatch
+
+
+def _read_tuple(text: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+  """Reads `1,2`, `(1, 2)` or `[1, 2]`, quoted and nested where needed."""
+  text = text.strip()
+  try:
+    values = ast.literal_eval(text) if text[:1] in ("(", "[") else None
+  except (SyntaxError, ValueError):
+    values = None  # Words without quotes: split at the commas below.
+  if isinstance(values, list | tuple):
+    items = [v if isinstance(v, list | tuple) else str(v) for v in values]
+    items = [repr(v) if isinstance(v, list | tuple) else v for v in items]
+  else:
+    inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+    items = [item.strip() for item in inner.split(",") if item.strip()]
+  return tuple(
+    _read(item, kind)
+    for item, kind in _zip_types(items, arguments or (str, ...))
+  )
+
+
+def _zip_types(
+  items: Sequence[Any], arguments: tuple[Any, ...]
+) -> list[tuple[Any, Any]]:
+  if len(arguments) == 2 and arguments[1] is Ellipsis:
+    return [(item, arguments[0]) for item in items]
+  if len(items) != len(arguments):
+    raise _Mismatch
+  return list(zip(items, arguments, strict=True))
+
+
+def _check(value: Any, annotation: Any) -> None:
+  """Raises _Mismatch unless a value fits an annotation."""
+  options = _options(annotation)
+  if len(options) > 1:
+    if not any(_fits(value, option) for option in options):
+      raise _Mismatch
+    return
+  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if annotation is Any:
+    return
+  if origin is typing.Literal:
+    fits = value in arguments
+  elif annotation is float:
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+  elif annotation is int:
+    fits = isinstance(value, int) and not isinstance(value, bool)
+  elif annotation is None:
+    fits = value is None
+  else:
+    fits = isinstance(value, origin or annotation)
+  if not fits:
+    raise _Mismatch
+  if origin is tuple:
+    for item, kind in _zip_types(value, arguments):
+      _check(item, kind)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+  try:
+    _check(value, annotation)
+  except _Mismatch:
+    return False
+  return True
+
+
+def _describe(annotation: Any) -> str:
+  """How an error names an annotation: `float or none`, `one of a, b`."""
+  options = _options(annotation)
+  if len(options) > 1:
+    return " or ".join(_describe(option) for option in options)
+  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if annotation in (None, types.NoneType):
+    return "none"
+  if annotation is bool:
+    return "bool (true or false)"
+  if origin is typing.Literal:
+    return f"one of {', '.join(str(a) for a in arguments)}"
+  if origin is tuple and arguments[-1] is Ellipsis:
+    return f"a tuple of {_describe(arguments[0])}"
+  if origin is tuple:
+    return f"a tuple ({', '.join(_describe(a) for a in arguments)})"
+  if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+    return f"one of {', '.join(str(m.value) for m in annotation)}"
+  if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+    return f"{annotation.__name__} (set its fields one by one)"
+  return getattr(annotation, "__name__", str(annotation))
+
+
+def _is_instance(value: Any) -> bool:
+  return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()
