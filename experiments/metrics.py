@@ -1,0 +1,213 @@
+"""Metrics of a run: JSONL always, TensorBoard and Weights & Biases by config.
+
+`metrics.jsonl` is what our own results and report are computed from: one object
+an update, written whole and flushed. A resumed run first drops the rows after
+the update that it resumes from, so that no update is ever counted twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import pathlib
+import types
+import uuid
+from collections.abc import Mapping
+from typing import Any, Literal
+
+METRICS_FILE = "metrics.jsonl"
+WANDB_KEY = "WANDB_API_KEY"
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbConfig:
+  """Where Weights & Biases gets the metrics. Its key is never in a config.
+
+  Attributes:
+    project: project name.
+    entity: user or team; None for the key's default.
+    mode: "online" needs WANDB_API_KEY in the environment; "offline" writes
+      files that `wandb sync` sends later.
+  """
+
+  project: str = "rapo_jax"
+  entity: str | None = None
+  mode: Literal["online", "offline"] = "online"
+
+
+class MetricsWriter:
+  """Writes the metrics of one run, one row an update.
+
+  Args:
+    directory: folder of the run; made when missing.
+    tensorboard: whether to write event files under `directory/tensorboard`.
+    wandb: None for no Weights & Biases.
+    resumed_update: number of the last update that counts; rows after it are
+      dropped. -1 (a fresh run) drops all.
+    config: plain form of the config, for Weights & Biases.
+
+  Raises:
+    ImportError: if `wandb` is wanted and not installed.
+    ValueError: if `wandb` is online and the environment holds no key.
+  """
+
+  def __init__(
+    self,
+    directory: str | pathlib.Path,
+    *,
+    tensorboard: bool,
+    wandb: WandbConfig | None,
+    resumed_update: int = -1,
+    config: Mapping[str, Any] | None = None,
+  ):
+    self._directory = pathlib.Path(directory)
+    self._directory.mkdir(parents=True, exist_ok=True)
+    path = self._directory / METRICS_FILE
+    truncate_rows(path, resumed_update)
+    # External services first: their errors come before any row is written.
+    self._wandb = _start_wandb(self._directory, wandb, config)
+    self._tensorboard = (
+      _start_tensorboard(self._directory, resumed_update)
+      if tensorboard
+      else None
+    )
+    self._file = path.open("a", encoding="utf-8")
+
+  def write(self, update: int, values: Mapping[str, Any]) -> None:
+    """Appends the row of one update.
+
+    Args:
+      update: number of the update, 0 for what is measured before the first.
+      values: numbers by name. NaN and infinity become null in the JSONL.
+    """
+    numbers = {name: float(value) for name, value in values.items()}
+    row = {"update": int(update)} | {
+      name: _plain(number) for name, number in numbers.items()
+    }
+    self._file.write(json.dumps(row, allow_nan=False) + "\n")
+    self._file.flush()
+    if self._tensorboard is not None:
+      for name, number in numbers.items():
+        self._tensorboard.add_scalar(name, number, int(update))
+      self._tensorboard.flush()
+    if self._wandb is not None:
+      self._wandb.log(numbers, step=int(update))
+
+  def close(self) -> None:
+    self._file.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+    if self._wandb is not None:
+      self._wandb.finish()
+
+  def __enter__(self) -> MetricsWriter:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
+  """Rows of a `metrics.jsonl`, in order; null comes back as NaN.
+
+  A last line that a kill has cut short is left out.
+
+  Args:
+    path: the file, or the folder of the run.
+
+  Returns:
+    One dict an update; `update` is an int. Empty when there is no file.
+  """
+  path = pathlib.Path(path)
+  path = path / METRICS_FILE if path.is_dir() else path
+  rows = []
+  for line in _whole_lines(path):
+    row = json.loads(line)
+    rows.append({k: math.nan if v is None else v for k, v in row.items()})
+  return rows
+
+
+def truncate_rows(path: str | pathlib.Path, last_update: int) -> None:
+  """Drops the rows of a JSONL file whose `update` is after `last_update`.
+
+  A last line that a kill has cut short goes too. The file is replaced in one
+  step, so that a second kill leaves either the old or the new one.
+
+  Args:
+    path: JSONL file with an `update` in each row; may be missing.
+    last_update: number of the last update to keep.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    return
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("w", encoding="utf-8") as file:
+    for line in _whole_lines(path):
+      if json.loads(line)["update"] <= last_update:
+        file.write(line)
+  os.replace(temporary, path)
+
+
+def _whole_lines(path: pathlib.Path) -> list[str]:
+  if not path.exists():
+    return []
+  with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    return [line for line in file if line.endswith("\n") and line.strip()]
+
+
+def _plain(number: float) -> int | float | None:
+  if not math.isfinite(number):
+    return None
+  return int(number) if number.is_integer() else number
+
+
+def _start_tensorboard(directory: pathlib.Path, resumed_update: int) -> Any:
+  from tensorboardX import SummaryWriter  # Slow to import; not always wanted.
+
+  return SummaryWriter(
+    str(directory / "tensorboard"),
+    # TensorBoard then hides what a killed run wrote after its checkpoint.
+    purge_step=resumed_update + 1 if resumed_update >= 0 else None,
+  )
+
+
+def _start_wandb(
+  directory: pathlib.Path,
+  config: WandbConfig | None,
+  values: Mapping[str, Any] | None,
+) -> Any:
+  if config is None:
+    return None
+  wandb = _import_wandb()
+  if config.mode == "online" and not os.environ.get(WANDB_KEY):
+    raise ValueError(
+      f"Weights & Biases is on and {WANDB_KEY} is not set: export it, or use"
+      " mode=offline, or set wandb to none. A key is read from the environment"
+      " alone, never from a config."
+    )
+  run_id = directory / "wandb_run_id"
+  if not run_id.exists():
+    run_id.write_text(uuid.uuid4().hex[:12])
+  return wandb.init(
+    project=config.project,
+    entity=config.entity,
+    mode=config.mode,
+    dir=str(directory),
+    id=run_id.read_text(),
+    name=directory.name,
+    resume="allow",
+    config=dict(values or {}),
+  )
+
+
+def _import_wandb() -> types.ModuleType:
+  try:
+    return importlib.import_module("wandb")
+  except ImportError as error:
+    raise ImportError(
+      "Weights & Biases is on in the config and not installed: install the"
+      ' extra, `pip install -e ".[wandb]"`, or set wandb to none.'
+    ) from error

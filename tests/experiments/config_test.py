@@ -1,0 +1,109 @@
+"""Every field of a config is read somewhere, and every shipped config loads.
+
+A knob that no code reads is a lie to whoever turns it. The test walks the
+source for attribute reads; checks in `__post_init__` do not count as use.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import pathlib
+import typing
+from collections.abc import Iterator
+
+import pytest
+
+from experiments import flags
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_CONFIGS = sorted(
+  path
+  for path in (_ROOT / "experiments" / "configs").glob("*.py")
+  if path.name != "__init__.py"
+)
+
+
+def unread_fields(config_class: type, sources: typing.Iterable[str]) -> set:
+  """Dotted fields of a config class that none of the sources reads."""
+  read = set().union(*(_attributes_read(source) for source in sources))
+  return {
+    path
+    for path in _class_fields(config_class)
+    if path.rpartition(".")[2] not in read
+  }
+
+
+def _class_fields(config_class: type, above: str = "") -> Iterator[str]:
+  hints = typing.get_type_hints(config_class)
+  for field in dataclasses.fields(config_class):
+    yield above + field.name
+    for option in typing.get_args(hints[field.name]) or (hints[field.name],):
+      if dataclasses.is_dataclass(option):
+        yield from _class_fields(option, f"{above}{field.name}.")
+
+
+def _attributes_read(source: str) -> set[str]:
+  names, stack = set(), [ast.parse(source)]
+  while stack:
+    node = stack.pop()
+    if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+      continue
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+      names.add(node.attr)
+    stack.extend(ast.iter_child_nodes(node))
+  return names
+
+
+def _sources() -> list[str]:
+  """The program: not tests, not benchmarks, not the config files."""
+  return [
+    path.read_text(encoding="utf-8")
+    for package in ("rapo_jax", "experiments")
+    for path in (_ROOT / package).rglob("*.py")
+    if "configs" not in path.parts
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inner:
+  rate: float = 1.0
+  unused: int = 0
+
+  def __post_init__(self):
+    assert self.unused >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+  inner: _Inner | None = None
+  seed: int = 0
+  written: int = 0
+
+
+def test_finds_the_fields_that_nothing_reads():
+  source = (
+    "class A:\n  def __post_init__(self):\n    self.unused\n"
+    "def f(config):\n  config.written = 1\n  return config.inner.rate\n"
+  )
+  assert unread_fields(_Sample, [source, "x.seed"]) == {
+    "inner.unused",
+    "written",
+  }
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("experiments.config") is None,
+  reason="experiments/config.py is not there",
+)
+def test_every_field_of_the_experiment_config_is_read():
+  config = importlib.import_module("experiments.config")
+  assert unread_fields(config.ExperimentConfig, _sources()) == set()
+
+
+@pytest.mark.parametrize("path", _CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path):
+  config = flags.load_config(path)
+  assert flags.to_dict(config)
