@@ -1,0 +1,20 @@
+"""Tools that agents call, and the tags that they are called with."""
+
+from rapo_jax.tools.base import Tool, ToolResult, ToolStatus
+from rapo_jax.tools.pages import OpenTool
+from rapo_jax.tools.python import PythonTool
+from rapo_jax.tools.search import SearchTool
+from rapo_jax.tools.tags import MalformedCall, ToolCall, escape, parse_call
+
+__all__ = [
+  "MalformedCall",
+  "OpenTool",
+  "PythonTool",
+  "SearchTool",
+  "Tool",
+  "ToolCall",
+  "ToolResult",
+  "ToolStatus",
+  "escape",
+  "parse_call",
+]

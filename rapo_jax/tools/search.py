@@ -1,0 +1,101 @@
+"""Search over documents held in memory, through an encoder and an index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from rapo_jax.tools.base import ToolResult, ToolStatus
+
+
+class Encoder(Protocol):
+  """Turns texts into vectors, e.g. a sentence encoder."""
+
+  def encode(self, texts: list[str], /) -> Float[np.ndarray, "N D"]:
+    """Unit vectors of the texts."""
+
+
+class Index(Protocol):
+  """Finds the nearest documents."""
+
+  def search(
+    self, queries: Float[np.ndarray, "Q D"], num_neighbors: int, /
+  ) -> Any:
+    """An object with `ids` and `scores` `[Q, k]`, best first; id -1: none."""
+
+
+class SearchTool:
+  """Answers a query with its nearest documents.
+
+  Attributes:
+    name: "search".
+  """
+
+  name = "search"
+
+  def __init__(
+    self,
+    documents: Sequence[str],
+    encoder: Encoder,
+    index: Index,
+    top_k: int = 3,
+  ):
+    """Creates the tool.
+
+    Args:
+      documents: texts; document `i` is what the index calls id `i`.
+      encoder: encoder that the index was built with.
+      index: index over the documents' vectors.
+      top_k: documents a search returns, >= 1. One document is returned as it
+        is, several as "Doc 1: …" lines.
+
+    Raises:
+      ValueError: for no documents or a `top_k` below 1.
+    """
+    if not documents:
+      raise ValueError("SearchTool needs at least one document, got none")
+    if top_k < 1:
+      raise ValueError(f"top_k must be >= 1, got {top_k}")
+    self._documents = documents
+    self._encoder = encoder
+    self._index = index
+    self._top_k = top_k
+
+  def call(self, argument: str) -> ToolResult:
+    """Searches for one query."""
+    return self.call_batch([argument])[0]
+
+  def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
+    """Searches for all queries with one embedding batch and one search."""
+    queries = [
+      a.encode("utf-8", errors="replace").decode().replace("\0", " ").strip()
+      for a in arguments
+    ]
+    asked = [i for i, query in enumerate(queries) if query]
+    empty = ToolResult("The search query is empty.", ToolStatus.ERROR)
+    results = [empty] * len(queries)
+    if asked:
+      vectors = self._encoder.encode([queries[i] for i in asked])
+      ids = np.asarray(self._index.search(vectors, self._top_k).ids)
+      for i, row in zip(asked, ids.tolist(), strict=True):
+        results[i] = ToolResult(self._format(row), ToolStatus.OK)
+    return results
+
+  def _format(self, ids: Sequence[int]) -> str:
+    texts = [self._document(i) for i in ids if i >= 0]
+    if not texts:
+      return "No document was found."
+    if self._top_k == 1:
+      return texts[0]
+    return "\n".join(f"Doc {n}: {text}" for n, text in enumerate(texts, 1))
+
+  def _document(self, index_id: int) -> str:
+    if index_id >= len(self._documents):
+      raise ValueError(
+        f"the index returned id {index_id}, but there are "
+        f"{len(self._documents)} documents; build the index from this corpus"
+      )
+    return self._documents[index_id].strip()
