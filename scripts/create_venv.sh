@@ -58,9 +58,13 @@ EOF
     exit 1
   fi
   echo "Installing $package, without which $python creates no environments."
-  apt-get update
-  DEBIAN_FRONTEND=noninteractive apt-get install --yes \
-    --no-install-recommends "$package"
+  export DEBIAN_FRONTEND=noninteractive
+  if ! apt-get update ||
+    ! apt-get install --yes --no-install-recommends "$package"; then
+    echo "apt-get could not install $package. Install it by hand, or name an" \
+      "interpreter that has ensurepip: make install PYTHON=/path/to/python" >&2
+    exit 1
+  fi
 fi
 
 echo "Creating $venv with $("$python" --version) ($python)."

@@ -1,0 +1,81 @@
+"""What every test shares: where JAX runs, type checks, small models and data.
+
+This file is loaded before any test imports JAX, so the environment is set
+here and not in `rapo_jax`, whose import changes nothing.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# A second run of the tests compiles next to nothing.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Signatures of these packages are enforced, shapes included. Not of
+# `objectives`: it checks with chex and does not know jaxtyping.
+CHECKED_PACKAGES = [
+  f"rapo_jax.{name}"
+  for name in (
+    "trajectory",
+    "models",
+    "tools",
+    "retrieval",
+    "rewards",
+    "data",
+    "rollout",
+    "training",
+  )
+]
+# An int is a valid float, as PEP 484 has it.
+TYPE_CHECKER = (
+  "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+
+def _enforce_signatures() -> None:
+  from jaxtyping import install_import_hook
+
+  install_import_hook(CHECKED_PACKAGES, TYPE_CHECKER)
+
+
+_enforce_signatures()
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2() -> dict[str, Any]:
+  """`config.json` of a Qwen2 that trains in seconds: grouped heads, tied."""
+  return {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+  }
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> pathlib.Path:
+  """Folder of sample data, from RAPO_JAX_SAMPLE_DATA; skips without it."""
+  default = ROOT.parent / "shared" / "data"
+  folder = pathlib.Path(os.environ.get("RAPO_JAX_SAMPLE_DATA", default))
+  if not folder.is_dir():
+    pytest.skip(f"no sample data at {folder}; set RAPO_JAX_SAMPLE_DATA")
+  return folder
