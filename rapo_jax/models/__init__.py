@@ -1,0 +1,14 @@
+"""The policy: a decoder, its sampling cache, and Hugging Face exchange."""
+
+from rapo_jax.models.attention import KV_BLOCK
+from rapo_jax.models.config import DecoderConfig
+from rapo_jax.models.decoder import Decoder, KVCache
+from rapo_jax.models.log_probs import token_log_probs
+
+__all__ = [
+  "KV_BLOCK",
+  "Decoder",
+  "DecoderConfig",
+  "KVCache",
+  "token_log_probs",
+]

@@ -1,0 +1,360 @@
+"""A decoder-only transformer of the Qwen2 family.
+
+One set of parameters, two ways through them: `Decoder.hidden_states` runs
+whole packed sequences for training, `Decoder.extend` runs a few new tokens
+against a KV cache for sampling. Layers are stacked along a leading axis and
+run with `jax.lax.scan`, so that compile time does not grow with depth.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rapo_jax.models import attention
+from rapo_jax.models.config import DecoderConfig
+
+
+class KVCache(NamedTuple):
+  """Keys and values of every layer, position and slot.
+
+  Attributes:
+    keys: rotated keys.
+    values: values.
+  """
+
+  keys: Float[Array, "layers B S kv D"]
+  values: Float[Array, "layers B S kv D"]
+
+  @property
+  def max_length(self) -> int:
+    """Positions a row has room for."""
+    return self.keys.shape[2]
+
+
+class Linear(nnx.Module):
+  """An affine map; the bias is optional."""
+
+  def __init__(
+    self,
+    in_size: int,
+    out_size: int,
+    config: DecoderConfig,
+    *,
+    use_bias: bool = False,
+    rngs: nnx.Rngs,
+  ):
+    self.kernel = nnx.Param(_normal(rngs, (in_size, out_size), config))
+    self.bias = (
+      nnx.Param(jnp.zeros(out_size, config.dtype)) if use_bias else None
+    )
+
+  def __call__(self, x: Float[Array, "*B i"]) -> Float[Array, "*B o"]:
+    y = x @ self.kernel[...]
+    return y if self.bias is None else y + self.bias[...]
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square normalisation in float32, with a learned scale."""
+
+  def __init__(self, size: int, config: DecoderConfig):
+    self.scale = nnx.Param(jnp.ones(size, config.dtype))
+    self.epsilon = config.rms_norm_eps
+
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+    return self.scale[...] * normed.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+  """Projections of grouped-query attention; the scores are computed outside."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    query_size = config.num_heads * config.head_dim
+    kv_size = config.num_kv_heads * config.head_dim
+    size, bias = config.hidden_size, config.qkv_bias
+    self.query = Linear(size, query_size, config, use_bias=bias, rngs=rngs)
+    self.key = Linear(size, kv_size, config, use_bias=bias, rngs=rngs)
+    self.value = Linear(size, kv_size, config, use_bias=bias, rngs=rngs)
+    self.out = Linear(query_size, size, config, rngs=rngs)
+
+  def project(self, x: Float[Array, "B T D"], angles):
+    """Returns rotated queries, rotated keys, and values, split into heads."""
+    q, k, v = (
+      proj(x).reshape(*x.shape[:2], -1, self.config.head_dim)
+      for proj in (self.query, self.key, self.value)
+    )
+    q, k = (attention.rotate(heads, angles) for heads in (q, k))
+    return q, k, v
+
+  def merge(self, heads: Float[Array, "B T H Dh"]) -> Float[Array, "B T D"]:
+    """Joins the heads and projects them back."""
+    return self.out(heads.reshape(*heads.shape[:2], -1))
+
+
+class FeedForward(nnx.Module):
+  """The gated feed-forward layer: down(silu(gate(x)) * up(x))."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    size, wide = config.hidden_size, config.intermediate_size
+    self.gate = Linear(size, wide, config, rngs=rngs)
+    self.up = Linear(size, wide, config, rngs=rngs)
+    self.down = Linear(wide, size, config, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class DecoderLayer(nnx.Module):
+  """Attention and feed-forward, each behind a norm and a residual sum."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    self.attention_norm = RMSNorm(config.hidden_size, config)
+    self.attention = Attention(config, rngs=rngs)
+    self.feed_forward_norm = RMSNorm(config.hidden_size, config)
+    self.feed_forward = FeedForward(config, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "B T D"], angles, mask):
+    """Runs whole sequences."""
+    q, k, v = self.attention.project(self.attention_norm(x), angles)
+    heads = jax.nn.dot_product_attention(
+      q, k, v, mask=mask, implementation="xla"
+    )
+    x = x + self.attention.merge(heads)
+    return x + self.feed_forward(self.feed_forward_norm(x))
+
+  def extend(
+    self,
+    x: Float[Array, "B C D"],
+    cache: KVCache,
+    layer: Int[Array, ""],
+    angles,
+    positions: Int[Array, "B C"],
+    slots: Int[Array, "B C"],
+    attend_length: int,
+  ):
+    """Runs new tokens: writes their keys and values, then reads the cache."""
+    q, k, v = self.attention.project(self.attention_norm(x), angles)
+    rows = jnp.arange(x.shape[0])[:, None]
+    # A slot past the end is a token that is not real: dropped, not clamped.
+    cache = KVCache(
+      cache.keys.at[layer, rows, slots].set(k, mode="drop"),
+      cache.values.at[layer, rows, slots].set(v, mode="drop"),
+    )
+    heads = attention.attend_cache(q, *cache, layer, positions, attend_length)
+    x = x + self.attention.merge(heads)
+    return x + self.feed_forward(self.feed_forward_norm(x)), cache
+
+
+class Decoder(nnx.Module):
+  """A causal language model whose parameters are the module itself.
+
+  A pytree: pass it to plain `jax.jit`, `jax.grad` and optax, with donation.
+  Nothing but parameters and the static configuration lives on it.
+
+  Args:
+    config: shape of the model.
+    rngs: stream that the initial weights are drawn from.
+  """
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.embedding = nnx.Param(
+      _normal(rngs, (config.vocab_size, config.hidden_size), config)
+    )
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stacked_layers(rngs: nnx.Rngs) -> DecoderLayer:
+      return DecoderLayer(config, rngs=rngs)
+
+    self.layers = stacked_layers(rngs)
+    self.final_norm = RMSNorm(config.hidden_size, config)
+    self.head = (
+      None
+      if config.tie_embeddings
+      else Linear(config.hidden_size, config.vocab_size, config, rngs=rngs)
+    )
+
+  def __call__(
+    self,
+    tokens: Int[Array, "B T"],
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+  ) -> Float[Array, "B T V"]:
+    """Returns float32 logits of the token after each one.
+
+    Args: as for `hidden_states`.
+    """
+    return self.unembed(
+      self.hidden_states(tokens, positions=positions, segment_ids=segment_ids)
+    )
+
+  def hidden_states(
+    self,
+    tokens: Int[Array, "B T"],
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    remat: bool = False,
+  ) -> Float[Array, "B T D"]:
+    """Runs whole sequences and returns the residual stream, normalised.
+
+    Args:
+      tokens: token ids.
+      positions: position of each token; from 0 in every segment if None.
+      segment_ids: which of the sequences packed into a row a token belongs
+        to, 0 for padding. A token reads earlier tokens of its own segment
+        only. None: each row is one sequence.
+      remat: keep only each layer's input for the backward pass and compute
+        the rest again; about a third more time for far less memory.
+
+    Returns:
+      Hidden states after the final norm. Those of padding are finite and
+      mean nothing.
+    """
+    if positions is None:
+      positions = (
+        jnp.arange(tokens.shape[1])[None]
+        if segment_ids is None
+        else attention.segment_positions(segment_ids)
+      )
+    angles = self._angles(positions)
+    mask = attention.segment_mask(segment_ids, tokens.shape[1])
+
+    def body(x, layer):
+      return layer(x, angles, mask), None
+
+    x, _ = jax.lax.scan(
+      jax.checkpoint(body) if remat else body,
+      self.embedding[...][tokens],
+      self.layers,
+    )
+    return self.final_norm(x)
+
+  def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Returns float32 logits of hidden states that went through the norm."""
+    if self.head is None:
+      return jnp.einsum(
+        "...d,vd->...v",
+        hidden,
+        self.embedding[...],
+        preferred_element_type=jnp.float32,
+      )
+    return jnp.einsum(
+      "...d,dv->...v",
+      hidden,
+      self.head.kernel[...],
+      preferred_element_type=jnp.float32,
+    )
+
+  def init_cache(self, batch: int, max_length: int) -> KVCache:
+    """Returns an empty cache.
+
+    Args:
+      batch: number of rows.
+      max_length: positions a row has room for, a multiple of `KV_BLOCK`.
+
+    Returns:
+      Zeros in the parameters' dtype.
+
+    Raises:
+      ValueError: if `max_length` is not such a multiple.
+    """
+    _check_blocks("max_length", max_length)
+    config = self.config
+    shape = (
+      config.num_layers,
+      batch,
+      max_length,
+      config.num_kv_heads,
+      config.head_dim,
+    )
+    return KVCache(
+      jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+    )
+
+  def extend(
+    self,
+    cache: KVCache,
+    tokens: Int[Array, "B C"],
+    starts: Int[Array, "B"],
+    counts: Int[Array, "B"],
+    *,
+    attend_length: int,
+  ) -> tuple[Float[Array, "B C D"], KVCache]:
+    """Runs new tokens of every row against the cache, and adds them to it.
+
+    Serves prefill (starts 0), decode (one token a row) and insertion of
+    observations. At a fixed batch size a row's result depends on no other
+    row, and on `attend_length` not at all, as long as it covers the row.
+
+    The cache is written in place if the caller donates it, also as the carry
+    of a `lax.while_loop`.
+
+    Args:
+      cache: what earlier calls left.
+      tokens: new token ids.
+      starts: position of each row's first new token.
+      counts: how many of a row's tokens are real, 0 to C. The others write
+        nothing, and what is returned for them is finite and meaningless.
+      attend_length: cache positions to read, a multiple of `KV_BLOCK` that
+        exceeds every real token's position.
+
+    Returns:
+      Hidden states after the final norm, and the cache.
+
+    Raises:
+      ValueError: if `attend_length` is not such a multiple, or is longer than
+        the cache.
+    """
+    _check_blocks("attend_length", attend_length)
+    if attend_length > cache.max_length:
+      raise ValueError(
+        f"attend_length must be at most the cache's max_length, got "
+        f"{attend_length} > {cache.max_length}; make a longer cache."
+      )
+    offsets = jnp.arange(tokens.shape[1])
+    positions = starts[:, None] + offsets
+    slots = jnp.where(offsets < counts[:, None], positions, cache.max_length)
+    angles = self._angles(positions)
+
+    def body(carry, layer_and_index):
+      x, cache = carry
+      layer, index = layer_and_index
+      return layer.extend(
+        x, cache, index, angles, positions, slots, attend_length
+      ), None
+
+    (x, cache), _ = jax.lax.scan(
+      body,
+      (self.embedding[...][tokens], cache),
+      (self.layers, jnp.arange(self.config.num_layers)),
+    )
+    return self.final_norm(x), cache
+
+  def _angles(self, positions: Int[Array, "B T"]):
+    return attention.rotary_angles(
+      positions, self.config.head_dim, self.config.rope_theta
+    )
+
+
+def _normal(rngs: nnx.Rngs, shape, config: DecoderConfig) -> Array:
+  draw = jax.random.normal(rngs.params(), shape, jnp.float32)
+  return (draw * config.initializer_range).astype(config.dtype)
+
+
+def _check_blocks(name: str, length: int) -> None:
+  if length <= 0 or length % attention.KV_BLOCK:
+    raise ValueError(
+      f"{name} must be a positive multiple of {attention.KV_BLOCK}, got "
+      f"{length}; round it up."
+    )
