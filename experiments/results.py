@@ -1,0 +1,562 @@
+"""Every figure of a run, computed from the files of its work folder.
+
+Reads `evaluate/<task>/<agent>.json` (held-out accuracy) and
+`train/<task>/<method>-seed<k>/metrics.jsonl` (curves and cost); writes
+`results.json`. Whatever is missing is left out, so that a run that is half done
+can be looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import bootstrap
+from experiments.metrics import read_metrics
+
+METHODS = ("base", "off_policy", "grpo", "hybrid", "rapo")
+LABELS = {
+  "base": "base agent",
+  "off_policy": "off-policy agent",
+  "grpo": "GRPO",
+  "hybrid": "hybrid rollouts alone",
+  "rapo": "RAPO",
+}
+COMPARISONS = (("rapo", "grpo"), ("rapo", "hybrid"))
+MEAN = "mean"
+AT_UPDATES = (5, 10, 15, 20)
+HALF = 0.5
+
+COSTS = {
+  "rollout/seconds": "rollout, s",
+  "update/seconds": "update, s",
+  "rollout/generated_tokens": "generated tokens",
+  "rollout/tool_calls": "tool calls",
+  "rollout/response_tokens": "response tokens",
+  "rollout/tool_seconds": "in tools, s",
+  "rollout/retrieval_seconds": "in retrieval, s",
+}
+TRAINING = (
+  "groups/live_fraction",
+  "reward/mean",
+  "reward/accuracy",
+  "retrieval/reward",
+  "rollout/retrievals",
+  "rollout/retrieved_fraction",
+  "rollout/entropy",
+)
+_GAP = "mismatch/abs_log_prob_max"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Held-out answers of one agent; `{query_id: share right}`."""
+
+  method: str
+  seed: int | None
+  update: int | None
+  greedy: Mapping[str, float]
+  sampled: Mapping[str, float]
+  num_samples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training run: a row of metrics an update."""
+
+  task: str
+  method: str
+  seed: int
+  path: pathlib.Path
+  finished: bool
+  rows: Sequence[Mapping[str, float]]
+
+  def series(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two metrics over the updates that have both."""
+    pairs = [(row[x], row[y]) for row in self.rows if x in row and y in row]
+    table = np.array(pairs, float).reshape(-1, 2)
+    table = table[np.isfinite(table).all(axis=1)]
+    return table[:, 0], table[:, 1]
+
+
+def write_results(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Computes the results, writes `results.json`, returns them."""
+  path = pathlib.Path(workdir) / "results.json"
+  results = compute_results(workdir)
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+  os.replace(temporary, path)
+  return results
+
+
+def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Accuracy, differences, learning, training and cost by task and method.
+
+  Args:
+    workdir: work folder of a run, finished or not.
+
+  Returns:
+    JSON-ready content of `results.json`. Each part is keyed by task, with
+    "mean" for the mean over tasks (of the methods that every task has), then
+    by method. Accuracies are shares in [0, 1]; intervals are 95 %, see
+    `experiments.bootstrap`.
+  """
+  evaluations = load_evaluations(workdir)
+  runs = load_runs(workdir)
+  tasks = sorted({*evaluations, *(run.task for run in runs)})
+  results = {
+    "tasks": tasks,
+    "methods": _methods(evaluations, runs),
+    "unfinished_runs": [
+      f"{run.task}/{run.method}-seed{run.seed}"
+      for run in runs
+      if not run.finished
+    ],
+    "accuracy": _accuracy(evaluations),
+    "differences": {
+      f"{first} - {second}": _differences(evaluations, first, second)
+      for first, second in COMPARISONS
+    },
+    "learning": _learning(runs),
+    "training": _training(runs),
+    "cost": _cost(runs),
+    "bootstrap_resamples": bootstrap.NUM_RESAMPLES,
+  }
+  return _without_nan(results)
+
+
+def load_evaluations(
+  workdir: str | pathlib.Path,
+) -> dict[str, list[Evaluation]]:
+  """Evaluations by task, in the order of their file names."""
+  found: dict[str, list[Evaluation]] = {}
+  for path in sorted(pathlib.Path(workdir).glob("evaluate/*/*.json")):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    sampled = content["sampled"]
+    found.setdefault(path.parent.name, []).append(
+      Evaluation(
+        method=content["method"],
+        seed=content.get("seed"),
+        update=content.get("update"),
+        greedy={k: float(v) for k, v in content["greedy"].items()},
+        sampled={k: float(np.mean(v)) for k, v in sampled.items()},
+        num_samples=max(map(len, sampled.values()), default=0),
+      )
+    )
+  return found
+
+
+def load_runs(workdir: str | pathlib.Path) -> list[Run]:
+  """Training runs that have written metrics, by task, method and seed."""
+  runs = []
+  for path in pathlib.Path(workdir).glob("train/*/*-seed*"):
+    method, _, seed = path.name.rpartition("-seed")
+    rows = read_metrics(path)
+    if rows and seed.isdigit():
+      finished = (path / "done.json").exists()
+      runs.append(
+        Run(path.parent.name, method, int(seed), path, finished, rows)
+      )
+  return sorted(runs, key=lambda r: (r.task, _order(r.method), r.seed))
+
+
+def label(method: str) -> str:
+  return LABELS.get(method, method)
+
+
+def _order(method: str) -> tuple[int, str]:
+  return (METHODS.index(method) if method in METHODS else 99, method)
+
+
+def _methods(
+  evaluations: Mapping[str, Sequence[Evaluation]], runs: Sequence[Run]
+) -> list[str]:
+  evaluated = (e.method for group in evaluations.values() for e in group)
+  return sorted({*evaluated, *(run.method for run in runs)}, key=_order)
+
+
+# Accuracy and differences.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """Accuracy of one method on one task: `values[seed, question]`."""
+
+  seeds: tuple[int | None, ...]
+  questions: tuple[str, ...]
+  values: np.ndarray
+
+
+def _table(
+  group: Sequence[Evaluation], method: str, kind: str
+) -> _Table | None:
+  """Table over the questions that every seed of the method answered."""
+  own = [e for e in group if e.method == method]
+  if not own:
+    return None
+  answers = [getattr(e, kind) for e in own]
+  questions = sorted(set.intersection(*(set(a) for a in answers)))
+  if not questions:
+    return None
+  values = np.array([[a[q] for q in questions] for a in answers], float)
+  return _Table(tuple(e.seed for e in own), tuple(questions), values)
+
+
+def _paired(first: _Table | None, second: _Table | None) -> _Table | None:
+  """Difference over the seeds and questions that both tables have."""
+  if first is None or second is None:
+    return None
+  seeds = [seed for seed in first.seeds if seed in second.seeds]
+  questions = sorted(set(first.questions) & set(second.questions))
+  if not seeds or not questions:
+    return None
+
+  def pick(table: _Table) -> np.ndarray:
+    rows = [table.seeds.index(seed) for seed in seeds]
+    position = {q: i for i, q in enumerate(table.questions)}
+    columns = [position[q] for q in questions]
+    return table.values[np.ix_(rows, columns)]
+
+  values = pick(first) - pick(second)
+  return _Table(tuple(seeds), tuple(questions), values)
+
+
+def _estimate(tables: Sequence[_Table]) -> dict[str, Any]:
+  """Mean over tables with its interval, and the same for each seed."""
+  interval = bootstrap.mean_interval([table.values for table in tables])
+  shared = [s for s in tables[0].seeds if all(s in t.seeds for t in tables)]
+  return {
+    "mean": interval.mean,
+    "interval": [interval.low, interval.high],
+    "num_seeds": min(len(table.seeds) for table in tables),
+    "num_questions": min(len(table.questions) for table in tables),
+    "seeds": {
+      str(seed): float(
+        np.mean([t.values[t.seeds.index(seed)].mean() for t in tables])
+      )
+      for seed in shared
+      if seed is not None
+    },
+  }
+
+
+def _estimates(
+  tables: Mapping[str, Mapping[str, _Table | None]],
+) -> dict[str, Any]:
+  """`{task: {kind: table}}` to `{task or mean: {kind: estimate}}`."""
+  found: dict[str, Any] = {}
+  for task, by_kind in tables.items():
+    kinds = {k: _estimate([t]) for k, t in by_kind.items() if t is not None}
+    if kinds:
+      found[task] = kinds
+  for kind in ("sampled", "greedy"):
+    every = [by_kind[kind] for by_kind in tables.values()]
+    present = [table for table in every if table is not None]
+    if present and len(present) == len(every):
+      found.setdefault(MEAN, {})[kind] = _estimate(present)
+  return found
+
+
+def _accuracy(
+  evaluations: Mapping[str, Sequence[Evaluation]],
+) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for method in _methods(evaluations, ()):
+    tables = {
+      task: {k: _table(group, method, k) for k in ("sampled", "greedy")}
+      for task, group in evaluations.items()
+    }
+    for task, kinds in _estimates(tables).items():
+      found.setdefault(task, {})[method] = kinds
+  for task, group in evaluations.items():
+    for method, content in found.get(task, {}).items():
+      own = [e for e in group if e.method == method]
+      content["num_samples"] = max(e.num_samples for e in own)
+      content["update"] = max((e.update or 0) for e in own)
+  return found
+
+
+def _differences(
+  evaluations: Mapping[str, Sequence[Evaluation]], first: str, second: str
+) -> dict[str, Any]:
+  return _estimates(
+    {
+      task: {
+        kind: _paired(_table(group, first, kind), _table(group, second, kind))
+        for kind in ("sampled", "greedy")
+      }
+      for task, group in evaluations.items()
+    }
+  )
+
+
+# Learning curves.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+  """Held-out accuracy against updates; `seeds[k]` and `mean` fit `updates`."""
+
+  updates: np.ndarray
+  seeds: Mapping[int, np.ndarray]
+
+  @property
+  def mean(self) -> np.ndarray:
+    return np.mean(list(self.seeds.values()), axis=0)
+
+
+def _curve(runs: Sequence[Run]) -> _Curve | None:
+  """Curve of one method on one task, at updates that every seed has."""
+  series = {run.seed: run.series("update", "eval/accuracy") for run in runs}
+  if not series:
+    return None
+  shared = set.intersection(*(set(x.tolist()) for x, _ in series.values()))
+  updates = np.array(sorted(shared))
+  if not len(updates):
+    return None
+  return _Curve(
+    updates,
+    {seed: y[np.isin(x, updates)] for seed, (x, y) in series.items()},
+  )
+
+
+def _mean_curve(curves: Sequence[_Curve | None]) -> _Curve | None:
+  """Mean over tasks, for the seeds and updates that all of them have."""
+  present = [curve for curve in curves if curve is not None]
+  if not present or len(present) < len(curves):
+    return None
+  updates = sorted(set.intersection(*(set(c.updates) for c in present)))
+  seeds = set.intersection(*(set(c.seeds) for c in present))
+  if not updates or not seeds:
+    return None
+  return _Curve(
+    np.array(updates),
+    {
+      seed: np.mean(
+        [c.seeds[seed][np.isin(c.updates, updates)] for c in present], axis=0
+      )
+      for seed in sorted(seeds)
+    },
+  )
+
+
+def updates_to(
+  updates: np.ndarray, accuracy: np.ndarray, target: float
+) -> float | None:
+  """Number of updates until a curve first reaches a target.
+
+  Args:
+    updates: evaluated updates, ascending, `[n]`.
+    accuracy: accuracy at them, `[n]`.
+    target: accuracy to reach.
+
+  Returns:
+    Linear between two evaluations; None when it is never reached (censored at
+    the last update).
+  """
+  reached = np.flatnonzero(accuracy >= target)
+  if not len(reached):
+    return None
+  i = int(reached[0])
+  if i == 0:
+    return float(updates[0])
+  share = (target - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])
+  return float(updates[i - 1] + share * (updates[i] - updates[i - 1]))
+
+
+def _speedup(
+  slow: float | None, fast: float | None, last: float
+) -> dict[str, Any]:
+  """GRPO's updates over RAPO's; a bound where one of them never gets there."""
+  if slow is None and fast is None:
+    return {"ratio": None, "bound": "neither reached it"}
+  if (slow is not None and slow <= 0) or (fast is not None and fast <= 0):
+    return {"ratio": None, "bound": "reached before the first update"}
+  if slow is None:
+    return {"ratio": last / fast, "bound": "at least"}  # type: ignore[operator]
+  if fast is None:
+    return {"ratio": slow / last, "bound": "at most"}
+  return {"ratio": slow / fast, "bound": "exactly"}
+
+
+def _learning(runs: Sequence[Run]) -> dict[str, Any]:
+  tasks = sorted({run.task for run in runs})
+  methods = sorted({run.method for run in runs}, key=_order)
+  curves: dict[str, dict[str, _Curve]] = {}
+  for method in methods:
+    own = {
+      task: _curve([r for r in runs if (r.task, r.method) == (task, method)])
+      for task in tasks
+    }
+    own[MEAN] = _mean_curve(list(own.values()))
+    for task, curve in own.items():
+      if curve is not None:
+        curves.setdefault(task, {})[method] = curve
+  return {task: _learning_of_task(by) for task, by in curves.items()}
+
+
+def _learning_of_task(curves: Mapping[str, _Curve]) -> dict[str, Any]:
+  targets = {"half": HALF}
+  if "grpo" in curves:
+    targets["grpo_final"] = float(curves["grpo"].mean[-1])
+  methods: dict[str, Any] = {}
+  for method, curve in curves.items():
+    at = {int(u): i for i, u in enumerate(curve.updates)}
+    methods[method] = {
+      "curve": {
+        "updates": [int(u) for u in curve.updates],
+        "mean": curve.mean.tolist(),
+        "seeds": {str(s): y.tolist() for s, y in curve.seeds.items()},
+      },
+      "at_updates": {
+        str(u): {
+          "mean": float(curve.mean[at[u]]),
+          "seeds": {str(s): float(y[at[u]]) for s, y in curve.seeds.items()},
+        }
+        for u in AT_UPDATES
+        if u in at
+      },
+      "updates_to": {
+        name: {
+          "mean": updates_to(curve.updates, curve.mean, target),
+          "seeds": {
+            str(s): updates_to(curve.updates, y, target)
+            for s, y in curve.seeds.items()
+          },
+        }
+        for name, target in targets.items()
+      },
+      "last_update": int(curve.updates[-1]),
+    }
+  content: dict[str, Any] = {"targets": targets, "methods": methods}
+  if "grpo" in methods and "rapo" in methods:
+    last = min(methods[m]["last_update"] for m in ("grpo", "rapo"))
+    content["speedup"] = {
+      name: _speedup(
+        methods["grpo"]["updates_to"][name]["mean"],
+        methods["rapo"]["updates_to"][name]["mean"],
+        last,
+      )
+      for name in targets
+    }
+  return content
+
+
+# Training and cost.
+
+
+def _mean_over_updates(run: Run, name: str) -> float:
+  _, values = run.series("update", name)
+  return float(values.mean()) if len(values) else math.nan
+
+
+def _at_first_update(run: Run, name: str) -> float:
+  updates, values = run.series("update", name)
+  return float(values[updates == 1][0]) if 1 in updates else math.nan
+
+
+def _by_task_and_method(
+  runs: Sequence[Run],
+) -> dict[str, dict[str, list[Run]]]:
+  found: dict[str, dict[str, list[Run]]] = {}
+  for run in runs:
+    found.setdefault(run.task, {}).setdefault(run.method, []).append(run)
+  return found
+
+
+def _training(runs: Sequence[Run]) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for task, by_method in _by_task_and_method(runs).items():
+    for method, own in by_method.items():
+      content: dict[str, Any] = {}
+      for name in TRAINING:
+        seeds = {str(run.seed): _mean_over_updates(run, name) for run in own}
+        if np.isfinite(list(seeds.values())).any():
+          mean = float(np.nanmean(list(seeds.values())))
+          content[name] = {"mean": mean, "seeds": seeds}
+      gaps = [run.series("update", _GAP)[1] for run in own]
+      if any(len(gap) for gap in gaps):
+        content[_GAP] = float(max(gap.max() for gap in gaps if len(gap)))
+      found.setdefault(task, {})[method] = content
+  return found
+
+
+def _cost(runs: Sequence[Run]) -> dict[str, Any]:
+  """Cost per update: over whole runs, and at the first one.
+
+  The first update is the fair comparison: same weights, same questions. Over
+  whole runs the policies differ, and one that answers early looks cheap.
+  """
+  by_task: dict[str, Any] = {}
+  for task, by_method in _by_task_and_method(runs).items():
+    by_task[task] = {
+      method: {
+        name: {
+          "mean": _mean([_mean_over_updates(run, name) for run in own]),
+          "first_update": _mean([_at_first_update(run, name) for run in own]),
+        }
+        for name in COSTS
+      }
+      for method, own in by_method.items()
+    }
+  shared = [
+    m for m in _methods({}, runs) if all(m in t for t in by_task.values())
+  ]
+  if shared:
+    by_task[MEAN] = {
+      method: {
+        name: {
+          when: _mean([task[method][name][when] for task in by_task.values()])
+          for when in ("mean", "first_update")
+        }
+        for name in COSTS
+      }
+      for method in shared
+    }
+  return {
+    task: {"methods": by_method, "ratios": _cost_ratios(by_method)}
+    for task, by_method in by_task.items()
+  }
+
+
+def _cost_ratios(by_method: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    f"{first} / {second}": {
+      name: {
+        when: _ratio(
+          by_method[first][name][when], by_method[second][name][when]
+        )
+        for when in ("mean", "first_update")
+      }
+      for name in COSTS
+    }
+    for first, second in COMPARISONS
+    if first in by_method and second in by_method
+  }
+
+
+def _ratio(first: float, second: float) -> float:
+  return first / second if second else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+  finite = [value for value in values if math.isfinite(value)]
+  return float(np.mean(finite)) if finite else math.nan
+
+
+def _without_nan(content: Any) -> Any:
+  """JSON has no NaN: what was not measured is null."""
+  if isinstance(content, dict):
+    return {key: _without_nan(value) for key, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [_without_nan(value) for value in content]
+  if isinstance(content, float) and not math.isfinite(content):
+    return None
+  return content
