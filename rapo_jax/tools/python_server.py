@@ -111,7 +111,7 @@ def _confine(timeout_s: float, memory_bytes: int) -> None:
 def _execute(source: str) -> None:
   """Runs a program; a last expression is shown if nothing was printed."""
   raw = _CountingPipe(1, "wb", closefd=False)
-  sys.stdout = io.TextIOWrapper(
+  stdout = sys.stdout = io.TextIOWrapper(
     io.BufferedWriter(raw), encoding="utf-8", errors="replace"
   )
   tree = ast.parse(source, "<python>")
@@ -125,11 +125,11 @@ def _execute(source: str) -> None:
     if isinstance(last, ast.Expr):
       expression = ast.Expression(last.value)
       value = eval(compile(expression, "<python>", "eval"), namespace)
-      sys.stdout.flush()
+      stdout.flush()
       if value is not None and not raw.num_bytes:
-        print(repr(value))
+        print(repr(value), file=stdout)
   finally:
-    sys.stdout.flush()
+    stdout.flush()
 
 
 def _child(source: bytes, stdout: int, stderr: int, limits: Any) -> None:
@@ -196,7 +196,10 @@ def _describe(status: int, stderr: bytes) -> str:
 
 
 def _serve(
-  source: bytes, timeout_s: float, memory_bytes: int, max_output_bytes: int,
+  source: bytes,
+  timeout_s: float,
+  memory_bytes: int,
+  max_output_bytes: int,
   wakeup: int,
 ) -> tuple[int, bytes]:
   """Runs one program in a child of its own, up to its deadline."""
@@ -266,7 +269,9 @@ def _clean(folder: str) -> None:
 
 def main() -> None:
   timeout_s, memory_bytes, max_output_bytes = (
-    float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]),
+    float(sys.argv[1]),
+    int(sys.argv[2]),
+    int(sys.argv[3]),
   )
   folder = sys.argv[4]
   os.chdir(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from rapo_jax.tools.base import ToolResult, ToolStatus
 
 
+@runtime_checkable
 class Encoder(Protocol):
   """Turns texts into vectors, e.g. a sentence encoder."""
 
@@ -18,6 +19,7 @@ class Encoder(Protocol):
     """Unit vectors of the texts."""
 
 
+@runtime_checkable
 class Index(Protocol):
   """Finds the nearest documents."""
 

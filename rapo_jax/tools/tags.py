@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection
+from typing import NamedTuple
 
 THINK = "think"
 ANSWER = "answer"
@@ -43,8 +44,7 @@ _FORGEABLE = re.compile(
 _TAG = re.compile(rf"<(/?)({'|'.join(ALL_TAGS)})>")
 
 
-@dataclasses.dataclass(frozen=True)
-class Tag:
+class Tag(NamedTuple):
   """One tag in a text: `text[start:end]`."""
 
   name: str
