@@ -47,8 +47,10 @@ class _Server:
     # -S: standard library only. Not -I, which would ignore the hash seed, and
     # with it the order of a set would differ between servers.
     self._process = subprocess.Popen(
-      [sys.executable, "-S", "-s", "-P", "-B", str(_SERVER)]
-      + [str(timeout_s), str(memory_bytes), str(max_output_bytes), folder],
+      [
+        *(sys.executable, "-S", "-s", "-P", "-B", str(_SERVER)),
+        *(str(timeout_s), str(memory_bytes), str(max_output_bytes), folder),
+      ],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,

@@ -33,14 +33,18 @@ from typing import Any
 
 # Loaded once, so that a program's import of them costs nothing and works where
 # `nobody` may not read the installation. Calculations import little else.
-PRELOADED = """
-  _strptime abc array base64 bisect calendar cmath collections.abc contextlib
-  copy csv dataclasses datetime decimal difflib encodings.ascii
-  encodings.latin_1 enum fractions functools hashlib heapq html inspect
-  itertools json math numbers operator pprint queue random re statistics string
-  textwrap threading time timeit types typing unicodedata urllib.parse
-  uuid warnings zlib
-""".split()
+# fmt: off
+PRELOADED = (
+  "_strptime", "abc", "array", "base64", "bisect", "calendar", "cmath",
+  "collections.abc", "contextlib", "copy", "csv", "dataclasses", "datetime",
+  "decimal", "difflib", "encodings.ascii", "encodings.latin_1", "enum",
+  "fractions", "functools", "hashlib", "heapq", "html", "inspect",
+  "itertools", "json", "math", "numbers", "operator", "pprint", "queue",
+  "random", "re", "statistics", "string", "textwrap", "threading", "time",
+  "timeit", "types", "typing", "unicodedata", "urllib.parse", "uuid",
+  "warnings", "zlib",
+)
+# fmt: on
 
 OK, ERROR, TIMEOUT, OUTPUT_LIMIT = range(4)
 NOBODY = 65534

@@ -53,8 +53,11 @@ def policy_answer(box: str) -> tuple[TokenKind, str]:
     ([(POLICY, SEARCH[1] + "\n"), RESULT, RIGHT], 1.0),
     # A thought may name a tag of the call that follows.
     (
-      [(POLICY, "<think> I use <search> </think><search> q </search>"), RESULT]
-      + [RIGHT],
+      [
+        (POLICY, "<think> I use <search> </think><search> q </search>"),
+        RESULT,
+        RIGHT,
+      ],
       1.0,
     ),
     # A malformed call was answered with an error; the agent recovered.
@@ -157,13 +160,19 @@ CHEATS = {
     (-1.0, Status.BOX_MISSING),
   ),
   "answer block around an observation": (
-    [(POLICY, "<answer>"), (OBSERVATION, r"\boxed{Paris}")]
-    + [(POLICY, "</answer>")],
+    [
+      (POLICY, "<answer>"),
+      (OBSERVATION, r"\boxed{Paris}"),
+      (POLICY, "</answer>"),
+    ],
     (-1.0, Status.ANSWER_MISSING),
   ),
   "tag put together across a result": (
-    [(POLICY, r"<answer>\boxed{Paris}</ans"), (OBSERVATION, "")]
-    + [(POLICY, "wer>")],
+    [
+      (POLICY, r"<answer>\boxed{Paris}</ans"),
+      (OBSERVATION, ""),
+      (POLICY, "wer>"),
+    ],
     (-1.0, Status.ANSWER_MISSING),
   ),
   "opening tag finished by a retrieved step": (
@@ -171,8 +180,11 @@ CHEATS = {
     (1.0, Status.OK),  # the policy's own answer stands; the rest is nothing
   ),
   "think closed by a tool result": (
-    [(POLICY, "<think> a <search> q </search>")]
-    + [(OBSERVATION, "</think>"), (POLICY, ANSWER_TEXT)],
+    [
+      (POLICY, "<think> a <search> q </search>"),
+      (OBSERVATION, "</think>"),
+      (POLICY, ANSWER_TEXT),
+    ],
     (-1.0, Status.THINK_UNPAIRED),
   ),
   "result written by the policy itself": (
@@ -226,8 +238,10 @@ CHEATS = {
     (0.0, Status.OK),
   ),
   "answer printed by a program": (
-    [(POLICY, f"<python> print('{ANSWER_TEXT}') </python>")]
-    + [(OBSERVATION, ANSWER_TEXT)],
+    [
+      (POLICY, f"<python> print('{ANSWER_TEXT}') </python>"),
+      (OBSERVATION, ANSWER_TEXT),
+    ],
     (-1.0, Status.ANSWER_MISSING),
   ),
   "an empty box": ([policy_answer(r"\boxed{}")], (0.0, Status.BOX_EMPTY)),

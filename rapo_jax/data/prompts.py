@@ -1,0 +1,170 @@
+"""What the agent is told, and the token ids that a trajectory starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from rapo_jax.data.queries import Query
+
+_TOOLS = {
+  "search": (
+    "<search> a query </search> finds documents about the query.",
+    "<think> I need to know who designed the bridge. </think>"
+    "<search> designer of the bridge </search>"
+    "<result> … </result>",
+  ),
+  "open": (
+    "<open> a page id </open> shows the page with that id.",
+    "<think> Page p12 should say when. </think>"
+    "<open> p12 </open>"
+    "<result> … </result>",
+  ),
+  "python": (
+    "<python> a program </python> runs a Python program, which has the "
+    "standard library, and shows what it prints.",
+    "<think> Now the difference in years. </think>"
+    "<python> print(1932 - 1889) </python>"
+    "<result> 43 </result>",
+  ),
+}
+_ANSWER_EXAMPLE = (
+  r"<think> That settles it. </think><answer> \boxed{43} </answer>"
+)
+# Qwen-like agents think in tags; a template that rewrites them is caught too.
+_SAMPLE_REPLY = r"<think> Let me see. </think><answer> \boxed{42} </answer>"
+
+
+def system_prompt(tools: Collection[str]) -> str:
+  """Tells the agent how to think, call the given tools and answer.
+
+  The wording is ours; the protocol is the recipe's (method: tags of RAPO).
+
+  Args:
+    tools: names of the tools that the agent has; may be empty. No others are
+      mentioned.
+
+  Raises:
+    ValueError: for a tool that there is no description of.
+  """
+  unknown = sorted(set(tools) - set(_TOOLS))
+  if unknown:
+    raise ValueError(
+      f"no description of the tools {unknown}; known: {sorted(_TOOLS)}"
+    )
+  named = [name for name in _TOOLS if name in tools]
+  lines = [
+    "Answer the user's question. Work in steps, and begin each step with your "
+    "thoughts between <think> and </think>."
+  ]
+  if named:
+    lines += [
+      "",
+      "A step may end with one tool call. Stop after it: the result will be "
+      "given to you between <result> and </result>, and the next step follows. "
+      "Never write a result yourself. Your tools:",
+      *(f"- {_TOOLS[name][0]}" for name in named),
+    ]
+  lines += [
+    "",
+    "Between steps, extra context may be given to you between <retrieve> and "
+    "</retrieve>. Use it if it is helpful, and never write these tags "
+    "yourself.",
+    "",
+    "The last step ends with your answer between <answer> and </answer>, "
+    r"given once. In it, put the exact final answer into \boxed{}, as short "
+    "as it can be.",
+    "",
+    "For example:",
+    "".join([*(_TOOLS[name][1] for name in named), _ANSWER_EXAMPLE]),
+  ]
+  return "\n".join(lines)
+
+
+def chat_messages(
+  question: str, tools: Collection[str]
+) -> tuple[Mapping[str, str], ...]:
+  """System prompt for the tools, then the question."""
+  return (
+    {"role": "system", "content": system_prompt(tools)},
+    {"role": "user", "content": question},
+  )
+
+
+def encode_prompt(
+  tokenizer: Any, query: Query, max_prompt_tokens: int
+) -> Int[np.ndarray, " P"]:
+  """Token ids of a query's prompt, up to where the agent starts to write.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer with a chat template.
+    query: the question.
+    max_prompt_tokens: most tokens a prompt may have, template included.
+
+  Returns:
+    int32 ids.
+
+  Raises:
+    ValueError: if the prompt is longer. It is never cut, because a cut prompt
+      is another question.
+  """
+  ids = _template_ids(tokenizer, query.messages, add_generation_prompt=True)
+  if len(ids) > max_prompt_tokens:
+    raise ValueError(
+      f"the prompt of query {query.query_id} has {len(ids)} tokens, over "
+      f"max_prompt_tokens={max_prompt_tokens}; raise the limit or drop the "
+      f"question: {query.question[:80]!r}"
+    )
+  return np.asarray(ids, dtype=np.int32)
+
+
+def check_prefix_preservation(tokenizer: Any, query: Query) -> None:
+  """Checks that the chat template only ever appends.
+
+  What the agent writes is put after the prompt's ids. If the template renders
+  the prompt otherwise once a reply follows, the agent is trained on prompts
+  that it is never given.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer with a chat template.
+    query: any query.
+
+  Raises:
+    ValueError: naming the first token that differs.
+  """
+  prompt = _template_ids(tokenizer, query.messages, add_generation_prompt=True)
+  reply = {"role": "assistant", "content": _SAMPLE_REPLY}
+  whole = _template_ids(
+    tokenizer, (*query.messages, reply), add_generation_prompt=False
+  )
+  if whole[: len(prompt)] == prompt:
+    return
+  pairs = zip(prompt, whole, strict=False)
+  shared = min(len(prompt), len(whole))
+  at = next((i for i, (a, b) in enumerate(pairs) if a != b), shared)
+  now = repr(tokenizer.decode(prompt[at])) if at < len(prompt) else "the end"
+  then = repr(tokenizer.decode(whole[at])) if at < len(whole) else "the end"
+  raise ValueError(
+    "the chat template does not preserve the prompt: with a reply behind it, "
+    f"token {at} of query {query.query_id} is {then} in place of {now}; use a "
+    "template that only appends"
+  )
+
+
+def _template_ids(
+  tokenizer: Any,
+  messages: Collection[Mapping[str, str]],
+  *,
+  add_generation_prompt: bool,
+) -> list[int]:
+  # return_dict: version 5 of transformers returns a dict unless told not to.
+  ids = tokenizer.apply_chat_template(
+    [dict(message) for message in messages],
+    add_generation_prompt=add_generation_prompt,
+    tokenize=True,
+    return_dict=False,
+  )
+  return list(ids)

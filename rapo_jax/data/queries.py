@@ -1,0 +1,43 @@
+"""One question to train or evaluate on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """A question, what counts as its answer, and how it is put to the agent.
+
+  Attributes:
+    query_id: unique in its task, and stable from run to run.
+    question: the question alone.
+    ground_truth: accepted answers, at least one and none blank.
+    messages: the chat that the trajectory starts with; each has "role" and
+      "content".
+    task: data set or task family.
+  """
+
+  query_id: str
+  question: str
+  ground_truth: tuple[str, ...]
+  messages: tuple[Mapping[str, str], ...]
+  task: str
+
+  def __post_init__(self):
+    if not self.ground_truth or not all(t.strip() for t in self.ground_truth):
+      raise ValueError(
+        f"query {self.query_id}: ground_truth needs an answer and none that "
+        f"is blank, got {self.ground_truth!r}; drop the question"
+      )
+    if not self.messages:
+      raise ValueError(
+        f"query {self.query_id}: messages is empty; give a user message"
+      )
+    for message in self.messages:
+      if set(message) != {"role", "content"}:
+        raise ValueError(
+          f"query {self.query_id}: a message has role and content, got the "
+          f"keys {sorted(message)}"
+        )

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from rapo_jax import data, rewards
+from rapo_jax.data import prompts
+from rapo_jax.tools import tags
+from rapo_jax.trajectory import TokenKind
+
+APPEND_ONLY = (
+  "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+  "<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As some published templates do: thoughts begin in the generation prompt.
+OPENS_THOUGHT = APPEND_ONLY.replace(
+  "assistant\n{% endif", "assistant\nTHINK{% endif"
+)
+# Earlier turns change once a reply follows.
+REWRITES = "{% if messages[-1]['role'] == 'assistant' %}again {% endif %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+  model = tokenizers.Tokenizer(tokenizers.models.BPE())
+  model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  model.decoder = tokenizers.decoders.ByteLevel()
+  model.train_from_iterator(
+    ["user assistant system"],
+    tokenizers.trainers.BpeTrainer(
+      vocab_size=300,
+      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+      special_tokens=["<|im_start|>", "<|im_end|>"],
+      show_progress=False,
+    ),
+  )
+  made = transformers.PreTrainedTokenizerFast(tokenizer_object=model)
+  made.chat_template = APPEND_ONLY
+  return made
+
+
+@pytest.fixture
+def query() -> data.Query:
+  message = {"role": "user", "content": "How high?"}
+  return data.Query("q-7", "How high?", ("9 m",), (message,), "test")
+
+
+def test_prompt_names_the_given_tools_only():
+  for names in ((), ("search",), ("python",), ("search", "open", "python")):
+    text = prompts.system_prompt(names)
+    named = {tag.name for tag in tags.find_tags(text)}
+    expected = {"think", "answer", "retrieve", *names}
+    assert named == (expected | {"result"} if names else expected)
+    assert r"\boxed{}" in text
+  with pytest.raises(ValueError, match="browse"):
+    prompts.system_prompt(("browse",))
+
+
+def test_the_example_of_the_prompt_has_a_whole_format():
+  text = prompts.system_prompt(("python", "open", "search")).split("\n")[-1]
+  pieces = re.split("(<result>.*?</result>)", text)
+  segments = [
+    (TokenKind.OBSERVATION if p.startswith("<result>") else TokenKind.POLICY, p)
+    for p in pieces
+  ]
+  result = rewards.score(segments, "43")
+  assert (result.value, result.status) == (1.1, rewards.ScoreStatus.OK)
+
+
+def test_encode_prompt(tokenizer, query):
+  ids = data.encode_prompt(tokenizer, query, 64)
+  assert ids.dtype == np.int32
+  assert tokenizer.decode(ids.tolist()) == (
+    "<|im_start|>user\nHow high?<|im_end|>\n<|im_start|>assistant\n"
+  )
+
+
+def test_a_prompt_over_the_limit_is_refused_and_named(tokenizer, query):
+  num_tokens = len(data.encode_prompt(tokenizer, query, 64))
+  data.encode_prompt(tokenizer, query, num_tokens)
+  with pytest.raises(ValueError, match=f"q-7 has {num_tokens} tokens"):
+    data.encode_prompt(tokenizer, query, num_tokens - 1)
+
+
+def test_append_only_templates_pass(tokenizer, query):
+  data.check_prefix_preservation(tokenizer, query)
+
+
+@pytest.mark.parametrize(
+  ("template", "message"),
+  [
+    (OPENS_THOUGHT, "is '<' in place of 'T'"),
+    (REWRITES + APPEND_ONLY, r"token 0 .* is 'a' in place of '<\|im_start"),
+    ("{{ messages[0]['content'] if add_generation_prompt }}", "the end"),
+  ],
+)
+def test_other_templates_are_refused(tokenizer, query, template, message):
+  tokenizer.chat_template = template
+  try:
+    with pytest.raises(ValueError, match=message):
+      data.check_prefix_preservation(tokenizer, query)
+  finally:
+    tokenizer.chat_template = APPEND_ONLY
+
+
+def test_a_query_needs_an_answer_and_messages():
+  message = {"role": "user", "content": "x"}
+  with pytest.raises(ValueError, match="q: ground_truth"):
+    data.Query("q", "x", (" ",), (message,), "test")
+  with pytest.raises(ValueError, match="q: messages"):
+    data.Query("q", "x", ("y",), (), "test")
+  with pytest.raises(ValueError, match="q: a message"):
+    data.Query("q", "x", ("y",), ({"role": "user"},), "test")
