@@ -1,0 +1,95 @@
+"""Advantages: relative to the group, and weighed by the retrieval's."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rapo_jax.objectives import checks, masked
+
+
+def group_advantages(
+  rewards: chex.Array,
+  group_ids: chex.Array,
+  *,
+  num_groups: int,
+  ddof: int = 1,
+  eps: chex.Numeric = 1e-6,
+) -> jax.Array:
+  """Rewards relative to the other rollouts of the same query.
+
+  `(r - mean) / (std + eps)` with mean and standard deviation over the group
+  (Eq. 9); the same for outcome and for retrieval rewards. The paper leaves
+  `ddof` and `eps` open; these are the authors' code's.
+
+  Args:
+    rewards: one reward a trajectory, `[B]`.
+    group_ids: group of each trajectory, int `[B]`, in any order. A row whose
+      id is outside of [0, `num_groups`), such as -1 for padding, belongs to
+      no group and gets 0, whatever its reward.
+    num_groups: number of groups; static.
+    ddof: 1 for the unbiased variance, 0 for the biased one.
+    eps: added to the standard deviation, in units of reward, >= 0.
+
+  Returns:
+    Advantages, `[B]`; exactly 0 for a group of one or of equal rewards.
+
+  Raises:
+    ValueError: on shapes that differ or a number out of its range.
+  """
+  rewards = checks.as_float(rewards)
+  checks.check_rank("rewards", rewards, "B")
+  group_ids = checks.as_ids("group_ids", group_ids, rewards.shape, "`rewards`")
+  checks.check_count("num_groups", num_groups)
+  checks.check_at_least("eps", eps, 0)
+  if ddof not in (0, 1):
+    raise ValueError(f"`ddof` must be 0 or 1, got {ddof!r}; the paper uses 1")
+  where = (group_ids >= 0) & (group_ids < num_groups)
+  rewards = masked.select(rewards, where)
+  mean = masked.segment_mean(rewards, group_ids, where, num_groups)
+  centred = rewards - masked.take_segment(mean, group_ids, where)
+  squares = masked.segment_sum(
+    jnp.square(centred), group_ids, where, num_groups
+  )
+  count = masked.segment_count(
+    group_ids, where, num_groups, dtype=rewards.dtype
+  )
+  equal = masked.segment_is_constant(rewards, group_ids, where, num_groups)
+  # The gradient of sqrt at 0 is inf, so groups of equal rewards are kept off.
+  variance = masked.select(squares / jnp.maximum(count - ddof, 1), ~equal, 1.0)
+  scale = masked.take_segment(jnp.sqrt(variance) + eps, group_ids, where)
+  live = where & (masked.take_segment(equal.astype(int), group_ids, where) == 0)
+  return masked.select(centred, live) / masked.select(scale, live, 1.0)
+
+
+def rapo_advantages(
+  outcome_advantages: chex.Array,
+  retrieval_advantages: chex.Array,
+  *,
+  retrieval_coef: chex.Numeric = 0.2,
+) -> jax.Array:
+  """Outcome advantages, scaled by how well the trajectory retrieved.
+
+  `A = (1 + a * A_ret) * A_acc` (Eq. 10). The sign stays that of the outcome
+  as long as `a * A_ret > -1`. Retrieval advantages of 0 give back the outcome
+  advantages bit for bit.
+
+  Args:
+    outcome_advantages: `group_advantages` of the outcome rewards, `[B]`.
+    retrieval_advantages: `group_advantages` of the retrieval rewards, `[B]`.
+    retrieval_coef: `a`, >= 0; 0 leaves the retrieval out.
+
+  Returns:
+    Advantages, `[B]`.
+
+  Raises:
+    ValueError: if the shapes differ.
+  """
+  outcome = checks.as_float(outcome_advantages)
+  retrieval = checks.as_float(retrieval_advantages)
+  checks.check_rank("outcome_advantages", outcome, "B")
+  checks.check_shape(
+    "retrieval_advantages", retrieval, outcome.shape, "`outcome_advantages`"
+  )
+  return (1 + retrieval_coef * retrieval) * outcome

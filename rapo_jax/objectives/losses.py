@@ -1,0 +1,371 @@
+"""RAPO's clipped policy loss and the pieces that it is made of."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rapo_jax.objectives import checks, masked
+
+Aggregation = Literal["sequence", "token"]
+Estimator = Literal["k1", "k2", "k3"]
+
+
+def importance_ratio(
+  log_probs: chex.Array,
+  old_log_probs: chex.Array,
+  *,
+  where: chex.Array | None = None,
+) -> jax.Array:
+  """Probability of each token now, over that when it was sampled.
+
+  `r = exp(log_probs - old_log_probs)`. The log-ratio is capped at half of
+  what `exp` can hold (44 in float32), so that the products that follow stay
+  finite; beyond it the gradient is 0.
+
+  Args:
+    log_probs: log-probabilities under the current policy, `[B, T]`.
+    old_log_probs: log-probabilities as sampled, `[B, T]`.
+    where: tokens to compute, bool `[B, T]`; None for all.
+
+  Returns:
+    Ratios, > 0, `[B, T]`; 0 where masked.
+
+  Raises:
+    ValueError: if the shapes differ.
+  """
+  log_probs, old_log_probs, where = _as_log_probs(
+    log_probs, old_log_probs, where
+  )
+  log_ratio = _cap(log_probs - old_log_probs)
+  return masked.select(jnp.exp(log_ratio), where)
+
+
+def importance_shaping(
+  ratio: chex.Array,
+  retrieved_fraction: chex.Array,
+  *,
+  shaping_coef: chex.Numeric = 0.05,
+) -> jax.Array:
+  """Ratios, raised for trajectories that retrieved much.
+
+  `(1 + m * F_ret) * r` (Eq. 8). A fraction of 0 gives back the ratio bit for
+  bit, whatever the coefficient.
+
+  Args:
+    ratio: importance ratios, `[B, T]`.
+    retrieved_fraction: share of retrieved tokens, in [0, 1], `[B]`.
+    shaping_coef: `m`, >= 0; 0 leaves the ratio as it is.
+
+  Returns:
+    Shaped ratios, `[B, T]`.
+
+  Raises:
+    ValueError: on a wrong rank, or if the number of trajectories differs.
+  """
+  ratio = checks.as_float(ratio)
+  checks.check_rank("ratio", ratio, "BT")
+  fraction = checks.as_float(retrieved_fraction)
+  checks.check_shape(
+    "retrieved_fraction", fraction, ratio.shape[:1], "`ratio[:, 0]`"
+  )
+  return (1 + shaping_coef * fraction)[:, None] * ratio
+
+
+def kl_estimate(
+  log_probs: chex.Array,
+  reference_log_probs: chex.Array,
+  *,
+  estimator: Estimator = "k3",
+) -> jax.Array:
+  """Estimate of KL(policy || reference) at each token the policy sampled.
+
+  With `d = reference_log_probs - log_probs` (Schulman, "Approximating KL
+  divergence", 2020): k1 is `-d`, unbiased and noisy; k2 is `d^2 / 2`, biased
+  and steady; k3 is `exp(d) - 1 - d`, unbiased, steady and never negative. In
+  k3 `d` is capped as the log-ratio in `importance_ratio` is.
+
+  Args:
+    log_probs: log-probabilities under the policy, any shape.
+    reference_log_probs: log-probabilities under the reference, same shape.
+    estimator: "k1", "k2" or "k3".
+
+  Returns:
+    Estimates in nats, same shape.
+
+  Raises:
+    ValueError: if the shapes differ or the estimator is unknown.
+  """
+  log_probs = checks.as_float(log_probs)
+  reference_log_probs = checks.as_float(reference_log_probs)
+  checks.check_shape(
+    "reference_log_probs", reference_log_probs, log_probs.shape, "`log_probs`"
+  )
+  difference = reference_log_probs - log_probs
+  match estimator:
+    case "k1":
+      return -difference
+    case "k2":
+      return jnp.square(difference) / 2
+    case "k3":
+      difference = _cap(difference)
+      # expm1 keeps the small values that exp(d) - 1 would round away.
+      return jnp.expm1(difference) - difference
+    case _:
+      raise ValueError(
+        f"`estimator` must be 'k1', 'k2' or 'k3', got {estimator!r}; 'k3' "
+        "is the usual choice"
+      )
+
+
+def rapo_token_loss(
+  log_probs: chex.Array,
+  old_log_probs: chex.Array,
+  advantages: chex.Array,
+  retrieved_fraction: chex.Array,
+  *,
+  where: chex.Array,
+  clip_epsilon_low: chex.Numeric = 0.2,
+  clip_epsilon_high: chex.Numeric = 0.28,
+  dual_clip: float | None = None,
+  shaping_coef: chex.Numeric = 0.05,
+  kl_coef: chex.Numeric = 0.0,
+  reference_log_probs: chex.Array | None = None,
+) -> jax.Array:
+  """RAPO's loss of each token: the term of Eq. 11, negated.
+
+  `-min(r' A, clip(r', 1 - low, 1 + high) A) + kl_coef * KL`, where `r'` is
+  the shaped ratio of Eq. 8. Only `log_probs` carries gradient. The dual clip
+  (Ye et al., 2020) is the authors' code's, not the paper's: without it a
+  token of negative advantage and large ratio has an unbounded loss.
+
+  Args:
+    log_probs: log-probabilities under the current policy, `[B, T]`.
+    old_log_probs: log-probabilities as sampled, `[B, T]`.
+    advantages: one for each trajectory, `[B]`, or each token, `[B, T]`.
+    retrieved_fraction: share of retrieved tokens, in [0, 1], `[B]`.
+    where: the policy's own tokens, bool `[B, T]`.
+    clip_epsilon_low: how far below 1 the ratio counts, in [0, 1].
+    clip_epsilon_high: how far above 1 the ratio counts, >= 0.
+    dual_clip: for A < 0 the clipped loss is at most `-dual_clip * A`; at
+      least 1, or None for no such bound.
+    shaping_coef: `m` of Eq. 8, >= 0.
+    kl_coef: weight of the k3 estimate of KL(policy || reference), >= 0.
+    reference_log_probs: log-probabilities under the reference policy,
+      `[B, T]`; needed unless `kl_coef` is 0.
+
+  Returns:
+    Loss of each token, `[B, T]`; 0 where masked.
+
+  Raises:
+    ValueError: on a wrong shape, a number out of its range, or a `kl_coef`
+      without a reference.
+  """
+  _check_knobs(
+    clip_epsilon_low, clip_epsilon_high, dual_clip, kl_coef, reference_log_probs
+  )
+  log_probs, old_log_probs, where = _as_log_probs(
+    log_probs, jax.lax.stop_gradient(old_log_probs), where
+  )
+  advantages = token_advantages(advantages, where)
+  shaped = importance_shaping(
+    importance_ratio(log_probs, old_log_probs, where=where),
+    row_fractions(retrieved_fraction, where),
+    shaping_coef=shaping_coef,
+  )
+  clipped = jnp.clip(shaped, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
+  loss = -jnp.minimum(shaped * advantages, clipped * advantages)
+  if dual_clip is not None:
+    bound = jnp.minimum(loss, -dual_clip * advantages)
+    loss = jnp.where(advantages < 0, bound, loss)
+  if reference_log_probs is not None:
+    _, reference_log_probs, _ = _as_log_probs(
+      log_probs,
+      jax.lax.stop_gradient(reference_log_probs),
+      where,
+      name="reference_log_probs",
+    )
+    loss += kl_coef * kl_estimate(log_probs, reference_log_probs)
+  return masked.select(loss, where)
+
+
+def rapo_loss(
+  log_probs: chex.Array,
+  old_log_probs: chex.Array,
+  advantages: chex.Array,
+  retrieved_fraction: chex.Array,
+  *,
+  where: chex.Array,
+  clip_epsilon_low: chex.Numeric = 0.2,
+  clip_epsilon_high: chex.Numeric = 0.28,
+  dual_clip: float | None = None,
+  shaping_coef: chex.Numeric = 0.05,
+  kl_coef: chex.Numeric = 0.0,
+  reference_log_probs: chex.Array | None = None,
+  aggregation: Aggregation = "sequence",
+) -> jax.Array:
+  """RAPO's loss of a minibatch: Eq. 11, negated.
+
+  With `shaping_coef` 0, or no retrieved tokens, and advantages of the outcome
+  alone, this is GRPO's loss bit for bit. To accumulate over micro-batches, sum
+  `loss_weights * rapo_token_loss` instead: a mean of means is not the mean.
+
+  Args:
+    log_probs: see `rapo_token_loss`; so are all but the last.
+    old_log_probs: `[B, T]`.
+    advantages: `[B]` or `[B, T]`.
+    retrieved_fraction: `[B]`.
+    where: bool `[B, T]`.
+    clip_epsilon_low: in [0, 1].
+    clip_epsilon_high: >= 0.
+    dual_clip: at least 1, or None.
+    shaping_coef: >= 0.
+    kl_coef: >= 0.
+    reference_log_probs: `[B, T]` or None.
+    aggregation: "sequence" for the mean over trajectories of each one's mean
+      over tokens (the paper); "token" for the mean over all tokens (the
+      authors' code). A trajectory without tokens counts 0 in "sequence".
+
+  Returns:
+    The loss, a scalar; 0 if nothing is in the mask.
+
+  Raises:
+    ValueError: as `rapo_token_loss`, and on an unknown aggregation.
+  """
+  _check_aggregation(aggregation)
+  loss = rapo_token_loss(
+    log_probs,
+    old_log_probs,
+    advantages,
+    retrieved_fraction,
+    where=where,
+    clip_epsilon_low=clip_epsilon_low,
+    clip_epsilon_high=clip_epsilon_high,
+    dual_clip=dual_clip,
+    shaping_coef=shaping_coef,
+    kl_coef=kl_coef,
+    reference_log_probs=reference_log_probs,
+  )
+  if aggregation == "token":
+    return masked.masked_mean(loss, where)
+  return jnp.mean(masked.masked_mean(loss, where, axis=1))
+
+
+def loss_weights(
+  where: chex.Array, *, aggregation: Aggregation = "sequence"
+) -> jax.Array:
+  """Weight of each token, so that `rapo_loss = sum(weights * token losses)`.
+
+  Computed once over the whole minibatch, the weights make any split into
+  micro-batches exact: losses and gradients add up to those of the whole.
+
+  Args:
+    where: the policy's own tokens of the whole minibatch, bool `[B, T]`.
+    aggregation: as for `rapo_loss`.
+
+  Returns:
+    Weights, `[B, T]`; 0 where masked. They sum to 1, less the share of
+    trajectories without tokens in "sequence".
+
+  Raises:
+    ValueError: if the mask is no boolean matrix or the aggregation unknown.
+  """
+  _check_aggregation(aggregation)
+  where = jnp.asarray(where)
+  checks.check_rank("where", where, "BT")
+  where = checks.as_mask("where", where, where.shape, "itself")
+  dtype = jnp.result_type(float)
+  if aggregation == "token":
+    total = masked.masked_count(where, dtype=dtype)
+  else:
+    total = masked.masked_count(where, 1, dtype=dtype)[:, None] * len(where)
+  return masked.select(1 / jnp.maximum(total, 1), where)
+
+
+def _cap(log_ratio: jax.Array) -> jax.Array:
+  """Caps a log-ratio so that its exponential can still be multiplied.
+
+  Without it one token of finite log-ratio 100 makes inf, and inf times an
+  advantage of 0 (a group of equal rewards) makes the whole update NaN.
+  """
+  largest = float(jnp.finfo(log_ratio.dtype).max)
+  return jnp.minimum(log_ratio, math.log(largest) / 2)
+
+
+def _as_log_probs(
+  log_probs: chex.Array,
+  other: chex.Array,
+  where: chex.Array | None,
+  *,
+  name: str = "old_log_probs",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Checks two arrays of log-probabilities and sets masked entries to 0."""
+  log_probs = checks.as_float(log_probs)
+  other = checks.as_float(other)
+  checks.check_rank("log_probs", log_probs, "BT")
+  shape = log_probs.shape
+  checks.check_shape(name, other, shape, "`log_probs`")
+  if where is None:
+    where = jnp.ones(shape, bool)
+  where = checks.as_mask("where", where, shape, "`log_probs`")
+  return masked.select(log_probs, where), masked.select(other, where), where
+
+
+def token_advantages(advantages: chex.Array, where: jax.Array) -> jax.Array:
+  """Advantages by token, without gradient and 0 where masked."""
+  advantages = jax.lax.stop_gradient(checks.as_float(advantages))
+  if advantages.ndim == 1:
+    checks.check_shape(
+      "advantages", advantages, where.shape[:1], "`log_probs[:, 0]`"
+    )
+    advantages = advantages[:, None]
+  else:
+    checks.check_shape("advantages", advantages, where.shape, "`log_probs`")
+  return masked.select(advantages, where)
+
+
+def row_fractions(fraction: chex.Array, where: jax.Array) -> jax.Array:
+  """Retrieved fractions without gradient, 0 for a row without tokens."""
+  fraction = jax.lax.stop_gradient(checks.as_float(fraction))
+  checks.check_shape(
+    "retrieved_fraction", fraction, where.shape[:1], "`log_probs[:, 0]`"
+  )
+  return masked.select(fraction, jnp.any(where, axis=1))
+
+
+def _check_knobs(
+  clip_epsilon_low: chex.Numeric,
+  clip_epsilon_high: chex.Numeric,
+  dual_clip: float | None,
+  kl_coef: chex.Numeric,
+  reference_log_probs: chex.Array | None,
+) -> None:
+  checks.check_at_least("clip_epsilon_low", clip_epsilon_low, 0)
+  checks.check_at_least("clip_epsilon_high", clip_epsilon_high, 0)
+  if checks.is_static(clip_epsilon_low) and clip_epsilon_low > 1:
+    raise ValueError(
+      f"`clip_epsilon_low` must be at most 1, got {clip_epsilon_low}; a ratio "
+      "is never below 0, so use 1 to leave the low side unclipped"
+    )
+  if dual_clip is not None:
+    # Below 1 the bound would also hold where the ratio is 1.
+    checks.check_at_least("dual_clip", dual_clip, 1)
+  needs_reference = not (checks.is_static(kl_coef) and kl_coef == 0)
+  if needs_reference and reference_log_probs is None:
+    raise ValueError(
+      f"`kl_coef` = {kl_coef} needs `reference_log_probs`, got None; pass the "
+      "reference policy's log-probabilities or set kl_coef=0.0"
+    )
+
+
+def _check_aggregation(aggregation: str) -> None:
+  if aggregation not in ("sequence", "token"):
+    raise ValueError(
+      "`aggregation` must be 'sequence' (the paper) or 'token' (the authors' "
+      f"code), got {aggregation!r}; use 'sequence' unless you compare with "
+      "that code"
+    )

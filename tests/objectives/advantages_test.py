@@ -1,0 +1,183 @@
+import math
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax import objectives
+
+group_advantages = jax.jit(
+  objectives.group_advantages, static_argnames=("num_groups", "ddof")
+)
+QUICK = hypothesis.settings(max_examples=40, deadline=None)
+
+
+def oracle(rewards, group_ids, num_groups, ddof=1, eps=1e-6):
+  rewards = np.asarray(rewards, np.float64)
+  advantages = np.zeros(len(rewards))
+  for g in range(num_groups):
+    rows = np.flatnonzero(group_ids == g)
+    if len(rows) > 1 and np.ptp(rewards[rows]) > 0:
+      group = rewards[rows]
+      advantages[rows] = (group - group.mean()) / (group.std(ddof=ddof) + eps)
+  return advantages
+
+
+@pytest.mark.parametrize(
+  ("ddof", "expected"),
+  [
+    # Group 0 holds 0, 1, 2: mean 1, squares 2; std 1 with ddof 1 and
+    # sqrt(2/3) with 0. Group 1 holds 1, 5: mean 3, squares 8; sqrt 8 and 2.
+    (1, [-1, 0, 1, -2 / math.sqrt(8), 2 / math.sqrt(8)]),
+    (0, [-math.sqrt(1.5), 0, math.sqrt(1.5), -1, 1]),
+  ],
+)
+def test_group_advantages_by_hand(ddof, expected):
+  order = np.array([3, 0, 4, 2, 1])  # The groups are interleaved.
+  rewards = jnp.array([0.0, 1.0, 2.0, 1.0, 5.0])[order]
+  group_ids = jnp.array([0, 0, 0, 1, 1])[order]
+  np.testing.assert_allclose(
+    group_advantages(rewards, group_ids, num_groups=2, ddof=ddof),
+    np.array(expected)[order],
+    rtol=1e-5,
+  )
+
+
+def test_eps_is_added_to_the_standard_deviation():
+  # mean 1, std sqrt(2) with ddof 1.
+  np.testing.assert_allclose(
+    group_advantages(
+      jnp.array([0, 2]), jnp.array([0, 0]), num_groups=1, eps=1.0
+    ),
+    [-1 / (math.sqrt(2) + 1), 1 / (math.sqrt(2) + 1)],
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_groups_without_a_difference_get_exactly_zero(ddof, eps):
+  # Three times float32 0.1 has a mean that is not 0.1: dividing the rounding
+  # error by itself plus eps would give advantages of a percent or so.
+  rewards = jnp.array([0.1, 0.1, 0.1, 0.7, 0.0, 1.0])
+  group_ids = jnp.array([0, 0, 0, 1, 3, 3])  # Group 2 has no rows.
+
+  def total(x):
+    advantages = group_advantages(
+      x, group_ids, num_groups=4, ddof=ddof, eps=eps
+    )
+    return jnp.sum(advantages * jnp.arange(6)), advantages
+
+  gradient, advantages = jax.jit(jax.grad(total, has_aux=True))(rewards)
+  np.testing.assert_array_equal(advantages[:4], np.zeros(4))
+  np.testing.assert_array_equal(gradient[:4], np.zeros(4))
+  assert np.all(np.isfinite(gradient))
+  assert advantages[5] > 0.7
+
+
+def test_rows_of_no_group_get_zero_and_touch_nobody():
+  rewards = jnp.array([0.0, jnp.nan, 2.0, jnp.inf])
+  group_ids = jnp.array([0, -1, 0, 1])
+
+  def total(x):
+    advantages = group_advantages(x, group_ids, num_groups=1)
+    return advantages[2], advantages
+
+  gradient, advantages = jax.jit(jax.grad(total, has_aux=True))(rewards)
+  half = 1 / math.sqrt(2)
+  np.testing.assert_allclose(advantages, [-half, 0, half, 0], rtol=1e-5)
+  np.testing.assert_array_equal(gradient[jnp.array([1, 3])], [0, 0])
+  assert np.all(np.isfinite(gradient))
+
+
+def test_a_broken_reward_is_not_hidden():
+  advantages = group_advantages(
+    jnp.array([0.0, jnp.nan, 1.0, 2.0]), jnp.array([0, 0, 1, 1]), num_groups=2
+  )
+  np.testing.assert_array_equal(
+    np.isnan(advantages), [True, True, False, False]
+  )
+
+
+@QUICK
+@hypothesis.given(
+  # Rewards on a grid: differences far below float32's rounding say nothing.
+  hnp.arrays(np.int32, (12,), elements=st.integers(-20, 20)),
+  hnp.arrays(np.int32, (12,), elements=st.integers(0, 3)),
+  st.permutations(range(12)),
+)
+def test_group_advantages_agree_with_the_oracle_in_any_order(
+  tenths, group_ids, order
+):
+  rewards = (tenths / 10).astype(np.float32)
+  result = group_advantages(rewards, group_ids, num_groups=4)
+  np.testing.assert_allclose(
+    result, oracle(rewards, group_ids, 4), rtol=1e-4, atol=1e-5
+  )
+  order = np.array(order)
+  np.testing.assert_allclose(
+    group_advantages(rewards[order], group_ids[order], num_groups=4),
+    result[order],
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
+def test_group_advantages_under_vmap_are_those_of_each_row():
+  rewards = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+  group_ids = jnp.array([0, 1, 0, 1, 1, 0])
+
+  def advantages(rewards):
+    return group_advantages(rewards, group_ids, num_groups=2)
+
+  np.testing.assert_allclose(
+    jax.vmap(advantages)(rewards), [advantages(r) for r in rewards], rtol=1e-6
+  )
+
+
+def test_rapo_advantages_by_hand():
+  # (1 + 0.2 * 1) * 2 = 2.4; (1 - 0.2 * 2) * -1 = -0.6: a retrieval that hurt
+  # softens the blow, a good one doubles down; 0 retrieval leaves 3.
+  np.testing.assert_allclose(
+    objectives.rapo_advantages(
+      jnp.array([2.0, -1.0, 3.0]), jnp.array([1.0, -2.0, 0.0])
+    ),
+    [2.4, -0.6, 3],
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize("retrieval_coef", [0.0, 0.2, 1e6])
+def test_rapo_advantages_without_retrieval_are_the_outcome_s(retrieval_coef):
+  outcome = np.random.default_rng(0).normal(size=64).astype(np.float32)
+  for function in (
+    objectives.rapo_advantages,
+    jax.jit(objectives.rapo_advantages),
+  ):
+    np.testing.assert_array_equal(
+      function(outcome, np.zeros(64), retrieval_coef=retrieval_coef), outcome
+    )
+
+
+def test_wrong_inputs_are_named():
+  rewards, ids = jnp.ones(4), jnp.zeros(4, int)
+  with pytest.raises(ValueError, match=r"`group_ids` must have shape \(4,\)"):
+    objectives.group_advantages(rewards, ids[:3], num_groups=1)
+  with pytest.raises(ValueError, match="`group_ids` must be integers"):
+    objectives.group_advantages(rewards, rewards, num_groups=1)
+  with pytest.raises(ValueError, match=r"must have shape \[B\]"):
+    objectives.group_advantages(rewards[None], ids[None], num_groups=1)
+  with pytest.raises(ValueError, match="`num_groups` must be a static integer"):
+    objectives.group_advantages(rewards, ids, num_groups=0)
+  with pytest.raises(ValueError, match="`ddof` must be 0 or 1, got 2"):
+    objectives.group_advantages(rewards, ids, num_groups=1, ddof=2)
+  with pytest.raises(ValueError, match="`eps` must be at least 0"):
+    objectives.group_advantages(rewards, ids, num_groups=1, eps=-1e-6)
+  with pytest.raises(
+    ValueError, match="`retrieval_advantages` must have shape"
+  ):
+    objectives.rapo_advantages(rewards, jnp.ones(()))
