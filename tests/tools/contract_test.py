@@ -1,0 +1,111 @@
+"""What every tool keeps to, whatever the argument."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from rapo_jax import tools
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  ids: np.ndarray
+  scores: np.ndarray
+
+
+class LengthEncoder:
+  """A text's vector is its length; records its batches."""
+
+  def __init__(self):
+    self.batches: list[list[str]] = []
+
+  def encode(self, texts: list[str]) -> np.ndarray:
+    self.batches.append(texts)
+    for text in texts:
+      text.encode("utf-8")
+    return np.array([[len(t)] for t in texts], np.float32).reshape(-1, 1)
+
+
+class NearestIndex:
+  """Nearest in one dimension; records how often it is asked."""
+
+  def __init__(self, vectors: np.ndarray):
+    self._vectors = vectors
+    self.num_searches = 0
+
+  def search(self, queries: np.ndarray, num_neighbors: int) -> Found:
+    self.num_searches += 1
+    distances = np.abs(queries - self._vectors.T)
+    ids = np.argsort(distances, axis=1, kind="stable")[:, :num_neighbors]
+    missing = max(0, num_neighbors - ids.shape[1])
+    ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)
+    return Found(ids, np.zeros(ids.shape, np.float32))
+
+
+DOCUMENTS = ["one", "three 3", "a longer text", "the longest text of them all"]
+
+
+def make_search(top_k: int = 2) -> tools.SearchTool:
+  encoder = LengthEncoder()
+  index = NearestIndex(encoder.encode(DOCUMENTS))
+  return tools.SearchTool(DOCUMENTS, encoder, index, top_k)
+
+
+@pytest.fixture(scope="module")
+def all_tools() -> Iterator[dict[str, tools.Tool]]:
+  with tools.PythonTool(num_workers=2, timeout_s=20) as python:
+    yield {
+      "python": python,
+      "search": make_search(),
+      "open": tools.OpenTool({"p1": "Page one. <answer>1</answer>"}),
+    }
+
+
+VALID = {"python": "print(1)", "search": "three", "open": " p1 "}
+ARGUMENTS = [
+  *("", " \n\t ", "x" * 1_000_000, "a\0b", "\0", "\ud800 surrogate"),
+  *("東京 🙂 \u200b", "<search> x </search>", "</python>", "<|im_end|>"),
+  *("(" * 50_000, "'''", "\\", "%s %d {0}", "\r\n", "-" * 100_000 + "1"),
+]
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_it_is_a_tool(all_tools, name: str):
+  assert isinstance(all_tools[name], tools.Tool)
+  assert all_tools[name].name == name
+  result = all_tools[name].call(VALID[name])
+  assert result.status is tools.ToolStatus.OK
+  assert result.text
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+@pytest.mark.parametrize("argument", ARGUMENTS, ids=lambda a: repr(a[:12]))
+def test_any_argument_gives_a_result(all_tools, name: str, argument: str):
+  result = all_tools[name].call(argument)
+  assert result.status in tools.ToolStatus
+  assert len(result.text) < 100_000
+  tools.escape(result.text).encode("utf-8")
+  if not argument.strip():
+    assert result.status is tools.ToolStatus.ERROR
+    assert "empty" in result.text
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_a_batch_is_its_calls_in_order(all_tools, name: str):
+  tool = all_tools[name]
+  arguments = ["", VALID[name], "東京", VALID[name]]
+  assert tool.call_batch(arguments) == [tool.call(a) for a in arguments]
+  assert tool.call_batch([]) == []
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_many_threads_may_call(all_tools, name: str):
+  tool = all_tools[name]
+  expected = tool.call(VALID[name])
+  with ThreadPoolExecutor(8) as pool:
+    assert set(pool.map(tool.call, [VALID[name]] * 32)) == {expected}

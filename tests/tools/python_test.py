@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from rapo_jax import tools
+from rapo_jax.tools import ToolStatus
+
+TIMEOUT_S = 1.0
+MAX_OUTPUT_BYTES = 2_000
+
+
+@pytest.fixture(scope="module")
+def tool() -> Iterator[tools.PythonTool]:
+  with tools.PythonTool(
+    # Room for a busy machine; tests of the deadline have a tool of their own.
+    timeout_s=20,
+    memory_bytes=256 * 2**20,
+    max_output_bytes=MAX_OUTPUT_BYTES,
+    num_workers=2,
+  ) as made:
+    yield made
+
+
+@pytest.fixture
+def hasty_tool() -> Iterator[tools.PythonTool]:
+  with tools.PythonTool(timeout_s=TIMEOUT_S, num_workers=1) as made:
+    yield made
+
+
+@pytest.mark.parametrize(
+  ("program", "text"),
+  [
+    ("print(17 * 23 % 97)", "3"),
+    ("print(1)\nprint(2)", "1\n2"),
+    (" a = 1\nprint(a) ", "1"),
+    ("\n    for i in range(2):\n      print(i)\n  ", "0\n1"),
+    # The last expression shows if nothing was printed.
+    ("1 + 1", "2"),
+    ("x = 'a'\nx", "'a'"),
+    ("print(1)\n2", "1"),
+    ("None", ""),
+    ("x = 1", ""),
+    ("# nothing", ""),
+    ("def f(n):\n  return n and f(n - 1)\nf(5)", "0"),
+    ("import math\nmath.pi > 3", "True"),
+    ("print('東京 🙂')", "東京 🙂"),
+    ("import sys; print('x', file=sys.stderr); print('y')", "y"),
+    ("print(1); exit()", "1"),
+    ("import sys; sys.exit(0)", ""),
+    ("print(__name__)", "__main__"),
+    # No environment, no input, an empty folder.
+    ("import os; print(dict(os.environ))", "{}"),
+    ("import os; print(os.listdir())", "[]"),
+    ("import sys; print(repr(sys.stdin.read()))", "''"),
+  ],
+)
+def test_output(tool, program: str, text: str):
+  assert tool.call(program) == tools.ToolResult(text, ToolStatus.OK)
+
+
+@pytest.mark.parametrize(
+  ("program", "text"),
+  [
+    ("1 / 0", "ZeroDivisionError: division by zero"),
+    ("print(1)\nprint(y)", "NameError: name 'y' is not defined"),
+    ("if", "SyntaxError: invalid syntax"),
+    ("raise SystemExit('why')", "SystemExit: why"),
+    ("exit(3)", "SystemExit: 3"),
+    ("import os; os._exit(3)", "exit status 3"),
+    ("import os; os.kill(os.getpid(), 9)", "the program was killed (SIGKILL)"),
+    ("input()", "EOFError: EOF when reading a line"),
+    ("x = 'x' * 10**9", "MemoryError"),
+    ("raise ValueError('a\\nb')", "b"),
+    ("import numpy", "ModuleNotFoundError: No module named 'numpy'"),
+  ],
+)
+def test_errors(tool, program: str, text: str):
+  assert tool.call(program) == tools.ToolResult(text, ToolStatus.ERROR)
+
+
+@pytest.mark.parametrize(
+  "program",
+  [
+    "import os; os.fork()",
+    "import threading; threading.Thread(target=print).start()",
+    "import os; os.system('true') and 1 / 0",
+    "open('file', 'w').write('x')",
+    "import os; [os.open('/dev/null', 0) for _ in range(100)]",
+    "import os; os.write(5, b'x')",
+    "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+  ],
+)
+def test_limits(tool, program: str):
+  assert tool.call(program).status is ToolStatus.ERROR
+  assert tool.call("print(1)").text == "1"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone gives up its rights")
+def test_root_becomes_nobody(tool):
+  assert tool.call("import os; print(os.getuid(), os.getgid())").text == (
+    "65534 65534"
+  )
+  # It can signal neither its server nor this process.
+  result = tool.call("import os; os.kill(os.getppid(), 9)")
+  assert result.text.startswith("PermissionError")
+
+
+def test_output_is_cut_and_said(tool):
+  for program in ("print('x' * 10**6)", "while True: print('x' * 100)"):
+    result = tool.call(program)
+    assert result.status is ToolStatus.ERROR
+    assert result.text.startswith("x" * 100)
+    assert result.text.endswith("[cut: more than 2000 bytes of output]")
+    assert len(result.text) < MAX_OUTPUT_BYTES + 100
+  assert len(tool.call(f"print('x' * {MAX_OUTPUT_BYTES - 1})").text) == 1_999
+
+
+@pytest.mark.parametrize(
+  "program",
+  [
+    "while True: pass",
+    "import time\nprint('early')\ntime.sleep(60)",
+    "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
+    "import signal\nsignal.signal(15, signal.SIG_IGN)\nwhile True: pass",
+  ],
+)
+def test_deadline(hasty_tool, program: str):
+  start = time.monotonic()
+  result = hasty_tool.call(program)
+  assert time.monotonic() - start < TIMEOUT_S + 3
+  assert result.status is ToolStatus.TIMEOUT
+  assert "longer than 1 s" in result.text
+  assert hasty_tool.call("print(1)").text == "1"
+
+
+def test_calls_share_nothing(tool):
+  tool.call_batch(["import math\nmath.pi = 3\nx = 1"] * 4)
+  results = tool.call_batch(
+    ["import math\nprint(math.pi > 3, 'x' in dir())"] * 4
+  )
+  assert {r.text for r in results} == {"True False"}
+
+
+def test_output_depends_on_the_program_alone(tool):
+  program = "import random\nprint(random.random(), set('abcdef'), hash('a'))"
+  assert len({r.text for r in tool.call_batch([program] * 8)}) == 1
+
+
+def test_programs_run_at_the_same_time():
+  with tools.PythonTool(timeout_s=20, num_workers=4) as tool:
+    tool.call_batch(["1"] * 8)
+    start = time.monotonic()
+    tool.call_batch(["import time\ntime.sleep(1)"] * 4)
+    assert time.monotonic() - start < 3
+
+
+def servers_of(pid: int) -> list[int]:
+  children = []
+  for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+    children += [int(c) for c in (task / "children").read_text().split()]
+  return [
+    c
+    for c in children
+    if b"python_server" in pathlib.Path(f"/proc/{c}/cmdline").read_bytes()
+  ]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+  deadline = time.monotonic() + 10
+  while any(pathlib.Path(f"/proc/{p}/cwd").exists() for p in pids):
+    assert time.monotonic() < deadline, pids
+    time.sleep(0.02)
+
+
+def test_a_killed_server_is_replaced():
+  before = set(servers_of(os.getpid()))
+  with tools.PythonTool(timeout_s=20, num_workers=1) as tool:
+    tool.call("1")  # by now it has started
+    (server,) = set(servers_of(os.getpid())) - before
+    os.kill(server, signal.SIGKILL)
+    wait_until_gone([server])
+    assert tool.call("print(1)").text == "1"
+
+    (server,) = set(servers_of(os.getpid())) - before
+    timer = threading.Timer(0.5, os.kill, (server, signal.SIGKILL))
+    timer.start()
+    result = tool.call("import time\ntime.sleep(10)")
+    assert result.status is ToolStatus.ERROR
+    assert "killed" in result.text
+    assert tool.call("print(2)").text == "2"
+    (server,) = set(servers_of(os.getpid())) - before
+  wait_until_gone([server])
+
+
+def test_a_stopped_server_counts_as_a_timeout(monkeypatch):
+  monkeypatch.setattr("rapo_jax.tools.python._GRACE_S", 0.1)
+  before = set(servers_of(os.getpid()))
+  with tools.PythonTool(timeout_s=0.5, num_workers=1) as tool:
+    tool.call("1")  # by now it has started
+    (server,) = set(servers_of(os.getpid())) - before
+    os.kill(server, signal.SIGSTOP)
+    assert tool.call("print(1)").status is ToolStatus.TIMEOUT
+
+
+OWNER = """
+import sys, threading
+from rapo_jax.tools import PythonTool
+tool = PythonTool(timeout_s=60, num_workers=2)
+print(tool.call("print(1)").text, flush=True)
+tool.call("import time\\ntime.sleep(60)")
+"""
+
+
+def test_servers_die_with_their_parent():
+  owner = subprocess.Popen(
+    [sys.executable, "-c", OWNER],
+    cwd=pathlib.Path(__file__).parents[2],
+    stdout=subprocess.PIPE,
+  )
+  assert owner.stdout is not None
+  assert owner.stdout.readline() == b"1\n"
+  servers = servers_of(owner.pid)
+  assert len(servers) == 2
+  folders = [os.readlink(f"/proc/{pid}/cwd") for pid in servers]
+  time.sleep(0.2)
+  owner.kill()
+  owner.wait()
+  owner.stdout.close()
+  wait_until_gone(servers)
+  assert not any(pathlib.Path(folder).exists() for folder in folders)
+
+
+def test_close():
+  tool = tools.PythonTool(num_workers=1)
+  tool.close()
+  tool.close()
+  with pytest.raises(RuntimeError, match="closed"):
+    tool.call("1")
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"timeout_s": 0},
+    {"memory_bytes": 2**20},
+    {"max_output_bytes": 0},
+    {"num_workers": 0},
+  ],
+)
+def test_settings_out_of_range(settings):
+  with pytest.raises(ValueError, match=str(next(iter(settings)))):
+    tools.PythonTool(**settings)
