@@ -28,6 +28,8 @@ LAYERS = {
   "rapo_jax.training": 4,
   "experiments": 5,
 }
+# Run in an interpreter of its own, where standard output is the agent's.
+PROGRAMS = ("rapo_jax/tools/python_server.py",)
 SIDE_EFFECTS = (
   "jax.config",
   "os.environ",
@@ -159,6 +161,7 @@ class LayeringTest(parameterized.TestCase):
     wrong = [
       f"{path.relative_to(ROOT)}:{node.lineno}"
       for path in sources("rapo_jax")
+      if str(path.relative_to(ROOT)) not in PROGRAMS
       for node in ast.walk(ast.parse(path.read_text()))
       if isinstance(node, ast.Call)
       and isinstance(node.func, ast.Name)
@@ -182,7 +185,7 @@ class LayeringTest(parameterized.TestCase):
 class ImportTest(parameterized.TestCase):
   def test_everything_imports_without_torch_and_tensorflow(self):
     run_python("""
-      import importlib, importlib.abc, logging, os, pkgutil, sys
+      import importlib, importlib.abc, logging, pkgutil, sys
 
       class Block(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
@@ -190,13 +193,14 @@ class ImportTest(parameterized.TestCase):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
       sys.meta_path.insert(0, Block())
-      environment = dict(os.environ)
       import rapo_jax
       for module in pkgutil.walk_packages(rapo_jax.__path__, "rapo_jax."):
         importlib.import_module(module.name)
       assert "torch" not in sys.modules
       assert "tensorflow" not in sys.modules
-      assert not logging.getLogger().handlers, "logging was configured"
+      # absl, which chex and orbax import, brings a handler of its own.
+      handlers = [type(h).__module__ for h in logging.getLogger().handlers]
+      assert all(m.startswith("absl.") for m in handlers), handlers
       from jax._src import xla_bridge
       assert not xla_bridge.backends_are_initialized(), "a device was touched"
     """)

@@ -1,0 +1,92 @@
+"""What the documents tell people to run exists, and their Python runs."""
+
+import importlib.util
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/semantics.md")
+BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+
+
+def blocks(document: str, *languages: str) -> list[str]:
+  text = (ROOT / document).read_text()
+  return [code for name, code in BLOCK.findall(text) if name in languages]
+
+
+def commands(document: str) -> Iterator[list[str]]:
+  for block in blocks(document, "bash", "sh", "console"):
+    for line in block.splitlines():
+      if words := shlex.split(line, comments=True):
+        yield words
+
+
+def make_targets() -> set[str]:
+  makefile = (ROOT / "Makefile").read_text()
+  return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+
+
+def config_fields(path: pathlib.Path) -> set[str]:
+  from experiments import flags
+
+  return set(flags.field_paths(flags.load_config(path)))
+
+
+def check_module(words: list[str]) -> None:
+  """Checks `python -m module …`, and for a run its config and overrides."""
+  module = words[words.index("-m") + 1]
+  assert importlib.util.find_spec(module), f"no module {module}: {words}"
+  if "--config" not in words:
+    return
+  config = ROOT / words[words.index("--config") + 1]
+  assert config.is_file(), f"no config {config}: {words}"
+  fields = config_fields(config)
+  for word in words:
+    if word.startswith("--config."):
+      field = word.removeprefix("--config.").partition("=")[0]
+      assert field in fields, f"no field {field}: {words}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks_run(document):
+  for block in blocks(document, "python"):
+    exec(compile(block, document, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_shell_blocks_name_what_exists(document):
+  for words in commands(document):
+    if words[0] == "make":
+      targets = [w for w in words[1:] if "=" not in w]
+      assert set(targets) <= make_targets(), words
+    elif "-m" in words:
+      check_module(words)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_make_targets_in_the_text_exist(document):
+  named = re.findall(r"`make ([a-z-]+)", (ROOT / document).read_text())
+  assert set(named) <= make_targets()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files(document):
+  folder = (ROOT / document).parent
+  for target in LINK.findall((ROOT / document).read_text()):
+    assert (folder / target).exists(), target
+
+
+def test_the_readme_has_an_example_that_runs():
+  assert blocks("README.md", "python")
+
+
+def test_every_target_is_described_in_help():
+  makefile = (ROOT / "Makefile").read_text()
+  phony = makefile.partition(".PHONY:")[2].partition("\n\n")[0]
+  for target in phony.replace("\\\n", " ").split():
+    assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), target
