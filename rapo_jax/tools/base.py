@@ -41,6 +41,10 @@ class Tool(Protocol):
   def name(self) -> str:
     """The tool's tag."""
 
+  @property
+  def batched(self) -> bool:
+    """Whether `call_batch` is cheaper than calls side by side in threads."""
+
   def call(self, argument: str) -> ToolResult:
     """Runs one call."""
 

@@ -15,6 +15,7 @@ class OpenTool:
   """
 
   name = "open"
+  batched = True
 
   def __init__(self, pages: Mapping[str, str]):
     """Creates the tool over `pages`, from id to text."""

@@ -140,6 +140,7 @@ class PythonTool:
   """
 
   name = "python"
+  batched = False
 
   def __init__(
     self,

@@ -1,8 +1,9 @@
 """Fork server of the python tool; run as a program, never imported by us.
 
 It runs in an interpreter of its own that has loaded nothing but the standard
-library, so that a fork takes a fraction of a millisecond and copies no
-accelerator state. It serves one request at a time:
+library, so that a fork is cheap and copies no accelerator state. One child is
+always forked ahead and confined already; it waits for its program, runs it and
+ends. One request is served at a time:
 
   request (stdin):   uint32 length, UTF-8 source
   reply (stdout):    uint8 outcome, uint32 length, bytes of output
@@ -29,7 +30,7 @@ import struct
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 # Loaded once, so that a program's import of them costs nothing and works where
 # `nobody` may not read the installation. Calculations import little else.
@@ -37,12 +38,10 @@ from typing import Any
 PRELOADED = (
   "_strptime", "abc", "array", "base64", "bisect", "calendar", "cmath",
   "collections.abc", "contextlib", "copy", "csv", "dataclasses", "datetime",
-  "decimal", "difflib", "encodings.ascii", "encodings.latin_1", "enum",
-  "fractions", "functools", "hashlib", "heapq", "html", "inspect",
-  "itertools", "json", "math", "numbers", "operator", "pprint", "queue",
-  "random", "re", "statistics", "string", "textwrap", "threading", "time",
-  "timeit", "types", "typing", "unicodedata", "urllib.parse", "uuid",
-  "warnings", "zlib",
+  "decimal", "encodings.ascii", "encodings.latin_1", "enum", "fractions",
+  "functools", "heapq", "inspect", "itertools", "json", "math", "numbers",
+  "operator", "pprint", "random", "re", "statistics", "string", "textwrap",
+  "threading", "time", "types", "typing", "unicodedata", "warnings", "zlib",
 )
 # fmt: on
 
@@ -75,6 +74,12 @@ def _read_exactly(fd: int, size: int) -> bytes | None:
     parts.append(part)
     size -= len(part)
   return b"".join(parts)
+
+
+def _read_message(fd: int) -> bytes | None:
+  """A length and that many bytes; None at the end of the stream."""
+  header = _read_exactly(fd, 4)
+  return header and _read_exactly(fd, struct.unpack("<I", header)[0])
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -136,15 +141,40 @@ def _execute(source: str) -> None:
     stdout.flush()
 
 
-def _child(source: bytes, stdout: int, stderr: int, limits: Any) -> None:
+class _Child(NamedTuple):
+  """A forked process that runs one program; this side's ends of its pipes."""
+
+  pid: int
+  source: int
+  stdout: int
+  stderr: int
+
+
+def _fork(limits: tuple[float, int]) -> _Child:
+  """Forks a child that confines itself and waits for its program."""
+  source_read, source_write = os.pipe()
+  out_read, out_write = os.pipe()
+  err_read, err_write = os.pipe()
+  pid = os.fork()
+  if pid == 0:
+    _live(source_read, out_write, err_write, limits)
+  for fd in (source_read, out_write, err_write):
+    os.close(fd)
+  os.set_blocking(out_read, False)
+  os.set_blocking(err_read, False)
+  return _Child(pid, source_write, out_read, err_read)
+
+
+def _live(
+  source: int, stdout: int, stderr: int, limits: tuple[float, int]
+) -> None:
   """Body of the forked child. Does not return."""
   exit_code = 1
   try:
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
+    os.dup2(source, 0)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     os.closerange(3, 64)
@@ -152,7 +182,12 @@ def _child(source: bytes, stdout: int, stderr: int, limits: Any) -> None:
     _confine(*limits)
     # A call's result depends on its program alone.
     random.seed(0)
-    _execute(source.decode("utf-8"))
+    program = _read_message(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    if program is not None:
+      _execute(program.decode("utf-8"))
     exit_code = 0
   except SystemExit as error:
     if error.code is None or error.code == 0:
@@ -200,25 +235,17 @@ def _describe(status: int, stderr: bytes) -> str:
 
 
 def _serve(
-  source: bytes,
+  child: _Child,
+  program: bytes,
   timeout_s: float,
-  memory_bytes: int,
   max_output_bytes: int,
   wakeup: int,
 ) -> tuple[int, bytes]:
-  """Runs one program in a child of its own, up to its deadline."""
-  out_read, out_write = os.pipe()
-  err_read, err_write = os.pipe()
-  pid = os.fork()
-  if pid == 0:
-    _child(source, out_write, err_write, (timeout_s, memory_bytes))
-  os.close(out_write)
-  os.close(err_write)
-  os.set_blocking(out_read, False)
-  os.set_blocking(err_read, False)
+  """Has a child run one program, up to its deadline, and ends it."""
   deadline = time.monotonic() + timeout_s
+  _write_all(child.source, struct.pack("<I", len(program)) + program)
   poll = select.poll()
-  for fd in (0, out_read, err_read, wakeup):
+  for fd in (0, child.stdout, child.stderr, wakeup):
     poll.register(fd, select.POLLIN)
   stdout, stderr = bytearray(), bytearray()
   status: int | None = None
@@ -231,20 +258,18 @@ def _serve(
         # One request at a time: this is the parent's end, not a request.
         sys.exit()
       part = os.read(fd, 1 << 16)
-      if fd == out_read:
+      if fd == child.stdout:
         stdout += part
-      elif fd == err_read:
+      elif fd == child.stderr:
         stderr = (stderr + part)[-STDERR_TAIL_BYTES:]
       if not part:
         poll.unregister(fd)
-    done, code = os.waitpid(pid, os.WNOHANG)
+    done, code = os.waitpid(child.pid, os.WNOHANG)
     status = code if done else None
   _kill_children()
   if status is not None:
-    _drain(out_read, stdout)
-    _drain(err_read, stderr)
-  os.close(out_read)
-  os.close(err_read)
+    _drain(child.stdout, stdout)
+    _drain(child.stderr, stderr)
   return _reply(status, bytes(stdout), bytes(stderr), max_output_bytes)
 
 
@@ -291,14 +316,17 @@ def main() -> None:
   gc.collect()
   gc.freeze()
   try:
-    while (header := _read_exactly(0, 4)) is not None:
-      source = _read_exactly(0, struct.unpack("<I", header)[0])
-      if source is None:
+    while True:
+      child = _fork((timeout_s, memory_bytes))
+      program = _read_message(0)
+      if program is None:
         break
       outcome, output = _serve(
-        source, timeout_s, memory_bytes, max_output_bytes, wakeup
+        child, program, timeout_s, max_output_bytes, wakeup
       )
       _write_all(1, struct.pack("<BI", outcome, len(output)) + output)
+      for fd in (child.source, child.stdout, child.stderr):
+        os.close(fd)
       _clean(folder)
   finally:
     _kill_children()

@@ -37,6 +37,7 @@ class SearchTool:
   """
 
   name = "search"
+  batched = True
 
   def __init__(
     self,
