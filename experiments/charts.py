@@ -154,7 +154,11 @@ def difference_chart(
     return left + (value - low) / (high - low) * span
 
   parts = _vertical_grid(
-    [(place(tick), f"{tick:+g}") for tick in _ticks(low, high, 4)], height
+    [
+      (place(tick), f"{tick:+g}".replace("-", "−") if tick else "0")
+      for tick in _ticks(low, high, 4)
+    ],
+    height,
   )
   parts.append(_line("zero", place(0), 2, place(0), height - 26))
   for i, (task, row) in enumerate(rows):
@@ -191,6 +195,8 @@ def key_mark(method: str) -> Markup:
 
 def number(value: float) -> str:
   """Short text of a number: 12.5k, 3.1M, 0.25."""
+  if value < 0:
+    return f"−{number(-value)}"
   for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
     if abs(value) >= size:
       return f"{value / size:.3g}{letter}"
@@ -222,8 +228,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
 
 
 def _row_text(left: float, y: float, text: str) -> Markup:
-  short = {"hybrid rollouts alone": "hybrid alone"}.get(text, text)
-  return _text(left - 10, y + 4, short, "end")
+  return _text(left - 10, y + 4, text, "end")
 
 
 def _interval(kind: str, low: float, high: float, y: float) -> Markup:

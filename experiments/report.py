@@ -31,6 +31,7 @@ _DIAGNOSTICS = (
   ("reward/mean", "Training reward", "mean", None),
   ("retrieval/reward", "Retrieval reward", "mean Z", None),
   ("rollout/retrieved_fraction", "Retrieved tokens", "share", None),
+  ("rollout/tool_calls", "Tool calls", "an update", None),
 )
 
 
@@ -78,10 +79,12 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     tiles=list(_tiles(results)),
     methods=[(m, label(m), charts.key_mark(m)) for m in results["methods"]],
     trained=[(m, label(m), charts.key_mark(m)) for m in trained],
+    has_hybrid="hybrid" in results["methods"],
     accuracy=_accuracy_table(results),
     seeds=_seed_charts(results),
     differences=_difference_charts(results),
     learning=list(_learning(results, runs)),
+    mean_curve=_mean_curve(results),
     progress=_progress_table(results),
     diagnostics=list(_diagnostics(results, runs)),
     cost=_cost_tables(results),
@@ -244,20 +247,40 @@ def _learning(
 ) -> Iterator[tuple[str, list[Markup]]]:
   """Held-out accuracy against updates, seconds and generated tokens."""
   for task in results["tasks"]:
-    row = []
-    for x_name, x_label in _X_AXES:
-      lines = list(_lines(results, runs, task, x_name, "eval/accuracy"))
-      row.append(
-        charts.line_chart(
-          lines,
-          x_label=x_label,
-          y_label="held-out accuracy",
-          y_range=(0.0, 1.0),
-          y_format=lambda value: f"{100 * value:.0f} %",
-        )
+    row = [
+      _accuracy_chart(
+        list(_lines(results, runs, task, x_name, "eval/accuracy")), x_label
       )
+      for x_name, x_label in _X_AXES
+    ]
     if any(row):
       yield task, [chart for chart in row if chart]
+
+
+def _mean_curve(results: Mapping[str, Any]) -> Markup:
+  """Held-out accuracy against updates, mean over tasks."""
+  methods = results["learning"].get(MEAN, {}).get("methods", {})
+  lines = []
+  for method, content in methods.items():
+    curve = content["curve"]
+    updates = curve["updates"]
+    seeds = {
+      seed: list(zip(updates, values, strict=True))
+      for seed, values in curve["seeds"].items()
+    }
+    mean = list(zip(updates, curve["mean"], strict=True))
+    lines.append(charts.Lines(method, seeds, mean))
+  return _accuracy_chart(lines, "updates")
+
+
+def _accuracy_chart(lines: Sequence[charts.Lines], x_label: str) -> Markup:
+  return charts.line_chart(
+    lines,
+    x_label=x_label,
+    y_label="held-out accuracy",
+    y_range=(0.0, 1.0),
+    y_format=lambda value: f"{100 * value:.0f} %",
+  )
 
 
 def _diagnostics(

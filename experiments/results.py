@@ -26,7 +26,7 @@ LABELS = {
   "base": "base agent",
   "off_policy": "off-policy agent",
   "grpo": "GRPO",
-  "hybrid": "hybrid rollouts alone",
+  "hybrid": "hybrid alone",
   "rapo": "RAPO",
 }
 COMPARISONS = (("rapo", "grpo"), ("rapo", "hybrid"))
@@ -485,7 +485,15 @@ def _training(runs: Sequence[Run]) -> dict[str, Any]:
       if any(len(gap) for gap in gaps):
         content[_GAP] = float(max(gap.max() for gap in gaps if len(gap)))
       found.setdefault(task, {})[method] = content
-  return found
+  overall = {}
+  for method in _methods({}, runs):
+    contents = [by_method.get(method, {}) for by_method in found.values()]
+    overall[method] = {
+      name: {"mean": _mean([content[name]["mean"] for content in contents])}
+      for name in TRAINING
+      if all(name in content for content in contents)
+    }
+  return found | ({MEAN: overall} if overall else {})
 
 
 def _cost(runs: Sequence[Run]) -> dict[str, Any]:

@@ -88,7 +88,7 @@
         `${LIMIT} of ${found.length} shown: narrow the filters.`));
     }
     if (items.length) {
-      open(...items[0]);
+      open(...(items.find(([, row]) => uses(row.rollout)) || items[0]));
     } else {
       const text = rows.length ? "No trajectory fits these filters."
         : "No training run has written trajectories yet.";
@@ -172,5 +172,10 @@
     return make("div", "step k-" + step.kind, head, tagged(step.text));
   }
 
+  // RAPO first: its rollouts are the ones that hold retrieved steps.
+  const [, method] = filters;
+  if (method.values.includes("rapo")) {
+    method.select.value = String(method.values.indexOf("rapo"));
+  }
   show();
 })();
