@@ -34,6 +34,8 @@ from typing import Any, NamedTuple
 
 # Loaded once, so that a program's import of them costs nothing and works where
 # `nobody` may not read the installation. Calculations import little else.
+# Not threading, whose hook adds some 140 page faults to each fork: a program
+# may start no thread anyway.
 # fmt: off
 PRELOADED = (
   "_strptime", "abc", "array", "base64", "bisect", "calendar", "cmath",
@@ -41,7 +43,7 @@ PRELOADED = (
   "decimal", "encodings.ascii", "encodings.latin_1", "enum", "fractions",
   "functools", "heapq", "inspect", "itertools", "json", "math", "numbers",
   "operator", "pprint", "random", "re", "statistics", "string", "textwrap",
-  "threading", "time", "types", "typing", "unicodedata", "warnings", "zlib",
+  "time", "types", "typing", "unicodedata", "warnings", "zlib",
 )
 # fmt: on
 
