@@ -129,9 +129,10 @@ class PythonTool:
   folder that cannot be written to, no more processes or threads, and limits
   on time, memory and output. Under root they run as `nobody`, and where nobody
   may not read the Python installation, `import` finds what the server has
-  loaded already and no more. They can still read world-readable files and open sockets: this keeps accidents in, it is
-  no wall against an attacker. Set order and `random` are seeded: a program's
-  output depends on nothing but its text, as far as Python allows.
+  loaded already and no more. They can still read world-readable files and open
+  sockets: this keeps accidents in, it is no wall against an attacker. Set
+  order and `random` are seeded: a program's output depends on nothing but its
+  text, as far as Python allows.
 
   Linux only. Close it, or use it in a `with` statement; its processes end
   with the calling process in any case.
