@@ -138,7 +138,8 @@ def _metrics(directory, rng, method, curve):
 
 def _trajectories(directory, rng, task, method, curve, group_size):
   rows = []
-  for update in range(1, len(curve)):
+  last = len(curve) - 1
+  for update in sorted({1, last // 2, last} - {0}):
     for query in range(2):
       rows += [
         _trajectory(rng, task, method, update, query, i, curve[update])

@@ -43,6 +43,11 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def runs(workdir):
+  return results_lib.load_runs(workdir)
+
+
+@pytest.fixture(scope="module")
 def page(workdir):
   path = report.write_report(workdir)
   assert path == workdir / "report.html"
@@ -127,16 +132,16 @@ def test_one_task_without_a_mean(tmp_path):
 # Samples.
 
 
-def test_samples_are_whole_groups_of_first_middle_and_last_updates(workdir):
-  groups = samples.sample_groups(results_lib.load_runs(workdir))
-  assert {g["update"] for g in groups} == {1, 11, 20}
+def test_samples_are_whole_groups_of_first_middle_and_last_updates(runs):
+  groups = samples.sample_groups(runs)
+  assert {g["update"] for g in groups} == {1, 10, 20}
   assert {len(g["rollouts"]) for g in groups} == {8}
   assert len({(g["task"], g["method"], g["seed"]) for g in groups}) == 27
 
 
 @pytest.mark.parametrize("budget", [20_000, 200_000])
-def test_samples_keep_to_the_budget_and_cover_the_methods(workdir, budget):
-  groups = samples.sample_groups(results_lib.load_runs(workdir), budget)
+def test_samples_keep_to_the_budget_and_cover_the_methods(runs, budget):
+  groups = samples.sample_groups(runs, budget)
   assert groups
   assert sum(len(json.dumps(g)) for g in groups) <= budget
   if budget >= 200_000:
@@ -145,14 +150,14 @@ def test_samples_keep_to_the_budget_and_cover_the_methods(workdir, budget):
     }
 
 
-def test_one_group_over_the_budget_is_cut_to_what_fits(workdir):
-  groups = samples.sample_groups(results_lib.load_runs(workdir), 6_000)
+def test_one_group_over_the_budget_is_cut_to_what_fits(runs):
+  groups = samples.sample_groups(runs, 6_000)
   assert len(groups) == 1
   assert 0 < len(groups[0]["rollouts"]) < 8
 
 
-def test_a_retrieved_step_carries_its_event_and_its_effect(workdir):
-  groups = samples.sample_groups(results_lib.load_runs(workdir))
+def test_a_retrieved_step_carries_its_event_and_its_effect(runs):
+  groups = samples.sample_groups(runs)
   steps = [s for g in groups for r in g["rollouts"] for s in r["steps"]]
   retrieved = [s for s in steps if s["kind"] == "retrieved"]
   assert retrieved
