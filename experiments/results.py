@@ -49,6 +49,7 @@ TRAINING = (
   "reward/accuracy",
   "retrieval/reward",
   "rollout/retrievals",
+  "rollout/retrievals_with_answer",
   "rollout/retrieved_fraction",
   "rollout/entropy",
 )

@@ -154,6 +154,7 @@ def _segments(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     }
     if kind == "policy":
       content["entropy"] = _round(segment.get("entropy"))
+      content["log_prob"] = _round(segment.get("log_prob"))
       content["gap"] = _round(segment.get("log_prob_gap_max"))
     wanted = {"observation": "tool", "retrieved": "retrieval"}.get(kind)
     for event in pending:
@@ -178,7 +179,7 @@ def _precedes(event: Mapping[str, Any], segment: Mapping[str, Any]) -> bool:
 
 def _event(event: Mapping[str, Any]) -> dict[str, Any]:
   names = (
-    ("name", "status", "seconds")
+    ("tool", "status", "seconds")
     if event["type"] == "tool"
     else ("similarity", "reward", "trace_id", "source", "answers")
   )

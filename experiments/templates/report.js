@@ -153,9 +153,10 @@
         fill.style.width = `${100 * step.entropy / highest}%`;
         add(make("span", "bar", fill), `entropy ${number(step.entropy)} nats`);
       }
+      if (has(step.log_prob)) add(`log-prob ${number(step.log_prob)}`);
       if (has(step.gap)) add(`log-prob gap ≤ ${step.gap.toExponential(1)}`);
     } else if (step.kind === "observation" && has(step.status)) {
-      add(step.name || "no tool");
+      add(step.tool || "no tool");
       const fine = step.status === "ok";
       add(make("span", fine ? "" : "warn", step.status));
       if (has(step.seconds)) add(`${(1000 * step.seconds).toFixed(0)} ms`);

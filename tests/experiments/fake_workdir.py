@@ -156,6 +156,7 @@ def _segment(kind, step_id, text, entropy=None):
     "text": text,
     "num_tokens": len(text.split()),
     "entropy": entropy,
+    "log_prob": -0.42 if policy else None,
     "log_prob_gap_max": 1.5e-6 if policy else None,
   }
 
@@ -201,7 +202,7 @@ def _trajectory(rng, task, method, update, query, index, skill):
       {
         "type": "tool",
         "step_id": step,
-        "name": "search",
+        "tool": "search",
         "argument": call,
         "result": result,
         "status": "ok",

@@ -165,7 +165,7 @@ def test_a_retrieved_step_carries_its_event_and_its_effect(runs):
   assert all("z" in s for s in retrieved)
   assert any(s.get("outcome") == "no_room" for s in steps)
   tools = [s for s in steps if s["kind"] == "observation"]
-  assert {s["status"] for s in tools} == {"ok"}
+  assert {(s["tool"], s["status"]) for s in tools} == {("search", "ok")}
 
 
 def test_retrieval_effect_by_hand():
