@@ -1,5 +1,39 @@
 """Step-Trace Buffer, its vector index and the sentence encoder."""
 
 from rapo_jax.retrieval.encoder import SentenceEncoder
+from rapo_jax.retrieval.index import ExactIndex, Index, Neighbors
+from rapo_jax.retrieval.scann_index import (
+  ScannIndex,
+  default_index_class,
+  load_index,
+)
+from rapo_jax.retrieval.step_trace_buffer import (
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+  StepTrace,
+  StepTraceBuffer,
+  key_text,
+  select_top_k,
+  step_traces,
+)
 
-__all__ = ["SentenceEncoder"]
+__all__ = [
+  "ExactIndex",
+  "Failed",
+  "Hit",
+  "Index",
+  "Miss",
+  "Neighbors",
+  "RetrievalConfig",
+  "ScannIndex",
+  "SentenceEncoder",
+  "StepTrace",
+  "StepTraceBuffer",
+  "default_index_class",
+  "key_text",
+  "load_index",
+  "select_top_k",
+  "step_traces",
+]

@@ -25,7 +25,7 @@ import json
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +232,19 @@ def _default_path() -> pathlib.Path:
   return pathlib.Path(spec.submodule_search_locations[0]) / "model"
 
 
+class Wordpiece(NamedTuple):
+  """Where a wordpiece begins.
+
+  Attributes:
+    start: its first character in the text.
+    word: number of the word that it is a part of, from 0; a punctuation mark
+      or an ideograph is a word of its own. None for [CLS] and [SEP] alone.
+  """
+
+  start: int
+  word: int | None
+
+
 class _VectorCache:
   """Least-recently-used map of text to vector, safe to share by threads."""
 
@@ -340,17 +353,15 @@ class SentenceEncoder:
       cache_size=cache_size,
     )
 
-  def tokenize(self, text: str) -> list[tuple[int, int]]:
-    """Splits a text into wordpieces, without [CLS] and [SEP], not truncated.
-
-    Args:
-      text: any text.
-
-    Returns:
-      Start and end of each wordpiece in `text`, in characters.
-    """
+  def tokenize(self, text: str) -> list[Wordpiece]:
+    """Splits a text into wordpieces, without [CLS] and [SEP], not truncated."""
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
-    return list(encoding.offsets)
+    return [
+      Wordpiece(start, word)
+      for (start, _), word in zip(
+        encoding.offsets, encoding.word_ids, strict=True
+      )
+    ]
 
   def num_tokens(self, text: str) -> int:
     """Counts a text's wordpieces, [CLS] and [SEP] included, not truncated."""

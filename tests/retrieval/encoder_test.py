@@ -112,9 +112,12 @@ def test_threads_share_one_encoder(encoder):
 
 
 def test_wordpieces_point_into_the_text(encoder):
-  text = "Unbelievably  large\tcities"
-  pieces = [text[start:end] for start, end in encoder.tokenize(text)]
-  assert "".join(pieces) == "Unbelievablylargecities"
+  text = "Large\tunbelievability, 水水"
+  pieces = encoder.tokenize(text)
+  assert [text[p.start] for p in pieces if p.word in (0, 2)] == ["L", ","]
+  assert {p.word for p in pieces} == set(range(5))
+  assert len(pieces) > 5
+  assert encoder.num_tokens(text) == len(pieces) + 2
   assert encoder.num_tokens("") == 2
 
 
