@@ -70,6 +70,15 @@ class _Stage:
   def share(self) -> float:
     return min(self.done / self.total, 1.0) if self.total else 0.0
 
+  @property
+  def reached(self) -> str:
+    """`3/20`, or `41 %` where units are finished in part."""
+    if not self.total:
+      return ""
+    if float(self.done).is_integer():
+      return f"{self.done:g}/{self.total:g}"
+    return f"{100 * self.share:.0f} %"
+
 
 class Progress:
   """Live display of the stages of a run.
@@ -165,7 +174,7 @@ class Progress:
       self._line_s = now
       self._line(
         stage,
-        f"{done:g}/{total:g} {message} | {_duration(now - stage.start_s)}"
+        f"{stage.reached} {message} | {_duration(now - stage.start_s)}"
         f" gone, {_duration(self._stage_left(stage))} left;"
         f" whole run {_duration(self.time_left())} left",
       )
@@ -261,7 +270,7 @@ class Progress:
         pulse=running and not stage.total,
         animation_time=self._clock(),
       ),
-      f"{stage.done:g}/{stage.total:g}" if stage.total else "",
+      stage.reached,
       _duration(seconds) if seconds else "",
       f"{_duration(left)} left" if left else "",
       rich_text.Text(stage.message, style="dim"),

@@ -121,6 +121,15 @@ def test_a_terminal_shows_all_stages():
     assert part in text
 
 
+def test_units_done_in_part_are_shown_in_percent():
+  clock = Clock()
+  progress, output = _progress([("agents", 60)], clock)
+  with progress, progress.stage("agents"):
+    clock.now += 20
+    progress.update(1.2345, 3, "loss 2")
+  assert "[1/1] agents: 41 % loss 2 |" in output.getvalue()
+
+
 def test_a_failed_stage_says_so():
   progress, output = _progress([("train", 60)], Clock())
   with (
