@@ -3,6 +3,7 @@
 from rapo_jax.models.attention import KV_BLOCK
 from rapo_jax.models.config import DecoderConfig
 from rapo_jax.models.decoder import Decoder, KVCache
+from rapo_jax.models.huggingface import from_pretrained, save_pretrained
 from rapo_jax.models.log_probs import token_log_probs
 
 __all__ = [
@@ -10,5 +11,7 @@ __all__ = [
   "Decoder",
   "DecoderConfig",
   "KVCache",
+  "from_pretrained",
+  "save_pretrained",
   "token_log_probs",
 ]

@@ -80,14 +80,14 @@ def attend_cache(
   values: Float[Array, "layers B S kv D"],
   layer: Int[Array, ""],
   positions: Int[Array, "B C"],
-  attend_length: int,
+  num_blocks: Int[Array, ""],
 ) -> Float[Array, "B C H D"]:
   """Attention of a few new tokens over one layer of the cache.
 
   An online softmax over blocks of `KV_BLOCK` cache positions, in order. A
   block that is masked throughout multiplies the running sums by exactly 1 and
-  adds exactly 0, and every block runs the same compiled body, so a longer
-  `attend_length` changes no bit of the result.
+  adds exactly 0, and every block runs the same compiled body, so more blocks
+  than a row needs change no bit of its result.
 
   Args:
     queries: rotated queries.
@@ -95,7 +95,7 @@ def attend_cache(
     values: the same for values.
     layer: which layer of the cache to read.
     positions: absolute position of each query; it reads positions up to this.
-    attend_length: cache positions to read, a multiple of `KV_BLOCK`.
+    num_blocks: how many blocks to read, at least 1.
 
   Returns:
     The heads' outputs in the dtype of `queries`.
@@ -148,9 +148,7 @@ def attend_cache(
     jnp.zeros(shape, jnp.float32),
     jnp.zeros((*shape, head_dim), jnp.float32),
   )
-  _, total, weighted = jax.lax.fori_loop(
-    0, attend_length // KV_BLOCK, block, carry
-  )
+  _, total, weighted = jax.lax.fori_loop(0, num_blocks, block, carry)
   out = (weighted / total[..., None]).astype(queries.dtype)
   out = out.reshape(batch, num_kv_heads, chunk, -1, head_dim).swapaxes(1, 2)
   return out.reshape(batch, chunk, num_heads, head_dim)

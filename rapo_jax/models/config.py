@@ -7,6 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM"}
+_REQUIRED = (
+  "vocab_size",
+  "hidden_size",
+  "intermediate_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -93,6 +100,11 @@ class DecoderConfig:
       raise ValueError(
         f"model_type must be one of {', '.join(_ARCHITECTURES)}, got "
         f"{model_type!r}; other families are not implemented."
+      )
+    missing = [name for name in _REQUIRED if name not in hf]
+    if missing:
+      raise ValueError(
+        f"A {model_type} configuration must have {', '.join(missing)}."
       )
     _check_supported(hf)
     rope = _rope_parameters(hf)

@@ -138,7 +138,7 @@ class DecoderLayer(nnx.Module):
     angles,
     positions: Int[Array, "B C"],
     slots: Int[Array, "B C"],
-    attend_length: int,
+    num_blocks: Int[Array, ""],
   ):
     """Runs new tokens: writes their keys and values, then reads the cache."""
     q, k, v = self.attention.project(self.attention_norm(x), angles)
@@ -148,7 +148,7 @@ class DecoderLayer(nnx.Module):
       cache.keys.at[layer, rows, slots].set(k, mode="drop"),
       cache.values.at[layer, rows, slots].set(v, mode="drop"),
     )
-    heads = attention.attend_cache(q, *cache, layer, positions, attend_length)
+    heads = attention.attend_cache(q, *cache, layer, positions, num_blocks)
     x = x + self.attention.merge(heads)
     return x + self.feed_forward(self.feed_forward_norm(x)), cache
 
@@ -306,8 +306,9 @@ class Decoder(nnx.Module):
       starts: position of each row's first new token.
       counts: how many of a row's tokens are real, 0 to C. The others write
         nothing, and what is returned for them is finite and meaningless.
-      attend_length: cache positions to read, a multiple of `KV_BLOCK` that
-        exceeds every real token's position.
+      attend_length: most cache positions to read, a multiple of `KV_BLOCK`
+        that exceeds every real token's position. Blocks that no real token
+        reaches are skipped in any case.
 
     Returns:
       Hidden states after the final norm, and the cache.
@@ -326,12 +327,17 @@ class Decoder(nnx.Module):
     positions = starts[:, None] + offsets
     slots = jnp.where(offsets < counts[:, None], positions, cache.max_length)
     angles = self._angles(positions)
+    # Blocks that no real token reaches change no bit, so they are not read.
+    reach = jnp.max(jnp.where(offsets < counts[:, None], positions, 0))
+    num_blocks = jnp.minimum(
+      reach // attention.KV_BLOCK + 1, attend_length // attention.KV_BLOCK
+    )
 
     def body(carry, layer_and_index):
       x, cache = carry
       layer, index = layer_and_index
       return layer.extend(
-        x, cache, index, angles, positions, slots, attend_length
+        x, cache, index, angles, positions, slots, num_blocks
       ), None
 
     (x, cache), _ = jax.lax.scan(
