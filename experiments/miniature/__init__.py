@@ -1,0 +1,1 @@
+"""A world small enough to train agents in from scratch on two CPU cores."""
