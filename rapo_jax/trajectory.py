@@ -173,6 +173,18 @@ class Trajectory:
       for s in self.segments()
     ]
 
+  def step_texts(self, tokenizer: Any) -> list[str]:
+    """Text of each step: thought, action and observation; prompt left out.
+
+    A retrieved step keeps its `<retrieve>` tags.
+    """
+    texts = [""] * self.num_steps
+    for segment in self.segments():
+      if segment.step_id >= 0:
+        span = self.tokens[segment.start : segment.end]
+        texts[segment.step_id] += decode(tokenizer, span)
+    return texts
+
 
 def decode(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> str:
   """Text of token ids, special tokens included and nothing tidied up."""

@@ -1,0 +1,17 @@
+"""Hybrid-policy agentic rollout (paper §Phase one, Algorithm 1)."""
+
+from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.rollout.engine import (
+  RolloutEngine,
+  RolloutRequest,
+  RolloutStats,
+  group_requests,
+)
+
+__all__ = [
+  "RolloutConfig",
+  "RolloutEngine",
+  "RolloutRequest",
+  "RolloutStats",
+  "group_requests",
+]

@@ -1,0 +1,85 @@
+"""Settings of the rollout."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """How trajectories are generated. All budgets count tokens.
+
+  Attributes:
+    num_generations: rollouts of a query, G.
+    num_hybrid: how many of them may retrieve, N_hybrid.
+    retrieval_prob: probability that a hybrid rollout retrieves at a step
+      boundary, its first step excepted.
+    temperature: of sampling; > 0.
+    num_slots: sequences that decode side by side.
+    prefill_rows: distinct prompts prefilled at a time.
+    max_prompt_tokens: longer prompts are refused before the rollout.
+    max_response_tokens: policy, observation and retrieved tokens together.
+    max_step_tokens: policy tokens of one step.
+    max_tool_tokens: observation tokens of one call, tags included; what is
+      longer is cut.
+    max_tool_calls: tool calls of one trajectory; the next one ends it.
+    decode_chunk: tokens sampled between two looks by the host.
+    insert_chunk: positions of one sequence that run through the model at a
+      time when a prompt, an observation or a retrieved step is cached.
+    tool_threads: tool calls under way at once.
+    tool_timeout_s: deadline of one tool call, in seconds.
+    gather_s: how long the host, with nothing to decode, waits for further
+      tools once one has answered, to insert their results together.
+    trajectory_timeout_s: a trajectory that waits for a tool longer than this
+      after its admission ends as `timeout`.
+  """
+
+  num_generations: int = 16
+  num_hybrid: int = 8
+  retrieval_prob: float = 0.5
+  temperature: float = 1.0
+  num_slots: int = 128
+  prefill_rows: int = 8
+  max_prompt_tokens: int = 1536
+  max_response_tokens: int = 4096
+  max_step_tokens: int = 1024
+  max_tool_tokens: int = 1024
+  max_tool_calls: int = 5
+  decode_chunk: int = 32
+  insert_chunk: int = 32
+  tool_threads: int = 8
+  tool_timeout_s: float = 30.0
+  gather_s: float = 0.05
+  trajectory_timeout_s: float = 600.0
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.num_hybrid <= self.num_generations:
+      raise ValueError(
+        "num_hybrid must lie between 0 and num_generations "
+        f"({self.num_generations}), got {self.num_hybrid}: lower num_hybrid or "
+        "raise num_generations."
+      )
+    if not 0.0 <= self.retrieval_prob <= 1.0:
+      raise ValueError(
+        f"retrieval_prob must lie in [0, 1], got {self.retrieval_prob}."
+      )
+    if self.temperature <= 0:
+      raise ValueError(
+        f"temperature must be > 0, got {self.temperature}: ask for greedy "
+        "decoding where the rollout is started instead."
+      )
+    for name in (
+      "num_generations",
+      "num_slots",
+      "prefill_rows",
+      "max_prompt_tokens",
+      "max_response_tokens",
+      "max_step_tokens",
+      "decode_chunk",
+      "insert_chunk",
+      "tool_threads",
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}."
+        )

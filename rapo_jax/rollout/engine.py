@@ -1,0 +1,698 @@
+"""The hybrid-policy rollout (Algorithm 1, Eq. 4): device programs, host loop.
+
+Between two device programs the host looks once at all slots. Those that
+stopped have called a tool or ended. Tools run in threads; slots that wait for
+one do not hold up the others. When results are back, every hybrid trajectory
+among them draws whether it retrieves, all waiting histories go to the
+Step-Trace Buffer as one batch, and observations and retrieved steps are
+appended together. A slow tool changes when this happens, never which tokens
+come out: random streams belong to sequences, not to slots or to time.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from rapo_jax import retrieval as retrieval_lib
+from rapo_jax import tools as tools_lib
+from rapo_jax.data import Query
+from rapo_jax.models import KV_BLOCK, Decoder
+from rapo_jax.rollout import automaton as automaton_lib
+from rapo_jax.rollout import sampler
+from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.trajectory import (
+  FinishReason,
+  RetrievalEvent,
+  TokenKind,
+  ToolEvent,
+  Trajectory,
+  decode,
+)
+
+ANSWER_END = "</answer>"
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutRequest:
+  """One trajectory that is wanted.
+
+  Attributes:
+    query: the question.
+    prompt_tokens: its prompt.
+    group_id: index of the question in its batch.
+    index: index of the trajectory in its group.
+    hybrid: whether it may retrieve.
+  """
+
+  query: Query
+  prompt_tokens: Int[np.ndarray, " P"]
+  group_id: int
+  index: int
+  hybrid: bool = False
+
+
+@dataclasses.dataclass
+class RolloutStats:
+  """Where the time and the tokens of a rollout went.
+
+  Attributes:
+    seconds: wall time of the whole rollout.
+    decode_seconds: in which the device sampled.
+    cache_seconds: in which it prefilled and inserted.
+    retrieval_seconds: in which the host embedded histories and searched.
+    tool_seconds: in which nothing decoded and the host waited for tools.
+    decoded_tokens: policy tokens.
+  """
+
+  seconds: float = 0.0
+  decode_seconds: float = 0.0
+  cache_seconds: float = 0.0
+  retrieval_seconds: float = 0.0
+  tool_seconds: float = 0.0
+  decoded_tokens: int = 0
+
+
+def group_requests(
+  queries: Sequence[Query],
+  prompts: Sequence[Int[np.ndarray, " _"]],
+  *,
+  num_generations: int,
+  num_hybrid: int,
+) -> list[RolloutRequest]:
+  """`num_generations` requests a query, exactly the last `num_hybrid` hybrid."""
+  return [
+    RolloutRequest(
+      query, prompt, group, index, index >= num_generations - num_hybrid
+    )
+    for group, (query, prompt) in enumerate(zip(queries, prompts, strict=True))
+    for index in range(num_generations)
+  ]
+
+
+@dataclasses.dataclass
+class _Sequence:
+  """A trajectory in the making. The device holds its tokens."""
+
+  request: RolloutRequest
+  number: int
+  deadline: float
+  slot: int = -1
+  length: int = 0
+  step_id: int = 0
+  tool_calls: int = 0
+  segments: list[tuple[TokenKind, int, int]] = dataclasses.field(
+    default_factory=list
+  )  # (kind, step_id, end)
+  steps: list[str] = dataclasses.field(default_factory=list)
+  events: list[ToolEvent | RetrievalEvent] = dataclasses.field(
+    default_factory=list
+  )
+  piece: list[int] = dataclasses.field(default_factory=list)
+
+  def append(self, kind: TokenKind, step_id: int, count: int) -> None:
+    self.length += count
+    self.segments.append((kind, step_id, self.length))
+
+  @property
+  def response_tokens(self) -> int:
+    return self.length - len(self.request.prompt_tokens)
+
+
+class _Sampled(NamedTuple):
+  """Host copy of what the slots hold after a chunk, `[S, L]` each.
+
+  A trajectory always ends on tokens that are in it: an observation or a
+  retrieved step is only inserted if the trajectory goes on.
+  """
+
+  tokens: np.ndarray
+  log_probs: np.ndarray
+  entropies: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+  sequence: _Sequence
+  name: str
+  argument: str
+  started: float
+
+
+_Outcome = retrieval_lib.Hit | retrieval_lib.Miss | retrieval_lib.Failed
+_Pending = dict[
+  "concurrent.futures.Future[list[tools_lib.ToolResult]]", list[_Call]
+]
+
+
+class RolloutEngine:
+  """Generates trajectories with tools and, for hybrid ones, retrieval.
+
+  Args:
+    config: budgets and shapes.
+    tokenizer: Hugging Face tokenizer of the policy.
+    vocab_size: rows of the policy's output head.
+    tools: tools by name; the name is the tag that calls them.
+    buffer: Step-Trace Buffer for hybrid trajectories, or None.
+    retrieval: how a trace is chosen among the nearest.
+  """
+
+  def __init__(
+    self,
+    config: RolloutConfig,
+    tokenizer: Any,
+    *,
+    vocab_size: int,
+    tools: Mapping[str, tools_lib.Tool],
+    buffer: retrieval_lib.StepTraceBuffer | None = None,
+    retrieval: retrieval_lib.RetrievalConfig | None = None,
+  ):
+    self._config = config
+    self._tokenizer = tokenizer
+    self._tools = dict(tools)
+    self._buffer = buffer
+    self._retrieval = retrieval or retrieval_lib.RetrievalConfig()
+    self.stop_strings = (*(f"</{name}>" for name in self._tools), ANSWER_END)
+    table = automaton_lib.stop_automaton(
+      self.stop_strings, automaton_lib.token_bytes(tokenizer, vocab_size)
+    )
+    self._matched_state = table.matched_state
+    self._stop_table = jnp.asarray(table.table)
+    eos = np.zeros(vocab_size, bool)
+    eos[_eos_ids(tokenizer)] = True
+    self._eos = jnp.asarray(eos)
+    self._result_end = self._encode(" </result>")
+    self._threads = concurrent.futures.ThreadPoolExecutor(
+      config.tool_threads, thread_name_prefix="tool"
+    )
+    self.max_length = _round_up(
+      config.max_prompt_tokens + config.max_response_tokens, KV_BLOCK
+    )
+    self._prompt_width = _round_up(config.max_prompt_tokens, KV_BLOCK)
+
+  @property
+  def attend_lengths(self) -> tuple[int, ...]:
+    """Cache lengths that programs are compiled for: the bucket ladder."""
+    ladder = [KV_BLOCK]
+    while ladder[-1] < self.max_length:
+      ladder.append(min(2 * ladder[-1], self.max_length))
+    return tuple(ladder)
+
+  def rollout(
+    self,
+    model: Decoder,
+    requests: Sequence[RolloutRequest],
+    *,
+    seed: int,
+    update: int,
+    greedy: bool = False,
+  ) -> tuple[list[Trajectory], RolloutStats]:
+    """Generates one trajectory a request, in the order of the requests.
+
+    Args:
+      model: the policy.
+      requests: what is wanted. Requests of one query share its prompt, which
+        is computed once.
+      seed: of all that is random here.
+      update: number of updates behind the policy; part of every random key.
+      greedy: take the likeliest tokens.
+
+    Raises:
+      ValueError: a prompt is longer than `max_prompt_tokens`.
+    """
+    for request in requests:
+      if len(request.prompt_tokens) > self._config.max_prompt_tokens:
+        raise ValueError(
+          f"a prompt holds at most {self._config.max_prompt_tokens} tokens "
+          f"(max_prompt_tokens), that of question {request.query.query_id!r} "
+          f"has {len(request.prompt_tokens)}: raise the limit or drop the "
+          "question."
+        )
+    run = _Rollout(self, model, seed=seed, update=update, greedy=greedy)
+    return run(requests)
+
+  def _encode(self, text: str) -> list[int]:
+    """Ids of text; nothing in it becomes a special token."""
+    return self._tokenizer.encode(
+      text, add_special_tokens=False, split_special_tokens=True
+    )
+
+  def _observation(self, text: str) -> list[int]:
+    """Ids of a tool result in its tags, cut to `max_tool_tokens`."""
+    ids = self._encode(f"<result> {tools_lib.escape(text)} </result>")
+    limit = self._config.max_tool_tokens
+    if len(ids) > limit:
+      ids = ids[: limit - len(self._result_end)] + self._result_end
+    return ids
+
+
+class _Rollout:
+  """One call of `RolloutEngine.rollout`: the state of the host loop."""
+
+  def __init__(
+    self,
+    engine: RolloutEngine,
+    model: Decoder,
+    *,
+    seed: int,
+    update: int,
+    greedy: bool,
+  ):
+    self._engine = engine
+    self._config = engine._config
+    self._model = model
+    self._seed = seed
+    self._update = update
+    self._greedy = greedy
+    self._slots: list[_Sequence | None] = [None] * self._config.num_slots
+    self._state = sampler.init_slots(
+      model, self._config.num_slots, engine.max_length
+    )
+    self._prompt_cache = model.init_cache(
+      self._config.prefill_rows, engine._prompt_width
+    )
+    self._prefilled: collections.deque[tuple[int, _Sequence]] = (
+      collections.deque()
+    )
+    self._prompts = (jnp.zeros((0, 0), jnp.int32), jnp.zeros(0, jnp.int32))
+    self._active: set[int] = set()
+    self._pending: _Pending = {}
+    empty = np.zeros((0, 0))
+    self._sampled = _Sampled(empty, empty, empty)
+    self._finished: dict[int, Trajectory] = {}
+    self._stats = RolloutStats()
+
+  def __call__(
+    self, requests: Sequence[RolloutRequest]
+  ) -> tuple[list[Trajectory], RolloutStats]:
+    began = time.perf_counter()
+    waiting = collections.deque(
+      _Sequence(request, number, deadline=0.0)
+      for number, request in enumerate(requests)
+    )
+    while len(self._finished) < len(requests):
+      self._admit(waiting)
+      if self._active:
+        self._decode()
+      ready = self._collect_tools()
+      if ready:
+        self._retrieve([s for s in ready if self._wants_retrieval(s)])
+        self._insert(ready)
+    self._stats.seconds = time.perf_counter() - began
+    return [self._finished[i] for i in range(len(requests))], self._stats
+
+  # Admission.
+
+  def _admit(self, waiting: collections.deque[_Sequence]) -> None:
+    """Starts sequences in free slots."""
+    free = [i for i, s in enumerate(self._slots) if s is None]
+    while free and (self._prefilled or waiting):
+      if not self._prefilled:
+        self._prefill(waiting)
+      source = np.full(len(self._slots), -1, np.int32)
+      started = []
+      while free and self._prefilled:
+        row, sequence = self._prefilled.popleft()
+        sequence.slot = free.pop(0)
+        sequence.deadline = time.monotonic() + self._config.trajectory_timeout_s
+        source[sequence.slot] = row
+        self._slots[sequence.slot] = sequence
+        started.append(sequence)
+      self._start(source, started)
+
+  def _prefill(self, waiting: collections.deque[_Sequence]) -> None:
+    """Runs the next distinct prompts through the model, each once."""
+    rows: dict[str, int] = {}
+    prompts: list[np.ndarray] = []
+    while waiting:
+      query_id = waiting[0].request.query.query_id
+      if query_id not in rows:
+        if len(rows) == self._config.prefill_rows:
+          break
+        rows[query_id] = len(rows)
+        prompts.append(waiting[0].request.prompt_tokens)
+      self._prefilled.append((rows[query_id], waiting.popleft()))
+    width = self._engine._prompt_width
+    tokens = np.zeros((self._config.prefill_rows, width), np.int32)
+    lengths = np.zeros(self._config.prefill_rows, np.int32)
+    for row, prompt in enumerate(prompts):
+      tokens[row, : len(prompt)] = prompt
+      lengths[row] = len(prompt)
+    began = time.perf_counter()
+    self._prompts = (jnp.asarray(tokens), jnp.asarray(lengths))
+    self._prompt_cache = sampler.prefill(
+      self._model,
+      self._prompt_cache,
+      *self._prompts,
+      attend_length=width,
+      chunk=self._config.insert_chunk,
+    )
+    self._stats.cache_seconds += time.perf_counter() - began
+
+  def _start(self, source: np.ndarray, started: list[_Sequence]) -> None:
+    numbers = np.zeros(len(source), np.uint32)
+    indices = np.zeros(len(source), np.uint32)
+    limits = np.zeros(len(source), np.int32)
+    for sequence in started:
+      prompt = len(sequence.request.prompt_tokens)
+      sequence.append(TokenKind.PROMPT, -1, prompt)
+      numbers[sequence.slot] = query_number(sequence.request.query)
+      indices[sequence.slot] = sequence.request.index
+      limits[sequence.slot] = self._limit(sequence)
+      self._active.add(sequence.slot)
+    keys = sampler.sequence_keys(
+      self._seed, jnp.int32(self._update), numbers, indices
+    )
+    self._state = sampler.admit(
+      self._state,
+      self._prompt_cache,
+      *self._prompts,
+      jnp.asarray(source),
+      jnp.asarray(limits),
+      keys,
+    )
+
+  # Decoding.
+
+  def _decode(self) -> None:
+    """Samples a chunk and handles the slots that stopped in it."""
+    longest = max(self._slot(i).length for i in self._active)
+    began = time.perf_counter()
+    self._state = sampler.decode(
+      self._model,
+      self._state,
+      self._engine._stop_table,
+      self._engine._eos,
+      jnp.float32(self._config.temperature),
+      num_tokens=self._config.decode_chunk,
+      attend_length=self._bucket(longest + self._config.decode_chunk),
+      greedy=self._greedy,
+    )
+    # Copies: a view of a donated buffer would change under our hands.
+    active, lengths, automaton = (
+      np.array(x)
+      for x in (self._state.active, self._state.lengths, self._state.automaton)
+    )
+    self._sampled = _Sampled(
+      np.array(self._state.tokens),
+      np.array(self._state.log_probs),
+      np.array(self._state.entropies),
+    )
+    self._stats.decode_seconds += time.perf_counter() - began
+    calls: list[_Call] = []
+    for slot in sorted(self._active):
+      sequence = self._slot(slot)
+      sampled = int(lengths[slot]) - sequence.length
+      self._stats.decoded_tokens += sampled
+      if active[slot]:
+        sequence.length += sampled
+        continue
+      self._active.discard(slot)
+      start = sequence.segments[-1][2]
+      sequence.append(TokenKind.POLICY, sequence.step_id, sampled)
+      row = self._sampled.tokens[slot, : sequence.length]
+      text = decode(self._engine._tokenizer, row[start:])
+      sequence.steps.append(text)
+      stopped = bool(automaton[slot] == self._engine._matched_state)
+      calls += self._end_of_step(sequence, text, row, stopped=stopped)
+    self._dispatch(calls)
+
+  def _end_of_step(
+    self, sequence: _Sequence, text: str, row: np.ndarray, *, stopped: bool
+  ) -> list[_Call]:
+    """Finishes the trajectory or returns the tool call that it waits for."""
+    if not stopped:
+      if bool(self._engine._eos[row[-1]]):
+        self._finish(sequence, FinishReason.EOS)
+      elif sequence.response_tokens >= self._config.max_response_tokens:
+        self._finish(sequence, FinishReason.LENGTH)
+      else:
+        self._finish(sequence, FinishReason.STEP_LIMIT)
+      return []
+    ends = {tag: text.find(tag) for tag in self._engine.stop_strings}
+    first = min((at, tag) for tag, at in ends.items() if at >= 0)[1]
+    if first == ANSWER_END:
+      self._finish(sequence, FinishReason.ANSWER)
+      return []
+    if sequence.tool_calls >= self._config.max_tool_calls:
+      self._finish(sequence, FinishReason.TOOL_LIMIT)
+      return []
+    sequence.tool_calls += 1
+    call = tools_lib.parse_call(text, tuple(self._engine._tools))
+    if isinstance(call, tools_lib.MalformedCall):
+      return [_Call(sequence, "", call.reason, time.monotonic())]
+    return [_Call(sequence, call.name, call.argument, time.monotonic())]
+
+  # Tools.
+
+  def _dispatch(self, calls: list[_Call]) -> None:
+    """Hands calls to the threads: one batch a tool that works in batches."""
+    groups: dict[str, list[_Call]] = {}
+    for call in calls:
+      groups.setdefault(call.name, []).append(call)
+    for name, group in groups.items():
+      if not name:
+        future = self._engine._threads.submit(
+          _refuse, [c.argument for c in group]
+        )
+        self._pending[future] = group
+        continue
+      tool = self._engine._tools[name]
+      parts = [group] if tool.batched else [[call] for call in group]
+      for part in parts:
+        future = self._engine._threads.submit(
+          tool.call_batch, [call.argument for call in part]
+        )
+        self._pending[future] = part
+
+  def _collect_tools(self) -> list[_Sequence]:
+    """Sequences whose tool has answered, observation appended to `piece`."""
+    if not self._pending:
+      return []
+    began = time.perf_counter()
+    if not self._active:
+      self._wait_for_tools()
+      self._stats.tool_seconds += time.perf_counter() - began
+    now = time.monotonic()
+    ready: list[_Sequence] = []
+    for future, calls in list(self._pending.items()):
+      late = now - calls[0].started > self._config.tool_timeout_s
+      if not future.done() and not late:
+        continue
+      del self._pending[future]
+      if future.done():
+        results = future.result()
+      else:
+        limit = f"no answer within {self._config.tool_timeout_s:g} s"
+        results = [
+          tools_lib.ToolResult(limit, tools_lib.ToolStatus.TIMEOUT)
+        ] * len(calls)
+      for call, result in zip(calls, results, strict=True):
+        if now > call.sequence.deadline:
+          self._finish(call.sequence, FinishReason.TIMEOUT)
+        elif self._observe(call, result, now):
+          ready.append(call.sequence)
+    return sorted(ready, key=lambda sequence: sequence.number)
+
+  def _wait_for_tools(self) -> None:
+    oldest = min(calls[0].started for calls in self._pending.values())
+    left = oldest + self._config.tool_timeout_s - time.monotonic()
+    concurrent.futures.wait(
+      self._pending,
+      timeout=max(0.0, left) + 1e-3,
+      return_when=concurrent.futures.FIRST_COMPLETED,
+    )
+    concurrent.futures.wait(self._pending, timeout=self._config.gather_s)
+
+  def _observe(
+    self, call: _Call, result: tools_lib.ToolResult, now: float
+  ) -> bool:
+    """Queues the observation; False if it ends the trajectory."""
+    sequence = call.sequence
+    ids = self._engine._observation(result.text)
+    text = decode(self._engine._tokenizer, ids)
+    sequence.events.append(
+      ToolEvent(
+        step_id=sequence.step_id,
+        name=call.name,
+        argument=call.argument,
+        result=text,
+        status=result.status if call.name else "malformed",
+        seconds=now - call.started,
+      )
+    )
+    # Room for the observation and for one token after it.
+    if len(ids) >= self._room(sequence):
+      self._finish(sequence, FinishReason.LENGTH)
+      return False
+    sequence.append(TokenKind.OBSERVATION, sequence.step_id, len(ids))
+    sequence.piece = ids
+    sequence.steps[-1] += text
+    sequence.step_id += 1
+    return True
+
+  # Retrieval.
+
+  def _wants_retrieval(self, sequence: _Sequence) -> bool:
+    """Draws at a step boundary, from the sequence's own stream."""
+    request = sequence.request
+    if not request.hybrid or self._engine._buffer is None:
+      return False
+    draw = np.random.default_rng(
+      [
+        self._seed,
+        self._update,
+        query_number(request.query),
+        request.index,
+        sequence.step_id,
+      ]
+    )
+    return bool(draw.random() < self._config.retrieval_prob)
+
+  def _retrieve(self, sequences: list[_Sequence]) -> None:
+    """Asks the buffer for all waiting histories at once."""
+    buffer = self._engine._buffer
+    if not sequences or buffer is None:
+      return
+    began = time.perf_counter()
+    outcomes = buffer.retrieve(
+      [s.request.query.question for s in sequences],
+      [tuple(s.steps) for s in sequences],
+      config=self._engine._retrieval,
+    )
+    for sequence, outcome in zip(sequences, outcomes, strict=True):
+      self._take(sequence, outcome)
+    self._stats.retrieval_seconds += time.perf_counter() - began
+
+  def _take(self, sequence: _Sequence, outcome: _Outcome) -> None:
+    step_id = sequence.step_id
+    if not isinstance(outcome, retrieval_lib.Hit):
+      failed = isinstance(outcome, retrieval_lib.Failed)
+      name = "failed" if failed else "miss"
+      sequence.events.append(RetrievalEvent(step_id, name))
+      return
+    trace = outcome.trace
+    ids = self._engine._encode(f"<retrieve>{trace.step}</retrieve>")
+    fits = len(ids) < self._room(sequence)
+    sequence.events.append(
+      RetrievalEvent(
+        step_id,
+        "hit" if fits else "no_room",
+        similarity=outcome.similarity,
+        reward=trace.reward,
+        trace_id=trace.trace_id,
+        source=trace.source,
+        answers=trace.answers,
+      )
+    )
+    if fits:
+      sequence.append(TokenKind.RETRIEVED, step_id, len(ids))
+      sequence.piece = sequence.piece + ids
+      sequence.steps.append(decode(self._engine._tokenizer, ids))
+      sequence.step_id += 1
+
+  def _insert(self, sequences: list[_Sequence]) -> None:
+    """Appends what came back to the slots, in one program."""
+    shape = (len(self._slots), self._config.max_response_tokens)
+    pieces = np.zeros(shape, np.int32)
+    counts = np.zeros(shape[0], np.int32)
+    limits = np.zeros(shape[0], np.int32)
+    for sequence in sequences:
+      pieces[sequence.slot, : len(sequence.piece)] = sequence.piece
+      counts[sequence.slot] = len(sequence.piece)
+      limits[sequence.slot] = self._limit(sequence)
+      sequence.piece = []
+      self._active.add(sequence.slot)
+    began = time.perf_counter()
+    self._state = sampler.insert(
+      self._model,
+      self._state,
+      jnp.asarray(pieces),
+      jnp.asarray(counts),
+      jnp.asarray(limits),
+      attend_length=self._bucket(max(s.length for s in sequences)),
+      chunk=self._config.insert_chunk,
+    )
+    jax.block_until_ready(self._state.lengths)
+    self._stats.cache_seconds += time.perf_counter() - began
+
+  # The end of a trajectory.
+
+  def _finish(self, sequence: _Sequence, reason: FinishReason) -> None:
+    length, slot = sequence.length, sequence.slot
+    kinds = np.empty(length, np.int8)
+    step_ids = np.empty(length, np.int32)
+    start = 0
+    for kind, step_id, end in sequence.segments:
+      kinds[start:end] = kind
+      step_ids[start:end] = step_id
+      start = end
+    request = sequence.request
+    self._finished[sequence.number] = Trajectory(
+      tokens=self._sampled.tokens[slot, :length].copy(),
+      kinds=kinds,
+      step_ids=step_ids,
+      log_probs=self._sampled.log_probs[slot, :length].copy(),
+      entropies=self._sampled.entropies[slot, :length].copy(),
+      query_id=request.query.query_id,
+      group_id=request.group_id,
+      index=request.index,
+      hybrid=request.hybrid,
+      policy_version=self._update,
+      finish_reason=reason,
+      events=tuple(sequence.events),
+    )
+    self._slots[slot] = None
+
+  def _slot(self, slot: int) -> _Sequence:
+    sequence = self._slots[slot]
+    assert sequence is not None
+    return sequence
+
+  def _room(self, sequence: _Sequence) -> int:
+    """Tokens left of the response budget, whatever wrote the others."""
+    return self._config.max_response_tokens - sequence.response_tokens
+
+  def _limit(self, sequence: _Sequence) -> int:
+    """Length at which the step that begins now has to stop."""
+    return sequence.length + min(
+      self._config.max_step_tokens, self._room(sequence)
+    )
+
+  def _bucket(self, length: int) -> int:
+    ladder = self._engine.attend_lengths
+    return next((b for b in ladder if b >= length), ladder[-1])
+
+
+def query_number(query: Query) -> int:
+  """A 32-bit number of a query that is the same in every process."""
+  return zlib.crc32(query.query_id.encode())
+
+
+def _refuse(reasons: Sequence[str]) -> list[tools_lib.ToolResult]:
+  return [
+    tools_lib.ToolResult(
+      f"malformed tool call: {reason}", tools_lib.ToolStatus.ERROR
+    )
+    for reason in reasons
+  ]
+
+
+def _eos_ids(tokenizer: Any) -> list[int]:
+  """End-of-turn and end-of-text ids of a tokenizer."""
+  ids = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+  return sorted(i for i in ids if i is not None)
+
+
+def _round_up(value: int, multiple: int) -> int:
+  return -(-value // multiple) * multiple

@@ -1,0 +1,370 @@
+"""The device side of a rollout: pure functions over fixed-shape state.
+
+One invariant makes prefill, decoding and insertion the same thing: *the cache
+of a slot covers every token but the last*. A decode step feeds the last token
+and samples one more; inserting tokens appends them and feeds all that are now
+behind the last one. No position of any sequence runs through the model twice.
+
+All shapes are fixed by `num_slots`, `max_length` and `chunk`, attention reads
+the cache in fixed blocks (see `rapo_jax.models`), and every sequence samples
+with a key of its own folded with the token's position. So, at a fixed
+`num_slots`, tokens and log-probabilities of a sequence depend neither on its
+slot nor on its neighbours nor on when a tool answered.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from rapo_jax.models import Decoder, KVCache
+
+
+class SlotState(NamedTuple):
+  """Everything that the device holds about `S` sequences of up to `L` tokens.
+
+  Attributes:
+    cache: keys and values of positions before `lengths - 1`.
+    tokens: token ids; what lies at and after `lengths` is meaningless.
+    log_probs: log-probability of each sampled token under the distribution it
+      was sampled from; 0 for tokens that were not sampled.
+    entropies: entropy of that distribution in nats; 0 likewise.
+    lengths: number of tokens of each sequence.
+    limits: length at which decoding stops.
+    active: slots that decode.
+    automaton: state of the stop automaton.
+    keys: key data of each sequence's own random stream.
+  """
+
+  cache: KVCache
+  tokens: Int[Array, "S L"]
+  log_probs: Float[Array, "S L"]
+  entropies: Float[Array, "S L"]
+  lengths: Int[Array, " S"]
+  limits: Int[Array, " S"]
+  active: Bool[Array, " S"]
+  automaton: Int[Array, " S"]
+  keys: UInt32[Array, "S 2"]
+
+
+def init_slots(model: Decoder, num_slots: int, max_length: int) -> SlotState:
+  """Empty slots for sequences of up to `max_length` tokens."""
+  # Every field has a buffer of its own: donated buffers must not be shared.
+  grid = (num_slots, max_length)
+  return SlotState(
+    cache=model.init_cache(num_slots, max_length),
+    tokens=jnp.zeros(grid, jnp.int32),
+    log_probs=jnp.zeros(grid, jnp.float32),
+    entropies=jnp.zeros(grid, jnp.float32),
+    lengths=jnp.zeros(num_slots, jnp.int32),
+    limits=jnp.zeros(num_slots, jnp.int32),
+    active=jnp.zeros(num_slots, bool),
+    automaton=jnp.zeros(num_slots, jnp.int32),
+    keys=jnp.zeros((num_slots, 2), jnp.uint32),
+  )
+
+
+@functools.partial(jax.jit, static_argnames="seed")
+def sequence_keys(
+  seed: int,
+  update: Int[Array, ""],
+  queries: UInt32[Array, " S"],
+  indices: UInt32[Array, " S"],
+) -> UInt32[Array, "S 2"]:
+  """Key data of sequences, a function of what they are and not of where.
+
+  Args:
+    seed: seed of the run.
+    update: number of updates behind the policy.
+    queries: 32-bit number of each sequence's query.
+    indices: index of each sequence in its group.
+  """
+
+  def one(query: Array, index: Array) -> Array:
+    key = jax.random.fold_in(jax.random.key(seed), update)
+    key = jax.random.fold_in(jax.random.fold_in(key, query), index)
+    return jax.random.key_data(key)
+
+  return jax.vmap(one)(queries, indices)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("attend_length", "chunk"), donate_argnames="cache"
+)
+def prefill(
+  model: Decoder,
+  cache: KVCache,
+  tokens: Int[Array, "R L"],
+  lengths: Int[Array, " R"],
+  *,
+  attend_length: int,
+  chunk: int,
+) -> KVCache:
+  """Runs `R` distinct prompts through the model, all but their last tokens.
+
+  Args:
+    model: the policy.
+    cache: buffers for `R` sequences; what they held is overwritten.
+    tokens: prompts, padded at the end.
+    lengths: tokens of each prompt; 0 for an unused row.
+    attend_length: static bound on the lengths, a multiple of the KV block.
+    chunk: static number of positions that run through the model at a time.
+  """
+  return _cache_up_to(
+    model,
+    cache,
+    tokens,
+    jnp.zeros_like(lengths),
+    lengths - 1,
+    attend_length=attend_length,
+    chunk=chunk,
+  )
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def admit(
+  state: SlotState,
+  prompt_cache: KVCache,
+  prompt_tokens: Int[Array, "R P"],
+  prompt_lengths: Int[Array, " R"],
+  source: Int[Array, " S"],
+  limits: Int[Array, " S"],
+  keys: UInt32[Array, "S 2"],
+) -> SlotState:
+  """Starts sequences in slots from prompts that have been prefilled.
+
+  Args:
+    state: the slots.
+    prompt_cache: cache of `R` prompts of up to `P` tokens.
+    prompt_tokens: the prompts.
+    prompt_lengths: tokens of each prompt.
+    source: prompt row that each slot starts from; -1 leaves the slot alone.
+    limits: length at which each started slot stops decoding.
+    keys: key data of each started sequence.
+  """
+  starts = source >= 0
+  row = jnp.maximum(source, 0)
+  width = prompt_tokens.shape[1]
+
+  def copy(slots: Array, prompts: Array) -> Array:
+    # [layers, rows, positions, heads, head_dim]
+    chosen = starts[None, :, None, None, None]
+    head = jnp.where(chosen, prompts[:, row], slots[:, :, :width])
+    return jax.lax.dynamic_update_slice_in_dim(slots, head, 0, axis=2)
+
+  cache = jax.tree.map(copy, state.cache, prompt_cache)
+  column = starts[:, None]
+  tokens = jax.lax.dynamic_update_slice_in_dim(
+    state.tokens,
+    jnp.where(column, prompt_tokens[row], state.tokens[:, :width]),
+    0,
+    axis=1,
+  )
+  return SlotState(
+    cache=cache,
+    tokens=tokens,
+    log_probs=jnp.where(column, 0.0, state.log_probs),
+    entropies=jnp.where(column, 0.0, state.entropies),
+    lengths=jnp.where(starts, prompt_lengths[row], state.lengths),
+    limits=jnp.where(starts, limits, state.limits),
+    active=state.active | starts,
+    automaton=jnp.where(starts, 0, state.automaton),
+    keys=jnp.where(column, keys, state.keys),
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("attend_length", "chunk"), donate_argnames="state"
+)
+def insert(
+  model: Decoder,
+  state: SlotState,
+  pieces: Int[Array, "S N"],
+  counts: Int[Array, " S"],
+  limits: Int[Array, " S"],
+  *,
+  attend_length: int,
+  chunk: int,
+) -> SlotState:
+  """Appends observation or retrieved tokens to slots, which decode on.
+
+  Args:
+    model: the policy.
+    state: the slots.
+    pieces: token ids to append, padded at the end.
+    counts: how many of them are real; 0 leaves the slot alone.
+    limits: new decoding limit of the slots with `counts > 0`.
+    attend_length: static bound on the new lengths.
+    chunk: static number of positions that run through the model at a time.
+  """
+  grows = counts > 0
+  offsets = jnp.arange(pieces.shape[1])
+  positions = jnp.where(
+    offsets < counts[:, None],
+    state.lengths[:, None] + offsets,
+    state.tokens.shape[1],
+  )
+  rows = jnp.arange(pieces.shape[0])[:, None]
+  tokens = state.tokens.at[rows, positions].set(pieces, mode="drop")
+  lengths = state.lengths + counts
+  cache = _cache_up_to(
+    model,
+    state.cache,
+    tokens,
+    state.lengths - 1,
+    jnp.where(grows, lengths - 1, 0),
+    attend_length=attend_length,
+    chunk=chunk,
+  )
+  return state._replace(
+    cache=cache,
+    tokens=tokens,
+    lengths=lengths,
+    limits=jnp.where(grows, limits, state.limits),
+    active=state.active | grows,
+    automaton=jnp.where(grows, 0, state.automaton),
+  )
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("num_tokens", "attend_length", "greedy"),
+  donate_argnames="state",
+)
+def decode(
+  model: Decoder,
+  state: SlotState,
+  stop_table: Int[Array, "states V"],
+  eos: Bool[Array, " V"],
+  temperature: Float[Array, ""],
+  *,
+  num_tokens: int,
+  attend_length: int,
+  greedy: bool,
+) -> SlotState:
+  """Samples up to `num_tokens` tokens in every active slot.
+
+  Ends early when no slot decodes any more. A slot stops, keeping the token
+  that made it stop, when a stop string is completed, at an end-of-sequence
+  token, or at its limit.
+
+  Args:
+    model: the policy.
+    state: the slots.
+    stop_table: transitions of the stop automaton, last state "matched".
+    eos: token ids that end the turn.
+    temperature: divides the logits; stored log-probabilities and entropies are
+      those of the divided logits. Not read when `greedy`.
+    num_tokens: static bound on the tokens a slot can gain.
+    attend_length: static bound on the lengths afterwards.
+    greedy: take the likeliest token; the stored measure is temperature 1.
+  """
+  matched = stop_table.shape[0] - 1
+  rows = jnp.arange(state.tokens.shape[0])
+  max_length = state.tokens.shape[1]
+
+  def step(carry: tuple[SlotState, Array]) -> tuple[SlotState, Array]:
+    state, count = carry
+    last = state.lengths - 1
+    hidden, cache = model.extend(
+      state.cache,
+      state.tokens[rows, last][:, None],
+      last,
+      state.active.astype(jnp.int32),
+      attend_length=attend_length,
+    )
+    logits = model.unembed(hidden[:, 0])
+    if not greedy:
+      logits = logits / temperature
+    log_probs = jax.nn.log_softmax(logits)
+    probs = jnp.exp(log_probs)
+    if greedy:
+      sampled = jnp.argmax(logits, axis=-1)
+    else:
+      sampled = _inverse_cdf(probs, _uniforms(state.keys, state.lengths))
+    sampled = sampled.astype(jnp.int32)
+    entropies = -jnp.sum(probs * log_probs, axis=-1)
+    position = jnp.where(state.active, state.lengths, max_length)
+    lengths = state.lengths + state.active
+    automaton = jnp.where(
+      state.active, stop_table[state.automaton, sampled], state.automaton
+    )
+    stopped = (automaton == matched) | eos[sampled] | (lengths >= state.limits)
+    state = state._replace(
+      cache=cache,
+      tokens=state.tokens.at[rows, position].set(sampled, mode="drop"),
+      log_probs=state.log_probs.at[rows, position].set(
+        log_probs[rows, sampled], mode="drop"
+      ),
+      entropies=state.entropies.at[rows, position].set(entropies, mode="drop"),
+      lengths=lengths,
+      active=state.active & ~stopped,
+      automaton=automaton,
+    )
+    return state, count + 1
+
+  def unfinished(carry: tuple[SlotState, Array]) -> Array:
+    state, count = carry
+    return (count < num_tokens) & jnp.any(state.active)
+
+  state, _ = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0)))
+  return state
+
+
+def _uniforms(
+  keys: UInt32[Array, "S 2"], positions: Int[Array, " S"]
+) -> Float[Array, " S"]:
+  def one(key: Array, position: Array) -> Array:
+    folded = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+    return jax.random.uniform(folded)
+
+  return jax.vmap(one)(keys, positions)
+
+
+def _inverse_cdf(
+  probs: Float[Array, "S V"], uniforms: Float[Array, " S"]
+) -> Int[Array, " S"]:
+  """The first id whose cumulative probability exceeds the uniform number.
+
+  One random number a row: Gumbel noise over the vocabulary costs several times
+  the output head on a CPU.
+  """
+  cumulative = jnp.cumsum(probs, axis=-1)
+  threshold = uniforms[:, None] * cumulative[:, -1:]
+  # A token of probability 0 repeats the value before it and is never chosen.
+  return jnp.sum(cumulative <= threshold, axis=-1).clip(0, probs.shape[-1] - 1)
+
+
+def _cache_up_to(
+  model: Decoder,
+  cache: KVCache,
+  tokens: Int[Array, "S L"],
+  start: Int[Array, " S"],
+  end: Int[Array, " S"],
+  *,
+  attend_length: int,
+  chunk: int,
+) -> KVCache:
+  """Caches positions [start, end) of each row, `chunk` positions at a time."""
+  rows = jnp.arange(tokens.shape[0])[:, None]
+  offsets = jnp.arange(chunk)
+
+  def body(carry: tuple[KVCache, Array]) -> tuple[KVCache, Array]:
+    cache, begin = carry
+    positions = jnp.minimum(begin[:, None] + offsets, tokens.shape[1] - 1)
+    counts = jnp.clip(end - begin, 0, chunk)
+    _, cache = model.extend(
+      cache, tokens[rows, positions], begin, counts, attend_length=attend_length
+    )
+    return cache, begin + chunk
+
+  def unfinished(carry: tuple[KVCache, Array]) -> Array:
+    return jnp.any(carry[1] < end)
+
+  begin = jnp.maximum(start, 0)
+  cache, _ = jax.lax.while_loop(unfinished, body, (cache, begin))
+  return cache

@@ -1,0 +1,316 @@
+"""The rollout loop on a random policy that calls tools and answers."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax import models
+from rapo_jax.retrieval import RetrievalConfig
+from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
+from rapo_jax.trajectory import FinishReason, TokenKind, decode
+
+_CONFIG = RolloutConfig(
+  num_generations=8,
+  num_hybrid=4,
+  retrieval_prob=0.5,
+  num_slots=8,
+  prefill_rows=2,
+  max_prompt_tokens=16,
+  max_response_tokens=112,
+  max_step_tokens=24,
+  max_tool_tokens=24,
+  max_tool_calls=4,
+  decode_chunk=8,
+  insert_chunk=8,
+)
+# What a random policy writes is like nothing: take whatever is nearest.
+_ANY = RetrievalConfig(min_similarity=-1.0)
+
+
+def _engine(tag_tokenizer, tool, buffer=None, **changes):
+  return RolloutEngine(
+    dataclasses.replace(_CONFIG, **changes),
+    tag_tokenizer,
+    vocab_size=len(tag_tokenizer),
+    tools={tool.name: tool},
+    buffer=buffer,
+    retrieval=_ANY,
+  )
+
+
+def _requests(queries, prompts, config=_CONFIG):
+  return group_requests(
+    queries,
+    prompts,
+    num_generations=config.num_generations,
+    num_hybrid=config.num_hybrid,
+  )
+
+
+@pytest.fixture(scope="module")
+def rolled(policy, tag_tokenizer, queries, prompts, buffer, echo_tool):
+  engine = _engine(tag_tokenizer, echo_tool(), buffer)
+  requests = _requests(queries, prompts)
+  trajectories, stats = engine.rollout(policy, requests, seed=1, update=3)
+  return requests, trajectories, stats
+
+
+def _same(a, b):
+  return (
+    np.array_equal(a.tokens, b.tokens)
+    and np.array_equal(a.kinds, b.kinds)
+    and np.array_equal(a.step_ids, b.step_ids)
+    and np.array_equal(a.log_probs, b.log_probs)
+    and np.array_equal(a.entropies, b.entropies)
+    and a.finish_reason == b.finish_reason
+  )
+
+
+def test_every_request_is_answered_in_order(rolled):
+  requests, trajectories, _ = rolled
+  assert [(t.query_id, t.index) for t in trajectories] == [
+    (r.query.query_id, r.index) for r in requests
+  ]
+  for request, trajectory in zip(requests, trajectories, strict=True):
+    prompt = trajectory.tokens[trajectory.kinds == TokenKind.PROMPT]
+    np.testing.assert_array_equal(prompt, request.prompt_tokens)
+    assert trajectory.policy_version == 3
+
+
+def test_the_random_policy_exercises_the_loop(rolled):
+  # A guard for the tests below: they say nothing if none of this happens.
+  _, trajectories, _ = rolled
+  assert sum(len(t.tool_events) for t in trajectories) > 10
+  hits = [e for t in trajectories for e in t.retrieval_events]
+  assert sum(e.outcome == "hit" for e in hits) > 3
+  assert len({t.finish_reason for t in trajectories}) > 1
+  assert any(
+    e.status == "malformed" for t in trajectories for e in t.tool_events
+  )
+
+
+def test_only_hybrid_rollouts_retrieve_and_never_first(rolled):
+  _, trajectories, _ = rolled
+  per_group = {}
+  for trajectory in trajectories:
+    group = per_group.setdefault(trajectory.group_id, [])
+    group.append(trajectory.hybrid)
+    retrieved = trajectory.kinds == TokenKind.RETRIEVED
+    if not trajectory.hybrid:
+      assert not retrieved.any()
+      assert not trajectory.retrieval_events
+    response = trajectory.kinds[trajectory.response_mask]
+    assert response[0] == TokenKind.POLICY
+  assert [sum(g) for g in per_group.values()] == [_CONFIG.num_hybrid] * 3
+
+
+def test_a_retrieved_step_is_a_step_of_its_own_in_its_tags(
+  rolled, tag_tokenizer
+):
+  _, trajectories, _ = rolled
+  for trajectory in trajectories:
+    for segment in trajectory.segments():
+      text = decode(
+        tag_tokenizer, trajectory.tokens[segment.start : segment.end]
+      )
+      own = trajectory.step_ids == segment.step_id
+      if segment.kind is TokenKind.RETRIEVED:
+        assert text == (
+          "<retrieve><search>b</search><result> ab </result></retrieve>"
+        )
+        assert set(trajectory.kinds[own]) == {TokenKind.RETRIEVED}
+      elif segment.kind is TokenKind.OBSERVATION:
+        assert text.startswith("<result> ") and text.endswith(" </result>")
+        assert set(trajectory.kinds[own]) == {
+          TokenKind.POLICY,
+          TokenKind.OBSERVATION,
+        }
+
+
+def test_budgets_hold_in_tokens(rolled):
+  _, trajectories, _ = rolled
+  for trajectory in trajectories:
+    assert trajectory.response_mask.sum() <= _CONFIG.max_response_tokens
+    assert len(trajectory.tool_events) <= _CONFIG.max_tool_calls
+    for segment in trajectory.segments():
+      length = segment.end - segment.start
+      if segment.kind is TokenKind.POLICY:
+        assert length <= _CONFIG.max_step_tokens
+      if segment.kind is TokenKind.OBSERVATION:
+        assert length <= _CONFIG.max_tool_tokens
+
+
+def test_finish_reasons_say_what_happened(rolled, tag_tokenizer):
+  _, trajectories, _ = rolled
+  for trajectory in trajectories:
+    last = trajectory.segments()[-1]
+    text = decode(tag_tokenizer, trajectory.tokens[last.start : last.end])
+    if trajectory.finish_reason is FinishReason.ANSWER:
+      assert text.count("</answer>") == 1 and text.endswith("</answer>")
+    if trajectory.finish_reason is FinishReason.TOOL_LIMIT:
+      assert text.endswith("</search>")
+      assert len(trajectory.tool_events) == _CONFIG.max_tool_calls
+    if trajectory.finish_reason is FinishReason.STEP_LIMIT:
+      assert last.end - last.start == _CONFIG.max_step_tokens
+
+
+def test_no_token_after_a_stop_string_is_kept(rolled, tag_tokenizer):
+  _, trajectories, _ = rolled
+  for trajectory in trajectories:
+    for kind, text in trajectory.texts(tag_tokenizer):
+      if kind is TokenKind.POLICY:
+        for stop in ("</search>", "</answer>"):
+          assert stop not in text[: -len(stop)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_stored_log_probs_equal_the_trainers(
+  temperature, policy, tag_tokenizer, queries, prompts, buffer, echo_tool
+):
+  engine = _engine(tag_tokenizer, echo_tool(), buffer, temperature=temperature)
+  trajectories, _ = engine.rollout(
+    policy, _requests(queries, prompts), seed=2, update=0
+  )
+  length = max(len(t.tokens) for t in trajectories)
+  tokens = np.zeros((len(trajectories), length), np.int32)
+  where = np.zeros(tokens.shape, bool)
+  for row, trajectory in enumerate(trajectories):
+    tokens[row, : len(trajectory.tokens)] = trajectory.tokens
+    where[row, : len(trajectory.tokens)] = trajectory.policy_mask
+  log_probs, entropies = models.token_log_probs(
+    policy,
+    jnp.asarray(tokens),
+    where=jnp.asarray(where),
+    temperature=temperature,
+  )
+  for row, trajectory in enumerate(trajectories):
+    size = len(trajectory.tokens)
+    np.testing.assert_allclose(
+      trajectory.log_probs, log_probs[row, :size], atol=1e-4
+    )
+    np.testing.assert_allclose(
+      trajectory.entropies, entropies[row, :size], atol=1e-4
+    )
+    assert not trajectory.log_probs[~trajectory.policy_mask].any()
+
+
+def test_order_slots_and_neighbours_change_no_bit(
+  rolled, policy, tag_tokenizer, buffer, echo_tool
+):
+  requests, trajectories, _ = rolled
+  engine = _engine(tag_tokenizer, echo_tool(), buffer)
+  chosen = [17, 3, 9, 20]
+  again, _ = engine.rollout(
+    policy, [requests[i] for i in chosen], seed=1, update=3
+  )
+  for index, trajectory in zip(chosen, again, strict=True):
+    assert _same(trajectory, trajectories[index])
+
+
+def test_slow_tools_change_no_bit(
+  rolled, policy, tag_tokenizer, buffer, echo_tool
+):
+  requests, trajectories, _ = rolled
+  slow = echo_tool(delay=lambda argument: 0.02 * (len(argument) % 3))
+  engine = _engine(tag_tokenizer, slow, buffer, gather_s=0.0, decode_chunk=3)
+  again, _ = engine.rollout(policy, requests, seed=1, update=3)
+  assert all(_same(a, b) for a, b in zip(again, trajectories, strict=True))
+
+
+def test_seed_update_and_index_give_other_tokens(rolled, policy):
+  _, trajectories, _ = rolled
+  firsts = {tuple(t.tokens.tolist()) for t in trajectories}
+  assert len(firsts) > len(trajectories) // 2
+
+
+def test_greedy_takes_the_likeliest_token(
+  policy, tag_tokenizer, queries, prompts, echo_tool
+):
+  engine = _engine(tag_tokenizer, echo_tool())
+  trajectories, _ = engine.rollout(
+    policy, _requests(queries, prompts)[:1], seed=0, update=0, greedy=True
+  )
+  [trajectory] = trajectories
+  logits = policy(jnp.asarray(trajectory.tokens)[None])[0]
+  best = np.roll(np.argmax(logits, axis=-1), 1)
+  where = trajectory.policy_mask
+  np.testing.assert_array_equal(trajectory.tokens[where], best[where])
+
+
+def test_probability_zero_retrieves_nothing(
+  policy, tag_tokenizer, queries, prompts, buffer, echo_tool
+):
+  requests = _requests(queries, prompts)
+  with_buffer = _engine(tag_tokenizer, echo_tool(), buffer, retrieval_prob=0.0)
+  without = _engine(tag_tokenizer, echo_tool())
+  first, _ = with_buffer.rollout(policy, requests, seed=1, update=0)
+  second, _ = without.rollout(policy, requests, seed=1, update=0)
+  assert all(_same(a, b) for a, b in zip(first, second, strict=True))
+  assert not any(t.retrieval_events for t in first)
+
+
+def test_a_retrieved_step_that_does_not_fit_is_left_out_and_counted(
+  policy, tag_tokenizer, queries, prompts, buffer, echo_tool
+):
+  engine = _engine(
+    tag_tokenizer,
+    echo_tool(),
+    buffer,
+    retrieval_prob=1.0,
+    max_response_tokens=56,
+    max_step_tokens=16,
+  )
+  trajectories, _ = engine.rollout(
+    policy, _requests(queries, prompts), seed=1, update=0
+  )
+  outcomes = [e.outcome for t in trajectories for e in t.retrieval_events]
+  assert "no_room" in outcomes
+  for trajectory in trajectories:
+    assert trajectory.response_mask.sum() <= 56
+
+
+def test_refuses_a_prompt_that_is_too_long(
+  policy, tag_tokenizer, queries, echo_tool
+):
+  engine = _engine(tag_tokenizer, echo_tool())
+  requests = group_requests(
+    queries[:1], [np.zeros(17, np.int32)], num_generations=1, num_hybrid=0
+  )
+  with pytest.raises(ValueError, match=r"at most 16 tokens .* 'q0' has 17"):
+    engine.rollout(policy, requests, seed=0, update=0)
+
+
+def test_a_tool_that_hangs_is_an_observation(
+  policy, tag_tokenizer, queries, prompts, echo_tool
+):
+  hanging = echo_tool(delay=lambda argument: 1.0)
+  engine = _engine(
+    tag_tokenizer,
+    hanging,
+    tool_timeout_s=0.05,
+    tool_threads=64,
+    max_tool_tokens=64,
+  )
+  trajectories, _ = engine.rollout(
+    policy, _requests(queries, prompts)[:4], seed=1, update=3
+  )
+  events = [e for t in trajectories for e in t.tool_events]
+  timeouts = [e for e in events if e.status == "timeout"]
+  assert timeouts
+  assert all("no answer within" in e.result for e in timeouts)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"num_hybrid": 9}, "num_hybrid must lie between"),
+    ({"retrieval_prob": 1.5}, r"retrieval_prob must lie in \[0, 1\]"),
+    ({"temperature": 0.0}, "temperature must be > 0"),
+    ({"num_slots": 0}, "num_slots must be at least 1"),
+  ],
+)
+def test_config_refuses(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(_CONFIG, **changes)
