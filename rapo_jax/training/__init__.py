@@ -1,0 +1,36 @@
+"""Training: experience, packed batches, the update, checkpoints."""
+
+from rapo_jax.training.checkpoints import Checkpoints
+from rapo_jax.training.config import (
+  ObjectiveConfig,
+  OptimizerConfig,
+  UpdateConfig,
+)
+from rapo_jax.training.experience import Experience, evaluate_trajectories
+from rapo_jax.training.packing import PackedBatch, pack
+from rapo_jax.training.trainer import Trainer, summarise
+from rapo_jax.training.update import (
+  TrainState,
+  UpdateMetrics,
+  init_train_state,
+  make_optimizer,
+  update_minibatch,
+)
+
+__all__ = [
+  "Checkpoints",
+  "Experience",
+  "ObjectiveConfig",
+  "OptimizerConfig",
+  "PackedBatch",
+  "TrainState",
+  "Trainer",
+  "UpdateConfig",
+  "UpdateMetrics",
+  "evaluate_trajectories",
+  "init_train_state",
+  "make_optimizer",
+  "pack",
+  "summarise",
+  "update_minibatch",
+]

@@ -1,0 +1,93 @@
+"""Settings of the objective, the optimizer and the update."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """Retrieval-aware policy optimization (Eq. 5-11).
+
+  With both coefficients 0 this is GRPO.
+
+  Attributes:
+    retrieval_coef: a, weight of the retrieval advantage (Eq. 10).
+    shaping_coef: m, weight of the retrieved fraction (Eq. 8).
+    quality_scale: factor inside tanh (Eq. 6).
+    clip_epsilon_low: the ratio is clipped below at 1 minus this.
+    clip_epsilon_high: and above at 1 plus this.
+    dual_clip: bound c on the loss of negative advantages; None for none.
+    aggregation: "sequence" (the paper) or "token" (the authors' code).
+    advantage_ddof: degrees of freedom left out of the group's deviation.
+    advantage_eps: added to the deviation.
+  """
+
+  retrieval_coef: float = 0.2
+  shaping_coef: float = 0.05
+  quality_scale: float = 2.0
+  clip_epsilon_low: float = 0.2
+  clip_epsilon_high: float = 0.28
+  dual_clip: float | None = None
+  aggregation: Literal["sequence", "token"] = "sequence"
+  advantage_ddof: int = 1
+  advantage_eps: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW on a constant learning rate after a linear warm-up.
+
+  Attributes:
+    learning_rate: after the warm-up.
+    warmup_updates: minibatch updates of the warm-up; 0 for none.
+    weight_decay: decoupled, per update.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+    max_gradient_norm: global norm that gradients are clipped to.
+  """
+
+  learning_rate: float = 1e-6
+  warmup_updates: int = 0
+  weight_decay: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  max_gradient_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+  """How one batch of trajectories becomes minibatch updates.
+
+  Attributes:
+    queries_per_update: queries that one rollout answers.
+    queries_per_minibatch: queries of one optimizer update; divides
+      `queries_per_update`.
+    epochs: passes over the batch.
+    row_length: tokens of a packed row; no trajectory may be longer.
+    rows_per_microbatch: rows whose activations are alive at a time.
+    remat: recompute activations of each layer in the backward pass.
+  """
+
+  queries_per_update: int = 32
+  queries_per_minibatch: int = 16
+  epochs: int = 1
+  row_length: int = 5632
+  rows_per_microbatch: int = 4
+  remat: bool = True
+
+  def __post_init__(self) -> None:
+    if self.queries_per_update % self.queries_per_minibatch:
+      divisors = [
+        d
+        for d in range(1, self.queries_per_update + 1)
+        if self.queries_per_update % d == 0
+      ]
+      raise ValueError(
+        "queries_per_minibatch must divide queries_per_update "
+        f"({self.queries_per_update}), got {self.queries_per_minibatch}: take "
+        f"one of {divisors}."
+      )

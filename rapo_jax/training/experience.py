@@ -1,0 +1,142 @@
+"""From trajectories to what the loss needs: rewards, advantages, fractions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from rapo_jax import objectives, rewards
+from rapo_jax.data import Query
+from rapo_jax.training.config import ObjectiveConfig
+from rapo_jax.trajectory import TokenKind, Trajectory
+
+
+class Experience(NamedTuple):
+  """`B` trajectories and their training signal.
+
+  Attributes:
+    trajectories: as sampled.
+    scores: outcome reward of each, with its reasons.
+    retrieval_rewards: Z_ret (Eq. 7).
+    retrieved_fraction: F_ret (Eq. 8).
+    advantages: A (Eq. 10).
+    live_groups: for each group, whether its rewards differ.
+  """
+
+  trajectories: list[Trajectory]
+  scores: list[rewards.Score]
+  retrieval_rewards: Float[np.ndarray, " B"]
+  retrieved_fraction: Float[np.ndarray, " B"]
+  advantages: Float[np.ndarray, " B"]
+  live_groups: Bool[np.ndarray, " groups"]
+
+
+def evaluate_trajectories(
+  trajectories: Sequence[Trajectory],
+  queries: Sequence[Query],
+  tokenizer: Any,
+  config: ObjectiveConfig,
+) -> Experience:
+  """Rewards and advantages of the trajectories of one rollout.
+
+  Args:
+    trajectories: any number for each query, in any order.
+    queries: the query of each group id.
+    tokenizer: decodes policy tokens for the reward.
+    config: coefficients.
+  """
+  scores = [
+    rewards.score(t.texts(tokenizer), queries[t.group_id].ground_truth)
+    for t in trajectories
+  ]
+  values = np.asarray([s.value for s in scores], np.float32)
+  group_ids = np.asarray([t.group_id for t in trajectories], np.int32)
+  num_steps = 1 << (max(t.num_steps for t in trajectories) - 1).bit_length()
+  padded = pad_trajectories(trajectories)
+  retrieval, fraction, advantages = _advantages(
+    *padded,
+    values,
+    group_ids,
+    num_steps=num_steps,
+    num_groups=len(queries),
+    config=config,
+  )
+  live = [np.ptp(values[group_ids == g]) > 0 for g in range(len(queries))]
+  return Experience(
+    list(trajectories),
+    scores,
+    np.asarray(retrieval),
+    np.asarray(fraction),
+    np.asarray(advantages),
+    np.asarray(live),
+  )
+
+
+def pad_trajectories(
+  trajectories: Sequence[Trajectory], multiple: int = 64
+) -> tuple[
+  Int[np.ndarray, "B L"], Int[np.ndarray, "B L"], Float[np.ndarray, "B L"]
+]:
+  """Kinds (-1 for padding), step ids and entropies in rectangles."""
+  longest = max(len(t.tokens) for t in trajectories)
+  shape = (len(trajectories), -(-longest // multiple) * multiple)
+  kinds = np.full(shape, -1, np.int32)
+  step_ids = np.full(shape, -1, np.int32)
+  entropies = np.zeros(shape, np.float32)
+  for row, t in enumerate(trajectories):
+    kinds[row, : len(t.tokens)] = t.kinds
+    step_ids[row, : len(t.tokens)] = t.step_ids
+    entropies[row, : len(t.tokens)] = t.entropies
+  return kinds, step_ids, entropies
+
+
+@functools.partial(
+  jax.jit, static_argnames=("num_steps", "num_groups", "config")
+)
+def _advantages(
+  kinds: Int[Array, "B L"],
+  step_ids: Int[Array, "B L"],
+  entropies: Float[Array, "B L"],
+  rewards_: Float[Array, " B"],
+  group_ids: Int[Array, " B"],
+  *,
+  num_steps: int,
+  num_groups: int,
+  config: ObjectiveConfig,
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+  """Retrieval rewards, retrieved fractions and advantages (Eq. 5-10)."""
+  policy = kinds == TokenKind.POLICY
+  retrieved = kinds == TokenKind.RETRIEVED
+  steps = step_ids[:, :, None] == jnp.arange(num_steps)
+  has_policy = jnp.any(steps & policy[:, :, None], axis=1)
+  is_retrieved = jnp.any(steps & retrieved[:, :, None], axis=1)
+  retrieval = objectives.retrieval_reward(
+    objectives.step_entropy(
+      entropies, step_ids, num_steps=num_steps, where=policy
+    ),
+    is_retrieved,
+    where=has_policy | is_retrieved,
+    scale=config.quality_scale,
+  )
+  normalise = functools.partial(
+    objectives.group_advantages,
+    group_ids=group_ids,
+    num_groups=num_groups,
+    ddof=config.advantage_ddof,
+    eps=config.advantage_eps,
+  )
+  advantages = objectives.rapo_advantages(
+    normalise(rewards_),
+    normalise(retrieval),
+    retrieval_coef=config.retrieval_coef,
+  )
+  fraction = objectives.retrieved_fraction(
+    retrieved, where=(kinds >= 0) & (kinds != TokenKind.PROMPT)
+  )
+  return retrieval, fraction, advantages

@@ -1,0 +1,214 @@
+"""One RAPO update, told as its stages.
+
+    1. rollout       G trajectories a query; hybrid ones retrieve between steps
+    2. rewards       outcome reward from policy tokens; retrieval reward from
+                     step entropies (Eq. 5-7)
+    3. advantages    both normalised in their group and joined (Eq. 9-10)
+    4. pack          minibatches of queries, trajectories side by side in rows
+    5. update        clipped objective with importance shaping (Eq. 8, 11)
+
+GRPO is the same code with no hybrid trajectories and both coefficients 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from rapo_jax import objectives
+from rapo_jax.data import Query
+from rapo_jax.rollout import (
+  RolloutConfig,
+  RolloutEngine,
+  RolloutStats,
+  group_requests,
+)
+from rapo_jax.training.config import (
+  ObjectiveConfig,
+  OptimizerConfig,
+  UpdateConfig,
+)
+from rapo_jax.training.experience import Experience, evaluate_trajectories
+from rapo_jax.training.packing import PackedBatch, pack
+from rapo_jax.training.update import (
+  TrainState,
+  UpdateMetrics,
+  update_minibatch,
+)
+from rapo_jax.trajectory import TokenKind
+
+
+class Trainer:
+  """Runs updates. Holds no state of its own between them.
+
+  Args:
+    engine: generates trajectories.
+    tokenizer: decodes them for the reward.
+    rollout: G, N_hybrid and temperature are read here, the rest by the engine.
+    objective: coefficients and clip range.
+    optimizer: of the train state.
+    update: batch shapes.
+    seed: of sampling and retrieval.
+  """
+
+  def __init__(
+    self,
+    engine: RolloutEngine,
+    tokenizer: Any,
+    *,
+    rollout: RolloutConfig,
+    objective: ObjectiveConfig,
+    optimizer: OptimizerConfig,
+    update: UpdateConfig,
+    seed: int,
+  ):
+    self._engine = engine
+    self._tokenizer = tokenizer
+    self._rollout = rollout
+    self._objective = objective
+    self._optimizer = optimizer
+    self._update = update
+    self._seed = seed
+
+  def step(
+    self,
+    state: TrainState,
+    queries: Sequence[Query],
+    prompts: Sequence[Int[np.ndarray, " _"]],
+    update: int,
+  ) -> tuple[TrainState, Experience, dict[str, float]]:
+    """One rollout and the minibatch updates on it.
+
+    Args:
+      state: donated.
+      queries: `queries_per_update` of them.
+      prompts: token ids of each query's prompt.
+      update: number of updates before this one.
+
+    Returns:
+      The new state, what it was trained on, and metrics of the update.
+    """
+    began = time.perf_counter()
+    requests = group_requests(
+      queries,
+      prompts,
+      num_generations=self._rollout.num_generations,
+      num_hybrid=self._rollout.num_hybrid,
+    )
+    trajectories, stats = self._engine.rollout(
+      state.model, requests, seed=self._seed, update=update
+    )
+    experience = evaluate_trajectories(
+      trajectories, queries, self._tokenizer, self._objective
+    )
+    sampled = time.perf_counter()
+    history: list[UpdateMetrics] = []
+    padding: list[float] = []
+    for _ in range(self._update.epochs):
+      for batch in self._minibatches(experience):
+        state, metrics = update_minibatch(
+          state,
+          batch,
+          objective=self._objective,
+          optimizer=self._optimizer,
+          temperature=self._rollout.temperature,
+          remat=self._update.remat,
+        )
+        history.append(UpdateMetrics(*(np.asarray(m) for m in metrics)))
+        padding.append(batch.padding_fraction)
+    report = summarise(experience, stats, history)
+    report["update/seconds"] = time.perf_counter() - sampled
+    report["update/padding_fraction"] = float(np.mean(padding))
+    report["step/seconds"] = time.perf_counter() - began
+    return state, experience, report
+
+  def _minibatches(self, experience: Experience) -> list[PackedBatch]:
+    """Packed batches of `queries_per_minibatch` groups each, in order."""
+    per_batch = self._update.queries_per_minibatch
+    trajectories = experience.trajectories
+    batches = []
+    for first in range(0, self._update.queries_per_update, per_batch):
+      members = [
+        i
+        for i, t in enumerate(trajectories)
+        if first <= t.group_id < first + per_batch
+      ]
+      chosen = [trajectories[i] for i in members]
+      where = np.zeros((len(chosen), self._update.row_length), bool)
+      for row, trajectory in enumerate(chosen):
+        where[row, : len(trajectory.tokens)] = trajectory.policy_mask
+      weights = objectives.loss_weights(
+        where, aggregation=self._objective.aggregation
+      )
+      batches.append(
+        pack(
+          chosen,
+          advantages=experience.advantages[members],
+          retrieved_fraction=experience.retrieved_fraction[members],
+          weights=np.asarray(weights),
+          row_length=self._update.row_length,
+          rows_per_microbatch=self._update.rows_per_microbatch,
+        )
+      )
+    return batches
+
+
+def summarise(
+  experience: Experience, stats: RolloutStats, history: Sequence[UpdateMetrics]
+) -> dict[str, float]:
+  """Metrics of one update as a flat dictionary of numbers."""
+  trajectories = experience.trajectories
+  tokens = sum(float(m.tokens) for m in history)
+  first = history[0]
+
+  def count(kind: TokenKind) -> int:
+    return sum(int(np.sum(t.kinds == kind)) for t in trajectories)
+
+  retrieving = [
+    i
+    for i, t in enumerate(trajectories)
+    if np.any(t.kinds == TokenKind.RETRIEVED)
+  ]
+  retrievals = [e for t in trajectories for e in t.retrieval_events]
+  hits = [e for e in retrievals if e.outcome == "hit"]
+  calls = [e for t in trajectories for e in t.tool_events]
+  policy_tokens = count(TokenKind.POLICY)
+  entropy = sum(float(np.sum(t.entropies)) for t in trajectories)
+  finished = [t.finish_reason for t in trajectories]
+  return {
+    "rollout/seconds": stats.seconds,
+    "rollout/decode_seconds": stats.decode_seconds,
+    "rollout/cache_seconds": stats.cache_seconds,
+    "rollout/tool_seconds": stats.tool_seconds,
+    "rollout/retrieval_seconds": stats.retrieval_seconds,
+    "rollout/generated_tokens": policy_tokens,
+    "rollout/response_tokens": policy_tokens
+    + count(TokenKind.OBSERVATION)
+    + count(TokenKind.RETRIEVED),
+    "rollout/entropy": entropy / max(policy_tokens, 1),
+    "rollout/tool_calls": len(calls),
+    "rollout/tool_failures": sum(c.status != "ok" for c in calls),
+    "rollout/retrievals": len(hits),
+    "rollout/retrievals_with_answer": sum(e.answers for e in hits),
+    "rollout/retrievals_missed": len(retrievals) - len(hits),
+    "rollout/retrieved_fraction": float(np.mean(experience.retrieved_fraction)),
+    "rollout/finished_with_answer": finished.count("answer") / len(finished),
+    "reward/mean": float(np.mean([s.value for s in experience.scores])),
+    "reward/accuracy": float(np.mean([s.f1 == 1 for s in experience.scores])),
+    "retrieval/reward": float(np.mean(experience.retrieval_rewards[retrieving]))
+    if retrieving
+    else 0.0,
+    "groups/live_fraction": float(np.mean(experience.live_groups)),
+    "loss": float(np.mean([m.loss for m in history])),
+    "gradient_norm": float(np.mean([m.gradient_norm for m in history])),
+    "clip_fraction_low": sum(float(m.clipped_low) for m in history) / tokens,
+    "clip_fraction_high": sum(float(m.clipped_high) for m in history) / tokens,
+    # The policy has not moved yet in the first minibatch: what the trainer and
+    # the sampler disagree about there is error, not learning.
+    "mismatch/abs_log_prob_mean": float(first.gap_sum / first.tokens),
+    "mismatch/abs_log_prob_max": float(first.gap_max),
+  }

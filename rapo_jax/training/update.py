@@ -1,0 +1,193 @@
+"""The update: clipped objective, gradients over micro-batches, optimizer."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from rapo_jax import models, objectives
+from rapo_jax.training.config import ObjectiveConfig, OptimizerConfig
+from rapo_jax.training.packing import PackedBatch
+
+
+class TrainState(NamedTuple):
+  """What training carries from update to update.
+
+  Attributes:
+    model: the policy.
+    opt_state: optimizer state.
+  """
+
+  model: models.Decoder
+  opt_state: optax.OptState
+
+
+class UpdateMetrics(NamedTuple):
+  """Sums and maxima over policy tokens; means come last, over everything.
+
+  Attributes:
+    loss: the objective, negated.
+    gradient_norm: before clipping.
+    tokens: policy tokens.
+    clipped_low: tokens whose ratio fell below the clip range and whose
+      advantage is negative, so that their gradient is cut off.
+    clipped_high: likewise above, with a positive advantage.
+    gap_sum: Σ |log-prob of the trainer - log-prob of the sampler|.
+    gap_max: the largest of them.
+    entropy_sum: Σ entropy under the trained policy.
+  """
+
+  loss: Float[Array, ""]
+  gradient_norm: Float[Array, ""]
+  tokens: Float[Array, ""]
+  clipped_low: Float[Array, ""]
+  clipped_high: Float[Array, ""]
+  gap_sum: Float[Array, ""]
+  gap_max: Float[Array, ""]
+  entropy_sum: Float[Array, ""]
+
+
+@functools.cache
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Global-norm clipping and AdamW. One object per config, so that jit hits."""
+  learning_rate: optax.ScalarOrSchedule = config.learning_rate
+  if config.warmup_updates:
+    learning_rate = optax.linear_schedule(
+      0.0, config.learning_rate, config.warmup_updates
+    )
+  return optax.chain(
+    optax.clip_by_global_norm(config.max_gradient_norm),
+    optax.adamw(
+      learning_rate,
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+    ),
+  )
+
+
+def init_train_state(
+  model: models.Decoder, config: OptimizerConfig
+) -> TrainState:
+  """The state before the first update. It owns the model: hand in a copy."""
+  return TrainState(model, make_optimizer(config).init(model))
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("objective", "optimizer", "temperature", "remat"),
+  donate_argnames="state",
+)
+def update_minibatch(
+  state: TrainState,
+  batch: PackedBatch,
+  *,
+  objective: ObjectiveConfig,
+  optimizer: OptimizerConfig,
+  temperature: float,
+  remat: bool,
+) -> tuple[TrainState, UpdateMetrics]:
+  """One optimizer update on one minibatch (Eq. 11).
+
+  Gradients are summed over micro-batches with weights that were computed over
+  the whole minibatch, so they do not depend on the split.
+
+  Args:
+    state: donated.
+    batch: packed trajectories.
+    objective: coefficients and clip range.
+    optimizer: of which the state is a part.
+    temperature: at which the tokens were sampled.
+    remat: recompute activations in the backward pass.
+  """
+
+  def microbatch_loss(
+    model: models.Decoder, micro: PackedBatch
+  ) -> tuple[Array, UpdateMetrics]:
+    log_probs, entropies = models.token_log_probs(
+      model,
+      micro.tokens,
+      where=micro.where,
+      temperature=temperature,
+      segment_ids=micro.segment_ids,
+      remat=remat,
+    )
+    return _packed_loss(log_probs, entropies, micro, objective)
+
+  gradient = jax.grad(microbatch_loss, has_aux=True)
+
+  def body(
+    index: Array, carry: tuple[models.Decoder, UpdateMetrics]
+  ) -> tuple[models.Decoder, UpdateMetrics]:
+    gradients, metrics = carry
+    micro = jax.tree.map(lambda x: x[index] if x.ndim else x, batch)
+    new_gradients, new_metrics = gradient(state.model, micro)
+    gradients = jax.tree.map(jnp.add, gradients, new_gradients)
+    return gradients, _merge(metrics, new_metrics)
+
+  zeros = UpdateMetrics(*(jnp.zeros(()) for _ in UpdateMetrics._fields))
+  gradients, metrics = jax.lax.fori_loop(
+    0,
+    batch.num_microbatches,
+    body,
+    (jax.tree.map(jnp.zeros_like, state.model), zeros),
+  )
+  updates, opt_state = make_optimizer(optimizer).update(
+    gradients, state.opt_state, state.model
+  )
+  model = optax.apply_updates(state.model, updates)
+  metrics = metrics._replace(gradient_norm=optax.tree.norm(gradients))
+  return TrainState(model, opt_state), metrics
+
+
+def _packed_loss(
+  log_probs: Float[Array, "R T"],
+  entropies: Float[Array, "R T"],
+  micro: PackedBatch,
+  objective: ObjectiveConfig,
+) -> tuple[Float[Array, ""], UpdateMetrics]:
+  """Weighted sum of the token losses of one micro-batch."""
+
+  def column(x: Array) -> Array:
+    # A packed row holds several trajectories, each with a fraction of its own.
+    # Seen as trajectories of one token, every token brings its own.
+    return x.reshape(-1, 1)
+
+  token_loss = objectives.rapo_token_loss(
+    column(log_probs),
+    column(micro.old_log_probs),
+    micro.advantages.reshape(-1),
+    micro.retrieved_fraction.reshape(-1),
+    where=column(micro.where),
+    clip_epsilon_low=objective.clip_epsilon_low,
+    clip_epsilon_high=objective.clip_epsilon_high,
+    dual_clip=objective.dual_clip,
+    shaping_coef=objective.shaping_coef,
+  )
+  loss = jnp.sum(column(micro.weights) * token_loss)
+  gap = jnp.where(micro.where, log_probs - micro.old_log_probs, 0.0)
+  ratio = jnp.exp(gap) * (1 + objective.shaping_coef * micro.retrieved_fraction)
+  low = (ratio < 1 - objective.clip_epsilon_low) & (micro.advantages < 0)
+  high = (ratio > 1 + objective.clip_epsilon_high) & (micro.advantages > 0)
+  metrics = UpdateMetrics(
+    loss=loss,
+    gradient_norm=jnp.zeros(()),
+    tokens=jnp.sum(micro.where, dtype=jnp.float32),
+    clipped_low=jnp.sum(low & micro.where, dtype=jnp.float32),
+    clipped_high=jnp.sum(high & micro.where, dtype=jnp.float32),
+    gap_sum=jnp.sum(jnp.abs(gap)),
+    gap_max=jnp.max(jnp.abs(gap)),
+    entropy_sum=jnp.sum(entropies),
+  )
+  return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def _merge(a: UpdateMetrics, b: UpdateMetrics) -> UpdateMetrics:
+  total = jax.tree.map(jnp.add, a, b)
+  return total._replace(gap_max=jnp.maximum(a.gap_max, b.gap_max))

@@ -1,0 +1,89 @@
+"""Rows of packed trajectories."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rapo_jax.training import packing
+from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+
+
+def make_trajectory(prompt, policy, observation=0, *, offset=0, group=0):
+  """Prompt, policy and observation tokens whose ids count up from offset."""
+  kinds = (
+    [TokenKind.PROMPT] * prompt
+    + [TokenKind.POLICY] * policy
+    + [TokenKind.OBSERVATION] * observation
+  )
+  length = len(kinds)
+  kinds = np.asarray(kinds, np.int8)
+  is_policy = kinds == TokenKind.POLICY
+  return Trajectory(
+    tokens=np.arange(offset, offset + length, dtype=np.int32),
+    kinds=kinds,
+    step_ids=np.where(kinds == TokenKind.PROMPT, -1, 0).astype(np.int32),
+    log_probs=np.where(is_policy, -0.5, 0).astype(np.float32),
+    entropies=np.where(is_policy, 0.7, 0).astype(np.float32),
+    query_id=f"q{group}",
+    group_id=group,
+    index=0,
+    hybrid=False,
+    policy_version=0,
+    finish_reason=FinishReason.ANSWER,
+  )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30))
+def test_rows_hold_every_item_once_and_no_row_is_too_long(lengths):
+  rows = packing.assign_rows(lengths, 20)
+  assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+  assert all(sum(lengths[i] for i in row) <= 20 for row in rows)
+
+
+def test_refuses_what_is_longer_than_a_row():
+  with pytest.raises(ValueError, match=r"at most 20 tokens .* has 21"):
+    packing.assign_rows([3, 21], 20)
+
+
+def test_packs_each_trajectory_with_its_own_figures():
+  # Lengths 6, 4, 3 in rows of 8: [6], [4, 3].
+  trajectories = [
+    make_trajectory(1, 2, 1, offset=20),
+    make_trajectory(2, 3, 1, offset=10),
+    make_trajectory(1, 2, offset=30),
+  ]
+  weights = np.asarray([[1] * 8, [2] * 8, [3] * 8], np.float32)
+  batch = packing.pack(
+    trajectories,
+    advantages=np.asarray([0.1, 0.2, 0.3], np.float32),
+    retrieved_fraction=np.asarray([0.5, 0.0, 0.25], np.float32),
+    weights=weights,
+    row_length=8,
+    rows_per_microbatch=2,
+  )
+  # Worst case 3 rows, so 2 micro-batches of 2; 2 rows used, so 1 of them.
+  assert batch.tokens.shape == (2, 2, 8)
+  assert batch.num_microbatches == 1
+  np.testing.assert_array_equal(
+    batch.tokens[0],
+    [[10, 11, 12, 13, 14, 15, 0, 0], [20, 21, 22, 23, 30, 31, 32, 0]],
+  )
+  np.testing.assert_array_equal(
+    batch.segment_ids[0],
+    [[1, 1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 2, 2, 2, 0]],
+  )
+  np.testing.assert_array_equal(
+    batch.where[0], [[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 1, 1, 0]]
+  )
+  np.testing.assert_allclose(
+    batch.advantages[0, 1], [0.1] * 4 + [0.3] * 3 + [0]
+  )
+  np.testing.assert_allclose(
+    batch.retrieved_fraction[0, 1], [0.5] * 4 + [0.25] * 3 + [0]
+  )
+  np.testing.assert_array_equal(batch.weights[0, 1], [1] * 4 + [3] * 3 + [0])
+  # 3 of 16 positions in use are padding.
+  assert batch.padding_fraction == pytest.approx(3 / 16)
+  assert not batch.segment_ids[1].any()

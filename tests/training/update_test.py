@@ -1,0 +1,187 @@
+"""The update: split-invariant, masked, and GRPO where nothing is retrieved."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rapo_jax import models, objectives
+from rapo_jax.training import (
+  ObjectiveConfig,
+  OptimizerConfig,
+  init_train_state,
+  pack,
+  update_minibatch,
+)
+from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+
+_OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+_LENGTHS = (9, 17, 12, 24, 7, 20)
+
+
+def _model():
+  config = models.DecoderConfig(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    initializer_range=0.2,
+  )
+  return models.Decoder(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def trajectories():
+  rng = np.random.default_rng(0)
+  result = []
+  for number, length in enumerate(_LENGTHS):
+    kinds = rng.choice(
+      [TokenKind.POLICY, TokenKind.OBSERVATION, TokenKind.RETRIEVED],
+      size=length,
+      p=[0.7, 0.2, 0.1],
+    ).astype(np.int8)
+    kinds[:3] = TokenKind.PROMPT
+    kinds[3] = TokenKind.POLICY
+    policy = kinds == TokenKind.POLICY
+    result.append(
+      Trajectory(
+        tokens=rng.integers(0, 40, length).astype(np.int32),
+        kinds=kinds,
+        step_ids=np.where(kinds == TokenKind.PROMPT, -1, 0).astype(np.int32),
+        log_probs=np.where(policy, -3.7, 0).astype(np.float32),
+        entropies=np.zeros(length, np.float32),
+        query_id="q",
+        group_id=0,
+        index=number,
+        hybrid=True,
+        policy_version=0,
+        finish_reason=FinishReason.ANSWER,
+      )
+    )
+  return result
+
+
+def _packed(trajectories, row_length, rows, *, fraction=None, poison=None):
+  where = np.zeros((len(trajectories), max(_LENGTHS)), bool)
+  for row, trajectory in enumerate(trajectories):
+    where[row, : len(trajectory.tokens)] = trajectory.policy_mask
+  count = len(trajectories)
+  batch = pack(
+    trajectories,
+    advantages=np.linspace(-1.5, 2, count).astype(np.float32),
+    retrieved_fraction=(
+      np.linspace(0, 0.5, count)
+      if fraction is None
+      else np.full(count, fraction)
+    ).astype(np.float32),
+    weights=np.asarray(objectives.loss_weights(where, aggregation="sequence")),
+    row_length=row_length,
+    rows_per_microbatch=rows,
+  )
+  if poison is not None:
+    batch = batch._replace(
+      old_log_probs=np.where(batch.where, batch.old_log_probs, poison)
+    )
+  return batch
+
+
+def _update(batch, objective=None, *, remat=False):
+  # The state is donated, so each call starts from a model of its own.
+  state, metrics = update_minibatch(
+    init_train_state(_model(), _OPTIMIZER),
+    batch,
+    objective=objective or ObjectiveConfig(),
+    optimizer=_OPTIMIZER,
+    temperature=1.0,
+    remat=remat,
+  )
+  return jax.tree.leaves(state.model), metrics
+
+
+@pytest.mark.parametrize(
+  ("row_length", "rows"), [(24, 2), (32, 3), (96, 1), (24, 6)]
+)
+def test_any_split_into_rows_and_microbatches_gives_the_same(
+  trajectories, row_length, rows
+):
+  expected, expected_metrics = _update(_packed(trajectories, 48, 4))
+  actual, metrics = _update(_packed(trajectories, row_length, rows))
+  np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics.gradient_norm, expected_metrics.gradient_norm, rtol=1e-5
+  )
+  assert metrics.tokens == expected_metrics.tokens
+  for a, b in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_loss_equals_the_objective_on_unpacked_trajectories(trajectories):
+  shape = (len(trajectories), max(_LENGTHS))
+  tokens, where = np.zeros(shape, np.int32), np.zeros(shape, bool)
+  old = np.zeros(shape, np.float32)
+  for row, trajectory in enumerate(trajectories):
+    span = slice(0, len(trajectory.tokens))
+    tokens[row, span] = trajectory.tokens
+    where[row, span] = trajectory.policy_mask
+    old[row, span] = trajectory.log_probs
+  log_probs, _ = models.token_log_probs(
+    _model(), jnp.asarray(tokens), where=jnp.asarray(where)
+  )
+  expected = objectives.rapo_loss(
+    log_probs,
+    jnp.asarray(old),
+    jnp.linspace(-1.5, 2, len(trajectories)),
+    jnp.linspace(0, 0.5, len(trajectories)),
+    where=jnp.asarray(where),
+  )
+  _, metrics = _update(_packed(trajectories, 48, 2))
+  np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
+
+
+def test_remat_changes_memory_and_not_the_result(trajectories):
+  batch = _packed(trajectories, 48, 2)
+  for a, b in zip(
+    _update(batch)[0], _update(batch, remat=True)[0], strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_nan_outside_the_policy_tokens_changes_nothing(trajectories):
+  clean, _ = _update(_packed(trajectories, 48, 2))
+  poisoned, metrics = _update(_packed(trajectories, 48, 2, poison=np.nan))
+  assert np.isfinite(metrics.loss)
+  assert np.isfinite(metrics.gap_max)
+  for a, b in zip(poisoned, clean, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_without_retrieval_the_coefficients_change_no_bit(trajectories):
+  batch = _packed(trajectories, 48, 2, fraction=0.0)
+  grpo = ObjectiveConfig(retrieval_coef=0.0, shaping_coef=0.0)
+  for coefficients in ({}, {"retrieval_coef": 3.0, "shaping_coef": 0.7}):
+    rapo = dataclasses.replace(ObjectiveConfig(), **coefficients)
+    for a, b in zip(
+      _update(batch, rapo)[0], _update(batch, grpo)[0], strict=True
+    ):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_gap_is_the_distance_to_the_samplers_log_probs(trajectories):
+  batch = _packed(trajectories, 48, 2)
+  _, metrics = _update(batch)
+  log_probs, _ = models.token_log_probs(
+    _model(),
+    jnp.asarray(batch.tokens[0]),
+    where=jnp.asarray(batch.where[0]),
+    segment_ids=jnp.asarray(batch.segment_ids[0]),
+  )
+  assert batch.num_microbatches == 1
+  gap = np.abs(log_probs - batch.old_log_probs[0])[batch.where[0]]
+  np.testing.assert_allclose(metrics.gap_sum, gap.sum(), rtol=1e-4)
+  np.testing.assert_allclose(metrics.gap_max, gap.max(), rtol=1e-4)
