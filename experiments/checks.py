@@ -1,0 +1,251 @@
+"""What can be checked before a run: files, shapes, template, memory."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import transformers
+from flax import nnx
+
+from experiments import flags
+from experiments.config import ExperimentConfig
+from experiments.miniature import tokenizer as miniature_tokenizer
+from experiments.miniature.agents import decoder_config
+from experiments.stages import train as train_stage
+from experiments.stages.agents import train_byte_level_tokenizer
+from experiments.tasks import make_world, questions, task_names
+from experiments.workdir import Workdir, read_json
+from rapo_jax import models
+from rapo_jax.data import Query, check_prefix_preservation, encode_prompt, order
+
+_FLOAT_BYTES = 4
+
+
+class CheckError(ValueError):
+  """The experiment cannot run as configured."""
+
+
+def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
+  """Checks everything that can be checked without running or writing.
+
+  Returns:
+    What was found, for people.
+
+  Raises:
+    CheckError: with every problem and its remedy.
+  """
+  problems: list[str] = []
+  lines = [f"{config.name}: {config.data.source}"]
+  for check in (_shapes, _files, _questions):
+    for kind, text in check(config):
+      (problems if kind == "problem" else lines).append(text)
+  if workdir is not None and Workdir(workdir).config.exists():
+    there = read_json(Workdir(workdir).config)
+    for line in differences(there, flags.to_dict(config)):
+      problems.append(
+        f"{workdir} holds an experiment with another config: {line}"
+      )
+  if problems:
+    raise CheckError(
+      f"{len(problems)} problem(s):\n"
+      + "\n".join(f"  {problem}" for problem in problems)
+    )
+  seconds = sum(stage_seconds(config).values())
+  lines.append(f"about {seconds / 60:.0f} minutes on two CPU cores")
+  lines.append("all checks passed; nothing was written")
+  return "\n".join(lines)
+
+
+def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
+  """Fields in which two plain configs differ, one line each."""
+  if isinstance(there, dict) and isinstance(wanted, dict):
+    return [
+      line
+      for key in sorted({*there, *wanted})
+      for line in differences(there.get(key), wanted.get(key), f"{path}.{key}")
+    ]
+  # JSON has no tuples.
+  if json.dumps(there, default=list) == json.dumps(wanted, default=list):
+    return []
+  return [f"{path} is {there!r} there and {wanted!r} here"]
+
+
+def stage_seconds(config: ExperimentConfig) -> dict[str, float]:
+  """Rough seconds of each stage on two CPU cores, for the progress display."""
+  tasks = len(task_names(config))
+  runs = len(list(train_stage.runs(config, task_names(config))))
+  made = config.data.source == "miniature"
+  return {
+    "agents": (150.0 if made else 5.0) * tasks,
+    "buffer": 90.0 * tasks,
+    "train": 3.0 * config.train.num_updates * runs + 20.0 * tasks,
+    "evaluate": 3.0 * config.evaluation.num_samples * (runs + 2 * tasks),
+    "report": 5.0,
+  }
+
+
+def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+  """Budgets that do not fit each other, each with what would."""
+  rollout, update = config.rollout, config.update
+  longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+  if update.row_length < longest:
+    yield (
+      "problem",
+      "update.row_length must hold a prompt and a response "
+      f"({rollout.max_prompt_tokens} + {rollout.max_response_tokens}), got "
+      f"{update.row_length}: set it to {longest} or more.",
+    )
+  if rollout.max_step_tokens > rollout.max_response_tokens:
+    yield (
+      "problem",
+      "rollout.max_step_tokens may not exceed rollout.max_response_tokens "
+      f"({rollout.max_response_tokens}), got {rollout.max_step_tokens}.",
+    )
+  if rollout.max_tool_tokens >= rollout.max_response_tokens:
+    yield (
+      "problem",
+      "rollout.max_tool_tokens must be below rollout.max_response_tokens "
+      f"({rollout.max_response_tokens}), got {rollout.max_tool_tokens}.",
+    )
+  if config.buffer.top_k_trajectories > config.buffer.num_trajectories:
+    yield (
+      "problem",
+      "buffer.top_k_trajectories may not exceed buffer.num_trajectories "
+      f"({config.buffer.num_trajectories}), got "
+      f"{config.buffer.top_k_trajectories}.",
+    )
+  if rollout.num_generations == 1:
+    yield (
+      "problem",
+      "rollout.num_generations must be at least 2 for a group to have a "
+      "variance, got 1.",
+    )
+  groups = rollout.num_slots / rollout.num_generations
+  yield (
+    "note",
+    f"an update: {update.queries_per_update} questions × "
+    f"{rollout.num_generations} rollouts ({rollout.num_hybrid} hybrid), "
+    f"{groups:g} groups at a time in {rollout.num_slots} slots of {longest} "
+    "tokens",
+  )
+
+
+def _files(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+  """Named files that are not there."""
+  for name in ("data.path", "data.corpus", "policy.base", "policy.off_policy"):
+    section, field = name.split(".")
+    value = getattr(getattr(config, section), field)
+    if value is not None and not pathlib.Path(value).exists():
+      parent = pathlib.Path(value).parent
+      near = difflib.get_close_matches(
+        pathlib.Path(value).name,
+        [p.name for p in parent.iterdir()] if parent.is_dir() else [],
+        n=1,
+      )
+      hint = f": did you mean {parent / near[0]}?" if near else "."
+      yield "problem", f"{name} names {value}, which does not exist{hint}"
+
+
+def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+  """Questions, prompts, template and memory of each task."""
+  for name in task_names(config):
+    try:
+      train, held_out = questions(config, name)
+      order.batch(0, 0, config.update.queries_per_update, len(train))
+    except (ValueError, FileNotFoundError) as error:
+      yield "problem", str(error)
+      continue
+    yield (
+      "note",
+      f"{name}: {len(train)} training questions, {len(held_out)} held out",
+    )
+    tokenizer, shape = _tokenizer_and_shape(config, train)
+    try:
+      check_prefix_preservation(tokenizer, train[0])
+      longest = max(
+        len(encode_prompt(tokenizer, q, config.rollout.max_prompt_tokens))
+        for q in (*train, *held_out)
+      )
+    except ValueError as error:
+      yield "problem", str(error)
+      continue
+    yield (
+      "note",
+      f"{name}: longest prompt {longest} of "
+      f"{config.rollout.max_prompt_tokens} tokens; the chat template only "
+      "appends",
+    )
+    for text in memory_estimate(config, shape):
+      yield "note", f"{name}: {text}"
+
+
+def _tokenizer_and_shape(
+  config: ExperimentConfig, train: list[Query]
+) -> tuple[Any, models.DecoderConfig]:
+  """Of the policy: from its folder, or as the agents stage would make it."""
+  if config.policy.base is not None:
+    path = pathlib.Path(config.policy.base)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    hf = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return tokenizer, models.DecoderConfig.from_hf(hf)
+  if config.data.source == "miniature":
+    world = make_world(config.world)
+    tokenizer = miniature_tokenizer.train_tokenizer(
+      miniature_tokenizer.corpus(world)
+    )
+    return tokenizer, decoder_config(config.agents, len(tokenizer))
+  random = config.policy.random
+  tokenizer = train_byte_level_tokenizer(
+    [q.question for q in train], random.vocab_size
+  )
+  shape = models.DecoderConfig(
+    vocab_size=random.vocab_size,
+    hidden_size=random.hidden_size,
+    intermediate_size=random.intermediate_size,
+    num_layers=random.num_layers,
+    num_heads=random.num_heads,
+    num_kv_heads=random.num_kv_heads,
+    head_dim=random.hidden_size // random.num_heads,
+  )
+  return tokenizer, shape
+
+
+def memory_estimate(
+  config: ExperimentConfig, shape: models.DecoderConfig
+) -> list[str]:
+  """Bytes by kind, for float32 parameters and AdamW's two moments."""
+  abstract = nnx.eval_shape(lambda: models.Decoder(shape, rngs=nnx.Rngs(0)))
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+  rollout, update = config.rollout, config.update
+  length = rollout.max_prompt_tokens + rollout.max_response_tokens
+  kv = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+  tokens = update.rows_per_microbatch * update.row_length
+  # A layer keeps its input; without remat also what its products read.
+  width = shape.hidden_size * (1 if update.remat else 8)
+  if not update.remat:
+    width += 3 * shape.intermediate_size
+    width += shape.num_heads * update.row_length
+  parts = {
+    "parameters": parameters,
+    "gradients and optimizer": 3 * parameters,
+    "KV cache": kv * rollout.num_slots * length,
+    "activations": tokens * shape.num_layers * width,
+  }
+  total = sum(parts.values())
+  shown = ", ".join(
+    f"{name} {_gigabytes(count)}" for name, count in parts.items()
+  )
+  return [
+    f"{parameters:,} parameters; about {_gigabytes(total)} of device memory: "
+    + shown
+  ]
+
+
+def _gigabytes(floats: int) -> str:
+  size = floats * _FLOAT_BYTES
+  return f"{size / 1e9:.2f} GB" if size > 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,254 @@
+"""Every setting of an experiment, its default and its meaning.
+
+A config file in `experiments/configs` builds one `ExperimentConfig`;
+`--config.<path>=<value>` overrides any field. Defaults live here and in the
+dataclasses that are imported here, nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from experiments.metrics import WandbConfig
+from experiments.miniature.agents import AgentsConfig
+from experiments.miniature.world import WorldConfig
+from rapo_jax.retrieval import RetrievalConfig
+from rapo_jax.rollout import RolloutConfig
+from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
+
+Method = Literal["grpo", "hybrid", "rapo"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where questions come from.
+
+  Attributes:
+    source: "miniature" writes the miniature world; "tool_star" reads the
+      Tool-Star training file.
+    families: families of the miniature world; each is a task of its own, with
+      its own agents, buffer and runs.
+    path: Parquet file of "tool_star".
+    limit: questions read from it; None for all.
+    held_out: of those, how many are kept apart for evaluation.
+    corpus: JSONL file (`id`, `contents`) that the search tool of "tool_star"
+      reads; without one it answers that nothing was found.
+    seed: of the order in which questions are asked.
+  """
+
+  source: Literal["miniature", "tool_star"] = "miniature"
+  families: tuple[Literal["multihop", "compute", "web"], ...] = ("multihop",)
+  path: str | None = None
+  limit: int | None = None
+  held_out: int = 32
+  corpus: str | None = None
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomModelConfig:
+  """Shape of the randomly initialised Qwen2 model that data sets smoke-test.
+
+  Attributes:
+    vocab_size: of the byte-level BPE tokenizer trained on the questions.
+    hidden_size: width.
+    intermediate_size: width of the feed-forward layers.
+    num_layers: layers.
+    num_heads: attention heads.
+    num_kv_heads: key-value heads.
+    seed: of the weights.
+  """
+
+  vocab_size: int = 2048
+  hidden_size: int = 64
+  intermediate_size: int = 128
+  num_layers: int = 2
+  num_heads: int = 4
+  num_kv_heads: int = 2
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+  """Which agents are used.
+
+  Attributes:
+    base: Hugging Face folder of the base agent. None: warm-started in the
+      miniature world, randomly initialised (`random`) for a data set.
+    off_policy: folder of the off-policy agent; None likewise.
+    random: shape of the randomly initialised model.
+  """
+
+  base: str | None = None
+  off_policy: str | None = None
+  random: RandomModelConfig = RandomModelConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolsConfig:
+  """Limits of the tools.
+
+  Attributes:
+    search_top_k: documents that one search returns.
+    python_timeout_s: wall-clock deadline of one python call.
+    python_memory_bytes: address space of one python call.
+    python_output_bytes: output kept of one python call.
+  """
+
+  search_top_k: int = 1
+  python_timeout_s: float = 5.0
+  python_memory_bytes: int = 512 * 1024 * 1024
+  python_output_bytes: int = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class BufferConfig:
+  """How the Step-Trace Buffer is built.
+
+  Attributes:
+    num_trajectories: off-policy trajectories a question, N.
+    top_k_trajectories: of which the best are kept, K.
+    seed: of their sampling.
+  """
+
+  num_trajectories: int = 16
+  top_k_trajectories: int = 5
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The runs of the train stage: every method with every seed.
+
+  Attributes:
+    methods: "grpo", "rapo", or "hybrid": hybrid rollouts trained without
+      retrieval reward and shaping.
+    seeds: one run a seed; the same questions in the same order for every
+      method.
+    num_updates: rollouts trained on.
+    eval_every: updates between two evaluations on held-out questions.
+    checkpoint_every: updates between two checkpoints.
+    log_trajectories_every: updates between two that are kept as JSONL.
+    stop_mismatch: a run stops when the trainer's log-probs differ from the
+      sampler's by more than this on average, before any update on the batch.
+  """
+
+  methods: tuple[Method, ...] = ("grpo", "rapo")
+  seeds: tuple[int, ...] = (0, 1)
+  num_updates: int = 20
+  eval_every: int = 5
+  checkpoint_every: int = 5
+  log_trajectories_every: int = 5
+  stop_mismatch: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """Evaluation never retrieves.
+
+  Attributes:
+    num_samples: trajectories a held-out question in the evaluate stage.
+    curve_samples: trajectories a question while training; they are the first
+      ones of the evaluate stage.
+    temperature: of sampling.
+    seed: of sampling, the same for every agent.
+  """
+
+  num_samples: int = 4
+  curve_samples: int = 1
+  temperature: float = 1.0
+  seed: int = 1_000_003
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+  """Where metrics go besides `metrics.jsonl`.
+
+  Attributes:
+    tensorboard: write TensorBoard event files.
+    wandb: Weights & Biases project; None for none.
+  """
+
+  tensorboard: bool = True
+  wandb: WandbConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+  """One experiment.
+
+  Attributes:
+    name: shown in the report.
+    data: questions.
+    world: the miniature world.
+    agents: warm start of the miniature agents.
+    policy: which agents are used.
+    tools: limits of the tools.
+    buffer: how the Step-Trace Buffer is built.
+    retrieval: how a trace is chosen.
+    rollout: group size, hybrid rollouts, budgets, shapes.
+    objective: coefficients and clip range of RAPO.
+    optimizer: AdamW.
+    update: batch shapes.
+    train: methods, seeds, schedule.
+    evaluation: samples and seed.
+    logging: metrics.
+  """
+
+  name: str
+  data: DataConfig = DataConfig()
+  world: WorldConfig = WorldConfig()
+  agents: AgentsConfig = AgentsConfig()
+  policy: PolicyConfig = PolicyConfig()
+  tools: ToolsConfig = ToolsConfig()
+  buffer: BufferConfig = BufferConfig()
+  retrieval: RetrievalConfig = RetrievalConfig()
+  rollout: RolloutConfig = RolloutConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  update: UpdateConfig = UpdateConfig()
+  train: TrainConfig = TrainConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+  logging: LoggingConfig = LoggingConfig()
+
+  def method(self, name: Method) -> tuple[RolloutConfig, ObjectiveConfig]:
+    """Rollout and objective of a method; they differ in nothing else."""
+    if name == "rapo":
+      return self.rollout, self.objective
+    objective = dataclasses.replace(
+      self.objective, retrieval_coef=0.0, shaping_coef=0.0
+    )
+    if name == "hybrid":
+      return self.rollout, objective
+    return dataclasses.replace(self.rollout, num_hybrid=0), objective
+
+
+def miniature_rollout() -> RolloutConfig:
+  """Rollouts of the miniature world: some 100 tokens a trajectory."""
+  return RolloutConfig(
+    max_prompt_tokens=64,
+    max_response_tokens=192,
+    max_step_tokens=48,
+    max_tool_tokens=64,
+    max_tool_calls=6,
+    prefill_rows=8,
+    decode_chunk=32,
+    insert_chunk=32,
+  )
+
+
+def miniature_update() -> UpdateConfig:
+  """Update shapes of the miniature world."""
+  return UpdateConfig(
+    queries_per_update=8,
+    queries_per_minibatch=4,
+    row_length=256,
+    rows_per_microbatch=8,
+    remat=False,
+  )
+
+
+def miniature_optimizer() -> OptimizerConfig:
+  """The miniature world's learning rate: small models take large steps."""
+  return OptimizerConfig(learning_rate=5e-4)

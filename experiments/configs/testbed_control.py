@@ -1,0 +1,29 @@
+"""Where it does not help: multi-hop questions of 2 to 4 steps, mixed.
+
+    python -m experiments.run --config experiments/configs/testbed_control.py \\
+        --workdir runs/testbed_control
+
+Two CPU cores, about 20 minutes, five seeds a method.
+The base agent succeeds on the easy ones often enough for GRPO to take off by
+itself. The negative control: expect no difference.
+"""
+
+from experiments.config import (
+  ExperimentConfig,
+  TrainConfig,
+  miniature_optimizer,
+  miniature_rollout,
+  miniature_update,
+)
+from experiments.miniature.world import WorldConfig
+
+
+def get_config() -> ExperimentConfig:
+  return ExperimentConfig(
+    name="testbed_control",
+    world=WorldConfig(multihop_hops=(2, 3, 4)),
+    rollout=miniature_rollout(),
+    optimizer=miniature_optimizer(),
+    update=miniature_update(),
+    train=TrainConfig(seeds=(0, 1, 2, 3, 4)),
+  )

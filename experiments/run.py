@@ -1,0 +1,264 @@
+"""Runs an experiment, stage by stage.
+
+    python -m experiments.run --config experiments/configs/quickstart.py \\
+        --workdir runs/quickstart
+
+Started again with the same config and folder it goes on where it stopped; what
+is finished is not repeated. `--config.<path>=<value>` overrides any field.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from experiments import checks, flags, report, results, tables
+from experiments.config import ExperimentConfig
+from experiments.progress import Progress
+from experiments.stages import agents as agents_stage
+from experiments.stages import buffer as buffer_stage
+from experiments.stages import evaluate as evaluate_stage
+from experiments.stages import train as train_stage
+from experiments.tasks import Task, agent_paths, open_task, task_names
+from experiments.workdir import Workdir, read_json, write_json
+from rapo_jax import models
+from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
+
+STAGES = ("agents", "buffer", "train", "evaluate", "report")
+COMPILATION_CACHE = pathlib.Path(".cache/jax")
+
+
+class Experiment:
+  """The stages of one experiment over one work folder.
+
+  Args:
+    config: the experiment.
+    workdir: its folder.
+    progress: display.
+  """
+
+  def __init__(
+    self, config: ExperimentConfig, workdir: Workdir, progress: Progress
+  ):
+    self._config = config
+    self._workdir = workdir
+    self._progress = progress
+    self._tasks = task_names(config)
+
+  @functools.cached_property
+  def _encoder(self) -> SentenceEncoder:
+    return SentenceEncoder.from_pretrained()
+
+  def run(self, stage: str) -> None:
+    """Runs one stage, or shows that it has been finished before."""
+    if self._finished(stage):
+      self._progress.skip(stage)
+      return
+    with self._progress.stage(stage):
+      getattr(self, f"_{stage}")()
+
+  def _finished(self, stage: str) -> bool:
+    config, workdir = self._config, self._workdir
+    if stage == "agents":
+      return all(
+        (path / "config.json").exists()
+        for task in self._tasks
+        for path in agent_paths(config, workdir, task)
+      )
+    if stage == "buffer":
+      return all(
+        (workdir.buffer(task) / "manifest.json").exists()
+        for task in self._tasks
+      )
+    if stage == "train":
+      return all(
+        (workdir.run(run.task, run.name) / train_stage.DONE_FILE).exists()
+        for run in train_stage.runs(config, self._tasks)
+      )
+    if stage == "evaluate":
+      return all(
+        workdir.evaluation(task, agent).exists()
+        for task, agent, _ in self._agents_to_evaluate()
+      )
+    return False
+
+  def _agents(self) -> None:
+    for number, name in enumerate(self._tasks):
+      agents_stage.make_agents(
+        self._config,
+        self._workdir,
+        name,
+        lambda done, text, n=number: self._progress.update(
+          n + done, len(self._tasks), text
+        ),
+      )
+
+  def _buffer(self) -> None:
+    for number, name in enumerate(self._tasks):
+      path = self._workdir.buffer(name)
+      if (path / "manifest.json").exists():
+        continue
+      with self._open(name) as task:
+        buffer = buffer_stage.build_buffer(
+          self._config,
+          task,
+          self._encoder,
+          lambda done, total, text, n=number: self._progress.update(
+            n + done / total, len(self._tasks), text
+          ),
+        )
+      buffer.save(path)
+
+  def _train(self) -> None:
+    runs = list(train_stage.runs(self._config, self._tasks))
+    updates = self._config.train.num_updates
+    for name in self._tasks:
+      with self._open(name) as task:
+        buffer = StepTraceBuffer.load(self._workdir.buffer(name), self._encoder)
+        for number, run in enumerate(runs):
+          if run.task == name:
+            train_stage.train(
+              self._config,
+              self._workdir,
+              task,
+              run,
+              buffer,
+              lambda done, text, n=number: self._progress.update(
+                n * updates + done, len(runs) * updates, text
+              ),
+            )
+
+  def _evaluate(self) -> None:
+    wanted = list(self._agents_to_evaluate())
+    for name in self._tasks:
+      with self._open(name) as task:
+        for number, (owner, agent, run) in enumerate(wanted):
+          path = self._workdir.evaluation(owner, agent)
+          if owner == name and not path.exists():
+            result = evaluate_stage.evaluate(
+              self._config, task, self._load(task, agent, run)
+            )
+            result |= {
+              "task": name,
+              "agent": agent,
+              "method": run.method if run else agent,
+              "seed": run.seed if run else None,
+              "update": self._config.train.num_updates if run else 0,
+            }
+            write_json(path, result)
+          self._progress.update(number + 1, len(wanted), f"{name} {agent}")
+
+  def _report(self) -> None:
+    results.write_results(self._workdir.root)
+    report.write_report(self._workdir.root)
+
+  def _open(self, name: str):
+    return open_task(self._config, self._workdir, name, self._encoder)
+
+  def _agents_to_evaluate(self):
+    """(task, agent, its run or None) in the order of the table."""
+    for task in self._tasks:
+      yield task, "base", None
+      yield task, "off_policy", None
+    for run in train_stage.runs(self._config, self._tasks):
+      yield run.task, run.name, run
+
+  def _load(
+    self, task: Task, agent: str, run: train_stage.Run | None
+  ) -> models.Decoder:
+    if run is not None:
+      return train_stage.load_policy(self._config, self._workdir, task, run)
+    base = agent == "base"
+    path = task.base_path if base else task.off_policy_path
+    return models.from_pretrained(path)
+
+
+def claim_workdir(config: ExperimentConfig, workdir: Workdir) -> None:
+  """Writes the config into the folder, or checks that it is the same.
+
+  Raises:
+    flags.ConfigError: the folder holds another experiment; names the fields.
+  """
+  wanted = flags.to_dict(config)
+  if not workdir.config.exists():
+    write_json(workdir.config, wanted)
+    return
+  there = read_json(workdir.config)
+  differences = checks.differences(there, wanted)
+  if differences:
+    shown = "\n".join(f"  {line}" for line in differences[:10])
+    raise flags.ConfigError(
+      f"{workdir.root} holds an experiment with another config:\n{shown}\n"
+      "choose another --workdir, or undo these changes to go on with it."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.run",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("--config", required=True, help="Python config file")
+  parser.add_argument(
+    "--workdir", type=pathlib.Path, help="folder of the experiment"
+  )
+  parser.add_argument(
+    "--stage",
+    choices=("all", *STAGES),
+    default="all",
+    help="run one stage alone (default: all, in order)",
+  )
+  parser.add_argument(
+    "--dry_run",
+    action="store_true",
+    help="check everything that can be checked, write nothing",
+  )
+  known, overrides = parser.parse_known_args(arguments)
+  try:
+    config = flags.apply_overrides(flags.load_config(known.config), overrides)
+    if known.dry_run:
+      print(checks.dry_run(config, known.workdir))
+      return 0
+    if known.workdir is None:
+      parser.error("--workdir is needed for anything but --dry_run")
+    workdir = Workdir(known.workdir)
+    claim_workdir(config, workdir)
+    run_stages(config, workdir, known.stage)
+  except (flags.ConfigError, checks.CheckError, FileNotFoundError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs from one start to the next."""
+  jax.config.update(
+    "jax_compilation_cache_dir", str(COMPILATION_CACHE.absolute())
+  )
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run_stages(config: ExperimentConfig, workdir: Workdir, stage: str) -> None:
+  """Runs the stages with a live display and prints the result table."""
+  use_compilation_cache()
+  stages = STAGES if stage == "all" else (stage,)
+  estimates = checks.stage_seconds(config)
+  with Progress([(name, estimates[name]) for name in stages]) as progress:
+    experiment = Experiment(config, workdir, progress)
+    for name in stages:
+      experiment.run(name)
+  if "report" in stages:
+    print(tables.format_table(read_json(workdir.root / "results.json")))
+    print(f"report: {workdir.root / 'report.html'}")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

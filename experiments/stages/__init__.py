@@ -1,0 +1,1 @@
+"""The stages of an experiment: agents, buffer, train, evaluate, report."""

@@ -1,0 +1,114 @@
+"""Stage agents: the base agent and the off-policy agent of a task."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import tokenizers
+from flax import nnx
+from tokenizers import decoders, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from experiments.config import ExperimentConfig, RandomModelConfig
+from experiments.miniature.agents import train_agents
+from experiments.miniature.tokenizer import (
+  CHAT_TEMPLATE,
+  PAD,
+  TURN_END,
+  TURN_START,
+)
+from experiments.tasks import agent_paths, family, make_world, questions
+from experiments.workdir import Workdir
+from rapo_jax import models
+
+Report = Callable[[float, str], None]
+
+
+def make_agents(
+  config: ExperimentConfig, workdir: Workdir, task: str, report: Report
+) -> None:
+  """Makes the agents of a task that the config does not name.
+
+  Args:
+    config: the experiment.
+    workdir: where the agents are written.
+    task: name of the task.
+    report: called with the share done, 0 to 1, and a word on it.
+  """
+  paths = agent_paths(config, workdir, task)
+  if all((path / "config.json").exists() for path in paths):
+    report(1.0, "finished before")
+    return
+  for path in {config.policy.base, config.policy.off_policy} - {None}:
+    if not (pathlib.Path(path) / "config.json").exists():
+      raise FileNotFoundError(
+        f"policy.base and policy.off_policy name Hugging Face folders, {path} "
+        "holds no config.json: correct the path or leave it out."
+      )
+  if config.data.source == "miniature":
+    train_agents(
+      make_world(config.world),
+      family(task),
+      config.agents,
+      paths[0].parent,
+      report=report,
+    )
+    return
+  texts = [query.question for query in questions(config, task)[0]]
+  tokenizer = train_byte_level_tokenizer(texts, config.policy.random.vocab_size)
+  for number, path in enumerate(paths):
+    if not (path / "config.json").exists():
+      model = random_model(config.policy.random, seed_offset=number)
+      models.save_pretrained(model, path, tokenizer=tokenizer)
+    report((number + 1) / 2, f"wrote {path.name}")
+
+
+def train_byte_level_tokenizer(
+  texts: list[str], vocab_size: int
+) -> PreTrainedTokenizerFast:
+  """A byte-level BPE tokenizer in the style of Qwen's, chat template included.
+
+  Args:
+    texts: what merges are learned from.
+    vocab_size: entries, special tokens included.
+  """
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.train_from_iterator(
+    texts,
+    trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[PAD, TURN_START, TURN_END],
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False,
+    ),
+  )
+  return PreTrainedTokenizerFast(
+    tokenizer_object=backend,
+    pad_token=PAD,
+    eos_token=TURN_END,
+    additional_special_tokens=[TURN_START],
+    chat_template=CHAT_TEMPLATE,
+    clean_up_tokenization_spaces=False,
+    model_input_names=["input_ids", "attention_mask"],
+  )
+
+
+def random_model(
+  config: RandomModelConfig, *, seed_offset: int = 0
+) -> models.Decoder:
+  """A Qwen2 model with random weights."""
+  return models.Decoder(
+    models.DecoderConfig(
+      vocab_size=config.vocab_size,
+      hidden_size=config.hidden_size,
+      intermediate_size=config.intermediate_size,
+      num_layers=config.num_layers,
+      num_heads=config.num_heads,
+      num_kv_heads=config.num_kv_heads,
+      head_dim=config.hidden_size // config.num_heads,
+    ),
+    rngs=nnx.Rngs(config.seed + seed_offset),
+  )

@@ -1,0 +1,219 @@
+"""Stage train: every method with every seed, from the same base agent."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from experiments import flags, trajectory_log
+from experiments.config import ExperimentConfig, Method
+from experiments.metrics import (
+  MetricsWriter,
+  truncate_rows,
+)
+from experiments.stages.evaluate import sample_accuracy
+from experiments.tasks import Task
+from experiments.workdir import Workdir, write_json
+from rapo_jax import models
+from rapo_jax.data import order
+from rapo_jax.retrieval import StepTraceBuffer
+from rapo_jax.rollout import RolloutEngine
+from rapo_jax.training import (
+  Checkpoints,
+  Trainer,
+  TrainState,
+  init_train_state,
+)
+
+TRAJECTORIES_FILE = "trajectories.jsonl"
+DONE_FILE = "done.json"
+
+Report = Callable[[float, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training run.
+
+  Attributes:
+    task: name of its task.
+    method: what trains.
+    seed: of sampling and retrieval.
+  """
+
+  task: str
+  method: Method
+  seed: int
+
+  @property
+  def name(self) -> str:
+    return f"{self.method}-seed{self.seed}"
+
+
+def runs(config: ExperimentConfig, tasks: list[str]) -> Iterator[Run]:
+  """All runs of an experiment, seed by seed, so that pairs end together."""
+  for task in tasks:
+    for seed in config.train.seeds:
+      for method in config.train.methods:
+        yield Run(task, method, seed)
+
+
+def train(
+  config: ExperimentConfig,
+  workdir: Workdir,
+  task: Task,
+  run: Run,
+  buffer: StepTraceBuffer | None,
+  report: Report,
+) -> None:
+  """Trains one run to its last update, from its newest checkpoint if any.
+
+  Args:
+    config: the experiment.
+    workdir: where everything is written.
+    task: questions and tools.
+    run: method and seed.
+    buffer: Step-Trace Buffer of the task.
+    report: called with the updates done and a word on the last one.
+  """
+  folder = workdir.run(run.task, run.name)
+  if (folder / DONE_FILE).exists():
+    report(config.train.num_updates, "finished before")
+    return
+  rollout, objective = config.method(run.method)
+  base = models.from_pretrained(task.base_path)
+  engine = RolloutEngine(
+    rollout,
+    task.tokenizer,
+    vocab_size=base.config.vocab_size,
+    tools=task.tools,
+    buffer=buffer,
+    retrieval=config.retrieval,
+  )
+  trainer = Trainer(
+    engine,
+    task.tokenizer,
+    rollout=rollout,
+    objective=objective,
+    optimizer=config.optimizer,
+    update=config.update,
+    seed=run.seed,
+  )
+  state = init_train_state(base, config.optimizer)
+  checkpoints = Checkpoints(folder / "checkpoints")
+  state, done, totals = _resume(checkpoints, state, folder, config)
+  with MetricsWriter(
+    folder,
+    tensorboard=config.logging.tensorboard,
+    wandb=config.logging.wandb,
+    resumed_update=done if totals else -1,
+    config=flags.to_dict(config),
+  ) as writer:
+    evaluate = functools.partial(
+      sample_accuracy, config, task, samples=config.evaluation.curve_samples
+    )
+    if not totals:
+      accuracy = evaluate(state.model)
+      writer.write(0, {"eval/accuracy": accuracy})
+      totals = {"seconds": 0.0, "generated_tokens": 0.0}
+    report(done, run.name)
+    for update in range(done, config.train.num_updates):
+      state, row = _update(
+        config, task, run, trainer, state, update, totals, folder
+      )
+      number = update + 1
+      last = number == config.train.num_updates
+      if last or number % config.train.eval_every == 0:
+        row["eval/accuracy"] = evaluate(state.model)
+      writer.write(number, row)
+      if last or number % config.train.checkpoint_every == 0:
+        checkpoints.save(number, state, {"update": number, "totals": totals})
+      report(number, _describe(run, row))
+  checkpoints.close()
+  write_json(folder / DONE_FILE, {"update": config.train.num_updates})
+
+
+def load_policy(
+  config: ExperimentConfig, workdir: Workdir, task: Task, run: Run
+) -> models.Decoder:
+  """The policy of a finished run."""
+  base = models.from_pretrained(task.base_path)
+  like = init_train_state(base, config.optimizer)
+  checkpoints = Checkpoints(workdir.run(run.task, run.name) / "checkpoints")
+  newest = checkpoints.latest()
+  if newest != config.train.num_updates:
+    raise FileNotFoundError(
+      f"run {run.name} of task {run.task} has its newest checkpoint at update "
+      f"{newest}, not at {config.train.num_updates}: run --stage=train first."
+    )
+  state, _ = checkpoints.restore(newest, like)
+  checkpoints.close()
+  return state.model
+
+
+def _resume(
+  checkpoints: Checkpoints,
+  state: TrainState,
+  folder: pathlib.Path,
+  config: ExperimentConfig,
+) -> tuple[TrainState, int, dict[str, float]]:
+  """State, updates done and running totals; no totals for a fresh run."""
+  newest = checkpoints.latest()
+  if newest is None:
+    truncate_rows(folder / TRAJECTORIES_FILE, -1)
+    return state, 0, {}
+  state, metadata = checkpoints.restore(newest, state)
+  truncate_rows(folder / TRAJECTORIES_FILE, newest)
+  return state, newest, dict(metadata["totals"])
+
+
+def _update(
+  config: ExperimentConfig,
+  task: Task,
+  run: Run,
+  trainer: Trainer,
+  state: TrainState,
+  update: int,
+  totals: dict[str, float],
+  folder: pathlib.Path,
+) -> tuple[TrainState, dict[str, float]]:
+  """One update and its row of metrics; adds to the totals."""
+  chosen = order.batch(
+    config.data.seed + run.seed,
+    update,
+    config.update.queries_per_update,
+    len(task.train),
+  )
+  queries = [task.train[i] for i in chosen]
+  prompts = [task.prompt(query) for query in queries]
+  state, experience, row = trainer.step(state, queries, prompts, update)
+  if row["mismatch/abs_log_prob_mean"] > config.train.stop_mismatch:
+    raise RuntimeError(
+      "the trainer's log-probs may differ from the sampler's by at most "
+      f"{config.train.stop_mismatch} on average (train.stop_mismatch), update "
+      f"{update + 1} of {run.name} has "
+      f"{row['mismatch/abs_log_prob_mean']:.4f}: the two do not compute the "
+      "same model."
+    )
+  totals["seconds"] += row["step/seconds"]
+  totals["generated_tokens"] += row["rollout/generated_tokens"]
+  number = update + 1
+  every = config.train.log_trajectories_every
+  if number == 1 or number % every == 0:
+    with (folder / TRAJECTORIES_FILE).open("a", encoding="utf-8") as file:
+      for record in trajectory_log.records(
+        experience, queries, task.tokenizer, number
+      ):
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+  return state, {**totals, **row}
+
+
+def _describe(run: Run, row: dict[str, Any]) -> str:
+  text = f"{run.task} {run.name} train accuracy {row['reward/accuracy']:.2f}"
+  if "eval/accuracy" in row:
+    text += f", held-out {row['eval/accuracy']:.2f}"
+  return text

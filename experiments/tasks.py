@@ -1,0 +1,207 @@
+"""A task: questions, tools and the agents that meet them.
+
+The miniature world has one task a family; a data set is one task. Everything
+downstream of here is the same for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import transformers
+from jaxtyping import Int
+
+from experiments.config import ExperimentConfig
+from experiments.miniature.world import (
+  FAMILIES,
+  Family,
+  Question,
+  World,
+  WorldConfig,
+)
+from experiments.miniature.world import make_world as draw_world
+from experiments.workdir import Workdir
+from rapo_jax.data import (
+  Query,
+  encode_prompt,
+  load_corpus,
+  load_tool_star,
+)
+from rapo_jax.retrieval import SentenceEncoder, default_index_class
+from rapo_jax.tools import OpenTool, PythonTool, SearchTool, Tool
+
+DATA_SET_TOOLS = ("search", "python")
+
+
+@functools.cache
+def make_world(config: WorldConfig) -> World:
+  """The miniature world of a config, drawn once a process."""
+  return draw_world(config)
+
+
+@dataclasses.dataclass
+class Task:
+  """Questions, tools and agents.
+
+  Attributes:
+    name: family of the miniature world, or name of the data set.
+    train: training questions.
+    held_out: questions that nothing is trained on.
+    tools: by name.
+    tokenizer: of the policy.
+    max_prompt_tokens: longer prompts are refused.
+    base_path: Hugging Face folder of the base agent.
+    off_policy_path: of the off-policy agent.
+  """
+
+  name: str
+  train: list[Query]
+  held_out: list[Query]
+  tools: dict[str, Tool]
+  tokenizer: Any
+  max_prompt_tokens: int
+  base_path: pathlib.Path
+  off_policy_path: pathlib.Path
+  _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @property
+  def off_policy_name(self) -> str:
+    """Under which the off-policy agent's traces are kept."""
+    return f"{self.name}/{self.off_policy_path.name}"
+
+  def prompt(self, query: Query) -> Int[np.ndarray, " P"]:
+    """Token ids of a question's prompt."""
+    if query.query_id not in self._prompts:
+      self._prompts[query.query_id] = encode_prompt(
+        self.tokenizer, query, self.max_prompt_tokens
+      )
+    return self._prompts[query.query_id]
+
+
+def task_names(config: ExperimentConfig) -> list[str]:
+  """Names of an experiment's tasks."""
+  if config.data.source == "miniature":
+    return list(config.data.families)
+  return [config.data.source]
+
+
+def agent_paths(
+  config: ExperimentConfig, workdir: Workdir, name: str
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """Folders of the base and the off-policy agent of a task."""
+  base, off_policy = config.policy.base, config.policy.off_policy
+  return (
+    pathlib.Path(base) if base else workdir.agent(name, "base"),
+    pathlib.Path(off_policy)
+    if off_policy
+    else workdir.agent(name, "off_policy"),
+  )
+
+
+def questions(
+  config: ExperimentConfig, name: str
+) -> tuple[list[Query], list[Query]]:
+  """Training and held-out questions of a task."""
+  if config.data.source == "miniature":
+    world = make_world(config.world)
+    return (
+      [_miniature_query(q) for q in world.train[family(name)]],
+      [_miniature_query(q) for q in world.held_out[family(name)]],
+    )
+  if config.data.path is None:
+    raise FileNotFoundError(
+      "data.source 'tool_star' reads a Parquet file and data.path is not set: "
+      "add --config.data.path=<folder>/train_10k.parquet."
+    )
+  queries = load_tool_star(
+    config.data.path,
+    tools=DATA_SET_TOOLS,
+    limit=config.data.limit,
+  )
+  held_out = config.data.held_out
+  if len(queries) < held_out + config.update.queries_per_update:
+    raise ValueError(
+      "a data set must hold data.held_out + update.queries_per_update "
+      f"questions ({held_out} + {config.update.queries_per_update}), "
+      f"{config.data.path} gives {len(queries)}: lower data.held_out or raise "
+      "data.limit."
+    )
+  return queries[held_out:], queries[:held_out]
+
+
+@contextlib.contextmanager
+def open_task(
+  config: ExperimentConfig,
+  workdir: Workdir,
+  name: str,
+  encoder: SentenceEncoder,
+) -> Iterator[Task]:
+  """A task whose agents exist, with its tools running."""
+  train, held_out = questions(config, name)
+  base, off_policy = agent_paths(config, workdir, name)
+  python = PythonTool(
+    timeout_s=config.tools.python_timeout_s,
+    memory_bytes=config.tools.python_memory_bytes,
+    max_output_bytes=config.tools.python_output_bytes,
+  )
+  with python:
+    yield Task(
+      name=name,
+      train=train,
+      held_out=held_out,
+      tools={t.name: t for t in _tools(config, name, encoder, python)},
+      tokenizer=transformers.AutoTokenizer.from_pretrained(base),
+      max_prompt_tokens=config.rollout.max_prompt_tokens,
+      base_path=base,
+      off_policy_path=off_policy,
+    )
+
+
+def search_tool(
+  documents: Sequence[str], encoder: SentenceEncoder, top_k: int
+) -> SearchTool:
+  """A search tool over documents, by the index that step traces use."""
+  index = default_index_class().build(encoder.encode(documents))
+  return SearchTool(documents, encoder, index, top_k)
+
+
+def _tools(
+  config: ExperimentConfig,
+  name: str,
+  encoder: SentenceEncoder,
+  python: PythonTool,
+) -> list[Tool]:
+  top_k = config.tools.search_top_k
+  if config.data.source == "miniature":
+    world = make_world(config.world)
+    if name == "compute":
+      return [python]
+    search = search_tool(world.documents(family(name)), encoder, top_k)
+    if name == "web":
+      return [search, OpenTool(world.page_texts())]
+    return [search]
+  documents: Sequence[str] = ("Nothing was found.",)
+  if config.data.corpus is not None:
+    documents = load_corpus(config.data.corpus)
+  return [search_tool(documents, encoder, top_k), python]
+
+
+def family(name: str) -> Family:
+  """A task name of the miniature world as the family that it names."""
+  return next(f for f in FAMILIES if f == name)
+
+
+def _miniature_query(question: Question) -> Query:
+  return Query(
+    query_id=question.query_id,
+    question=question.question,
+    ground_truth=(question.ground_truth,),
+    messages=({"role": "user", "content": question.question},),
+    task=question.family,
+  )

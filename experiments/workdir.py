@@ -1,0 +1,54 @@
+"""Where the files of an experiment lie, and how they are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """The folder of one experiment.
+
+  Attributes:
+    root: the folder itself.
+  """
+
+  root: pathlib.Path
+
+  @property
+  def config(self) -> pathlib.Path:
+    return self.root / "config.json"
+
+  def agent(self, task: str, name: str) -> pathlib.Path:
+    """Hugging Face folder of the "base" or "off_policy" agent."""
+    return self.root / "agents" / task / name
+
+  def buffer(self, task: str) -> pathlib.Path:
+    return self.root / "buffer" / task
+
+  def run(self, task: str, name: str) -> pathlib.Path:
+    """Folder of one training run, named `<method>-seed<seed>`."""
+    return self.root / "train" / task / name
+
+  def evaluation(self, task: str, agent: str) -> pathlib.Path:
+    return self.root / "evaluate" / task / f"{agent}.json"
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a file that is either the old one or all of the new one."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + ".partial")
+  with partial.open("w", encoding="utf-8") as file:
+    json.dump(value, file, indent=1, ensure_ascii=False)
+    file.flush()
+    os.fsync(file.fileno())
+  partial.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads what `write_json` wrote."""
+  return json.loads(path.read_text(encoding="utf-8"))
