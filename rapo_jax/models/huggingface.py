@@ -190,8 +190,8 @@ def _tensors(model: Decoder) -> list[_Tensor]:
 
 def _dotted(keys) -> str:
   """Returns `layers.attention.query.kernel` for a leaf's key path."""
-  names = [getattr(key, "name", getattr(key, "key", None)) for key in keys]
-  return ".".join(name for name in names if name not in (None, "value"))
+  path = jax.tree_util.keystr(keys, simple=True, separator=".")
+  return path.removesuffix(".value")
 
 
 def _state_dict(model: Decoder) -> dict[str, np.ndarray]:

@@ -1,0 +1,265 @@
+"""Tests of configuration and checkpoint exchange, torch not needed."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from absl.testing import parameterized
+from flax import nnx
+
+from rapo_jax import models
+
+# The shape of Qwen2.5-0.5B-Instruct's config.json, as transformers 4 wrote it.
+V4_CONFIG = {
+  "architectures": ["Qwen2ForCausalLM"],
+  "attention_dropout": 0.0,
+  "bos_token_id": 151643,
+  "eos_token_id": 151645,
+  "hidden_act": "silu",
+  "hidden_size": 896,
+  "initializer_range": 0.02,
+  "intermediate_size": 4864,
+  "max_position_embeddings": 32768,
+  "max_window_layers": 21,
+  "model_type": "qwen2",
+  "num_attention_heads": 14,
+  "num_hidden_layers": 24,
+  "num_key_value_heads": 2,
+  "rms_norm_eps": 1e-06,
+  "rope_theta": 1000000.0,
+  "sliding_window": 32768,
+  "tie_word_embeddings": True,
+  "torch_dtype": "bfloat16",
+  "transformers_version": "4.43.1",
+  "use_cache": True,
+  "use_sliding_window": False,
+  "vocab_size": 151936,
+}
+
+
+def tiny_model(**changes) -> models.Decoder:
+  config = models.DecoderConfig(
+    **{
+      "vocab_size": 31,
+      "hidden_size": 16,
+      "intermediate_size": 24,
+      "num_layers": 2,
+      "num_heads": 4,
+      "num_kv_heads": 2,
+      "head_dim": 6,
+      "tie_embeddings": False,
+      "rope_theta": 5_000.0,
+      **changes,
+    }
+  )
+  return models.Decoder(config, rngs=nnx.Rngs(0))
+
+
+class ConfigTest(parameterized.TestCase):
+  def test_both_spellings_give_one_configuration(self):
+    v5 = {
+      key: value
+      for key, value in V4_CONFIG.items()
+      if key not in ("rope_theta", "torch_dtype")
+    }
+    v5["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
+    v5["dtype"] = "bfloat16"
+    v5["layer_types"] = ["full_attention"] * 24
+    expected = models.DecoderConfig(
+      vocab_size=151936,
+      hidden_size=896,
+      intermediate_size=4864,
+      num_layers=24,
+      num_heads=14,
+      num_kv_heads=2,
+      head_dim=64,
+      rope_theta=1e6,
+      rms_norm_eps=1e-6,
+      tie_embeddings=True,
+      max_position_embeddings=32768,
+      dtype="bfloat16",
+    )
+    self.assertEqual(models.DecoderConfig.from_hf(V4_CONFIG), expected)
+    self.assertEqual(models.DecoderConfig.from_hf(v5), expected)
+
+  def test_survives_a_round_trip(self):
+    config = tiny_model(dtype="bfloat16", rms_norm_eps=1e-5).config
+    self.assertEqual(models.DecoderConfig.from_hf(config.to_hf()), config)
+
+  @parameterized.parameters(
+    ({"model_type": "gemma"}, "one of qwen2, got 'gemma'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'default'.*'yarn'"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "'default'.*'llama3'"),
+    ({"hidden_act": "gelu"}, "'silu'.*'gelu'"),
+    ({"use_sliding_window": True}, "sliding window"),
+    ({"layer_types": ["sliding_attention"]}, "sliding window"),
+    ({"num_key_value_heads": 3}, "multiple.*14 and 3"),
+    ({"dtype": "float8"}, "bfloat16.*'float8'"),
+  )
+  def test_what_is_not_computed_is_an_error(self, changes, message):
+    with self.assertRaisesRegex(ValueError, message):
+      models.DecoderConfig.from_hf(V4_CONFIG | changes)
+
+  def test_missing_fields_are_named(self):
+    with self.assertRaisesRegex(ValueError, "vocab_size, hidden_size"):
+      models.DecoderConfig.from_hf({"model_type": "qwen2"})
+
+  def test_a_model_without_biases_is_not_exported_as_qwen2(self):
+    with self.assertRaisesRegex(ValueError, "qkv_bias=False"):
+      tiny_model(qkv_bias=False).config.to_hf()
+
+
+class CheckpointTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()
+    self.addCleanup(folder.cleanup)
+    self.folder = pathlib.Path(folder.name) / "model"
+
+  def assert_same(self, first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+  def tensors(self):
+    return safetensors.numpy.load_file(self.folder / "model.safetensors")
+
+  def write(self, tensors):
+    safetensors.numpy.save_file(tensors, self.folder / "model.safetensors")
+
+  @parameterized.parameters(True, False)
+  def test_survives_a_round_trip(self, tied):
+    model = tiny_model(tie_embeddings=tied)
+    models.save_pretrained(model, self.folder)
+    loaded = models.from_pretrained(self.folder)
+    self.assertEqual(loaded.config, model.config)
+    self.assert_same(loaded, model)
+    self.assertEqual("lm_head.weight" in self.tensors(), not tied)
+    self.assertEqual(
+      sorted(path.name for path in self.folder.iterdir()),
+      ["config.json", "generation_config.json", "model.safetensors"],
+    )
+
+  def test_names_and_shapes_are_those_of_transformers(self):
+    models.save_pretrained(tiny_model(num_layers=1), self.folder)
+    layer = "model.layers.0."
+    self.assertEqual(
+      {name: value.shape for name, value in self.tensors().items()},
+      {
+        "model.embed_tokens.weight": (31, 16),
+        layer + "input_layernorm.weight": (16,),
+        layer + "self_attn.q_proj.weight": (24, 16),
+        layer + "self_attn.q_proj.bias": (24,),
+        layer + "self_attn.k_proj.weight": (12, 16),
+        layer + "self_attn.k_proj.bias": (12,),
+        layer + "self_attn.v_proj.weight": (12, 16),
+        layer + "self_attn.v_proj.bias": (12,),
+        layer + "self_attn.o_proj.weight": (16, 24),
+        layer + "post_attention_layernorm.weight": (16,),
+        layer + "mlp.gate_proj.weight": (24, 16),
+        layer + "mlp.up_proj.weight": (24, 16),
+        layer + "mlp.down_proj.weight": (16, 24),
+        "model.norm.weight": (16,),
+        "lm_head.weight": (31, 16),
+      },
+    )
+
+  def test_bfloat16_is_written_as_such_and_read_as_asked(self):
+    model = tiny_model(dtype="bfloat16")
+    models.save_pretrained(model, self.folder)
+    for value in self.tensors().values():
+      self.assertEqual(value.dtype, ml_dtypes.bfloat16)
+    same = models.from_pretrained(self.folder, dtype=jnp.bfloat16)
+    self.assert_same(same, model)
+    wide = models.from_pretrained(self.folder)
+    self.assertEqual(
+      wide.config, dataclasses.replace(model.config, dtype="float32")
+    )
+    self.assert_same(
+      jax.tree.leaves(wide),
+      [x.astype("float32") for x in jax.tree.leaves(model)],
+    )
+
+  def test_reads_shards(self):
+    model = tiny_model()
+    models.save_pretrained(model, self.folder)
+    tensors = self.tensors()
+    (self.folder / "model.safetensors").unlink()
+    weight_map = {}
+    for i, name in enumerate(sorted(tensors)):
+      weight_map[name] = f"model-0000{i % 2 + 1}-of-00002.safetensors"
+    for shard in set(weight_map.values()):
+      safetensors.numpy.save_file(
+        {name: tensors[name] for name in tensors if weight_map[name] == shard},
+        self.folder / shard,
+      )
+    (self.folder / "model.safetensors.index.json").write_text(
+      json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    self.assert_same(models.from_pretrained(self.folder), model)
+
+  def test_every_wrong_tensor_is_named_in_one_error(self):
+    models.save_pretrained(tiny_model(), self.folder)
+    tensors = self.tensors()
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    del tensors["lm_head.weight"]
+    tensors["model.layers.0.self_attn.q_norm.weight"] = np.ones(6, np.float32)
+    tensors["model.norm.weight"] = np.ones(17, np.float32)
+    self.write(tensors)
+    with self.assertRaises(ValueError) as caught:
+      models.from_pretrained(self.folder)
+    for part in (
+      "model.layers.1.mlp.up_proj.weight is missing",
+      "lm_head.weight is missing",
+      "model.layers.0.self_attn.q_norm.weight is unknown",
+      "model.norm.weight has shape (17,), not (16,)",
+    ):
+      self.assertIn(part, str(caught.exception))
+
+  def test_a_tied_head_written_twice_is_read_once(self):
+    model = tiny_model(tie_embeddings=True)
+    models.save_pretrained(model, self.folder)
+    tensors = self.tensors()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    self.write(tensors)
+    self.assert_same(models.from_pretrained(self.folder), model)
+
+  def test_absent_files_are_named(self):
+    with self.assertRaisesRegex(FileNotFoundError, "config.json"):
+      models.from_pretrained(self.folder)
+    models.save_pretrained(tiny_model(), self.folder)
+    (self.folder / "model.safetensors").unlink()
+    with self.assertRaisesRegex(FileNotFoundError, "model.safetensors"):
+      models.from_pretrained(self.folder)
+
+  def test_tokenizer_goes_along_and_its_ids_into_the_configuration(self):
+    tokenizer = mock.Mock(bos_token_id=None, eos_token_id=5, pad_token_id=0)
+    tokenizer.save_pretrained.side_effect = lambda folder: (
+      pathlib.Path(folder) / "tokenizer.json"
+    ).write_text("{}")
+    models.save_pretrained(tiny_model(), self.folder, tokenizer=tokenizer)
+    self.assertTrue((self.folder / "tokenizer.json").is_file())
+    for name in ("config.json", "generation_config.json"):
+      content = json.loads((self.folder / name).read_text())
+      self.assertEqual(content["eos_token_id"], 5)
+      self.assertEqual(content["pad_token_id"], 0)
+      self.assertNotIn("bos_token_id", content)
+
+  def test_an_earlier_export_survives_a_failure_and_is_replaced_otherwise(self):
+    first = tiny_model()
+    models.save_pretrained(first, self.folder)
+    second = jax.tree.map(lambda x: x + 1, first)
+    broken = mock.Mock(bos_token_id=None, eos_token_id=5, pad_token_id=0)
+    broken.save_pretrained.side_effect = OSError("disk full")
+    with self.assertRaisesRegex(OSError, "disk full"):
+      models.save_pretrained(second, self.folder, tokenizer=broken)
+    self.assert_same(models.from_pretrained(self.folder), first)
+    models.save_pretrained(second, self.folder)
+    self.assert_same(models.from_pretrained(self.folder), second)
+    # Nothing is left beside it.
+    self.assertEqual(list(self.folder.parent.iterdir()), [self.folder])

@@ -1,0 +1,203 @@
+"""Tests of token_log_probs against the full logits and against sampling."""
+
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+from flax import nnx
+
+from rapo_jax import models
+from rapo_jax.models import log_probs as log_probs_lib
+
+VOCAB = 37
+
+score = jax.jit(models.token_log_probs, static_argnames="temperature")
+
+
+@functools.cache
+def tiny_model(tie_embeddings=True) -> models.Decoder:
+  config = models.DecoderConfig(
+    vocab_size=VOCAB,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    initializer_range=0.3,
+    tie_embeddings=tie_embeddings,
+  )
+  return models.Decoder(config, rngs=nnx.Rngs(0))
+
+
+def random_tokens(shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, shape))
+
+
+def from_logits(model, tokens, where, temperature, segment_ids=None):
+  """The definition, on the array of all logits."""
+  logits = model(tokens, segment_ids=segment_ids)[:, :-1] / temperature
+  log_softmax = jax.nn.log_softmax(logits)
+  picked = jnp.take_along_axis(log_softmax, tokens[:, 1:, None], -1)[..., 0]
+  entropies = -jnp.sum(jnp.exp(log_softmax) * log_softmax, axis=-1)
+  return tuple(
+    jnp.where(where, jnp.pad(x, ((0, 0), (1, 0))), 0)
+    for x in (picked, entropies)
+  )
+
+
+class TokenLogProbsTest(parameterized.TestCase):
+  # 22 tokens are scored: in one chunk, in chunks that divide 2 * 15 = 30, and
+  # in chunks that do not.
+  @parameterized.product(chunk=(512, 5, 7), tied=(True, False))
+  def test_values_and_gradients_match_the_full_logits(self, chunk, tied):
+    model = tiny_model(tie_embeddings=tied)
+    tokens = random_tokens((2, 15))
+    where = jnp.asarray(np.random.default_rng(1).random((2, 15)) < 0.7)
+    where = where.at[:, 0].set(False)
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(2, 2, 15)))
+
+    def loss(model, function):
+      log_probs, entropies = function(model)
+      loss = jnp.sum(log_probs * weights[0] + entropies * weights[1])
+      return loss, (log_probs, entropies)
+
+    ours = functools.partial(
+      models.token_log_probs, tokens=tokens, where=where, temperature=0.7
+    )
+    direct = functools.partial(
+      from_logits, tokens=tokens, where=where, temperature=0.7
+    )
+    with mock.patch.object(log_probs_lib, "HEAD_CHUNK", chunk):
+      got = jax.jit(
+        jax.value_and_grad(functools.partial(loss, function=ours), has_aux=True)
+      )(model)
+    expected = jax.jit(
+      jax.value_and_grad(functools.partial(loss, function=direct), has_aux=True)
+    )(model)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+      got,
+      expected,
+    )
+    for values in got[0][1]:
+      np.testing.assert_array_equal(values[~where], 0)
+
+  def test_uniform_model_by_hand(self):
+    # All weights 0 give equal logits: log-prob -log 37 = -3.6109, and the
+    # entropy is its opposite, at any temperature.
+    model = jax.tree.map(jnp.zeros_like, tiny_model())
+    where = jnp.asarray([[False, True, False, True]])
+    log_probs, entropies = score(
+      model, random_tokens((1, 4)), where=where, temperature=2.0
+    )
+    np.testing.assert_allclose(log_probs, [[0, -3.6109, 0, -3.6109]], atol=1e-4)
+    np.testing.assert_allclose(entropies, [[0, 3.6109, 0, 3.6109]], atol=1e-4)
+
+  def test_packed_segments_equal_separate_sequences(self):
+    model = tiny_model()
+    pieces = [random_tokens((1, n), seed=n) for n in (6, 4)]
+    tokens = jnp.concatenate([*pieces, jnp.zeros((1, 2), int)], axis=1)
+    segment_ids = jnp.asarray([[1] * 6 + [2] * 4 + [0] * 2])
+    got = score(model, tokens, where=segment_ids > 0, segment_ids=segment_ids)
+    alone = [
+      score(model, piece, where=jnp.ones(piece.shape, bool)) for piece in pieces
+    ]
+    for values, parts in zip(got, zip(*alone, strict=True), strict=True):
+      expected = jnp.concatenate([*parts, jnp.zeros((1, 2))], axis=1)
+      np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
+      # A segment's first token follows nothing, in particular not the token
+      # that happens to lie before it.
+      self.assertEqual(values[0, 0], 0)
+      self.assertEqual(values[0, 6], 0)
+
+  def test_a_nan_that_is_not_scored_reaches_nothing(self):
+    model = tiny_model()
+    tokens = random_tokens((1, 8))
+    where = jnp.arange(8)[None] < 4
+
+    def loss(hidden):
+      with mock.patch.object(
+        models.Decoder, "hidden_states", return_value=hidden
+      ):
+        return sum(
+          x.sum() for x in models.token_log_probs(model, tokens, where=where)
+        )
+
+    hidden = model.hidden_states(tokens)
+    spoilt = hidden.at[:, 3:].set(jnp.nan)
+    value, grad = jax.value_and_grad(loss)(hidden)
+    spoilt_value, spoilt_grad = jax.value_and_grad(loss)(spoilt)
+    self.assertEqual(value, spoilt_value)
+    np.testing.assert_array_equal(grad, spoilt_grad)
+
+  def test_all_logits_are_never_alive(self):
+    # 16 rows of 512 tokens, 50,000 entries: 1.6 GB of logits in float32.
+    model = jax.eval_shape(
+      lambda: models.Decoder(
+        models.DecoderConfig(
+          vocab_size=50_000,
+          hidden_size=8,
+          intermediate_size=8,
+          num_layers=1,
+          num_heads=1,
+          num_kv_heads=1,
+          head_dim=8,
+        ),
+        rngs=nnx.Rngs(0),
+      )
+    )
+    tokens = jax.ShapeDtypeStruct((16, 512), jnp.int32)
+    where = jax.ShapeDtypeStruct((16, 512), bool)
+
+    @jax.jit
+    @jax.grad
+    def gradient(model, tokens, where):
+      log_probs, entropies = models.token_log_probs(model, tokens, where=where)
+      return log_probs.sum() + entropies.sum()
+
+    memory = gradient.lower(model, tokens, where).compile().memory_analysis()
+    # 512 tokens at a time are 102 MB; a few copies of that, not of 1.6 GB.
+    self.assertLess(memory.temp_size_in_bytes, 16 * 512 * 50_000 * 4)
+
+  def test_equals_what_sampling_through_the_cache_records(self):
+    model = tiny_model()
+    temperature, num_steps = 0.8, 20
+    tokens = np.zeros((3, 30), int)
+    prompts = np.array([10, 4, 1])
+    for row, length in enumerate(prompts):
+      tokens[row, :length] = random_tokens((length,), seed=row)
+
+    @jax.jit
+    def step(cache, new, starts, counts, key):
+      hidden, cache = model.extend(cache, new, starts, counts, attend_length=64)
+      last = hidden[jnp.arange(3), counts - 1]
+      scores = jax.nn.log_softmax(model.unembed(last) / temperature)
+      chosen = jax.random.categorical(key, scores)
+      entropy = -jnp.sum(jnp.exp(scores) * scores, axis=-1)
+      return cache, chosen, scores[jnp.arange(3), chosen], entropy
+
+    cache = model.init_cache(3, 64)
+    new, starts, counts = jnp.asarray(tokens[:, :10]), prompts * 0, prompts
+    sampled = np.zeros((2, 3, 30), np.float32)
+    where = np.zeros((3, 30), bool)
+    for i in range(num_steps):
+      cache, chosen, log_prob, entropy = step(
+        cache, new, jnp.asarray(starts), jnp.asarray(counts), jax.random.key(i)
+      )
+      starts = starts + counts
+      for row, at in enumerate(starts):
+        tokens[row, at] = chosen[row]
+        sampled[:, row, at] = log_prob[row], entropy[row]
+        where[row, at] = True
+      new, counts = chosen[:, None], np.ones(3, int)
+    got = score(
+      model,
+      jnp.asarray(tokens),
+      where=jnp.asarray(where),
+      temperature=temperature,
+    )
+    np.testing.assert_allclose(got, sampled, atol=1e-5)
