@@ -10,10 +10,11 @@ is finished is not repeated. `--config.<path>=<value>` overrides any field.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -93,9 +94,7 @@ class Experiment:
         self._config,
         self._workdir,
         name,
-        lambda done, text, n=number: self._progress.update(
-          n + done, len(self._tasks), text
-        ),
+        functools.partial(self._share, number, len(self._tasks)),
       )
 
   def _buffer(self) -> None:
@@ -108,15 +107,12 @@ class Experiment:
           self._config,
           task,
           self._encoder,
-          lambda done, total, text, n=number: self._progress.update(
-            n + done / total, len(self._tasks), text
-          ),
+          functools.partial(self._share, number, len(self._tasks)),
         )
       buffer.save(path)
 
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))
-    updates = self._config.train.num_updates
     for name in self._tasks:
       with self._open(name) as task:
         buffer = StepTraceBuffer.load(self._workdir.buffer(name), self._encoder)
@@ -128,9 +124,7 @@ class Experiment:
               task,
               run,
               buffer,
-              lambda done, text, n=number: self._progress.update(
-                n * updates + done, len(runs) * updates, text
-              ),
+              functools.partial(self._share, number, len(runs)),
             )
 
   def _evaluate(self) -> None:
@@ -154,13 +148,19 @@ class Experiment:
           self._progress.update(number + 1, len(wanted), f"{name} {agent}")
 
   def _report(self) -> None:
-    results.write_results(self._workdir.root)
-    report.write_report(self._workdir.root)
+    root = self._workdir.root
+    report.write_report(root, results.write_results(root))
 
-  def _open(self, name: str):
+  def _share(self, item: int, items: int, share: float, text: str) -> None:
+    """Shows how much of a stage's items is done, `item` being under way."""
+    self._progress.update(item + share, items, text)
+
+  def _open(self, name: str) -> contextlib.AbstractContextManager[Task]:
     return open_task(self._config, self._workdir, name, self._encoder)
 
-  def _agents_to_evaluate(self):
+  def _agents_to_evaluate(
+    self,
+  ) -> Iterator[tuple[str, str, train_stage.Run | None]]:
     """(task, agent, its run or None) in the order of the table."""
     for task in self._tasks:
       yield task, "base", None

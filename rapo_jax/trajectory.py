@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -162,7 +163,7 @@ class Trajectory:
     edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(self.tokens)]
     return [
       Segment(TokenKind(int(self.kinds[a])), int(self.step_ids[a]), a, b)
-      for a, b in zip(edges, edges[1:], strict=False)
+      for a, b in itertools.pairwise(edges)
       if b > a
     ]
 

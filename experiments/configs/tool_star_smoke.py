@@ -1,7 +1,8 @@
 """Two updates on the real Tool-Star questions, with a random tiny Qwen2.
 
     python -m experiments.run --config experiments/configs/tool_star_smoke.py \\
-        --workdir runs/tool_star_smoke --config.data.path=<...>/train_10k.parquet
+        --workdir runs/tool_star_smoke \\
+        --config.data.path=<...>/train_10k.parquet
 
 Two CPU cores, a few minutes. Shows that the real prompts, tools and file layout
 go through every stage; a random model earns the reward of a broken format, -1.

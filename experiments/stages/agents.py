@@ -40,10 +40,10 @@ def make_agents(
   if all((path / "config.json").exists() for path in paths):
     report(1.0, "finished before")
     return
-  for path in {config.policy.base, config.policy.off_policy} - {None}:
-    if not (pathlib.Path(path) / "config.json").exists():
+  for named in (config.policy.base, config.policy.off_policy):
+    if named and not (pathlib.Path(named) / "config.json").exists():
       raise FileNotFoundError(
-        f"policy.base and policy.off_policy name Hugging Face folders, {path} "
+        f"policy.base and policy.off_policy name Hugging Face folders, {named} "
         "holds no config.json: correct the path or leave it out."
       )
   if config.data.source == "miniature":

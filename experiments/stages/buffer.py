@@ -24,7 +24,7 @@ def build_buffer(
   config: ExperimentConfig,
   task: Task,
   encoder: SentenceEncoder,
-  report: Callable[[float, float, str], None],
+  report: Callable[[float, str], None],
 ) -> StepTraceBuffer:
   """Rolls the off-policy agent out on every training question.
 
@@ -32,7 +32,7 @@ def build_buffer(
     config: the experiment.
     task: training questions and tools.
     encoder: embeds the keys.
-    report: called with work done, all work, and a word on it.
+    report: called with the share done, 0 to 1, and a word on it.
   """
   model = models.from_pretrained(task.off_policy_path)
   engine = RolloutEngine(
@@ -81,9 +81,10 @@ def build_buffer(
         first_trace_id=len(traces),
       )
     report(
-      first + len(queries), total, f"{kept} trajectories, {len(traces)} steps"
+      (first + len(queries)) / total,
+      f"{kept} trajectories, {len(traces)} steps",
     )
-  report(len(task.train), total, f"embedding {len(traces)} keys")
+  report(0.5, f"embedding {len(traces)} keys")
   buffer = StepTraceBuffer.build(traces, encoder)
-  report(total, total, f"{len(buffer)} step traces")
+  report(1.0, f"{len(buffer)} step traces")
   return buffer

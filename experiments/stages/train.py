@@ -78,11 +78,11 @@ def train(
     task: questions and tools.
     run: method and seed.
     buffer: Step-Trace Buffer of the task.
-    report: called with the updates done and a word on the last one.
+    report: called with the share done, 0 to 1, and a word on the last update.
   """
   folder = workdir.run(run.task, run.name)
   if (folder / DONE_FILE).exists():
-    report(config.train.num_updates, "finished before")
+    report(1.0, "finished before")
     return
   rollout, objective = config.method(run.method)
   base = models.from_pretrained(task.base_path)
@@ -120,7 +120,7 @@ def train(
       accuracy = evaluate(state.model)
       writer.write(0, {"eval/accuracy": accuracy})
       totals = {"seconds": 0.0, "generated_tokens": 0.0}
-    report(done, run.name)
+    report(done / config.train.num_updates, run.name)
     for update in range(done, config.train.num_updates):
       state, row = _update(
         config, task, run, trainer, state, update, totals, folder
@@ -132,7 +132,7 @@ def train(
       writer.write(number, row)
       if last or number % config.train.checkpoint_every == 0:
         checkpoints.save(number, state, {"update": number, "totals": totals})
-      report(number, _describe(run, row))
+      report(number / config.train.num_updates, _describe(run, row))
   checkpoints.close()
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
 

@@ -90,7 +90,7 @@ def group_requests(
   num_generations: int,
   num_hybrid: int,
 ) -> list[RolloutRequest]:
-  """`num_generations` requests a query, exactly the last `num_hybrid` hybrid."""
+  """`num_generations` requests a query, the last `num_hybrid` of them hybrid."""
   return [
     RolloutRequest(
       query, prompt, group, index, index >= num_generations - num_hybrid

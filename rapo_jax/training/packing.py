@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -31,14 +32,14 @@ class PackedBatch(NamedTuple):
     num_microbatches: how many of the `M` hold any tokens.
   """
 
-  tokens: Int[Array | np.ndarray, "M R T"]
-  segment_ids: Int[Array | np.ndarray, "M R T"]
-  where: Bool[Array | np.ndarray, "M R T"]
-  old_log_probs: Float[Array | np.ndarray, "M R T"]
-  advantages: Float[Array | np.ndarray, "M R T"]
-  retrieved_fraction: Float[Array | np.ndarray, "M R T"]
-  weights: Float[Array | np.ndarray, "M R T"]
-  num_microbatches: Int[Array | np.ndarray, ""]
+  tokens: Int[Array, "M R T"]
+  segment_ids: Int[Array, "M R T"]
+  where: Bool[Array, "M R T"]
+  old_log_probs: Float[Array, "M R T"]
+  advantages: Float[Array, "M R T"]
+  retrieved_fraction: Float[Array, "M R T"]
+  weights: Float[Array, "M R T"]
+  num_microbatches: Int[Array, ""]
 
   @property
   def padding_fraction(self) -> float:
@@ -116,21 +117,18 @@ def pack(
       fraction[at] = retrieved_fraction[member]
       weight[at] = weights[member, :length]
       start += length
-  grid = (capacity, rows_per_microbatch, row_length)
+
+  def split(x: np.ndarray) -> Array:
+    return jnp.asarray(x.reshape(capacity, rows_per_microbatch, row_length))
+
+  used = -(-len(rows) // rows_per_microbatch)
   return PackedBatch(
-    *(
-      x.reshape(grid)
-      for x in (
-        tokens,
-        segment_ids,
-        where,
-        old_log_probs,
-        advantage,
-        fraction,
-        weight,
-      )
-    ),
-    num_microbatches=np.asarray(
-      -(-len(rows) // rows_per_microbatch), dtype=np.int32
-    ),
+    tokens=split(tokens),
+    segment_ids=split(segment_ids),
+    where=split(where),
+    old_log_probs=split(old_log_probs),
+    advantages=split(advantage),
+    retrieved_fraction=split(fraction),
+    weights=split(weight),
+    num_microbatches=jnp.asarray(used, jnp.int32),
   )

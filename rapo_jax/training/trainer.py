@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -39,7 +40,7 @@ from rapo_jax.training.update import (
   UpdateMetrics,
   update_minibatch,
 )
-from rapo_jax.trajectory import TokenKind
+from rapo_jax.trajectory import FinishReason, TokenKind
 
 
 class Trainer:
@@ -118,7 +119,7 @@ class Trainer:
           temperature=self._rollout.temperature,
           remat=self._update.remat,
         )
-        history.append(UpdateMetrics(*(np.asarray(m) for m in metrics)))
+        history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)
     report = summarise(experience, stats, history)
     report["update/seconds"] = time.perf_counter() - sampled
@@ -196,7 +197,8 @@ def summarise(
     "rollout/retrievals_with_answer": sum(e.answers for e in hits),
     "rollout/retrievals_missed": len(retrievals) - len(hits),
     "rollout/retrieved_fraction": float(np.mean(experience.retrieved_fraction)),
-    "rollout/finished_with_answer": finished.count("answer") / len(finished),
+    "rollout/finished_with_answer": finished.count(FinishReason.ANSWER)
+    / len(finished),
     "reward/mean": float(np.mean([s.value for s in experience.scores])),
     "reward/accuracy": float(np.mean([s.f1 == 1 for s in experience.scores])),
     "retrieval/reward": float(np.mean(experience.retrieval_rewards[retrieving]))

@@ -122,7 +122,8 @@ def test_a_retrieved_step_is_a_step_of_its_own_in_its_tags(
         )
         assert set(trajectory.kinds[own]) == {TokenKind.RETRIEVED}
       elif segment.kind is TokenKind.OBSERVATION:
-        assert text.startswith("<result> ") and text.endswith(" </result>")
+        assert text.startswith("<result> ")
+        assert text.endswith(" </result>")
         assert set(trajectory.kinds[own]) == {
           TokenKind.POLICY,
           TokenKind.OBSERVATION,
@@ -148,7 +149,8 @@ def test_finish_reasons_say_what_happened(rolled, tag_tokenizer):
     last = trajectory.segments()[-1]
     text = decode(tag_tokenizer, trajectory.tokens[last.start : last.end])
     if trajectory.finish_reason is FinishReason.ANSWER:
-      assert text.count("</answer>") == 1 and text.endswith("</answer>")
+      assert text.count("</answer>") == 1
+      assert text.endswith("</answer>")
     if trajectory.finish_reason is FinishReason.TOOL_LIMIT:
       assert text.endswith("</search>")
       assert len(trajectory.tool_events) == _CONFIG.max_tool_calls
