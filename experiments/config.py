@@ -249,6 +249,17 @@ def miniature_update() -> UpdateConfig:
   )
 
 
+def miniature_retrieval() -> RetrievalConfig:
+  """Retrieval that waits for the same history.
+
+  Every training question has traces in the buffer, so a history that has gone
+  wrong finds those of the right one nearby; inserting them would rescue, and
+  reinforce, the wrong step. Right histories differ from their keys in the
+  wording of thoughts alone.
+  """
+  return RetrievalConfig(min_similarity=0.98)
+
+
 def miniature_optimizer() -> OptimizerConfig:
   """The miniature world's learning rate: small models take large steps."""
   return OptimizerConfig(learning_rate=5e-4)

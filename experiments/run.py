@@ -134,9 +134,8 @@ class Experiment:
         for number, (owner, agent, run) in enumerate(wanted):
           path = self._workdir.evaluation(owner, agent)
           if owner == name and not path.exists():
-            result = evaluate_stage.evaluate(
-              self._config, task, self._load(task, agent, run)
-            )
+            model = models.from_pretrained(self._agent_path(task, agent, run))
+            result = evaluate_stage.evaluate(self._config, task, model)
             result |= {
               "task": name,
               "agent": agent,
@@ -168,14 +167,13 @@ class Experiment:
     for run in train_stage.runs(self._config, self._tasks):
       yield run.task, run.name, run
 
-  def _load(
+  def _agent_path(
     self, task: Task, agent: str, run: train_stage.Run | None
-  ) -> models.Decoder:
+  ) -> pathlib.Path:
     if run is not None:
-      return train_stage.load_policy(self._config, self._workdir, task, run)
-    base = agent == "base"
-    path = task.base_path if base else task.off_policy_path
-    return models.from_pretrained(path)
+      folder = self._workdir.run(run.task, run.name)
+      return folder / train_stage.POLICY_FOLDER
+    return task.base_path if agent == "base" else task.off_policy_path
 
 
 def claim_workdir(config: ExperimentConfig, workdir: Workdir) -> None:

@@ -12,6 +12,7 @@ need the seeds of `testbed.py`. Expect RAPO ahead on the mean.
 from experiments.config import (
   ExperimentConfig,
   miniature_optimizer,
+  miniature_retrieval,
   miniature_rollout,
   miniature_update,
 )
@@ -20,6 +21,7 @@ from experiments.config import (
 def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="quickstart",
+    retrieval=miniature_retrieval(),
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),
     update=miniature_update(),

@@ -14,6 +14,7 @@ from experiments.config import (
   ExperimentConfig,
   TrainConfig,
   miniature_optimizer,
+  miniature_retrieval,
   miniature_rollout,
   miniature_update,
 )
@@ -23,6 +24,7 @@ def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="testbed",
     data=DataConfig(families=("multihop", "compute", "web")),
+    retrieval=miniature_retrieval(),
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),
     update=miniature_update(),

@@ -12,6 +12,7 @@ from experiments.config import (
   ExperimentConfig,
   TrainConfig,
   miniature_optimizer,
+  miniature_retrieval,
   miniature_rollout,
   miniature_update,
 )
@@ -22,6 +23,7 @@ def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="testbed_control",
     world=WorldConfig(multihop_hops=(2, 3, 4)),
+    retrieval=miniature_retrieval(),
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),
     update=miniature_update(),

@@ -83,11 +83,17 @@ class AgentsConfig:
     intermediate_size: width of the feed-forward layers.
     num_layers: layers.
     num_heads: attention heads.
+    initializer_range: standard deviation of the initial weights.
+    embedding_scale: by which the initial embedding is larger than that. It is
+      the head too; a larger one lets copying, which every step needs, set in
+      after some 120 steps instead of 300.
+    rope_theta: base of the rotary wavelengths; short, like the sequences.
     rows: rows of a batch, each packed with whole demonstrations.
     row_length: tokens of a row.
     weight_decay: of AdamW.
     hops: lengths of the demonstrated questions, in turn.
     clean: first phase.
+    web_clean: first phase of the web, where links have to be told apart.
     expert: second phase, which gives the off-policy agent.
     corrupted: third phase, which gives the base agent.
     clean_correct_prob: of a right action at a boundary in the first phase.
@@ -104,17 +110,21 @@ class AgentsConfig:
   intermediate_size: int = 128
   num_layers: int = 3
   num_heads: int = 4
-  rows: int = 28
+  initializer_range: float = 0.06
+  embedding_scale: float = 2.0
+  rope_theta: float = 100.0
+  rows: int = 8
   row_length: int = 192
   weight_decay: float = 0.01
   hops: tuple[int, ...] = (1, 2, 3, 4)
-  clean: PhaseConfig = PhaseConfig(230, 3e-3)
+  clean: PhaseConfig = PhaseConfig(320, 5e-3)
+  web_clean: PhaseConfig = PhaseConfig(800, 5e-3)
   expert: PhaseConfig = PhaseConfig(160, 2e-3)
-  corrupted: PhaseConfig = PhaseConfig(120, 1e-3)
+  corrupted: PhaseConfig = PhaseConfig(160, 1e-3)
   clean_correct_prob: float = 0.97
   expert_correct_prob: float = 0.99
   multihop_correct_prob: float = 0.15
-  compute_correct_prob: float = 0.2
+  compute_correct_prob: float = 0.15
   web_correct_prob: float = 0.15
   retrieved_share: float = 0.5
 
@@ -161,9 +171,7 @@ def train_agents(
   """
   output_dir.mkdir(parents=True, exist_ok=True)
   tokenizer = tokenizer_lib.train_tokenizer(tokenizer_lib.corpus(world))
-  model = models.Decoder(
-    decoder_config(config, len(tokenizer)), rngs=nnx.Rngs(config.seed)
-  )
+  model = initial_model(config, len(tokenizer))
   phases = _phases(config, family)
   total = sum(phase.num_steps for _, phase, _ in phases)
   done = 0
@@ -205,7 +213,11 @@ def _phases(
 ) -> tuple[tuple[str, PhaseConfig, DemonstrationConfig], ...]:
   """Name, schedule and demonstrations of each phase."""
   return (
-    ("clean", config.clean, DemonstrationConfig(config.clean_correct_prob)),
+    (
+      "clean",
+      config.web_clean if family == "web" else config.clean,
+      DemonstrationConfig(config.clean_correct_prob),
+    ),
     (
       "off_policy",
       config.expert,
@@ -234,8 +246,19 @@ def decoder_config(
     num_heads=config.num_heads,
     num_kv_heads=config.num_heads,
     head_dim=config.hidden_size // config.num_heads,
+    rope_theta=config.rope_theta,
+    initializer_range=config.initializer_range,
     max_position_embeddings=1024,
   )
+
+
+def initial_model(config: AgentsConfig, vocab_size: int) -> models.Decoder:
+  """An agent that has learned nothing yet."""
+  model = models.Decoder(
+    decoder_config(config, vocab_size), rngs=nnx.Rngs(config.seed)
+  )
+  model.embedding[...] = model.embedding[...] * config.embedding_scale
+  return model
 
 
 def demonstrate_forever(
@@ -386,11 +409,12 @@ def _loss(model: models.Decoder, batch: Batches) -> Float[Array, ""]:
   All logits at once: with this vocabulary that is twice as fast as
   `models.token_log_probs`, which is written for large ones.
   """
-  hidden = model.hidden_states(batch.tokens, segment_ids=batch.segment_ids)
+  tokens, segment_ids, where = map(jnp.asarray, batch)
+  hidden = model.hidden_states(tokens, segment_ids=segment_ids)
   losses = optax.softmax_cross_entropy_with_integer_labels(
-    model.unembed(hidden[:, :-1]), batch.tokens[:, 1:]
+    model.unembed(hidden[:, :-1]), tokens[:, 1:]
   )
-  where = batch.where[:, 1:]
+  where = where[:, 1:]
   return jnp.where(where, losses, 0).sum() / where.sum()
 
 

@@ -1,8 +1,8 @@
 """The words of the miniature world.
 
-Names are single wordpieces of MiniLM, so that keys and documents are short,
-and were picked, from the 471 tried, by how well MiniLM tells the documents
-about them apart. `experiments.miniature.findability` measures it in a given world.
+Names are single wordpieces of MiniLM, so that keys and documents are short.
+They were picked, from the 471 tried, by how well MiniLM tells the documents
+about them apart; `experiments.miniature.findability` measures how well.
 """
 
 from __future__ import annotations
@@ -72,18 +72,17 @@ PAGE = "page"
 FIRST = "first page"
 """The move that opens what that search has found."""
 
-STEP_THOUGHTS: tuple[str, ...] = (
-  "Next is {}",
-  "Now find {}",
-  "It needs {}",
-  "Then take {}",
-)
-"""Wordings of a thought before a tool call, drawn uniformly."""
+STEP_THOUGHTS: tuple[str, ...] = ("Next {}", "Now {}", "Then {}", "So {}")
+"""Wordings of a thought before a tool call, drawn uniformly.
+
+Light words, because longer ones outweigh in MiniLM's embeddings what tells one
+step of a question from the next.
+"""
 
 ANSWER_THOUGHTS: tuple[str, ...] = (
-  "This is it",
-  "Now it is done",
+  "That is it",
+  "It is done",
+  "All is done",
   "I have it",
-  "That is all",
 )
 """Wordings of a thought before the answer, drawn uniformly."""

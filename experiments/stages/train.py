@@ -31,6 +31,8 @@ from rapo_jax.training import (
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
 DONE_FILE = "done.json"
+POLICY_FOLDER = "policy"
+"""Hugging Face folder of a finished run's policy."""
 
 Report = Callable[[float, str], None]
 
@@ -134,25 +136,10 @@ def train(
         checkpoints.save(number, state, {"update": number, "totals": totals})
       report(number / config.train.num_updates, _describe(run, row))
   checkpoints.close()
+  models.save_pretrained(
+    state.model, folder / POLICY_FOLDER, tokenizer=task.tokenizer
+  )
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
-
-
-def load_policy(
-  config: ExperimentConfig, workdir: Workdir, task: Task, run: Run
-) -> models.Decoder:
-  """The policy of a finished run."""
-  base = models.from_pretrained(task.base_path)
-  like = init_train_state(base, config.optimizer)
-  checkpoints = Checkpoints(workdir.run(run.task, run.name) / "checkpoints")
-  newest = checkpoints.latest()
-  if newest != config.train.num_updates:
-    raise FileNotFoundError(
-      f"run {run.name} of task {run.task} has its newest checkpoint at update "
-      f"{newest}, not at {config.train.num_updates}: run --stage=train first."
-    )
-  state, _ = checkpoints.restore(newest, like)
-  checkpoints.close()
-  return state.model
 
 
 def _resume(

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from rapo_jax.retrieval import folder, scann_index
 from rapo_jax.retrieval import index as index_lib
 from rapo_jax.retrieval.encoder import SentenceEncoder, Wordpiece
+from rapo_jax.tools.tags import ALL_TAGS
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -37,6 +38,7 @@ TRACES_FILE = "traces.parquet"
 INDEX_FOLDER = "index"
 
 _RETRIEVE_TAGS = re.compile(r"</?retrieve>")
+_TAGS = re.compile(rf"(?:\s*</?(?:{'|'.join(ALL_TAGS)})>\s*)+")
 _ANSWER_TAG = "<answer>"
 _SPACE = " \t\r\n"
 _KEY_COLUMN = "key"
@@ -135,8 +137,9 @@ def key_text(
   that then only partly fits, its last words stay. A question that fills the
   encoder alone keeps its beginning, and its history does not count.
 
-  A retrieved step in a history looks like an ordinary one: the tags
-  `<retrieve>` and `</retrieve>` are taken off, as no key in a buffer has them.
+  Tags are left out. A sentence encoder spends three or four wordpieces on each
+  of them, more than on what a short step says, they tell no history from
+  another, and a retrieved step in a history has to look like an ordinary one.
 
   Args:
     question: the question.
@@ -151,7 +154,7 @@ def key_text(
   for step in reversed(history):
     if room <= 0:
       break
-    text = _RETRIEVE_TAGS.sub("", step).strip(_SPACE)
+    text = _TAGS.sub(" ", step).strip(_SPACE)
     pieces = encoder.tokenize(text)
     if len(pieces) > room:
       text = _newest_words(text, pieces, room)

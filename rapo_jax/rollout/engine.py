@@ -90,7 +90,7 @@ def group_requests(
   num_generations: int,
   num_hybrid: int,
 ) -> list[RolloutRequest]:
-  """`num_generations` requests a query, the last `num_hybrid` of them hybrid."""
+  """`num_generations` requests a query, the last `num_hybrid` hybrid."""
   return [
     RolloutRequest(
       query, prompt, group, index, index >= num_generations - num_hybrid
@@ -199,14 +199,6 @@ class RolloutEngine:
       config.max_prompt_tokens + config.max_response_tokens, KV_BLOCK
     )
     self._prompt_width = _round_up(config.max_prompt_tokens, KV_BLOCK)
-
-  @property
-  def attend_lengths(self) -> tuple[int, ...]:
-    """Cache lengths that programs are compiled for: the bucket ladder."""
-    ladder = [KV_BLOCK]
-    while ladder[-1] < self.max_length:
-      ladder.append(min(2 * ladder[-1], self.max_length))
-    return tuple(ladder)
 
   def rollout(
     self,
@@ -386,7 +378,6 @@ class _Rollout:
 
   def _decode(self) -> None:
     """Samples a chunk and handles the slots that stopped in it."""
-    longest = max(self._slot(i).length for i in self._active)
     began = time.perf_counter()
     self._state = sampler.decode(
       self._model,
@@ -395,7 +386,7 @@ class _Rollout:
       self._engine._eos,
       jnp.float32(self._config.temperature),
       num_tokens=self._config.decode_chunk,
-      attend_length=self._bucket(longest + self._config.decode_chunk),
+      attend_length=self._engine.max_length,
       greedy=self._greedy,
     )
     # Copies: a view of a donated buffer would change under our hands.
@@ -620,7 +611,7 @@ class _Rollout:
       jnp.asarray(pieces),
       jnp.asarray(counts),
       jnp.asarray(limits),
-      attend_length=self._bucket(max(s.length for s in sequences)),
+      attend_length=self._engine.max_length,
       chunk=self._config.insert_chunk,
     )
     jax.block_until_ready(self._state.lengths)
@@ -668,10 +659,6 @@ class _Rollout:
     return sequence.length + min(
       self._config.max_step_tokens, self._room(sequence)
     )
-
-  def _bucket(self, length: int) -> int:
-    ladder = self._engine.attend_lengths
-    return next((b for b in ladder if b >= length), ladder[-1])
 
 
 def query_number(query: Query) -> int:

@@ -309,10 +309,14 @@ class TestKeyText:
   def test_without_history_it_is_the_question(self, encoder):
     assert retrieval.key_text("Q?", [], encoder) == "Q?"
 
-  def test_retrieve_tags_are_taken_off(self, encoder):
-    step = "<think> a </think><result> b </result>"
-    tagged = f"<retrieve>{step}</retrieve>"
-    assert retrieval.key_text("Q?", [tagged], encoder) == f"Q?\n{step}"
+  def test_tags_are_left_out(self, encoder):
+    step = "<think> a </think><search> b </search><result> c </result>"
+    retrieved = f"<retrieve>{step}</retrieve>"
+    expected = "Q?\na b c"
+    assert retrieval.key_text("Q?", [step], encoder) == expected
+    assert retrieval.key_text("Q?", [retrieved], encoder) == expected
+    # Other markup is text.
+    assert retrieval.key_text("Q?", ["<b>x</b>"], encoder) == "Q?\n<b>x</b>"
 
   def test_oldest_steps_go_first_and_then_words(self, encoder):
     # [CLS], [SEP], "q" and "?" leave 252 wordpieces; "city" is one, the

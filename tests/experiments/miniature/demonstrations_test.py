@@ -105,7 +105,7 @@ class DemonstrationsTest(parameterized.TestCase):
       segments[0][1].split("<search>")[0].split()[1]
       for _, segments in demonstrate("multihop", EXPERT, 64)
     }
-    self.assertEqual(thoughts, {"Next", "Now", "It", "Then"})
+    self.assertEqual(thoughts, {"Next", "Now", "Then", "So"})
 
   @parameterized.parameters(*world_lib.FAMILIES)
   def test_tokens_and_loss_mask(self, family):

@@ -42,7 +42,14 @@ class TokenizerTest(parameterized.TestCase):
     self.assertEqual("".join(pieces), text)
     self.assertEqual(
       pieces[:6],
-      ["<think>", " Next", " is", f" {step.move}", " </think>", "<search>"],
+      [
+        "<think>",
+        " Next",
+        f" {step.move}",
+        " </think>",
+        "<search>",
+        f" {step.argument.split()[0]}",
+      ],
     )
 
   @parameterized.parameters(*world_lib.FAMILIES)

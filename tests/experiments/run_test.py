@@ -1,0 +1,297 @@
+"""Whole experiments, small: every stage, a kill, a dry run, bad input."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import transformers
+
+from experiments import checks, flags, run
+from experiments.config import (
+  BufferConfig,
+  DataConfig,
+  EvaluationConfig,
+  ExperimentConfig,
+  LoggingConfig,
+  TrainConfig,
+  miniature_rollout,
+)
+from experiments.miniature.agents import AgentsConfig, PhaseConfig
+from experiments.miniature.world import WorldConfig
+from experiments.workdir import Workdir, read_json
+from rapo_jax.retrieval import RetrievalConfig
+from rapo_jax.training import OptimizerConfig, UpdateConfig
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+UPDATES = 5
+
+CONFIG_FILE = '''
+"""A small experiment for tests."""
+from tests.experiments.run_test import small_config as get_config
+'''
+
+
+def small_config() -> ExperimentConfig:
+  """Agents that know the format and little else: rewards of -1 and 0.
+
+  That is enough for groups whose rewards differ. The buffer takes any
+  trajectory, so that retrieval has something to find.
+  """
+  return ExperimentConfig(
+    name="test",
+    data=DataConfig(families=("compute",)),
+    world=WorldConfig(num_train=8, num_held_out=6),
+    agents=AgentsConfig(
+      rows=4,
+      clean=PhaseConfig(60, 5e-3),
+      expert=PhaseConfig(10, 1e-3),
+      corrupted=PhaseConfig(10, 1e-3),
+    ),
+    buffer=BufferConfig(num_trajectories=2, top_k_trajectories=2),
+    retrieval=RetrievalConfig(min_reward=-2.0),
+    rollout=dataclasses.replace(
+      miniature_rollout(),
+      num_generations=4,
+      num_hybrid=2,
+      retrieval_prob=1.0,
+      num_slots=16,
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    update=UpdateConfig(
+      queries_per_update=4,
+      queries_per_minibatch=2,
+      row_length=256,
+      rows_per_microbatch=4,
+      remat=False,
+    ),
+    train=TrainConfig(
+      seeds=(0,),
+      num_updates=UPDATES,
+      eval_every=2,
+      checkpoint_every=2,
+      log_trajectories_every=1,
+    ),
+    evaluation=EvaluationConfig(num_samples=2),
+    logging=LoggingConfig(tensorboard=False),
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The work folder of an experiment that ran in one go."""
+  folder = tmp_path_factory.mktemp("runs") / "whole"
+  config_file = folder.with_suffix(".py")
+  config_file.write_text(CONFIG_FILE)
+  status = run.main(["--config", str(config_file), "--workdir", str(folder)])
+  assert status == 0
+  return config_file, folder
+
+
+def _rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _parameters(run_folder):
+  """Arrays of the newest checkpoint, by name."""
+  manager = ocp.CheckpointManager(
+    run_folder / "checkpoints", item_names=("state", "metadata")
+  )
+  restored = manager.restore(
+    manager.latest_step(),
+    args=ocp.args.Composite(state=ocp.args.StandardRestore()),
+  )
+  manager.close()
+  return {name: np.asarray(value) for name, value in restored.state.items()}
+
+
+def _same(first, second):
+  return first.keys() == second.keys() and all(
+    np.array_equal(first[name], second[name]) for name in first
+  )
+
+
+def test_every_stage_leaves_its_files(finished):
+  _, folder = finished
+  for agent in ("base", "off_policy"):
+    path = folder / "agents" / "compute" / agent
+    assert json.loads((path / "config.json").read_text())["model_type"] == (
+      "qwen2"
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    assert tokenizer.decode(tokenizer.encode("<think> Now")) == "<think> Now"
+  assert (folder / "buffer" / "compute" / "manifest.json").exists()
+  for name in ("grpo-seed0", "rapo-seed0"):
+    rows = _rows(folder / "train" / "compute" / name / "metrics.jsonl")
+    assert [row["update"] for row in rows] == list(range(UPDATES + 1))
+    assert max(r["mismatch/abs_log_prob_max"] for r in rows[1:]) < 1e-4
+  results = read_json(folder / "results.json")
+  assert results["unfinished_runs"] == []
+  assert "compute" in results["tasks"]
+  page = (folder / "report.html").read_text()
+  assert "rapo" in page.lower()
+
+
+def test_only_rapo_retrieves_and_rewards_differ(finished):
+  _, folder = finished
+  runs = folder / "train" / "compute"
+  grpo = _rows(runs / "grpo-seed0" / "metrics.jsonl")[1:]
+  rapo = _rows(runs / "rapo-seed0" / "metrics.jsonl")[1:]
+  assert sum(row["rollout/retrievals"] for row in grpo) == 0
+  assert sum(row["rollout/retrievals"] for row in rapo) > 0
+  # A guard for the kill test: parameters that never move cannot differ.
+  assert any(row["gradient_norm"] > 0 for row in rapo)
+
+
+def test_evaluation_never_retrieves_and_repeats_the_curve(finished):
+  _, folder = finished
+  rows = _rows(folder / "train" / "compute" / "rapo-seed0" / "metrics.jsonl")
+  result = read_json(folder / "evaluate" / "compute" / "rapo-seed0.json")
+  # The curve's samples are the first ones of the evaluate stage.
+  firsts = [samples[0] for samples in result["sampled"].values()]
+  assert rows[-1]["eval/accuracy"] == pytest.approx(np.mean(firsts))
+
+
+def test_started_again_nothing_is_repeated(finished, capsys):
+  config_file, folder = finished
+  before = {
+    p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix != ".html"
+  }
+  assert run.main(["--config", str(config_file), "--workdir", str(folder)]) == 0
+  assert capsys.readouterr().out.count("finished before") >= 4
+  after = {p: p.stat().st_mtime_ns for p in before}
+  changed = {p.name for p in before if before[p] != after[p]}
+  assert changed <= {"results.json", folder.name}
+
+
+def test_killed_and_started_again_it_ends_with_the_same_parameters(
+  finished, tmp_path
+):
+  config_file, whole = finished
+  folder = tmp_path / "killed"
+  for name in ("agents", "buffer"):
+    (folder / name).parent.mkdir(exist_ok=True)
+    subprocess.run(["cp", "-r", whole / name, folder / name], check=True)
+  command = [
+    sys.executable,
+    "-m",
+    "experiments.run",
+    "--config",
+    str(config_file),
+    "--workdir",
+    str(folder),
+    "--stage=train",
+    "--config.train.methods=rapo,grpo",
+  ]
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  run_folder = folder / "train" / "compute" / "rapo-seed0"
+  metrics = run_folder / "metrics.jsonl"
+  process = subprocess.Popen(
+    command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+  )
+  deadline = time.monotonic() + 240
+  # After update 3: one update beyond the checkpoint of update 2 is lost.
+  while not (metrics.exists() and len(_whole_rows(metrics)) >= 4):
+    assert process.poll() is None, "the run ended before it could be killed"
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (run_folder / "done.json").exists()
+
+  subprocess.run(command, cwd=ROOT, env=environment, check=True)
+  expected = whole / "train" / "compute" / "rapo-seed0"
+  assert _same(_parameters(run_folder), _parameters(expected))
+  # The control: another method's parameters are not the same.
+  other = whole / "train" / "compute" / "grpo-seed0"
+  assert not _same(_parameters(run_folder), _parameters(other))
+  rows = _rows(metrics)
+  assert [row["update"] for row in rows] == list(range(UPDATES + 1))
+  logged = [
+    (r["update"], r["query_id"], r["index"])
+    for r in _rows(run_folder / "trajectories.jsonl")
+  ]
+  assert len(logged) == len(set(logged)) == UPDATES * 16
+
+
+def _whole_rows(path):
+  return [line for line in path.read_text().splitlines(True) if "\n" in line]
+
+
+def test_another_config_does_not_go_on_in_the_folder(finished, capsys):
+  config_file, folder = finished
+  status = run.main(
+    [
+      "--config",
+      str(config_file),
+      "--workdir",
+      str(folder),
+      "--config.optimizer.learning_rate=1.0",
+    ]
+  )
+  assert status == 2
+  message = capsys.readouterr().err
+  assert "config.optimizer.learning_rate is 0.001 there and 1.0" in message
+  assert "choose another --workdir" in message
+
+
+def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE)
+  folder = tmp_path / "never"
+  arguments = ["--config", str(config_file), "--workdir", str(folder)]
+  assert run.main([*arguments, "--dry_run"]) == 0
+  out = capsys.readouterr().out
+  assert "the chat template only appends" in out
+  assert "parameters" in out
+  assert not folder.exists()
+
+  wrong = ["--config.update.row_length=200", "--config.policy.base=nowhere"]
+  assert run.main([*arguments, "--dry_run", *wrong]) == 2
+  message = capsys.readouterr().err
+  assert "set it to 256 or more" in message
+  assert "nowhere, which does not exist" in message
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("--config.rollout.num_hybird=2", "num_hybrid"),
+    ("--config.train.num_updates=many", "num_updates"),
+    ("--config.update.queries_per_minibatch=3", "must divide"),
+  ],
+)
+def test_bad_overrides_fail_at_once(override, message, tmp_path, capsys):
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE)
+  status = run.main(
+    ["--config", str(config_file), "--workdir", str(tmp_path / "w"), override]
+  )
+  assert status == 2
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / "w").exists()
+
+
+def test_missing_data_is_named():
+  config = dataclasses.replace(
+    small_config(), data=DataConfig(source="tool_star")
+  )
+  with pytest.raises(checks.CheckError, match=r"data\.path is not set"):
+    checks.dry_run(config, None)
+
+
+def test_differences_ignore_what_json_cannot_tell():
+  config = flags.to_dict(small_config())
+  assert checks.differences(json.loads(json.dumps(config)), config) == []
+
+
+def test_workdir_names():
+  workdir = Workdir(pathlib.Path("w"))
+  assert workdir.evaluation("t", "a") == pathlib.Path("w/evaluate/t/a.json")
