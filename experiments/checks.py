@@ -42,6 +42,8 @@ def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
   problems: list[str] = []
   lines = [f"{config.name}: {config.data.source}"]
   for check in (_shapes, _files, _questions):
+    if check is _questions and problems:
+      continue  # It reads the files.
     for kind, text in check(config):
       (problems if kind == "problem" else lines).append(text)
   if workdir is not None and Workdir(workdir).config.exists():

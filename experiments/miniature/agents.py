@@ -117,8 +117,8 @@ class AgentsConfig:
   row_length: int = 192
   weight_decay: float = 0.01
   hops: tuple[int, ...] = (1, 2, 3, 4)
-  clean: PhaseConfig = PhaseConfig(320, 5e-3)
-  web_clean: PhaseConfig = PhaseConfig(800, 5e-3)
+  clean: PhaseConfig = PhaseConfig(440, 5e-3)
+  web_clean: PhaseConfig = PhaseConfig(1600, 5e-3)
   expert: PhaseConfig = PhaseConfig(160, 2e-3)
   corrupted: PhaseConfig = PhaseConfig(160, 1e-3)
   clean_correct_prob: float = 0.97

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable
 
-import tokenizers
 from flax import nnx
-from tokenizers import decoders, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
+from transformers import Qwen2Tokenizer
 
 from experiments.config import ExperimentConfig, RandomModelConfig
 from experiments.miniature.agents import train_agents
@@ -66,33 +65,26 @@ def make_agents(
 
 def train_byte_level_tokenizer(
   texts: list[str], vocab_size: int
-) -> PreTrainedTokenizerFast:
-  """A byte-level BPE tokenizer in the style of Qwen's, chat template included.
+) -> Qwen2Tokenizer:
+  """Qwen's byte-level BPE with merges of its own, chat template included.
 
   Args:
     texts: what merges are learned from.
     vocab_size: entries, special tokens included.
   """
-  backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  backend.decoder = decoders.ByteLevel()
-  backend.train_from_iterator(
-    texts,
-    trainers.BpeTrainer(
-      vocab_size=vocab_size,
-      special_tokens=[PAD, TURN_START, TURN_END],
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-      show_progress=False,
-    ),
-  )
-  return PreTrainedTokenizerFast(
-    tokenizer_object=backend,
+  symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+  untrained = Qwen2Tokenizer(
+    vocab={symbol: i for i, symbol in enumerate(symbols)},
+    merges=[],
+    unk_token=PAD,
     pad_token=PAD,
     eos_token=TURN_END,
-    additional_special_tokens=[TURN_START],
+    extra_special_tokens=[TURN_START],
     chat_template=CHAT_TEMPLATE,
     clean_up_tokenization_spaces=False,
-    model_input_names=["input_ids", "attention_mask"],
+  )
+  return untrained.train_new_from_iterator(
+    texts, vocab_size, show_progress=False
   )
 
 

@@ -221,6 +221,33 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   assert len(logged) == len(set(logged)) == UPDATES * 16
 
 
+def test_probability_zero_is_grpo_bit_for_bit_at_any_coefficients(
+  finished, tmp_path
+):
+  config_file, whole = finished
+  folder = tmp_path / "zero"
+  folder.mkdir()
+  for name in ("agents", "buffer"):
+    subprocess.run(["cp", "-r", whole / name, folder / name], check=True)
+  status = run.main(
+    [
+      "--config",
+      str(config_file),
+      "--workdir",
+      str(folder),
+      "--stage=train",
+      "--config.rollout.retrieval_prob=0",
+      "--config.objective.retrieval_coef=3",
+      "--config.objective.shaping_coef=0.7",
+      "--config.train.methods=rapo",
+    ]
+  )
+  assert status == 0
+  rapo = _parameters(folder / "train" / "compute" / "rapo-seed0")
+  grpo = _parameters(whole / "train" / "compute" / "grpo-seed0")
+  assert _same(rapo, grpo)
+
+
 def _whole_rows(path):
   return [line for line in path.read_text().splitlines(True) if "\n" in line]
 
