@@ -123,9 +123,9 @@ class AgentsConfig:
   corrupted: PhaseConfig = PhaseConfig(160, 1e-3)
   clean_correct_prob: float = 0.97
   expert_correct_prob: float = 0.99
-  multihop_correct_prob: float = 0.15
-  compute_correct_prob: float = 0.15
-  web_correct_prob: float = 0.15
+  multihop_correct_prob: float = 0.1
+  compute_correct_prob: float = 0.1
+  web_correct_prob: float = 0.1
   retrieved_share: float = 0.5
 
   def corrupted_correct_prob(self, family: Family) -> float:
