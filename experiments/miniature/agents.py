@@ -98,9 +98,8 @@ class AgentsConfig:
     corrupted: third phase, which gives the base agent.
     clean_correct_prob: of a right action at a boundary in the first phase.
     expert_correct_prob: in the second phase.
-    multihop_correct_prob: in the third phase of that family.
-    compute_correct_prob: in the third phase of that family.
-    web_correct_prob: in the third phase of that family.
+    corrupted_correct_prob: in the third phase. With 0.1 the base agent solves
+      less than one in a hundred questions of three steps.
     retrieved_share: share of the third phase's demonstrations that may hold
       retrieved steps.
   """
@@ -123,18 +122,8 @@ class AgentsConfig:
   corrupted: PhaseConfig = PhaseConfig(160, 1e-3)
   clean_correct_prob: float = 0.97
   expert_correct_prob: float = 0.99
-  multihop_correct_prob: float = 0.1
-  compute_correct_prob: float = 0.1
-  web_correct_prob: float = 0.1
+  corrupted_correct_prob: float = 0.1
   retrieved_share: float = 0.5
-
-  def corrupted_correct_prob(self, family: Family) -> float:
-    """How often the family's base agent is shown to go on rightly."""
-    return {
-      "multihop": self.multihop_correct_prob,
-      "compute": self.compute_correct_prob,
-      "web": self.web_correct_prob,
-    }[family]
 
 
 class Batches(NamedTuple):
@@ -227,7 +216,7 @@ def _phases(
       "base",
       config.corrupted,
       DemonstrationConfig(
-        config.corrupted_correct_prob(family),
+        config.corrupted_correct_prob,
         retrieved_share=config.retrieved_share,
       ),
     ),
