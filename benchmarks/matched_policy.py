@@ -12,18 +12,21 @@ medians over repetitions and the ratio GRPO / RAPO of each figure.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import statistics
 import sys
 from collections.abc import Sequence
 
-from experiments.config import ExperimentConfig, Method
+import jax
+
+from experiments import checks, flags
+from experiments.config import ExperimentConfig
+from experiments.config import Method as MethodName
 from experiments.flags import apply_overrides, load_config
 from experiments.run import use_compilation_cache
 from experiments.tasks import Task, open_task
-from experiments.workdir import Workdir
+from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import order
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
@@ -44,80 +47,89 @@ FIGURES = (
 )
 
 
-def measure(
-  config: ExperimentConfig,
-  task: Task,
-  buffer: StepTraceBuffer,
-  method: Method,
-  path: pathlib.Path,
-  repetitions: int,
-) -> list[dict[str, float]]:
-  """Metrics of `repetitions` updates, each on other questions."""
-  rollout, objective = config.method(method)
-  model = models.from_pretrained(path)
-  trainer = Trainer(
-    RolloutEngine(
-      rollout,
+class Method:
+  """One method on one policy, ready to run updates that change nothing."""
+
+  def __init__(
+    self,
+    config: ExperimentConfig,
+    task: Task,
+    buffer: StepTraceBuffer,
+    name: MethodName,
+    path: pathlib.Path,
+  ):
+    rollout, objective = config.method(name)
+    self._config, self._task, self._path = config, task, path
+    self._trainer = Trainer(
+      RolloutEngine(
+        rollout,
+        task.tokenizer,
+        vocab_size=models.from_pretrained(path).config.vocab_size,
+        tools=task.tools,
+        buffer=buffer,
+        retrieval=config.retrieval,
+      ),
       task.tokenizer,
-      vocab_size=model.config.vocab_size,
-      tools=task.tools,
-      buffer=buffer,
-      retrieval=config.retrieval,
-    ),
-    task.tokenizer,
-    rollout=rollout,
-    objective=objective,
-    optimizer=dataclasses.replace(config.optimizer, learning_rate=0.0),
-    update=config.update,
-    seed=0,
-  )
-  rows = []
-  # The first one compiles and fills the caches of the encoder.
-  for update in range(-1, repetitions):
+      rollout=rollout,
+      objective=objective,
+      optimizer=config.optimizer,
+      update=config.update,
+      seed=0,
+    )
+
+  def step(self, update: int) -> dict[str, float]:
+    """Metrics of one update on the questions of `update`."""
     chosen = order.batch(
-      0, max(update, 0), config.update.queries_per_update, len(task.train)
+      0,
+      update,
+      self._config.update.queries_per_update,
+      len(self._task.train),
     )
-    queries = [task.train[i] for i in chosen]
-    state = init_train_state(models.from_pretrained(path), config.optimizer)
-    _, _, row = trainer.step(
-      state, queries, [task.prompt(q) for q in queries], max(update, 0)
-    )
-    if update >= 0:
-      rows.append(row)
-  return rows
+    queries = [self._task.train[i] for i in chosen]
+    prompts = [self._task.prompt(query) for query in queries]
+    model = models.from_pretrained(self._path)
+    state = init_train_state(model, self._config.optimizer)
+    return self._trainer.step(state, queries, prompts, update)[2]
 
 
 def compare(
   config: ExperimentConfig, workdir: Workdir, family: str, repetitions: int
 ) -> dict[str, object]:
-  """Medians of both methods for the base and the off-policy agent."""
+  """Both methods, in turns, for the base and the off-policy agent."""
   encoder = SentenceEncoder.from_pretrained()
   result: dict[str, object] = {}
   with open_task(config, workdir, family, encoder) as task:
     buffer = StepTraceBuffer.load(workdir.buffer(family), encoder)
-    for name, path in (
+    for agent, path in (
       ("base", task.base_path),
       ("off_policy", task.off_policy_path),
     ):
-      grpo, rapo = (
-        measure(config, task, buffer, method, path, repetitions)
-        for method in ("grpo", "rapo")
-      )
-      result[name] = {
+      methods = {
+        name: Method(config, task, buffer, name, path)
+        for name in ("grpo", "rapo")
+      }
+      rows: dict[str, list[dict[str, float]]] = {"grpo": [], "rapo": []}
+      # The first one of each compiles.
+      for update in range(repetitions + 1):
+        for name, method in methods.items():
+          rows[name].append(method.step(update))
+      result[agent] = {
         figure: _compared(
-          [row[figure] for row in grpo], [row[figure] for row in rapo]
+          *([row[figure] for row in rows[name][1:]] for name in rows)
         )
         for figure in FIGURES
       }
   return result
 
 
-def _compared(grpo: list[float], rapo: list[float]) -> dict[str, float]:
+def _compared(grpo: list[float], rapo: list[float]) -> dict[str, object]:
   first, second = statistics.median(grpo), statistics.median(rapo)
   return {
     "grpo": round(first, 4),
     "rapo": round(second, 4),
-    "ratio": round(first / second, 3) if second else float("nan"),
+    "grpo_range": [round(min(grpo), 4), round(max(grpo), 4)],
+    "rapo_range": [round(min(rapo), 4), round(max(rapo), 4)],
+    "ratio": round(first / second, 3) if second else None,
   }
 
 
@@ -125,11 +137,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
   parser.add_argument("--config", default="experiments/configs/quickstart.py")
-  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument(
+    "--workdir", type=pathlib.Path, default=pathlib.Path("runs/quickstart")
+  )
   parser.add_argument("--family", default="multihop")
   parser.add_argument("--repetitions", type=int, default=7)
   known, overrides = parser.parse_known_args(arguments)
   config = apply_overrides(load_config(known.config), overrides)
+  there = read_json(Workdir(known.workdir).config)
+  differences = checks.differences(there, flags.to_dict(config))
+  if differences:
+    parser.error(
+      f"{known.workdir} holds another experiment: {differences[0]}. Name its "
+      "config with --config."
+    )
   use_compilation_cache()
   figures = compare(
     config, Workdir(known.workdir), known.family, known.repetitions
@@ -139,6 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       {
         "benchmark": "matched_policy",
         "family": known.family,
+        "unit": "per update; *seconds in s, the others counts",
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
         "repetitions": known.repetitions,
         **figures,
       }

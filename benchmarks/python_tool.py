@@ -7,6 +7,9 @@ Run it on a machine that is otherwise idle. Targets: 3 ms a call.
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import statistics
 import time
 
@@ -28,8 +31,20 @@ def main() -> None:
     tool.call_batch([PROGRAM] * NUM_CALLS)
     batch_ms = 1e3 * (time.perf_counter() - start) / NUM_CALLS
   cuts = statistics.quantiles(latencies_ms, n=100)
-  print(f"one at a time: p50 {cuts[49]:.2f} ms, p99 {cuts[98]:.2f} ms a call")
-  print(f"in a batch:    {batch_ms:.2f} ms a call")
+  print(
+    json.dumps(
+      {
+        "benchmark": "python_tool",
+        "unit": "ms a call",
+        "calls": NUM_CALLS,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "one_at_a_time_p50": round(cuts[49], 2),
+        "one_at_a_time_p99": round(cuts[98], 2),
+        "in_a_batch": round(batch_ms, 2),
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -52,15 +52,34 @@ def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
       problems.append(
         f"{workdir} holds an experiment with another config: {line}"
       )
-  if problems:
-    raise CheckError(
-      f"{len(problems)} problem(s):\n"
-      + "\n".join(f"  {problem}" for problem in problems)
-    )
+  _refuse(problems)
   seconds = sum(stage_seconds(config).values())
   lines.append(f"about {seconds / 60:.0f} minutes on two CPU cores")
   lines.append("all checks passed; nothing was written")
   return "\n".join(lines)
+
+
+def quick_checks(config: ExperimentConfig) -> None:
+  """What costs nothing to check before a run writes anything.
+
+  Raises:
+    CheckError: with every problem and its remedy.
+  """
+  _refuse(
+    text
+    for check in (_shapes, _files)
+    for kind, text in check(config)
+    if kind == "problem"
+  )
+
+
+def _refuse(problems: Iterable[str]) -> None:
+  found = list(problems)
+  if found:
+    raise CheckError(
+      f"{len(found)} problem(s):\n"
+      + "\n".join(f"  {problem}" for problem in found)
+    )
 
 
 def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
@@ -114,13 +133,6 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       "rollout.max_tool_tokens must be below rollout.max_response_tokens "
       f"({rollout.max_response_tokens}), got {rollout.max_tool_tokens}.",
     )
-  if config.buffer.top_k_trajectories > config.buffer.num_trajectories:
-    yield (
-      "problem",
-      "buffer.top_k_trajectories may not exceed buffer.num_trajectories "
-      f"({config.buffer.num_trajectories}), got "
-      f"{config.buffer.top_k_trajectories}.",
-    )
   if rollout.num_generations == 1:
     yield (
       "problem",
@@ -138,7 +150,20 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 
 def _files(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-  """Named files that are not there."""
+  """Files that are needed and not named, or named and not there."""
+  base, off_policy = config.policy.base, config.policy.off_policy
+  if (base is None) != (off_policy is None):
+    yield (
+      "problem",
+      "the agents share a tokenizer: set both policy.base and "
+      "policy.off_policy, or neither.",
+    )
+  if config.data.source == "tool_star" and config.data.path is None:
+    yield (
+      "problem",
+      f"data.source {config.data.source!r} reads a Parquet file and data.path "
+      "is not set: add --config.data.path=<folder>/train_10k.parquet.",
+    )
   for name in ("data.path", "data.corpus", "policy.base", "policy.off_policy"):
     section, field = name.split(".")
     value = getattr(getattr(config, section), field)

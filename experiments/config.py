@@ -45,6 +45,13 @@ class DataConfig:
   corpus: str | None = None
   seed: int = 0
 
+  def __post_init__(self) -> None:
+    if not self.families or len(set(self.families)) < len(self.families):
+      raise ValueError(
+        "families must name at least one family and none twice, got "
+        f"{self.families}."
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class RandomModelConfig:
@@ -67,6 +74,13 @@ class RandomModelConfig:
   num_heads: int = 4
   num_kv_heads: int = 2
   seed: int = 0
+
+  def __post_init__(self) -> None:
+    if self.vocab_size < 260:
+      raise ValueError(
+        "vocab_size must hold 256 bytes and the special tokens, at least 260, "
+        f"got {self.vocab_size}."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +130,13 @@ class BufferConfig:
   top_k_trajectories: int = 5
   seed: int = 0
 
+  def __post_init__(self) -> None:
+    if not 1 <= self.top_k_trajectories <= self.num_trajectories:
+      raise ValueError(
+        "top_k_trajectories must lie between 1 and num_trajectories "
+        f"({self.num_trajectories}), got {self.top_k_trajectories}."
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -142,6 +163,24 @@ class TrainConfig:
   log_trajectories_every: int = 5
   stop_mismatch: float = 0.1
 
+  def __post_init__(self) -> None:
+    for name in (
+      "num_updates",
+      "eval_every",
+      "checkpoint_every",
+      "log_trajectories_every",
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}."
+        )
+    for name in ("methods", "seeds"):
+      values = getattr(self, name)
+      if not values or len(set(values)) < len(values):
+        raise ValueError(
+          f"{name} must hold at least one entry and none twice, got {values}."
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
@@ -159,6 +198,15 @@ class EvaluationConfig:
   curve_samples: int = 1
   temperature: float = 1.0
   seed: int = 1_000_003
+
+  def __post_init__(self) -> None:
+    if not 1 <= self.curve_samples <= self.num_samples:
+      raise ValueError(
+        f"curve_samples must lie between 1 and num_samples "
+        f"({self.num_samples}), got {self.curve_samples}."
+      )
+    if self.temperature <= 0:
+      raise ValueError(f"temperature must be > 0, got {self.temperature}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 PREFIX = "--config."
 _TRUE = ("true", "yes", "1")
@@ -71,7 +71,10 @@ def load_config(path: str | pathlib.Path) -> Any:
       f"{path} has no get_config(): define a function of that name that"
       " returns the config."
     )
-  config = module.get_config()
+  try:
+    config = module.get_config()
+  except ValueError as error:
+    raise ConfigError(f"get_config() of {path}: {error}") from error
   if not _is_instance(config) or not type(config).__dataclass_params__.frozen:
     raise ConfigError(
       f"get_config() of {path} returned a {type(config).__name__}: return an"
@@ -107,17 +110,20 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
   Args:
     config: frozen dataclass.
     overrides: arguments of the form `--config.<field>.<field>=<value>`, applied
-      in order. Values are read by the field's annotation: `3` or `3e-4` for
-      float, `true`/`false` for bool, `none` for an optional field, `1,2` or
-      `(1, 2)` for a tuple, an enum's value or name for an enum.
+      together: a rule over two fields is checked once both are set. Values are
+      read by the field's annotation: `3` or `3e-4` for float, `true`/`false`
+      for bool, `none` for an optional field, `1,2` or `(1, 2)` for a tuple, an
+      enum's value or name for an enum.
 
   Returns:
     A config of the same type; the given one is left as it is.
 
   Raises:
     ConfigError: on an unknown field (naming the nearest one), on a value of a
-      wrong type, or on an argument of another form.
+      wrong type or that the dataclass refuses, or on an argument of another
+      form.
   """
+  changes: _Changes = {}
   for override in overrides:
     name, separator, text = override.removeprefix(PREFIX).partition("=")
     if not override.startswith(PREFIX) or not separator or not name:
@@ -125,8 +131,8 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
         f"cannot read {override!r}: write {PREFIX}<field>=<value>, for example"
         f" {PREFIX}{next(field_paths(config), 'seed')}=…"
       )
-    config = _set(config, config, tuple(name.split(".")), (), text)
-  return config
+    _collect(config, config, tuple(name.split(".")), (), text, changes)
+  return _rebuild(config, changes, ())
 
 
 def field_paths(config: Any) -> Iterator[str]:
@@ -189,32 +195,68 @@ def check_types(config: Any, path: str = "config") -> None:
       check_types(value, name)
 
 
-def _set(
+class _Value(NamedTuple):
+  """A new value, told apart from changes further down."""
+
+  value: Any
+
+
+_Changes = dict[str, "_Value | _Changes"]
+
+
+def _collect(
   root: Any,
   node: Any,
   names: tuple[str, ...],
   above: tuple[str, ...],
   text: str,
-) -> Any:
-  """Copy of `node` in which the field `names` below it is read from `text`."""
+  changes: _Changes,
+) -> None:
+  """Reads `text` for the field `names` below `node` into `changes`."""
   name, rest = names[0], names[1:]
   path = ".".join((*above, name))
   if name not in {f.name for f in dataclasses.fields(node)}:
     raise ConfigError(_unknown(root, node, (*above, *names), above))
   annotation = typing.get_type_hints(type(node))[name]
   if not rest:
-    return dataclasses.replace(node, **{name: _parse(path, text, annotation)})
-  child = getattr(node, name)
-  if child is None:
-    child = _default_child(path, annotation)
+    changes[name] = _Value(_parse(path, text, annotation))
+    return
+  child = _child(node, name, path)
   if not _is_instance(child):
     raise ConfigError(
       f"{PREFIX}{'.'.join((*above, *names))}: {path} is"
       f" {_describe(annotation)} and has no fields."
       f" Set it whole: {PREFIX}{path}=<value>."
     )
-  child = _set(root, child, rest, (*above, name), text)
-  return dataclasses.replace(node, **{name: child})
+  below = changes.get(name)
+  if not isinstance(below, dict):
+    below = changes[name] = {}
+  _collect(root, child, rest, (*above, name), text, below)
+
+
+def _rebuild(node: Any, changes: _Changes, above: tuple[str, ...]) -> Any:
+  """Copy of `node` with all changes made at once."""
+  values = {}
+  for name, change in changes.items():
+    if isinstance(change, _Value):
+      values[name] = change.value
+    else:
+      path = (*above, name)
+      child = _child(node, name, ".".join(path))
+      values[name] = _rebuild(child, change, path)
+  try:
+    return dataclasses.replace(node, **values)
+  except ValueError as error:
+    raise ConfigError(f"{PREFIX}{'.'.join((*above, ''))}: {error}") from error
+
+
+def _child(node: Any, name: str, path: str) -> Any:
+  """A nested config; its default where it is None so far."""
+  child = getattr(node, name)
+  if child is None:
+    annotation = typing.get_type_hints(type(node))[name]
+    child = _default_child(path, annotation)
+  return child
 
 
 def _default_child(path: str, annotation: Any) -> Any:

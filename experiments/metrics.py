@@ -170,7 +170,7 @@ def _start_tensorboard(directory: pathlib.Path, resumed_update: int) -> Any:
   return SummaryWriter(
     str(directory / "tensorboard"),
     # TensorBoard then hides what a killed run wrote after its checkpoint.
-    purge_step=resumed_update + 1 if resumed_update >= 0 else None,
+    purge_step=resumed_update + 1,
   )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import pathlib
 import sys
@@ -129,9 +130,10 @@ class Experiment:
 
   def _evaluate(self) -> None:
     wanted = list(self._agents_to_evaluate())
+    done = 0
     for name in self._tasks:
       with self._open(name) as task:
-        for number, (owner, agent, run) in enumerate(wanted):
+        for owner, agent, run in wanted:
           path = self._workdir.evaluation(owner, agent)
           if owner == name and not path.exists():
             model = models.from_pretrained(self._agent_path(task, agent, run))
@@ -144,7 +146,9 @@ class Experiment:
               "update": self._config.train.num_updates if run else 0,
             }
             write_json(path, result)
-          self._progress.update(number + 1, len(wanted), f"{name} {agent}")
+          if owner == name:
+            done += 1
+            self._progress.update(done, len(wanted), f"{name} {agent}")
 
   def _report(self) -> None:
     root = self._workdir.root
@@ -172,16 +176,38 @@ class Experiment:
   ) -> pathlib.Path:
     if run is not None:
       folder = self._workdir.run(run.task, run.name)
+      if not (folder / train_stage.DONE_FILE).exists():
+        raise FileNotFoundError(
+          f"{folder} holds no finished run: run --stage=train first."
+        )
       return folder / train_stage.POLICY_FOLDER
     return task.base_path if agent == "base" else task.off_policy_path
 
 
-def claim_workdir(config: ExperimentConfig, workdir: Workdir) -> None:
-  """Writes the config into the folder, or checks that it is the same.
+@contextlib.contextmanager
+def claim_workdir(config: ExperimentConfig, workdir: Workdir) -> Iterator[None]:
+  """Holds a work folder for this process and this config.
+
+  The lock ends with the process, however that ends.
 
   Raises:
-    flags.ConfigError: the folder holds another experiment; names the fields.
+    flags.ConfigError: another process works in the folder, or it holds another
+      experiment; names the fields that differ.
   """
+  workdir.root.mkdir(parents=True, exist_ok=True)
+  with (workdir.root / ".lock").open("w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise flags.ConfigError(
+        f"another process works in {workdir.root}: wait for it, or choose "
+        "another --workdir."
+      ) from error
+    _check_config(config, workdir)
+    yield
+
+
+def _check_config(config: ExperimentConfig, workdir: Workdir) -> None:
   wanted = flags.to_dict(config)
   if not workdir.config.exists():
     write_json(workdir.config, wanted)
@@ -201,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m experiments.run",
     description=__doc__,
+    epilog="Fields: experiments/config.py. A wrong name gives the nearest.",
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
@@ -227,9 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
       return 0
     if known.workdir is None:
       parser.error("--workdir is needed for anything but --dry_run")
+    checks.quick_checks(config)
     workdir = Workdir(known.workdir)
-    claim_workdir(config, workdir)
-    run_stages(config, workdir, known.stage)
+    with claim_workdir(config, workdir):
+      run_stages(config, workdir, known.stage)
   except (flags.ConfigError, checks.CheckError, FileNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

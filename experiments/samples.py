@@ -155,7 +155,6 @@ def _segments(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if kind == "policy":
       content["entropy"] = _round(segment.get("entropy"))
       content["log_prob"] = _round(segment.get("log_prob"))
-      content["gap"] = _round(segment.get("log_prob_gap_max"))
     wanted = {"observation": "tool", "retrieved": "retrieval"}.get(kind)
     for event in pending:
       if event["type"] == wanted and event["step_id"] == step:

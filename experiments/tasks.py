@@ -114,11 +114,7 @@ def questions(
       [_miniature_query(q) for q in world.train[family(name)]],
       [_miniature_query(q) for q in world.held_out[family(name)]],
     )
-  if config.data.path is None:
-    raise FileNotFoundError(
-      "data.source 'tool_star' reads a Parquet file and data.path is not set: "
-      "add --config.data.path=<folder>/train_10k.parquet."
-    )
+  assert config.data.path is not None, "checked before a run starts"
   queries = load_tool_star(
     config.data.path,
     tools=DATA_SET_TOOLS,
@@ -145,6 +141,12 @@ def open_task(
   """A task whose agents exist, with its tools running."""
   train, held_out = questions(config, name)
   base, off_policy = agent_paths(config, workdir, name)
+  for path in (base, off_policy):
+    if not (path / "config.json").exists():
+      raise FileNotFoundError(
+        f"{path} holds no agent: run --stage=agents first."
+      )
+  tokenizer = _shared_tokenizer(base, off_policy)
   python = PythonTool(
     timeout_s=config.tools.python_timeout_s,
     memory_bytes=config.tools.python_memory_bytes,
@@ -156,11 +158,30 @@ def open_task(
       train=train,
       held_out=held_out,
       tools={t.name: t for t in _tools(config, name, encoder, python)},
-      tokenizer=transformers.AutoTokenizer.from_pretrained(base),
+      tokenizer=tokenizer,
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       base_path=base,
       off_policy_path=off_policy,
     )
+
+
+def _shared_tokenizer(base: pathlib.Path, off_policy: pathlib.Path) -> Any:
+  """The tokenizer of both agents.
+
+  Raises:
+    ValueError: the two agents do not have the same.
+  """
+  ours, theirs = (
+    transformers.AutoTokenizer.from_pretrained(path)
+    for path in (base, off_policy)
+  )
+  if ours.get_vocab() != theirs.get_vocab():
+    raise ValueError(
+      "both agents must have the same tokenizer, those of "
+      f"{base} ({len(ours)} ids) and {off_policy} ({len(theirs)} ids) differ: "
+      "name two agents of one family in policy.base and policy.off_policy."
+    )
+  return ours
 
 
 def search_tool(

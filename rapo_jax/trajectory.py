@@ -37,7 +37,8 @@ class FinishReason(enum.StrEnum):
   EOS = "eos"
   """The policy ended its turn without an answer."""
   LENGTH = "length"
-  """The response budget (`max_response_tokens`) is used up."""
+  """The response budget (`max_response_tokens`) is used up, or a tool's result
+  does not fit into what is left of it."""
   STEP_LIMIT = "step_limit"
   """One step used `max_step_tokens` without a tool call or an answer."""
   TOOL_LIMIT = "tool_limit"
@@ -54,7 +55,7 @@ class ToolEvent:
     step_id: the policy step that made the call.
     name: tool name, or "" for a call that could not be parsed.
     argument: text between the tool's tags.
-    result: observation text as appended (escaped), without its tags.
+    result: observation text as appended, escaped and in its tags.
     status: "ok", "error", "timeout" or "malformed".
     seconds: latency of the call.
   """

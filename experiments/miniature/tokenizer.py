@@ -56,8 +56,17 @@ def train_tokenizer(corpus: Iterable[str]) -> Qwen2Tokenizer:
   words = sorted(
     (word for word in counts if len(word) > 1), key=lambda w: (-counts[w], w)
   )
+  tokenizer = untrained_tokenizer()
+  tokenizer.add_tokens(
+    [tokenizers.AddedToken(word, normalized=False) for word in words]
+  )
+  return tokenizer
+
+
+def untrained_tokenizer() -> Qwen2Tokenizer:
+  """Qwen's tokenizer with the 256 bytes, special tokens and no merges."""
   symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-  tokenizer = Qwen2Tokenizer(
+  return Qwen2Tokenizer(
     vocab={symbol: i for i, symbol in enumerate(symbols)},
     merges=[],
     unk_token=PAD,
@@ -67,10 +76,6 @@ def train_tokenizer(corpus: Iterable[str]) -> Qwen2Tokenizer:
     chat_template=CHAT_TEMPLATE,
     clean_up_tokenization_spaces=False,
   )
-  tokenizer.add_tokens(
-    [tokenizers.AddedToken(word, normalized=False) for word in words]
-  )
-  return tokenizer
 
 
 def corpus(world: World) -> Iterator[str]:

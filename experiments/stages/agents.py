@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable
 
 from flax import nnx
-from tokenizers import pre_tokenizers
 from transformers import Qwen2Tokenizer
 
 from experiments.config import ExperimentConfig, RandomModelConfig
 from experiments.miniature.agents import train_agents
-from experiments.miniature.tokenizer import (
-  CHAT_TEMPLATE,
-  PAD,
-  TURN_END,
-  TURN_START,
-)
+from experiments.miniature.tokenizer import untrained_tokenizer
 from experiments.tasks import agent_paths, family, make_world, questions
 from experiments.workdir import Workdir
 from rapo_jax import models
@@ -39,21 +32,20 @@ def make_agents(
   if all((path / "config.json").exists() for path in paths):
     report(1.0, "finished before")
     return
-  for named in (config.policy.base, config.policy.off_policy):
-    if named and not (pathlib.Path(named) / "config.json").exists():
-      raise FileNotFoundError(
-        f"policy.base and policy.off_policy name Hugging Face folders, {named} "
-        "holds no config.json: correct the path or leave it out."
-      )
   if config.data.source == "miniature":
     train_agents(
       make_world(config.world),
       family(task),
       config.agents,
-      paths[0].parent,
+      workdir.agent(task, "base").parent,
       report=report,
     )
     return
+  if config.policy.base or config.policy.off_policy:
+    raise FileNotFoundError(
+      "policy.base and policy.off_policy must both hold a config.json, or "
+      f"neither be set: {paths[0]} and {paths[1]} do not."
+    )
   texts = [query.question for query in questions(config, task)[0]]
   tokenizer = train_byte_level_tokenizer(texts, config.policy.random.vocab_size)
   for number, path in enumerate(paths):
@@ -72,18 +64,7 @@ def train_byte_level_tokenizer(
     texts: what merges are learned from.
     vocab_size: entries, special tokens included.
   """
-  symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-  untrained = Qwen2Tokenizer(
-    vocab={symbol: i for i, symbol in enumerate(symbols)},
-    merges=[],
-    unk_token=PAD,
-    pad_token=PAD,
-    eos_token=TURN_END,
-    extra_special_tokens=[TURN_START],
-    chat_template=CHAT_TEMPLATE,
-    clean_up_tokenization_spaces=False,
-  )
-  return untrained.train_new_from_iterator(
+  return untrained_tokenizer().train_new_from_iterator(
     texts, vocab_size, show_progress=False
   )
 

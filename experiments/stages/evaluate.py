@@ -24,8 +24,8 @@ def evaluate(
     `greedy` and `sampled` by query id (see `experiments.results`), finish
     reasons, generated tokens and tool calls of the sampled trajectories.
   """
-  greedy = _rollout(config, task, model, samples=1, greedy=True)
-  sampled = _rollout(
+  greedy = roll_out(config, task, model, samples=1, greedy=True)
+  sampled = roll_out(
     config, task, model, samples=config.evaluation.num_samples, greedy=False
   )
   answers = _correct(task, sampled)
@@ -44,11 +44,11 @@ def sample_accuracy(
   config: ExperimentConfig, task: Task, model: models.Decoder, *, samples: int
 ) -> float:
   """Share of right answers over the first samples of `evaluate`."""
-  rolled = _rollout(config, task, model, samples=samples, greedy=False)
+  rolled = roll_out(config, task, model, samples=samples, greedy=False)
   return float(np.mean(list(_correct(task, rolled).values())))
 
 
-def _rollout(
+def roll_out(
   config: ExperimentConfig,
   task: Task,
   model: models.Decoder,
@@ -56,6 +56,7 @@ def _rollout(
   samples: int,
   greedy: bool,
 ) -> list[Trajectory]:
+  """Trajectories for every held-out question, `samples` each, in order."""
   engine = RolloutEngine(
     dataclasses.replace(
       config.rollout, temperature=config.evaluation.temperature, num_hybrid=0

@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from experiments import flags, trajectory_log
 from experiments.config import ExperimentConfig, Method
@@ -19,7 +24,7 @@ from experiments.stages.evaluate import sample_accuracy
 from experiments.tasks import Task
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
-from rapo_jax.data import order
+from rapo_jax.data import Query, order
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.rollout import RolloutEngine
 from rapo_jax.training import (
@@ -123,6 +128,7 @@ def train(
       writer.write(0, {"eval/accuracy": accuracy})
       totals = {"seconds": 0.0, "generated_tokens": 0.0}
     report(done / config.train.num_updates, run.name)
+    _rehearse(config, task, run, trainer, state)
     for update in range(done, config.train.num_updates):
       state, row = _update(
         config, task, run, trainer, state, update, totals, folder
@@ -158,6 +164,37 @@ def _resume(
   return state, newest, dict(metadata["totals"])
 
 
+def _questions(
+  config: ExperimentConfig, task: Task, run: Run, update: int
+) -> tuple[list[Query], list[np.ndarray]]:
+  """Queries and prompts of an update, the same for every method."""
+  chosen = order.batch(
+    config.data.seed + run.seed,
+    update,
+    config.update.queries_per_update,
+    len(task.train),
+  )
+  queries = [task.train[i] for i in chosen]
+  return queries, [task.prompt(query) for query in queries]
+
+
+def _rehearse(
+  config: ExperimentConfig,
+  task: Task,
+  run: Run,
+  trainer: Trainer,
+  state: TrainState,
+) -> None:
+  """One update that nothing remembers, so that none is timed compiling.
+
+  Its questions are those that would come after the last update.
+  """
+  update = config.train.num_updates
+  queries, prompts = _questions(config, task, run, update)
+  # A copy: the state is donated.
+  trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
+
+
 def _update(
   config: ExperimentConfig,
   task: Task,
@@ -169,23 +206,9 @@ def _update(
   folder: pathlib.Path,
 ) -> tuple[TrainState, dict[str, float]]:
   """One update and its row of metrics; adds to the totals."""
-  chosen = order.batch(
-    config.data.seed + run.seed,
-    update,
-    config.update.queries_per_update,
-    len(task.train),
-  )
-  queries = [task.train[i] for i in chosen]
-  prompts = [task.prompt(query) for query in queries]
+  queries, prompts = _questions(config, task, run, update)
   state, experience, row = trainer.step(state, queries, prompts, update)
-  if row["mismatch/abs_log_prob_mean"] > config.train.stop_mismatch:
-    raise RuntimeError(
-      "the trainer's log-probs may differ from the sampler's by at most "
-      f"{config.train.stop_mismatch} on average (train.stop_mismatch), update "
-      f"{update + 1} of {run.name} has "
-      f"{row['mismatch/abs_log_prob_mean']:.4f}: the two do not compute the "
-      "same model."
-    )
+  _stop_if_broken(config, run, update + 1, row)
   totals["seconds"] += row["step/seconds"]
   totals["generated_tokens"] += row["rollout/generated_tokens"]
   number = update + 1
@@ -197,6 +220,34 @@ def _update(
       ):
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
   return state, {**totals, **row}
+
+
+def _stop_if_broken(
+  config: ExperimentConfig, run: Run, number: int, row: dict[str, float]
+) -> None:
+  """Raises rather than train on, once nothing can be learned any more."""
+  where = f"update {number} of {run.task} {run.name}"
+  gap = row["mismatch/abs_log_prob_mean"]
+  # Not `gap > limit`: NaN has to stop the run too.
+  if not gap <= config.train.stop_mismatch:
+    raise RuntimeError(
+      "the trainer's log-probs may differ from the sampler's by at most "
+      f"{config.train.stop_mismatch} on average (train.stop_mismatch), {where} "
+      f"has {gap:.4f}: the two do not compute the same model."
+    )
+  for name in ("loss", "gradient_norm"):
+    if not math.isfinite(row[name]):
+      raise RuntimeError(
+        f"{name} must be finite, {where} has {row[name]}: lower "
+        "optimizer.learning_rate; the newest checkpoint is from before."
+      )
+  if row["rollout/retrievals_failed"] and not (
+    row["rollout/retrievals"] or row["rollout/retrievals_missed"]
+  ):
+    raise RuntimeError(
+      f"every retrieval of {where} failed: the index is broken. Build the "
+      "buffer again with --stage=buffer in a fresh work folder."
+    )
 
 
 def _describe(run: Run, row: dict[str, Any]) -> str:

@@ -154,7 +154,6 @@
         add(make("span", "bar", fill), `entropy ${number(step.entropy)} nats`);
       }
       if (has(step.log_prob)) add(`log-prob ${number(step.log_prob)}`);
-      if (has(step.gap)) add(`log-prob gap ≤ ${step.gap.toExponential(1)}`);
     } else if (step.kind === "observation" && has(step.status)) {
       add(step.tool || "no tool");
       const fine = step.status === "ok";

@@ -345,7 +345,8 @@ class StepTraceBuffer:
 
     Returns:
       An outcome for each history: `Hit`; `Miss` where nothing qualifies;
-      `Failed` for all where the index failed.
+      `Failed` for all where the index failed. What the encoder raises is a
+      fault of the set-up and is raised.
 
     Raises:
       ValueError: if there are not as many histories as questions.

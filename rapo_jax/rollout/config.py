@@ -61,7 +61,8 @@ class RolloutConfig:
       )
     if not 0.0 <= self.retrieval_prob <= 1.0:
       raise ValueError(
-        f"retrieval_prob must lie in [0, 1], got {self.retrieval_prob}."
+        f"retrieval_prob must lie in [0, 1], got {self.retrieval_prob}: 0 "
+        "never retrieves, 1 at every boundary."
       )
     if self.temperature <= 0:
       raise ValueError(
@@ -75,11 +76,22 @@ class RolloutConfig:
       "max_prompt_tokens",
       "max_response_tokens",
       "max_step_tokens",
+      "max_tool_tokens",
       "decode_chunk",
       "insert_chunk",
       "tool_threads",
     ):
       if getattr(self, name) < 1:
         raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}."
+          f"{name} must be at least 1, got {getattr(self, name)}: raise it."
+        )
+    for name in ("max_tool_calls", "gather_s"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"{name} must be at least 0, got {getattr(self, name)}: raise it."
+        )
+    for name in ("tool_timeout_s", "trajectory_timeout_s"):
+      if getattr(self, name) <= 0:
+        raise ValueError(
+          f"{name} must be > 0 seconds, got {getattr(self, name)}: raise it."
         )

@@ -72,7 +72,6 @@ class RolloutStats:
     cache_seconds: in which it prefilled and inserted.
     retrieval_seconds: in which the host embedded histories and searched.
     tool_seconds: in which nothing decoded and the host waited for tools.
-    decoded_tokens: policy tokens.
   """
 
   seconds: float = 0.0
@@ -80,7 +79,6 @@ class RolloutStats:
   cache_seconds: float = 0.0
   retrieval_seconds: float = 0.0
   tool_seconds: float = 0.0
-  decoded_tokens: int = 0
 
 
 def group_requests(
@@ -146,13 +144,34 @@ class _Call:
   sequence: _Sequence
   name: str
   argument: str
-  started: float
+  asked: float
+
+
+@dataclasses.dataclass
+class _Batch:
+  """Calls that one thread makes together.
+
+  `started` is when the thread took them up: waiting for a free thread does not
+  count against a call, or load would change what agents are told.
+  """
+
+  calls: list[_Call]
+  started: float | None = None
+
+  def run(self, tool: tools_lib.Tool) -> list[tools_lib.ToolResult]:
+    self.started = time.monotonic()
+    return tool.call_batch([call.argument for call in self.calls])
+
+  def due(self, timeout_s: float) -> float:
+    """When to stop waiting, on the monotonic clock."""
+    deadline = min(call.sequence.deadline for call in self.calls)
+    if self.started is None:
+      return deadline
+    return min(deadline, self.started + timeout_s)
 
 
 _Outcome = retrieval_lib.Hit | retrieval_lib.Miss | retrieval_lib.Failed
-_Pending = dict[
-  "concurrent.futures.Future[list[tools_lib.ToolResult]]", list[_Call]
-]
+_Future = concurrent.futures.Future[list[tools_lib.ToolResult]]
 
 
 class RolloutEngine:
@@ -192,6 +211,11 @@ class RolloutEngine:
     eos[_eos_ids(tokenizer)] = True
     self._eos = jnp.asarray(eos)
     self._result_end = self._encode(" </result>")
+    if config.max_tool_tokens <= len(self._result_end):
+      raise ValueError(
+        "max_tool_tokens counts the tags of a result too and must exceed "
+        f"{len(self._result_end)}, got {config.max_tool_tokens}: raise it."
+      )
     self._threads = concurrent.futures.ThreadPoolExecutor(
       config.tool_threads, thread_name_prefix="tool"
     )
@@ -278,7 +302,7 @@ class _Rollout:
     )
     self._prompts = (jnp.zeros((0, 0), jnp.int32), jnp.zeros(0, jnp.int32))
     self._active: set[int] = set()
-    self._pending: _Pending = {}
+    self._pending: dict[_Future, _Batch] = {}
     empty = np.zeros((0, 0))
     self._sampled = _Sampled(empty, empty, empty)
     self._finished: dict[int, Trajectory] = {}
@@ -349,6 +373,7 @@ class _Rollout:
       attend_length=width,
       chunk=self._config.insert_chunk,
     )
+    jax.block_until_ready(self._prompt_cache)
     self._stats.cache_seconds += time.perf_counter() - began
 
   def _start(self, source: np.ndarray, started: list[_Sequence]) -> None:
@@ -404,7 +429,6 @@ class _Rollout:
     for slot in sorted(self._active):
       sequence = self._slot(slot)
       sampled = int(lengths[slot]) - sequence.length
-      self._stats.decoded_tokens += sampled
       if active[slot]:
         sequence.length += sampled
         continue
@@ -453,18 +477,16 @@ class _Rollout:
       groups.setdefault(call.name, []).append(call)
     for name, group in groups.items():
       if not name:
-        future = self._engine._threads.submit(
-          _refuse, [c.argument for c in group]
-        )
-        self._pending[future] = group
+        refused: _Future = concurrent.futures.Future()
+        refused.set_result([_refusal(call.argument) for call in group])
+        self._pending[refused] = _Batch(group)
         continue
       tool = self._engine._tools[name]
       parts = [group] if tool.batched else [[call] for call in group]
       for part in parts:
-        future = self._engine._threads.submit(
-          tool.call_batch, [call.argument for call in part]
-        )
-        self._pending[future] = part
+        batch = _Batch(part)
+        future = self._engine._threads.submit(batch.run, tool)
+        self._pending[future] = batch
 
   def _collect_tools(self) -> list[_Sequence]:
     """Sequences whose tool has answered, observation appended to `piece`."""
@@ -475,32 +497,33 @@ class _Rollout:
       self._wait_for_tools()
       self._stats.tool_seconds += time.perf_counter() - began
     now = time.monotonic()
+    timeout_s = self._config.tool_timeout_s
     ready: list[_Sequence] = []
-    for future, calls in list(self._pending.items()):
-      late = now - calls[0].started > self._config.tool_timeout_s
-      if not future.done() and not late:
-        continue
-      del self._pending[future]
+    for future, batch in list(self._pending.items()):
       if future.done():
         results = future.result()
+      elif now > batch.due(timeout_s):
+        future.cancel()
+        late = tools_lib.ToolResult(
+          f"no answer within {timeout_s:g} s", tools_lib.ToolStatus.TIMEOUT
+        )
+        results = [late] * len(batch.calls)
       else:
-        limit = f"no answer within {self._config.tool_timeout_s:g} s"
-        results = [
-          tools_lib.ToolResult(limit, tools_lib.ToolStatus.TIMEOUT)
-        ] * len(calls)
-      for call, result in zip(calls, results, strict=True):
-        if now > call.sequence.deadline:
-          self._finish(call.sequence, FinishReason.TIMEOUT)
-        elif self._observe(call, result, now):
+        continue
+      del self._pending[future]
+      for call, result in zip(batch.calls, results, strict=True):
+        if self._observe(call, result, now):
           ready.append(call.sequence)
     return sorted(ready, key=lambda sequence: sequence.number)
 
   def _wait_for_tools(self) -> None:
-    oldest = min(calls[0].started for calls in self._pending.values())
-    left = oldest + self._config.tool_timeout_s - time.monotonic()
+    timeout_s = self._config.tool_timeout_s
+    due = min(batch.due(timeout_s) for batch in self._pending.values())
+    # A call that is taken up while we wait is due by then at the latest.
+    left = min(max(0.0, due - time.monotonic()), timeout_s)
     concurrent.futures.wait(
       self._pending,
-      timeout=max(0.0, left) + 1e-3,
+      timeout=left + 1e-3,
       return_when=concurrent.futures.FIRST_COMPLETED,
     )
     concurrent.futures.wait(self._pending, timeout=self._config.gather_s)
@@ -519,9 +542,12 @@ class _Rollout:
         argument=call.argument,
         result=text,
         status=result.status if call.name else "malformed",
-        seconds=now - call.started,
+        seconds=now - call.asked,
       )
     )
+    if now > sequence.deadline:
+      self._finish(sequence, FinishReason.TIMEOUT)
+      return False
     # Room for the observation and for one token after it.
     if len(ids) >= self._room(sequence):
       self._finish(sequence, FinishReason.LENGTH)
@@ -666,13 +692,10 @@ def query_number(query: Query) -> int:
   return zlib.crc32(query.query_id.encode())
 
 
-def _refuse(reasons: Sequence[str]) -> list[tools_lib.ToolResult]:
-  return [
-    tools_lib.ToolResult(
-      f"malformed tool call: {reason}", tools_lib.ToolStatus.ERROR
-    )
-    for reason in reasons
-  ]
+def _refusal(reason: str) -> tools_lib.ToolResult:
+  return tools_lib.ToolResult(
+    f"malformed tool call: {reason}", tools_lib.ToolStatus.ERROR
+  )
 
 
 def _eos_ids(tokenizer: Any) -> list[int]:

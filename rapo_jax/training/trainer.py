@@ -175,6 +175,7 @@ def summarise(
     if np.any(t.kinds == TokenKind.RETRIEVED)
   ]
   retrievals = [e for t in trajectories for e in t.retrieval_events]
+  outcomes = [e.outcome for e in retrievals]
   hits = [e for e in retrievals if e.outcome == "hit"]
   calls = [e for t in trajectories for e in t.tool_events]
   policy_tokens = count(TokenKind.POLICY)
@@ -195,7 +196,9 @@ def summarise(
     "rollout/tool_failures": sum(c.status != "ok" for c in calls),
     "rollout/retrievals": len(hits),
     "rollout/retrievals_with_answer": sum(e.answers for e in hits),
-    "rollout/retrievals_missed": len(retrievals) - len(hits),
+    "rollout/retrievals_missed": outcomes.count("miss"),
+    "rollout/retrievals_failed": outcomes.count("failed"),
+    "rollout/retrievals_without_room": outcomes.count("no_room"),
     "rollout/retrieved_fraction": float(np.mean(experience.retrieved_fraction)),
     "rollout/finished_with_answer": finished.count(FinishReason.ANSWER)
     / len(finished),

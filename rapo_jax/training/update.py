@@ -39,7 +39,6 @@ class UpdateMetrics(NamedTuple):
     clipped_high: likewise above, with a positive advantage.
     gap_sum: Σ |log-prob of the trainer - log-prob of the sampler|.
     gap_max: the largest of them.
-    entropy_sum: Σ entropy under the trained policy.
   """
 
   loss: Float[Array, ""]
@@ -49,7 +48,6 @@ class UpdateMetrics(NamedTuple):
   clipped_high: Float[Array, ""]
   gap_sum: Float[Array, ""]
   gap_max: Float[Array, ""]
-  entropy_sum: Float[Array, ""]
 
 
 @functools.cache
@@ -110,7 +108,7 @@ def update_minibatch(
   def microbatch_loss(
     model: models.Decoder, micro: PackedBatch
   ) -> tuple[Array, UpdateMetrics]:
-    log_probs, entropies = models.token_log_probs(
+    log_probs, _ = models.token_log_probs(
       model,
       micro.tokens,
       where=micro.where,
@@ -118,7 +116,7 @@ def update_minibatch(
       segment_ids=micro.segment_ids,
       remat=remat,
     )
-    return _packed_loss(log_probs, entropies, micro, objective)
+    return _packed_loss(log_probs, micro, objective)
 
   gradient = jax.grad(microbatch_loss, has_aux=True)
 
@@ -148,7 +146,6 @@ def update_minibatch(
 
 def _packed_loss(
   log_probs: Float[Array, "R T"],
-  entropies: Float[Array, "R T"],
   micro: PackedBatch,
   objective: ObjectiveConfig,
 ) -> tuple[Float[Array, ""], UpdateMetrics]:
@@ -183,7 +180,6 @@ def _packed_loss(
     clipped_high=jnp.sum(high & micro.where, dtype=jnp.float32),
     gap_sum=jnp.sum(jnp.abs(gap)),
     gap_max=jnp.max(jnp.abs(gap)),
-    entropy_sum=jnp.sum(entropies),
   )
   return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 

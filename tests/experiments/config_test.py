@@ -94,10 +94,6 @@ def test_finds_the_fields_that_nothing_reads():
   }
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("experiments.config") is None,
-  reason="experiments/config.py is not there",
-)
 def test_every_field_of_the_experiment_config_is_read():
   config = importlib.import_module("experiments.config")
   assert unread_fields(config.ExperimentConfig, _sources()) == set()

@@ -157,7 +157,6 @@ def _segment(kind, step_id, text, entropy=None):
     "num_tokens": len(text.split()),
     "entropy": entropy,
     "log_prob": -0.42 if policy else None,
-    "log_prob_gap_max": 1.5e-6 if policy else None,
   }
 
 

@@ -47,7 +47,36 @@ class Sample:
   data_path: pathlib.Path = pathlib.Path("data")
 
 
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """Two fields with a rule over both."""
+
+  total: int = 16
+  part: int = 8
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.part <= self.total:
+      raise ValueError(f"part must not exceed total, got {self.part}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+  pair: Pair = Pair()
+
+
 class OverrideTest(parameterized.TestCase):
+  def test_a_rule_over_two_fields_is_checked_once_both_are_set(self):
+    overrides = ["--config.pair.total=4", "--config.pair.part=2"]
+    for order in (overrides, overrides[::-1]):
+      config = flags.apply_overrides(Paired(), order)
+      self.assertEqual(config.pair, Pair(4, 2))
+
+  def test_what_a_dataclass_refuses_names_it(self):
+    with self.assertRaisesRegex(
+      flags.ConfigError, r"--config\.pair\.: part must not exceed total, got 8"
+    ):
+      flags.apply_overrides(Paired(), ["--config.pair.total=4"])
+
   @parameterized.parameters(
     ("train.learning_rate=3e-4", lambda c: c.train.learning_rate, 3e-4),
     ("train.learning_rate=1", lambda c: c.train.learning_rate, 1.0),

@@ -11,10 +11,12 @@ import time
 
 import numpy as np
 import orbax.checkpoint as ocp
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from experiments import checks, flags, run
+from experiments import checks, flags, run, tasks
 from experiments.config import (
   BufferConfig,
   DataConfig,
@@ -26,9 +28,12 @@ from experiments.config import (
 )
 from experiments.miniature.agents import AgentsConfig, PhaseConfig
 from experiments.miniature.world import WorldConfig
+from experiments.stages import evaluate
 from experiments.workdir import Workdir, read_json
-from rapo_jax.retrieval import RetrievalConfig
+from rapo_jax import models
+from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder
 from rapo_jax.training import OptimizerConfig, UpdateConfig
+from rapo_jax.trajectory import TokenKind
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UPDATES = 5
@@ -152,11 +157,22 @@ def test_only_rapo_retrieves_and_rewards_differ(finished):
 
 def test_evaluation_never_retrieves_and_repeats_the_curve(finished):
   _, folder = finished
-  rows = _rows(folder / "train" / "compute" / "rapo-seed0" / "metrics.jsonl")
-  result = read_json(folder / "evaluate" / "compute" / "rapo-seed0.json")
+  config, workdir = small_config(), Workdir(folder)
+  encoder = SentenceEncoder.from_pretrained()
+  with tasks.open_task(config, workdir, "compute", encoder) as task:
+    model = models.from_pretrained(task.base_path)
+    rolled = [
+      evaluate.roll_out(config, task, model, samples=samples, greedy=False)
+      for samples in (1, 2)
+    ]
   # The curve's samples are the first ones of the evaluate stage.
-  firsts = [samples[0] for samples in result["sampled"].values()]
-  assert rows[-1]["eval/accuracy"] == pytest.approx(np.mean(firsts))
+  firsts = [t for t in rolled[1] if t.index == 0]
+  assert len(firsts) == len(rolled[0]) == config.world.num_held_out
+  for curve, stage in zip(rolled[0], firsts, strict=True):
+    np.testing.assert_array_equal(curve.tokens, stage.tokens)
+  for trajectory in rolled[1]:
+    assert not trajectory.retrieval_events
+    assert TokenKind.RETRIEVED not in trajectory.kinds
 
 
 def test_started_again_nothing_is_repeated(finished, capsys):
@@ -198,13 +214,15 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   )
   deadline = time.monotonic() + 240
   # After update 3: one update beyond the checkpoint of update 2 is lost.
-  while not (metrics.exists() and len(_whole_rows(metrics)) >= 4):
+  checkpoint = run_folder / "checkpoints" / "2"
+  while not (checkpoint.exists() and len(_whole_rows(metrics)) >= 4):
     assert process.poll() is None, "the run ended before it could be killed"
     assert time.monotonic() < deadline
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert not (run_folder / "done.json").exists()
+  before = _whole_rows(metrics)[:3]
 
   subprocess.run(command, cwd=ROOT, env=environment, check=True)
   expected = whole / "train" / "compute" / "rapo-seed0"
@@ -212,6 +230,8 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   # The control: another method's parameters are not the same.
   other = whole / "train" / "compute" / "grpo-seed0"
   assert not _same(_parameters(run_folder), _parameters(other))
+  # Rows hold wall times: a run that starts afresh would write others.
+  assert _whole_rows(metrics)[:3] == before
   rows = _rows(metrics)
   assert [row["update"] for row in rows] == list(range(UPDATES + 1))
   logged = [
@@ -293,6 +313,10 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
     ("--config.rollout.num_hybird=2", "num_hybrid"),
     ("--config.train.num_updates=many", "num_updates"),
     ("--config.update.queries_per_minibatch=3", "must divide"),
+    ("--config.train.num_updates=-3", "num_updates must be at least 1"),
+    ("--config.evaluation.temperature=0", "temperature must be > 0"),
+    ("--config.data.source=tool_star", "data.path is not set"),
+    ("--config.policy.base=here", "set both policy.base and"),
   ],
 )
 def test_bad_overrides_fail_at_once(override, message, tmp_path, capsys):
@@ -312,6 +336,61 @@ def test_missing_data_is_named():
   )
   with pytest.raises(checks.CheckError, match=r"data\.path is not set"):
     checks.dry_run(config, None)
+
+
+def test_a_stage_without_the_ones_before_it_says_which(tmp_path, capsys):
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE)
+  arguments = ["--config", str(config_file), "--workdir", str(tmp_path / "w")]
+  assert run.main([*arguments, "--stage=train"]) == 2
+  assert "run --stage=agents first" in capsys.readouterr().err
+
+
+def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
+  path = tmp_path / "train.parquet"
+  rows = [
+    {
+      "data_source": "DR_grpo_mix",
+      "prompt": [
+        {"role": "system", "content": "theirs"},
+        {"role": "user", "content": f"What is {i} plus one?"},
+      ],
+      "ability": "math",
+      "reward_model": {"ground_truth": str(i + 1), "style": "rule"},
+      "extra_info": {
+        "index": i,
+        "need_tools_kwargs": True,
+        "question": f"What is {i} plus one?",
+        "split": "train",
+      },
+      "metadata": None,
+    }
+    for i in range(12)
+  ]
+  pq.write_table(pa.Table.from_pylist(rows), path)
+  folder = tmp_path / "w"
+  status = run.main(
+    [
+      "--config",
+      str(ROOT / "experiments" / "configs" / "tool_star_smoke.py"),
+      "--workdir",
+      str(folder),
+      f"--config.data.path={path}",
+      "--config.data.limit=12",
+      "--config.train.num_updates=1",
+      "--config.train.methods=rapo,",
+      "--config.rollout.max_response_tokens=128",
+      "--config.rollout.max_step_tokens=32",
+      "--config.rollout.max_tool_tokens=64",
+      "--config.policy.random.vocab_size=320",
+    ]
+  )
+  assert status == 0
+  rows = _rows(folder / "train" / "tool_star" / "rapo-seed0" / "metrics.jsonl")
+  # A random model does not write the format; an empty buffer gives no hits.
+  assert rows[1]["reward/mean"] < -0.5
+  assert rows[1]["rollout/retrievals"] == 0
+  assert "0.0" in capsys.readouterr().out
 
 
 def test_differences_ignore_what_json_cannot_tell():

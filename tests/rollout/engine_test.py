@@ -304,6 +304,33 @@ def test_a_tool_that_hangs_is_an_observation(
   assert all("no answer within" in e.result for e in timeouts)
 
 
+def test_waiting_for_a_free_thread_does_not_count_against_a_call(
+  rolled, policy, tag_tokenizer, buffer, echo_tool
+):
+  requests, trajectories, _ = rolled
+  # Eight calls of 0.05 s on one thread: the last waits 0.35 s.
+  slow = echo_tool(delay=lambda argument: 0.05)
+  engine = _engine(
+    tag_tokenizer, slow, buffer, tool_threads=1, tool_timeout_s=0.3
+  )
+  again, _ = engine.rollout(policy, requests, seed=1, update=3)
+  assert all(_same(a, b) for a, b in zip(again, trajectories, strict=True))
+
+
+def test_a_trajectory_that_waits_too_long_ends_as_timeout(
+  policy, tag_tokenizer, queries, prompts, echo_tool
+):
+  hanging = echo_tool(delay=lambda argument: 1.0)
+  engine = _engine(tag_tokenizer, hanging, trajectory_timeout_s=0.05)
+  trajectories, _ = engine.rollout(
+    policy, _requests(queries, prompts)[:4], seed=1, update=3
+  )
+  late = [t for t in trajectories if t.finish_reason is FinishReason.TIMEOUT]
+  assert late
+  # The call that it waited for is on record.
+  assert all(t.tool_events[-1].status == "timeout" for t in late)
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
@@ -311,6 +338,8 @@ def test_a_tool_that_hangs_is_an_observation(
     ({"retrieval_prob": 1.5}, r"retrieval_prob must lie in \[0, 1\]"),
     ({"temperature": 0.0}, "temperature must be > 0"),
     ({"num_slots": 0}, "num_slots must be at least 1"),
+    ({"max_tool_calls": -1}, "max_tool_calls must be at least 0"),
+    ({"tool_timeout_s": 0.0}, "tool_timeout_s must be > 0 seconds"),
   ],
 )
 def test_config_refuses(changes, message):
