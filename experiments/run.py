@@ -195,7 +195,7 @@ def claim_workdir(config: ExperimentConfig, workdir: Workdir) -> Iterator[None]:
       experiment; names the fields that differ.
   """
   workdir.root.mkdir(parents=True, exist_ok=True)
-  with (workdir.root / ".lock").open("w") as lock:
+  with (workdir.root / ".lock").open("a") as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

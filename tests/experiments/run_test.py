@@ -346,6 +346,7 @@ def test_a_stage_without_the_ones_before_it_says_which(tmp_path, capsys):
   assert "run --stage=agents first" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
   path = tmp_path / "train.parquet"
   rows = [
