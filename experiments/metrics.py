@@ -18,6 +18,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from experiments.workdir import replace_text
+
 METRICS_FILE = "metrics.jsonl"
 WANDB_KEY = "WANDB_API_KEY"
 
@@ -143,12 +145,12 @@ def truncate_rows(path: str | pathlib.Path, last_update: int) -> None:
   path = pathlib.Path(path)
   if not path.exists():
     return
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", encoding="utf-8") as file:
-    for line in _whole_lines(path):
-      if json.loads(line)["update"] <= last_update:
-        file.write(line)
-  os.replace(temporary, path)
+  kept = (
+    line
+    for line in _whole_lines(path)
+    if json.loads(line)["update"] <= last_update
+  )
+  replace_text(path, "".join(kept))
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:

@@ -7,7 +7,6 @@ mail. Text of trajectories is data and never markup, whatever it holds.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from experiments import charts, samples, tables
 from experiments import results as results_lib
 from experiments.results import MEAN, Run, label
+from experiments.workdir import replace_text
 
 _X_AXES = (
   ("update", "updates"),
@@ -51,9 +51,7 @@ def write_report(
   if results is None:
     results = results_lib.compute_results(workdir)
   path = workdir / "report.html"
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(_render(workdir, results), encoding="utf-8")
-  os.replace(temporary, path)
+  replace_text(path, _render(workdir, results))
   return path
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from experiments import bootstrap
 from experiments.metrics import read_metrics
+from experiments.workdir import write_json
 
 METHODS = ("base", "off_policy", "grpo", "hybrid", "rapo")
 LABELS = {
@@ -91,9 +91,7 @@ def write_results(workdir: str | pathlib.Path) -> dict[str, Any]:
   """Computes the results, writes `results.json`, returns them."""
   path = pathlib.Path(workdir) / "results.json"
   results = compute_results(workdir)
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-  os.replace(temporary, path)
+  write_json(path, results)
   return results
 
 

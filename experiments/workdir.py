@@ -38,15 +38,21 @@ class Workdir:
     return self.root / "evaluate" / task / f"{agent}.json"
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def replace_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is either the old one or all of the new one."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + ".partial")
   with partial.open("w", encoding="utf-8") as file:
-    json.dump(value, file, indent=1, ensure_ascii=False)
+    file.write(text)
     file.flush()
     os.fsync(file.fileno())
   partial.replace(path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes plain values as JSON, all or nothing; NaN is refused."""
+  text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+  replace_text(path, text + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:

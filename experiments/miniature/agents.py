@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from experiments.miniature.world import (
   World,
   draw_questions,
 )
+from experiments.workdir import replace_text
 from rapo_jax import models
 
 Report = Callable[[float, str], None]
@@ -194,7 +194,10 @@ def train_agents(
     done += phase.num_steps
     if name != "clean":
       models.save_pretrained(model, output_dir / name, tokenizer=tokenizer)
-  _write_rows(output_dir / "metrics.jsonl", rows)
+  replace_text(
+    output_dir / "metrics.jsonl",
+    "".join(f"{json.dumps(row)}\n" for row in rows),
+  )
 
 
 def _phases(
@@ -405,12 +408,3 @@ def _loss(model: models.Decoder, batch: Batches) -> Float[Array, ""]:
   )
   where = where[:, 1:]
   return jnp.where(where, losses, 0).sum() / where.sum()
-
-
-def _write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-  """Writes JSON lines, whole or not at all."""
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(
-    "".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8"
-  )
-  os.replace(temporary, path)
