@@ -45,12 +45,17 @@ class Linear(nnx.Module):
     out_size: int,
     config: DecoderConfig,
     *,
+    axes: tuple[str, str],
     use_bias: bool = False,
     rngs: nnx.Rngs,
   ):
-    self.kernel = nnx.Param(_normal(rngs, (in_size, out_size), config))
+    self.kernel = nnx.Param(
+      _normal(rngs, (in_size, out_size), config), logical_axes=axes
+    )
     self.bias = (
-      nnx.Param(jnp.zeros(out_size, config.dtype)) if use_bias else None
+      nnx.Param(jnp.zeros(out_size, config.dtype), logical_axes=axes[1:])
+      if use_bias
+      else None
     )
 
   def __call__(self, x: Float[Array, "*B i"]) -> Float[Array, "*B o"]:
@@ -62,7 +67,7 @@ class RMSNorm(nnx.Module):
   """Root-mean-square normalisation in float32, with a learned scale."""
 
   def __init__(self, size: int, config: DecoderConfig):
-    self.scale = nnx.Param(jnp.ones(size, config.dtype))
+    self.scale = nnx.Param(jnp.ones(size, config.dtype), logical_axes=("norm",))
     self.epsilon = config.rms_norm_eps
 
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -80,10 +85,16 @@ class Attention(nnx.Module):
     query_size = config.num_heads * config.head_dim
     kv_size = config.num_kv_heads * config.head_dim
     size, bias = config.hidden_size, config.qkv_bias
-    self.query = Linear(size, query_size, config, use_bias=bias, rngs=rngs)
-    self.key = Linear(size, kv_size, config, use_bias=bias, rngs=rngs)
-    self.value = Linear(size, kv_size, config, use_bias=bias, rngs=rngs)
-    self.out = Linear(query_size, size, config, rngs=rngs)
+
+    def linear(in_size, out_size, *axes, use_bias=False):
+      return Linear(
+        in_size, out_size, config, axes=axes, use_bias=use_bias, rngs=rngs
+      )
+
+    self.query = linear(size, query_size, "embed", "heads", use_bias=bias)
+    self.key = linear(size, kv_size, "embed", "kv_heads", use_bias=bias)
+    self.value = linear(size, kv_size, "embed", "kv_heads", use_bias=bias)
+    self.out = linear(query_size, size, "heads", "embed")
 
   def project(self, x: Float[Array, "B T D"], angles):
     """Returns rotated queries, rotated keys, and values, split into heads."""
@@ -104,9 +115,10 @@ class FeedForward(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     size, wide = config.hidden_size, config.intermediate_size
-    self.gate = Linear(size, wide, config, rngs=rngs)
-    self.up = Linear(size, wide, config, rngs=rngs)
-    self.down = Linear(wide, size, config, rngs=rngs)
+    inwards, outwards = ("embed", "mlp"), ("mlp", "embed")
+    self.gate = Linear(size, wide, config, axes=inwards, rngs=rngs)
+    self.up = Linear(size, wide, config, axes=inwards, rngs=rngs)
+    self.down = Linear(wide, size, config, axes=outwards, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -167,7 +179,8 @@ class Decoder(nnx.Module):
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
     self.embedding = nnx.Param(
-      _normal(rngs, (config.vocab_size, config.hidden_size), config)
+      _normal(rngs, (config.vocab_size, config.hidden_size), config),
+      logical_axes=("vocab", "embed"),
     )
 
     @nnx.split_rngs(splits=config.num_layers)
@@ -180,7 +193,13 @@ class Decoder(nnx.Module):
     self.head = (
       None
       if config.tie_embeddings
-      else Linear(config.hidden_size, config.vocab_size, config, rngs=rngs)
+      else Linear(
+        config.hidden_size,
+        config.vocab_size,
+        config,
+        axes=("embed", "vocab"),
+        rngs=rngs,
+      )
     )
 
   def __call__(
