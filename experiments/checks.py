@@ -53,7 +53,7 @@ def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
         f"{workdir} holds an experiment with another config: {line}"
       )
   _refuse(problems)
-  seconds = sum(stage_seconds(config).values())
+  seconds = sum(stage_seconds(config, task_names(config)).values())
   lines.append(f"about {seconds / 60:.0f} minutes on two CPU cores")
   lines.append("all checks passed; nothing was written")
   return "\n".join(lines)
@@ -96,16 +96,18 @@ def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
   return [f"{path} is {there!r} there and {wanted!r} here"]
 
 
-def stage_seconds(config: ExperimentConfig) -> dict[str, float]:
+def stage_seconds(
+  config: ExperimentConfig, tasks: list[str]
+) -> dict[str, float]:
   """Rough seconds of each stage on two CPU cores, for the progress display."""
-  tasks = len(task_names(config))
-  runs = len(list(train_stage.runs(config, task_names(config))))
+  runs = len(list(train_stage.runs(config, tasks)))
   made = config.data.source == "miniature"
+  samples = config.evaluation.num_samples
   return {
-    "agents": (150.0 if made else 5.0) * tasks,
-    "buffer": 90.0 * tasks,
-    "train": 3.0 * config.train.num_updates * runs + 20.0 * tasks,
-    "evaluate": 3.0 * config.evaluation.num_samples * (runs + 2 * tasks),
+    "agents": (150.0 if made else 5.0) * len(tasks),
+    "buffer": 90.0 * len(tasks),
+    "train": 3.0 * config.train.num_updates * runs + 20.0 * len(tasks),
+    "evaluate": 3.0 * samples * (runs + 2 * len(tasks)),
     "report": 5.0,
   }
 

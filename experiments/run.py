@@ -5,6 +5,7 @@
 
 Started again with the same config and folder it goes on where it stopped; what
 is finished is not repeated. `--config.<path>=<value>` overrides any field.
+`--task=<name>` runs one task of several, so that processes can share a folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import fcntl
 import functools
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -26,6 +28,7 @@ from experiments.stages import agents as agents_stage
 from experiments.stages import buffer as buffer_stage
 from experiments.stages import evaluate as evaluate_stage
 from experiments.stages import train as train_stage
+from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task, agent_paths, open_task, task_names
 from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax import models
@@ -42,15 +45,23 @@ class Experiment:
     config: the experiment.
     workdir: its folder.
     progress: display.
+    tasks: names of the tasks to run, of those that the experiment has.
+    stop: tells whether the process has been asked to end.
   """
 
   def __init__(
-    self, config: ExperimentConfig, workdir: Workdir, progress: Progress
+    self,
+    config: ExperimentConfig,
+    workdir: Workdir,
+    progress: Progress,
+    tasks: list[str],
+    stop: StopSignal,
   ):
     self._config = config
     self._workdir = workdir
     self._progress = progress
-    self._tasks = task_names(config)
+    self._tasks = tasks
+    self._stop = stop
 
   @functools.cached_property
   def _encoder(self) -> SentenceEncoder:
@@ -126,6 +137,7 @@ class Experiment:
               run,
               buffer,
               functools.partial(self._share, number, len(runs)),
+              self._stop,
             )
 
   def _evaluate(self) -> None:
@@ -152,7 +164,8 @@ class Experiment:
 
   def _report(self) -> None:
     root = self._workdir.root
-    report.write_report(root, results.write_results(root))
+    with _one_at_a_time(self._workdir):
+      report.write_report(root, results.write_results(root))
 
   def _share(self, item: int, items: int, share: float, text: str) -> None:
     """Shows how much of a stage's items is done, `item` being under way."""
@@ -185,25 +198,38 @@ class Experiment:
 
 
 @contextlib.contextmanager
-def claim_workdir(config: ExperimentConfig, workdir: Workdir) -> Iterator[None]:
-  """Holds a work folder for this process and this config.
+def claim_workdir(
+  config: ExperimentConfig, workdir: Workdir, tasks: list[str]
+) -> Iterator[None]:
+  """Holds some tasks of a work folder for this process and this config.
 
-  The lock ends with the process, however that ends.
+  The locks end with the process, however that ends.
 
   Raises:
-    flags.ConfigError: another process works in the folder, or it holds another
-      experiment; names the fields that differ.
+    flags.ConfigError: another process works on one of the tasks, or the folder
+      holds another experiment; names the fields that differ.
   """
   workdir.root.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as locks:
+    for task in tasks:
+      lock = locks.enter_context((workdir.root / f".lock-{task}").open("a"))
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise flags.ConfigError(
+          f"another process works on {task} in {workdir.root}: wait for it, or "
+          "choose another --task or --workdir."
+        ) from error
+    with _one_at_a_time(workdir):
+      _check_config(config, workdir)
+    yield
+
+
+@contextlib.contextmanager
+def _one_at_a_time(workdir: Workdir) -> Iterator[None]:
+  """Waits for other processes that write files of the whole folder."""
   with (workdir.root / ".lock").open("a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise flags.ConfigError(
-        f"another process works in {workdir.root}: wait for it, or choose "
-        "another --workdir."
-      ) from error
-    _check_config(config, workdir)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     yield
 
 
@@ -242,6 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help="run one stage alone (default: all, in order)",
   )
   parser.add_argument(
+    "--task",
+    help="run one task (family) of the experiment alone (default: all)",
+  )
+  parser.add_argument(
     "--dry_run",
     action="store_true",
     help="check everything that can be checked, write nothing",
@@ -255,13 +285,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.workdir is None:
       parser.error("--workdir is needed for anything but --dry_run")
     checks.quick_checks(config)
+    tasks = _chosen_tasks(config, known.task)
     workdir = Workdir(known.workdir)
-    with claim_workdir(config, workdir):
-      run_stages(config, workdir, known.stage)
+    with claim_workdir(config, workdir, tasks):
+      run_stages(config, workdir, known.stage, tasks)
   except (flags.ConfigError, checks.CheckError, FileNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except Stopped as stopped:
+    print(f"{stopped}: start it again to go on.", file=sys.stderr)
+    return 128 + signal.SIGTERM
   return 0
+
+
+def _chosen_tasks(config: ExperimentConfig, task: str | None) -> list[str]:
+  tasks = task_names(config)
+  if task is None:
+    return tasks
+  if task not in tasks:
+    raise flags.ConfigError(
+      f"--task must name a task of the experiment ({', '.join(tasks)}), got "
+      f"{task!r}."
+    )
+  return [task]
 
 
 def use_compilation_cache() -> None:
@@ -272,13 +318,16 @@ def use_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def run_stages(config: ExperimentConfig, workdir: Workdir, stage: str) -> None:
+def run_stages(
+  config: ExperimentConfig, workdir: Workdir, stage: str, tasks: list[str]
+) -> None:
   """Runs the stages with a live display and prints the result table."""
   use_compilation_cache()
   stages = STAGES if stage == "all" else (stage,)
-  estimates = checks.stage_seconds(config)
-  with Progress([(name, estimates[name]) for name in stages]) as progress:
-    experiment = Experiment(config, workdir, progress)
+  estimates = checks.stage_seconds(config, tasks)
+  stages_left = [(name, estimates[name]) for name in stages]
+  with StopSignal() as stop, Progress(stages_left) as progress:
+    experiment = Experiment(config, workdir, progress, tasks, stop)
     for name in stages:
       experiment.run(name)
   if "report" in stages:

@@ -21,10 +21,11 @@ from experiments.metrics import (
   truncate_rows,
 )
 from experiments.stages.evaluate import sample_accuracy
+from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
-from rapo_jax.data import Query, order
+from rapo_jax.data import Query, order, prompt_hash
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.rollout import RolloutEngine
 from rapo_jax.training import (
@@ -76,6 +77,7 @@ def train(
   run: Run,
   buffer: StepTraceBuffer | None,
   report: Report,
+  stop: StopSignal,
 ) -> None:
   """Trains one run to its last update, from its newest checkpoint if any.
 
@@ -86,6 +88,11 @@ def train(
     run: method and seed.
     buffer: Step-Trace Buffer of the task.
     report: called with the share done, 0 to 1, and a word on the last update.
+    stop: once it is requested, the update under way is the last.
+
+  Raises:
+    Stopped: after a checkpoint of all that was done.
+    ValueError: the newest checkpoint is of another config or prompt template.
   """
   folder = workdir.run(run.task, run.name)
   if (folder / DONE_FILE).exists():
@@ -112,7 +119,11 @@ def train(
   )
   state = init_train_state(base, config.optimizer)
   checkpoints = Checkpoints(folder / "checkpoints")
-  state, done, totals = _resume(checkpoints, state, folder, config)
+  origin = {
+    "config_hash": flags.config_hash(config),
+    "prompt_hash": prompt_hash(task.tokenizer, task.train[0]),
+  }
+  state, done, totals = _resume(checkpoints, state, folder, origin)
   with MetricsWriter(
     folder,
     tensorboard=config.logging.tensorboard,
@@ -138,9 +149,14 @@ def train(
       if last or number % config.train.eval_every == 0:
         row["eval/accuracy"] = evaluate(state.model)
       writer.write(number, row)
-      if last or number % config.train.checkpoint_every == 0:
-        checkpoints.save(number, state, {"update": number, "totals": totals})
+      if last or stop.requested or number % config.train.checkpoint_every == 0:
+        checkpoints.save(
+          number, state, {"update": number, "totals": totals, **origin}
+        )
       report(number / config.train.num_updates, _describe(run, row))
+      if stop.requested and not last:
+        checkpoints.close()
+        raise Stopped(f"{run.task} {run.name} stopped after update {number}")
   checkpoints.close()
   models.save_pretrained(
     state.model, folder / POLICY_FOLDER, tokenizer=task.tokenizer
@@ -152,7 +168,7 @@ def _resume(
   checkpoints: Checkpoints,
   state: TrainState,
   folder: pathlib.Path,
-  config: ExperimentConfig,
+  origin: dict[str, str],
 ) -> tuple[TrainState, int, dict[str, float]]:
   """State, updates done and running totals; no totals for a fresh run."""
   newest = checkpoints.latest()
@@ -160,6 +176,13 @@ def _resume(
     truncate_rows(folder / TRAJECTORIES_FILE, -1)
     return state, 0, {}
   state, metadata = checkpoints.restore(newest, state)
+  for name, here in origin.items():
+    if metadata[name] != here:
+      raise ValueError(
+        f"a run goes on with the {name} that it began with; the checkpoint of "
+        f"update {newest} in {folder} has {metadata[name]}, this run {here}: "
+        "choose another --workdir."
+      )
   truncate_rows(folder / TRAJECTORIES_FILE, newest)
   return state, newest, dict(metadata["totals"])
 

@@ -6,6 +6,7 @@ from rapo_jax.data.prompts import (
   chat_messages,
   check_prefix_preservation,
   encode_prompt,
+  prompt_hash,
   system_prompt,
 )
 from rapo_jax.data.queries import Query
@@ -20,6 +21,7 @@ __all__ = [
   "epoch_order",
   "load_corpus",
   "load_tool_star",
+  "prompt_hash",
   "system_prompt",
   "updates_per_epoch",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -119,6 +120,21 @@ def encode_prompt(
       f"question: {query.question[:80]!r}"
     )
   return np.asarray(ids, dtype=np.int32)
+
+
+def prompt_hash(tokenizer: Any, query: Query) -> str:
+  """Sixteen hex digits that change when prompts are written otherwise.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer with a chat template.
+    query: the same one every time.
+
+  Returns:
+    Hash of the chat template and of the ids that it gives for the query.
+  """
+  ids = _template_ids(tokenizer, query.messages, add_generation_prompt=True)
+  text = f"{tokenizer.chat_template}\0{ids}"
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_prefix_preservation(tokenizer: Any, query: Query) -> None:

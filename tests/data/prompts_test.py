@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import re
 
 import numpy as np
@@ -50,6 +52,18 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 def query() -> data.Query:
   message = {"role": "user", "content": "How high?"}
   return data.Query("q-7", "How high?", ("9 m",), (message,), "test")
+
+
+def test_prompt_hash_changes_with_template_and_messages(tokenizer, query):
+  first = data.prompt_hash(tokenizer, query)
+  assert re.fullmatch("[0-9a-f]{16}", first)
+  assert data.prompt_hash(tokenizer, query) == first
+  message = {"role": "user", "content": "How wide?"}
+  other = dataclasses.replace(query, messages=(message,))
+  assert data.prompt_hash(tokenizer, other) != first
+  changed = copy.deepcopy(tokenizer)
+  changed.chat_template = REWRITES + APPEND_ONLY
+  assert data.prompt_hash(changed, query) != first
 
 
 def test_prompt_names_the_given_tools_only():

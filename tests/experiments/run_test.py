@@ -28,7 +28,7 @@ from experiments.config import (
 )
 from experiments.miniature.agents import AgentsConfig, PhaseConfig
 from experiments.miniature.world import WorldConfig
-from experiments.stages import evaluate
+from experiments.stages import evaluate, train
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder
@@ -187,8 +187,9 @@ def test_started_again_nothing_is_repeated(finished, capsys):
   assert changed <= {"results.json", folder.name}
 
 
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_started_again_it_ends_with_the_same_parameters(
-  finished, tmp_path
+  ending, finished, tmp_path
 ):
   config_file, whole = finished
   folder = tmp_path / "killed"
@@ -210,7 +211,12 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   run_folder = folder / "train" / "compute" / "rapo-seed0"
   metrics = run_folder / "metrics.jsonl"
   process = subprocess.Popen(
-    command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    command,
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
   )
   deadline = time.monotonic() + 240
   # After update 3: one update beyond the checkpoint of update 2 is lost.
@@ -219,10 +225,18 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
     assert process.poll() is None, "the run ended before it could be killed"
     assert time.monotonic() < deadline
     time.sleep(0.02)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.send_signal(ending)
+  _, errors = process.communicate()
   assert not (run_folder / "done.json").exists()
-  before = _whole_rows(metrics)[:3]
+  rows_kept = 3
+  if ending == signal.SIGTERM:
+    # It ends after an update of its own choice, and that one is saved.
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped after update" in errors
+    assert "start it again to go on" in errors
+    rows_kept = len(_rows(metrics))
+    assert (run_folder / "checkpoints" / str(rows_kept - 1)).exists()
+  before = _whole_rows(metrics)[:rows_kept]
 
   subprocess.run(command, cwd=ROOT, env=environment, check=True)
   expected = whole / "train" / "compute" / "rapo-seed0"
@@ -231,7 +245,7 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   other = whole / "train" / "compute" / "grpo-seed0"
   assert not _same(_parameters(run_folder), _parameters(other))
   # Rows hold wall times: a run that starts afresh would write others.
-  assert _whole_rows(metrics)[:3] == before
+  assert _whole_rows(metrics)[:rows_kept] == before
   rows = _rows(metrics)
   assert [row["update"] for row in rows] == list(range(UPDATES + 1))
   logged = [
@@ -287,6 +301,53 @@ def test_another_config_does_not_go_on_in_the_folder(finished, capsys):
   message = capsys.readouterr().err
   assert "config.optimizer.learning_rate is 0.001 there and 1.0" in message
   assert "choose another --workdir" in message
+
+
+def test_a_checkpoint_of_another_prompt_is_not_gone_on_with(
+  finished, tmp_path, monkeypatch
+):
+  config_file, whole = finished
+  folder = tmp_path / "other_prompt"
+  subprocess.run(["cp", "-r", whole, folder], check=True)
+  (folder / "train" / "compute" / "rapo-seed0" / "done.json").unlink()
+  monkeypatch.setattr(train, "prompt_hash", lambda *_: "another")
+  with pytest.raises(ValueError, match="prompt_hash that it began with"):
+    run.main(
+      [
+        *("--config", str(config_file), "--workdir", str(folder)),
+        "--stage=train",
+      ]
+    )
+
+
+def test_one_task_of_several_is_held_and_run_alone(tmp_path):
+  config = dataclasses.replace(
+    small_config(), data=DataConfig(families=("compute", "web"))
+  )
+  workdir = Workdir(tmp_path / "shared")
+  with (
+    run.claim_workdir(config, workdir, ["web"]),
+    run.claim_workdir(config, workdir, ["compute"]),
+    pytest.raises(flags.ConfigError, match="another process works on web"),
+    run.claim_workdir(config, workdir, ["web"]),
+  ):
+    pass
+  other = dataclasses.replace(config, name="other")
+  with (
+    pytest.raises(flags.ConfigError, match="choose another --workdir"),
+    run.claim_workdir(other, workdir, ["web"]),
+  ):
+    pass
+
+
+def test_a_task_that_is_not_there_is_named(finished, capsys):
+  config_file, folder = finished
+  status = run.main(
+    ["--config", str(config_file), "--workdir", str(folder), "--task=chess"]
+  )
+  assert status == 2
+  message = capsys.readouterr().err
+  assert "--task must name a task of the experiment (compute)" in message
 
 
 def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
