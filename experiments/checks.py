@@ -22,6 +22,7 @@ from experiments.tasks import make_world, questions, task_names
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import Query, check_prefix_preservation, encode_prompt, order
+from rapo_jax.models import sharding
 
 _FLOAT_BYTES = 4
 
@@ -141,6 +142,15 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       "rollout.num_generations must be at least 2 for a group to have a "
       "variance, got 1.",
     )
+  try:
+    shape = config.mesh.shape(jax.device_count())
+    mesh = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
+    sharding.check_rows("rollout.num_slots", rollout.num_slots, mesh)
+    sharding.check_rows(
+      "update.rows_per_microbatch", update.rows_per_microbatch, mesh
+    )
+  except ValueError as error:
+    yield "problem", str(error)
   groups = rollout.num_slots / rollout.num_generations
   yield (
     "note",

@@ -8,6 +8,7 @@ dataclasses that are imported here, nowhere else.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from experiments.metrics import WandbConfig
@@ -97,6 +98,44 @@ class PolicyConfig:
   base: str | None = None
   off_policy: str | None = None
   random: RandomModelConfig = RandomModelConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How the devices share the work.
+
+  Attributes:
+    data: copies of the weights, each with rows of its own.
+    fsdp: slices of the weights and of the rows; None for all devices that the
+      other two leave.
+    tensor: slices of the heads, the feed-forward layer and the vocabulary.
+  """
+
+  data: int = 1
+  fsdp: int | None = None
+  tensor: int = 1
+
+  def __post_init__(self) -> None:
+    for name in ("data", "fsdp", "tensor"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}.")
+
+  def shape(self, num_devices: int) -> dict[str, int]:
+    """Sizes of the three axes.
+
+    Raises:
+      ValueError: they do not use all devices.
+    """
+    fsdp = self.fsdp or max(1, num_devices // (self.data * self.tensor))
+    shape = {"data": self.data, "fsdp": fsdp, "tensor": self.tensor}
+    if math.prod(shape.values()) != num_devices:
+      raise ValueError(
+        f"mesh.data * mesh.fsdp * mesh.tensor must be the number of devices "
+        f"({num_devices}), got {self.data} * {fsdp} * {self.tensor}: leave "
+        "mesh.fsdp unset and let data * tensor divide it."
+      )
+    return shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +271,7 @@ class ExperimentConfig:
     world: the miniature world.
     agents: warm start of the miniature agents.
     policy: which agents are used.
+    mesh: how devices share the work.
     tools: limits of the tools.
     buffer: how the Step-Trace Buffer is built.
     retrieval: how a trace is chosen.
@@ -249,6 +289,7 @@ class ExperimentConfig:
   world: WorldConfig = WorldConfig()
   agents: AgentsConfig = AgentsConfig()
   policy: PolicyConfig = PolicyConfig()
+  mesh: MeshConfig = MeshConfig()
   tools: ToolsConfig = ToolsConfig()
   buffer: BufferConfig = BufferConfig()
   retrieval: RetrievalConfig = RetrievalConfig()

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from experiments.config import ExperimentConfig
+from experiments.devices import device_mesh
 from experiments.tasks import Task
 from rapo_jax import models, rewards
 from rapo_jax.retrieval import (
@@ -40,6 +41,7 @@ def build_buffer(
     task.tokenizer,
     vocab_size=model.config.vocab_size,
     tools=task.tools,
+    mesh=device_mesh(config.mesh),
   )
   # Rolling out and embedding take about as long as each other.
   total = 2.0 * len(task.train)

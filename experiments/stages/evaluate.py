@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import ExperimentConfig
+from experiments.devices import device_mesh
 from experiments.tasks import Task
 from rapo_jax import models, rewards
 from rapo_jax.rollout import RolloutEngine, RolloutRequest
@@ -64,6 +65,7 @@ def roll_out(
     task.tokenizer,
     vocab_size=model.config.vocab_size,
     tools=task.tools,
+    mesh=device_mesh(config.mesh),
   )
   requests = [
     RolloutRequest(query, task.prompt(query), group, index)

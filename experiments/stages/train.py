@@ -16,16 +16,15 @@ import numpy as np
 
 from experiments import flags, trajectory_log
 from experiments.config import ExperimentConfig, Method
-from experiments.metrics import (
-  MetricsWriter,
-  truncate_rows,
-)
+from experiments.devices import device_mesh
+from experiments.metrics import MetricsWriter, truncate_rows
 from experiments.stages.evaluate import sample_accuracy
 from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
 from rapo_jax.data import Query, order, prompt_hash
+from rapo_jax.models import sharding
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.rollout import RolloutEngine
 from rapo_jax.training import (
@@ -99,7 +98,12 @@ def train(
     report(1.0, "finished before")
     return
   rollout, objective = config.method(run.method)
-  base = models.from_pretrained(task.base_path)
+  mesh = device_mesh(config.mesh)
+  base = sharding.place(
+    models.from_pretrained(task.base_path),
+    mesh=mesh,
+    rules=sharding.TRAIN_RULES,
+  )
   engine = RolloutEngine(
     rollout,
     task.tokenizer,
@@ -107,6 +111,7 @@ def train(
     tools=task.tools,
     buffer=buffer,
     retrieval=config.retrieval,
+    mesh=mesh,
   )
   trainer = Trainer(
     engine,
@@ -116,8 +121,9 @@ def train(
     optimizer=config.optimizer,
     update=config.update,
     seed=run.seed,
+    mesh=mesh,
   )
-  state = init_train_state(base, config.optimizer)
+  state = init_train_state(base, config.optimizer, mesh=mesh)
   checkpoints = Checkpoints(folder / "checkpoints")
   origin = {
     "config_hash": flags.config_hash(config),

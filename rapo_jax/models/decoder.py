@@ -8,6 +8,7 @@ run with `jax.lax.scan`, so that compile time does not grow with depth.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -274,6 +275,15 @@ class Decoder(nnx.Module):
       self.head.kernel[...],
       preferred_element_type=jnp.float32,
     )
+
+  def astype(self, dtype: str) -> Decoder:
+    """Returns the decoder with parameters, and arithmetic, in another dtype."""
+    if dtype == self.config.dtype:
+      return self
+    config = dataclasses.replace(self.config, dtype=dtype)
+    abstract = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    leaves = [leaf.astype(dtype) for leaf in jax.tree.leaves(self)]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
   def init_cache(self, batch: int, max_length: int) -> KVCache:
     """Returns an empty cache.

@@ -13,6 +13,8 @@ arguments placed by `shardings`; without a mesh everything here does nothing.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,12 +22,19 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 MESH_AXES = ("data", "fsdp", "tensor")
 """Axes of every mesh: copies, slices of weights and batch, slices of heads."""
 
-Rules = Mapping[str, str | tuple[str, ...] | None]
+MeshAxes = str | tuple[str, ...] | None
+Rules = Mapping[str, MeshAxes]
 """From a logical axis to the mesh axes that it is cut over; None for none."""
 
 _CUT_OVER_TENSOR = {
@@ -120,6 +129,27 @@ def shardings(model: Any, mesh: Mesh, rules: Rules) -> Any:
   return jax.tree.map(one, model, is_leaf=_is_variable)
 
 
+def check_rows(name: str, rows: int, mesh: Mesh | AbstractMesh) -> None:
+  """Checks that rows of a batch can be shared evenly among devices.
+
+  Args:
+    name: of the setting, for the error.
+    rows: its value.
+    mesh: the devices.
+
+  Raises:
+    ValueError: `data * fsdp` does not divide it; names what is near.
+  """
+  parts = _size(mesh, ("data", "fsdp"))
+  if rows % parts:
+    below, above = rows // parts * parts, -(-rows // parts) * parts
+    near = f"{below} or {above}" if below else str(above)
+    raise ValueError(
+      f"{name} must be a multiple of data * fsdp ({parts}) of the mesh, got "
+      f"{rows}: take {near}."
+    )
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Cuts an activation over the mesh that is set, if one is.
 
@@ -138,6 +168,77 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     over = axis and _ACTIVATION_RULES.get(axis)
     entries.append(over if over and size % _size(mesh, over) == 0 else None)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+
+
+def constrain_parameters(tree: Any, rules: Rules) -> Any:
+  """Cuts parameters, gradients or moments over the mesh that is set, if one is.
+
+  Args:
+    tree: a decoder, or a tree of its structure.
+    rules: from names of axes to axes of the mesh.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree
+
+  def one(variable: nnx.Variable) -> nnx.Variable:
+    spec = partition_spec(_axes(variable), rules)
+    return variable.replace(
+      jax.lax.with_sharding_constraint(variable.get_value(), spec)
+    )
+
+  return jax.tree.map(one, tree, is_leaf=_is_variable)
+
+
+def place(
+  model: Any,
+  *,
+  mesh: Mesh | None,
+  rules: Rules,
+  dtype: str | None = None,
+) -> Any:
+  """A copy of a model where, and in the dtype in which, it is used next.
+
+  One program does both, so the new copy is the only thing that is made. After
+  an update this takes the policy from the training to the rollout layout.
+
+  Args:
+    model: the decoder.
+    mesh: where it goes; None for where it is.
+    rules: how it lies there.
+    dtype: of the copy; None for the model's own.
+
+  Returns:
+    The model itself if nothing changes.
+  """
+  dtype = dtype or model.config.dtype
+  if mesh is None:
+    return model if dtype == model.config.dtype else _cast(model, dtype)
+  layout = shardings(model, mesh, rules)
+  if dtype == model.config.dtype and jax.tree.all(
+    jax.tree.map(
+      lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), model, layout
+    )
+  ):
+    return model
+  with jax.set_mesh(mesh):
+    return place_on_mesh(model, dtype, tuple(rules.items()))
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast(model: Any, dtype: str) -> Any:
+  return model.astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "rules"))
+def place_on_mesh(
+  model: Any, dtype: str, rules: tuple[tuple[str, MeshAxes], ...]
+) -> Any:
+  return constrain_parameters(model.astype(dtype), dict(rules))
+
+
+def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+  """Traces and runs programs on a mesh; on one device without one."""
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def _axes(variable: nnx.Variable) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +16,8 @@ class RolloutConfig:
     retrieval_prob: probability that a hybrid rollout retrieves at a step
       boundary, its first step excepted.
     temperature: of sampling; > 0.
+    dtype: of the weights and the KV cache that are sampled with. Training has
+      to compute in the same, or log-probs differ.
     num_slots: sequences that decode side by side.
     prefill_rows: distinct prompts prefilled at a time.
     max_prompt_tokens: longer prompts are refused before the rollout.
@@ -38,6 +41,7 @@ class RolloutConfig:
   num_hybrid: int = 8
   retrieval_prob: float = 0.5
   temperature: float = 1.0
+  dtype: Literal["float32", "bfloat16"] = "float32"
   num_slots: int = 128
   prefill_rows: int = 8
   max_prompt_tokens: int = 1536

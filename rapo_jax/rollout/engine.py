@@ -27,7 +27,7 @@ from jaxtyping import Int
 from rapo_jax import retrieval as retrieval_lib
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query
-from rapo_jax.models import KV_BLOCK, Decoder
+from rapo_jax.models import KV_BLOCK, Decoder, sharding
 from rapo_jax.rollout import automaton as automaton_lib
 from rapo_jax.rollout import sampler
 from rapo_jax.rollout.config import RolloutConfig
@@ -184,6 +184,11 @@ class RolloutEngine:
     tools: tools by name; the name is the tag that calls them.
     buffer: Step-Trace Buffer for hybrid trajectories, or None.
     retrieval: how a trace is chosen among the nearest.
+    mesh: devices that share the slots and the policy; None for one device.
+
+  Raises:
+    ValueError: a limit leaves no room for a result's tags, or the mesh does
+      not divide the slots.
   """
 
   def __init__(
@@ -195,8 +200,12 @@ class RolloutEngine:
     tools: Mapping[str, tools_lib.Tool],
     buffer: retrieval_lib.StepTraceBuffer | None = None,
     retrieval: retrieval_lib.RetrievalConfig | None = None,
+    mesh: jax.sharding.Mesh | None = None,
   ):
+    if mesh is not None:
+      sharding.check_rows("num_slots", config.num_slots, mesh)
     self._config = config
+    self._mesh = mesh
     self._tokenizer = tokenizer
     self._tools = dict(tools)
     self._buffer = buffer
@@ -236,7 +245,8 @@ class RolloutEngine:
     """Generates one trajectory a request, in the order of the requests.
 
     Args:
-      model: the policy.
+      model: the policy, wherever it lies and in whatever dtype. It is sampled
+        from in `config.dtype`.
       requests: what is wanted. Requests of one query share its prompt, which
         is computed once.
       seed: of all that is random here.
@@ -254,8 +264,15 @@ class RolloutEngine:
           f"has {len(request.prompt_tokens)}: raise the limit or drop the "
           "question."
         )
-    run = _Rollout(self, model, seed=seed, update=update, greedy=greedy)
-    return run(requests)
+    model = sharding.place(
+      model,
+      mesh=self._mesh,
+      rules=sharding.ROLLOUT_RULES,
+      dtype=self._config.dtype,
+    )
+    with sharding.use_mesh(self._mesh):
+      run = _Rollout(self, model, seed=seed, update=update, greedy=greedy)
+      return run(requests)
 
   def _encode(self, text: str) -> list[int]:
     """Ids of text; nothing in it becomes a special token."""
@@ -294,8 +311,8 @@ class _Rollout:
     self._state = sampler.init_slots(
       model, self._config.num_slots, engine.max_length
     )
-    self._prompt_cache = model.init_cache(
-      self._config.prefill_rows, engine._prompt_width
+    self._prompt_cache = sampler.init_prompt_cache(
+      model, self._config.prefill_rows, engine._prompt_width
     )
     self._prefilled: collections.deque[tuple[int, _Sequence]] = (
       collections.deque()

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from rapo_jax.models import Decoder, KVCache
+from rapo_jax.models import Decoder, KVCache, sharding
 
 
 class SlotState(NamedTuple):
@@ -51,20 +51,46 @@ class SlotState(NamedTuple):
   keys: UInt32[Array, "S 2"]
 
 
+@functools.partial(jax.jit, static_argnames=("num_slots", "max_length"))
 def init_slots(model: Decoder, num_slots: int, max_length: int) -> SlotState:
   """Empty slots for sequences of up to `max_length` tokens."""
-  # Every field has a buffer of its own: donated buffers must not be shared.
   grid = (num_slots, max_length)
+  return _constrain(
+    SlotState(
+      cache=model.init_cache(num_slots, max_length),
+      tokens=jnp.zeros(grid, jnp.int32),
+      log_probs=jnp.zeros(grid, jnp.float32),
+      entropies=jnp.zeros(grid, jnp.float32),
+      lengths=jnp.zeros(num_slots, jnp.int32),
+      limits=jnp.zeros(num_slots, jnp.int32),
+      active=jnp.zeros(num_slots, bool),
+      automaton=jnp.zeros(num_slots, jnp.int32),
+      keys=jnp.zeros((num_slots, 2), jnp.uint32),
+    )
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "max_length"))
+def init_prompt_cache(model: Decoder, rows: int, max_length: int) -> KVCache:
+  """An empty cache for prompts, to be copied into slots."""
+  return constrain_cache(model.init_cache(rows, max_length))
+
+
+def constrain_cache(cache: KVCache) -> KVCache:
+  """Cuts a cache's rows and heads over the mesh that is set, if one is."""
+  return jax.tree.map(
+    lambda x: sharding.constrain(x, None, "batch", None, "kv_heads", None),
+    cache,
+  )
+
+
+def _constrain(state: SlotState) -> SlotState:
+  """The same for all that the device holds about slots."""
   return SlotState(
-    cache=model.init_cache(num_slots, max_length),
-    tokens=jnp.zeros(grid, jnp.int32),
-    log_probs=jnp.zeros(grid, jnp.float32),
-    entropies=jnp.zeros(grid, jnp.float32),
-    lengths=jnp.zeros(num_slots, jnp.int32),
-    limits=jnp.zeros(num_slots, jnp.int32),
-    active=jnp.zeros(num_slots, bool),
-    automaton=jnp.zeros(num_slots, jnp.int32),
-    keys=jnp.zeros((num_slots, 2), jnp.uint32),
+    constrain_cache(state.cache),
+    *(
+      sharding.constrain(x, "batch", *[None] * (x.ndim - 1)) for x in state[1:]
+    ),
   )
 
 
@@ -164,16 +190,18 @@ def admit(
     0,
     axis=1,
   )
-  return SlotState(
-    cache=cache,
-    tokens=tokens,
-    log_probs=jnp.where(column, 0.0, state.log_probs),
-    entropies=jnp.where(column, 0.0, state.entropies),
-    lengths=jnp.where(starts, prompt_lengths[row], state.lengths),
-    limits=jnp.where(starts, limits, state.limits),
-    active=state.active | starts,
-    automaton=jnp.where(starts, 0, state.automaton),
-    keys=jnp.where(column, keys, state.keys),
+  return _constrain(
+    SlotState(
+      cache=cache,
+      tokens=tokens,
+      log_probs=jnp.where(column, 0.0, state.log_probs),
+      entropies=jnp.where(column, 0.0, state.entropies),
+      lengths=jnp.where(starts, prompt_lengths[row], state.lengths),
+      limits=jnp.where(starts, limits, state.limits),
+      active=state.active | starts,
+      automaton=jnp.where(starts, 0, state.automaton),
+      keys=jnp.where(column, keys, state.keys),
+    )
   )
 
 
@@ -220,13 +248,15 @@ def insert(
     attend_length=attend_length,
     chunk=chunk,
   )
-  return state._replace(
-    cache=cache,
-    tokens=tokens,
-    lengths=lengths,
-    limits=jnp.where(grows, limits, state.limits),
-    active=state.active | grows,
-    automaton=jnp.where(grows, 0, state.automaton),
+  return _constrain(
+    state._replace(
+      cache=cache,
+      tokens=tokens,
+      lengths=lengths,
+      limits=jnp.where(grows, limits, state.limits),
+      active=state.active | grows,
+      automaton=jnp.where(grows, 0, state.automaton),
+    )
   )
 
 
@@ -312,7 +342,7 @@ def decode(
     return (count < num_tokens) & jnp.any(state.active)
 
   state, _ = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0)))
-  return state
+  return _constrain(state)
 
 
 def _uniforms(
@@ -367,4 +397,4 @@ def _cache_up_to(
 
   begin = jnp.maximum(start, 0)
   cache, _ = jax.lax.while_loop(unfinished, body, (cache, begin))
-  return cache
+  return constrain_cache(cache)

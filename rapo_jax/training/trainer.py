@@ -22,6 +22,7 @@ from jaxtyping import Int
 
 from rapo_jax import objectives
 from rapo_jax.data import Query
+from rapo_jax.models import sharding
 from rapo_jax.rollout import (
   RolloutConfig,
   RolloutEngine,
@@ -54,6 +55,10 @@ class Trainer:
     optimizer: of the train state.
     update: batch shapes.
     seed: of sampling and retrieval.
+    mesh: devices that share the update; None for one device.
+
+  Raises:
+    ValueError: the mesh does not divide the rows of a micro-batch.
   """
 
   def __init__(
@@ -66,7 +71,13 @@ class Trainer:
     optimizer: OptimizerConfig,
     update: UpdateConfig,
     seed: int,
+    mesh: jax.sharding.Mesh | None = None,
   ):
+    if mesh is not None:
+      sharding.check_rows(
+        "rows_per_microbatch", update.rows_per_microbatch, mesh
+      )
+    self._mesh = mesh
     self._engine = engine
     self._tokenizer = tokenizer
     self._rollout = rollout
@@ -111,14 +122,16 @@ class Trainer:
     padding: list[float] = []
     for _ in range(self._update.epochs):
       for batch in self._minibatches(experience):
-        state, metrics = update_minibatch(
-          state,
-          batch,
-          objective=self._objective,
-          optimizer=self._optimizer,
-          temperature=self._rollout.temperature,
-          remat=self._update.remat,
-        )
+        with sharding.use_mesh(self._mesh):
+          state, metrics = update_minibatch(
+            state,
+            batch,
+            objective=self._objective,
+            optimizer=self._optimizer,
+            temperature=self._rollout.temperature,
+            dtype=self._rollout.dtype,
+            remat=self._update.remat,
+          )
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)
     report = summarise(experience, stats, history)

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from rapo_jax import models, objectives
+from rapo_jax.models import sharding
 from rapo_jax.training.config import ObjectiveConfig, OptimizerConfig
 from rapo_jax.training.packing import PackedBatch
 
@@ -71,15 +72,46 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def init_train_state(
-  model: models.Decoder, config: OptimizerConfig
+  model: models.Decoder,
+  config: OptimizerConfig,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
-  """The state before the first update. It owns the model: hand in a copy."""
-  return TrainState(model, make_optimizer(config).init(model))
+  """The state before the first update. It owns the model: hand in a copy.
+
+  Args:
+    model: placed by `sharding.TRAIN_RULES` where there is a mesh. In float32:
+      small learning rates are lost in fewer bits.
+    config: the optimizer.
+    mesh: devices that share the state; None for one device.
+  """
+  with sharding.use_mesh(mesh):
+    return TrainState(model, _init_optimizer(model, config))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _init_optimizer(
+  model: models.Decoder, config: OptimizerConfig
+) -> optax.OptState:
+  return _constrain_moments(make_optimizer(config).init(model))
+
+
+def _constrain_moments(opt_state: optax.OptState) -> optax.OptState:
+  """Moments lie where their parameters lie."""
+  return jax.tree.map(
+    lambda x: (
+      sharding.constrain_parameters(x, sharding.TRAIN_RULES)
+      if isinstance(x, models.Decoder)
+      else x
+    ),
+    opt_state,
+    is_leaf=lambda x: isinstance(x, models.Decoder),
+  )
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=("objective", "optimizer", "temperature", "remat"),
+  static_argnames=("objective", "optimizer", "temperature", "dtype", "remat"),
   donate_argnames="state",
 )
 def update_minibatch(
@@ -89,6 +121,7 @@ def update_minibatch(
   objective: ObjectiveConfig,
   optimizer: OptimizerConfig,
   temperature: float,
+  dtype: str,
   remat: bool,
 ) -> tuple[TrainState, UpdateMetrics]:
   """One optimizer update on one minibatch (Eq. 11).
@@ -102,6 +135,8 @@ def update_minibatch(
     objective: coefficients and clip range.
     optimizer: of which the state is a part.
     temperature: at which the tokens were sampled.
+    dtype: that the model computes in, the sampler's. Parameters, gradients'
+      sum and moments keep their own.
     remat: recompute activations in the backward pass.
   """
 
@@ -109,7 +144,7 @@ def update_minibatch(
     model: models.Decoder, micro: PackedBatch
   ) -> tuple[Array, UpdateMetrics]:
     log_probs, _ = models.token_log_probs(
-      model,
+      model.astype(dtype),
       micro.tokens,
       where=micro.where,
       temperature=temperature,
@@ -124,9 +159,13 @@ def update_minibatch(
     index: Array, carry: tuple[models.Decoder, UpdateMetrics]
   ) -> tuple[models.Decoder, UpdateMetrics]:
     gradients, metrics = carry
-    micro = jax.tree.map(lambda x: x[index] if x.ndim else x, batch)
+    micro = jax.tree.map(
+      lambda x: sharding.constrain(x[index], "batch", None) if x.ndim else x,
+      batch,
+    )
     new_gradients, new_metrics = gradient(state.model, micro)
     gradients = jax.tree.map(jnp.add, gradients, new_gradients)
+    gradients = sharding.constrain_parameters(gradients, sharding.TRAIN_RULES)
     return gradients, _merge(metrics, new_metrics)
 
   zeros = UpdateMetrics(*(jnp.zeros(()) for _ in UpdateMetrics._fields))
@@ -140,8 +179,9 @@ def update_minibatch(
     gradients, state.opt_state, state.model
   )
   model = optax.apply_updates(state.model, updates)
+  model = sharding.constrain_parameters(model, sharding.TRAIN_RULES)
   metrics = metrics._replace(gradient_norm=optax.tree.norm(gradients))
-  return TrainState(model, opt_state), metrics
+  return TrainState(model, _constrain_moments(opt_state)), metrics
 
 
 def _packed_loss(

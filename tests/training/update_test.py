@@ -99,6 +99,7 @@ def _update(batch, objective=None, *, remat=False):
     objective=objective or ObjectiveConfig(),
     optimizer=_OPTIMIZER,
     temperature=1.0,
+    dtype="float32",
     remat=remat,
   )
   return jax.tree.leaves(state.model), metrics

@@ -1,0 +1,214 @@
+"""Runs updates and rollouts on meshes of eight fake devices, for mesh_test.
+
+  XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
+      python -m tests.training.mesh_program
+
+Prints one JSON line: how far each mesh is from one device.
+"""
+
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from rapo_jax import models
+from rapo_jax.models import sharding
+from rapo_jax.rollout import sampler
+from rapo_jax.training import (
+  ObjectiveConfig,
+  OptimizerConfig,
+  PackedBatch,
+  init_train_state,
+  update_minibatch,
+)
+
+MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+ROLLOUT_MESHES = ((4, 2), (1, 8))
+VOCABULARY, LENGTH, ROWS, SLOTS = 64, 32, 8, 8
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+
+
+def make_model(*, tie_embeddings: bool = False) -> models.Decoder:
+  config = models.DecoderConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=2,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=8,
+    tie_embeddings=tie_embeddings,
+    initializer_range=0.2,
+  )
+  return models.Decoder(config, rngs=nnx.Rngs(0))
+
+
+def make_batch() -> PackedBatch:
+  """Two micro-batches of rows that hold two trajectories each."""
+  rng = np.random.default_rng(0)
+  shape = (2, ROWS, LENGTH)
+  where = rng.random(shape) < 0.6
+  segments = np.repeat([1, 2], [LENGTH // 2 - 3, LENGTH // 2 + 3])
+  return PackedBatch(
+    tokens=jnp.asarray(rng.integers(0, VOCABULARY, shape), jnp.int32),
+    segment_ids=jnp.broadcast_to(jnp.asarray(segments, jnp.int32), shape),
+    where=jnp.asarray(where),
+    old_log_probs=jnp.full(shape, -4.2, jnp.float32),
+    advantages=jnp.asarray(rng.normal(size=shape), jnp.float32),
+    retrieved_fraction=jnp.asarray(0.3 * rng.random(shape), jnp.float32),
+    weights=jnp.asarray(where / where.sum(), jnp.float32),
+    num_microbatches=jnp.int32(2),
+  )
+
+
+def update(
+  mesh: jax.sharding.Mesh | None, dtype: str = "float32"
+) -> dict[str, Any]:
+  """Loss and gradients of an update, and what became of the state."""
+  model = sharding.place(make_model(), mesh=mesh, rules=sharding.TRAIN_RULES)
+  state = init_train_state(model, OPTIMIZER, mesh=mesh)
+  with sharding.use_mesh(mesh):
+    state, metrics = update_minibatch(
+      state,
+      make_batch(),
+      objective=ObjectiveConfig(),
+      optimizer=OPTIMIZER,
+      temperature=0.7,
+      dtype=dtype,
+      remat=True,
+    )
+  moment = optax.tree.get(state.opt_state, "mu")
+  trees = (state.model, moment, optax.tree.get(state.opt_state, "nu"))
+  return {
+    "loss": float(metrics.loss),
+    "gradient_norm": float(metrics.gradient_norm),
+    # The first moment is a tenth of the first gradient. Parameters would tell
+    # less: Adam divides the gradient by its own size.
+    "gradients": [10 * np.asarray(x) for x in jax.tree.leaves(moment)],
+    "dtype": str(jax.tree.leaves(state.model)[0].dtype),
+    "placed": mesh is None or all(_lies_as_ruled(tree, mesh) for tree in trees),
+  }
+
+
+def _lies_as_ruled(tree: models.Decoder, mesh: jax.sharding.Mesh) -> bool:
+  wanted = sharding.shardings(tree, mesh, sharding.TRAIN_RULES)
+  return jax.tree.all(
+    jax.tree.map(
+      lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), tree, wanted
+    )
+  )
+
+
+def rollout(mesh: jax.sharding.Mesh | None) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens and log-probs of prefill, decode, insert, decode."""
+  model = sharding.place(make_model(), mesh=mesh, rules=sharding.ROLLOUT_RULES)
+  with sharding.use_mesh(mesh):
+    width, length = 64, 128
+    prompts = jnp.asarray(
+      np.random.default_rng(1).integers(0, VOCABULARY, (SLOTS, width)),
+      jnp.int32,
+    )
+    lengths = jnp.arange(SLOTS) + 3
+    cache = sampler.prefill(
+      model,
+      sampler.init_prompt_cache(model, SLOTS, width),
+      prompts,
+      lengths,
+      attend_length=width,
+      chunk=16,
+    )
+    keys = sampler.sequence_keys(
+      0,
+      jnp.int32(0),
+      jnp.arange(SLOTS, dtype=jnp.uint32),
+      jnp.zeros(SLOTS, jnp.uint32),
+    )
+    state = sampler.admit(
+      sampler.init_slots(model, SLOTS, length),
+      cache,
+      prompts,
+      lengths,
+      jnp.arange(SLOTS, dtype=jnp.int32),
+      jnp.full(SLOTS, 30, jnp.int32),
+      keys,
+    )
+    state = _decode(model, state, length)
+    pieces = jnp.asarray(
+      np.random.default_rng(2).integers(0, VOCABULARY, (SLOTS, 20)), jnp.int32
+    )
+    state = sampler.insert(
+      model,
+      state,
+      pieces,
+      jnp.arange(SLOTS) + 5,
+      jnp.full(SLOTS, 60, jnp.int32),
+      attend_length=length,
+      chunk=16,
+    )
+    state = _decode(model, state, length)
+  used = np.arange(length) < np.asarray(state.lengths)[:, None]
+  return (
+    np.where(used, np.asarray(state.tokens), 0),
+    np.where(used, np.asarray(state.log_probs), 0),
+  )
+
+
+def _decode(
+  model: models.Decoder, state: sampler.SlotState, length: int
+) -> sampler.SlotState:
+  return sampler.decode(
+    model,
+    state,
+    jnp.zeros((2, VOCABULARY), jnp.int32),
+    jnp.zeros(VOCABULARY, bool),
+    jnp.float32(1.0),
+    num_tokens=40,
+    attend_length=length,
+    greedy=True,
+  )
+
+
+def _gap(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+  return max(
+    float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True)
+  )
+
+
+def main() -> None:
+  one = update(None)
+  meshes = {}
+  for fsdp, tensor in MESHES:
+    there = update(sharding.make_mesh(fsdp=fsdp, tensor=tensor))
+    meshes[f"{fsdp}x{tensor}"] = {
+      "loss": abs(there["loss"] - one["loss"]),
+      "gradient_norm": abs(there["gradient_norm"] / one["gradient_norm"] - 1),
+      "gradients": _gap(there["gradients"], one["gradients"]),
+      "placed": there["placed"],
+    }
+  tokens, log_probs = rollout(None)
+  rollouts = {}
+  for fsdp, tensor in ROLLOUT_MESHES:
+    mesh = sharding.make_mesh(fsdp=fsdp, tensor=tensor)
+    mesh_tokens, mesh_log_probs = rollout(mesh)
+    rollouts[f"{fsdp}x{tensor}"] = {
+      "same_tokens": bool((mesh_tokens == tokens).all()),
+      "log_probs": float(np.abs(mesh_log_probs - log_probs).max()),
+    }
+  mixed = update(sharding.make_mesh(fsdp=4, tensor=2), dtype="bfloat16")
+  report = {
+    "largest_gradient": max(float(np.abs(g).max()) for g in one["gradients"]),
+    "meshes": meshes,
+    "rollouts": rollouts,
+    "mixed_precision_loss": abs(mixed["loss"] - one["loss"]),
+    "mixed_precision_dtype": mixed["dtype"],
+  }
+  sys.stdout.write(json.dumps(report))
+
+
+if __name__ == "__main__":
+  main()
