@@ -16,33 +16,6 @@ from flax import nnx
 
 from rapo_jax import models
 
-# The shape of Qwen2.5-0.5B-Instruct's config.json, as transformers 4 wrote it.
-V4_CONFIG = {
-  "architectures": ["Qwen2ForCausalLM"],
-  "attention_dropout": 0.0,
-  "bos_token_id": 151643,
-  "eos_token_id": 151645,
-  "hidden_act": "silu",
-  "hidden_size": 896,
-  "initializer_range": 0.02,
-  "intermediate_size": 4864,
-  "max_position_embeddings": 32768,
-  "max_window_layers": 21,
-  "model_type": "qwen2",
-  "num_attention_heads": 14,
-  "num_hidden_layers": 24,
-  "num_key_value_heads": 2,
-  "rms_norm_eps": 1e-06,
-  "rope_theta": 1000000.0,
-  "sliding_window": 32768,
-  "tie_word_embeddings": True,
-  "torch_dtype": "bfloat16",
-  "transformers_version": "4.43.1",
-  "use_cache": True,
-  "use_sliding_window": False,
-  "vocab_size": 151936,
-}
-
 
 def tiny_model(**changes) -> models.Decoder:
   config = models.DecoderConfig(
@@ -55,65 +28,11 @@ def tiny_model(**changes) -> models.Decoder:
       "num_kv_heads": 2,
       "head_dim": 6,
       "tie_embeddings": False,
-      "rope_theta": 5_000.0,
+      "rope": models.RopeConfig(theta=5_000.0),
       **changes,
     }
   )
   return models.Decoder(config, rngs=nnx.Rngs(0))
-
-
-class ConfigTest(parameterized.TestCase):
-  def test_both_spellings_give_one_configuration(self):
-    v5 = {
-      key: value
-      for key, value in V4_CONFIG.items()
-      if key not in ("rope_theta", "torch_dtype")
-    }
-    v5["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
-    v5["dtype"] = "bfloat16"
-    v5["layer_types"] = ["full_attention"] * 24
-    expected = models.DecoderConfig(
-      vocab_size=151936,
-      hidden_size=896,
-      intermediate_size=4864,
-      num_layers=24,
-      num_heads=14,
-      num_kv_heads=2,
-      head_dim=64,
-      rope_theta=1e6,
-      rms_norm_eps=1e-6,
-      tie_embeddings=True,
-      max_position_embeddings=32768,
-      dtype="bfloat16",
-    )
-    self.assertEqual(models.DecoderConfig.from_hf(V4_CONFIG), expected)
-    self.assertEqual(models.DecoderConfig.from_hf(v5), expected)
-
-  def test_survives_a_round_trip(self):
-    config = tiny_model(dtype="bfloat16", rms_norm_eps=1e-5).config
-    self.assertEqual(models.DecoderConfig.from_hf(config.to_hf()), config)
-
-  @parameterized.parameters(
-    ({"model_type": "gemma"}, "one of qwen2, got 'gemma'"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'default'.*'yarn'"),
-    ({"rope_parameters": {"rope_type": "llama3"}}, "'default'.*'llama3'"),
-    ({"hidden_act": "gelu"}, "'silu'.*'gelu'"),
-    ({"use_sliding_window": True}, "sliding window"),
-    ({"layer_types": ["sliding_attention"]}, "sliding window"),
-    ({"num_key_value_heads": 3}, "multiple.*14 and 3"),
-    ({"dtype": "float8"}, "bfloat16.*'float8'"),
-  )
-  def test_what_is_not_computed_is_an_error(self, changes, message):
-    with self.assertRaisesRegex(ValueError, message):
-      models.DecoderConfig.from_hf(V4_CONFIG | changes)
-
-  def test_missing_fields_are_named(self):
-    with self.assertRaisesRegex(ValueError, "vocab_size, hidden_size"):
-      models.DecoderConfig.from_hf({"model_type": "qwen2"})
-
-  def test_a_model_without_biases_is_not_exported_as_qwen2(self):
-    with self.assertRaisesRegex(ValueError, "qkv_bias=False"):
-      tiny_model(qkv_bias=False).config.to_hf()
 
 
 class CheckpointTest(parameterized.TestCase):
