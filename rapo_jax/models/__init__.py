@@ -3,7 +3,8 @@
 from rapo_jax.models.attention import KV_BLOCK
 from rapo_jax.models.config import DecoderConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache
-from rapo_jax.models.huggingface import from_pretrained, save_pretrained
+from rapo_jax.models.export import save_pretrained
+from rapo_jax.models.huggingface import from_pretrained
 from rapo_jax.models.log_probs import token_log_probs
 
 __all__ = [

@@ -15,6 +15,7 @@ from absl.testing import parameterized
 from flax import nnx
 
 from rapo_jax import models
+from rapo_jax.models import huggingface
 
 
 def tiny_model(**changes) -> models.Decoder:
@@ -182,3 +183,93 @@ class CheckpointTest(parameterized.TestCase):
     self.assert_same(models.from_pretrained(self.folder), second)
     # Nothing is left beside it.
     self.assertEqual(list(self.folder.parent.iterdir()), [self.folder])
+
+  @parameterized.parameters(
+    (jnp.float32, jnp.bfloat16),
+    (jnp.bfloat16, jnp.float16),
+    (jnp.float16, jnp.float32),
+  )
+  def test_any_dtype_is_read_as_any_other(self, written, read):
+    model = tiny_model(dtype=jnp.dtype(written).name)
+    models.save_pretrained(model, self.folder)
+    self.assert_same(
+      jax.tree.leaves(models.from_pretrained(self.folder, dtype=read)),
+      [x.astype(read) for x in jax.tree.leaves(model)],
+    )
+
+  def test_other_dtypes_are_named(self):
+    models.save_pretrained(tiny_model(), self.folder)
+    tensors = self.tensors()
+    tensors["model.norm.weight"] = np.ones(16, np.int32)
+    self.write(tensors)
+    with self.assertRaisesRegex(ValueError, "model.norm.weight has dtype I32"):
+      models.from_pretrained(self.folder)
+
+  @parameterized.parameters(
+    {"qk_norm": True, "qkv_bias": False, "model_type": "qwen3"},
+    {"qkv_bias": False, "model_type": "llama", "tie_embeddings": True},
+    {"out_bias": True, "model_type": "llama"},
+    {
+      "rope": models.RopeConfig(
+        rope_type="yarn", factor=4.0, original_max_position_embeddings=16
+      )
+    },
+  )
+  def test_every_family_survives_a_round_trip(self, **changes):
+    model = tiny_model(**changes)
+    models.save_pretrained(model, self.folder)
+    loaded = models.from_pretrained(self.folder)
+    self.assertEqual(loaded.config, model.config)
+    self.assert_same(loaded, model)
+
+  def test_a_tensor_larger_than_a_block_is_transposed_in_several(self):
+    model = tiny_model()
+    models.save_pretrained(model, self.folder)
+    with mock.patch.object(huggingface, "_BLOCK_BYTES", 3 * 16 * 4):
+      self.assert_same(models.from_pretrained(self.folder), model)
+
+  def test_devices_with_memory_of_their_own_are_filled_layer_by_layer(self):
+    model = tiny_model()
+    models.save_pretrained(model, self.folder)
+    put, other = jax.device_put, mock.Mock(platform="gpu")
+
+    def put_on_default(x, device=None):
+      return put(x, None if device is other else device)
+
+    with (
+      mock.patch.object(jax, "devices", return_value=[other]),
+      mock.patch.object(jax, "device_put", side_effect=put_on_default) as puts,
+    ):
+      loaded = models.from_pretrained(self.folder, dtype=jnp.float32)
+    self.assert_same(loaded, model)
+    largest = max(np.prod(call.args[0].shape) for call in puts.mock_calls)
+    self.assertEqual(largest, 31 * 16)
+
+  def test_the_model_can_be_donated(self):
+    # Its memory was NumPy's, and the files are read-only.
+    models.save_pretrained(tiny_model(), self.folder)
+    loaded = models.from_pretrained(self.folder)
+    add = jax.jit(lambda m: jax.tree.map(lambda x: x + 1, m), donate_argnums=0)
+    expected = [np.asarray(x) + 1 for x in jax.tree.leaves(loaded)]
+    self.assert_same(jax.tree.leaves(add(loaded)), expected)
+
+  def test_broken_files_are_named(self):
+    models.save_pretrained(tiny_model(), self.folder)
+    weights = self.folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (b"", whole[:4], whole[:200], whole[:-1], b"x" * 1000):
+      weights.write_bytes(content)
+      with self.assertRaisesRegex(ValueError, "model.safetensors must be a"):
+        models.from_pretrained(self.folder)
+    (self.folder / "config.json").write_text("{")
+    with self.assertRaisesRegex(ValueError, "config.json must be JSON"):
+      models.from_pretrained(self.folder)
+
+  def test_shards_that_the_index_names_and_are_absent_are_named(self):
+    models.save_pretrained(tiny_model(), self.folder, max_shard_bytes=4000)
+    for number in (2, 3):
+      next(self.folder.glob(f"model-0000{number}-of-*")).unlink()
+    with self.assertRaisesRegex(
+      FileNotFoundError, "model-00002-of-.*, model-00003-of-"
+    ):
+      models.from_pretrained(self.folder)
