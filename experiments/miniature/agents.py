@@ -238,7 +238,7 @@ def decoder_config(
     num_heads=config.num_heads,
     num_kv_heads=config.num_heads,
     head_dim=config.hidden_size // config.num_heads,
-    rope_theta=config.rope_theta,
+    rope=models.RopeConfig(theta=config.rope_theta),
     initializer_range=config.initializer_range,
     max_position_embeddings=1024,
   )

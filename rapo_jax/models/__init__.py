@@ -1,9 +1,10 @@
 """The policy: a decoder, its sampling cache, and Hugging Face exchange."""
 
 from rapo_jax.models.attention import KV_BLOCK
-from rapo_jax.models.config import DecoderConfig
+from rapo_jax.models.config import DecoderConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache
-from rapo_jax.models.huggingface import from_pretrained, save_pretrained
+from rapo_jax.models.export import save_pretrained
+from rapo_jax.models.huggingface import from_pretrained
 from rapo_jax.models.log_probs import token_log_probs
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
   "Decoder",
   "DecoderConfig",
   "KVCache",
+  "RopeConfig",
   "from_pretrained",
   "save_pretrained",
   "token_log_probs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 KV_BLOCK = 64
@@ -15,21 +16,22 @@ _MASKED = -1e30
 
 
 def rotary_angles(
-  positions: Int[Array, "*B"], head_dim: int, theta: float
+  positions: Int[Array, "*B"],
+  frequencies: Float[np.ndarray, "half"],
+  scale: float = 1.0,
 ) -> tuple[Float[Array, "*B half"], Float[Array, "*B half"]]:
   """Returns cosines and sines of the rotary embedding at some positions.
 
   Args:
     positions: absolute positions, from 0.
-    head_dim: width of a head.
-    theta: base of the wavelengths.
+    frequencies: radians a position, from `rope.inverse_frequencies`.
+    scale: factor of cosines and sines, from the same.
 
   Returns:
-    Two float32 arrays of `head_dim / 2` angles a position.
+    Two float32 arrays of one entry a frequency.
   """
-  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  angles = positions[..., None].astype(jnp.float32) / theta**exponents
-  return jnp.cos(angles), jnp.sin(angles)
+  angles = positions[..., None].astype(jnp.float32) * frequencies
+  return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def rotate(

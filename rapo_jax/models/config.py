@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-_ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM"}
 _REQUIRED = (
   "vocab_size",
   "hidden_size",
@@ -15,6 +14,150 @@ _REQUIRED = (
   "num_attention_heads",
 )
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""How the rotary embedding's frequencies may be scaled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+  """What a `model_type` fixes, and what it assumes where the file is silent.
+
+  Attributes:
+    architecture: name of the causal language model in transformers.
+    qk_norm: whether queries and keys are normalised.
+    attention_bias: whether q, k and v have biases; None: the file's key of
+      this name says so, and then the output projection has one too.
+    num_kv_heads: key and value heads; None: as many as query heads.
+    head_dim: width of a head; None: hidden size over query heads.
+    max_position_embeddings: longest sequence trained on.
+  """
+
+  architecture: str
+  qk_norm: bool = False
+  attention_bias: bool | None = None
+  num_kv_heads: int | None = None
+  head_dim: int | None = None
+  max_position_embeddings: int = 32_768
+
+
+# The defaults are those of the configuration classes of transformers; what is
+# the same in all three families stands in `DecoderConfig.from_hf`.
+_FAMILIES = {
+  "qwen2": _Family("Qwen2ForCausalLM", attention_bias=True, num_kv_heads=32),
+  "qwen3": _Family(
+    "Qwen3ForCausalLM", qk_norm=True, num_kv_heads=32, head_dim=128
+  ),
+  "llama": _Family("LlamaForCausalLM", max_position_embeddings=2_048),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+  """The rotary embedding's wavelengths, and how they are stretched.
+
+  Attributes:
+    theta: base of the wavelengths.
+    rope_type: `default` leaves them; `linear` stretches all by `factor`;
+      `llama3` and `yarn` stretch the long ones only.
+    factor: by which wavelengths are stretched, at least 1.
+    original_max_position_embeddings: longest sequence before the stretching;
+      `llama3` and `yarn` need it.
+    low_freq_factor: `llama3` stretches in full what turns less often than
+      this over the original length.
+    high_freq_factor: and leaves what turns more often than this.
+    beta_fast: `yarn` leaves what turns more often than this over the original
+      length.
+    beta_slow: and stretches in full what turns less often than this.
+    truncate: whether `yarn` rounds the border dimensions to whole ones.
+    attention_factor: by which `yarn` multiplies cosines and sines; None
+      derives it from `factor`, `mscale` and `mscale_all_dim`.
+    mscale: weight of log(factor) in the numerator of that derivation; None
+      with `mscale_all_dim` leaves both out.
+    mscale_all_dim: the same in the denominator.
+  """
+
+  theta: float = 10_000.0
+  rope_type: str = "default"
+  factor: float = 1.0
+  original_max_position_embeddings: int | None = None
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  truncate: bool = True
+  attention_factor: float | None = None
+  mscale: float | None = None
+  mscale_all_dim: float | None = None
+
+  def __post_init__(self):
+    if self.rope_type not in ROPE_TYPES:
+      raise ValueError(
+        f"The rotary embedding's type must be one of {', '.join(ROPE_TYPES)}, "
+        f"got {self.rope_type!r}; other scalings are not implemented."
+      )
+    names = _ROPE_FIELDS[self.rope_type]
+    for field in dataclasses.fields(self):
+      if field.name in ("theta", "rope_type", *names):
+        continue
+      if getattr(self, field.name) != field.default:
+        raise ValueError(
+          f"The rotary type {self.rope_type} reads "
+          f"{', '.join(names) or 'theta alone'}, got {field.name}="
+          f"{getattr(self, field.name)}; set rope_type, or leave it out."
+        )
+    if self.factor < 1:
+      raise ValueError(
+        f"The rotary embedding's factor must be at least 1, got {self.factor}."
+      )
+    if (
+      "original_max_position_embeddings" in names
+      and not self.original_max_position_embeddings
+    ):
+      raise ValueError(
+        f"The rotary type {self.rope_type} needs "
+        "original_max_position_embeddings, the longest sequence before the "
+        f"stretching, got {self.original_max_position_embeddings}."
+      )
+    if self.high_freq_factor <= self.low_freq_factor:
+      raise ValueError(
+        "high_freq_factor must exceed low_freq_factor, got "
+        f"{self.high_freq_factor} and {self.low_freq_factor}."
+      )
+
+  def used(self) -> dict[str, Any]:
+    """Returns the fields that `rope_type` reads and that are set, by name.
+
+    Hugging Face's names, but for the type and `theta`, are these.
+    """
+    return {
+      name: getattr(self, name)
+      for name in _ROPE_FIELDS[self.rope_type]
+      if getattr(self, name) is not None
+    }
+
+
+_ROPE_FIELDS: dict[str, tuple[str, ...]] = {
+  "default": (),
+  "linear": ("factor",),
+  "llama3": (
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+  ),
+  "yarn": (
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "truncate",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +175,15 @@ class DecoderConfig:
     num_heads: number of query heads.
     num_kv_heads: number of key and value heads; divides `num_heads`.
     head_dim: width of a head, even (rotary embedding turns pairs).
-    rope_theta: base of the rotary embedding's wavelengths.
+    rope: the rotary embedding.
     rms_norm_eps: added to the mean square in RMSNorm.
     tie_embeddings: whether the output head is the embedding, transposed.
     max_position_embeddings: longest sequence the weights were trained for;
       carried for export, not enforced.
     qkv_bias: whether the q, k and v projections have a bias.
+    out_bias: whether attention's output projection has one.
+    qk_norm: whether every head of queries and keys goes through RMSNorm
+      before the rotary embedding.
     initializer_range: standard deviation of freshly drawn weights.
     model_type: family, in Hugging Face's spelling.
     dtype: dtype of parameters, residual stream and KV cache. Softmax, norms
@@ -51,11 +197,13 @@ class DecoderConfig:
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  rope_theta: float = 10_000.0
+  rope: RopeConfig = RopeConfig()
   rms_norm_eps: float = 1e-6
   tie_embeddings: bool = True
   max_position_embeddings: int = 32_768
   qkv_bias: bool = True
+  out_bias: bool = False
+  qk_norm: bool = False
   initializer_range: float = 0.02
   model_type: str = "qwen2"
   dtype: str = "float32"
@@ -95,34 +243,38 @@ class DecoderConfig:
         that this decoder does not compute. Ignoring one would load the
         weights and give other logits.
     """
-    model_type = hf.get("model_type")
-    if model_type not in _ARCHITECTURES:
-      raise ValueError(
-        f"model_type must be one of {', '.join(_ARCHITECTURES)}, got "
-        f"{model_type!r}; other families are not implemented."
-      )
+    family = _family(hf.get("model_type"))
     missing = [name for name in _REQUIRED if name not in hf]
     if missing:
       raise ValueError(
-        f"A {model_type} configuration must have {', '.join(missing)}."
+        f"A {hf['model_type']} configuration must have {', '.join(missing)}."
       )
     _check_supported(hf)
-    rope = _rope_parameters(hf)
     num_heads = hf["num_attention_heads"]
+    bias = family.attention_bias
+    max_position_embeddings = hf.get(
+      "max_position_embeddings", family.max_position_embeddings
+    )
     return cls(
       vocab_size=hf["vocab_size"],
       hidden_size=hf["hidden_size"],
       intermediate_size=hf["intermediate_size"],
       num_layers=hf["num_hidden_layers"],
       num_heads=num_heads,
-      num_kv_heads=hf.get("num_key_value_heads") or num_heads,
-      head_dim=hf.get("head_dim") or hf["hidden_size"] // num_heads,
-      rope_theta=float(rope.get("rope_theta", 10_000.0)),
+      num_kv_heads=hf.get("num_key_value_heads", family.num_kv_heads)
+      or num_heads,
+      head_dim=hf.get("head_dim")
+      or family.head_dim
+      or hf["hidden_size"] // num_heads,
+      rope=_read_rope(hf, max_position_embeddings),
       rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
       tie_embeddings=hf.get("tie_word_embeddings", False),
-      max_position_embeddings=hf.get("max_position_embeddings", 32_768),
+      max_position_embeddings=max_position_embeddings,
+      qkv_bias=hf.get("attention_bias", False) if bias is None else bias,
+      out_bias=bias is None and hf.get("attention_bias", False),
+      qk_norm=family.qk_norm,
       initializer_range=hf.get("initializer_range", 0.02),
-      model_type=model_type,
+      model_type=hf["model_type"],
       dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32",
     )
 
@@ -132,18 +284,10 @@ class DecoderConfig:
     Raises:
       ValueError: if the family cannot express the configuration.
     """
-    if self.model_type not in _ARCHITECTURES:
-      raise ValueError(
-        f"model_type must be one of {', '.join(_ARCHITECTURES)} for export, "
-        f"got {self.model_type!r}."
-      )
-    if not self.qkv_bias:
-      raise ValueError(
-        f"A {self.model_type} model has biases on q, k and v, and this one "
-        "has qkv_bias=False; it cannot be exported as one."
-      )
-    return {
-      "architectures": [_ARCHITECTURES[self.model_type]],
+    family = _family(self.model_type)
+    self._check_expressible(family)
+    content = {
+      "architectures": [family.architecture],
       "model_type": self.model_type,
       "vocab_size": self.vocab_size,
       "hidden_size": self.hidden_size,
@@ -153,21 +297,49 @@ class DecoderConfig:
       "num_key_value_heads": self.num_kv_heads,
       "head_dim": self.head_dim,
       "hidden_act": "silu",
-      "rope_theta": self.rope_theta,
-      "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": self.rope_theta,
-      },
+      **_written_rope(self.rope),
       "rms_norm_eps": self.rms_norm_eps,
       "tie_word_embeddings": self.tie_embeddings,
       "max_position_embeddings": self.max_position_embeddings,
       "initializer_range": self.initializer_range,
-      "use_sliding_window": False,
       "attention_dropout": 0.0,
       "use_cache": True,
       "dtype": self.dtype,
       "torch_dtype": self.dtype,
     }
+    if family.attention_bias is None:
+      content["attention_bias"] = self.qkv_bias
+    if self.model_type == "llama":
+      content["mlp_bias"] = False
+    else:
+      content["use_sliding_window"] = False
+    return content
+
+  def _check_expressible(self, family: _Family) -> None:
+    """Rejects what a `config.json` of this family cannot say."""
+    fixed = family.attention_bias
+    biases = (self.qkv_bias, self.out_bias)
+    allowed = ((fixed, False),) if fixed else ((True, True), (False, False))
+    if biases not in allowed:
+      raise ValueError(
+        f"A {self.model_type} model has (qkv_bias, out_bias) in {allowed}, "
+        f"and this one has qkv_bias={self.qkv_bias}, "
+        f"out_bias={self.out_bias}; it cannot be exported as one."
+      )
+    if self.qk_norm != family.qk_norm:
+      raise ValueError(
+        f"A {self.model_type} model has qk_norm={family.qk_norm}, and this "
+        f"one has qk_norm={self.qk_norm}; it cannot be exported as one."
+      )
+
+
+def _family(model_type: str | None) -> _Family:
+  if model_type not in _FAMILIES:
+    raise ValueError(
+      f"model_type must be one of {', '.join(_FAMILIES)}, got "
+      f"{model_type!r}; other families are not implemented."
+    )
+  return _FAMILIES[model_type]
 
 
 def _check_supported(hf: Mapping[str, Any]) -> None:
@@ -175,6 +347,17 @@ def _check_supported(hf: Mapping[str, Any]) -> None:
   activation = hf.get("hidden_act", "silu")
   if activation != "silu":
     raise ValueError(f"hidden_act must be 'silu', got {activation!r}.")
+  if hf.get("mlp_bias"):
+    raise ValueError(
+      "mlp_bias must be false, got true; feed-forward layers with biases are "
+      "not implemented."
+    )
+  if hf.get("quantization_config"):
+    raise ValueError(
+      "Only plain floating-point weights are read, and the configuration has "
+      f"quantization_config={hf['quantization_config']}; load the "
+      "unquantized model."
+    )
   layer_types = set(hf.get("layer_types") or ())
   if hf.get("use_sliding_window") or layer_types - {"full_attention"}:
     raise ValueError(
@@ -184,15 +367,55 @@ def _check_supported(hf: Mapping[str, Any]) -> None:
     )
 
 
-def _rope_parameters(hf: Mapping[str, Any]) -> dict[str, Any]:
-  """Merges the two spellings, and rejects scaled rotary embeddings."""
+def _read_rope(
+  hf: Mapping[str, Any], max_position_embeddings: int
+) -> RopeConfig:
+  """Merges the two spellings, with the defaults of transformers."""
   rope = {"rope_theta": hf["rope_theta"]} if "rope_theta" in hf else {}
   rope |= hf.get("rope_scaling") or {}
   rope |= hf.get("rope_parameters") or {}
   rope_type = rope.get("rope_type", rope.get("type", "default"))
-  if rope_type != "default":
+  partial = rope.get(
+    "partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)
+  )
+  if partial != 1:
     raise ValueError(
-      f"The rotary embedding's type must be 'default', got {rope_type!r}; "
-      "scaled embeddings are not implemented."
+      f"partial_rotary_factor must be 1, got {partial}; rotating a part of "
+      "each head is not implemented."
     )
-  return rope
+  names = _ROPE_FIELDS.get(rope_type, ())
+  fields = {name: rope[name] for name in names if rope.get(name) is not None}
+  if "original_max_position_embeddings" in names:
+    # A key outside the rotary parameters wins over one inside.
+    fields["original_max_position_embeddings"] = hf.get(
+      "original_max_position_embeddings",
+      fields.get("original_max_position_embeddings", max_position_embeddings),
+    )
+  if rope_type == "yarn" and "factor" not in fields:
+    fields["factor"] = (
+      max_position_embeddings / fields["original_max_position_embeddings"]
+    )
+  needed = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+  }.get(rope_type, ())
+  missing = [name for name in needed if name not in fields]
+  if missing:
+    raise ValueError(
+      f"The rotary type {rope_type} must have {', '.join(missing)}."
+    )
+  return RopeConfig(
+    theta=float(rope.get("rope_theta", 10_000.0)),
+    rope_type=rope_type,
+    **fields,
+  )
+
+
+def _written_rope(rope: RopeConfig) -> dict[str, Any]:
+  """Returns the rotary embedding's keys, in both spellings."""
+  scaling = {"rope_type": rope.rope_type, **rope.used()}
+  return {
+    "rope_theta": rope.theta,
+    "rope_scaling": None if rope.rope_type == "default" else scaling,
+    "rope_parameters": {**scaling, "rope_theta": rope.theta},
+  }

@@ -1,4 +1,4 @@
-"""A decoder-only transformer of the Qwen2 family.
+"""A decoder-only transformer of the Qwen2, Qwen3 and Llama 3 families.
 
 One set of parameters, two ways through them: `Decoder.hidden_states` runs
 whole packed sequences for training, `Decoder.extend` runs a few new tokens
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rapo_jax.models import attention
+from rapo_jax.models import attention, rope
 from rapo_jax.models.config import DecoderConfig
 
 
@@ -95,7 +95,13 @@ class Attention(nnx.Module):
     self.query = linear(size, query_size, "embed", "heads", use_bias=bias)
     self.key = linear(size, kv_size, "embed", "kv_heads", use_bias=bias)
     self.value = linear(size, kv_size, "embed", "kv_heads", use_bias=bias)
-    self.out = linear(query_size, size, "heads", "embed")
+    self.out = linear(
+      query_size, size, "heads", "embed", use_bias=config.out_bias
+    )
+    self.query_norm, self.key_norm = (
+      RMSNorm(config.head_dim, config) if config.qk_norm else None
+      for _ in range(2)
+    )
 
   def project(self, x: Float[Array, "B T D"], angles):
     """Returns rotated queries, rotated keys, and values, split into heads."""
@@ -103,6 +109,8 @@ class Attention(nnx.Module):
       proj(x).reshape(*x.shape[:2], -1, self.config.head_dim)
       for proj in (self.query, self.key, self.value)
     )
+    if self.query_norm is not None and self.key_norm is not None:
+      q, k = self.query_norm(q), self.key_norm(k)
     q, k = (attention.rotate(heads, angles) for heads in (q, k))
     return q, k, v
 
@@ -378,7 +386,8 @@ class Decoder(nnx.Module):
 
   def _angles(self, positions: Int[Array, "B T"]):
     return attention.rotary_angles(
-      positions, self.config.head_dim, self.config.rope_theta
+      positions,
+      *rope.inverse_frequencies(self.config.rope, self.config.head_dim),
     )
 
 

@@ -1,262 +1,236 @@
-"""Import and export of Hugging Face checkpoints, without torch."""
+"""Import of Hugging Face checkpoints, without torch."""
 
 from __future__ import annotations
 
-import contextlib
+import concurrent.futures
 import dataclasses
-import json
-import operator
+import math
 import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
+from jax.sharding import Mesh, Sharding
 
+from rapo_jax.models import hub, sharding
+from rapo_jax.models.checkpoint_layout import (
+  CONFIG,
+  HEAD,
+  TensorLayout,
+  tensor_layouts,
+)
 from rapo_jax.models.config import DecoderConfig
 from rapo_jax.models.decoder import Decoder
+from rapo_jax.models.tensor_files import (
+  StoredTensor,
+  read_json,
+  stored_tensors,
+)
 
-_CONFIG = "config.json"
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_GENERATION_CONFIG = "generation_config.json"
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
+_BLOCK_BYTES = 2**26
+"""Most that is transposed at once."""
+_READERS = 4
+"""Threads that fill a parameter, a layer each."""
+_ALIGNMENT = 64
+"""XLA on a CPU takes a host buffer over, uncopied, at multiples of this."""
 
-# Hugging Face's name inside a layer -> ours. Kernels are [out, in] there and
-# [in, out] here.
-_LAYER_TENSORS = {
-  "input_layernorm.weight": "attention_norm.scale",
-  "self_attn.q_proj.weight": "attention.query.kernel",
-  "self_attn.k_proj.weight": "attention.key.kernel",
-  "self_attn.v_proj.weight": "attention.value.kernel",
-  "self_attn.o_proj.weight": "attention.out.kernel",
-  "self_attn.q_proj.bias": "attention.query.bias",
-  "self_attn.k_proj.bias": "attention.key.bias",
-  "self_attn.v_proj.bias": "attention.value.bias",
-  "post_attention_layernorm.weight": "feed_forward_norm.scale",
-  "mlp.gate_proj.weight": "feed_forward.gate.kernel",
-  "mlp.up_proj.weight": "feed_forward.up.kernel",
-  "mlp.down_proj.weight": "feed_forward.down.kernel",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """Where one of our parameters lies in a checkpoint.
-
-  Attributes:
-    path: our attribute path.
-    names: Hugging Face's name, or one a layer if `stacked`.
-    shape: shape of each named tensor.
-    transposed: whether their last two axes are ours swapped.
-    stacked: whether ours has a leading axis of layers.
-  """
-
-  path: str
-  names: tuple[str, ...]
-  shape: tuple[int, ...]
-  transposed: bool
-  stacked: bool
+_Slices = tuple[slice, ...]
 
 
 def from_pretrained(
-  path: str | os.PathLike[str], *, dtype: Any = jnp.float32
+  path_or_hub_id: str | os.PathLike[str],
+  *,
+  dtype: Any = jnp.float32,
+  mesh: Mesh | None = None,
+  rules: sharding.Rules | None = None,
 ) -> Decoder:
-  """Loads a decoder from a local Hugging Face folder.
+  """Loads a decoder from a folder in Hugging Face's format.
+
+  Each device is given its own slice of every parameter, read from the files
+  one after the other. Beyond the parameters themselves, host memory holds one
+  tensor of the files at most.
 
   Args:
-    path: folder with `config.json` and safetensors, in one file or sharded.
+    path_or_hub_id: folder with `config.json` and safetensors, in one file or
+      several; or a hub's name for one.
     dtype: dtype to hold the parameters in, whatever the file's.
+    mesh: devices to lay the parameters on, as `sharding.make_mesh` makes it;
+      None: the default device.
+    rules: how they lie on the mesh, `TRAIN_RULES` if None.
 
   Returns:
     The decoder.
 
   Raises:
-    FileNotFoundError: if the folder lacks the configuration or the weights.
-    ValueError: if the configuration is not supported, or tensors are missing,
-      unknown or of the wrong shape; all of them are named.
+    FileNotFoundError: if the configuration or weights are not there, or the
+      name is not a model's that can be reached.
+    ValueError: if the configuration is not supported; if a file is broken; if
+      tensors are missing, unknown or of the wrong shape, all of them named; or
+      if the mesh does not divide a dimension.
   """
-  folder = pathlib.Path(path)
-  if not (folder / _CONFIG).is_file():
-    raise FileNotFoundError(
-      f"A checkpoint folder holds {_CONFIG}, and {folder} does not; give a "
-      "local folder, names on a hub are not resolved."
-    )
-  config = dataclasses.replace(
-    DecoderConfig.from_hf(json.loads((folder / _CONFIG).read_text())),
-    dtype=jnp.dtype(dtype).name,
-  )
+  folder = hub.local_folder(path_or_hub_id)
+  config = dataclasses.replace(read_config(folder), dtype=jnp.dtype(dtype).name)
   abstract = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-  tensors = _tensors(abstract)
-  with _open_weights(folder) as files:
-    _check_tensors(folder, files, tensors, config)
-
-    def read(tensor: _Tensor) -> jax.Array:
-      parts = [files[name].get_tensor(name) for name in tensor.names]
-      if tensor.transposed:
-        parts = [part.T for part in parts]
-      whole = np.stack(parts) if tensor.stacked else parts[0]
-      return jnp.asarray(whole, dtype=config.dtype)
-
-    by_path = {tensor.path: read(tensor) for tensor in tensors}
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
+  leaves, treedef = jax.tree.flatten(abstract)
+  places: list[Sharding | None] = [None] * len(leaves)
+  if mesh is not None:
+    places = jax.tree.leaves(
+      sharding.shardings(abstract, mesh, rules or sharding.TRAIN_RULES)
+    )
+  layouts = tensor_layouts(abstract)
+  stored = stored_tensors(folder)
+  _check_tensors(folder, stored, layouts, config)
   return jax.tree.unflatten(
-    treedef, [by_path[_dotted(keys)] for keys, _ in leaves]
+    treedef,
+    [
+      _load(layout, stored, leaf, place)
+      for layout, leaf, place in zip(layouts, leaves, places, strict=True)
+    ],
   )
 
 
-def save_pretrained(
-  model: Decoder, path: str | os.PathLike[str], *, tokenizer: Any = None
-) -> None:
-  """Writes a folder that transformers, vLLM and `from_pretrained` load.
-
-  Everything is written beside `path` first and renamed at the end, so that a
-  failure leaves an earlier export untouched.
-
-  Args:
-    model: the decoder. Parameters keep their dtype; tied embeddings are
-      written once.
-    path: folder to create or to replace.
-    tokenizer: a transformers tokenizer to save along, chat template included.
+def read_config(folder: pathlib.Path) -> DecoderConfig:
+  """Reads the configuration of a local checkpoint.
 
   Raises:
-    ValueError: if the configuration has no Hugging Face counterpart.
+    FileNotFoundError: there is none.
+    ValueError: it is not JSON, or not supported.
   """
-  target = pathlib.Path(path)
-  hf = model.config.to_hf()
-  generation: dict[str, Any] = {"_from_model_config": True}
-  for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-    token_id = getattr(tokenizer, name, None)
-    if token_id is not None:
-      hf[name] = generation[name] = token_id
-  target.parent.mkdir(parents=True, exist_ok=True)
-  suffix = uuid.uuid4().hex[:8]
-  temporary = target.with_name(f".{target.name}.new-{suffix}")
-  retired = target.with_name(f".{target.name}.old-{suffix}")
-  temporary.mkdir()
-  try:
-    safetensors.numpy.save_file(
-      _state_dict(model), temporary / _WEIGHTS, metadata={"format": "pt"}
-    )
-    _write_json(temporary / _CONFIG, hf)
-    _write_json(temporary / _GENERATION_CONFIG, generation)
-    if tokenizer is not None:
-      tokenizer.save_pretrained(temporary)
-    if target.exists():
-      target.rename(retired)
-    temporary.rename(target)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-  shutil.rmtree(retired, ignore_errors=True)
-
-
-def _tensors(model: Decoder) -> list[_Tensor]:
-  """Lists every parameter with its counterparts in a checkpoint."""
-  config = model.config
-  places = {
-    ours: tuple(f"model.layers.{i}.{theirs}" for i in range(config.num_layers))
-    for theirs, ours in _LAYER_TENSORS.items()
-  }
-  tensors = []
-  for keys, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
-    path = _dotted(keys)
-    stacked = path.startswith("layers.")
-    shape = leaf.shape[1:] if stacked else leaf.shape
-    transposed = path.endswith(".kernel")
-    tensors.append(
-      _Tensor(
-        path=path,
-        names={
-          "embedding": (_EMBEDDING,),
-          "final_norm.scale": ("model.norm.weight",),
-          "head.kernel": (_HEAD,),
-        }.get(path)
-        or places[path.removeprefix("layers.")],
-        shape=shape[::-1] if transposed else shape,
-        transposed=transposed,
-        stacked=stacked,
-      )
-    )
-  return tensors
-
-
-def _dotted(keys) -> str:
-  """Returns `layers.attention.query.kernel` for a leaf's key path."""
-  path = jax.tree_util.keystr(keys, simple=True, separator=".")
-  return path.removesuffix(".value")
-
-
-def _state_dict(model: Decoder) -> dict[str, np.ndarray]:
-  """Returns the parameters under Hugging Face's names, in its layout."""
-  state = {}
-  for tensor in _tensors(model):
-    value = np.asarray(operator.attrgetter(tensor.path)(model)[...])
-    parts = value if tensor.stacked else value[None]
-    for name, part in zip(tensor.names, parts, strict=True):
-      # A view would be written in the order of its memory.
-      state[name] = np.ascontiguousarray(part.T if tensor.transposed else part)
-  return state
-
-
-@contextlib.contextmanager
-def _open_weights(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """Yields, for each tensor's name, the open file that holds it."""
-  if (folder / _INDEX).is_file():
-    weight_map = json.loads((folder / _INDEX).read_text())["weight_map"]
-    shards = sorted(set(weight_map.values()))
-  elif (folder / _WEIGHTS).is_file():
-    shards = [_WEIGHTS]
-  else:
+  if not (folder / CONFIG).is_file():
     raise FileNotFoundError(
-      f"A checkpoint folder holds {_WEIGHTS} or {_INDEX}, and {folder} does "
-      "not; convert other formats to safetensors first."
+      f"A checkpoint folder holds {CONFIG}, and {folder} does not; give such "
+      "a folder, or a hub's name for one."
     )
-  with contextlib.ExitStack() as stack:
-    opened = [
-      stack.enter_context(
-        safetensors.safe_open(str(folder / shard), framework="numpy")
-      )
-      for shard in shards
-    ]
-    yield {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+  return DecoderConfig.from_hf(read_json(folder / CONFIG))
 
 
 def _check_tensors(
   folder: pathlib.Path,
-  files: Mapping[str, Any],
-  tensors: list[_Tensor],
+  stored: Mapping[str, StoredTensor],
+  layouts: list[TensorLayout],
   config: DecoderConfig,
 ) -> None:
   """Compares names and shapes with the configuration's, all at once."""
-  expected = {name: tensor.shape for tensor in tensors for name in tensor.names}
+  expected = {name: layout.shape for layout in layouts for name in layout.names}
   # Some writers store the tied head once more.
-  ignored = {_HEAD} if config.tie_embeddings else set()
+  ignored = {HEAD} if config.tie_embeddings else set()
   problems = [
-    f"{name} is missing" for name in sorted(expected.keys() - files.keys())
+    f"{name} is missing" for name in sorted(expected.keys() - stored.keys())
   ]
   problems += [
     f"{name} is unknown"
-    for name in sorted(files.keys() - expected.keys() - ignored)
+    for name in sorted(stored.keys() - expected.keys() - ignored)
   ]
-  for name in sorted(expected.keys() & files.keys()):
-    shape = tuple(files[name].get_slice(name).get_shape())
-    if shape != expected[name]:
-      problems.append(f"{name} has shape {shape}, not {expected[name]}")
+  for name in sorted(expected.keys() & stored.keys()):
+    tensor = stored[name]
+    if tensor.shape != expected[name]:
+      problems.append(f"{name} has shape {tensor.shape}, not {expected[name]}")
+    if not tensor.readable:
+      problems.append(f"{name} has dtype {tensor.dtype_name}, not a float's")
   if problems:
     raise ValueError(
-      f"The tensors in {folder} must be those of its {_CONFIG}: "
+      f"The tensors in {folder} must be those of its {CONFIG}: "
       + "; ".join(problems)
       + "."
     )
 
 
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+def _load(
+  layout: TensorLayout,
+  stored: Mapping[str, StoredTensor],
+  leaf: jax.ShapeDtypeStruct,
+  place: Sharding | None,
+) -> jax.Array:
+  """Reads one parameter, slice by slice, onto the devices."""
+  if place is None:
+    whole = tuple(slice(0, size) for size in leaf.shape)
+    return _put(layout, stored, whole, leaf.dtype, None)
+  shards: dict[tuple, jax.Array] = {}
+  arrays = []
+  for device, index in place.addressable_devices_indices_map(
+    leaf.shape
+  ).items():
+    assert index is not None  # It never is for arrays.
+    slices = tuple(
+      slice(*part.indices(size)[:2])
+      for part, size in zip(index, leaf.shape, strict=True)
+    )
+    key = tuple((part.start, part.stop) for part in slices)
+    # What several devices hold is read once and copied.
+    shards[key] = (
+      jax.device_put(shards[key], device)
+      if key in shards
+      else _put(layout, stored, slices, leaf.dtype, device)
+    )
+    arrays.append(shards[key])
+  return jax.make_array_from_single_device_arrays(leaf.shape, place, arrays)
+
+
+def _put(
+  layout: TensorLayout,
+  stored: Mapping[str, StoredTensor],
+  slices: _Slices,
+  dtype: np.dtype,
+  device: jax.Device | None,
+) -> jax.Array:
+  """Reads a slice of a parameter onto one device, the default one if None."""
+  views = _views(layout, stored, slices)
+  if (device or jax.devices()[0]).platform != "cpu":
+    return _put_by_layer(views, layout.stacked, dtype, device)
+  # Here a device's memory is the host's: what is filled becomes the array.
+  shape = tuple(part.stop - part.start for part in slices)
+  buffer = _aligned_empty(shape, dtype)
+  rows = buffer if layout.stacked else buffer[None]
+  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    list(pool.map(_copy, rows, views))
+  return jax.device_put(buffer, device)
+
+
+def _put_by_layer(
+  views: Iterator[np.ndarray],
+  stacked: bool,
+  dtype: np.dtype,
+  device: jax.Device | None,
+) -> jax.Array:
+  """Stacks layers on the device, so that the host holds one at a time."""
+  layers = []
+  for view in views:
+    layer = jax.device_put(view, device).astype(dtype)
+    layers.append(jax.block_until_ready(layer))
+  return jnp.stack(layers) if stacked else layers[0]
+
+
+def _views(
+  layout: TensorLayout, stored: Mapping[str, StoredTensor], slices: _Slices
+) -> Iterator[np.ndarray]:
+  """Maps a slice of each tensor that a parameter is made of, in our order."""
+  names = layout.names
+  if layout.stacked:
+    names, slices = names[slices[0]], slices[1:]
+  for name in names:
+    tensor = stored[name].map()
+    yield (tensor.T if layout.transposed else tensor)[slices]
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  num_bytes = math.prod(shape) * dtype.itemsize
+  raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % _ALIGNMENT
+  return raw[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def _copy(to: np.ndarray, view: np.ndarray) -> None:
+  """Copies a view, transposed or not, of another dtype or not."""
+  if view.ndim == 1 or view.flags.c_contiguous:
+    to[...] = view
+    return
+  # XLA transposes in tiles, which is several times faster than NumPy.
+  host = jax.local_devices(backend="cpu")[0]
+  columns = max(1, _BLOCK_BYTES // (view.shape[0] * view.itemsize))
+  for start in range(0, view.shape[1], columns):
+    block = np.s_[:, start : start + columns]
+    to[block] = np.asarray(jax.device_put(view[block], host))

@@ -111,14 +111,14 @@ def shardings(model: Any, mesh: Mesh, rules: Rules) -> Any:
     rules: from names of axes to axes of the mesh.
 
   Raises:
-    ValueError: the mesh does not divide a dimension; names every such
-      dimension, its size, and the sizes of the mesh axis that would divide it.
+    ValueError: a mesh axis does not divide a dimension; names every such
+      dimension, its size, and the nearest sizes of the axis that would do.
   """
   problems = list(_problems(model, mesh, rules))
   if problems:
     raise ValueError(
       "each mesh axis must divide the dimensions that are cut over it: "
-      + "; ".join(dict.fromkeys(problems))
+      + "; ".join(problems)
       + "."
     )
 
@@ -260,17 +260,25 @@ def _problems(model: Any, mesh: Mesh, rules: Rules) -> Iterator[str]:
   config = model.config
   # A kernel holds whole heads: what has to be divisible is their number.
   counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+  cut: dict[str | tuple[str, ...], set[tuple[str, int]]] = {}
   for variable in jax.tree.leaves(model, is_leaf=_is_variable):
     for axis, dimension in zip(_axes(variable), variable.shape, strict=True):
       over = rules.get(axis)
-      if over is None:
-        continue
-      size, wanted = counts.get(axis, dimension), _size(mesh, over)
-      if size % wanted:
-        fits = [n for n in range(1, size + 1) if size % n == 0]
-        below = max(n for n in fits if n < wanted)
-        above = [n for n in fits if n > wanted][:1]
-        yield (
-          f"{axis} has {size} and mesh axis {over} has {wanted}, nearest that "
-          f"work: {', '.join(map(str, [below, *above]))}"
-        )
+      if over is not None:
+        size = counts.get(axis, dimension)
+        cut.setdefault(over, set()).add((axis, size))
+  for over, dimensions in cut.items():
+    wanted = _size(mesh, over)
+    undivided = [
+      f"{axis} ({size})" for axis, size in sorted(dimensions) if size % wanted
+    ]
+    if undivided:
+      common = math.gcd(*(size for _, size in dimensions))
+      fits = [n for n in range(1, common + 1) if common % n == 0]
+      below = max(n for n in fits if n < wanted)
+      above = [n for n in fits if n > wanted][:1]
+      yield (
+        f"{over} has {wanted}, which does not divide {', '.join(undivided)}; "
+        "the nearest sizes that divide all that is cut over it are "
+        f"{' and '.join(map(str, [below, *above]))}"
+      )

@@ -15,33 +15,7 @@ from absl.testing import parameterized
 from flax import nnx
 
 from rapo_jax import models
-
-# The shape of Qwen2.5-0.5B-Instruct's config.json, as transformers 4 wrote it.
-V4_CONFIG = {
-  "architectures": ["Qwen2ForCausalLM"],
-  "attention_dropout": 0.0,
-  "bos_token_id": 151643,
-  "eos_token_id": 151645,
-  "hidden_act": "silu",
-  "hidden_size": 896,
-  "initializer_range": 0.02,
-  "intermediate_size": 4864,
-  "max_position_embeddings": 32768,
-  "max_window_layers": 21,
-  "model_type": "qwen2",
-  "num_attention_heads": 14,
-  "num_hidden_layers": 24,
-  "num_key_value_heads": 2,
-  "rms_norm_eps": 1e-06,
-  "rope_theta": 1000000.0,
-  "sliding_window": 32768,
-  "tie_word_embeddings": True,
-  "torch_dtype": "bfloat16",
-  "transformers_version": "4.43.1",
-  "use_cache": True,
-  "use_sliding_window": False,
-  "vocab_size": 151936,
-}
+from rapo_jax.models import huggingface
 
 
 def tiny_model(**changes) -> models.Decoder:
@@ -55,65 +29,11 @@ def tiny_model(**changes) -> models.Decoder:
       "num_kv_heads": 2,
       "head_dim": 6,
       "tie_embeddings": False,
-      "rope_theta": 5_000.0,
+      "rope": models.RopeConfig(theta=5_000.0),
       **changes,
     }
   )
   return models.Decoder(config, rngs=nnx.Rngs(0))
-
-
-class ConfigTest(parameterized.TestCase):
-  def test_both_spellings_give_one_configuration(self):
-    v5 = {
-      key: value
-      for key, value in V4_CONFIG.items()
-      if key not in ("rope_theta", "torch_dtype")
-    }
-    v5["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
-    v5["dtype"] = "bfloat16"
-    v5["layer_types"] = ["full_attention"] * 24
-    expected = models.DecoderConfig(
-      vocab_size=151936,
-      hidden_size=896,
-      intermediate_size=4864,
-      num_layers=24,
-      num_heads=14,
-      num_kv_heads=2,
-      head_dim=64,
-      rope_theta=1e6,
-      rms_norm_eps=1e-6,
-      tie_embeddings=True,
-      max_position_embeddings=32768,
-      dtype="bfloat16",
-    )
-    self.assertEqual(models.DecoderConfig.from_hf(V4_CONFIG), expected)
-    self.assertEqual(models.DecoderConfig.from_hf(v5), expected)
-
-  def test_survives_a_round_trip(self):
-    config = tiny_model(dtype="bfloat16", rms_norm_eps=1e-5).config
-    self.assertEqual(models.DecoderConfig.from_hf(config.to_hf()), config)
-
-  @parameterized.parameters(
-    ({"model_type": "gemma"}, "one of qwen2, got 'gemma'"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'default'.*'yarn'"),
-    ({"rope_parameters": {"rope_type": "llama3"}}, "'default'.*'llama3'"),
-    ({"hidden_act": "gelu"}, "'silu'.*'gelu'"),
-    ({"use_sliding_window": True}, "sliding window"),
-    ({"layer_types": ["sliding_attention"]}, "sliding window"),
-    ({"num_key_value_heads": 3}, "multiple.*14 and 3"),
-    ({"dtype": "float8"}, "bfloat16.*'float8'"),
-  )
-  def test_what_is_not_computed_is_an_error(self, changes, message):
-    with self.assertRaisesRegex(ValueError, message):
-      models.DecoderConfig.from_hf(V4_CONFIG | changes)
-
-  def test_missing_fields_are_named(self):
-    with self.assertRaisesRegex(ValueError, "vocab_size, hidden_size"):
-      models.DecoderConfig.from_hf({"model_type": "qwen2"})
-
-  def test_a_model_without_biases_is_not_exported_as_qwen2(self):
-    with self.assertRaisesRegex(ValueError, "qkv_bias=False"):
-      tiny_model(qkv_bias=False).config.to_hf()
 
 
 class CheckpointTest(parameterized.TestCase):
@@ -263,3 +183,93 @@ class CheckpointTest(parameterized.TestCase):
     self.assert_same(models.from_pretrained(self.folder), second)
     # Nothing is left beside it.
     self.assertEqual(list(self.folder.parent.iterdir()), [self.folder])
+
+  @parameterized.parameters(
+    (jnp.float32, jnp.bfloat16),
+    (jnp.bfloat16, jnp.float16),
+    (jnp.float16, jnp.float32),
+  )
+  def test_any_dtype_is_read_as_any_other(self, written, read):
+    model = tiny_model(dtype=jnp.dtype(written).name)
+    models.save_pretrained(model, self.folder)
+    self.assert_same(
+      jax.tree.leaves(models.from_pretrained(self.folder, dtype=read)),
+      [x.astype(read) for x in jax.tree.leaves(model)],
+    )
+
+  def test_other_dtypes_are_named(self):
+    models.save_pretrained(tiny_model(), self.folder)
+    tensors = self.tensors()
+    tensors["model.norm.weight"] = np.ones(16, np.int32)
+    self.write(tensors)
+    with self.assertRaisesRegex(ValueError, "model.norm.weight has dtype I32"):
+      models.from_pretrained(self.folder)
+
+  @parameterized.parameters(
+    {"qk_norm": True, "qkv_bias": False, "model_type": "qwen3"},
+    {"qkv_bias": False, "model_type": "llama", "tie_embeddings": True},
+    {"out_bias": True, "model_type": "llama"},
+    {
+      "rope": models.RopeConfig(
+        rope_type="yarn", factor=4.0, original_max_position_embeddings=16
+      )
+    },
+  )
+  def test_every_family_survives_a_round_trip(self, **changes):
+    model = tiny_model(**changes)
+    models.save_pretrained(model, self.folder)
+    loaded = models.from_pretrained(self.folder)
+    self.assertEqual(loaded.config, model.config)
+    self.assert_same(loaded, model)
+
+  def test_a_tensor_larger_than_a_block_is_transposed_in_several(self):
+    model = tiny_model()
+    models.save_pretrained(model, self.folder)
+    with mock.patch.object(huggingface, "_BLOCK_BYTES", 3 * 16 * 4):
+      self.assert_same(models.from_pretrained(self.folder), model)
+
+  def test_devices_with_memory_of_their_own_are_filled_layer_by_layer(self):
+    model = tiny_model()
+    models.save_pretrained(model, self.folder)
+    put, other = jax.device_put, mock.Mock(platform="gpu")
+
+    def put_on_default(x, device=None):
+      return put(x, None if device is other else device)
+
+    with (
+      mock.patch.object(jax, "devices", return_value=[other]),
+      mock.patch.object(jax, "device_put", side_effect=put_on_default) as puts,
+    ):
+      loaded = models.from_pretrained(self.folder, dtype=jnp.float32)
+    self.assert_same(loaded, model)
+    largest = max(np.prod(call.args[0].shape) for call in puts.mock_calls)
+    self.assertEqual(largest, 31 * 16)
+
+  def test_the_model_can_be_donated(self):
+    # Its memory was NumPy's, and the files are read-only.
+    models.save_pretrained(tiny_model(), self.folder)
+    loaded = models.from_pretrained(self.folder)
+    add = jax.jit(lambda m: jax.tree.map(lambda x: x + 1, m), donate_argnums=0)
+    expected = [np.asarray(x) + 1 for x in jax.tree.leaves(loaded)]
+    self.assert_same(jax.tree.leaves(add(loaded)), expected)
+
+  def test_broken_files_are_named(self):
+    models.save_pretrained(tiny_model(), self.folder)
+    weights = self.folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (b"", whole[:4], whole[:200], whole[:-1], b"x" * 1000):
+      weights.write_bytes(content)
+      with self.assertRaisesRegex(ValueError, "model.safetensors must be a"):
+        models.from_pretrained(self.folder)
+    (self.folder / "config.json").write_text("{")
+    with self.assertRaisesRegex(ValueError, "config.json must be JSON"):
+      models.from_pretrained(self.folder)
+
+  def test_shards_that_the_index_names_and_are_absent_are_named(self):
+    models.save_pretrained(tiny_model(), self.folder, max_shard_bytes=4000)
+    for number in (2, 3):
+      next(self.folder.glob(f"model-0000{number}-of-*")).unlink()
+    with self.assertRaisesRegex(
+      FileNotFoundError, "model-00002-of-.*, model-00003-of-"
+    ):
+      models.from_pretrained(self.folder)

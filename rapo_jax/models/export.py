@@ -1,0 +1,225 @@
+"""Export of decoders in Hugging Face's format, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import operator
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from rapo_jax.models import hub
+from rapo_jax.models.checkpoint_layout import (
+  CONFIG,
+  INDEX,
+  WEIGHTS,
+  TensorLayout,
+  tensor_layouts,
+)
+from rapo_jax.models.config import DecoderConfig
+from rapo_jax.models.decoder import Decoder
+from rapo_jax.models.huggingface import read_config
+from rapo_jax.models.tensor_files import (
+  TensorToWrite,
+  read_json,
+  write_json,
+  write_tensors,
+)
+
+MAX_SHARD_BYTES = 5_000_000_000
+"""Size of a weight file from which on another one is begun."""
+
+_GENERATION_CONFIG = "generation_config.json"
+_TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "tokenizer.model",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template.jinja",
+  "chat_template.json",
+)
+
+
+def save_pretrained(
+  model: Decoder,
+  path: str | os.PathLike[str],
+  *,
+  tokenizer: Any = None,
+  source: str | os.PathLike[str] | None = None,
+  max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+  """Writes a folder that transformers, vLLM and `from_pretrained` load.
+
+  Everything is written beside `path` first and renamed at the end, so that a
+  failure leaves an earlier export untouched. Sharded parameters are gathered
+  one tensor of the files at a time.
+
+  Args:
+    model: the decoder. Parameters keep their dtype; tied embeddings are
+      written once.
+    path: folder to create or to replace.
+    tokenizer: a transformers tokenizer to save along, chat template included.
+    source: the model that this one was trained from, a folder or a hub's
+      name. What it has and a `Decoder` does not is carried over: other keys
+      of its configuration, its generation configuration and, unless
+      `tokenizer` is given, its tokenizer and chat template.
+    max_shard_bytes: most bytes of weights in a file; above it there are
+      several and an index. A larger tensor has a file of its own.
+
+  Raises:
+    ValueError: if the configuration has no Hugging Face counterpart or is not
+      that of `source`, or if parameters lie on devices of other processes.
+    OSError: if it cannot be written, as when the disk is full.
+  """
+  target = pathlib.Path(path)
+  origin = None if source is None else hub.local_folder(source)
+  config, generation = _configurations(model.config, tokenizer, origin)
+  tensors = list(_tensors_to_write(model))
+  target.parent.mkdir(parents=True, exist_ok=True)
+  suffix = uuid.uuid4().hex[:8]
+  temporary = target.with_name(f".{target.name}.new-{suffix}")
+  temporary.mkdir()
+  try:
+    _write_weights(temporary, tensors, max_shard_bytes)
+    write_json(temporary / CONFIG, config)
+    write_json(temporary / _GENERATION_CONFIG, generation)
+    if tokenizer is not None:
+      tokenizer.save_pretrained(temporary)
+    elif origin is not None:
+      for name in _TOKENIZER_FILES:
+        if (origin / name).is_file():
+          shutil.copyfile(origin / name, temporary / name)
+    _replace(
+      temporary, target, target.with_name(f".{target.name}.old-{suffix}")
+    )
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      needed = sum(tensor.num_bytes for tensor in tensors)
+      error.add_note(
+        f"{target} needs {needed:,} bytes and a little more beside an earlier "
+        "export, which is untouched; free some space, or give another path."
+      )
+    raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _configurations(
+  config: DecoderConfig, tokenizer: Any, origin: pathlib.Path | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the content of the two configuration files."""
+  content = config.to_hf()
+  generation: dict[str, Any] = {"_from_model_config": True}
+  if origin is not None:
+    theirs = dataclasses.replace(read_config(origin), dtype=config.dtype)
+    different = [
+      f"{field.name} {getattr(config, field.name)} and "
+      f"{getattr(theirs, field.name)}"
+      for field in dataclasses.fields(config)
+      if getattr(config, field.name) != getattr(theirs, field.name)
+    ]
+    if different:
+      raise ValueError(
+        f"source must be what the model was trained from, and {origin} "
+        f"differs from it in {'; '.join(different)}."
+      )
+    content = read_json(origin / CONFIG) | content
+    if (origin / _GENERATION_CONFIG).is_file():
+      generation = read_json(origin / _GENERATION_CONFIG)
+  for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    token_id = getattr(tokenizer, name, None)
+    if token_id is not None:
+      for filled in (content, generation):
+        # A source's list of end tokens says more than the tokenizer's one.
+        if filled.get(name) is None:
+          filled[name] = token_id
+  return content, generation
+
+
+def _tensors_to_write(model: Decoder) -> Iterator[TensorToWrite]:
+  """Lists the tensors under Hugging Face's names: by layer, then the rest.
+
+  Raises:
+    ValueError: if parameters lie on devices of other processes.
+  """
+  layouts = tensor_layouts(model)
+  depth = model.config.num_layers
+  for layer in range(depth):
+    for layout in layouts:
+      if layout.stacked:
+        yield _tensor_to_write(model, layout, layer)
+  for layout in layouts:
+    if not layout.stacked:
+      yield _tensor_to_write(model, layout, 0)
+
+
+def _tensor_to_write(
+  model: Decoder, layout: TensorLayout, layer: int
+) -> TensorToWrite:
+  array = operator.attrgetter(layout.path)(model)[...]
+  if not array.is_fully_addressable:
+    raise ValueError(
+      f"Parameters must lie on this process's devices to be written, and "
+      f"{layout.path} does not; gather them, or export from a checkpoint."
+    )
+  return TensorToWrite(
+    layout.names[layer],
+    np.dtype(array.dtype),
+    layout.shape,
+    functools.partial(_fetch, array, layout, layer),
+  )
+
+
+def _fetch(array: jax.Array, layout: TensorLayout, layer: int) -> np.ndarray:
+  if layout.stacked:
+    array = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
+  return np.asarray(array).T if layout.transposed else np.asarray(array)
+
+
+def _write_weights(
+  folder: pathlib.Path, tensors: list[TensorToWrite], max_shard_bytes: int
+) -> None:
+  """Writes one file, or several and their index."""
+  shards: list[list[TensorToWrite]] = [[]]
+  for tensor in tensors:
+    used = sum(other.num_bytes for other in shards[-1])
+    if shards[-1] and used + tensor.num_bytes > max_shard_bytes:
+      shards.append([])
+    shards[-1].append(tensor)
+  if len(shards) == 1:
+    write_tensors(folder / WEIGHTS, tensors)
+    return
+  weight_map: dict[str, str] = {}
+  for number, shard in enumerate(shards, start=1):
+    name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    write_tensors(folder / name, shard)
+    weight_map |= {tensor.name: name for tensor in shard}
+  total = sum(tensor.num_bytes for tensor in tensors)
+  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+  write_json(folder / INDEX, index)
+
+
+def _replace(
+  new: pathlib.Path, target: pathlib.Path, retired: pathlib.Path
+) -> None:
+  """Puts a folder where another may be, which comes back if that fails."""
+  if target.exists():
+    target.rename(retired)
+  try:
+    new.rename(target)
+  except OSError:
+    if retired.exists():
+      retired.rename(target)
+    raise
+  shutil.rmtree(retired, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""Model folders, on this disk or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+
+import huggingface_hub
+from huggingface_hub import errors
+
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns the folder of a model, downloading it if it is a hub's.
+
+  Of a hub's files only configurations, safetensors and the tokenizer's are
+  downloaded, into the cache that `huggingface_hub` keeps, and only once.
+
+  Args:
+    path_or_hub_id: a folder, or a name such as `Qwen/Qwen2.5-7B-Instruct`. A
+      folder of that name is preferred.
+
+  Raises:
+    FileNotFoundError: it is neither a folder nor in the cache, and the hub
+      cannot be reached or does not show it.
+  """
+  folder = pathlib.Path(path_or_hub_id)
+  is_name = isinstance(path_or_hub_id, str) and _HUB_ID.fullmatch(
+    path_or_hub_id
+  )
+  if folder.is_dir() or not is_name:
+    return folder
+  try:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        str(path_or_hub_id),
+        allow_patterns=list(_FILES),
+        # Llama's folders hold the weights once more in Meta's own format.
+        ignore_patterns=["original/*"],
+      )
+    )
+  except errors.RepositoryNotFoundError as error:
+    raise FileNotFoundError(
+      f"A model must be a local folder or a hub's model that you may read, "
+      f"and {path_or_hub_id} is neither; check the name, accept its licence "
+      "on its page, and log in with `hf auth login`."
+    ) from error
+  except errors.LocalEntryNotFoundError as error:
+    raise FileNotFoundError(
+      f"A model must be a local folder, in the hub's cache, or within reach, "
+      f"and {path_or_hub_id} is none of them; run `hf download "
+      f"{path_or_hub_id}` with a network and without HF_HUB_OFFLINE, or give "
+      "the path of a folder."
+    ) from error

@@ -1,0 +1,184 @@
+"""Tensors in safetensors files, mapped when read and streamed when written.
+
+The library's own reader copies what it returns and keeps whole files mapped.
+Here one tensor at a time is mapped, so that what a process holds beyond the
+parameters stays small whatever the size of the files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from rapo_jax.models.checkpoint_layout import INDEX, WEIGHTS
+
+_DTYPES = {
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LENGTH_BYTES = 8
+"""In front of the header stands its length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+  """A tensor in a file.
+
+  Attributes:
+    path: the file.
+    dtype_name: in the format's spelling.
+    shape: its shape.
+    offset: where in the file its data begins.
+  """
+
+  path: pathlib.Path
+  dtype_name: str
+  shape: tuple[int, ...]
+  offset: int
+
+  @property
+  def readable(self) -> bool:
+    """Whether its dtype is one of float32, float16 and bfloat16."""
+    return self.dtype_name in _DTYPES
+
+  def map(self) -> np.ndarray:
+    """Returns a read-only view of the file; unmapped with its last view."""
+    return np.memmap(
+      self.path,
+      _DTYPES[self.dtype_name],
+      mode="r",
+      offset=self.offset,
+      shape=self.shape,
+    )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Parses a JSON file.
+
+  Raises:
+    ValueError: it is not JSON; names the file.
+  """
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f"{path} must be JSON ({error}); copy or download it again."
+    ) from error
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON file with sorted keys."""
+  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
+  """Finds every tensor of a checkpoint, in one file or in several.
+
+  Args:
+    folder: holds `model.safetensors`, or an index and the files it names.
+
+  Raises:
+    FileNotFoundError: there are no weights, or a file that the index names is
+      absent.
+    ValueError: a file is cut short or otherwise broken; names it.
+  """
+  if (folder / INDEX).is_file():
+    shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    if absent:
+      raise FileNotFoundError(
+        f"{folder / INDEX} names files that must lie beside it, and these do "
+        f"not: {', '.join(absent)}; copy or download them."
+      )
+  elif (folder / WEIGHTS).is_file():
+    shards = [WEIGHTS]
+  else:
+    raise FileNotFoundError(
+      f"A checkpoint folder holds {WEIGHTS} or {INDEX}, and {folder} does "
+      "not; convert other formats to safetensors first."
+    )
+  tensors: dict[str, StoredTensor] = {}
+  for shard in shards:
+    tensors |= _tensors_of(folder / shard)
+  return tensors
+
+
+def _tensors_of(path: pathlib.Path) -> dict[str, StoredTensor]:
+  try:
+    # Checks that the header is sound and that the data is all there.
+    with safetensors.safe_open(str(path), framework="numpy"):
+      pass
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f"{path} must be a complete safetensors file ({error}); copy or "
+      "download it again."
+    ) from error
+  with path.open("rb") as file:
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    header = json.loads(file.read(length))
+  header.pop("__metadata__", None)
+  return {
+    name: StoredTensor(
+      path,
+      entry["dtype"],
+      tuple(entry["shape"]),
+      _LENGTH_BYTES + length + entry["data_offsets"][0],
+    )
+    for name, entry in header.items()
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorToWrite:
+  """A tensor that is fetched only when its turn comes.
+
+  Attributes:
+    name: its name in the file.
+    dtype: one of float32, float16 and bfloat16.
+    shape: its shape.
+    fetch: returns its values.
+  """
+
+  name: str
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  fetch: Callable[[], np.ndarray]
+
+  @property
+  def num_bytes(self) -> int:
+    """Size in the file."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(path: pathlib.Path, tensors: Iterable[TensorToWrite]) -> None:
+  """Writes one file, holding one tensor in memory at a time."""
+  ordered = sorted(tensors, key=lambda tensor: tensor.name)
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  end = 0
+  for tensor in ordered:
+    start, end = end, end + tensor.num_bytes
+    header[tensor.name] = {
+      "dtype": _DTYPE_NAMES[tensor.dtype],
+      "shape": tensor.shape,
+      "data_offsets": (start, end),
+    }
+  encoded = json.dumps(header, separators=(",", ":")).encode()
+  # Data begins at a multiple of 8.
+  encoded += b" " * (-len(encoded) % _LENGTH_BYTES)
+  with path.open("wb") as file:
+    file.write(len(encoded).to_bytes(_LENGTH_BYTES, "little"))
+    file.write(encoded)
+    for tensor in ordered:
+      # A transposed view would be written in the order of its memory.
+      values = np.ascontiguousarray(tensor.fetch())
+      file.write(values.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,106 @@
+"""What `sharding_test` runs in a process of its own, on eight fake devices.
+
+    python -m tests.models.on_eight_devices FOLDER
+
+Loads the checkpoint in FOLDER on every mesh and prints one JSON object with
+what it saw. The number of devices is set by XLA_FLAGS before JAX starts.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rapo_jax import models
+from rapo_jax.models import checkpoint_layout, sharding
+
+MESHES = {
+  # data, fsdp, tensor
+  "8x1": (1, 8, 1),
+  "4x2": (1, 4, 2),
+  "2x4": (1, 2, 4),
+  "1x8": (1, 1, 8),
+  "2x2x2": (2, 2, 2),
+}
+RULES = {"train": sharding.TRAIN_RULES, "rollout": sharding.ROLLOUT_RULES}
+
+
+def make_mesh(shape):
+  return sharding.make_mesh(
+    **dict(zip(sharding.MESH_AXES, shape, strict=True)),
+    devices=jax.devices()[: np.prod(shape)],
+  )
+
+
+def check_mesh(folder, plain, shape, rules):
+  """Compares a model on a mesh with the same on one device."""
+  mesh = make_mesh(shape)
+  model = models.from_pretrained(folder, mesh=mesh, rules=rules)
+  layouts = checkpoint_layout.tensor_layouts(model)
+  leaves = jax.tree.leaves(model)
+  expected = jax.tree.leaves(sharding.shardings(model, mesh, rules))
+  tokens = jnp.arange(24).reshape(8, 3)
+  with jax.set_mesh(mesh):
+    logits = jax.jit(models.Decoder.__call__)(model, tokens)
+  written = pathlib.Path(folder).with_name("written")
+  models.save_pretrained(model, written)
+  return {
+    "equal": all(
+      bool((np.asarray(x) == np.asarray(y)).all())
+      for x, y in zip(leaves, jax.tree.leaves(plain), strict=True)
+    ),
+    "placed": [x.sharding for x in leaves] == expected,
+    "specs": {
+      layout.path: str(leaf.sharding.spec)
+      for layout, leaf in zip(layouts, leaves, strict=True)
+    },
+    "device_bytes": [
+      sum(
+        shard.data.nbytes
+        for leaf in leaves
+        for shard in leaf.addressable_shards
+        if shard.device == device
+      )
+      for device in mesh.devices.flat
+    ],
+    "logits_error": float(jnp.abs(logits - plain(tokens)).max()),
+    "written_equal": (written / "model.safetensors").read_bytes()
+    == (pathlib.Path(folder) / "model.safetensors").read_bytes(),
+  }
+
+
+def refusal(folder, shape):
+  """The message with which a mesh is refused."""
+  try:
+    models.from_pretrained(folder, mesh=make_mesh(shape))
+  except ValueError as error:
+    return str(error)
+  return None
+
+
+def main(folder):
+  plain = models.from_pretrained(folder)
+  check = functools.partial(check_mesh, folder, plain)
+  report = {
+    "devices": jax.device_count(),
+    "total_bytes": sum(x.nbytes for x in jax.tree.leaves(plain)),
+    "meshes": {
+      f"{name} {purpose}": check(shape, rules)
+      for name, shape in MESHES.items()
+      for purpose, rules in RULES.items()
+    },
+    "refusals": {
+      "1x3": refusal(folder, (1, 1, 3)),
+      "5x1": refusal(folder, (1, 5, 1)),
+      "1x6": refusal(folder, (1, 1, 6)),
+    },
+  }
+  sys.stdout.write(json.dumps(report))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])
