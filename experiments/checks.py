@@ -15,14 +15,14 @@ from flax import nnx
 from experiments import flags
 from experiments.config import ExperimentConfig
 from experiments.miniature import tokenizer as miniature_tokenizer
-from experiments.miniature.agents import decoder_config
+from experiments.policy_shape import policy_shape
 from experiments.stages import train as train_stage
 from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.tasks import make_world, questions, task_names
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import Query, check_prefix_preservation, encode_prompt, order
-from rapo_jax.models import sharding
+from rapo_jax.models import hub, sharding
 
 _FLOAT_BYTES = 4
 
@@ -179,6 +179,8 @@ def _files(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   for name in ("data.path", "data.corpus", "policy.base", "policy.off_policy"):
     section, field = name.split(".")
     value = getattr(getattr(config, section), field)
+    if section == "policy" and value is not None and hub.is_hub_id(value):
+      continue
     if value is not None and not pathlib.Path(value).exists():
       parent = pathlib.Path(value).parent
       near = difflib.get_close_matches(
@@ -203,14 +205,14 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       "note",
       f"{name}: {len(train)} training questions, {len(held_out)} held out",
     )
-    tokenizer, shape = _tokenizer_and_shape(config, train)
     try:
+      tokenizer = _tokenizer(config, train)
       check_prefix_preservation(tokenizer, train[0])
       longest = max(
         len(encode_prompt(tokenizer, q, config.rollout.max_prompt_tokens))
         for q in (*train, *held_out)
       )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
       yield "problem", str(error)
       continue
     yield (
@@ -219,39 +221,21 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       f"{config.rollout.max_prompt_tokens} tokens; the chat template only "
       "appends",
     )
-    for text in memory_estimate(config, shape):
+    for text in memory_estimate(config, policy_shape(config)):
       yield "note", f"{name}: {text}"
 
 
-def _tokenizer_and_shape(
-  config: ExperimentConfig, train: list[Query]
-) -> tuple[Any, models.DecoderConfig]:
-  """Of the policy: from its folder, or as the agents stage would make it."""
+def _tokenizer(config: ExperimentConfig, train: list[Query]) -> Any:
+  """Of the policy: as named, or as the agents stage would make it."""
   if config.policy.base is not None:
-    path = pathlib.Path(config.policy.base)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    hf = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    return tokenizer, models.DecoderConfig.from_hf(hf)
+    return transformers.AutoTokenizer.from_pretrained(config.policy.base)
   if config.data.source == "miniature":
-    world = make_world(config.world)
-    tokenizer = miniature_tokenizer.train_tokenizer(
-      miniature_tokenizer.corpus(world)
+    return miniature_tokenizer.train_tokenizer(
+      miniature_tokenizer.corpus(make_world(config.world))
     )
-    return tokenizer, decoder_config(config.agents, len(tokenizer))
-  random = config.policy.random
-  tokenizer = train_byte_level_tokenizer(
-    [q.question for q in train], random.vocab_size
+  return train_byte_level_tokenizer(
+    [q.question for q in train], config.policy.random.vocab_size
   )
-  shape = models.DecoderConfig(
-    vocab_size=random.vocab_size,
-    hidden_size=random.hidden_size,
-    intermediate_size=random.intermediate_size,
-    num_layers=random.num_layers,
-    num_heads=random.num_heads,
-    num_kv_heads=random.num_kv_heads,
-    head_dim=random.hidden_size // random.num_heads,
-  )
-  return tokenizer, shape
 
 
 def memory_estimate(

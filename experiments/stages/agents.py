@@ -10,6 +10,7 @@ from transformers import Qwen2Tokenizer
 from experiments.config import ExperimentConfig, RandomModelConfig
 from experiments.miniature.agents import train_agents
 from experiments.miniature.tokenizer import untrained_tokenizer
+from experiments.policy_shape import random_shape
 from experiments.tasks import agent_paths, family, make_world, questions
 from experiments.workdir import Workdir
 from rapo_jax import models
@@ -74,14 +75,5 @@ def random_model(
 ) -> models.Decoder:
   """A Qwen2 model with random weights."""
   return models.Decoder(
-    models.DecoderConfig(
-      vocab_size=config.vocab_size,
-      hidden_size=config.hidden_size,
-      intermediate_size=config.intermediate_size,
-      num_layers=config.num_layers,
-      num_heads=config.num_heads,
-      num_kv_heads=config.num_kv_heads,
-      head_dim=config.hidden_size // config.num_heads,
-    ),
-    rngs=nnx.Rngs(config.seed + seed_offset),
+    random_shape(config), rngs=nnx.Rngs(config.seed + seed_offset)
   )

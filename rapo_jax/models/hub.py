@@ -13,6 +13,15 @@ _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
+def is_hub_id(path_or_hub_id: str | os.PathLike[str]) -> bool:
+  """Whether this names a hub's model; a folder of that name is preferred."""
+  return (
+    isinstance(path_or_hub_id, str)
+    and _HUB_ID.fullmatch(path_or_hub_id) is not None
+    and not pathlib.Path(path_or_hub_id).is_dir()
+  )
+
+
 def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
   """Returns the folder of a model, downloading it if it is a hub's.
 
@@ -27,12 +36,8 @@ def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
     FileNotFoundError: it is neither a folder nor in the cache, and the hub
       cannot be reached or does not show it.
   """
-  folder = pathlib.Path(path_or_hub_id)
-  is_name = isinstance(path_or_hub_id, str) and _HUB_ID.fullmatch(
-    path_or_hub_id
-  )
-  if folder.is_dir() or not is_name:
-    return folder
+  if not is_hub_id(path_or_hub_id):
+    return pathlib.Path(path_or_hub_id)
   try:
     return pathlib.Path(
       huggingface_hub.snapshot_download(

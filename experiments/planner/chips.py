@@ -1,0 +1,117 @@
+"""Accelerators, and the devices that a topology's name stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from typing import Any
+
+import jax
+
+
+class TopologyError(ValueError):
+  """A topology that cannot be planned for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Peak figures of one device, as its maker publishes them.
+
+  Attributes:
+    flops_per_s: dense bfloat16 operations a second.
+    memory_bytes: high-bandwidth memory.
+    memory_bytes_per_s: its bandwidth.
+    link_bytes_per_s: what the device sends to its neighbours in a second, all
+      links of the fast network together.
+  """
+
+  flops_per_s: float
+  memory_bytes: float
+  memory_bytes_per_s: float
+  link_bytes_per_s: float
+
+
+CHIPS = {
+  "v4": Chip(275e12, 32 * 2**30, 1.23e12, 300e9),
+  "v5e": Chip(197e12, 16 * 2**30, 0.82e12, 200e9),
+  "v5p": Chip(459e12, 95 * 2**30, 2.77e12, 600e9),
+  "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 448e9),
+  "a100": Chip(312e12, 80e9, 2.04e12, 300e9),
+  "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
+  "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
+}
+"""By the name that a topology begins with."""
+
+TPUS = ("v4", "v5e", "v5p", "v6e")
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Devices to compile for.
+
+  Attributes:
+    name: as it was asked for, e.g. "v5p:4x4x2".
+    chip: name of the chip; "cpu" has no figures.
+    devices: JAX devices, of which none need be attached.
+    compiled_for: what programs are compiled for: "tpu", or "cpu" where
+      another device's figures are worked out from fake CPU devices.
+  """
+
+  name: str
+  chip: str
+  devices: list[Any]
+  compiled_for: str
+
+
+def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
+  """Chip and shape of a topology's name.
+
+  Raises:
+    TopologyError: it is not of the form chip:2x2x1, chip:8 or cpu:8.
+  """
+  match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+){0,2})", name)
+  known = (*CHIPS, "cpu")
+  if match is None or match[1] not in known:
+    raise TopologyError(
+      "--topology must be a chip and its shape, e.g. v5p:4x4x2, h100:8 or "
+      f"cpu:8, with one of the chips {', '.join(known)}; got {name!r}."
+    )
+  shape = tuple(int(n) for n in match[2].split("x"))
+  if match[1] not in TPUS and len(shape) > 1:
+    raise TopologyError(
+      f"a topology of {match[1]} is a number of devices, e.g. {match[1]}:8, "
+      f"got {name!r}."
+    )
+  return match[1], shape
+
+
+def open_topology(name: str) -> Topology:
+  """The devices of a topology. Call it before anything else uses JAX.
+
+  Raises:
+    TopologyError: the name is wrong, or libtpu is not installed or does not
+      know the shape.
+  """
+  chip, shape = parse_topology(name)
+  if chip not in TPUS:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", shape[0])
+    return Topology(name, chip, jax.devices(), "cpu")
+  return Topology(name, chip, _tpu_devices(name), "tpu")
+
+
+def _tpu_devices(name: str) -> list[Any]:
+  from jax.experimental import topologies
+
+  # No TPU is attached: the default device has to be another.
+  jax.config.update("jax_platforms", "cpu")
+  if importlib.util.find_spec("libtpu") is None:
+    raise TopologyError(
+      f"{name} is compiled for by libtpu, which is not installed: "
+      "pip install -e '.[plan]', or plan with --topology cpu:8."
+    )
+  try:
+    return list(topologies.get_topology_desc(name, platform="tpu").devices)
+  except (RuntimeError, ValueError) as error:
+    raise TopologyError(f"libtpu does not know {name}: {error}") from error

@@ -1,0 +1,65 @@
+"""The shape of an experiment's policy, known before its weights are."""
+
+from __future__ import annotations
+
+import json
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from experiments.config import ExperimentConfig, RandomModelConfig
+from experiments.miniature import tokenizer as miniature_tokenizer
+from experiments.miniature.agents import decoder_config
+from experiments.tasks import make_world
+from rapo_jax import models
+from rapo_jax.models import hub, published
+
+
+def policy_shape(config: ExperimentConfig) -> models.DecoderConfig:
+  """Shape of the base agent: as named, or as the agents stage would make it.
+
+  Raises:
+    FileNotFoundError: policy.base names a model whose config.json is neither
+      here, nor on a hub within reach, nor that of a published model we know.
+  """
+  if config.policy.base is not None:
+    return named_shape(config.policy.base)
+  if config.data.source == "miniature":
+    world = make_world(config.world)
+    tokenizer = miniature_tokenizer.train_tokenizer(
+      miniature_tokenizer.corpus(world)
+    )
+    return decoder_config(config.agents, len(tokenizer))
+  return random_shape(config.policy.random)
+
+
+def named_shape(path_or_hub_id: str) -> models.DecoderConfig:
+  """Shape of a model folder or of a model on a hub, weights not needed."""
+  if path_or_hub_id in published.CONFIGS:
+    return models.DecoderConfig.from_hf(published.CONFIGS[path_or_hub_id])
+  if hub.is_hub_id(path_or_hub_id):
+    try:
+      file = huggingface_hub.hf_hub_download(path_or_hub_id, "config.json")
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+      known = ", ".join(published.CONFIGS)
+      raise FileNotFoundError(
+        f"the config.json of {path_or_hub_id} cannot be had from the hub: name "
+        f"a folder, or one of the models whose shape is known: {known}."
+      ) from error
+  else:
+    file = str(hub.local_folder(path_or_hub_id) / "config.json")
+  with open(file, encoding="utf-8") as content:
+    return models.DecoderConfig.from_hf(json.load(content))
+
+
+def random_shape(config: RandomModelConfig) -> models.DecoderConfig:
+  """Shape of the randomly initialised model that data sets smoke-test."""
+  return models.DecoderConfig(
+    vocab_size=config.vocab_size,
+    hidden_size=config.hidden_size,
+    intermediate_size=config.intermediate_size,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+    num_kv_heads=config.num_kv_heads,
+    head_dim=config.hidden_size // config.num_heads,
+  )
