@@ -19,8 +19,6 @@ import numpy as np
 from rapo_jax.models import hub
 from rapo_jax.models.checkpoint_layout import (
   CONFIG,
-  INDEX,
-  WEIGHTS,
   TensorLayout,
   tensor_layouts,
 )
@@ -31,7 +29,7 @@ from rapo_jax.models.tensor_files import (
   TensorToWrite,
   read_json,
   write_json,
-  write_tensors,
+  write_weights,
 )
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -91,7 +89,7 @@ def save_pretrained(
   temporary = target.with_name(f".{target.name}.new-{suffix}")
   temporary.mkdir()
   try:
-    _write_weights(temporary, tensors, max_shard_bytes)
+    write_weights(temporary, tensors, max_shard_bytes)
     write_json(temporary / CONFIG, config)
     write_json(temporary / _GENERATION_CONFIG, generation)
     if tokenizer is not None:
@@ -185,29 +183,6 @@ def _fetch(array: jax.Array, layout: TensorLayout, layer: int) -> np.ndarray:
   if layout.stacked:
     array = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
   return np.asarray(array).T if layout.transposed else np.asarray(array)
-
-
-def _write_weights(
-  folder: pathlib.Path, tensors: list[TensorToWrite], max_shard_bytes: int
-) -> None:
-  """Writes one file, or several and their index."""
-  shards: list[list[TensorToWrite]] = [[]]
-  for tensor in tensors:
-    used = sum(other.num_bytes for other in shards[-1])
-    if shards[-1] and used + tensor.num_bytes > max_shard_bytes:
-      shards.append([])
-    shards[-1].append(tensor)
-  if len(shards) == 1:
-    write_tensors(folder / WEIGHTS, tensors)
-    return
-  weight_map: dict[str, str] = {}
-  for number, shard in enumerate(shards, start=1):
-    name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    write_tensors(folder / name, shard)
-    weight_map |= {tensor.name: name for tensor in shard}
-  total = sum(tensor.num_bytes for tensor in tensors)
-  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-  write_json(folder / INDEX, index)
 
 
 def _replace(

@@ -31,10 +31,10 @@ from rapo_jax.models.tensor_files import (
   stored_tensors,
 )
 
-_BLOCK_BYTES = 2**26
-"""Most that is transposed at once."""
-_READERS = 4
-"""Threads that fill a parameter, a layer each."""
+_BLOCK_BYTES = 2**21
+"""What is transposed at once; it should stay in the processor's cache."""
+_MAX_READERS = 8
+"""Most threads that fill a parameter, a layer each."""
 _ALIGNMENT = 64
 """XLA on a CPU takes a host buffer over, uncopied, at multiples of this."""
 
@@ -185,7 +185,8 @@ def _put(
   shape = tuple(part.stop - part.start for part in slices)
   buffer = _aligned_empty(shape, dtype)
   rows = buffer if layout.stacked else buffer[None]
-  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+  readers = min(_MAX_READERS, os.cpu_count() or 1)
+  with concurrent.futures.ThreadPoolExecutor(readers) as pool:
     list(pool.map(_copy, rows, views))
   return jax.device_put(buffer, device)
 
@@ -230,7 +231,7 @@ def _copy(to: np.ndarray, view: np.ndarray) -> None:
     return
   # XLA transposes in tiles, which is several times faster than NumPy.
   host = jax.local_devices(backend="cpu")[0]
-  columns = max(1, _BLOCK_BYTES // (view.shape[0] * view.itemsize))
-  for start in range(0, view.shape[1], columns):
-    block = np.s_[:, start : start + columns]
+  rows = max(1, _BLOCK_BYTES // (view.shape[1] * view.itemsize))
+  for start in range(0, view.shape[0], rows):
+    block = np.s_[start : start + rows]
     to[block] = np.asarray(jax.device_put(view[block], host))

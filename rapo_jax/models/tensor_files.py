@@ -160,8 +160,42 @@ class TensorToWrite:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(path: pathlib.Path, tensors: Iterable[TensorToWrite]) -> None:
-  """Writes one file, holding one tensor in memory at a time."""
+def write_weights(
+  folder: pathlib.Path,
+  tensors: Iterable[TensorToWrite],
+  max_shard_bytes: int,
+) -> None:
+  """Writes the tensors of a checkpoint, one in memory at a time.
+
+  Args:
+    folder: where to, and what `stored_tensors` reads.
+    tensors: in the order in which they are spread over files.
+    max_shard_bytes: most bytes in a file, but for a larger tensor alone; with
+      more there are several files and an index.
+  """
+  shards: list[list[TensorToWrite]] = [[]]
+  used = 0
+  for tensor in tensors:
+    if shards[-1] and used + tensor.num_bytes > max_shard_bytes:
+      shards.append([])
+      used = 0
+    shards[-1].append(tensor)
+    used += tensor.num_bytes
+  if len(shards) == 1:
+    _write_file(folder / WEIGHTS, shards[0])
+    return
+  weight_map: dict[str, str] = {}
+  total = 0
+  for number, shard in enumerate(shards, start=1):
+    name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    _write_file(folder / name, shard)
+    weight_map |= {tensor.name: name for tensor in shard}
+    total += sum(tensor.num_bytes for tensor in shard)
+  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+  write_json(folder / INDEX, index)
+
+
+def _write_file(path: pathlib.Path, tensors: Iterable[TensorToWrite]) -> None:
   ordered = sorted(tensors, key=lambda tensor: tensor.name)
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   end = 0

@@ -143,14 +143,14 @@ class SavePretrainedTest(parameterized.TestCase):
 
   def test_a_full_disk_leaves_the_earlier_export(self):
     models.save_pretrained(self.model, self.folder)
-    write = tensor_files.write_tensors
+    write = tensor_files.write_weights
 
-    def fill_disk(path, tensors):
-      write(path, tensors)
-      raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def fill_disk(folder, *args):
+      write(folder, *args)
+      raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     with (
-      mock.patch.object(export, "write_tensors", fill_disk),
+      mock.patch.object(export, "write_weights", fill_disk),
       self.assertRaises(OSError) as caught,
     ):
       models.save_pretrained(

@@ -45,8 +45,8 @@ ROPES = {
   },
 }
 LENGTH = 70
-BFLOAT16_BOUND = 0.05
-"""Of the largest logit's magnitude."""
+BFLOAT16_BOUND = 0.08
+"""Share of the largest logit; torch's own bfloat16 is up to 0.066 off here."""
 
 logits_of = jax.jit(models.Decoder.__call__)
 extend = jax.jit(models.Decoder.extend, static_argnames="attend_length")
@@ -244,8 +244,7 @@ class ParityTest(parameterized.TestCase):
 
   @parameterized.product(family=tuple(FAMILIES))
   def test_bfloat16(self, family):
-    # Both round at every layer, at other places; neither may be further from
-    # float32 than a few of bfloat16's steps of 2^-8 of the largest logit.
+    # Both round at every layer, at other places.
     hf = real_configs.shrunk(FAMILIES[family], torch_dtype="bfloat16")
     model = theirs(hf).bfloat16()
     model.save_pretrained(self.folder)
