@@ -5,7 +5,8 @@
         --topology v5p:4x4x2
     python -m experiments.run \\
         --config experiments/configs/qwen2_5_7b_reasoning.py \\
-        --workdir runs/qwen2_5_7b --config.data.path=<folder>/train_10k.parquet \\
+        --workdir runs/qwen2_5_7b \\
+        --config.data.path=<folder>/train_10k.parquet \\
         --config.data.corpus=<folder>/corpus.jsonl
 
 Batch, budgets, coefficients and learning rate are the paper's (arXiv

@@ -21,11 +21,12 @@ _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(_OPS)})(-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLS = re.compile(
   r"(?:calls|to_apply|body|condition|branch_computations|called_computations)="
-  r"\{?(%?[\w.\-]+(?:, *%?[\w.\-]+)*)\}?"
+  r"(?:\{([^}]*)\}|(%?[\w.\-]+))"
 )
 _TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _runs(
         factor = trips[depth] if depth < len(trips) else 1.0
         deeper = 1
       for calls in _CALLS.finditer(line):
-        for callee in calls[1].split(","):
+        for callee in (calls[1] or calls[2]).split(","):
           callee = callee.strip().lstrip("%")
           if callee in computations:
             stack.append((callee, times * factor, depth + deeper))
@@ -120,11 +121,18 @@ def _bits(dtype: str) -> int:
 
 
 def _group_size(line: str) -> int:
+  """Devices that take part together; 2 for a permutation's pairs."""
   listed = _LISTED_GROUPS.search(line)
   if listed:
     return len(listed[1].split(","))
   counted = _COUNTED_GROUPS.search(line)
-  return int(counted[2]) if counted else 2
+  if counted:
+    return int(counted[2])
+  mesh = _MESH_GROUPS.search(line)
+  if mesh:
+    sizes = dict(item.split("=") for item in mesh[1].split(","))
+    return math.prod(int(sizes[axis]) for axis in mesh[2].split(","))
+  return 2
 
 
 def _wire_bytes(op: str, size: float, group: int) -> float:

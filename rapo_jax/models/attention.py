@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 KV_BLOCK = 64
 """Cache positions that one step of the online softmax takes in."""
@@ -74,6 +74,43 @@ def segment_starts(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
   """Returns True at the first token of every segment."""
   changed = segment_ids[:, 1:] != segment_ids[:, :-1]
   return jnp.pad(changed, ((0, 0), (1, 0)), constant_values=True)
+
+
+def write_rows(
+  stack: Shaped[Array, "layers B S ..."],
+  layer: Int[Array, ""] | int,
+  positions: Int[Array, "B C"],
+  values: Shaped[Array, "B C ..."],
+) -> Shaped[Array, "layers B S ..."]:
+  """Writes a few positions of every row of one layer, in place if donated.
+
+  Said to the compiler as one write a row and not as writes to any rows, so
+  that rows which lie on several devices are written where they lie.
+
+  Args:
+    stack: what is written to.
+    layer: which part of it.
+    positions: where each value goes in its row, no place twice; one past the
+      end writes nothing.
+    values: what is written.
+  """
+  numbers = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=tuple(range(2, values.ndim)),
+    inserted_window_dims=(0, 2),
+    scatter_dims_to_operand_dims=(0, 2),
+    operand_batching_dims=(1,),
+    scatter_indices_batching_dims=(0,),
+  )
+  index = jnp.stack(
+    [jnp.full_like(positions, layer), positions.astype(jnp.int32)], axis=-1
+  )
+  return jax.lax.scatter(
+    stack,
+    index,
+    values,
+    numbers,
+    mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+  )
 
 
 def attend_cache(

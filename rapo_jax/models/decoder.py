@@ -163,11 +163,10 @@ class DecoderLayer(nnx.Module):
   ):
     """Runs new tokens: writes their keys and values, then reads the cache."""
     q, k, v = self.attention.project(self.attention_norm(x), angles)
-    rows = jnp.arange(x.shape[0])[:, None]
     # A slot past the end is a token that is not real: dropped, not clamped.
     cache = KVCache(
-      cache.keys.at[layer, rows, slots].set(k, mode="drop"),
-      cache.values.at[layer, rows, slots].set(v, mode="drop"),
+      attention.write_rows(cache.keys, layer, slots, k),
+      attention.write_rows(cache.values, layer, slots, v),
     )
     heads = attention.attend_cache(q, *cache, layer, positions, num_blocks)
     x = x + self.attention.merge(heads)

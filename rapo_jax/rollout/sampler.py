@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
-from rapo_jax.models import Decoder, KVCache, sharding
+from rapo_jax.models import Decoder, KVCache, attention, sharding
 
 
 class SlotState(NamedTuple):
@@ -236,8 +236,7 @@ def insert(
     state.lengths[:, None] + offsets,
     state.tokens.shape[1],
   )
-  rows = jnp.arange(pieces.shape[0])[:, None]
-  tokens = state.tokens.at[rows, positions].set(pieces, mode="drop")
+  tokens = _write(state.tokens, positions, pieces)
   lengths = state.lengths + counts
   cache = _cache_up_to(
     model,
@@ -294,7 +293,6 @@ def decode(
     greedy: take the likeliest token; the stored measure is temperature 1.
   """
   matched = stop_table.shape[0] - 1
-  rows = jnp.arange(state.tokens.shape[0])
   max_length = state.tokens.shape[1]
 
   def step(carry: tuple[SlotState, Array]) -> tuple[SlotState, Array]:
@@ -302,7 +300,7 @@ def decode(
     last = state.lengths - 1
     hidden, cache = model.extend(
       state.cache,
-      state.tokens[rows, last][:, None],
+      jnp.take_along_axis(state.tokens, last[:, None], axis=1),
       last,
       state.active.astype(jnp.int32),
       attend_length=attend_length,
@@ -318,7 +316,7 @@ def decode(
       sampled = _inverse_cdf(probs, _uniforms(state.keys, state.lengths))
     sampled = sampled.astype(jnp.int32)
     entropies = -jnp.sum(probs * log_probs, axis=-1)
-    position = jnp.where(state.active, state.lengths, max_length)
+    position = jnp.where(state.active, state.lengths, max_length)[:, None]
     lengths = state.lengths + state.active
     automaton = jnp.where(
       state.active, stop_table[state.automaton, sampled], state.automaton
@@ -326,11 +324,13 @@ def decode(
     stopped = (automaton == matched) | eos[sampled] | (lengths >= state.limits)
     state = state._replace(
       cache=cache,
-      tokens=state.tokens.at[rows, position].set(sampled, mode="drop"),
-      log_probs=state.log_probs.at[rows, position].set(
-        log_probs[rows, sampled], mode="drop"
+      tokens=_write(state.tokens, position, sampled[:, None]),
+      log_probs=_write(
+        state.log_probs,
+        position,
+        jnp.take_along_axis(log_probs, sampled[:, None], axis=1),
       ),
-      entropies=state.entropies.at[rows, position].set(entropies, mode="drop"),
+      entropies=_write(state.entropies, position, entropies[:, None]),
       lengths=lengths,
       active=state.active & ~stopped,
       automaton=automaton,
@@ -343,6 +343,15 @@ def decode(
 
   state, _ = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0)))
   return _constrain(state)
+
+
+def _write(
+  grid: Shaped[Array, "S L"],
+  positions: Int[Array, "S N"],
+  values: Shaped[Array, "S N"],
+) -> Shaped[Array, "S L"]:
+  """Writes into rows; a position past the end writes nothing."""
+  return attention.write_rows(grid[None], 0, positions, values)[0]
 
 
 def _uniforms(
@@ -380,7 +389,6 @@ def _cache_up_to(
   chunk: int,
 ) -> KVCache:
   """Caches positions [start, end) of each row, `chunk` positions at a time."""
-  rows = jnp.arange(tokens.shape[0])[:, None]
   offsets = jnp.arange(chunk)
 
   def body(carry: tuple[KVCache, Array]) -> tuple[KVCache, Array]:
@@ -388,7 +396,11 @@ def _cache_up_to(
     positions = jnp.minimum(begin[:, None] + offsets, tokens.shape[1] - 1)
     counts = jnp.clip(end - begin, 0, chunk)
     _, cache = model.extend(
-      cache, tokens[rows, positions], begin, counts, attend_length=attend_length
+      cache,
+      jnp.take_along_axis(tokens, positions, axis=1),
+      begin,
+      counts,
+      attend_length=attend_length,
     )
     return cache, begin + chunk
 
