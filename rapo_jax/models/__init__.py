@@ -2,7 +2,7 @@
 
 from rapo_jax.models.attention import KV_BLOCK
 from rapo_jax.models.config import DecoderConfig
-from rapo_jax.models.decoder import Decoder, KVCache
+from rapo_jax.models.decoder import Decoder, KVCache, Remat
 from rapo_jax.models.huggingface import from_pretrained, save_pretrained
 from rapo_jax.models.log_probs import token_log_probs
 
@@ -11,6 +11,7 @@ __all__ = [
   "Decoder",
   "DecoderConfig",
   "KVCache",
+  "Remat",
   "from_pretrained",
   "save_pretrained",
   "token_log_probs",

@@ -15,6 +15,7 @@ _REQUIRED = (
   "num_attention_heads",
 )
 _DTYPES = ("float32", "bfloat16", "float16")
+_ATTENTION = ("auto", "xla", "cudnn", "splash")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class DecoderConfig:
     model_type: family, in Hugging Face's spelling.
     dtype: dtype of parameters, residual stream and KV cache. Softmax, norms
       and logits are float32 whatever it is.
+    attention: how whole sequences attend, see `attention.attend`. A matter of
+      speed and memory, so no part of `config.json`.
   """
 
   vocab_size: int
@@ -59,6 +62,7 @@ class DecoderConfig:
   initializer_range: float = 0.02
   model_type: str = "qwen2"
   dtype: str = "float32"
+  attention: str = "auto"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -75,6 +79,12 @@ class DecoderConfig:
     if self.dtype not in _DTYPES:
       raise ValueError(
         f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}."
+      )
+
+    if self.attention not in _ATTENTION:
+      raise ValueError(
+        f"attention must be one of {', '.join(_ATTENTION)}, got "
+        f"{self.attention!r}."
       )
 
   @classmethod

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from rapo_jax.models import Remat
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
@@ -69,7 +71,7 @@ class UpdateConfig:
     epochs: passes over the batch.
     row_length: tokens of a packed row; no trajectory may be longer.
     rows_per_microbatch: rows whose activations are alive at a time.
-    remat: recompute activations of each layer in the backward pass.
+    remat: what each layer keeps for its backward pass, see `models.Remat`.
   """
 
   queries_per_update: int = 32
@@ -77,7 +79,7 @@ class UpdateConfig:
   epochs: int = 1
   row_length: int = 5632
   rows_per_microbatch: int = 4
-  remat: bool = True
+  remat: Remat = "layer"
 
   def __post_init__(self) -> None:
     if self.queries_per_update % self.queries_per_minibatch:

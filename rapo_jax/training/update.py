@@ -89,7 +89,7 @@ def update_minibatch(
   objective: ObjectiveConfig,
   optimizer: OptimizerConfig,
   temperature: float,
-  remat: bool,
+  remat: models.Remat,
 ) -> tuple[TrainState, UpdateMetrics]:
   """One optimizer update on one minibatch (Eq. 11).
 
@@ -102,7 +102,7 @@ def update_minibatch(
     objective: coefficients and clip range.
     optimizer: of which the state is a part.
     temperature: at which the tokens were sampled.
-    remat: recompute activations in the backward pass.
+    remat: what each layer keeps for its backward pass.
   """
 
   def microbatch_loss(

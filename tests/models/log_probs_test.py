@@ -1,6 +1,11 @@
 """Tests of token_log_probs against the full logits and against sampling."""
 
 import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -18,7 +23,7 @@ score = jax.jit(models.token_log_probs, static_argnames="temperature")
 
 
 @functools.cache
-def tiny_model(tie_embeddings=True) -> models.Decoder:
+def tiny_model(tie_embeddings=True, dtype="float32") -> models.Decoder:
   config = models.DecoderConfig(
     vocab_size=VOCAB,
     hidden_size=16,
@@ -29,6 +34,7 @@ def tiny_model(tie_embeddings=True) -> models.Decoder:
     head_dim=4,
     initializer_range=0.3,
     tie_embeddings=tie_embeddings,
+    dtype=dtype,
   )
   return models.Decoder(config, rngs=nnx.Rngs(0))
 
@@ -85,6 +91,49 @@ class TokenLogProbsTest(parameterized.TestCase):
     )
     for values in got[0][1]:
       np.testing.assert_array_equal(values[~where], 0)
+
+  @parameterized.product(tied=(True, False))
+  def test_bfloat16_gradients_sum_in_float32(self, tied):
+    model = tiny_model(tie_embeddings=tied, dtype="bfloat16")
+    tokens = random_tokens((4, 64))
+    where = jnp.ones(tokens.shape, bool).at[:, 0].set(False)
+
+    def gradient(function):
+      def loss(model):
+        log_probs, entropies = function(model, tokens, where=where)
+        return jnp.sum(log_probs - 0.3 * entropies)
+
+      model_gradient = jax.jit(jax.grad(loss))(model)
+      head = model_gradient.embedding if tied else model_gradient.head.kernel
+      return np.asarray(head[...], np.float32)
+
+    with mock.patch.object(log_probs_lib, "HEAD_CHUNK", 8):
+      got = gradient(models.token_log_probs)
+    expected = gradient(functools.partial(from_logits, temperature=1.0))
+    # bfloat16 keeps 8 bits: one rounding of each chunk's gradients is 2^-9 of
+    # them. 32 chunks summed in bfloat16 would be several percent off.
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    self.assertLess(error, 0.01)
+
+  def test_meshes_give_the_values_of_one_device(self):
+    environment = os.environ | {
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
+    }
+    child = subprocess.run(
+      [sys.executable, "-m", "tests.models.log_probs_on_meshes"],
+      cwd=pathlib.Path(__file__).parents[2],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(child.returncode, 0, child.stderr)
+    for mesh in json.loads(child.stdout):
+      with self.subTest(**mesh):
+        self.assertLess(mesh["value_gap"], 1e-5)
+        self.assertLess(mesh["gradient_gap"], 1e-5)
+        self.assertTrue(mesh["own_logits"])
+        self.assertFalse(mesh["whole_logits"])
 
   def test_uniform_model_by_hand(self):
     # All weights 0 give equal logits: log-prob -log 37 = -3.6109, and the
