@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from rapo_jax.models.config import AttentionImplementation, AttentionKernel
 
 KV_BLOCK = 64
 """Cache positions that one step of the online softmax takes in."""
@@ -18,10 +18,7 @@ QUERY_BLOCK = 512
 OUTPUT_NAME = "attention_output"
 """What `attend` computes goes by this name in remat policies."""
 
-Implementation = Literal["auto", "xla", "cudnn", "splash"]
-"""How `attend` computes attention of whole sequences."""
-
-_KERNELS = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+_KERNELS: dict[str, AttentionKernel] = {"tpu": "splash", "gpu": "cudnn"}
 
 # Low enough that exp(MASKED - any score) is exactly 0 in float32, and finite,
 # so that a row with nothing to attend to gives no NaN.
@@ -100,7 +97,7 @@ def attend(
   values: Float[Array, "B T kv D"],
   *,
   segment_ids: Int[Array, "B T"] | None,
-  implementation: Implementation = "auto",
+  implementation: AttentionImplementation = "auto",
 ) -> Float[Array, "B T H D"]:
   """Causal attention of whole sequences, within segments.
 
@@ -129,26 +126,34 @@ def attend(
   Raises:
     ValueError: the named kernel cannot take these arrays.
   """
+  kernel = _choose(implementation, queries)
+  if kernel == "splash":
+    # Imported where it is used: it brings Pallas and its TPU back end.
+    from rapo_jax.models import splash
+
+    return splash.attend(queries, keys, values, segment_ids)
+  run = _attend_cudnn if kernel == "cudnn" else _attend_xla
+  return checkpoint_name(run(queries, keys, values, segment_ids), OUTPUT_NAME)
+
+
+def _choose(
+  implementation: AttentionImplementation, queries: Array
+) -> AttentionKernel:
+  """Resolves "auto", and checks a kernel that was named."""
   if implementation == "auto":
-    implementation = _KERNELS.get(_platform(), "xla")
-    if _refusal(implementation, queries):
-      implementation = "xla"
-  elif rule := _refusal(implementation, queries):
+    kernel = _KERNELS.get(_platform(), "xla")
+    return "xla" if _refusal(kernel, queries) else kernel
+  if rule := _refusal(implementation, queries):
     raise ValueError(
       f"attention={implementation!r} needs {rule}, got {queries.dtype} heads "
       f"of {queries.shape[3]} in rows of {queries.shape[1]}; change that, or "
       "take 'auto' or 'xla'."
     )
-  if implementation == "splash":
-    # Imported where it is used: it brings Pallas and its TPU back end.
-    from rapo_jax.models import splash
-
-    return splash.attend(queries, keys, values, segment_ids)
-  run = _attend_cudnn if implementation == "cudnn" else _attend_xla
-  return checkpoint_name(run(queries, keys, values, segment_ids), OUTPUT_NAME)
+  return implementation
 
 
 def _platform() -> str:
+  """Of the mesh in use, described ones included, or of the default backend."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
 
@@ -175,29 +180,24 @@ def _attend_xla(queries, keys, values, segment_ids):
   """Dense scores, of one block of queries at a time."""
   length = queries.shape[1]
 
-  def block(start: int, stop: int) -> Array:
-    @jax.checkpoint
-    def scores(queries, keys, values, segment_ids):
-      mask = segment_mask(segment_ids, stop, start)
-      return jax.nn.dot_product_attention(
-        queries, keys, values, mask=mask, implementation="xla"
-      )
-
+  def block(queries, start: int, stop: int) -> Array:
     ids = None if segment_ids is None else segment_ids[:, :stop]
-    return scores(queries[:, start:stop], keys[:, :stop], values[:, :stop], ids)
-
-  if length <= QUERY_BLOCK:
     return jax.nn.dot_product_attention(
       queries,
-      keys,
-      values,
-      mask=segment_mask(segment_ids, length),
+      keys[:, :stop],
+      values[:, :stop],
+      mask=segment_mask(ids, stop, start),
       implementation="xla",
     )
-  starts = range(0, length, QUERY_BLOCK)
-  return jnp.concatenate(
-    [block(start, min(start + QUERY_BLOCK, length)) for start in starts], axis=1
-  )
+
+  if length <= QUERY_BLOCK:
+    return block(queries, 0, length)
+  block = jax.checkpoint(block, static_argnums=(1, 2))
+  outputs = []
+  for start in range(0, length, QUERY_BLOCK):
+    stop = min(start + QUERY_BLOCK, length)
+    outputs.append(block(queries[:, start:stop], start, stop))
+  return jnp.concatenate(outputs, axis=1)
 
 
 def _attend_cudnn(queries, keys, values, segment_ids):

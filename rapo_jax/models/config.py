@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM"}
 _REQUIRED = (
@@ -15,7 +15,10 @@ _REQUIRED = (
   "num_attention_heads",
 )
 _DTYPES = ("float32", "bfloat16", "float16")
-_ATTENTION = ("auto", "xla", "cudnn", "splash")
+
+AttentionKernel = Literal["xla", "cudnn", "splash"]
+AttentionImplementation = Literal["auto", "xla", "cudnn", "splash"]
+"""How whole sequences attend, see `attention.attend`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ class DecoderConfig:
   initializer_range: float = 0.02
   model_type: str = "qwen2"
   dtype: str = "float32"
-  attention: str = "auto"
+  attention: AttentionImplementation = "auto"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -81,9 +84,10 @@ class DecoderConfig:
         f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}."
       )
 
-    if self.attention not in _ATTENTION:
+    choices = get_args(AttentionImplementation)
+    if self.attention not in choices:
       raise ValueError(
-        f"attention must be one of {', '.join(_ATTENTION)}, got "
+        f"attention must be one of {', '.join(choices)}, got "
         f"{self.attention!r}."
       )
 

@@ -62,28 +62,18 @@ def attend(
   )(*arguments)
 
 
-def _kernel(
-  num_heads: int, length: int, interpret: bool
-) -> splash_attention.SplashAttentionKernel:
+def _kernel(num_heads: int, length: int, interpret: bool):
   block = next(size for size in _BLOCKS if length % size == 0)
+  mask = splash_attention.CausalMask((length, length))
   return splash_attention.make_splash_mha_single_device(
-    splash_attention.MultiHeadMask(
-      [splash_attention.CausalMask((length, length))] * num_heads
-    ),
+    splash_attention.MultiHeadMask([mask] * num_heads),
     block_sizes=splash_attention.BlockSizes(
-      **dict.fromkeys(
-        (
-          "block_q",
-          "block_kv",
-          "block_kv_compute",
-          "block_q_dkv",
-          "block_kv_dkv",
-          "block_kv_dkv_compute",
-          "block_q_dq",
-          "block_kv_dq",
-        ),
-        block,
-      )
+      block_q=block,
+      block_kv=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_q_dq=block,
+      block_kv_dq=block,
     ),
     residual_checkpoint_name=OUTPUT_NAME,
     interpret=interpret,
