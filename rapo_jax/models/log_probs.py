@@ -135,18 +135,18 @@ def _score_forward(
   def body(index, carry):
     hidden_chunk, target = _chunks(index, chunk, hidden, targets)
     logits = _logits(hidden_chunk, head, layout, temperature)
-    peak = jnp.max(logits, axis=1, keepdims=True)
+    peak = jnp.max(logits, axis=-1, keepdims=True)
     shifted = logits - peak
     weights = jnp.exp(shifted)
-    total = jnp.sum(weights, axis=1)
+    total = jnp.sum(weights, axis=-1)
     log_total = jnp.log(total)
-    picked = jnp.sum(jnp.where(_is_target(target, logits), shifted, 0), axis=1)
-    entropies = log_total - jnp.sum(weights * shifted, axis=1) / total
+    picked = jnp.sum(jnp.where(_is_target(target, logits), shifted, 0), axis=-1)
+    entropies = log_total - jnp.sum(weights * shifted, axis=-1) / total
     return tuple(
       jax.lax.dynamic_update_slice_in_dim(x, new, index * chunk, axis=1)
       for x, new in zip(
         carry,
-        (picked - log_total, entropies, peak[:, 0] + log_total),
+        (picked - log_total, entropies, peak[..., 0] + log_total),
         strict=True,
       )
     )
@@ -179,17 +179,17 @@ def _score_backward(temperature, chunk, layout, residuals, cotangents):
     )
     logits = _logits(hidden_chunk, head, layout, temperature)
     offset = by_log_prob + by_entropy * (entropy - normalizer)
-    probs = jnp.exp(logits - normalizer[:, None])
+    probs = jnp.exp(logits - normalizer[..., None])
     gradient = jnp.where(
-      _is_target(target, logits), by_log_prob[:, None], 0
-    ) - probs * (offset[:, None] + by_entropy[:, None] * logits)
+      _is_target(target, logits), by_log_prob[..., None], 0
+    ) - probs * (offset[..., None] + by_entropy[..., None] * logits)
     gradient = (gradient / temperature).astype(head.dtype)
-    new = jnp.einsum(f"gvc,{layout}->gcd", gradient, head)
+    new = jnp.einsum(f"gcv,{layout}->gcd", gradient, head)
     hidden_gradient = jax.lax.dynamic_update_slice_in_dim(
       hidden_gradient, new.astype(hidden.dtype), index * chunk, axis=1
     )
     head_gradient += jnp.einsum(
-      f"gvc,gcd->g{layout}",
+      f"gcv,gcd->g{layout}",
       gradient,
       hidden_chunk,
       preferred_element_type=jnp.float32,
@@ -239,21 +239,17 @@ def _logits(
   head: Float[Array, "_ _"],
   layout: str,
   temperature: float,
-) -> Float[Array, "G V C"]:
-  """Float32 logits over the temperature.
-
-  The vocabulary comes before the tokens, so that a sum over it adds vectors
-  of tokens; XLA does not vectorise a sum over the last axis on a CPU.
-  """
+) -> Float[Array, "G C V"]:
+  """Float32 logits over the temperature."""
   logits = jnp.einsum(
-    f"{layout},gcd->gvc", head, hidden, preferred_element_type=jnp.float32
+    f"gcd,{layout}->gcv", hidden, head, preferred_element_type=jnp.float32
   )
-  return constrain(logits, "batch", "vocab", None) / temperature
+  return constrain(logits, "batch", None, "vocab") / temperature
 
 
 def _is_target(
-  target: Int[Array, "G C"], logits: Float[Array, "G V C"]
-) -> Bool[Array, "G V C"]:
+  target: Int[Array, "G C"], logits: Float[Array, "G C V"]
+) -> Bool[Array, "G C V"]:
   """Where the target's logit is: fused into its use, local to a shard."""
-  vocabulary = jax.lax.broadcasted_iota(target.dtype, logits.shape, 1)
-  return vocabulary == target[:, None]
+  vocabulary = jax.lax.broadcasted_iota(target.dtype, logits.shape, 2)
+  return vocabulary == target[..., None]

@@ -80,7 +80,8 @@ def test_blocks_of_queries_change_nothing(packed):
   attend = functools.partial(
     attention.attend, segment_ids=ids, implementation="xla"
   )
-  dense = value_and_gradients(attend, inputs)
+  with mock.patch.object(attention, "_MIN_QUERY_BLOCK", 128):
+    dense = value_and_gradients(attend, inputs)
   with mock.patch.object(attention, "QUERY_BLOCK", 32):
     blocks = value_and_gradients(attend, inputs)
   assert_same(blocks, dense, 1e-5)
@@ -109,23 +110,33 @@ def test_splash_without_segments_is_causal():
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_long_rows_never_hold_all_scores():
-  # [1, 2, 4096, 4096] float32 scores are 134 MB, of a block 17 MB at most.
+def test_long_rows_make_no_array_of_all_scores():
   inputs = tuple(
     jax.ShapeDtypeStruct((1, 4096, n, 8), jnp.float32) for n in (2, 1, 1)
   )
 
-  def temporaries(block):
+  def program(attend):
     def loss(*inputs):
-      return attention.attend(
-        *inputs, segment_ids=None, implementation="xla"
-      ).sum()
+      return attend(*inputs).sum()
 
-    with mock.patch.object(attention, "QUERY_BLOCK", block):
-      gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs)
-    return gradient.compile().memory_analysis().temp_size_in_bytes
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs)
+    return gradient.compile()
 
-  assert temporaries(512) < temporaries(4096) / 2
+  blocks = program(
+    functools.partial(attention.attend, segment_ids=None, implementation="xla")
+  )
+  dense = program(
+    functools.partial(
+      jax.nn.dot_product_attention, is_causal=True, implementation="xla"
+    )
+  )
+  assert "4096,4096]" in dense.as_text()
+  assert "4096,4096]" not in blocks.as_text()
+  # XLA may still work on several blocks at a time.
+  temporaries = (
+    p.memory_analysis().temp_size_in_bytes for p in (blocks, dense)
+  )
+  assert next(temporaries) < next(temporaries)
 
 
 @pytest.mark.parametrize(

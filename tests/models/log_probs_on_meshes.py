@@ -96,8 +96,8 @@ def main() -> None:
           "value_gap": gaps[0],
           "gradient_gap": max(jax.tree.leaves(gaps[1])),
           # Every device takes its part of the rows and of the vocabulary.
-          "own_logits": f"f32[1,{VOCAB // tensor},{CHUNK}]" in program,
-          "whole_logits": tensor > 1 and f"{VOCAB},{CHUNK}]" in program,
+          "own_logits": f"f32[1,{CHUNK},{VOCAB // tensor}]" in program,
+          "whole_logits": tensor > 1 and f"{CHUNK},{VOCAB}]" in program,
         }
       )
   json.dump(report, sys.stdout)
