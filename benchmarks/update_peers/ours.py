@@ -44,6 +44,7 @@ def make_update(problem: worker.Problem):
       optimizer=optimizer,
       temperature=1.0,
       remat="none",
+      head_chunk=128,
     )
     jax.block_until_ready(state)
     return float(metrics.loss), float(metrics.gradient_norm)

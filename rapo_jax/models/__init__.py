@@ -4,9 +4,10 @@ from rapo_jax.models.attention import KV_BLOCK
 from rapo_jax.models.config import DecoderConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat
 from rapo_jax.models.huggingface import from_pretrained, save_pretrained
-from rapo_jax.models.log_probs import token_log_probs
+from rapo_jax.models.log_probs import HEAD_CHUNK, token_log_probs
 
 __all__ = [
+  "HEAD_CHUNK",
   "KV_BLOCK",
   "Decoder",
   "DecoderConfig",

@@ -13,7 +13,11 @@ from rapo_jax.models.decoder import Decoder, Remat
 from rapo_jax.models.sharding import constrain
 
 HEAD_CHUNK = 512
-"""Tokens of a batch shard whose logits are alive at the same time."""
+"""Tokens of a batch shard whose logits are alive at the same time.
+
+Enough for the matrix units of an accelerator; on a CPU, 128 keep the logits in
+its cache.
+"""
 
 
 def token_log_probs(
@@ -25,6 +29,7 @@ def token_log_probs(
   positions: Int[Array, "B T"] | None = None,
   segment_ids: Int[Array, "B T"] | None = None,
   remat: Remat = "none",
+  head_chunk: int | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """Scores each token given what is before it in its segment.
 
@@ -33,7 +38,7 @@ def token_log_probs(
     log_probs[t] = log softmax(logits[t - 1] / temperature)[tokens[t]]
     entropies[t] = entropy of softmax(logits[t - 1] / temperature)
 
-  The output head runs on scored tokens alone, `HEAD_CHUNK` of them at a time,
+  The output head runs on scored tokens alone, `head_chunk` of them at a time,
   and the backward pass computes each chunk's logits again. On a mesh every
   batch shard takes the tokens of its own rows, and the vocabulary stays cut:
   what travels is a maximum and sums over it.
@@ -47,6 +52,8 @@ def token_log_probs(
     positions: as for `Decoder.hidden_states`.
     segment_ids: as for `Decoder.hidden_states`.
     remat: as for `Decoder.hidden_states`.
+    head_chunk: tokens of a batch shard whose logits are alive at the same
+      time; `HEAD_CHUNK` if None.
 
   Returns:
     Float32 log-probabilities and entropies over the full vocabulary, in nats,
@@ -61,7 +68,7 @@ def token_log_probs(
   groups = _num_batch_shards(tokens.shape[0])
   scored = (where & ~starts).reshape(groups, -1)
   size = scored.shape[1]
-  chunk = min(HEAD_CHUNK, size)
+  chunk = min(head_chunk or HEAD_CHUNK, size)
   # Scored tokens first; the others point past the end, where zeros are read
   # and gradients are dropped, so that a NaN in their place reaches nothing.
   order = jnp.argsort(~scored, axis=1, stable=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from rapo_jax.models import Remat
+from rapo_jax.models import HEAD_CHUNK, Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,8 @@ class UpdateConfig:
     row_length: tokens of a packed row; no trajectory may be longer.
     rows_per_microbatch: rows whose activations are alive at a time.
     remat: what each layer keeps for its backward pass, see `models.Remat`.
+    head_chunk: tokens of a device whose logits are alive at a time; fewer take
+      less memory and, on accelerators, more time.
   """
 
   queries_per_update: int = 32
@@ -80,8 +82,14 @@ class UpdateConfig:
   row_length: int = 5632
   rows_per_microbatch: int = 4
   remat: Remat = "layer"
+  head_chunk: int = HEAD_CHUNK
 
   def __post_init__(self) -> None:
+    if self.head_chunk < 1:
+      raise ValueError(
+        f"head_chunk must be at least 1, got {self.head_chunk}; the default "
+        f"is {HEAD_CHUNK}."
+      )
     if self.queries_per_update % self.queries_per_minibatch:
       divisors = [
         d

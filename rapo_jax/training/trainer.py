@@ -118,6 +118,7 @@ class Trainer:
           optimizer=self._optimizer,
           temperature=self._rollout.temperature,
           remat=self._update.remat,
+          head_chunk=self._update.head_chunk,
         )
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)

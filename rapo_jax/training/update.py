@@ -79,7 +79,13 @@ def init_train_state(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("objective", "optimizer", "temperature", "remat"),
+  static_argnames=(
+    "objective",
+    "optimizer",
+    "temperature",
+    "remat",
+    "head_chunk",
+  ),
   donate_argnames="state",
 )
 def update_minibatch(
@@ -90,6 +96,7 @@ def update_minibatch(
   optimizer: OptimizerConfig,
   temperature: float,
   remat: models.Remat,
+  head_chunk: int,
 ) -> tuple[TrainState, UpdateMetrics]:
   """One optimizer update on one minibatch (Eq. 11).
 
@@ -103,6 +110,7 @@ def update_minibatch(
     optimizer: of which the state is a part.
     temperature: at which the tokens were sampled.
     remat: what each layer keeps for its backward pass.
+    head_chunk: tokens of a device whose logits are alive at a time.
   """
 
   def microbatch_loss(
@@ -115,6 +123,7 @@ def update_minibatch(
       temperature=temperature,
       segment_ids=micro.segment_ids,
       remat=remat,
+      head_chunk=head_chunk,
     )
     return _packed_loss(log_probs, micro, objective)
 

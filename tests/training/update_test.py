@@ -100,6 +100,7 @@ def _update(batch, objective=None, *, remat="none"):
     optimizer=_OPTIMIZER,
     temperature=1.0,
     remat=remat,
+    head_chunk=32,
   )
   return jax.tree.leaves(state.model), metrics
 
