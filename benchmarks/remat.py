@@ -25,11 +25,11 @@ from rapo_jax import models
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--layers", type=int, default=12)
-  parser.add_argument("--width", type=int, default=512)
+  parser.add_argument("--layers", type=int, default=8)
+  parser.add_argument("--width", type=int, default=256)
   parser.add_argument("--vocab-size", type=int, default=32_000)
-  parser.add_argument("--rows", type=int, default=2)
-  parser.add_argument("--length", type=int, default=1024)
+  parser.add_argument("--rows", type=int, default=4)
+  parser.add_argument("--length", type=int, default=512)
   parser.add_argument("--repeats", type=int, default=5)
   arguments = parser.parse_args()
   shape = (arguments.rows, arguments.length)
