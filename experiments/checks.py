@@ -248,10 +248,13 @@ def memory_estimate(
   length = rollout.max_prompt_tokens + rollout.max_response_tokens
   kv = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
   tokens = update.rows_per_microbatch * update.row_length
-  # A layer keeps its input; without remat also what its products read.
-  width = shape.hidden_size * (1 if update.remat else 8)
-  if not update.remat:
-    width += 3 * shape.intermediate_size
+  # What a layer keeps: its input, the heads, its products, the scores.
+  width = shape.hidden_size
+  if update.remat != "layer":
+    width += shape.num_heads * shape.head_dim
+  if update.remat in ("dots", "none"):
+    width += 6 * shape.hidden_size + 3 * shape.intermediate_size
+  if update.remat == "none":
     width += shape.num_heads * update.row_length
   parts = {
     "parameters": parameters,

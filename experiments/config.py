@@ -334,7 +334,8 @@ def miniature_update() -> UpdateConfig:
     queries_per_minibatch=4,
     row_length=256,
     rows_per_microbatch=8,
-    remat=False,
+    remat="none",
+    head_chunk=128,
   )
 
 

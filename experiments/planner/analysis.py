@@ -250,7 +250,13 @@ class _Judged:
     self.capacity_bytes = None if chip is None else _USABLE * chip.memory_bytes
     self._resident = memory["parameters"] + memory["optimizer"]
     slots = reports["decode"].argument_bytes - memory["rollout parameters"]
-    self._per_slot = slots / (config.rollout.num_slots / self._share)
+    # What is alive between products grows with the slots too.
+    between = max(
+      reports[name].temporary_bytes for name in ("decode", "insert")
+    )
+    self._per_slot = (slots + between) / (
+      config.rollout.num_slots / self._share
+    )
     self.rollout_peak = self._resident + max(
       reports["decode"].peak_bytes,
       reports["insert"].peak_bytes,

@@ -110,6 +110,14 @@ class Programs:
     )
 
   @property
+  def head_chunks(self) -> int:
+    """Chunks of policy tokens in a micro-batch, on one device."""
+    update = self._config.update
+    tokens = update.rows_per_microbatch * update.row_length / _size(self._mesh)
+    policy = self._workload.policy_tokens / self.sequence_tokens
+    return math.ceil(policy * tokens / update.head_chunk)
+
+  @property
   def waves(self) -> int:
     """How often all slots are filled in one update."""
     return math.ceil(self.sequences / self._config.rollout.num_slots)
@@ -273,11 +281,17 @@ class Programs:
         temperature=rollout.temperature,
         segment_ids=segment_ids,
         remat=update.remat,
+        head_chunk=update.head_chunk,
       )
     )
     # The sampler's own log-probs are the old ones: nothing is scored twice.
     return self._program(
-      "log-probs", function, self.train_model, *rows.values(), calls=0
+      "log-probs",
+      function,
+      self.train_model,
+      *rows.values(),
+      trips=(self.head_chunks,),
+      calls=0,
     )
 
   def _update(self) -> Program:
@@ -295,7 +309,8 @@ class Programs:
       temperature=config.rollout.temperature,
       dtype=config.rollout.dtype,
       remat=update.remat,
-      trips=(math.ceil(rows / update.rows_per_microbatch),),
+      head_chunk=update.head_chunk,
+      trips=(math.ceil(rows / update.rows_per_microbatch), self.head_chunks),
       calls=update.epochs
       * update.queries_per_update
       // update.queries_per_minibatch,

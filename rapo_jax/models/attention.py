@@ -5,10 +5,25 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from rapo_jax.models.config import AttentionImplementation, AttentionKernel
 
 KV_BLOCK = 64
 """Cache positions that one step of the online softmax takes in."""
+
+QUERY_BLOCK = 512
+"""Most queries whose scores are alive at a time on XLA."""
+
+# Shorter rows go in four blocks, which spares 3 / 8 of the scores, but in none
+# shorter than this: products get too small.
+_MIN_QUERY_BLOCK = 128
+
+OUTPUT_NAME = "attention_output"
+"""What `attend` computes goes by this name in remat policies."""
+
+_KERNELS: dict[str, AttentionKernel] = {"tpu": "splash", "gpu": "cudnn"}
 
 # Low enough that exp(MASKED - any score) is exactly 0 in float32, and finite,
 # so that a row with nothing to attend to gives no NaN.
@@ -48,16 +63,22 @@ def rotate(
 
 
 def segment_mask(
-  segment_ids: Int[Array, "B T"] | None, length: int
-) -> Bool[Array, "#B 1 T T"]:
+  segment_ids: Int[Array, "B S"] | None, length: int, start: int = 0
+) -> Bool[Array, "#B 1 Q S"]:
   """Returns which keys (last axis) each query may read: earlier, same segment.
 
   Padding (segment 0) reads earlier padding, so that its rows stay finite.
+
+  Args:
+    segment_ids: of the keys; None if all are of one segment.
+    length: number of keys.
+    start: position of the first query; the last one is at the last key.
   """
-  causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
+  positions = jnp.arange(length)
+  causal = (positions[start:, None] >= positions)[None, None]
   if segment_ids is None:
     return causal
-  same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+  same = segment_ids[:, None, start:, None] == segment_ids[:, None, None, :]
   return causal & same
 
 
@@ -110,6 +131,127 @@ def write_rows(
     values,
     numbers,
     mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+  )
+
+
+def attend(
+  queries: Float[Array, "B T H D"],
+  keys: Float[Array, "B T kv D"],
+  values: Float[Array, "B T kv D"],
+  *,
+  segment_ids: Int[Array, "B T"] | None,
+  implementation: AttentionImplementation = "auto",
+) -> Float[Array, "B T H D"]:
+  """Causal attention of whole sequences, within segments.
+
+  - "xla" runs everywhere. Long rows go block by block: at most `QUERY_BLOCK`
+    queries read the keys up to the last of them, and their scores are
+    computed again in the backward pass.
+  - "splash" is Pallas' kernel for TPU: time and memory skip what the causal
+    mask hides, and segment ids cost nothing.
+  - "cudnn" is the flash kernel of NVIDIA GPUs. JAX hands it segments as a
+    mask alone, one `[B, 1, T, T]` array that all layers share.
+  - "auto" takes the kernel of the platform that the mesh in use (or else the
+    default backend) has, where it accepts the shapes, and "xla" otherwise. A
+    mesh of a described topology counts, so that a program compiled for TPUs
+    on another machine has their kernel.
+
+  Args:
+    queries: rotated queries.
+    keys: rotated keys.
+    values: values.
+    segment_ids: as for `Decoder.hidden_states`.
+    implementation: which of them.
+
+  Returns:
+    The heads' outputs.
+
+  Raises:
+    ValueError: the named kernel cannot take these arrays.
+  """
+  kernel = _choose(implementation, queries)
+  if kernel == "splash":
+    # Imported where it is used: it brings Pallas and its TPU back end.
+    from rapo_jax.models import splash
+
+    return splash.attend(queries, keys, values, segment_ids)
+  run = _attend_cudnn if kernel == "cudnn" else _attend_xla
+  return checkpoint_name(run(queries, keys, values, segment_ids), OUTPUT_NAME)
+
+
+def _choose(
+  implementation: AttentionImplementation, queries: Array
+) -> AttentionKernel:
+  """Resolves "auto", and checks a kernel that was named."""
+  if implementation == "auto":
+    kernel = _KERNELS.get(_platform(), "xla")
+    return "xla" if _refusal(kernel, queries) else kernel
+  if rule := _refusal(implementation, queries):
+    raise ValueError(
+      f"attention={implementation!r} needs {rule}, got {queries.dtype} heads "
+      f"of {queries.shape[3]} in rows of {queries.shape[1]}; change that, or "
+      "take 'auto' or 'xla'."
+    )
+  return implementation
+
+
+def _platform() -> str:
+  """Of the mesh in use, described ones included, or of the default backend."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def _refusal(implementation: str, queries: Array) -> str | None:
+  """What the kernel needs of the arrays and they lack."""
+  length, head_dim = queries.shape[1], queries.shape[3]
+  if implementation == "splash" and (length % 128 or head_dim % 64):
+    return "a row length that 128 divides and a head_dim that 64 divides"
+  if implementation == "cudnn" and (
+    queries.dtype not in (jnp.bfloat16, jnp.float16)
+    or head_dim % 8
+    or head_dim > 128
+    or length % 2
+  ):
+    return (
+      "bfloat16 or float16, an even row length, and a head_dim of at most 128 "
+      "that 8 divides"
+    )
+  return None
+
+
+def _attend_xla(queries, keys, values, segment_ids):
+  """Dense scores, of one block of queries at a time."""
+  length = queries.shape[1]
+
+  def block(queries, start: int, stop: int) -> Array:
+    ids = None if segment_ids is None else segment_ids[:, :stop]
+    return jax.nn.dot_product_attention(
+      queries,
+      keys[:, :stop],
+      values[:, :stop],
+      mask=segment_mask(ids, stop, start),
+      implementation="xla",
+    )
+
+  size = min(QUERY_BLOCK, max(_MIN_QUERY_BLOCK, -(-length // 4)))
+  if length <= size:
+    return block(queries, 0, length)
+  block = jax.checkpoint(block, static_argnums=(1, 2))
+  outputs = []
+  for start in range(0, length, size):
+    stop = min(start + size, length)
+    outputs.append(block(queries[:, start:stop], start, stop))
+  return jnp.concatenate(outputs, axis=1)
+
+
+def _attend_cudnn(queries, keys, values, segment_ids):
+  if segment_ids is None:
+    return jax.nn.dot_product_attention(
+      queries, keys, values, is_causal=True, implementation="cudnn"
+    )
+  mask = segment_mask(segment_ids, queries.shape[1])
+  return jax.nn.dot_product_attention(
+    queries, keys, values, mask=mask, implementation="cudnn"
   )
 
 

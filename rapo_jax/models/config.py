@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 _REQUIRED = (
   "vocab_size",
@@ -14,6 +14,10 @@ _REQUIRED = (
   "num_attention_heads",
 )
 _DTYPES = ("float32", "bfloat16", "float16")
+
+AttentionKernel = Literal["xla", "cudnn", "splash"]
+AttentionImplementation = Literal["auto", "xla", "cudnn", "splash"]
+"""How whole sequences attend, see `attention.attend`."""
 
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -188,6 +192,8 @@ class DecoderConfig:
     model_type: family, in Hugging Face's spelling.
     dtype: dtype of parameters, residual stream and KV cache. Softmax, norms
       and logits are float32 whatever it is.
+    attention: how whole sequences attend, see `attention.attend`. A matter of
+      speed and memory, so no part of `config.json`.
   """
 
   vocab_size: int
@@ -207,6 +213,7 @@ class DecoderConfig:
   initializer_range: float = 0.02
   model_type: str = "qwen2"
   dtype: str = "float32"
+  attention: AttentionImplementation = "auto"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -223,6 +230,13 @@ class DecoderConfig:
     if self.dtype not in _DTYPES:
       raise ValueError(
         f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}."
+      )
+
+    choices = get_args(AttentionImplementation)
+    if self.attention not in choices:
+      raise ValueError(
+        f"attention must be one of {', '.join(choices)}, got "
+        f"{self.attention!r}."
       )
 
   @classmethod

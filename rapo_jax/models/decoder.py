@@ -9,7 +9,7 @@ run with `jax.lax.scan`, so that compile time does not grow with depth.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,22 @@ from jaxtyping import Array, Float, Int
 
 from rapo_jax.models import attention, rope
 from rapo_jax.models.config import DecoderConfig
+
+Remat = Literal["none", "dots", "attention", "layer"]
+"""What a layer keeps for its backward pass, from much to little.
+
+- "none": everything.
+- "dots": outputs of the projections, not attention scores.
+- "attention": its input and the outputs of attention.
+- "layer": its input.
+"""
+
+_POLICIES = jax.checkpoint_policies
+_REMAT_POLICIES = {
+  "layer": _POLICIES.nothing_saveable,
+  "attention": _POLICIES.save_only_these_names(attention.OUTPUT_NAME),
+  "dots": _POLICIES.dots_with_no_batch_dims_saveable,
+}
 
 
 class KVCache(NamedTuple):
@@ -142,11 +158,20 @@ class DecoderLayer(nnx.Module):
     self.feed_forward_norm = RMSNorm(config.hidden_size, config)
     self.feed_forward = FeedForward(config, rngs=rngs)
 
-  def __call__(self, x: Float[Array, "B T D"], angles, mask):
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    angles,
+    segment_ids: Int[Array, "B T"] | None,
+  ):
     """Runs whole sequences."""
     q, k, v = self.attention.project(self.attention_norm(x), angles)
-    heads = jax.nn.dot_product_attention(
-      q, k, v, mask=mask, implementation="xla"
+    heads = attention.attend(
+      q,
+      k,
+      v,
+      segment_ids=segment_ids,
+      implementation=self.attention.config.attention,
     )
     x = x + self.attention.merge(heads)
     return x + self.feed_forward(self.feed_forward_norm(x))
@@ -231,7 +256,7 @@ class Decoder(nnx.Module):
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
   ) -> Float[Array, "B T D"]:
     """Runs whole sequences and returns the residual stream, normalised.
 
@@ -241,8 +266,8 @@ class Decoder(nnx.Module):
       segment_ids: which of the sequences packed into a row a token belongs
         to, 0 for padding. A token reads earlier tokens of its own segment
         only. None: each row is one sequence.
-      remat: keep only each layer's input for the backward pass and compute
-        the rest again; about a third more time for far less memory.
+      remat: what each layer keeps for the backward pass, which computes the
+        rest again.
 
     Returns:
       Hidden states after the final norm. Those of padding are finite and
@@ -255,13 +280,14 @@ class Decoder(nnx.Module):
         else attention.segment_positions(segment_ids)
       )
     angles = self._angles(positions)
-    mask = attention.segment_mask(segment_ids, tokens.shape[1])
 
     def body(x, layer):
-      return layer(x, angles, mask), None
+      return layer(x, angles, segment_ids), None
 
+    if remat != "none":
+      body = jax.checkpoint(body, policy=_REMAT_POLICIES[remat])
     x, _ = jax.lax.scan(
-      jax.checkpoint(body) if remat else body,
+      body,
       self.embedding[...][tokens],
       self.layers,
     )

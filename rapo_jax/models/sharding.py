@@ -160,14 +160,19 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     x: the activation.
     axes: name of each axis, None for one that stays whole.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if jax.sharding.get_abstract_mesh().empty:
     return x
+  return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, *axes))
+
+
+def activation_spec(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
+  """How `constrain` cuts an activation over the mesh that is set."""
+  mesh = jax.sharding.get_abstract_mesh()
   entries = []
-  for size, axis in zip(x.shape, axes, strict=True):
+  for size, axis in zip(shape, axes, strict=True):
     over = axis and _ACTIVATION_RULES.get(axis)
     entries.append(over if over and size % _size(mesh, over) == 0 else None)
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+  return PartitionSpec(*entries)
 
 
 def constrain_parameters(tree: Any, rules: Rules) -> Any:

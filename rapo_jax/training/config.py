@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from rapo_jax.models import HEAD_CHUNK, Remat
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
@@ -69,7 +71,9 @@ class UpdateConfig:
     epochs: passes over the batch.
     row_length: tokens of a packed row; no trajectory may be longer.
     rows_per_microbatch: rows whose activations are alive at a time.
-    remat: recompute activations of each layer in the backward pass.
+    remat: what each layer keeps for its backward pass, see `models.Remat`.
+    head_chunk: tokens of a device whose logits are alive at a time; fewer take
+      less memory and, on accelerators, more time.
   """
 
   queries_per_update: int = 32
@@ -77,9 +81,15 @@ class UpdateConfig:
   epochs: int = 1
   row_length: int = 5632
   rows_per_microbatch: int = 4
-  remat: bool = True
+  remat: Remat = "layer"
+  head_chunk: int = HEAD_CHUNK
 
   def __post_init__(self) -> None:
+    if self.head_chunk < 1:
+      raise ValueError(
+        f"head_chunk must be at least 1, got {self.head_chunk}; the default "
+        f"is {HEAD_CHUNK}."
+      )
     if self.queries_per_update % self.queries_per_minibatch:
       divisors = [
         d

@@ -131,6 +131,7 @@ class Trainer:
             temperature=self._rollout.temperature,
             dtype=self._rollout.dtype,
             remat=self._update.remat,
+            head_chunk=self._update.head_chunk,
           )
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)

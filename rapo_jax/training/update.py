@@ -111,7 +111,14 @@ def _constrain_moments(opt_state: optax.OptState) -> optax.OptState:
 
 @functools.partial(
   jax.jit,
-  static_argnames=("objective", "optimizer", "temperature", "dtype", "remat"),
+  static_argnames=(
+    "objective",
+    "optimizer",
+    "temperature",
+    "dtype",
+    "remat",
+    "head_chunk",
+  ),
   donate_argnames="state",
 )
 def update_minibatch(
@@ -122,7 +129,8 @@ def update_minibatch(
   optimizer: OptimizerConfig,
   temperature: float,
   dtype: str,
-  remat: bool,
+  remat: models.Remat,
+  head_chunk: int,
 ) -> tuple[TrainState, UpdateMetrics]:
   """One optimizer update on one minibatch (Eq. 11).
 
@@ -137,7 +145,8 @@ def update_minibatch(
     temperature: at which the tokens were sampled.
     dtype: that the model computes in, the sampler's. Parameters, gradients'
       sum and moments keep their own.
-    remat: recompute activations in the backward pass.
+    remat: what each layer keeps for its backward pass.
+    head_chunk: tokens of a device whose logits are alive at a time.
   """
 
   def microbatch_loss(
@@ -150,6 +159,7 @@ def update_minibatch(
       temperature=temperature,
       segment_ids=micro.segment_ids,
       remat=remat,
+      head_chunk=head_chunk,
     )
     return _packed_loss(log_probs, micro, objective)
 

@@ -75,7 +75,7 @@ def small_config() -> ExperimentConfig:
       queries_per_minibatch=2,
       row_length=256,
       rows_per_microbatch=4,
-      remat=False,
+      remat="none",
     ),
     train=TrainConfig(
       seeds=(0,),

@@ -189,15 +189,16 @@ class ForwardTest(parameterized.TestCase):
     np.testing.assert_allclose(shifted, default, rtol=1e-3, atol=1e-3)
     self.assertGreater(np.abs(stretched - default).max(), 1e-2)
 
-  def test_remat_changes_no_value_and_no_gradient(self):
+  @parameterized.parameters("layer", "attention", "dots")
+  def test_remat_changes_no_value_and_no_gradient(self, policy):
     model = tiny_model()
     tokens = jnp.asarray(random_tokens((2, 7)))
 
     def loss(model, remat):
       return jnp.sum(hidden_of(model, tokens, remat=remat) ** 2)
 
-    plain = jax.value_and_grad(loss)(model, False)
-    remat = jax.value_and_grad(loss)(model, True)
+    plain = jax.value_and_grad(loss)(model, "none")
+    remat = jax.value_and_grad(loss)(model, policy)
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
       plain,

@@ -1,11 +1,19 @@
 """Tests of token_log_probs against the full logits and against sampling."""
 
 import functools
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from flax import nnx
 
@@ -18,7 +26,7 @@ score = jax.jit(models.token_log_probs, static_argnames="temperature")
 
 
 @functools.cache
-def tiny_model(tie_embeddings=True) -> models.Decoder:
+def tiny_model(tie_embeddings=True, dtype="float32") -> models.Decoder:
   config = models.DecoderConfig(
     vocab_size=VOCAB,
     hidden_size=16,
@@ -29,6 +37,7 @@ def tiny_model(tie_embeddings=True) -> models.Decoder:
     head_dim=4,
     initializer_range=0.3,
     tie_embeddings=tie_embeddings,
+    dtype=dtype,
   )
   return models.Decoder(config, rngs=nnx.Rngs(0))
 
@@ -47,6 +56,45 @@ def from_logits(model, tokens, where, temperature, segment_ids=None):
     jnp.where(where, jnp.pad(x, ((0, 0), (1, 0))), 0)
     for x in (picked, entropies)
   )
+
+
+def compiled_gradient(config, shape, **options):
+  """The compiled loss and gradient of a model that has no arrays."""
+  model = jax.eval_shape(lambda: models.Decoder(config, rngs=nnx.Rngs(0)))
+
+  def loss(model, tokens, where, segment_ids):
+    log_probs, entropies = models.token_log_probs(
+      model, tokens, where=where, segment_ids=segment_ids, **options
+    )
+    return log_probs.sum() + entropies.sum()
+
+  ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+  where = jax.ShapeDtypeStruct(shape, bool)
+  gradient = jax.jit(jax.value_and_grad(loss))
+  return gradient.lower(model, ids, where, ids).compile(), model
+
+
+def largest_buffer(compiled, model, dimension=None):
+  """Bytes of the largest array in a program that is shaped like no parameter.
+
+  Args:
+    compiled: the program.
+    model: whose parameters and their gradients do not count.
+    dimension: only arrays with an axis of this size count.
+  """
+  parameters = set()
+  for leaf in jax.tree.leaves(model):
+    parameters |= {tuple(sorted(leaf.shape)), tuple(sorted(leaf.shape[1:]))}
+  sizes = [0]
+  for dtype, dims in re.findall(
+    r"\b(pred|bf16|[fsu]\d+)\[([\d,]+)\]", compiled.as_text()
+  ):
+    shape = [int(size) for size in dims.split(",")]
+    is_parameter = tuple(sorted(n for n in shape if n > 1)) in parameters
+    if not is_parameter and (dimension is None or dimension in shape):
+      bits = 8 if dtype == "pred" else int(dtype.lstrip("bfsu"))
+      sizes.append(math.prod(shape) * bits // 8)
+  return max(sizes)
 
 
 class TokenLogProbsTest(parameterized.TestCase):
@@ -85,6 +133,49 @@ class TokenLogProbsTest(parameterized.TestCase):
     )
     for values in got[0][1]:
       np.testing.assert_array_equal(values[~where], 0)
+
+  @parameterized.product(tied=(True, False))
+  def test_bfloat16_gradients_sum_in_float32(self, tied):
+    model = tiny_model(tie_embeddings=tied, dtype="bfloat16")
+    tokens = random_tokens((4, 64))
+    where = jnp.ones(tokens.shape, bool).at[:, 0].set(False)
+
+    def gradient(function):
+      def loss(model):
+        log_probs, entropies = function(model, tokens, where=where)
+        return jnp.sum(log_probs - 0.3 * entropies)
+
+      model_gradient = jax.jit(jax.grad(loss))(model)
+      head = model_gradient.embedding if tied else model_gradient.head.kernel
+      return np.asarray(head[...], np.float32)
+
+    with mock.patch.object(log_probs_lib, "HEAD_CHUNK", 8):
+      got = gradient(models.token_log_probs)
+    expected = gradient(functools.partial(from_logits, temperature=1.0))
+    # bfloat16 keeps 8 bits: one rounding of each chunk's gradients is 2^-9 of
+    # them. 32 chunks summed in bfloat16 would be several percent off.
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    self.assertLess(error, 0.01)
+
+  def test_meshes_give_the_values_of_one_device(self):
+    environment = os.environ | {
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
+    }
+    child = subprocess.run(
+      [sys.executable, "-m", "tests.models.log_probs_on_meshes"],
+      cwd=pathlib.Path(__file__).parents[2],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(child.returncode, 0, child.stderr)
+    for mesh in json.loads(child.stdout):
+      with self.subTest(**mesh):
+        self.assertLess(mesh["value_gap"], 1e-5)
+        self.assertLess(mesh["gradient_gap"], 1e-5)
+        self.assertTrue(mesh["own_logits"])
+        self.assertFalse(mesh["whole_logits"])
 
   def test_uniform_model_by_hand(self):
     # All weights 0 give equal logits: log-prob -log 37 = -3.6109, and the
@@ -134,34 +225,46 @@ class TokenLogProbsTest(parameterized.TestCase):
     self.assertEqual(value, spoilt_value)
     np.testing.assert_array_equal(grad, spoilt_grad)
 
-  def test_all_logits_are_never_alive(self):
-    # 16 rows of 512 tokens, 50,000 entries: 1.6 GB of logits in float32.
-    model = jax.eval_shape(
-      lambda: models.Decoder(
-        models.DecoderConfig(
-          vocab_size=50_000,
-          hidden_size=8,
-          intermediate_size=8,
-          num_layers=1,
-          num_heads=1,
-          num_kv_heads=1,
-          head_dim=8,
-        ),
-        rngs=nnx.Rngs(0),
-      )
+  @parameterized.product(tied=(True, False))
+  def test_all_logits_are_never_alive(self, tied):
+    config = models.DecoderConfig(
+      vocab_size=50_000,
+      hidden_size=8,
+      intermediate_size=8,
+      num_layers=1,
+      num_heads=1,
+      num_kv_heads=1,
+      head_dim=8,
+      tie_embeddings=tied,
     )
-    tokens = jax.ShapeDtypeStruct((16, 512), jnp.int32)
-    where = jax.ShapeDtypeStruct((16, 512), bool)
+    # 16 rows of 512 tokens: 1.6 GB of logits, 102 MB in a chunk of 512.
+    compiled, model = compiled_gradient(config, (16, 512))
+    logits = 16 * 512 * 50_000 * 4
+    self.assertLess(largest_buffer(compiled, model), 0.07 * logits)
+    # A few arrays of a chunk's size at a time.
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    self.assertLess(temporary, 0.4 * logits)
 
-    @jax.jit
-    @jax.grad
-    def gradient(model, tokens, where):
-      log_probs, entropies = models.token_log_probs(model, tokens, where=where)
-      return log_probs.sum() + entropies.sum()
-
-    memory = gradient.lower(model, tokens, where).compile().memory_analysis()
-    # 512 tokens at a time are 102 MB; a few copies of that, not of 1.6 GB.
-    self.assertLess(memory.temp_size_in_bytes, 16 * 512 * 50_000 * 4)
+  @pytest.mark.slow
+  def test_the_7b_update_holds_no_logits(self):
+    config = models.DecoderConfig(
+      vocab_size=152_064,
+      hidden_size=3584,
+      intermediate_size=18_944,
+      num_layers=28,
+      num_heads=28,
+      num_kv_heads=4,
+      head_dim=128,
+      tie_embeddings=False,
+      dtype="bfloat16",
+    )
+    compiled, model = compiled_gradient(config, (1, 5632), remat="layer")
+    logits = 5632 * 152_064 * 4
+    # The inputs of all layers, which XLA widens to float32 on a CPU.
+    self.assertLess(largest_buffer(compiled, model), 0.7 * logits)
+    self.assertLess(
+      largest_buffer(compiled, model, dimension=152_064), 0.1 * logits
+    )
 
   def test_equals_what_sampling_through_the_cache_records(self):
     model = tiny_model()

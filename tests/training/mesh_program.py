@@ -80,7 +80,8 @@ def update(
       optimizer=OPTIMIZER,
       temperature=0.7,
       dtype=dtype,
-      remat=True,
+      remat="layer",
+      head_chunk=64,
     )
   moment = optax.tree.get(state.opt_state, "mu")
   trees = (state.model, moment, optax.tree.get(state.opt_state, "nu"))

@@ -91,7 +91,7 @@ def _packed(trajectories, row_length, rows, *, fraction=None, poison=None):
   return batch
 
 
-def _update(batch, objective=None, *, remat=False):
+def _update(batch, objective=None, *, remat="none"):
   # The state is donated, so each call starts from a model of its own.
   state, metrics = update_minibatch(
     init_train_state(_model(), _OPTIMIZER),
@@ -101,6 +101,7 @@ def _update(batch, objective=None, *, remat=False):
     temperature=1.0,
     dtype="float32",
     remat=remat,
+    head_chunk=32,
   )
   return jax.tree.leaves(state.model), metrics
 
@@ -145,10 +146,11 @@ def test_loss_equals_the_objective_on_unpacked_trajectories(trajectories):
   np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
 
 
-def test_remat_changes_memory_and_not_the_result(trajectories):
+@pytest.mark.parametrize("remat", ["layer", "attention", "dots"])
+def test_remat_changes_memory_and_not_the_result(trajectories, remat):
   batch = _packed(trajectories, 48, 2)
   for a, b in zip(
-    _update(batch)[0], _update(batch, remat=True)[0], strict=True
+    _update(batch)[0], _update(batch, remat=remat)[0], strict=True
   ):
     np.testing.assert_allclose(a, b, atol=1e-5)
 

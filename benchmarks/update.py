@@ -1,0 +1,244 @@
+"""One GRPO update: tokens a second, beside google-tunix and torch.
+
+    .venv/bin/python -m benchmarks.update
+
+Forward, clipped loss, backward, global-norm clipping and AdamW, in float32 on
+one CPU core. All three start from the same weights and train on the same
+batch, in turns, one process each; peers live in environments of their own,
+which the first run installs under `.cache/benchmarks`. The first update's loss
+and gradient norm are printed, since they have to agree.
+
+`matmul_fraction` is the update's own arithmetic (no recomputation; causal half
+of the attention, head on policy tokens) a second, over that of one large
+float32 product by JAX in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from rapo_jax import models
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_WORKERS = _ROOT / "benchmarks" / "update_peers"
+_CACHE = _ROOT / ".cache" / "benchmarks"
+_SCRIPTS = {
+  "ours": "ours.py",
+  "tunix": "tunix_grpo.py",
+  "torch": "torch_grpo.py",
+}
+_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+class Worker:
+  """A process that runs one update at a time."""
+
+  def __init__(
+    self, name: str, folder: pathlib.Path, completion: int, core: int
+  ):
+    python = sys.executable if name == "ours" else str(_environment(name))
+    self._process = subprocess.Popen(
+      [
+        *("taskset", "--cpu-list", str(core), "env"),
+        *("JAX_PLATFORMS=cpu", "OMP_NUM_THREADS=1", f"PYTHONPATH={_ROOT}"),
+        # Large arrays come and go; huge pages halve what touching them costs.
+        "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
+        *(python, str(_WORKERS / _SCRIPTS[name])),
+        *(str(folder), str(completion)),
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+
+  def run(self, what: str = "update") -> dict[str, Any]:
+    """Seconds and result of one run."""
+    assert self._process.stdin
+    assert self._process.stdout
+    self._process.stdin.write(what + "\n")
+    self._process.stdin.flush()
+    answer = self._process.stdout.readline()
+    if not answer:
+      raise RuntimeError("a worker stopped; its message is above.")
+    return json.loads(answer)
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.communicate()
+
+
+def _environment(name: str) -> pathlib.Path:
+  """Interpreter of a peer's environment, made if missing."""
+  venv = _CACHE / name / "venv"
+  python, done = venv / "bin" / "python", venv / ".installed"
+  if not done.exists():
+    requirements = _WORKERS / f"requirements-{name}.txt"
+    print(f"installing {requirements.name} into {venv}", file=sys.stderr)
+    create = [str(_ROOT / "scripts" / "create_venv.sh"), str(venv)]
+    subprocess.run(create, check=True, stdout=sys.stderr)
+    install = [str(python), "-m", "pip", "install", "--quiet"]
+    install += ["--disable-pip-version-check", "-r", str(requirements)]
+    if subprocess.run(install, stdout=sys.stderr, check=False).returncode:
+      install += ["--extra-index-url", _TORCH_INDEX]
+      subprocess.run(install, stdout=sys.stderr, check=True)
+    done.touch()
+  return python
+
+
+def write_problem(
+  folder: pathlib.Path, shape: dict[str, int], rows: int, length: int
+) -> None:
+  """Weights, batch and settings that all workers read."""
+  model = models.Decoder(models.DecoderConfig(**shape), rngs=nnx.Rngs(0))
+  models.save_pretrained(model, folder / "model")
+  rng = np.random.default_rng(0)
+  size = (rows, length)
+  # Ids 0 and 1 are left to padding and the end of text.
+  tokens = rng.integers(2, shape["vocab_size"], size, dtype=np.int32)
+  noise = rng.normal(scale=0.2, size=size)
+  np.savez(
+    folder / "batch.npz",
+    tokens=tokens,
+    advantages=rng.normal(size=rows).astype(np.float32),
+    # A fresh model is close to uniform; the noise clips some of the ratios.
+    old_log_probs=(noise - np.log(shape["vocab_size"])).astype(np.float32),
+  )
+  settings = {
+    "shape": shape,
+    "learning_rate": 1e-5,
+    "weight_decay": 0.01,
+    "max_gradient_norm": 1.0,
+    "clip_epsilon_low": 0.2,
+    "clip_epsilon_high": 0.28,
+  }
+  (folder / "settings.json").write_text(json.dumps(settings))
+
+
+def model_flops(
+  shape: dict[str, int], rows: int, length: int, completion: int
+) -> float:
+  """Operations of one update; a backward pass takes two forward passes."""
+  width, heads = shape["hidden_size"], shape["num_heads"] * shape["head_dim"]
+  kv = shape["num_kv_heads"] * shape["head_dim"]
+  weights = width * (2 * heads + 2 * kv + 3 * shape["intermediate_size"])
+  # Scores and weighted values, over (length + 1) / 2 keys on average.
+  scores = heads * (length + 1)
+  layers = shape["num_layers"] * 2 * (weights + scores) * length
+  head = 2 * width * shape["vocab_size"] * completion
+  return 3.0 * rows * (layers + head)
+
+
+def measure(arguments: argparse.Namespace, completion: int) -> dict[str, Any]:
+  """Medians over turns, for one share of policy tokens."""
+  shape = {
+    "vocab_size": arguments.vocab_size,
+    "hidden_size": arguments.width,
+    "intermediate_size": 4 * arguments.width,
+    "num_layers": arguments.layers,
+    "num_heads": arguments.width // 64,
+    "num_kv_heads": max(1, arguments.width // 128),
+    "head_dim": 64,
+  }
+  rows, length = arguments.rows, arguments.length
+  with tempfile.TemporaryDirectory() as path:
+    folder = pathlib.Path(path)
+    write_problem(folder, shape, rows, length)
+    workers = {
+      name: Worker(name, folder, completion, arguments.core)
+      for name in arguments.workers
+    }
+    first = {name: worker.run() for name, worker in workers.items()}
+    workers["ours"].run("product")
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    products = []
+    for turn in range(arguments.repeats):
+      for name, worker in workers.items():
+        turns[name].append(worker.run())
+        print(turn, name, turns[name][-1], file=sys.stderr)
+      products += [workers["ours"].run("product") for _ in range(9)]
+    for worker in workers.values():
+      worker.close()
+  flops = model_flops(shape, rows, length, completion)
+  return {
+    "policy_tokens_of_a_row": completion,
+    "shape": shape,
+    "seconds": {
+      n: [round(run["seconds"], 3) for run in runs] for n, runs in turns.items()
+    },
+    # Of the process, which another process on the core does not lengthen.
+    "by_cpu_time": _figures(
+      turns, products, rows * length, flops, "cpu_seconds"
+    ),
+    "by_wall_time": _figures(turns, products, rows * length, flops, "seconds"),
+    "first_loss_and_gradient_norm": {n: a["result"] for n, a in first.items()},
+    "versions": {n: a["versions"] for n, a in first.items()},
+  }
+
+
+def _figures(
+  turns: dict[str, list[dict[str, Any]]],
+  products: list[dict[str, Any]],
+  tokens: int,
+  flops: float,
+  clock: str,
+) -> dict[str, Any]:
+  """Speeds and ratios of medians, by one of the two clocks."""
+  medians = {
+    name: statistics.median(run[clock] for run in runs)
+    for name, runs in turns.items()
+  }
+  peak = statistics.median(p["result"] / p[clock] for p in products)
+  return {
+    "tokens_per_s": {n: round(tokens / s) for n, s in medians.items()},
+    "ours_over": {
+      n: round(s / medians["ours"], 3)
+      for n, s in medians.items()
+      if n != "ours"
+    },
+    "matmul_gflops_per_s": round(peak / 1e9, 1),
+    "matmul_fraction": round(flops / medians["ours"] / peak, 3),
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--layers", type=int, default=8)
+  parser.add_argument("--width", type=int, default=256)
+  parser.add_argument("--vocab-size", type=int, default=32_000)
+  parser.add_argument("--rows", type=int, default=16)
+  parser.add_argument("--length", type=int, default=512)
+  parser.add_argument(
+    "--policy-tokens",
+    type=int,
+    nargs="+",
+    default=[256, 511],
+    help="how many of a row's last tokens are the policy's; measured in turn",
+  )
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--core", type=int, default=0)
+  parser.add_argument(
+    "--workers", nargs="+", default=list(_SCRIPTS), choices=list(_SCRIPTS)
+  )
+  arguments = parser.parse_args()
+  report = {
+    "benchmark": "update",
+    "unit": "tokens/s",
+    "rows": arguments.rows,
+    "length": arguments.length,
+    "results": [measure(arguments, n) for n in arguments.policy_tokens],
+  }
+  print(json.dumps(report))
+
+
+if __name__ == "__main__":
+  main()

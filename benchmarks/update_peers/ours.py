@@ -1,0 +1,81 @@
+"""One update by rapo_jax.training, as the trainer runs it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import worker
+
+from rapo_jax import models, objectives
+from rapo_jax.training import (
+  ObjectiveConfig,
+  OptimizerConfig,
+  PackedBatch,
+  init_train_state,
+  update_minibatch,
+)
+
+_MATMUL_SIZE = 1536
+
+
+def make_update(problem: worker.Problem):
+  settings = problem.settings
+  optimizer = OptimizerConfig(
+    learning_rate=settings["learning_rate"],
+    weight_decay=settings["weight_decay"],
+    max_gradient_norm=settings["max_gradient_norm"],
+  )
+  objective = ObjectiveConfig(
+    retrieval_coef=0.0,
+    shaping_coef=0.0,
+    clip_epsilon_low=settings["clip_epsilon_low"],
+    clip_epsilon_high=settings["clip_epsilon_high"],
+  )
+  batch = _batch(problem)
+  state = init_train_state(models.from_pretrained(problem.model), optimizer)
+
+  def update() -> tuple[float, float]:
+    nonlocal state
+    state, metrics = update_minibatch(
+      state,
+      batch,
+      objective=objective,
+      optimizer=optimizer,
+      temperature=1.0,
+      remat="none",
+      head_chunk=128,
+    )
+    jax.block_until_ready(state)
+    return float(metrics.loss), float(metrics.gradient_norm)
+
+  return update
+
+
+def _batch(problem: worker.Problem) -> PackedBatch:
+  shape = problem.tokens.shape
+  where = np.zeros(shape, bool)
+  where[:, -problem.completion :] = True
+  old_log_probs = np.zeros(shape, np.float32)
+  old_log_probs[:, -problem.completion :] = problem.old_log_probs
+  rows = (
+    problem.tokens,
+    np.ones(shape, np.int32),
+    where,
+    old_log_probs,
+    np.repeat(problem.advantages[:, None], shape[1], axis=1),
+    np.zeros(shape, np.float32),
+    np.asarray(objectives.loss_weights(where, aggregation="sequence")),
+  )
+  return PackedBatch(*(jnp.asarray(x)[None] for x in rows), jnp.asarray(1))
+
+
+if __name__ == "__main__":
+  matrix = jnp.ones((_MATMUL_SIZE, _MATMUL_SIZE), jnp.float32)
+  multiply = jax.jit(jnp.matmul)
+
+  def product() -> int:
+    jax.block_until_ready(multiply(matrix, matrix))
+    return 2 * _MATMUL_SIZE**3
+
+  worker.serve(make_update, {"jax": jax.__version__}, product=product)

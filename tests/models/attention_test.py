@@ -1,0 +1,190 @@
+"""Attention of whole sequences: every implementation gives the same."""
+
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from rapo_jax.models import attention, splash
+
+
+def arrays(batch, length, heads, kv_heads, head_dim, dtype="float32"):
+  rng = np.random.default_rng(0)
+  shapes = ((heads, "queries"), (kv_heads, "keys"), (kv_heads, "values"))
+  return tuple(
+    jnp.asarray(rng.normal(size=(batch, length, n, head_dim)), dtype)
+    for n, _ in shapes
+  )
+
+
+def segments(batch, length):
+  """Several segments a row, and padding at its end."""
+  rng = np.random.default_rng(1)
+  ids = 1 + np.sort(rng.integers(0, 4, (batch, length)), axis=1)
+  ids[:, -length // 8 :] = 0
+  return jnp.asarray(ids, jnp.int32)
+
+
+def by_hand(queries, keys, values, segment_ids):
+  """Position by position, in float64 NumPy."""
+  queries, keys, values = (
+    np.asarray(x, np.float64) for x in (queries, keys, values)
+  )
+  batch, length, heads, head_dim = queries.shape
+  group = heads // keys.shape[2]
+  ids = np.ones((batch, length)) if segment_ids is None else segment_ids
+  out = np.zeros_like(queries)
+  for b, t, h in np.ndindex(batch, length, heads):
+    seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t]]
+    scores = keys[b, seen, h // group] @ queries[b, t, h] / head_dim**0.5
+    weights = np.exp(scores - scores.max())
+    out[b, t, h] = weights / weights.sum() @ values[b, seen, h // group]
+  return out
+
+
+def value_and_gradients(function, inputs):
+  """Of a sum with weights, so that no gradient cancels."""
+  weights = np.random.default_rng(2).normal(size=inputs[0].shape)
+
+  def loss(queries, keys, values):
+    return jnp.sum(function(queries, keys, values) * weights)
+
+  return jax.jit(
+    lambda *x: (function(*x), jax.grad(loss, argnums=(0, 1, 2))(*x))
+  )(*inputs)
+
+
+def assert_same(got, expected, atol):
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, atol=atol, rtol=atol)
+
+
+@pytest.mark.parametrize("block", [512, 8, 5])
+@pytest.mark.parametrize("packed", [True, False])
+def test_xla_equals_the_definition(block, packed):
+  inputs = arrays(2, 24, 4, 2, 8)
+  ids = segments(2, 24) if packed else None
+  with mock.patch.object(attention, "QUERY_BLOCK", block):
+    got = attention.attend(*inputs, segment_ids=ids, implementation="xla")
+  np.testing.assert_allclose(got, by_hand(*inputs, ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_blocks_of_queries_change_nothing(packed):
+  inputs = arrays(2, 100, 4, 2, 8)
+  ids = segments(2, 100) if packed else None
+  attend = functools.partial(
+    attention.attend, segment_ids=ids, implementation="xla"
+  )
+  with mock.patch.object(attention, "_MIN_QUERY_BLOCK", 128):
+    dense = value_and_gradients(attend, inputs)
+  with mock.patch.object(attention, "QUERY_BLOCK", 32):
+    blocks = value_and_gradients(attend, inputs)
+  assert_same(blocks, dense, 1e-5)
+
+
+@pytest.mark.parametrize(
+  ("length", "heads", "kv_heads", "head_dim"),
+  [(128, 4, 2, 64), (256, 2, 2, 128), (384, 4, 1, 64)],
+)
+def test_splash_equals_xla(length, heads, kv_heads, head_dim):
+  inputs = arrays(2, length, heads, kv_heads, head_dim)
+  ids = segments(2, length)
+  kernel = functools.partial(splash.attend, segment_ids=ids, interpret=True)
+  plain = functools.partial(
+    attention.attend, segment_ids=ids, implementation="xla"
+  )
+  got = value_and_gradients(kernel, inputs)
+  expected = value_and_gradients(plain, inputs)
+  assert_same(got, expected, 1e-4)
+
+
+def test_splash_without_segments_is_causal():
+  inputs = arrays(1, 128, 2, 1, 64)
+  got = splash.attend(*inputs, None, interpret=True)
+  expected = attention.attend(*inputs, segment_ids=None, implementation="xla")
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_long_rows_make_no_array_of_all_scores():
+  inputs = tuple(
+    jax.ShapeDtypeStruct((1, 4096, n, 8), jnp.float32) for n in (2, 1, 1)
+  )
+
+  def program(attend):
+    def loss(*inputs):
+      return attend(*inputs).sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs)
+    return gradient.compile()
+
+  blocks = program(
+    functools.partial(attention.attend, segment_ids=None, implementation="xla")
+  )
+  dense = program(
+    functools.partial(
+      jax.nn.dot_product_attention, is_causal=True, implementation="xla"
+    )
+  )
+  assert "4096,4096]" in dense.as_text()
+  assert "4096,4096]" not in blocks.as_text()
+  # XLA may still work on several blocks at a time.
+  temporaries = (
+    p.memory_analysis().temp_size_in_bytes for p in (blocks, dense)
+  )
+  assert next(temporaries) < next(temporaries)
+
+
+@pytest.mark.parametrize(
+  ("implementation", "length", "dtype", "rule"),
+  [
+    ("splash", 96, "float32", "128 divides"),
+    ("cudnn", 128, "float32", "bfloat16 or float16"),
+    ("cudnn", 127, "bfloat16", "even row length"),
+  ],
+)
+def test_a_named_kernel_states_what_it_cannot_take(
+  implementation, length, dtype, rule
+):
+  inputs = arrays(1, length, 2, 1, 64, dtype)
+  with pytest.raises(ValueError, match=rule):
+    attention.attend(*inputs, segment_ids=None, implementation=implementation)
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype", "length", "kernel"),
+  [
+    ("tpu", "float32", 128, "splash"),
+    ("tpu", "float32", 96, "xla"),
+    ("gpu", "bfloat16", 96, "cudnn"),
+    ("gpu", "float32", 96, "xla"),
+    ("cpu", "bfloat16", 128, "xla"),
+  ],
+)
+def test_auto_takes_the_kernel_of_the_meshs_platform(
+  platform, dtype, length, kernel
+):
+  # A mesh of described devices, as programs for absent hardware are traced.
+  mesh = AbstractMesh(
+    (1, 1, 1),
+    ("data", "fsdp", "tensor"),
+    abstract_device=AbstractDevice("any", 1, platform),
+  )
+  queries, keys, values = arrays(1, length, 2, 1, 64, dtype)
+  called = []
+
+  def record(name):
+    return lambda queries, *_: called.append(name) or queries
+
+  with (
+    jax.sharding.use_abstract_mesh(mesh),
+    mock.patch.object(splash, "attend", record("splash")),
+    mock.patch.object(attention, "_attend_cudnn", record("cudnn")),
+    mock.patch.object(attention, "_attend_xla", record("xla")),
+  ):
+    attention.attend(queries, keys, values, segment_ids=None)
+  assert called == [kernel]

@@ -1,0 +1,107 @@
+"""Scores and gradients on several meshes of fake devices, as JSON.
+
+A program of its own, since the number of devices is fixed when JAX starts:
+`log_probs_test.py` runs it with 8 fake CPU devices. Prints, for each mesh, how
+far values and gradients are from those of one device, and how much of the
+logits one device holds.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rapo_jax import models
+from rapo_jax.models import log_probs, sharding
+
+MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+BATCH, LENGTH, VOCAB, CHUNK = 8, 24, 512, 12
+
+
+def model(tie_embeddings: bool) -> models.Decoder:
+  config = models.DecoderConfig(
+    vocab_size=VOCAB,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=8,
+    head_dim=4,
+    initializer_range=0.3,
+    tie_embeddings=tie_embeddings,
+  )
+  return models.Decoder(config, rngs=nnx.Rngs(0))
+
+
+def inputs() -> tuple[jax.Array, ...]:
+  rng = np.random.default_rng(0)
+  shape = (BATCH, LENGTH)
+  return (
+    jnp.asarray(rng.integers(0, VOCAB, shape)),
+    # Rows differ in how many of their tokens are scored; one has none.
+    jnp.asarray(rng.random(shape) < np.linspace(0, 1, BATCH)[:, None]),
+    jnp.asarray(np.sort(rng.integers(1, 4, shape), axis=1)),
+    jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32),
+  )
+
+
+@jax.jit
+@jax.value_and_grad
+def loss(model, tokens, where, segment_ids, weights):
+  log_probs, entropies = models.token_log_probs(
+    model, tokens, where=where, segment_ids=segment_ids, temperature=0.8
+  )
+  return jnp.mean(log_probs * weights[0] + entropies * weights[1])
+
+
+def on_mesh(fsdp: int, tensor: int, tie_embeddings: bool):
+  mesh = sharding.make_mesh(fsdp=fsdp, tensor=tensor)
+  policy = model(tie_embeddings)
+  policy = jax.device_put(
+    policy, sharding.shardings(policy, mesh, sharding.TRAIN_RULES)
+  )
+  rows = NamedSharding(mesh, P(("data", "fsdp")))
+  tokens, where, segment_ids, weights = inputs()
+  arguments = (
+    policy,
+    *(jax.device_put(x, rows) for x in (tokens, where, segment_ids)),
+  )
+  with jax.set_mesh(mesh):
+    compiled = loss.lower(*arguments, weights).compile()
+  return compiled(*arguments, weights), compiled.as_text()
+
+
+def main() -> None:
+  log_probs.HEAD_CHUNK = CHUNK
+  report = []
+  for tie_embeddings in (True, False):
+    expected = loss(model(tie_embeddings), *inputs())
+    for fsdp, tensor in MESHES:
+      got, program = on_mesh(fsdp, tensor, tie_embeddings)
+      gaps = jax.tree.map(
+        lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b)))),
+        got,
+        expected,
+      )
+      report.append(
+        {
+          "fsdp": fsdp,
+          "tensor": tensor,
+          "tied": tie_embeddings,
+          "value_gap": gaps[0],
+          "gradient_gap": max(jax.tree.leaves(gaps[1])),
+          # Every device takes its part of the rows and of the vocabulary.
+          "own_logits": f"f32[1,{CHUNK},{VOCAB // tensor}]" in program,
+          "whole_logits": tensor > 1 and f"{CHUNK},{VOCAB}]" in program,
+        }
+      )
+  json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+  main()
