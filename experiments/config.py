@@ -89,9 +89,10 @@ class PolicyConfig:
   """Which agents are used.
 
   Attributes:
-    base: Hugging Face folder of the base agent. None: warm-started in the
-      miniature world, randomly initialised (`random`) for a data set.
-    off_policy: folder of the off-policy agent; None likewise.
+    base: the base agent: a Hugging Face folder, or a model's name on the hub.
+      None: warm-started in the miniature world, randomly initialised
+      (`random`) for a data set.
+    off_policy: the off-policy agent; None likewise.
     random: shape of the randomly initialised model.
   """
 

@@ -31,7 +31,6 @@ from experiments.stages import train as train_stage
 from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task, agent_paths, open_task, task_names
 from experiments.workdir import Workdir, read_json, write_json
-from rapo_jax import models
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
@@ -148,7 +147,9 @@ class Experiment:
         for owner, agent, run in wanted:
           path = self._workdir.evaluation(owner, agent)
           if owner == name and not path.exists():
-            model = models.from_pretrained(self._agent_path(task, agent, run))
+            model = evaluate_stage.load_policy(
+              self._config, self._agent_path(task, agent, run)
+            )
             result = evaluate_stage.evaluate(self._config, task, model)
             result |= {
               "task": name,

@@ -33,6 +33,7 @@ from rapo_jax.data import (
   load_corpus,
   load_tool_star,
 )
+from rapo_jax.models import hub
 from rapo_jax.retrieval import SentenceEncoder, default_index_class
 from rapo_jax.tools import OpenTool, PythonTool, SearchTool, Tool
 
@@ -94,11 +95,15 @@ def task_names(config: ExperimentConfig) -> list[str]:
 def agent_paths(
   config: ExperimentConfig, workdir: Workdir, name: str
 ) -> tuple[pathlib.Path, pathlib.Path]:
-  """Folders of the base and the off-policy agent of a task."""
+  """Folders of the base and the off-policy agent of a task.
+
+  Raises:
+    FileNotFoundError: an agent is named by a hub's name and cannot be had.
+  """
   base, off_policy = config.policy.base, config.policy.off_policy
   return (
-    pathlib.Path(base) if base else workdir.agent(name, "base"),
-    pathlib.Path(off_policy)
+    hub.local_folder(base) if base else workdir.agent(name, "base"),
+    hub.local_folder(off_policy)
     if off_policy
     else workdir.agent(name, "off_policy"),
   )

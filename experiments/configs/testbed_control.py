@@ -4,6 +4,7 @@
         --workdir runs/testbed_control
 
 Two CPU cores, about 20 minutes, five seeds a method.
+The world is that of `testbed.py`.
 The base agent succeeds on the easy ones often enough for GRPO to take off by
 itself. The negative control: expect no difference.
 """
@@ -22,7 +23,7 @@ from experiments.miniature.world import WorldConfig
 def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="testbed_control",
-    world=WorldConfig(multihop_hops=(2, 3, 4)),
+    world=WorldConfig(seed=1, multihop_hops=(2, 3, 4)),
     retrieval=miniature_retrieval(),
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),

@@ -4,6 +4,7 @@
         --workdir runs/testbed_sparse
 
 Two CPU cores, about 20 minutes, five seeds a method.
+The world is that of `testbed.py`.
 The base agent almost never succeeds on them, so hardly any group of a GRPO
 update has a reward to learn from. Expect RAPO to learn and GRPO mostly not to.
 """
@@ -22,7 +23,7 @@ from experiments.miniature.world import WorldConfig
 def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="testbed_sparse",
-    world=WorldConfig(multihop_hops=(4,)),
+    world=WorldConfig(seed=1, multihop_hops=(4,)),
     retrieval=miniature_retrieval(),
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),

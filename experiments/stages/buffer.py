@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
+from experiments.stages.evaluate import load_policy
 from experiments.tasks import Task
-from rapo_jax import models, rewards
+from rapo_jax import rewards
 from rapo_jax.retrieval import (
   SentenceEncoder,
   StepTrace,
@@ -35,7 +36,7 @@ def build_buffer(
     encoder: embeds the keys.
     report: called with the share done, 0 to 1, and a word on it.
   """
-  model = models.from_pretrained(task.off_policy_path)
+  model = load_policy(config, task.off_policy_path)
   engine = RolloutEngine(
     dataclasses.replace(config.rollout, num_hybrid=0),
     task.tokenizer,

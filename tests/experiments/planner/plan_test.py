@@ -13,7 +13,7 @@ import pytest
 from experiments import plan
 from experiments.config import ExperimentConfig, MeshConfig
 from experiments.planner import analysis, chips
-from rapo_jax.models import sharding
+from rapo_jax.models import attention, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 CONFIG = "experiments/configs/quickstart.py"
@@ -209,3 +209,53 @@ def test_too_many_rows_are_told_how_many_fit():
 def test_a_state_too_large_asks_for_more_devices():
   judged = _judge(state=20, slots=1, activations=1)
   assert "3 times as many devices over fsdp" in judged.verdict("v5e:2x2")
+
+
+@pytest.mark.plan
+def test_a_tpu_topology_is_compiled_with_the_kernels_of_its_platform(tmp_path):
+  path = tmp_path / "plan.json"
+  arguments = (
+    *("--config", "experiments/configs/tool_star_smoke.py"),
+    *("--topology", "v5e:2x2", "--json", str(path)),
+    "--config.policy.random.hidden_size=512",
+    "--config.rollout.dtype=bfloat16",
+    "--config.rollout.num_slots=32",
+    "--config.update.rows_per_microbatch=4",
+    "--config.mesh.tensor=2",
+  )
+  process = _plan(*arguments)
+  assert process.returncode == 0, process.stderr
+  report = json.loads(path.read_text())
+  assert report["fits"] is True
+  assert report["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
+  update = report["programs"][4]
+  assert update["flops"] > 0
+  assert update["network_bytes"] > 0
+  # Sixteen times the slots are too many, and it says how many are not.
+  process = _plan(*arguments, "--config.rollout.num_slots=16384")
+  assert process.returncode == 1
+  verdict = json.loads(path.read_text())["verdict"]
+  assert verdict.startswith("does not fit v5e:2x2")
+  assert "lower rollout.num_slots to" in verdict
+
+
+@pytest.mark.plan
+def test_attention_on_tpu_is_the_splash_kernel():
+  topology = chips.open_topology("v5e:2x2")
+  mesh = sharding.make_mesh(fsdp=2, tensor=2, devices=topology.devices)
+  heads = jax.ShapeDtypeStruct(
+    (4, 512, 4, 64),
+    "bfloat16",
+    sharding=jax.NamedSharding(
+      mesh, sharding.partition_spec(("rows", None, "heads", None), RULES)
+    ),
+  )
+  with jax.set_mesh(mesh):
+    program = jax.jit(
+      lambda q: attention.attend(q, q, q, segment_ids=None)
+    ).lower(heads)
+  assert "tpu_custom_call" in program.as_text()
+  program.compile()
+
+
+RULES = {"rows": ("data", "fsdp"), "heads": "tensor"}
