@@ -168,8 +168,8 @@ def _files(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   if (base is None) != (off_policy is None):
     yield (
       "problem",
-      "the agents share a tokenizer: set both policy.base and "
-      "policy.off_policy, or neither.",
+      "an agent that is named needs the other one named: set both policy.base "
+      "and policy.off_policy, or neither.",
     )
   if config.data.source == "tool_star" and config.data.path is None:
     yield (

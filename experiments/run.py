@@ -150,7 +150,8 @@ class Experiment:
             model = evaluate_stage.load_policy(
               self._config, self._agent_path(task, agent, run)
             )
-            result = evaluate_stage.evaluate(self._config, task, model)
+            acting = task.for_off_policy() if agent == "off_policy" else task
+            result = evaluate_stage.evaluate(self._config, acting, model)
             result |= {
               "task": name,
               "agent": agent,

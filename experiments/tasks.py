@@ -55,7 +55,9 @@ class Task:
     train: training questions.
     held_out: questions that nothing is trained on.
     tools: by name.
-    tokenizer: of the policy.
+    tokenizer: of the agent that acts: the policy, unless told otherwise.
+    off_policy_tokenizer: of the off-policy agent. It may be another: what the
+      agents exchange is text.
     max_prompt_tokens: longer prompts are refused.
     base_path: Hugging Face folder of the base agent.
     off_policy_path: of the off-policy agent.
@@ -66,6 +68,7 @@ class Task:
   held_out: list[Query]
   tools: dict[str, Tool]
   tokenizer: Any
+  off_policy_tokenizer: Any
   max_prompt_tokens: int
   base_path: pathlib.Path
   off_policy_path: pathlib.Path
@@ -75,6 +78,12 @@ class Task:
   def off_policy_name(self) -> str:
     """Under which the off-policy agent's traces are kept."""
     return f"{self.name}/{self.off_policy_path.name}"
+
+  def for_off_policy(self) -> Task:
+    """The same task with the off-policy agent acting, in its own tokens."""
+    return dataclasses.replace(
+      self, tokenizer=self.off_policy_tokenizer, _prompts={}
+    )
 
   def prompt(self, query: Query) -> Int[np.ndarray, " P"]:
     """Token ids of a question's prompt."""
@@ -151,7 +160,10 @@ def open_task(
       raise FileNotFoundError(
         f"{path} holds no agent: run --stage=agents first."
       )
-  tokenizer = _shared_tokenizer(base, off_policy)
+  tokenizer, off_policy_tokenizer = (
+    transformers.AutoTokenizer.from_pretrained(path)
+    for path in (base, off_policy)
+  )
   python = PythonTool(
     timeout_s=config.tools.python_timeout_s,
     memory_bytes=config.tools.python_memory_bytes,
@@ -164,29 +176,11 @@ def open_task(
       held_out=held_out,
       tools={t.name: t for t in _tools(config, name, encoder, python)},
       tokenizer=tokenizer,
+      off_policy_tokenizer=off_policy_tokenizer,
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       base_path=base,
       off_policy_path=off_policy,
     )
-
-
-def _shared_tokenizer(base: pathlib.Path, off_policy: pathlib.Path) -> Any:
-  """The tokenizer of both agents.
-
-  Raises:
-    ValueError: the two agents do not have the same.
-  """
-  ours, theirs = (
-    transformers.AutoTokenizer.from_pretrained(path)
-    for path in (base, off_policy)
-  )
-  if ours.get_vocab() != theirs.get_vocab():
-    raise ValueError(
-      "both agents must have the same tokenizer, those of "
-      f"{base} ({len(ours)} ids) and {off_policy} ({len(theirs)} ids) differ: "
-      "name two agents of one family in policy.base and policy.off_policy."
-    )
-  return ours
 
 
 def search_tool(

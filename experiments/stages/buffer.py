@@ -36,6 +36,7 @@ def build_buffer(
     encoder: embeds the keys.
     report: called with the share done, 0 to 1, and a word on it.
   """
+  task = task.for_off_policy()
   model = load_policy(config, task.off_policy_path)
   engine = RolloutEngine(
     dataclasses.replace(config.rollout, num_hybrid=0),

@@ -23,12 +23,13 @@ from experiments.config import (
   EvaluationConfig,
   ExperimentConfig,
   LoggingConfig,
+  PolicyConfig,
   TrainConfig,
   miniature_rollout,
 )
 from experiments.miniature.agents import AgentsConfig, PhaseConfig
 from experiments.miniature.world import WorldConfig
-from experiments.stages import evaluate, train
+from experiments.stages import agents, buffer, evaluate, train
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder
@@ -407,9 +408,9 @@ def test_a_stage_without_the_ones_before_it_says_which(tmp_path, capsys):
   assert "run --stage=agents first" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
-  path = tmp_path / "train.parquet"
+def _tool_star_file(folder):
+  """Twelve questions in the layout of the Tool-Star training file."""
+  path = folder / "train.parquet"
   rows = [
     {
       "data_source": "DR_grpo_mix",
@@ -430,6 +431,48 @@ def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
     for i in range(12)
   ]
   pq.write_table(pa.Table.from_pylist(rows), path)
+  return path
+
+
+def test_agents_may_have_tokenizers_of_their_own(tmp_path):
+  config = dataclasses.replace(
+    flags.load_config(ROOT / "experiments" / "configs" / "tool_star_smoke.py"),
+    policy=PolicyConfig(
+      base=str(tmp_path / "base"), off_policy=str(tmp_path / "off_policy")
+    ),
+    retrieval=RetrievalConfig(min_reward=-2.0),
+  )
+  config = flags.apply_overrides(
+    config,
+    [
+      f"--config.data.path={_tool_star_file(tmp_path)}",
+      "--config.data.held_out=2",
+      "--config.rollout.max_response_tokens=64",
+      "--config.rollout.max_step_tokens=16",
+      "--config.rollout.max_tool_tokens=32",
+      "--config.policy.random.vocab_size=300",
+    ],
+  )
+  size = config.policy.random.vocab_size
+  for name, text in (("base", "answer"), ("off_policy", "search")):
+    tokenizer = agents.train_byte_level_tokenizer([text] * 20, size)
+    model = agents.random_model(config.policy.random)
+    models.save_pretrained(model, tmp_path / name, tokenizer=tokenizer)
+  workdir = Workdir(tmp_path / "w")
+  encoder = SentenceEncoder.from_pretrained()
+  with tasks.open_task(config, workdir, "tool_star", encoder) as task:
+    query = task.train[0]
+    other = task.for_off_policy()
+    ours, theirs = task.prompt(query), other.prompt(query)
+    assert ours.tolist() != theirs.tolist()
+    assert task.tokenizer.decode(ours) == other.tokenizer.decode(theirs)
+    built = buffer.build_buffer(config, task, encoder, lambda *_: None)
+  assert len(built) > 0
+
+
+@pytest.mark.slow
+def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
+  path = _tool_star_file(tmp_path)
   folder = tmp_path / "w"
   status = run.main(
     [

@@ -21,10 +21,16 @@ CONFIG = "experiments/configs/quickstart.py"
 
 def _plan(*arguments):
   """Runs the planner in a process of its own: it chooses JAX's devices."""
+  search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
   return subprocess.run(
     [sys.executable, "-m", "experiments.plan", *arguments],
     cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    # The tests' own default of float32 products is not a run's.
+    env={
+      **os.environ,
+      "PYTHONPATH": search,
+      "JAX_DEFAULT_MATMUL_PRECISION": "default",
+    },
     capture_output=True,
     text=True,
     check=False,
@@ -250,12 +256,12 @@ def test_attention_on_tpu_is_the_splash_kernel():
       mesh, sharding.partition_spec(("rows", None, "heads", None), RULES)
     ),
   )
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
     program = jax.jit(
       lambda q: attention.attend(q, q, q, segment_ids=None)
     ).lower(heads)
-  assert "tpu_custom_call" in program.as_text()
-  program.compile()
+    assert "tpu_custom_call" in program.as_text()
+    program.compile()
 
 
 RULES = {"rows": ("data", "fsdp"), "heads": "tensor"}
