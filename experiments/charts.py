@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from experiments.results import METHODS, label
 
 _WIDTH, _HEIGHT = 340, 216
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 20, 10, 38
 _ROW = 24
 _MARKED_POINTS = 12
 
