@@ -32,6 +32,9 @@ from experiments.planner.programs import Workload
 from experiments.policy_shape import policy_shape
 from experiments.workdir import write_json
 
+# Columns of a table that is written to a file.
+_PIPED_WIDTH = 120
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
@@ -52,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if known.json is not None:
     write_json(known.json, plan_to_dict(plan))
   if known.json is None or sys.stdout.isatty():
-    show(plan, rich.console.Console())
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    show(plan, rich.console.Console(width=width))
   return 0 if plan.fits is not False else 1
 
 
@@ -141,10 +145,10 @@ def _program_table(plan: Plan) -> rich.table.Table:
     "runs an update",
     "arguments GiB",
     "temporary GiB",
-    "TFLOP",
-    "GB moved",
-    "GB sent",
-    "compiled in s",
+    "FLOP",
+    "bytes moved",
+    "bytes sent",
+    "compiled in",
   ):
     table.add_column(name, justify="left" if name == "program" else "right")
   for p in plan.programs:
@@ -153,27 +157,27 @@ def _program_table(plan: Plan) -> rich.table.Table:
       f"{p.calls:g}",
       _gib(p.argument_bytes),
       _gib(p.temporary_bytes),
-      f"{p.flops / 1e12:.3g}",
-      f"{p.memory_bytes / 1e9:.3g}",
-      f"{p.network_bytes / 1e9:.3g}",
-      f"{p.compile_s:g}",
+      _scaled(p.flops),
+      _scaled(p.memory_bytes),
+      _scaled(p.network_bytes),
+      f"{p.compile_s:g} s",
     )
   return table
 
 
 def _time_table(plan: Plan) -> rich.table.Table:
   table = rich.table.Table(
-    title="least time (s) by chip, with as many of them, and what bounds it"
+    title="least time by chip, with as many of them, and what bounds it"
   )
   table.add_column("program")
   for name in chips.CHIPS:
     table.add_column(name, justify="right")
   for p in plan.programs:
     cells = (p.rooflines[name] for name in chips.CHIPS)
-    table.add_row(p.name, *(f"{c.seconds:.3g} {c.bound}" for c in cells))
+    table.add_row(p.name, *(f"{_time(c.seconds)} {c.bound}" for c in cells))
   table.add_row(
     "a RAPO update",
-    *(f"{plan.update_seconds[name]:.3g}" for name in chips.CHIPS),
+    *(_time(plan.update_seconds[name]) for name in chips.CHIPS),
     style="bold",
   )
   return table
@@ -181,8 +185,25 @@ def _time_table(plan: Plan) -> rich.table.Table:
 
 def _collectives(program: ProgramReport) -> str:
   return ", ".join(
-    f"{c.count:g} {c.op} ({c.bytes / 1e9:.3g} GB)" for c in program.collectives
+    f"{c.count:g} {c.op} ({_scaled(c.bytes)}B)" for c in program.collectives
   )
+
+
+def _scaled(value: float) -> str:
+  """Three digits and a prefix, e.g. "1.39 P"."""
+  if not value:
+    return "0 "
+  for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+    if value >= size:
+      return f"{value / size:.3g} {prefix}"
+  return f"{value / 1e3:.3g} k"
+
+
+def _time(seconds: float) -> str:
+  for unit, size in (("s", 1.0), ("ms", 1e-3)):
+    if seconds >= size:
+      return f"{seconds / size:.3g} {unit}"
+  return f"{seconds * 1e6:.3g} µs"
 
 
 def _gib(size: float) -> str:
