@@ -51,7 +51,8 @@ class Worker:
       [
         *("taskset", "--cpu-list", str(core), "env"),
         *("JAX_PLATFORMS=cpu", "OMP_NUM_THREADS=1", f"PYTHONPATH={_ROOT}"),
-        # Large arrays come and go; huge pages halve what touching them costs.
+        # Large arrays come and go, and first touches of small pages add up;
+        # the same for all workers.
         "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
         *(python, str(_WORKERS / _SCRIPTS[name])),
         *(str(folder), str(completion)),

@@ -336,7 +336,6 @@ def miniature_update() -> UpdateConfig:
     row_length=256,
     rows_per_microbatch=8,
     remat="none",
-    head_chunk=128,
   )
 
 

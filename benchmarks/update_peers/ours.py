@@ -17,6 +17,7 @@ from rapo_jax.training import (
 )
 
 _MATMUL_SIZE = 1536
+_ROWS_PER_MICROBATCH = 1
 
 
 def make_update(problem: worker.Problem):
@@ -67,7 +68,13 @@ def _batch(problem: worker.Problem) -> PackedBatch:
     np.zeros(shape, np.float32),
     np.asarray(objectives.loss_weights(where, aggregation="sequence")),
   )
-  return PackedBatch(*(jnp.asarray(x)[None] for x in rows), jnp.asarray(1))
+  # Micro-batches sum to the same gradient, and what one keeps for its backward
+  # pass stays small.
+  microbatches = shape[0] // _ROWS_PER_MICROBATCH
+  return PackedBatch(
+    *(jnp.asarray(x).reshape(microbatches, -1, shape[1]) for x in rows),
+    jnp.asarray(microbatches),
+  )
 
 
 if __name__ == "__main__":

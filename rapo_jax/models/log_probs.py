@@ -15,8 +15,8 @@ from rapo_jax.models.sharding import constrain
 HEAD_CHUNK = 512
 """Tokens of a batch shard whose logits are alive at the same time.
 
-Enough for the matrix units of an accelerator; on a CPU, 128 keep the logits in
-its cache.
+Enough for the matrix units of an accelerator; on a CPU fewer were faster, see
+`benchmarks/update.py`.
 """
 
 
