@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import pathlib
@@ -242,8 +243,12 @@ def memory_estimate(
   config: ExperimentConfig, shape: models.DecoderConfig
 ) -> list[str]:
   """Bytes by kind, for float32 parameters and AdamW's two moments."""
+  shape = dataclasses.replace(shape, lora=config.policy.lora)
   abstract = nnx.eval_shape(lambda: models.Decoder(shape, rngs=nnx.Rngs(0)))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+  trained = sum(
+    leaf.size for leaf in jax.tree.leaves(models.trainable(abstract))
+  )
   rollout, update = config.rollout, config.update
   length = rollout.max_prompt_tokens + rollout.max_response_tokens
   kv = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
@@ -258,7 +263,7 @@ def memory_estimate(
     width += shape.num_heads * update.row_length
   parts = {
     "parameters": parameters,
-    "gradients and optimizer": 3 * parameters,
+    "gradients and optimizer": 3 * trained,
     "KV cache": kv * rollout.num_slots * length,
     "activations": tokens * shape.num_layers * width,
   }
