@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import math
@@ -244,22 +245,29 @@ def memory_estimate(
 ) -> list[str]:
   """Bytes on one device by kind; `experiments.plan` knows better.
 
-  Parameters, gradients and AdamW's two moments are float32. The rollout has a
-  copy of its own where it lies otherwise or is of another dtype.
+  What is trained has gradients and two moments of AdamW's in float32. The
+  rollout has a copy of its own where it lies otherwise or is of another dtype.
   """
+  shape = dataclasses.replace(shape, lora=config.policy.lora)
   abstract = nnx.eval_shape(lambda: models.Decoder(shape, rngs=nnx.Rngs(0)))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
+  trained = sum(
+    leaf.size for leaf in jax.tree.leaves(models.trainable(abstract))
+  )
   rollout, update = config.rollout, config.update
   mesh = config.mesh.shape(jax.device_count())
   devices, slices = math.prod(mesh.values()), mesh["fsdp"] * mesh["tensor"]
   width = jnp.dtype(rollout.dtype).itemsize
   own_copy = devices > 1 or rollout.dtype != "float32"
+  # A frozen base is loaded in the dtype that it is sampled in.
+  frozen_width = width
   length = rollout.max_prompt_tokens + rollout.max_response_tokens
   kv = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
   tokens = update.rows_per_microbatch * update.row_length
   parts = {
-    "parameters": 4 * parameters / slices,
-    "gradients and optimizer": 12 * parameters / slices,
+    "parameters": (4 * trained + frozen_width * (parameters - trained))
+    / slices,
+    "gradients and optimizer": 12 * trained / slices,
     "rollout copy": own_copy * width * parameters / mesh["tensor"],
     "KV cache": width * kv * rollout.num_slots * length / devices,
     "activations": width

@@ -14,6 +14,7 @@ from typing import Literal
 from experiments.metrics import WandbConfig
 from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
+from rapo_jax.models import LoraConfig
 from rapo_jax.retrieval import RetrievalConfig
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
@@ -94,11 +95,14 @@ class PolicyConfig:
       (`random`) for a data set.
     off_policy: the off-policy agent; None likewise.
     random: shape of the randomly initialised model.
+    lora: adapters that are trained beside the base agent, which is then frozen
+      and held in `rollout.dtype`; None trains all parameters.
   """
 
   base: str | None = None
   off_policy: str | None = None
   random: RandomModelConfig = RandomModelConfig()
+  lora: LoraConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)

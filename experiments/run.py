@@ -23,6 +23,7 @@ import jax
 
 from experiments import checks, flags, report, results, tables
 from experiments.config import ExperimentConfig
+from experiments.policies import load_agent
 from experiments.progress import Progress
 from experiments.stages import agents as agents_stage
 from experiments.stages import buffer as buffer_stage
@@ -147,9 +148,7 @@ class Experiment:
         for owner, agent, run in wanted:
           path = self._workdir.evaluation(owner, agent)
           if owner == name and not path.exists():
-            model = evaluate_stage.load_policy(
-              self._config, self._agent_path(task, agent, run)
-            )
+            model = load_agent(self._config, self._agent_path(task, agent, run))
             acting = task.for_off_policy() if agent == "off_policy" else task
             result = evaluate_stage.evaluate(self._config, acting, model)
             result |= {

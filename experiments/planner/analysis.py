@@ -157,7 +157,14 @@ def make_plan(
     "rollout parameters": device_bytes(programs.rollout_model),
     "KV cache": device_bytes(programs.slots.cache),
   }
-  judged = _Judged(config, mesh, memory, {r.name: r for r in reports}, chip)
+  judged = _Judged(
+    config,
+    mesh,
+    memory,
+    {r.name: r for r in reports},
+    chip,
+    gradient_bytes=device_bytes(models.trainable(programs.train_model)),
+  )
   return Plan(
     experiment=config.name,
     topology=topology.name,
@@ -242,6 +249,8 @@ class _Judged:
     memory: dict[str, int],
     reports: dict[str, ProgramReport],
     chip: chips.Chip | None,
+    *,
+    gradient_bytes: int,
   ):
     self._config = config
     self._share = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -265,7 +274,7 @@ class _Judged:
     self.update_peak = self._update.peak_bytes
     # Gradients lie beside the activations among what is temporary.
     self.activation_bytes = max(
-      0, self._update.temporary_bytes - memory["parameters"]
+      0, self._update.temporary_bytes - gradient_bytes
     )
 
   @property

@@ -91,9 +91,14 @@ class Programs:
     self.max_length = _round_up(
       rollout.max_prompt_tokens + rollout.max_response_tokens, KV_BLOCK
     )
-    self.train_model = self._model(shape, "float32", sharding.TRAIN_RULES)
+    lora = config.policy.lora
+    # A frozen base has the dtype of rollouts, its adapters float32.
+    held = dataclasses.replace(
+      shape, lora=lora, dtype=rollout.dtype if lora else "float32"
+    )
+    self.train_model = self._model(held, None, sharding.TRAIN_RULES)
     self.rollout_model = self._model(
-      shape, rollout.dtype, sharding.ROLLOUT_RULES
+      held, rollout.dtype, sharding.ROLLOUT_RULES
     )
     self.opt_state = self._opt_state()
     self.slots = self._slots()
@@ -138,27 +143,34 @@ class Programs:
     )
 
   def _model(
-    self, shape: models.DecoderConfig, dtype: str, rules: sharding.Rules
+    self,
+    config: models.DecoderConfig,
+    dtype: str | None,
+    rules: sharding.Rules,
   ) -> Any:
-    config = dataclasses.replace(shape, dtype=dtype)
-    abstract = jax.eval_shape(lambda: models.Decoder(config, rngs=nnx.Rngs(0)))
+    def make() -> models.Decoder:
+      model = models.Decoder(config, rngs=nnx.Rngs(0))
+      return model if dtype is None else model.astype(dtype)
+
+    abstract = jax.eval_shape(make)
     return _placed(abstract, sharding.shardings(abstract, self._mesh, rules))
 
   def _opt_state(self) -> Any:
     abstract = jax.eval_shape(
-      make_optimizer(self._config.optimizer).init, self.train_model
+      make_optimizer(self._config.optimizer).init,
+      models.trainable(self.train_model),
+    )
+    # Moments lie where their parameters lie.
+    places = models.trainable(
+      sharding.shardings(self.train_model, self._mesh, sharding.TRAIN_RULES)
     )
 
     def place(part: Any) -> Any:
-      if isinstance(part, models.Decoder):
-        return _placed(
-          part, sharding.shardings(part, self._mesh, sharding.TRAIN_RULES)
-        )
+      if isinstance(part, dict):
+        return _placed(part, places)
       return self._array(part.shape, part.dtype)
 
-    return jax.tree.map(
-      place, abstract, is_leaf=lambda x: isinstance(x, models.Decoder)
-    )
+    return jax.tree.map(place, abstract, is_leaf=lambda x: isinstance(x, dict))
 
   def _slots(self) -> Any:
     state = jax.eval_shape(

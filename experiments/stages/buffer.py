@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
-from experiments.stages.evaluate import load_policy
+from experiments.policies import load_agent
 from experiments.tasks import Task
 from rapo_jax import rewards
 from rapo_jax.retrieval import (
@@ -37,7 +37,7 @@ def build_buffer(
     report: called with the share done, 0 to 1, and a word on it.
   """
   task = task.for_off_policy()
-  model = load_policy(config, task.off_policy_path)
+  model = load_agent(config, task.off_policy_path)
   engine = RolloutEngine(
     dataclasses.replace(config.rollout, num_hybrid=0),
     task.tokenizer,

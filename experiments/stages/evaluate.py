@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -13,19 +12,8 @@ from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
 from experiments.tasks import Task
 from rapo_jax import models, rewards
-from rapo_jax.models import sharding
 from rapo_jax.rollout import RolloutEngine, RolloutRequest
 from rapo_jax.trajectory import Trajectory
-
-
-def load_policy(config: ExperimentConfig, path: pathlib.Path) -> models.Decoder:
-  """An agent where, and in the dtype in which, it is rolled out."""
-  return models.from_pretrained(
-    path,
-    dtype=config.rollout.dtype,
-    mesh=device_mesh(config.mesh),
-    rules=sharding.ROLLOUT_RULES,
-  )
 
 
 def evaluate(

@@ -18,13 +18,13 @@ from experiments import flags, trajectory_log
 from experiments.config import ExperimentConfig, Method
 from experiments.devices import device_mesh
 from experiments.metrics import MetricsWriter, truncate_rows
+from experiments.policies import describe_policy, load_policy
 from experiments.stages.evaluate import sample_accuracy
 from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
 from rapo_jax.data import Query, order, prompt_hash
-from rapo_jax.models import sharding
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.rollout import RolloutEngine
 from rapo_jax.training import (
@@ -37,7 +37,9 @@ from rapo_jax.training import (
 TRAJECTORIES_FILE = "trajectories.jsonl"
 DONE_FILE = "done.json"
 POLICY_FOLDER = "policy"
-"""Hugging Face folder of a finished run's policy."""
+"""Hugging Face folder of a finished run's policy, adapters merged."""
+ADAPTERS_FOLDER = "adapters"
+"""Its adapters alone, in PEFT's format, where it has any."""
 
 Report = Callable[[float, str], None]
 
@@ -99,15 +101,11 @@ def train(
     return
   rollout, objective = config.method(run.method)
   mesh = device_mesh(config.mesh)
-  base = sharding.place(
-    models.from_pretrained(task.base_path),
-    mesh=mesh,
-    rules=sharding.TRAIN_RULES,
-  )
+  policy = load_policy(config, task.base_path, seed=run.seed)
   engine = RolloutEngine(
     rollout,
     task.tokenizer,
-    vocab_size=base.config.vocab_size,
+    vocab_size=policy.config.vocab_size,
     tools=task.tools,
     buffer=buffer,
     retrieval=config.retrieval,
@@ -123,12 +121,13 @@ def train(
     seed=run.seed,
     mesh=mesh,
   )
-  state = init_train_state(base, config.optimizer, mesh=mesh)
+  state = init_train_state(policy, config.optimizer, mesh=mesh)
   checkpoints = Checkpoints(folder / "checkpoints")
   origin = {
     "config_hash": flags.config_hash(config),
     "prompt_hash": prompt_hash(task.tokenizer, task.train[0]),
   }
+  described = describe_policy(policy, task.base_path)
   state, done, totals = _resume(checkpoints, state, folder, origin)
   with MetricsWriter(
     folder,
@@ -157,17 +156,33 @@ def train(
       writer.write(number, row)
       if last or stop.requested or number % config.train.checkpoint_every == 0:
         checkpoints.save(
-          number, state, {"update": number, "totals": totals, **origin}
+          number,
+          state,
+          {"update": number, "totals": totals, **origin, **described},
         )
       report(number / config.train.num_updates, _describe(run, row))
       if stop.requested and not last:
         checkpoints.close()
         raise Stopped(f"{run.task} {run.name} stopped after update {number}")
   checkpoints.close()
-  models.save_pretrained(
-    state.model, folder / POLICY_FOLDER, tokenizer=task.tokenizer
-  )
+  _write_policy(state.model, task, folder)
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
+
+
+def _write_policy(
+  model: models.Decoder, task: Task, folder: pathlib.Path
+) -> None:
+  """Writes the trained policy, and its adapters apart if it has any."""
+  models.save_pretrained(
+    models.merge_adapters(model),
+    folder / POLICY_FOLDER,
+    tokenizer=task.tokenizer,
+    source=task.base_path,
+  )
+  if model.config.lora is not None:
+    models.save_adapters(
+      model, folder / ADAPTERS_FOLDER, base_model=task.base_path.absolute()
+    )
 
 
 def _resume(

@@ -1,11 +1,18 @@
 """The policy: a decoder, its sampling cache, and Hugging Face exchange."""
 
+from rapo_jax.models.adapter_files import load_adapters, save_adapters
 from rapo_jax.models.attention import KV_BLOCK
-from rapo_jax.models.config import DecoderConfig, RopeConfig
+from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat
 from rapo_jax.models.export import save_pretrained
 from rapo_jax.models.huggingface import from_pretrained
 from rapo_jax.models.log_probs import HEAD_CHUNK, token_log_probs
+from rapo_jax.models.lora import (
+  add_adapters,
+  merge_adapters,
+  trainable,
+  with_trainable,
+)
 
 __all__ = [
   "HEAD_CHUNK",
@@ -13,9 +20,16 @@ __all__ = [
   "Decoder",
   "DecoderConfig",
   "KVCache",
+  "LoraConfig",
   "Remat",
   "RopeConfig",
+  "add_adapters",
   "from_pretrained",
+  "load_adapters",
+  "merge_adapters",
+  "save_adapters",
   "save_pretrained",
   "token_log_probs",
+  "trainable",
+  "with_trainable",
 ]

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 
+from rapo_jax.models.config import LoraTarget
 from rapo_jax.models.decoder import Decoder
 
 CONFIG = "config.json"
@@ -33,6 +34,16 @@ _LAYER_TENSORS = {
   "mlp.up_proj.weight": "feed_forward.up.kernel",
   "mlp.down_proj.weight": "feed_forward.down.kernel",
 }
+# An adapter is named after the projection's tensor, as PEFT does it.
+_PEFT_PREFIX = "base_model.model."
+_LAYER_ADAPTERS = {
+  f"{theirs.removesuffix('weight')}lora_{letter.upper()}.weight": (
+    f"{ours.removesuffix('kernel')}lora_{letter}"
+  )
+  for theirs, ours in _LAYER_TENSORS.items()
+  if ours.endswith(".kernel")
+  for letter in "ab"
+}
 _TOP_TENSORS = {
   "embedding": EMBEDDING,
   "final_norm.scale": "model.norm.weight",
@@ -59,8 +70,18 @@ class TensorLayout:
   stacked: bool
 
 
+def peft_module(target: LoraTarget) -> str:
+  """PEFT's name of a projection."""
+  for theirs, ours in _LAYER_TENSORS.items():
+    if ours.endswith(f".{target}.kernel"):
+      return theirs.split(".")[-2]
+  raise KeyError(target)
+
+
 def tensor_layouts(model: Decoder) -> list[TensorLayout]:
   """Lists every parameter, in the order of the model's leaves.
+
+  Adapters have the names that PEFT gives them, in a file of their own.
 
   Args:
     model: a decoder, concrete or abstract (`jax.eval_shape`).
@@ -69,13 +90,18 @@ def tensor_layouts(model: Decoder) -> list[TensorLayout]:
   in_layers = {
     ours: tuple(f"model.layers.{i}.{theirs}" for i in range(num_layers))
     for theirs, ours in _LAYER_TENSORS.items()
+  } | {
+    ours: tuple(
+      f"{_PEFT_PREFIX}model.layers.{i}.{theirs}" for i in range(num_layers)
+    )
+    for theirs, ours in _LAYER_ADAPTERS.items()
   }
   layouts = []
   for keys, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
     path = jax.tree_util.keystr(keys, simple=True, separator=".")
     path = path.removesuffix(".value")
     stacked = path.startswith("layers.")
-    transposed = path.endswith(".kernel")
+    transposed = path.endswith((".kernel", ".lora_a", ".lora_b"))
     shape = leaf.shape[1:] if stacked else leaf.shape
     layouts.append(
       TensorLayout(

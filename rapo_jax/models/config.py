@@ -164,6 +164,51 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
+LoraTarget = Literal["query", "key", "value", "out", "gate", "up", "down"]
+"""Projections of a layer that may have an adapter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters beside frozen projections.
+
+  A projection W becomes W + (alpha / rank) · A B, and A and B alone are
+  trained (Hu et al., LoRA, arXiv 2106.09685).
+
+  Attributes:
+    rank: columns of A and rows of B.
+    alpha: strength; an adapter's product counts alpha / rank times.
+    targets: projections that have an adapter, in every layer.
+  """
+
+  rank: int = 16
+  alpha: float = 32.0
+  targets: tuple[LoraTarget, ...] = ("query", "key", "value", "out")
+
+  def __post_init__(self):
+    if self.rank < 1:
+      raise ValueError(f"rank must be at least 1, got {self.rank}.")
+    if self.alpha <= 0:
+      raise ValueError(
+        f"alpha must be above 0, got {self.alpha}; twice the rank is usual."
+      )
+    choices = get_args(LoraTarget)
+    if (
+      not self.targets
+      or len(set(self.targets)) < len(self.targets)
+      or not set(self.targets) <= set(choices)
+    ):
+      raise ValueError(
+        f"targets must name some of {', '.join(choices)}, none twice, got "
+        f"{self.targets}."
+      )
+
+  @property
+  def scale(self) -> float:
+    """Factor of an adapter's product."""
+    return self.alpha / self.rank
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
   """Everything that fixes the arrays and the arithmetic of a decoder.
@@ -194,6 +239,8 @@ class DecoderConfig:
       and logits are float32 whatever it is.
     attention: how whole sequences attend, see `attention.attend`. A matter of
       speed and memory, so no part of `config.json`.
+    lora: adapters beside the projections; no part of `config.json` either, as
+      they are merged or written apart.
   """
 
   vocab_size: int
@@ -214,6 +261,7 @@ class DecoderConfig:
   model_type: str = "qwen2"
   dtype: str = "float32"
   attention: AttentionImplementation = "auto"
+  lora: LoraConfig | None = None
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:

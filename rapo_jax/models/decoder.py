@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rapo_jax.models import attention, rope
-from rapo_jax.models.config import DecoderConfig
+from rapo_jax.models.config import DecoderConfig, LoraConfig, LoraTarget
 
 Remat = Literal["none", "dots", "attention", "layer"]
 """What a layer keeps for its backward pass, from much to little.
@@ -53,8 +53,18 @@ class KVCache(NamedTuple):
     return self.keys.shape[2]
 
 
+class AdapterParam(nnx.Param):
+  """A parameter of a LoRA adapter: where there are any, they alone train."""
+
+
 class Linear(nnx.Module):
-  """An affine map; the bias is optional."""
+  """An affine map; the bias and the LoRA adapter are optional.
+
+    y = x W + b + (alpha / rank) · (x A) B
+
+  B is 0 at first, so a fresh adapter changes nothing. A and B are made in
+  float32, whatever W has: small updates are lost in fewer bits.
+  """
 
   def __init__(
     self,
@@ -64,8 +74,10 @@ class Linear(nnx.Module):
     *,
     axes: tuple[str, str],
     use_bias: bool = False,
+    lora: LoraConfig | None = None,
     rngs: nnx.Rngs,
   ):
+    self.lora = lora
     self.kernel = nnx.Param(
       _normal(rngs, (in_size, out_size), config), logical_axes=axes
     )
@@ -74,10 +86,25 @@ class Linear(nnx.Module):
       if use_bias
       else None
     )
+    self.lora_a: AdapterParam | None
+    self.lora_b: AdapterParam | None
+    self.lora_a, self.lora_b = (
+      _adapter(in_size, out_size, lora.rank, axes, rngs)
+      if lora is not None
+      else (None, None)
+    )
 
   def __call__(self, x: Float[Array, "*B i"]) -> Float[Array, "*B o"]:
     y = x @ self.kernel[...]
-    return y if self.bias is None else y + self.bias[...]
+    if self.bias is not None:
+      y += self.bias[...]
+    if self.lora is None:
+      return y
+    assert self.lora_a is not None
+    assert self.lora_b is not None
+    # Narrow first: A B is as large as W.
+    narrow = x @ self.lora_a[...].astype(x.dtype)
+    return y + narrow @ self.lora_b[...].astype(x.dtype) * self.lora.scale
 
 
 class RMSNorm(nnx.Module):
@@ -103,16 +130,22 @@ class Attention(nnx.Module):
     kv_size = config.num_kv_heads * config.head_dim
     size, bias = config.hidden_size, config.qkv_bias
 
-    def linear(in_size, out_size, *axes, use_bias=False):
+    def linear(name, in_size, out_size, *axes, use_bias=bias):
       return Linear(
-        in_size, out_size, config, axes=axes, use_bias=use_bias, rngs=rngs
+        in_size,
+        out_size,
+        config,
+        axes=axes,
+        use_bias=use_bias,
+        lora=_lora_of(config, name),
+        rngs=rngs,
       )
 
-    self.query = linear(size, query_size, "embed", "heads", use_bias=bias)
-    self.key = linear(size, kv_size, "embed", "kv_heads", use_bias=bias)
-    self.value = linear(size, kv_size, "embed", "kv_heads", use_bias=bias)
+    self.query = linear("query", size, query_size, "embed", "heads")
+    self.key = linear("key", size, kv_size, "embed", "kv_heads")
+    self.value = linear("value", size, kv_size, "embed", "kv_heads")
     self.out = linear(
-      query_size, size, "heads", "embed", use_bias=config.out_bias
+      "out", query_size, size, "heads", "embed", use_bias=config.out_bias
     )
     self.query_norm, self.key_norm = (
       RMSNorm(config.head_dim, config) if config.qk_norm else None
@@ -140,10 +173,20 @@ class FeedForward(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     size, wide = config.hidden_size, config.intermediate_size
-    inwards, outwards = ("embed", "mlp"), ("mlp", "embed")
-    self.gate = Linear(size, wide, config, axes=inwards, rngs=rngs)
-    self.up = Linear(size, wide, config, axes=inwards, rngs=rngs)
-    self.down = Linear(wide, size, config, axes=outwards, rngs=rngs)
+
+    def linear(name, in_size, out_size, *axes):
+      return Linear(
+        in_size,
+        out_size,
+        config,
+        axes=axes,
+        lora=_lora_of(config, name),
+        rngs=rngs,
+      )
+
+    self.gate = linear("gate", size, wide, "embed", "mlp")
+    self.up = linear("up", size, wide, "embed", "mlp")
+    self.down = linear("down", wide, size, "mlp", "embed")
 
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -310,13 +353,25 @@ class Decoder(nnx.Module):
     )
 
   def astype(self, dtype: str) -> Decoder:
-    """Returns the decoder with parameters, and arithmetic, in another dtype."""
-    if dtype == self.config.dtype:
+    """Returns the decoder with parameters, and arithmetic, in another dtype.
+
+    Adapters too: a frozen base may have the dtype already, and they not.
+    """
+    if self.has_dtype(dtype):
       return self
     config = dataclasses.replace(self.config, dtype=dtype)
     abstract = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    leaves = [leaf.astype(dtype) for leaf in jax.tree.leaves(self)]
+    leaves = [
+      leaf if leaf.dtype == dtype else leaf.astype(dtype)
+      for leaf in jax.tree.leaves(self)
+    ]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+  def has_dtype(self, dtype: str) -> bool:
+    """Whether arithmetic and every parameter, adapters too, have the dtype."""
+    return self.config.dtype == dtype and all(
+      leaf.dtype == dtype for leaf in jax.tree.leaves(self)
+    )
 
   def init_cache(self, batch: int, max_length: int) -> KVCache:
     """Returns an empty cache.
@@ -414,6 +469,31 @@ class Decoder(nnx.Module):
       positions,
       *rope.inverse_frequencies(self.config.rope, self.config.head_dim),
     )
+
+
+def _lora_of(config: DecoderConfig, name: LoraTarget) -> LoraConfig | None:
+  """The adapter of a projection, if it is to have one."""
+  lora = config.lora
+  return lora if lora is not None and name in lora.targets else None
+
+
+def _adapter(
+  in_size: int,
+  out_size: int,
+  rank: int,
+  axes: tuple[str, str],
+  rngs: nnx.Rngs,
+) -> tuple[AdapterParam, AdapterParam]:
+  """Returns A, drawn, and B, 0."""
+  bound = in_size**-0.5
+  a = jax.random.uniform(
+    rngs.params(), (in_size, rank), jnp.float32, -bound, bound
+  )
+  b = jnp.zeros((rank, out_size), jnp.float32)
+  return (
+    AdapterParam(a, logical_axes=(axes[0], "rank")),
+    AdapterParam(b, logical_axes=("rank", axes[1])),
+  )
 
 
 def _normal(rngs: nnx.Rngs, shape, config: DecoderConfig) -> Array:

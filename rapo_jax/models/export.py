@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -9,8 +10,7 @@ import operator
 import os
 import pathlib
 import shutil
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from rapo_jax.models.checkpoint_layout import (
 )
 from rapo_jax.models.config import DecoderConfig
 from rapo_jax.models.decoder import Decoder
+from rapo_jax.models.folder import replaced_folder
 from rapo_jax.models.huggingface import read_config
 from rapo_jax.models.tensor_files import (
   TensorToWrite,
@@ -76,19 +77,22 @@ def save_pretrained(
       several and an index. A larger tensor has a file of its own.
 
   Raises:
-    ValueError: if the configuration has no Hugging Face counterpart or is not
-      that of `source`, or if parameters lie on devices of other processes.
+    ValueError: if the model has adapters, if the configuration has no Hugging
+      Face counterpart or is not that of `source`, or if parameters lie on
+      devices of other processes.
     OSError: if it cannot be written, as when the disk is full.
   """
+  if model.config.lora is not None:
+    raise ValueError(
+      "save_pretrained writes plain weights, and this model has LoRA adapters "
+      f"of rank {model.config.lora.rank}: merge them with merge_adapters, or "
+      "write them alone with save_adapters."
+    )
   target = pathlib.Path(path)
   origin = None if source is None else hub.local_folder(source)
   config, generation = _configurations(model.config, tokenizer, origin)
-  tensors = list(_tensors_to_write(model))
-  target.parent.mkdir(parents=True, exist_ok=True)
-  suffix = uuid.uuid4().hex[:8]
-  temporary = target.with_name(f".{target.name}.new-{suffix}")
-  temporary.mkdir()
-  try:
+  tensors = list(tensors_to_write(model, tensor_layouts(model)))
+  with space_noted(target, tensors), replaced_folder(target) as temporary:
     write_weights(temporary, tensors, max_shard_bytes)
     write_json(temporary / CONFIG, config)
     write_json(temporary / _GENERATION_CONFIG, generation)
@@ -98,9 +102,15 @@ def save_pretrained(
       for name in _TOKENIZER_FILES:
         if (origin / name).is_file():
           shutil.copyfile(origin / name, temporary / name)
-    _replace(
-      temporary, target, target.with_name(f".{target.name}.old-{suffix}")
-    )
+
+
+@contextlib.contextmanager
+def space_noted(
+  target: pathlib.Path, tensors: Sequence[TensorToWrite]
+) -> Iterator[None]:
+  """Tells what a full disk would have to hold."""
+  try:
+    yield
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       needed = sum(tensor.num_bytes for tensor in tensors)
@@ -109,8 +119,6 @@ def save_pretrained(
         "export, which is untouched; free some space, or give another path."
       )
     raise
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _configurations(
@@ -145,13 +153,18 @@ def _configurations(
   return content, generation
 
 
-def _tensors_to_write(model: Decoder) -> Iterator[TensorToWrite]:
-  """Lists the tensors under Hugging Face's names: by layer, then the rest.
+def tensors_to_write(
+  model: Decoder, layouts: Sequence[TensorLayout]
+) -> Iterator[TensorToWrite]:
+  """Lists tensors under Hugging Face's names: by layer, then the rest.
+
+  Args:
+    model: the decoder.
+    layouts: of the parameters to write.
 
   Raises:
     ValueError: if parameters lie on devices of other processes.
   """
-  layouts = tensor_layouts(model)
   depth = model.config.num_layers
   for layer in range(depth):
     for layout in layouts:
@@ -183,18 +196,3 @@ def _fetch(array: jax.Array, layout: TensorLayout, layer: int) -> np.ndarray:
   if layout.stacked:
     array = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
   return np.asarray(array).T if layout.transposed else np.asarray(array)
-
-
-def _replace(
-  new: pathlib.Path, target: pathlib.Path, retired: pathlib.Path
-) -> None:
-  """Puts a folder where another may be, which comes back if that fails."""
-  if target.exists():
-    target.rename(retired)
-  try:
-    new.rename(target)
-  except OSError:
-    if retired.exists():
-      retired.rename(target)
-    raise
-  shutil.rmtree(retired, ignore_errors=True)

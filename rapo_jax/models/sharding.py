@@ -179,13 +179,16 @@ def constrain_parameters(tree: Any, rules: Rules) -> Any:
   """Cuts parameters, gradients or moments over the mesh that is set, if one is.
 
   Args:
-    tree: a decoder, or a tree of its structure.
+    tree: holds parameters, or what has their shape and names of axes, anywhere;
+      other leaves stay as they are.
     rules: from names of axes to axes of the mesh.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return tree
 
-  def one(variable: nnx.Variable) -> nnx.Variable:
+  def one(variable: Any) -> Any:
+    if not _is_variable(variable):
+      return variable
     spec = partition_spec(_axes(variable), rules)
     return variable.replace(
       jax.lax.with_sharding_constraint(variable.get_value(), spec)
@@ -203,23 +206,24 @@ def place(
 ) -> Any:
   """A copy of a model where, and in the dtype in which, it is used next.
 
-  One program does both, so the new copy is the only thing that is made. After
-  an update this takes the policy from the training to the rollout layout.
+  On a mesh one program does both, so the new copy is the only thing that is
+  made. After an update this takes the policy from the training to the rollout
+  layout.
 
   Args:
     model: the decoder.
     mesh: where it goes; None for where it is.
     rules: how it lies there.
-    dtype: of the copy; None for the model's own.
+    dtype: of the copy, adapters too; None leaves each parameter its own.
 
   Returns:
-    The model itself if nothing changes.
+    The model itself if nothing changes; without a mesh, what changes is copied
+    alone.
   """
-  dtype = dtype or model.config.dtype
   if mesh is None:
-    return model if dtype == model.config.dtype else _cast(model, dtype)
+    return model if dtype is None else model.astype(dtype)
   layout = shardings(model, mesh, rules)
-  if dtype == model.config.dtype and jax.tree.all(
+  if (dtype is None or model.has_dtype(dtype)) and jax.tree.all(
     jax.tree.map(
       lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), model, layout
     )
@@ -229,16 +233,12 @@ def place(
     return place_on_mesh(model, dtype, tuple(rules.items()))
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _cast(model: Any, dtype: str) -> Any:
-  return model.astype(dtype)
-
-
 @functools.partial(jax.jit, static_argnames=("dtype", "rules"))
 def place_on_mesh(
-  model: Any, dtype: str, rules: tuple[tuple[str, MeshAxes], ...]
+  model: Any, dtype: str | None, rules: tuple[tuple[str, MeshAxes], ...]
 ) -> Any:
-  return constrain_parameters(model.astype(dtype), dict(rules))
+  model = model if dtype is None else model.astype(dtype)
+  return constrain_parameters(model, dict(rules))
 
 
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

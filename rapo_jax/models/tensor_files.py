@@ -109,11 +109,16 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
     )
   tensors: dict[str, StoredTensor] = {}
   for shard in shards:
-    tensors |= _tensors_of(folder / shard)
+    tensors |= file_tensors(folder / shard)
   return tensors
 
 
-def _tensors_of(path: pathlib.Path) -> dict[str, StoredTensor]:
+def file_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
+  """Finds every tensor of one file.
+
+  Raises:
+    ValueError: it is cut short or otherwise broken; names it.
+  """
   try:
     # Checks that the header is sound and that the data is all there.
     with safetensors.safe_open(str(path), framework="numpy"):
@@ -182,20 +187,21 @@ def write_weights(
     shards[-1].append(tensor)
     used += tensor.num_bytes
   if len(shards) == 1:
-    _write_file(folder / WEIGHTS, shards[0])
+    write_file(folder / WEIGHTS, shards[0])
     return
   weight_map: dict[str, str] = {}
   total = 0
   for number, shard in enumerate(shards, start=1):
     name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    _write_file(folder / name, shard)
+    write_file(folder / name, shard)
     weight_map |= {tensor.name: name for tensor in shard}
     total += sum(tensor.num_bytes for tensor in shard)
   index = {"metadata": {"total_size": total}, "weight_map": weight_map}
   write_json(folder / INDEX, index)
 
 
-def _write_file(path: pathlib.Path, tensors: Iterable[TensorToWrite]) -> None:
+def write_file(path: pathlib.Path, tensors: Iterable[TensorToWrite]) -> None:
+  """Writes tensors into one file, one in memory at a time."""
   ordered = sorted(tensors, key=lambda tensor: tensor.name)
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   end = 0

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int64
 
-from rapo_jax.retrieval import folder
+from rapo_jax.models import folder
 
 EXTRA_CANDIDATES = 8
 """Candidates fetched beyond the neighbours asked for, since the search itself

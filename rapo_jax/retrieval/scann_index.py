@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax.retrieval import folder
+from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
 
 BRUTE_FORCE_BELOW = 20_000

@@ -27,8 +27,9 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rapo_jax.retrieval import folder, scann_index
+from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
+from rapo_jax.retrieval import scann_index
 from rapo_jax.retrieval.encoder import SentenceEncoder, Wordpiece
 from rapo_jax.tools.tags import ALL_TAGS
 

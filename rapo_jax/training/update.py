@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float
 
 from rapo_jax import models, objectives
@@ -21,7 +22,7 @@ class TrainState(NamedTuple):
 
   Attributes:
     model: the policy.
-    opt_state: optimizer state.
+    opt_state: optimizer state of `models.trainable(model)`.
   """
 
   model: models.Decoder
@@ -80,8 +81,9 @@ def init_train_state(
   """The state before the first update. It owns the model: hand in a copy.
 
   Args:
-    model: placed by `sharding.TRAIN_RULES` where there is a mesh. In float32:
-      small learning rates are lost in fewer bits.
+    model: placed by `sharding.TRAIN_RULES` where there is a mesh. What is
+      trained, see `models.trainable`, in float32: small learning rates are
+      lost in fewer bits.
     config: the optimizer.
     mesh: devices that share the state; None for one device.
   """
@@ -93,20 +95,9 @@ def init_train_state(
 def _init_optimizer(
   model: models.Decoder, config: OptimizerConfig
 ) -> optax.OptState:
-  return _constrain_moments(make_optimizer(config).init(model))
-
-
-def _constrain_moments(opt_state: optax.OptState) -> optax.OptState:
-  """Moments lie where their parameters lie."""
-  return jax.tree.map(
-    lambda x: (
-      sharding.constrain_parameters(x, sharding.TRAIN_RULES)
-      if isinstance(x, models.Decoder)
-      else x
-    ),
-    opt_state,
-    is_leaf=lambda x: isinstance(x, models.Decoder),
-  )
+  opt_state = make_optimizer(config).init(models.trainable(model))
+  # Moments lie where their parameters lie.
+  return sharding.constrain_parameters(opt_state, sharding.TRAIN_RULES)
 
 
 @functools.partial(
@@ -135,7 +126,8 @@ def update_minibatch(
   """One optimizer update on one minibatch (Eq. 11).
 
   Gradients are summed over micro-batches with weights that were computed over
-  the whole minibatch, so they do not depend on the split.
+  the whole minibatch, so they do not depend on the split. They are of what is
+  trained: adapters where there are any, else all parameters.
 
   Args:
     state: donated.
@@ -149,9 +141,12 @@ def update_minibatch(
     head_chunk: tokens of a device whose logits are alive at a time.
   """
 
+  trained = models.trainable(state.model)
+
   def microbatch_loss(
-    model: models.Decoder, micro: PackedBatch
+    variables: dict[str, nnx.Variable], micro: PackedBatch
   ) -> tuple[Array, UpdateMetrics]:
+    model = models.with_trainable(state.model, variables)
     log_probs, _ = models.token_log_probs(
       model.astype(dtype),
       micro.tokens,
@@ -166,14 +161,14 @@ def update_minibatch(
   gradient = jax.grad(microbatch_loss, has_aux=True)
 
   def body(
-    index: Array, carry: tuple[models.Decoder, UpdateMetrics]
-  ) -> tuple[models.Decoder, UpdateMetrics]:
+    index: Array, carry: tuple[dict[str, nnx.Variable], UpdateMetrics]
+  ) -> tuple[dict[str, nnx.Variable], UpdateMetrics]:
     gradients, metrics = carry
     micro = jax.tree.map(
       lambda x: sharding.constrain(x[index], "batch", None) if x.ndim else x,
       batch,
     )
-    new_gradients, new_metrics = gradient(state.model, micro)
+    new_gradients, new_metrics = gradient(trained, micro)
     gradients = jax.tree.map(jnp.add, gradients, new_gradients)
     gradients = sharding.constrain_parameters(gradients, sharding.TRAIN_RULES)
     return gradients, _merge(metrics, new_metrics)
@@ -183,15 +178,20 @@ def update_minibatch(
     0,
     batch.num_microbatches,
     body,
-    (jax.tree.map(jnp.zeros_like, state.model), zeros),
+    (jax.tree.map(jnp.zeros_like, trained), zeros),
   )
   updates, opt_state = make_optimizer(optimizer).update(
-    gradients, state.opt_state, state.model
+    gradients, state.opt_state, trained
   )
-  model = optax.apply_updates(state.model, updates)
-  model = sharding.constrain_parameters(model, sharding.TRAIN_RULES)
+  model = models.with_trainable(
+    state.model, optax.apply_updates(trained, updates)
+  )
   metrics = metrics._replace(gradient_norm=optax.tree.norm(gradients))
-  return TrainState(model, _constrain_moments(opt_state)), metrics
+  new_state = TrainState(model, opt_state)
+  return (
+    sharding.constrain_parameters(new_state, sharding.TRAIN_RULES),
+    metrics,
+  )
 
 
 def _packed_loss(

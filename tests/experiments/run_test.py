@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from experiments import checks, flags, run, tasks
+from experiments import checks, export, flags, run, tasks
 from experiments.config import (
   BufferConfig,
   DataConfig,
@@ -281,6 +282,51 @@ def test_probability_zero_is_grpo_bit_for_bit_at_any_coefficients(
   rapo = _parameters(folder / "train" / "compute" / "rapo-seed0")
   grpo = _parameters(whole / "train" / "compute" / "grpo-seed0")
   assert _same(rapo, grpo)
+
+
+def test_adapters_are_trained_merged_written_apart_and_exported(
+  finished, tmp_path
+):
+  config_file, whole = finished
+  folder = tmp_path / "adapters"
+  folder.mkdir()
+  for name in ("agents", "buffer"):
+    subprocess.run(["cp", "-r", whole / name, folder / name], check=True)
+  status = run.main(
+    [
+      *("--config", str(config_file), "--workdir", str(folder)),
+      "--stage=train",
+      "--config.policy.lora.rank=2",
+      "--config.policy.lora.targets=query,value",
+      "--config.train.methods=rapo",
+      "--config.train.num_updates=2",
+    ]
+  )
+  assert status == 0
+  run_folder = folder / "train" / "compute" / "rapo-seed0"
+  rows = _rows(run_folder / "metrics.jsonl")
+  assert max(r["mismatch/abs_log_prob_max"] for r in rows[1:]) < 1e-4
+  assert any(row["gradient_norm"] > 0 for row in rows[1:])
+  saved = _parameters(run_folder)
+  assert all("lora_" in name or "count" in name for name in saved)
+  # The policy is the base agent with the adapters merged into it.
+  base = models.from_pretrained(folder / "agents" / "compute" / "base")
+  adapted = models.load_adapters(base, run_folder / train.ADAPTERS_FOLDER)
+  policy = models.from_pretrained(run_folder / train.POLICY_FOLDER)
+  expected = models.merge_adapters(adapted)
+  assert jax.tree.all(jax.tree.map(np.array_equal, policy, expected))
+  assert not np.array_equal(
+    policy.layers.attention.query.kernel, base.layers.attention.query.kernel
+  )
+  output = tmp_path / "exported"
+  checkpoints = run_folder / "checkpoints"
+  assert (
+    export.main(["--checkpoint", str(checkpoints), "--output", str(output)])
+    == 0
+  )
+  exported = models.from_pretrained(output)
+  assert jax.tree.all(jax.tree.map(np.array_equal, exported, policy))
+  assert transformers.AutoTokenizer.from_pretrained(output).get_vocab()
 
 
 def _whole_rows(path):

@@ -30,6 +30,7 @@ from rapo_jax.training import (
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
 ROLLOUT_MESHES = ((4, 2), (1, 8))
 VOCABULARY, LENGTH, ROWS, SLOTS = 64, 32, 8, 8
+LORA = models.LoraConfig(4, 8.0, ("query", "value", "out", "down"))
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 
 
@@ -67,10 +68,14 @@ def make_batch() -> PackedBatch:
 
 
 def update(
-  mesh: jax.sharding.Mesh | None, dtype: str = "float32"
+  mesh: jax.sharding.Mesh | None,
+  dtype: str = "float32",
+  lora: models.LoraConfig | None = None,
 ) -> dict[str, Any]:
   """Loss and gradients of an update, and what became of the state."""
   model = sharding.place(make_model(), mesh=mesh, rules=sharding.TRAIN_RULES)
+  if lora is not None:
+    model = models.add_adapters(model, lora, rngs=nnx.Rngs(1), mesh=mesh)
   state = init_train_state(model, OPTIMIZER, mesh=mesh)
   with sharding.use_mesh(mesh):
     state, metrics = update_minibatch(
@@ -84,7 +89,8 @@ def update(
       head_chunk=64,
     )
   moment = optax.tree.get(state.opt_state, "mu")
-  trees = (state.model, moment, optax.tree.get(state.opt_state, "nu"))
+  trained = models.trainable(state.model)
+  trees = (trained, moment, optax.tree.get(state.opt_state, "nu"))
   return {
     "loss": float(metrics.loss),
     "gradient_norm": float(metrics.gradient_norm),
@@ -92,12 +98,21 @@ def update(
     # less: Adam divides the gradient by its own size.
     "gradients": [10 * np.asarray(x) for x in jax.tree.leaves(moment)],
     "dtype": str(jax.tree.leaves(state.model)[0].dtype),
-    "placed": mesh is None or all(_lies_as_ruled(tree, mesh) for tree in trees),
+    "placed": mesh is None
+    or (
+      _lies_as_ruled(state.model, state.model, mesh)
+      and all(_lies_as_ruled(tree, state.model, mesh) for tree in trees)
+    ),
   }
 
 
-def _lies_as_ruled(tree: models.Decoder, mesh: jax.sharding.Mesh) -> bool:
-  wanted = sharding.shardings(tree, mesh, sharding.TRAIN_RULES)
+def _lies_as_ruled(
+  tree: Any, model: models.Decoder, mesh: jax.sharding.Mesh
+) -> bool:
+  """Whether a model, or what has the structure of its trainable part, does."""
+  wanted = sharding.shardings(model, mesh, sharding.TRAIN_RULES)
+  if tree is not model:
+    wanted = models.trainable(wanted)
   return jax.tree.all(
     jax.tree.map(
       lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), tree, wanted
@@ -200,11 +215,21 @@ def main() -> None:
       "same_tokens": bool((mesh_tokens == tokens).all()),
       "log_probs": float(np.abs(mesh_log_probs - log_probs).max()),
     }
+  adapters = update(None, lora=LORA)
+  there = update(sharding.make_mesh(fsdp=4, tensor=2), lora=LORA)
   mixed = update(sharding.make_mesh(fsdp=4, tensor=2), dtype="bfloat16")
   report = {
     "largest_gradient": max(float(np.abs(g).max()) for g in one["gradients"]),
     "meshes": meshes,
     "rollouts": rollouts,
+    "adapters": {
+      "loss": abs(there["loss"] - adapters["loss"]),
+      "gradients": _gap(there["gradients"], adapters["gradients"]),
+      "largest_gradient": max(
+        float(np.abs(g).max()) for g in adapters["gradients"]
+      ),
+      "placed": there["placed"],
+    },
     "mixed_precision_loss": abs(mixed["loss"] - one["loss"]),
     "mixed_precision_dtype": mixed["dtype"],
   }

@@ -44,6 +44,14 @@ def test_an_update_is_the_same_on_any_mesh(report, mesh):
   assert report["largest_gradient"] > 1e-2
 
 
+def test_adapters_are_trained_the_same_on_a_mesh(report):
+  there = report["adapters"]
+  assert there["loss"] <= 1e-5
+  assert there["gradients"] <= 1e-5
+  assert there["placed"]
+  assert there["largest_gradient"] > 1e-2
+
+
 @pytest.mark.parametrize("mesh", ["4x2", "1x8"])
 def test_a_rollout_is_the_same_on_any_mesh(report, mesh):
   there = report["rollouts"][mesh]

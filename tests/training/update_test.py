@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -19,6 +20,7 @@ from rapo_jax.training import (
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+_LORA = models.LoraConfig(2, 4.0, ("query", "value", "down"))
 _LENGTHS = (9, 17, 12, 24, 7, 20)
 
 
@@ -188,3 +190,105 @@ def test_gap_is_the_distance_to_the_samplers_log_probs(trajectories):
   gap = np.abs(log_probs - batch.old_log_probs[0])[batch.where[0]]
   np.testing.assert_allclose(metrics.gap_sum, gap.sum(), rtol=1e-4)
   np.testing.assert_allclose(metrics.gap_max, gap.max(), rtol=1e-4)
+
+
+def _lora_state(lora=_LORA, dtype="float32"):
+  base = _model().astype(dtype)
+  model = models.add_adapters(base, lora, rngs=nnx.Rngs(1))
+  return init_train_state(model, _OPTIMIZER)
+
+
+def _lora_update(state, batch, dtype="float32"):
+  return update_minibatch(
+    state,
+    batch,
+    objective=ObjectiveConfig(),
+    optimizer=_OPTIMIZER,
+    temperature=1.0,
+    dtype=dtype,
+    remat="layer",
+    head_chunk=32,
+  )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_train_and_the_base_keeps_every_bit(trajectories, dtype):
+  batch = _packed(trajectories, 48, 2)
+  state = _lora_state(dtype=dtype)
+  before = [np.array(x) for x in jax.tree.leaves(state.model)]
+  losses = []
+  for _ in range(8):
+    state, metrics = _lora_update(state, batch, dtype)
+    losses.append(float(metrics.loss))
+  assert losses[-1] < losses[0] - 0.05
+  after, _ = jax.tree_util.tree_flatten_with_path(state.model)
+  for (path, now), old in zip(after, before, strict=True):
+    trained = "lora_" in jax.tree_util.keystr(path)
+    assert np.array_equal(now, old) != trained, path
+    assert now.dtype == ("float32" if trained else dtype)
+
+
+def test_gradients_of_adapters_are_those_of_the_merged_weights(trajectories):
+  # With W + s A B, dL/dB = s Aᵀ dL/dW; at B = 0 that is all there is to it.
+  batch = _packed(trajectories, 48, 2)
+  state = _lora_state(models.LoraConfig(2, 4.0, ("up",)))
+  a = np.array(state.model.layers.feed_forward.up.lora_a[...])
+  adapters, _ = _lora_update(state, batch)
+  whole, _ = update_minibatch(
+    init_train_state(_model(), _OPTIMIZER),
+    batch,
+    objective=ObjectiveConfig(),
+    optimizer=_OPTIMIZER,
+    temperature=1.0,
+    dtype="float32",
+    remat="none",
+    head_chunk=32,
+  )
+
+  def gradient(state, name):
+    # The first moment is a tenth of the first gradient.
+    moments = optax.tree.get(state.opt_state, "mu")
+    return 10 * np.asarray(moments[f"layers.feed_forward.up.{name}"][...])
+
+  by_weight, by_b = gradient(whole, "kernel"), gradient(adapters, "lora_b")
+  expected = 2 * np.einsum("lir,lio->lro", a, by_weight)
+  # Both were clipped, each by a factor of its own.
+  np.testing.assert_allclose(
+    by_b / np.linalg.norm(by_b),
+    expected / np.linalg.norm(expected),
+    atol=1e-5,
+  )
+  np.testing.assert_array_equal(gradient(adapters, "lora_a"), 0)
+
+
+def test_the_optimizer_holds_two_moments_of_the_adapters_alone():
+  state = _lora_state()
+  # Layers x rank x (in + out): query 16 + 16, value 16 + 8, down 32 + 16.
+  adapters = 2 * 2 * (32 + 24 + 48)
+  arrays = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+  assert sum(x.size for x in arrays) == 2 * adapters
+
+
+def test_no_gradient_of_a_frozen_weight_is_computed(trajectories):
+  batch = _packed(trajectories, 48, 2)
+
+  def products(state):
+    compiled = update_minibatch.lower(
+      state,
+      batch,
+      objective=ObjectiveConfig(),
+      optimizer=_OPTIMIZER,
+      temperature=1.0,
+      dtype="float32",
+      remat="none",
+      head_chunk=32,
+    ).compile()
+    text = compiled.as_text()
+    # The embedding's gradient, summed over chunks of tokens.
+    return text.count("f32[1,40,16]"), compiled.memory_analysis()
+
+  frozen, small = products(_lora_state())
+  whole, large = products(init_train_state(_model(), _OPTIMIZER))
+  assert whole > 0
+  assert frozen == 0
+  assert small.temp_size_in_bytes < large.temp_size_in_bytes

@@ -89,6 +89,21 @@ def test_memory_is_that_of_the_arrays(planned):
   assert planned["largest"]["num_slots"] > 128
 
 
+def test_adapters_alone_have_an_optimizer(tmp_path):
+  path = tmp_path / "plan.json"
+  process = _plan(
+    *("--config", CONFIG, "--topology", "cpu:2", "--json", str(path)),
+    "--config.policy.lora.rank=4",
+    "--config.rollout.dtype=bfloat16",
+  )
+  assert process.returncode == 0, process.stderr
+  memory = json.loads(path.read_text())["memory"]
+  # Two float32 moments of each adapter, over a base in bfloat16 that rollouts
+  # hold once more, not cut over fsdp, with adapters in bfloat16 too.
+  assert 0 < memory["optimizer"] < memory["parameters"]
+  assert memory["parameters"] < memory["rollout parameters"]
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
@@ -184,7 +199,12 @@ def _judge(*, state, slots, activations):
     _report("update", arguments=state, temporary=state // 4 + activations),
   ]
   return analysis._Judged(
-    config, mesh, memory, {r.name: r for r in reports}, CHIP
+    config,
+    mesh,
+    memory,
+    {r.name: r for r in reports},
+    CHIP,
+    gradient_bytes=state // 4 * GIB,
   )
 
 

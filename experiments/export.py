@@ -1,0 +1,283 @@
+"""Writes a training checkpoint as a model that transformers and vLLM load.
+
+    python -m experiments.export \\
+        --checkpoint runs/mine/train/multihop/rapo-seed0/checkpoints \\
+        --output exported/rapo
+
+Runs on a CPU, whatever the checkpoint was written on. LoRA adapters are merged
+into the base agent, or written apart with --adapters. The export is loaded
+again, and its logits compared with the checkpoint's, before it takes the place
+of an earlier one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from experiments.policies import open_policy
+from rapo_jax import models
+from rapo_jax.models import folder as folders
+from rapo_jax.models.adapter_files import ADAPTER_CONFIG
+from rapo_jax.models.checkpoint_layout import CONFIG
+from rapo_jax.training import Checkpoints
+
+MERGE_BOUND = 1e-4
+"""Most that a merge in float32 may change a logit, as a part of the largest:
+it sums in another order."""
+ROUNDING_BOUND = 0.05
+"""The same where bfloat16 rounds on either side, in every layer."""
+
+_SAMPLE_SHAPE = (4, 64)
+_HOLDS_EXPORTS = (CONFIG, ADAPTER_CONFIG)
+
+
+class ExportError(ValueError):
+  """A checkpoint that cannot be exported as asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+  """What was written.
+
+  Attributes:
+    update: number of updates behind the policy.
+    dtype: of the weights.
+    difference: largest absolute difference of a logit from the checkpoint's.
+    limit: that it could have had.
+  """
+
+  update: int
+  dtype: str
+  difference: float
+  limit: float
+
+
+def export(
+  checkpoint: pathlib.Path,
+  output: pathlib.Path,
+  *,
+  dtype: str | None = None,
+  adapters: bool = False,
+  base: str | None = None,
+) -> Exported:
+  """Writes a checkpoint in Hugging Face's format and checks what it wrote.
+
+  Args:
+    checkpoint: a run's folder of checkpoints, or one of those in it.
+    output: folder to create, or an earlier export to replace.
+    dtype: of the weights; None for the checkpoint's.
+    adapters: write the adapters alone, in PEFT's format.
+    base: where the base agent lies; None for where it lay in the run.
+
+  Raises:
+    ExportError: there is no such checkpoint, the output is not an export, or
+      the logits of the export are not the checkpoint's. The output is as it
+      was.
+    FileNotFoundError: the base agent is not there.
+  """
+  update, model, source = _restore(checkpoint, base)
+  _check_output(output, source)
+  if adapters:
+    _check_adapters(model, dtype)
+  tokens = _sample_tokens(model)
+  expected = np.asarray(model(tokens))
+  written = "float32" if adapters else dtype or model.config.dtype
+  bound = _bound(model.config, written, adapters=adapters)
+  with folders.replaced_folder(output) as temporary:
+    if adapters:
+      models.save_adapters(model, temporary, base_model=source)
+      loaded = models.load_adapters(
+        models.from_pretrained(source, dtype=model.config.dtype), temporary
+      )
+    else:
+      models.save_pretrained(_plain(model, written), temporary, source=source)
+      loaded = models.from_pretrained(temporary, dtype=written)
+    difference = float(np.abs(np.asarray(loaded(tokens)) - expected).max())
+    limit = bound * float(np.abs(expected).max())
+    # Not `difference > limit`: NaN has to be refused too.
+    if not difference <= limit:
+      raise ExportError(
+        "the logits of an export may differ from the checkpoint's by at most "
+        f"{limit:.3g}, and they differ by {difference:.3g}: {output} is as it "
+        "was; try --dtype float32, and another disk if that fails too."
+      )
+  return Exported(update, written, difference, limit)
+
+
+def find_checkpoint(path: pathlib.Path) -> tuple[Checkpoints, int]:
+  """The checkpoints of a run, and the number of the one that is meant.
+
+  Args:
+    path: a folder of checkpoints, for its newest, or a numbered folder in one.
+
+  Raises:
+    ExportError: there is none; names those that are there.
+  """
+  parent = path.parent if path.name.isdigit() else path
+  if not parent.is_dir():
+    raise ExportError(
+      f"--checkpoint must be a folder of checkpoints, and {parent} does not "
+      "exist: give <workdir>/train/<task>/<run>/checkpoints."
+    )
+  checkpoints = Checkpoints(parent, create=False)
+  there = checkpoints.updates()
+  if not there:
+    raise ExportError(
+      f"--checkpoint must be a folder of checkpoints, and {parent} holds none: "
+      "give <workdir>/train/<task>/<run>/checkpoints."
+    )
+  update = int(path.name) if path.name.isdigit() else there[-1]
+  if update not in there:
+    raise ExportError(
+      f"--checkpoint must name a checkpoint that is there, got {update}: "
+      f"{parent} holds {', '.join(map(str, there))}."
+    )
+  return checkpoints, update
+
+
+def _restore(
+  path: pathlib.Path, base: str | None
+) -> tuple[int, models.Decoder, str]:
+  """The update's number, its policy, and the base agent's folder."""
+  checkpoints, update = find_checkpoint(path)
+  metadata: dict[str, Any] = checkpoints.metadata(update)
+  if "model" not in metadata:
+    raise ExportError(
+      f"a checkpoint says which model it is of, and update {update} in {path} "
+      "does not: export it with the version that wrote it."
+    )
+  source = base or metadata["source"]
+  like = open_policy(metadata["model"], source)
+  model = checkpoints.restore_policy(update, like)
+  checkpoints.close()
+  return update, model, source
+
+
+def _check_output(output: pathlib.Path, source: str) -> None:
+  """Refuses to replace what is not an export."""
+  if not output.exists():
+    return
+  if output.resolve() == pathlib.Path(source).resolve():
+    raise ExportError(
+      f"--output must not be the base agent, got {output}: give another folder."
+    )
+  empty = output.is_dir() and not any(output.iterdir())
+  if not empty and not any((output / n).is_file() for n in _HOLDS_EXPORTS):
+    raise ExportError(
+      "--output must be a new folder, or a model's to be replaced, and "
+      f"{output} holds no {' or '.join(_HOLDS_EXPORTS)}: give another folder."
+    )
+
+
+def _check_adapters(model: models.Decoder, dtype: str | None) -> None:
+  if model.config.lora is None:
+    raise ExportError(
+      "--adapters writes LoRA adapters, and the checkpoint has none: leave it "
+      "out."
+    )
+  if dtype not in (None, "float32"):
+    raise ExportError(
+      "adapters are written as they were trained, in float32, got --dtype "
+      f"{dtype}: leave it out."
+    )
+
+
+def _plain(model: models.Decoder, dtype: str) -> models.Decoder:
+  """The model without adapters, in a dtype; merged in the wider of the two."""
+  if dtype == "float32":
+    model = model.astype(dtype)
+  return models.merge_adapters(model).astype(dtype)
+
+
+def _bound(
+  config: models.DecoderConfig, dtype: str, *, adapters: bool
+) -> float:
+  """Largest difference of a logit, as a part of the largest logit."""
+  if adapters or (config.lora is None and dtype == config.dtype):
+    return 0.0
+  return MERGE_BOUND if dtype == config.dtype == "float32" else ROUNDING_BOUND
+
+
+def _sample_tokens(model: models.Decoder) -> Int[Array, "B T"]:
+  rng = np.random.default_rng(0)
+  return jnp.asarray(
+    rng.integers(0, model.config.vocab_size, _SAMPLE_SHAPE), jnp.int32
+  )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit status."""
+  known = _parser().parse_args(arguments)
+  jax.config.update("jax_platforms", "cpu")
+  try:
+    exported = export(
+      known.checkpoint,
+      known.output,
+      dtype=known.dtype,
+      adapters=known.adapters,
+      base=known.base,
+    )
+  except (ValueError, OSError) as error:
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+    print(f"error: {error}{notes}", file=sys.stderr)
+    return 2
+  print(
+    f"wrote {known.output}: the {'adapters' if known.adapters else 'policy'} "
+    f"after update {exported.update}, in {exported.dtype}\n"
+    f"largest difference of a logit from the checkpoint's: "
+    f"{exported.difference:.3g} (at most {exported.limit:.3g} is let through)"
+  )
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.export",
+    description=__doc__,
+    epilog="Exit status: 0 written and checked, 2 nothing was written.",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--checkpoint",
+    type=pathlib.Path,
+    required=True,
+    help="a run's folder of checkpoints, for its newest, or a numbered folder "
+    "in it",
+  )
+  parser.add_argument(
+    "--output",
+    type=pathlib.Path,
+    required=True,
+    help="folder to create, or an earlier export to replace",
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    help="of the weights (default: the checkpoint's)",
+  )
+  parser.add_argument(
+    "--adapters",
+    action="store_true",
+    help="write LoRA adapters alone, in PEFT's format, instead of merging them",
+  )
+  parser.add_argument(
+    "--base",
+    help="folder or hub name of the base agent, if it is no longer where the "
+    "run found it",
+  )
+  return parser
+
+
+if __name__ == "__main__":
+  sys.exit(main())

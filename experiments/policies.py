@@ -1,0 +1,83 @@
+"""The policy of a run: made from a base agent, described in its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+from flax import nnx
+
+from experiments.config import ExperimentConfig
+from experiments.devices import device_mesh
+from rapo_jax import models
+from rapo_jax.models import LoraConfig, RopeConfig, sharding
+
+
+def load_policy(
+  config: ExperimentConfig, base_path: pathlib.Path, *, seed: int
+) -> models.Decoder:
+  """The base agent on the experiment's mesh, with adapters if it has any.
+
+  Args:
+    config: the experiment.
+    base_path: folder of the base agent.
+    seed: of fresh adapters.
+  """
+  mesh, lora = device_mesh(config.mesh), config.policy.lora
+  model = models.from_pretrained(
+    base_path,
+    # What is frozen needs no more than what rollouts read.
+    dtype=config.rollout.dtype if lora else "float32",
+    mesh=mesh,
+    rules=sharding.TRAIN_RULES,
+  )
+  if lora is None:
+    return model
+  return models.add_adapters(model, lora, rngs=nnx.Rngs(seed), mesh=mesh)
+
+
+def describe_policy(
+  model: models.Decoder, base_path: pathlib.Path
+) -> dict[str, Any]:
+  """What a checkpoint has to say of a policy for `open_policy`, as JSON."""
+  return {
+    "source": str(base_path.absolute()),
+    "model": dataclasses.asdict(model.config),
+  }
+
+
+def open_policy(model: dict[str, Any], source: str) -> models.Decoder:
+  """A policy as described, into which a checkpoint's parameters can be put.
+
+  Args:
+    model: of the description.
+    source: where the base agent lies. It is read where it is a part of the
+      policy: under adapters.
+
+  Returns:
+    What is frozen as it was; what is trained abstract, or fresh if it is
+    adapters.
+
+  Raises:
+    FileNotFoundError: the base agent is needed and not there.
+  """
+  lora = model["lora"]
+  values = {**model, "rope": RopeConfig(**model["rope"]), "lora": None}
+  config = models.DecoderConfig(**values)
+  if lora is None:
+    return jax.eval_shape(lambda: models.Decoder(config, rngs=nnx.Rngs(0)))
+  adapters = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
+  base = models.from_pretrained(source, dtype=config.dtype)
+  return models.add_adapters(base, adapters, rngs=nnx.Rngs(0))
+
+
+def load_agent(config: ExperimentConfig, path: pathlib.Path) -> models.Decoder:
+  """An agent where, and in the dtype in which, it is rolled out."""
+  return models.from_pretrained(
+    path,
+    dtype=config.rollout.dtype,
+    mesh=device_mesh(config.mesh),
+    rules=sharding.ROLLOUT_RULES,
+  )

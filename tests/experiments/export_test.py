@@ -1,0 +1,253 @@
+"""Exports of checkpoints: what is written is what was trained."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import export
+from experiments.policies import describe_policy
+from rapo_jax import models
+from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LORA = models.LoraConfig(2, 4.0, ("query", "down"))
+TOKENS = jnp.arange(24).reshape(2, 12)
+
+
+def make_base():
+  config = models.DecoderConfig(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    initializer_range=0.2,
+  )
+  return models.Decoder(config, rngs=nnx.Rngs(0))
+
+
+def trained(model):
+  """The model, away from where it began."""
+  keys = iter(jax.random.split(jax.random.key(1), 100))
+  return models.with_trainable(
+    model,
+    {
+      name: v.replace(v + 0.1 * jax.random.normal(next(keys), v.shape, v.dtype))
+      for name, v in models.trainable(model).items()
+    },
+  )
+
+
+def write_run(root, *, lora=None, dtype="float32"):
+  """A run's base agent, two checkpoints, and the policy of the newer one."""
+  models.save_pretrained(make_base(), root / "base")
+  (root / "base" / "tokenizer.json").write_text('{"a": 1}')
+  (root / "base" / "generation_config.json").write_text('{"top_p": 0.9}')
+  model = models.from_pretrained(root / "base", dtype=dtype)
+  if lora is not None:
+    model = models.add_adapters(model, lora, rngs=nnx.Rngs(1))
+  checkpoints = Checkpoints(root / "checkpoints")
+  for update in (5, 10):
+    model = trained(model)
+    checkpoints.save(
+      update,
+      init_train_state(model, OptimizerConfig()),
+      {"update": update, **describe_policy(model, root / "base")},
+    )
+  checkpoints.close()
+  return model
+
+
+def run(root, *arguments, checkpoint="checkpoints", output="out"):
+  return export.main(
+    [
+      *("--checkpoint", str(root / checkpoint)),
+      *("--output", str(root / output)),
+      *arguments,
+    ]
+  )
+
+
+def same(first, second):
+  return jax.tree.all(
+    jax.tree.map(lambda a, b: np.array_equal(a, b), first, second)
+  )
+
+
+def test_the_newest_checkpoint_is_written_bit_for_bit(tmp_path, capsys):
+  model = write_run(tmp_path)
+  assert run(tmp_path) == 0
+  assert same(models.from_pretrained(tmp_path / "out"), model)
+  printed = capsys.readouterr().out
+  assert "the policy after update 10, in float32" in printed
+  assert "difference of a logit from the checkpoint's: 0 (" in printed
+  # What the base agent has and a checkpoint does not.
+  assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"a": 1}'
+  generation = (tmp_path / "out" / "generation_config.json").read_text()
+  assert json.loads(generation) == {"top_p": 0.9}
+  # A numbered one is another policy, and takes the place of the first.
+  assert run(tmp_path, checkpoint="checkpoints/5") == 0
+  assert not same(models.from_pretrained(tmp_path / "out"), model)
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    *("base", "checkpoints", "out")
+  ]
+
+
+def test_another_dtype_is_written_within_its_bound(tmp_path):
+  model = write_run(tmp_path)
+  exported = export.export(
+    tmp_path / "checkpoints", tmp_path / "out", dtype="bfloat16"
+  )
+  assert 0 < exported.difference <= exported.limit
+  assert exported.limit == pytest.approx(
+    export.ROUNDING_BOUND * np.abs(model(export._sample_tokens(model))).max()
+  )
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert config["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_merged(tmp_path, dtype):
+  model = write_run(tmp_path, lora=LORA, dtype=dtype)
+  exported = export.export(tmp_path / "checkpoints", tmp_path / "out")
+  assert exported.dtype == dtype
+  loaded = models.from_pretrained(tmp_path / "out", dtype=dtype)
+  assert same(loaded, models.merge_adapters(model))
+  if dtype == "float32":
+    np.testing.assert_allclose(loaded(TOKENS), model(TOKENS), atol=1e-5)
+
+
+def test_a_wider_dtype_keeps_what_merging_would_round(tmp_path):
+  model = write_run(tmp_path, lora=LORA, dtype="bfloat16")
+  export.export(tmp_path / "checkpoints", tmp_path / "out", dtype="float32")
+  loaded = models.from_pretrained(tmp_path / "out")
+  wide = model.astype("float32")
+  np.testing.assert_allclose(loaded(TOKENS), wide(TOKENS), atol=1e-5)
+
+
+def test_adapters_are_written_apart(tmp_path, capsys):
+  model = write_run(tmp_path, lora=LORA)
+  assert run(tmp_path, "--adapters") == 0
+  assert "the adapters after update 10" in capsys.readouterr().out
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    *("adapter_config.json", "adapter_model.safetensors")
+  ]
+  loaded = models.load_adapters(make_base(), tmp_path / "out")
+  assert same(models.trainable(loaded), models.trainable(model))
+
+
+def test_a_base_that_has_moved_is_named(tmp_path, capsys):
+  model = write_run(tmp_path, lora=LORA)
+  (tmp_path / "base").rename(tmp_path / "elsewhere")
+  assert run(tmp_path) == 2
+  assert str(tmp_path / "base") in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+  assert run(tmp_path, "--base", str(tmp_path / "elsewhere")) == 0
+  loaded = models.from_pretrained(tmp_path / "out")
+  assert same(loaded, models.merge_adapters(model))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "paths", "message"),
+  [
+    ([], {"checkpoint": "nothing"}, "does not exist: give <workdir>/train"),
+    ([], {"checkpoint": "base"}, "holds none: give <workdir>/train"),
+    ([], {"checkpoint": "checkpoints/7"}, "got 7: "),
+    ([], {"checkpoint": "checkpoints/7"}, "checkpoints holds 5, 10."),
+    ([], {"output": "checkpoints"}, "holds no config.json or adapter_config"),
+    ([], {"output": "base/config.json"}, "give another folder"),
+    ([], {"output": "base"}, "must not be the base agent"),
+    (["--adapters"], {}, "the checkpoint has none: leave it out"),
+  ],
+)
+def test_what_cannot_be_exported_says_why(
+  plain_run, capsys, arguments, paths, message
+):
+  before = sorted(plain_run.rglob("*"))
+  assert run(plain_run, *arguments, **paths) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ")
+  assert message in error
+  assert sorted(plain_run.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+  root = tmp_path_factory.mktemp("run")
+  write_run(root)
+  return root
+
+
+def test_adapters_have_no_other_dtype(tmp_path, capsys):
+  write_run(tmp_path, lora=LORA)
+  assert run(tmp_path, "--adapters", "--dtype=bfloat16") == 2
+  assert "in float32, got --dtype bfloat16" in capsys.readouterr().err
+
+
+def test_a_mismatch_leaves_the_earlier_export(tmp_path, monkeypatch, capsys):
+  write_run(tmp_path)
+  assert run(tmp_path) == 0
+  before = (tmp_path / "out" / "model.safetensors").read_bytes()
+  save = models.save_pretrained
+
+  def save_another(model, *args, **kwargs):
+    save(jax.tree.map(lambda x: x * 1.001, model), *args, **kwargs)
+
+  monkeypatch.setattr(export.models, "save_pretrained", save_another)
+  assert run(tmp_path) == 2
+  assert "at most 0, and they differ by" in capsys.readouterr().err
+  assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    *("base", "checkpoints", "out")
+  ]
+
+
+_ON_A_MESH = """
+import pathlib, sys
+from experiments.policies import describe_policy
+from rapo_jax import models
+from rapo_jax.models import sharding
+from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
+root = pathlib.Path(sys.argv[1])
+mesh = sharding.make_mesh(fsdp=4, tensor=2)
+model = models.from_pretrained(root / "base", mesh=mesh)
+state = init_train_state(model, OptimizerConfig(), mesh=mesh)
+checkpoints = Checkpoints(root / "checkpoints")
+checkpoints.save(20, state, describe_policy(model, root / "base"))
+checkpoints.close()
+"""
+
+
+def test_a_checkpoint_of_a_mesh_is_read_on_one_device(tmp_path):
+  models.save_pretrained(make_base(), tmp_path / "base")
+  subprocess.run(
+    [sys.executable, "-c", _ON_A_MESH, str(tmp_path)],
+    cwd=ROOT,
+    env={
+      **os.environ,
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+      "PYTHONPATH": str(ROOT),
+    },
+    check=True,
+  )
+  assert run(tmp_path) == 0
+  assert same(models.from_pretrained(tmp_path / "out"), make_base())
+
+
+def test_help_names_every_option(capsys):
+  with pytest.raises(SystemExit) as stopped:
+    export.main(["--help"])
+  assert stopped.value.code == 0
+  text = capsys.readouterr().out
+  for option in ("--checkpoint", "--output", "--dtype", "--adapters", "--base"):
+    assert option in text
