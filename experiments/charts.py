@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from experiments.results import METHODS, label
 
 _WIDTH, _HEIGHT = 340, 216
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 20, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 38
 _ROW = 24
 _MARKED_POINTS = 12
 
@@ -142,7 +142,8 @@ def difference_chart(
 ) -> Markup:
   """One row a task: a dot a pair of runs, the mean, its interval, a 0 line."""
   left, height = 108, len(rows) * _ROW + 30
-  span = _WIDTH - left - _RIGHT
+  # A signed number under the last tick is wider than a plain one.
+  span = _WIDTH - left - 1.5 * _RIGHT
   values = [
     100 * value
     for _, row in rows

@@ -10,7 +10,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def is_hub_id(path_or_hub_id: str | os.PathLike[str]) -> bool:
