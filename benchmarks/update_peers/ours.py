@@ -44,6 +44,7 @@ def make_update(problem: worker.Problem):
       objective=objective,
       optimizer=optimizer,
       temperature=1.0,
+      dtype="float32",
       remat="none",
       head_chunk=128,
     )
