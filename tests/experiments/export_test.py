@@ -1,10 +1,7 @@
 """Exports of checkpoints: what is written is what was trained."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +13,7 @@ from experiments import export
 from experiments.policies import describe_policy
 from rapo_jax import models
 from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
+from tests import eight_devices
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LORA = models.LoraConfig(2, 4.0, ("query", "down"))
@@ -230,16 +228,7 @@ checkpoints.close()
 
 def test_a_checkpoint_of_a_mesh_is_read_on_one_device(tmp_path):
   models.save_pretrained(make_base(), tmp_path / "base")
-  subprocess.run(
-    [sys.executable, "-c", _ON_A_MESH, str(tmp_path)],
-    cwd=ROOT,
-    env={
-      **os.environ,
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-      "PYTHONPATH": str(ROOT),
-    },
-    check=True,
-  )
+  eight_devices.run_python("-c", _ON_A_MESH, str(tmp_path))
   assert run(tmp_path) == 0
   assert same(models.from_pretrained(tmp_path / "out"), make_base())
 

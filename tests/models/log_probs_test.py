@@ -3,11 +3,7 @@
 import functools
 import json
 import math
-import os
-import pathlib
 import re
-import subprocess
-import sys
 from unittest import mock
 
 import jax
@@ -19,6 +15,7 @@ from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.models import log_probs as log_probs_lib
+from tests import eight_devices
 
 VOCAB = 37
 
@@ -158,19 +155,8 @@ class TokenLogProbsTest(parameterized.TestCase):
     self.assertLess(error, 0.01)
 
   def test_meshes_give_the_values_of_one_device(self):
-    environment = os.environ | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
-    }
-    child = subprocess.run(
-      [sys.executable, "-m", "tests.models.log_probs_on_meshes"],
-      cwd=pathlib.Path(__file__).parents[2],
-      env=environment,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    self.assertEqual(child.returncode, 0, child.stderr)
-    for mesh in json.loads(child.stdout):
+    output = eight_devices.run_python("-m", "tests.models.log_probs_on_meshes")
+    for mesh in json.loads(output):
       with self.subTest(**mesh):
         self.assertLess(mesh["value_gap"], 1e-5)
         self.assertLess(mesh["gradient_gap"], 1e-5)

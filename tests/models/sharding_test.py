@@ -1,10 +1,7 @@
 """Tests of rules, refusals, and of loading onto eight fake devices."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 import jax
@@ -14,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from rapo_jax import models
 from rapo_jax.models import sharding
+from tests import eight_devices
 from tests.models import real_configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -41,17 +39,10 @@ def run_on_eight_devices(hf):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "model"
     models.save_pretrained(model, path)
-    flags = "--xla_force_host_platform_device_count=8"
-    child = subprocess.run(
-      [sys.executable, "-m", "tests.models.on_eight_devices", str(path)],
-      env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
+    output = eight_devices.run_python(
+      "-m", "tests.models.on_eight_devices", str(path)
     )
-  assert child.returncode == 0, child.stderr
-  return json.loads(child.stdout)
+  return json.loads(output)
 
 
 class LogicalAxesTest(parameterized.TestCase):

@@ -1,36 +1,20 @@
 """Updates and rollouts on eight fake devices equal those on one."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
 
 from rapo_jax.models import sharding
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests import eight_devices
 
 
 @pytest.fixture(scope="module")
 def report():
   """What the program prints; a process of its own, as devices are global."""
-  environment = {
-    **os.environ,
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "PYTHONPATH": str(ROOT),
-  }
-  output = subprocess.run(
-    [sys.executable, "-m", "tests.training.mesh_program"],
-    cwd=ROOT,
-    env=environment,
-    check=True,
-    stdout=subprocess.PIPE,
-    text=True,
-  ).stdout
-  return json.loads(output)
+  return json.loads(
+    eight_devices.run_python("-m", "tests.training.mesh_program")
+  )
 
 
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4", "1x8"])
