@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +63,8 @@ class ProgramReport:
     flops: of matrix products.
     memory_bytes: read and written, see `experiments.planner.jaxpr_cost`.
     network_bytes: sent to other devices.
-    collectives: by kind.
+    collectives: by kind; none are known of a program that the compiler refused
+      for lack of memory.
     compile_s: time the compiler took.
     rooflines: by chip.
   """
@@ -189,26 +191,28 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
   traced = program.function.trace(*program.args, **program.kwargs)
   cost = jaxpr_cost.count(traced.jaxpr, program.is_weight, program.trips)
   began = time.perf_counter()
-  compiled = traced.lower().compile()
+  compiled = _compile(traced, program)
   compile_s = time.perf_counter() - began
-  memory = compiled.memory_analysis()
-  sent = collectives.collectives(compiled.as_text(), program.trips)
-  output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  sent = (
+    collectives.collectives(compiled.text, program.trips)
+    if compiled.text is not None
+    else []
+  )
   flops = cost.flops / mesh.size
   moved = (
     # Weights are gathered over the other axes before they are read.
     cost.weight_bytes / mesh.shape["tensor"]
     + cost.activation_bytes / mesh.size
-    + memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
+    + compiled.argument_bytes
+    + compiled.output_bytes
   )
   network = sum(c.bytes for c in sent)
   return ProgramReport(
     name=program.name,
     calls=program.calls,
-    argument_bytes=memory.argument_size_in_bytes,
-    output_bytes=max(0, output),
-    temporary_bytes=memory.temp_size_in_bytes,
+    argument_bytes=compiled.argument_bytes,
+    output_bytes=max(0, compiled.output_bytes - compiled.alias_bytes),
+    temporary_bytes=compiled.temporary_bytes,
     flops=flops,
     memory_bytes=moved,
     network_bytes=network,
@@ -219,6 +223,50 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
       for name, chip in chips.CHIPS.items()
     },
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+  """What the compiler says of a program, in bytes of one device."""
+
+  argument_bytes: int
+  output_bytes: int
+  alias_bytes: int
+  temporary_bytes: int
+  text: str | None
+
+
+def _compile(traced: Any, program: Program) -> _Compiled:
+  """Compiles a program, or learns from the refusal how much it lacks.
+
+  The compiler for TPUs refuses what the chip's memory does not hold, and names
+  what it would take.
+  """
+  try:
+    compiled = traced.lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    arguments = device_bytes(program.args)
+    temporary = needed_bytes(str(error))
+    if temporary is None:
+      raise
+    return _Compiled(arguments, 0, 0, temporary, text=None)
+  memory = compiled.memory_analysis()
+  return _Compiled(
+    memory.argument_size_in_bytes,
+    memory.output_size_in_bytes,
+    memory.alias_size_in_bytes,
+    memory.temp_size_in_bytes,
+    compiled.as_text(),
+  )
+
+
+def needed_bytes(message: str) -> int | None:
+  """The largest size in a refusal for lack of memory; None in another error."""
+  sizes = re.findall(r"([\d.]+)([KMGT])", message)
+  if "RESOURCE_EXHAUSTED" not in message or not sizes:
+    return None
+  powers = {"K": 10, "M": 20, "G": 30, "T": 40}
+  return max(int(float(n) * 2 ** powers[unit]) for n, unit in sizes)
 
 
 def _roofline(
