@@ -46,7 +46,6 @@ class Experiment:
     workdir: its folder.
     progress: display.
     tasks: names of the tasks to run, of those that the experiment has.
-    stop: tells whether the process has been asked to end.
   """
 
   def __init__(
@@ -55,13 +54,11 @@ class Experiment:
     workdir: Workdir,
     progress: Progress,
     tasks: list[str],
-    stop: StopSignal,
   ):
     self._config = config
     self._workdir = workdir
     self._progress = progress
     self._tasks = tasks
-    self._stop = stop
 
   @functools.cached_property
   def _encoder(self) -> SentenceEncoder:
@@ -126,7 +123,7 @@ class Experiment:
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))
     for name in self._tasks:
-      with self._open(name) as task:
+      with StopSignal() as stop, self._open(name) as task:
         buffer = StepTraceBuffer.load(self._workdir.buffer(name), self._encoder)
         for number, run in enumerate(runs):
           if run.task == name:
@@ -137,7 +134,7 @@ class Experiment:
               run,
               buffer,
               functools.partial(self._share, number, len(runs)),
-              self._stop,
+              stop,
             )
 
   def _evaluate(self) -> None:
@@ -326,9 +323,8 @@ def run_stages(
   use_compilation_cache()
   stages = STAGES if stage == "all" else (stage,)
   estimates = checks.stage_seconds(config, tasks)
-  stages_left = [(name, estimates[name]) for name in stages]
-  with StopSignal() as stop, Progress(stages_left) as progress:
-    experiment = Experiment(config, workdir, progress, tasks, stop)
+  with Progress([(name, estimates[name]) for name in stages]) as progress:
+    experiment = Experiment(config, workdir, progress, tasks)
     for name in stages:
       experiment.run(name)
   if "report" in stages:

@@ -147,10 +147,14 @@ def _inner(
     )
     return total, []
   outputs: list[bool] = []
+  # A shard_map's program is that of one device.
+  copies = math.prod(
+    params["mesh"].shape[axis] for axis in params.get("newly_manual_axes", ())
+  )
   for jaxpr in _jaxprs(params):
     if len(jaxpr.invars) == len(flags):
       body, outputs = _walk(jaxpr, flags, trips)
-      total.add(body)
+      total.add(body, copies)
   return total, outputs
 
 

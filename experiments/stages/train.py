@@ -154,14 +154,15 @@ def train(
       if last or number % config.train.eval_every == 0:
         row["eval/accuracy"] = evaluate(state.model)
       writer.write(number, row)
-      if last or stop.requested or number % config.train.checkpoint_every == 0:
+      stopping = stop.requested
+      if last or stopping or number % config.train.checkpoint_every == 0:
         checkpoints.save(
           number,
           state,
           {"update": number, "totals": totals, **origin, **described},
         )
       report(number / config.train.num_updates, _describe(run, row))
-      if stop.requested and not last:
+      if stopping and not last:
         checkpoints.close()
         raise Stopped(f"{run.task} {run.name} stopped after update {number}")
   checkpoints.close()

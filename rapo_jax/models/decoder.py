@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rapo_jax.models import attention, rope
+from rapo_jax.models import attention, rope, sharding
 from rapo_jax.models.config import DecoderConfig, LoraConfig, LoraTarget
 
 Remat = Literal["none", "dots", "attention", "layer"]
@@ -325,6 +325,9 @@ class Decoder(nnx.Module):
     angles = self._angles(positions)
 
     def body(x, layer):
+      # Left to itself the compiler gives the rows up for slices of the width,
+      # and every device computes all rows.
+      x = sharding.constrain(x, "batch", None, None)
       return layer(x, angles, segment_ids), None
 
     if remat != "none":

@@ -53,6 +53,17 @@ def test_loops_of_unknown_length_count_as_told_by_depth():
   assert _count(function, X, trips=(3, 7)).flops == 21 * one
 
 
+def test_a_program_of_one_device_counts_for_each():
+  mesh = jax.sharding.AbstractMesh((2, 4), ("a", "b"))
+  mapped = jax.shard_map(
+    lambda x, y: x @ y,
+    mesh=mesh,
+    in_specs=(jax.P("a", None), jax.P(None, "b")),
+    out_specs=jax.P("a", "b"),
+  )
+  assert _count(mapped, X, W.astype(jnp.float32)).flops == 2 * 8 * 16 * 32
+
+
 def test_the_dearer_branch_counts():
   def function(x, w):
     return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w.T @ w, lambda: x @ w)
