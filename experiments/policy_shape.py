@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pathlib
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -13,6 +13,7 @@ from experiments.miniature.agents import decoder_config
 from experiments.tasks import make_world
 from rapo_jax import models
 from rapo_jax.models import hub, published
+from rapo_jax.models.huggingface import read_config
 
 
 def policy_shape(config: ExperimentConfig) -> models.DecoderConfig:
@@ -35,21 +36,19 @@ def policy_shape(config: ExperimentConfig) -> models.DecoderConfig:
 
 def named_shape(path_or_hub_id: str) -> models.DecoderConfig:
   """Shape of a model folder or of a model on a hub, weights not needed."""
+  if not hub.is_hub_id(path_or_hub_id):
+    return read_config(hub.local_folder(path_or_hub_id))
   if path_or_hub_id in published.CONFIGS:
     return models.DecoderConfig.from_hf(published.CONFIGS[path_or_hub_id])
-  if hub.is_hub_id(path_or_hub_id):
-    try:
-      file = huggingface_hub.hf_hub_download(path_or_hub_id, "config.json")
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
-      known = ", ".join(published.CONFIGS)
-      raise FileNotFoundError(
-        f"the config.json of {path_or_hub_id} cannot be had from the hub: name "
-        f"a folder, or one of the models whose shape is known: {known}."
-      ) from error
-  else:
-    file = str(hub.local_folder(path_or_hub_id) / "config.json")
-  with open(file, encoding="utf-8") as content:
-    return models.DecoderConfig.from_hf(json.load(content))
+  try:
+    file = huggingface_hub.hf_hub_download(path_or_hub_id, "config.json")
+  except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+    known = ", ".join(published.CONFIGS)
+    raise FileNotFoundError(
+      f"the config.json of {path_or_hub_id} cannot be had from the hub: name "
+      f"a folder, or one of the models whose shape is known: {known}."
+    ) from error
+  return read_config(pathlib.Path(file).parent)
 
 
 def random_shape(config: RandomModelConfig) -> models.DecoderConfig:

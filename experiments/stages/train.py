@@ -99,29 +99,11 @@ def train(
   if (folder / DONE_FILE).exists():
     report(1.0, "finished before")
     return
-  rollout, objective = config.method(run.method)
-  mesh = device_mesh(config.mesh)
   policy = load_policy(config, task.base_path, seed=run.seed)
-  engine = RolloutEngine(
-    rollout,
-    task.tokenizer,
-    vocab_size=policy.config.vocab_size,
-    tools=task.tools,
-    buffer=buffer,
-    retrieval=config.retrieval,
-    mesh=mesh,
+  trainer = _make_trainer(config, task, run, buffer, policy)
+  state = init_train_state(
+    policy, config.optimizer, mesh=device_mesh(config.mesh)
   )
-  trainer = Trainer(
-    engine,
-    task.tokenizer,
-    rollout=rollout,
-    objective=objective,
-    optimizer=config.optimizer,
-    update=config.update,
-    seed=run.seed,
-    mesh=mesh,
-  )
-  state = init_train_state(policy, config.optimizer, mesh=mesh)
   checkpoints = Checkpoints(folder / "checkpoints")
   origin = {
     "config_hash": flags.config_hash(config),
@@ -168,6 +150,37 @@ def train(
   checkpoints.close()
   _write_policy(state.model, task, folder)
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
+
+
+def _make_trainer(
+  config: ExperimentConfig,
+  task: Task,
+  run: Run,
+  buffer: StepTraceBuffer | None,
+  policy: models.Decoder,
+) -> Trainer:
+  """What runs the updates of a run's method."""
+  rollout, objective = config.method(run.method)
+  mesh = device_mesh(config.mesh)
+  engine = RolloutEngine(
+    rollout,
+    task.tokenizer,
+    vocab_size=policy.config.vocab_size,
+    tools=task.tools,
+    buffer=buffer,
+    retrieval=config.retrieval,
+    mesh=mesh,
+  )
+  return Trainer(
+    engine,
+    task.tokenizer,
+    rollout=rollout,
+    objective=objective,
+    optimizer=config.optimizer,
+    update=config.update,
+    seed=run.seed,
+    mesh=mesh,
+  )
 
 
 def _write_policy(
