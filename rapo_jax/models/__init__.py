@@ -6,7 +6,11 @@ from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat
 from rapo_jax.models.export import save_pretrained
 from rapo_jax.models.huggingface import from_pretrained
-from rapo_jax.models.log_probs import HEAD_CHUNK, token_log_probs
+from rapo_jax.models.log_probs import (
+  HEAD_CHUNK,
+  token_log_probs,
+  token_loss_sum,
+)
 from rapo_jax.models.lora import (
   add_adapters,
   merge_adapters,
@@ -30,6 +34,7 @@ __all__ = [
   "save_adapters",
   "save_pretrained",
   "token_log_probs",
+  "token_loss_sum",
   "trainable",
   "with_trainable",
 ]

@@ -95,7 +95,7 @@ class Linear(nnx.Module):
     )
 
   def __call__(self, x: Float[Array, "*B i"]) -> Float[Array, "*B o"]:
-    y = x @ self.kernel[...]
+    y = _product(x, self.kernel[...])
     if self.bias is not None:
       y += self.bias[...]
     if self.lora is None:
@@ -105,6 +105,33 @@ class Linear(nnx.Module):
     # Narrow first: A B is as large as W.
     narrow = x @ self.lora_a[...].astype(x.dtype)
     return y + narrow @ self.lora_b[...].astype(x.dtype) * self.lora.scale
+
+
+@jax.custom_vjp
+def _product(
+  x: Float[Array, "*B i"], kernel: Float[Array, "i o"]
+) -> Float[Array, "*B o"]:
+  """`x @ kernel`, whose gradients are products that XLA runs well.
+
+  JAX's own rule has the kernel's gradient transposed, which XLA's CPU back end
+  makes of two copies and a product at half the speed.
+  """
+  return x @ kernel
+
+
+def _product_forward(x, kernel):
+  return x @ kernel, (x, kernel)
+
+
+def _product_backward(residuals, cotangent):
+  x, kernel = residuals
+  return (
+    jnp.einsum("...o,io->...i", cotangent, kernel),
+    jnp.einsum("...i,...o->io", x, cotangent),
+  )
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class RMSNorm(nnx.Module):

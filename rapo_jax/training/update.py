@@ -147,16 +147,23 @@ def update_minibatch(
     variables: dict[str, nnx.Variable], micro: PackedBatch
   ) -> tuple[Array, UpdateMetrics]:
     model = models.with_trainable(state.model, variables)
-    log_probs, _ = models.token_log_probs(
+    loss, log_probs = models.token_loss_sum(
       model.astype(dtype),
       micro.tokens,
+      functools.partial(_weighted_losses, objective=objective),
+      (
+        micro.old_log_probs,
+        micro.advantages,
+        micro.retrieved_fraction,
+        micro.weights,
+      ),
       where=micro.where,
       temperature=temperature,
       segment_ids=micro.segment_ids,
       remat=remat,
       head_chunk=head_chunk,
     )
-    return _packed_loss(log_probs, micro, objective)
+    return loss, _metrics(loss, log_probs, micro, objective)
 
   gradient = jax.grad(microbatch_loss, has_aux=True)
 
@@ -194,35 +201,42 @@ def update_minibatch(
   )
 
 
-def _packed_loss(
-  log_probs: Float[Array, "R T"],
-  micro: PackedBatch,
+def _weighted_losses(
+  log_probs: Float[Array, " N"],
+  arguments: tuple[Float[Array, " N"], ...],
+  *,
   objective: ObjectiveConfig,
-) -> tuple[Float[Array, ""], UpdateMetrics]:
-  """Weighted sum of the token losses of one micro-batch."""
-
-  def column(x: Array) -> Array:
-    # A packed row holds several trajectories, each with a fraction of its own.
-    # Seen as trajectories of one token, every token brings its own.
-    return x.reshape(-1, 1)
-
+) -> Float[Array, " N"]:
+  """Weighted losses of some policy tokens of a packed batch."""
+  old_log_probs, advantages, retrieved_fraction, weights = arguments
+  # A packed row holds several trajectories, each with a fraction of its own.
+  # Seen as trajectories of one token, every token brings its own.
   token_loss = objectives.rapo_token_loss(
-    column(log_probs),
-    column(micro.old_log_probs),
-    micro.advantages.reshape(-1),
-    micro.retrieved_fraction.reshape(-1),
-    where=column(micro.where),
+    log_probs[:, None],
+    old_log_probs[:, None],
+    advantages,
+    retrieved_fraction,
+    where=jnp.ones((log_probs.size, 1), bool),
     clip_epsilon_low=objective.clip_epsilon_low,
     clip_epsilon_high=objective.clip_epsilon_high,
     dual_clip=objective.dual_clip,
     shaping_coef=objective.shaping_coef,
   )
-  loss = jnp.sum(column(micro.weights) * token_loss)
+  return weights * token_loss[:, 0]
+
+
+def _metrics(
+  loss: Float[Array, ""],
+  log_probs: Float[Array, "R T"],
+  micro: PackedBatch,
+  objective: ObjectiveConfig,
+) -> UpdateMetrics:
+  """Metrics of one micro-batch."""
   gap = jnp.where(micro.where, log_probs - micro.old_log_probs, 0.0)
   ratio = jnp.exp(gap) * (1 + objective.shaping_coef * micro.retrieved_fraction)
   low = (ratio < 1 - objective.clip_epsilon_low) & (micro.advantages < 0)
   high = (ratio > 1 + objective.clip_epsilon_high) & (micro.advantages > 0)
-  metrics = UpdateMetrics(
+  return UpdateMetrics(
     loss=loss,
     gradient_norm=jnp.zeros(()),
     tokens=jnp.sum(micro.where, dtype=jnp.float32),
@@ -231,7 +245,6 @@ def _packed_loss(
     gap_sum=jnp.sum(jnp.abs(gap)),
     gap_max=jnp.max(jnp.abs(gap)),
   )
-  return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
 def _merge(a: UpdateMetrics, b: UpdateMetrics) -> UpdateMetrics:

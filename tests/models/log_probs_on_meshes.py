@@ -56,7 +56,17 @@ def loss(model, tokens, where, segment_ids, weights):
   log_probs, entropies = models.token_log_probs(
     model, tokens, where=where, segment_ids=segment_ids, temperature=0.8
   )
-  return jnp.mean(log_probs * weights[0] + entropies * weights[1])
+  total, _ = models.token_loss_sum(
+    model,
+    tokens,
+    lambda log_probs, weights: jnp.square(log_probs) * weights,
+    weights[0],
+    where=where,
+    segment_ids=segment_ids,
+  )
+  return jnp.mean(log_probs * weights[0] + entropies * weights[1]) + (
+    0.1 * total / tokens.size
+  )
 
 
 def on_mesh(fsdp: int, tensor: int, tie_embeddings: bool):

@@ -131,6 +131,48 @@ class TokenLogProbsTest(parameterized.TestCase):
     for values in got[0][1]:
       np.testing.assert_array_equal(values[~where], 0)
 
+  @parameterized.product(chunk=(512, 7), tied=(True, False))
+  def test_a_sum_of_losses_has_the_gradient_of_its_parts(self, chunk, tied):
+    model = tiny_model(tie_embeddings=tied)
+    tokens = random_tokens((2, 15))
+    rng = np.random.default_rng(1)
+    # The first tokens of segments are asked for too, and not scored.
+    where = jnp.asarray(rng.random((2, 15)) < 0.7).at[:, 0].set(True)
+    segment_ids = jnp.asarray([[1] * 15, [1] * 4 + [2] * 8 + [0] * 3])
+    weights, offsets = jnp.asarray(rng.normal(size=(2, 2, 15)))
+
+    def token_loss(log_probs, arguments):
+      return arguments["weights"] * jnp.square(log_probs - arguments["offsets"])
+
+    def direct(model):
+      log_probs, _ = models.token_log_probs(
+        model, tokens, where=where, temperature=0.7, segment_ids=segment_ids
+      )
+      arguments = {"weights": weights, "offsets": offsets}
+      starts = models.attention.segment_starts(segment_ids)
+      losses = token_loss(log_probs, arguments)
+      return 3 * jnp.sum(jnp.where(where & ~starts, losses, 0)), log_probs
+
+    def ours(model):
+      total, log_probs = models.token_loss_sum(
+        model,
+        tokens,
+        token_loss,
+        {"weights": weights, "offsets": offsets},
+        where=where,
+        temperature=0.7,
+        segment_ids=segment_ids,
+        head_chunk=chunk,
+      )
+      return 3 * total, log_probs
+
+    expected = jax.jit(jax.value_and_grad(direct, has_aux=True))(model)
+    got = jax.jit(jax.value_and_grad(ours, has_aux=True))(model)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, got, expected)
+    # Without a gradient another path computes the values.
+    jax.tree.map(close, jax.jit(ours)(model), expected[0])
+
   @parameterized.product(tied=(True, False))
   def test_bfloat16_gradients_sum_in_float32(self, tied):
     model = tiny_model(tie_embeddings=tied, dtype="bfloat16")
