@@ -17,7 +17,7 @@ from rapo_jax.training import (
 )
 
 _MATMUL_SIZE = 1536
-_ROWS_PER_MICROBATCH = 1
+_ROWS_PER_MICROBATCH = 2
 
 
 def make_update(problem: worker.Problem):
@@ -46,7 +46,7 @@ def make_update(problem: worker.Problem):
       temperature=1.0,
       dtype="float32",
       remat="none",
-      head_chunk=128,
+      head_chunk=models.HEAD_CHUNK,
     )
     jax.block_until_ready(state)
     return float(metrics.loss), float(metrics.gradient_norm)

@@ -175,8 +175,10 @@ def attend(
     from rapo_jax.models import splash
 
     return splash.attend(queries, keys, values, segment_ids)
-  run = _attend_cudnn if kernel == "cudnn" else _attend_xla
-  return checkpoint_name(run(queries, keys, values, segment_ids), OUTPUT_NAME)
+  if kernel == "xla":
+    return _attend_xla(queries, keys, values, segment_ids)
+  outputs = _attend_cudnn(queries, keys, values, segment_ids)
+  return checkpoint_name(outputs, OUTPUT_NAME)
 
 
 def _choose(
@@ -222,26 +224,108 @@ def _refusal(implementation: str, queries: Array) -> str | None:
 def _attend_xla(queries, keys, values, segment_ids):
   """Dense scores, of one block of queries at a time."""
   length = queries.shape[1]
-
-  def block(queries, start: int, stop: int) -> Array:
-    ids = None if segment_ids is None else segment_ids[:, :stop]
-    return jax.nn.dot_product_attention(
-      queries,
-      keys[:, :stop],
-      values[:, :stop],
-      mask=segment_mask(ids, stop, start),
-      implementation="xla",
-    )
-
   size = min(QUERY_BLOCK, max(_MIN_QUERY_BLOCK, -(-length // 4)))
-  if length <= size:
-    return block(queries, 0, length)
-  block = jax.checkpoint(block, static_argnums=(1, 2))
   outputs = []
   for start in range(0, length, size):
     stop = min(start + size, length)
-    outputs.append(block(queries[:, start:stop], start, stop))
+    ids = None if segment_ids is None else segment_ids[:, :stop]
+    block = (queries[:, start:stop], keys[:, :stop], values[:, :stop])
+    outputs.append(_attend_dense(*block, segment_mask(ids, stop, start)))
   return jnp.concatenate(outputs, axis=1)
+
+
+@jax.custom_vjp
+def _attend_dense(
+  queries: Float[Array, "B Q H D"],
+  keys: Float[Array, "B S kv D"],
+  values: Float[Array, "B S kv D"],
+  mask: Bool[Array, "#B 1 Q S"],
+) -> Float[Array, "B Q H D"]:
+  """Attention by softmax over all scores.
+
+  The backward pass computes the scores again, from sums that the forward pass
+  left (Dao et al., 2022), and its products read scores as they lie in memory.
+  """
+  outputs, _ = _attend_dense_forward(queries, keys, values, mask)
+  return outputs
+
+
+def _attend_dense_forward(queries, keys, values, mask):
+  scores = _scores(_by_head(queries, keys.shape[2]), keys, mask)
+  peak = jnp.max(scores, axis=-1, keepdims=True)
+  weights = jnp.exp(scores - peak)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  outputs = _product(
+    weights.astype(values.dtype), _by_head(values, values.shape[2])
+  )
+  outputs = checkpoint_name(
+    _by_token((outputs / total).astype(queries.dtype), queries), OUTPUT_NAME
+  )
+  log_total = checkpoint_name(peak + jnp.log(total), OUTPUT_NAME)
+  return outputs, (queries, keys, values, mask, outputs, log_total)
+
+
+def _attend_dense_backward(residuals, cotangents):
+  queries, keys, values, mask, outputs, log_total = residuals
+  dtype, num_kv_heads = queries.dtype, keys.shape[2]
+  q, k, v, o, cotangent = (
+    _by_head(x, num_kv_heads)
+    for x in (queries, keys, values, outputs, cotangents)
+  )
+  weights = jnp.exp(_scores(q, keys, mask) - log_total)
+  by_value = _product(cotangent.mT, weights.astype(dtype)).mT
+  mean = jnp.sum(
+    cotangent.astype(jnp.float32) * o.astype(jnp.float32),
+    axis=-1,
+    keepdims=True,
+  )
+  by_score = weights * (_product(cotangent, v.mT) - mean)
+  by_score = (by_score * queries.shape[3] ** -0.5).astype(dtype)
+  by_query = _by_token(_product(by_score, k), queries)
+  by_key = _product(q.mT, by_score).mT
+  return (
+    by_query.astype(dtype),
+    *(_by_token(x, keys).astype(dtype) for x in (by_key, by_value)),
+    None,
+  )
+
+
+_attend_dense.defvjp(_attend_dense_forward, _attend_dense_backward)
+
+
+def _by_head(
+  heads: Float[Array, "B T H D"], num_kv_heads: int
+) -> Float[Array, "B kv R D"]:
+  """Rows of the query heads of each key head, one head's after another's."""
+  batch, _, _, head_dim = heads.shape
+  return heads.swapaxes(1, 2).reshape(batch, num_kv_heads, -1, head_dim)
+
+
+def _by_token(
+  rows: Float[Array, "B kv R D"], like: Float[Array, "B T H D"]
+) -> Float[Array, "B T H D"]:
+  """The way back."""
+  batch, length, num_heads, head_dim = like.shape
+  return rows.reshape(batch, num_heads, length, head_dim).swapaxes(1, 2)
+
+
+def _scores(
+  queries: Float[Array, "B kv R D"],
+  keys: Float[Array, "B S kv D"],
+  mask: Bool[Array, "#B 1 Q S"],
+) -> Float[Array, "B kv R S"]:
+  """Scaled scores, far below all others where a query may not read."""
+  scores = _product(queries, _by_head(keys, keys.shape[2]).mT)
+  groups = scores.reshape(*scores.shape[:2], -1, *mask.shape[2:])
+  scale = queries.shape[-1] ** -0.5
+  groups = jnp.where(mask[:, :, None], groups * scale, _MASKED)
+  return groups.reshape(scores.shape)
+
+
+def _product(
+  a: Float[Array, "*B n m"], b: Float[Array, "*B m k"]
+) -> Float[Array, "*B n k"]:
+  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def _attend_cudnn(queries, keys, values, segment_ids):

@@ -249,7 +249,7 @@ def _score_forward(temperature, chunk, layout, *inputs):
 
 
 def _score_backward(temperature, chunk, layout, residuals, cotangents):
-  *inputs, num_chunks, entropies = residuals
+  head, hidden, targets, num_chunks, entropies = residuals
 
   def slopes(log_probs, arguments):
     return (jnp.zeros_like(log_probs), *arguments)
@@ -259,7 +259,9 @@ def _score_backward(temperature, chunk, layout, residuals, cotangents):
     temperature,
     chunk,
     layout,
-    *inputs,
+    head,
+    hidden,
+    targets,
     (*cotangents, entropies),
     num_chunks,
   )
