@@ -98,36 +98,61 @@ def segment_starts(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
 
 
 def write_rows(
-  stack: Shaped[Array, "layers B S ..."],
-  layer: Int[Array, ""] | int,
+  rows: Shaped[Array, "B S"],
   positions: Int[Array, "B C"],
-  values: Shaped[Array, "B C ..."],
-) -> Shaped[Array, "layers B S ..."]:
-  """Writes a few positions of every row of one layer, in place if donated.
+  values: Shaped[Array, "B C"],
+) -> Shaped[Array, "B S"]:
+  """Writes a few positions of every row, in place if donated.
 
   Said to the compiler as one write a row and not as writes to any rows, so
   that rows which lie on several devices are written where they lie.
 
   Args:
-    stack: what is written to.
-    layer: which part of it.
+    rows: what is written to.
     positions: where each value goes in its row, no place twice; one past the
       end writes nothing.
     values: what is written.
   """
   numbers = jax.lax.ScatterDimensionNumbers(
-    update_window_dims=tuple(range(2, values.ndim)),
-    inserted_window_dims=(0, 2),
-    scatter_dims_to_operand_dims=(0, 2),
-    operand_batching_dims=(1,),
+    update_window_dims=(),
+    inserted_window_dims=(1,),
+    scatter_dims_to_operand_dims=(1,),
+    operand_batching_dims=(0,),
     scatter_indices_batching_dims=(0,),
   )
-  index = jnp.stack(
-    [jnp.full_like(positions, layer), positions.astype(jnp.int32)], axis=-1
+  return _scatter(rows, positions[..., None], values, numbers)
+
+
+def write_cache(
+  cache: Float[Array, "layers blocks B kv block D"],
+  layer: Int[Array, ""],
+  positions: Int[Array, "B C"],
+  values: Float[Array, "B C kv D"],
+) -> Float[Array, "layers blocks B kv block D"]:
+  """Writes a few positions of one layer of the cache, as `write_rows` does.
+
+  Args:
+    cache: keys or values.
+    layer: which layer of it.
+    positions: as for `write_rows`.
+    values: what is written.
+  """
+  numbers = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=(2, 3),
+    inserted_window_dims=(0, 1, 4),
+    scatter_dims_to_operand_dims=(0, 1, 4),
+    operand_batching_dims=(2,),
+    scatter_indices_batching_dims=(0,),
   )
+  block, offset = jnp.divmod(positions, KV_BLOCK)
+  index = jnp.stack([jnp.full_like(positions, layer), block, offset], axis=-1)
+  return _scatter(cache, index, values, numbers)
+
+
+def _scatter(operand, index, values, numbers):
   return jax.lax.scatter(
-    stack,
-    index,
+    operand,
+    index.astype(jnp.int32),
     values,
     numbers,
     mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
@@ -341,8 +366,8 @@ def _attend_cudnn(queries, keys, values, segment_ids):
 
 def attend_cache(
   queries: Float[Array, "B C H D"],
-  keys: Float[Array, "layers B S kv D"],
-  values: Float[Array, "layers B S kv D"],
+  keys: Float[Array, "layers blocks B kv block D"],
+  values: Float[Array, "layers blocks B kv block D"],
   layer: Int[Array, ""],
   positions: Int[Array, "B C"],
   num_blocks: Int[Array, ""],
@@ -350,7 +375,8 @@ def attend_cache(
   """Attention of a few new tokens over one layer of the cache.
 
   An online softmax over blocks of `KV_BLOCK` cache positions, in order. A
-  block that is masked throughout multiplies the running sums by exactly 1 and
+  block lies in one piece, for it is read as a whole. One
+  that is masked throughout multiplies the running sums by exactly 1 and
   adds exactly 0, and every block runs the same compiled body, so more blocks
   than a row needs change no bit of its result.
 
@@ -378,29 +404,19 @@ def attend_cache(
 
   def block(index, carry):
     peak, total, weighted = carry
-    start = index * KV_BLOCK
     k, v = (
       jax.lax.dynamic_slice(
-        x,
-        (layer, 0, start, 0, 0),
-        (1, batch, KV_BLOCK, num_kv_heads, head_dim),
-      )[0]
+        x, (layer, index, 0, 0, 0, 0), (1, 1, *x.shape[2:])
+      )[0, 0]
       for x in (keys, values)
     )
-    scores = jnp.einsum(
-      "bkrd,bskd->bkrs", grouped, k, preferred_element_type=jnp.float32
-    )
-    visible = start + jnp.arange(KV_BLOCK) <= reach
+    scores = _product(grouped, k.mT)
+    visible = index * KV_BLOCK + jnp.arange(KV_BLOCK) <= reach
     scores = jnp.where(visible, scores * head_dim**-0.5, _MASKED)
     new_peak = jnp.maximum(peak, scores.max(axis=-1))
     weights = jnp.exp(scores - new_peak[..., None])
     keep = jnp.exp(peak - new_peak)
-    added = jnp.einsum(
-      "bkrs,bskd->bkrd",
-      weights.astype(v.dtype),
-      v,
-      preferred_element_type=jnp.float32,
-    )
+    added = _product(weights.astype(v.dtype), v)
     return (
       new_peak,
       total * keep + weights.sum(axis=-1),

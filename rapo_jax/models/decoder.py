@@ -37,20 +37,20 @@ _REMAT_POLICIES = {
 
 
 class KVCache(NamedTuple):
-  """Keys and values of every layer, position and slot.
+  """Keys and values of every layer, block of positions and row.
 
   Attributes:
     keys: rotated keys.
     values: values.
   """
 
-  keys: Float[Array, "layers B S kv D"]
-  values: Float[Array, "layers B S kv D"]
+  keys: Float[Array, "layers blocks B kv block D"]
+  values: Float[Array, "layers blocks B kv block D"]
 
   @property
   def max_length(self) -> int:
     """Positions a row has room for."""
-    return self.keys.shape[2]
+    return self.keys.shape[1] * attention.KV_BLOCK
 
 
 class AdapterParam(nnx.Param):
@@ -260,8 +260,8 @@ class DecoderLayer(nnx.Module):
     q, k, v = self.attention.project(self.attention_norm(x), angles)
     # A slot past the end is a token that is not real: dropped, not clamped.
     cache = KVCache(
-      attention.write_rows(cache.keys, layer, slots, k),
-      attention.write_rows(cache.values, layer, slots, v),
+      attention.write_cache(cache.keys, layer, slots, k),
+      attention.write_cache(cache.values, layer, slots, v),
     )
     heads = attention.attend_cache(q, *cache, layer, positions, num_blocks)
     x = x + self.attention.merge(heads)
@@ -420,9 +420,10 @@ class Decoder(nnx.Module):
     config = self.config
     shape = (
       config.num_layers,
+      max_length // attention.KV_BLOCK,
       batch,
-      max_length,
       config.num_kv_heads,
+      attention.KV_BLOCK,
       config.head_dim,
     )
     return KVCache(

@@ -19,9 +19,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from rapo_jax.models import Decoder, KVCache, attention, sharding
+
+# Tokens whose probabilities are summed up before those of single ones.
+_CDF_BLOCK = 128
 
 
 class SlotState(NamedTuple):
@@ -79,7 +82,9 @@ def init_prompt_cache(model: Decoder, rows: int, max_length: int) -> KVCache:
 def constrain_cache(cache: KVCache) -> KVCache:
   """Cuts a cache's rows and heads over the mesh that is set, if one is."""
   return jax.tree.map(
-    lambda x: sharding.constrain(x, None, "batch", None, "kv_heads", None),
+    lambda x: sharding.constrain(
+      x, None, None, "batch", "kv_heads", None, None
+    ),
     cache,
   )
 
@@ -177,10 +182,11 @@ def admit(
   width = prompt_tokens.shape[1]
 
   def copy(slots: Array, prompts: Array) -> Array:
-    # [layers, rows, positions, heads, head_dim]
-    chosen = starts[None, :, None, None, None]
-    head = jnp.where(chosen, prompts[:, row], slots[:, :, :width])
-    return jax.lax.dynamic_update_slice_in_dim(slots, head, 0, axis=2)
+    # [layers, blocks, rows, heads, positions of a block, head_dim]
+    chosen = starts[:, None, None, None]
+    blocks = prompts.shape[1]
+    head = jnp.where(chosen, prompts[:, :, row], slots[:, :blocks])
+    return jax.lax.dynamic_update_slice_in_dim(slots, head, 0, axis=1)
 
   cache = jax.tree.map(copy, state.cache, prompt_cache)
   column = starts[:, None]
@@ -236,7 +242,7 @@ def insert(
     state.lengths[:, None] + offsets,
     state.tokens.shape[1],
   )
-  tokens = _write(state.tokens, positions, pieces)
+  tokens = attention.write_rows(state.tokens, positions, pieces)
   lengths = state.lengths + counts
   cache = _cache_up_to(
     model,
@@ -324,13 +330,15 @@ def decode(
     stopped = (automaton == matched) | eos[sampled] | (lengths >= state.limits)
     state = state._replace(
       cache=cache,
-      tokens=_write(state.tokens, position, sampled[:, None]),
-      log_probs=_write(
+      tokens=attention.write_rows(state.tokens, position, sampled[:, None]),
+      log_probs=attention.write_rows(
         state.log_probs,
         position,
         jnp.take_along_axis(log_probs, sampled[:, None], axis=1),
       ),
-      entropies=_write(state.entropies, position, entropies[:, None]),
+      entropies=attention.write_rows(
+        state.entropies, position, entropies[:, None]
+      ),
       lengths=lengths,
       active=state.active & ~stopped,
       automaton=automaton,
@@ -343,15 +351,6 @@ def decode(
 
   state, _ = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0)))
   return _constrain(state)
-
-
-def _write(
-  grid: Shaped[Array, "S L"],
-  positions: Int[Array, "S N"],
-  values: Shaped[Array, "S N"],
-) -> Shaped[Array, "S L"]:
-  """Writes into rows; a position past the end writes nothing."""
-  return attention.write_rows(grid[None], 0, positions, values)[0]
 
 
 def _uniforms(
@@ -369,13 +368,34 @@ def _inverse_cdf(
 ) -> Int[Array, " S"]:
   """The first id whose cumulative probability exceeds the uniform number.
 
-  One random number a row: Gumbel noise over the vocabulary costs several times
-  the output head on a CPU.
+  One random number a row, as Gumbel noise over the vocabulary costs several
+  times the output head on a CPU; and sums of blocks first, as cumulative sums
+  of the whole vocabulary cost as much as the head.
   """
-  cumulative = jnp.cumsum(probs, axis=-1)
-  threshold = uniforms[:, None] * cumulative[:, -1:]
-  # A token of probability 0 repeats the value before it and is never chosen.
-  return jnp.sum(cumulative <= threshold, axis=-1).clip(0, probs.shape[-1] - 1)
+  size = min(_CDF_BLOCK, probs.shape[1])
+  blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % size)))
+  blocks = blocks.reshape(len(probs), -1, size)
+  reached = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
+  threshold = uniforms[:, None] * reached[:, -1:]
+  block = _first_above(reached, threshold)
+  before = jnp.where(
+    block > 0, jnp.take_along_axis(reached, block - 1, axis=1), 0
+  )
+  inside = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
+  within = _first_above(jnp.cumsum(inside, axis=-1), threshold - before)
+  return (block * size + within)[:, 0]
+
+
+def _first_above(
+  sums: Float[Array, "S N"], threshold: Float[Array, "S 1"]
+) -> Int[Array, "S 1"]:
+  """Where rising sums first exceed the threshold, at the latest at their end.
+
+  An addend of 0 repeats the sum before it and is never chosen, even where
+  rounding has put the threshold at the end of the sums.
+  """
+  threshold = jnp.minimum(threshold, jnp.nextafter(sums[:, -1:], 0))
+  return jnp.sum(sums <= threshold, axis=-1, keepdims=True)
 
 
 def _cache_up_to(
