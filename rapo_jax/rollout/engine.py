@@ -183,7 +183,9 @@ class RolloutEngine:
     self._mesh = mesh
     self._tokenizer = tokenizer
     self._tools = dict(tools)
-    self._buffer = buffer
+    self._buffer = (
+      None if buffer is None else retrieval_lib.GuardedBuffer(buffer)
+    )
     self._retrieval = retrieval or retrieval_lib.RetrievalConfig()
     self.stop_strings = (*(f"</{name}>" for name in self._tools), ANSWER_END)
     vocabulary = automaton_lib.token_bytes(tokenizer, vocab_size)
@@ -555,8 +557,9 @@ class _Rollout:
   def _take(self, sequence: _Sequence, outcome: _Outcome) -> None:
     step_id = sequence.step_id
     if not isinstance(outcome, retrieval_lib.Hit):
-      failed = isinstance(outcome, retrieval_lib.Failed)
-      name = "failed" if failed else "miss"
+      name = "miss"
+      if isinstance(outcome, retrieval_lib.Failed):
+        name = "failed" if outcome.attempted else "open"
       sequence.events.append(RetrievalEvent(step_id, name))
       return
     trace = outcome.trace
