@@ -32,6 +32,7 @@ _DIAGNOSTICS = (
   ("retrieval/reward", "Retrieval reward", "mean Z", None),
   ("rollout/retrieved_fraction", "Retrieved tokens", "share", None),
   ("rollout/tool_calls", "Tool calls", "an update", None),
+  ("rollout/tool_failures", "Tool calls without success", "an update", None),
 )
 
 

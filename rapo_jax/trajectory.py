@@ -43,6 +43,8 @@ class FinishReason(enum.StrEnum):
   """One step used `max_step_tokens` without a tool call or an answer."""
   TOOL_LIMIT = "tool_limit"
   """A tool was called after `max_tool_calls` calls."""
+  MALFORMED = "malformed"
+  """`max_malformed_calls` calls in a row could not be parsed."""
   TIMEOUT = "timeout"
   """The trajectory's deadline passed (a system limit, not the agent's)."""
 
@@ -56,8 +58,10 @@ class ToolEvent:
     name: tool name, or "" for a call that could not be parsed.
     argument: text between the tool's tags.
     result: observation text as appended, escaped and in its tags.
-    status: "ok", "error", "timeout" or "malformed".
-    seconds: latency of the call.
+    status: "malformed", or how the call ended (`tools.ToolStatus`): "ok",
+      "error", "timeout", "failed" (the tool broke) or "refused" (the call was
+      not made).
+    seconds: from the end of the step to the answer, waiting included.
   """
 
   step_id: int
@@ -75,8 +79,9 @@ class RetrievalEvent:
   Attributes:
     step_id: step of the retrieved tokens; for anything but a hit, the step
       that the policy writes next.
-    outcome: "hit", "miss", "failed" or "no_room" (found, but longer than what
-      is left of the response budget; nothing was inserted).
+    outcome: "hit", "miss", "failed", "open" (not tried, as too many searches
+      before it failed) or "no_room" (found, but longer than what is left of
+      the response budget; nothing was inserted).
     similarity: cosine similarity of the chosen key; None without one.
     reward: outcome reward of the trajectory that the trace comes from.
     trace_id: id of the trace in its buffer.

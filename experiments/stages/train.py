@@ -27,6 +27,7 @@ from rapo_jax import models
 from rapo_jax.data import Query, order, prompt_hash
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.rollout import RolloutEngine
+from rapo_jax.tools import ToolStatus
 from rapo_jax.training import (
   Checkpoints,
   Trainer,
@@ -40,6 +41,9 @@ POLICY_FOLDER = "policy"
 """Hugging Face folder of a finished run's policy, adapters merged."""
 ADAPTERS_FOLDER = "adapters"
 """Its adapters alone, in PEFT's format, where it has any."""
+
+# One call that fails may be bad luck; that many of as many are not.
+_BROKEN_CALLS = 8
 
 Report = Callable[[float, str], None]
 
@@ -303,9 +307,18 @@ def _stop_if_broken(
     row["rollout/retrievals"] or row["rollout/retrievals_missed"]
   ):
     raise RuntimeError(
-      f"every retrieval of {where} failed: the index is broken. Build the "
-      "buffer again with --stage=buffer in a fresh work folder."
+      f"every retrieval of {where} failed: the index or the encoder is "
+      "broken. Build the buffer again with --stage=buffer in a fresh work "
+      "folder."
     )
+  for tool in sorted({n.split("/")[1] for n in row if n.startswith("tools/")}):
+    counts = {s: row[f"tools/{tool}/{s}"] for s in ToolStatus}
+    broken = counts[ToolStatus.FAILED] + counts[ToolStatus.REFUSED]
+    if broken >= _BROKEN_CALLS and broken == sum(counts.values()):
+      raise RuntimeError(
+        f"every call of {tool} in {where} failed, {broken:.0f} of them: the "
+        "tool is broken, not the agent. The log has the first error."
+      )
 
 
 def _describe(run: Run, row: dict[str, Any]) -> str:

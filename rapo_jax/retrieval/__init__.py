@@ -1,5 +1,6 @@
 """Step-Trace Buffer, its vector index and the sentence encoder."""
 
+from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.index import ExactIndex, Index, Neighbors
 from rapo_jax.retrieval.scann_index import (
@@ -22,6 +23,7 @@ from rapo_jax.retrieval.step_trace_buffer import (
 __all__ = [
   "ExactIndex",
   "Failed",
+  "GuardedBuffer",
   "Hit",
   "Index",
   "Miss",

@@ -81,11 +81,19 @@ class RetrievalConfig:
     min_similarity: least cosine similarity of a key, in [-1, 1]. The paper
       has no threshold, which is -1.
     min_reward: a trace's reward must be above it.
+    breaker_failures: failed searches among the last `breaker_window` at which
+      no more are tried for a while; at least 1. A search is one batch of
+      waiting histories.
+    breaker_window: searches that this counts, at least `breaker_failures`.
+    breaker_cooldown_s: for how many seconds none is tried then.
   """
 
   top_k: int = 3
   min_similarity: float = -1.0
   min_reward: float = 0.0
+  breaker_failures: int = 4
+  breaker_window: int = 8
+  breaker_cooldown_s: float = 60.0
 
   def __post_init__(self) -> None:
     if self.top_k < 1:
@@ -94,6 +102,17 @@ class RetrievalConfig:
       raise ValueError(
         "min_similarity is a cosine and must lie in [-1, 1], got"
         f" {self.min_similarity}."
+      )
+    if not 1 <= self.breaker_failures <= self.breaker_window:
+      raise ValueError(
+        "breaker_failures must lie between 1 and breaker_window "
+        f"({self.breaker_window}), got {self.breaker_failures}: lower it or "
+        "raise breaker_window."
+      )
+    if self.breaker_cooldown_s < 0:
+      raise ValueError(
+        "breaker_cooldown_s must be at least 0 seconds, got "
+        f"{self.breaker_cooldown_s}: raise it."
       )
 
 
@@ -122,9 +141,12 @@ class Failed:
 
   Attributes:
     reason: the error, for the log. Never training text.
+    attempted: whether there was a search; there is none while too many before
+      it have failed.
   """
 
   reason: str
+  attempted: bool = True
 
 
 def key_text(
@@ -346,8 +368,9 @@ class StepTraceBuffer:
 
     Returns:
       An outcome for each history: `Hit`; `Miss` where nothing qualifies;
-      `Failed` for all where the index failed. What the encoder raises is a
-      fault of the set-up and is raised.
+      `Failed` for all where the encoder or the index failed, which is what
+      a RuntimeError, ValueError or OSError of theirs says. Others are bugs and
+      are raised.
 
     Raises:
       ValueError: if there are not as many histories as questions.
@@ -361,15 +384,15 @@ class StepTraceBuffer:
       return [Miss("empty buffer")] * len(questions)
     if not questions:
       return []
-    queries = self._encoder.encode(
-      [
-        key_text(question, history, self._encoder)
-        for question, history in zip(questions, histories, strict=True)
-      ]
-    )
     try:
+      queries = self._encoder.encode(
+        [
+          key_text(question, history, self._encoder)
+          for question, history in zip(questions, histories, strict=True)
+        ]
+      )
       neighbors = self._index.search(queries, config.top_k)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
       reason = f"{type(error).__name__}: {error}"
       return [Failed(reason)] * len(questions)
     return [

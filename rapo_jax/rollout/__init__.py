@@ -7,11 +7,13 @@ from rapo_jax.rollout.engine import (
   RolloutStats,
   group_requests,
 )
+from rapo_jax.rollout.tool_runner import ToolStats
 
 __all__ = [
   "RolloutConfig",
   "RolloutEngine",
   "RolloutRequest",
   "RolloutStats",
+  "ToolStats",
   "group_requests",
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
+
+from rapo_jax.tools.tags import TOOL_TAGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +29,31 @@ class RolloutConfig:
     max_tool_tokens: observation tokens of one call, tags included; what is
       longer is cut.
     max_tool_calls: tool calls of one trajectory; the next one ends it.
+    max_malformed_calls: calls in a row that could not be parsed; the last of
+      them ends the trajectory. Until then the agent reads what was wrong. 4
+      by default: three explanations have been read in vain by then.
     decode_chunk: tokens sampled between two looks by the host.
     insert_chunk: positions of one sequence that run through the model at a
       time when a prompt, an observation or a retrieved step is cached.
-    tool_threads: tool calls under way at once.
-    tool_timeout_s: deadline of one tool call, in seconds.
+    tool_threads: calls of one tool under way at once, where neither the tool
+      (`max_concurrency`) nor `tool_limits` says otherwise. No tool waits for
+      the threads of another.
+    tool_limits: the same for single tools, as (name, calls); goes before what
+      the tool says.
+    tool_timeout_s: deadline of one tool call, in seconds, where neither the
+      tool (`timeout_s`) nor `tool_timeouts_s` says otherwise. Waiting for a
+      thread does not count, retries do.
+    tool_timeouts_s: the same for single tools, as (name, seconds); goes before
+      what the tool says.
+    tool_retries: times that a call is made again whose tool failed (not one
+      that ran too long, and not an `error`, which is the agent's), within the
+      call's deadline. Only of tools that are `idempotent`, and that do not
+      have their own `retries`.
+    tool_backoff_s: pause before the first of them; doubled for each further.
+    max_hung_calls: threads of one tool that may hang in calls past their
+      deadline. A thread cannot be ended from outside, so each is replaced by
+      a new one; at this number further calls of the tool are refused until
+      one comes back.
     gather_s: how long the host, with nothing to decode, waits for further
       tools once one has answered, to insert their results together.
     trajectory_timeout_s: a trajectory that waits for a tool longer than this
@@ -49,10 +72,16 @@ class RolloutConfig:
   max_step_tokens: int = 1024
   max_tool_tokens: int = 1024
   max_tool_calls: int = 5
+  max_malformed_calls: int = 4
   decode_chunk: int = 32
   insert_chunk: int = 32
   tool_threads: int = 8
+  tool_limits: tuple[tuple[str, int], ...] = ()
   tool_timeout_s: float = 30.0
+  tool_timeouts_s: tuple[tuple[str, float], ...] = ()
+  tool_retries: int = 2
+  tool_backoff_s: float = 0.1
+  max_hung_calls: int = 32
   gather_s: float = 0.05
   trajectory_timeout_s: float = 600.0
 
@@ -84,12 +113,19 @@ class RolloutConfig:
       "decode_chunk",
       "insert_chunk",
       "tool_threads",
+      "max_malformed_calls",
+      "max_hung_calls",
     ):
       if getattr(self, name) < 1:
         raise ValueError(
           f"{name} must be at least 1, got {getattr(self, name)}: raise it."
         )
-    for name in ("max_tool_calls", "gather_s"):
+    for name in (
+      "max_tool_calls",
+      "tool_retries",
+      "tool_backoff_s",
+      "gather_s",
+    ):
       if getattr(self, name) < 0:
         raise ValueError(
           f"{name} must be at least 0, got {getattr(self, name)}: raise it."
@@ -99,3 +135,26 @@ class RolloutConfig:
         raise ValueError(
           f"{name} must be > 0 seconds, got {getattr(self, name)}: raise it."
         )
+    _check_by_tool("tool_limits", self.tool_limits, at_least=1)
+    _check_by_tool("tool_timeouts_s", self.tool_timeouts_s, above=0.0)
+
+
+def _check_by_tool(
+  name: str,
+  values: tuple[tuple[str, int], ...] | tuple[tuple[str, float], ...],
+  *,
+  at_least: float = -math.inf,
+  above: float = -math.inf,
+) -> None:
+  tools = [tool for tool, _ in values]
+  if len(set(tools)) < len(tools) or not set(tools) <= set(TOOL_TAGS):
+    raise ValueError(
+      f"{name} may name each of {', '.join(TOOL_TAGS)} once, got "
+      f"{', '.join(tools)}: correct the names."
+    )
+  for tool, value in values:
+    if not (value >= at_least and value > above):
+      rule = f"> {above:g}" if above > at_least else f"at least {at_least:g}"
+      raise ValueError(
+        f"{name} must be {rule}, got {value} for {tool}: raise it."
+      )

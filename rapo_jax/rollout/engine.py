@@ -12,7 +12,7 @@ come out: random streams belong to sequences, not to slots or to time.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
+import contextlib
 import dataclasses
 import time
 import zlib
@@ -29,8 +29,9 @@ from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query
 from rapo_jax.models import KV_BLOCK, Decoder, sharding
 from rapo_jax.rollout import automaton as automaton_lib
-from rapo_jax.rollout import sampler
+from rapo_jax.rollout import sampler, tool_runner
 from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.trajectory import (
   FinishReason,
   RetrievalEvent,
@@ -72,6 +73,7 @@ class RolloutStats:
     cache_seconds: in which it prefilled and inserted.
     retrieval_seconds: in which the host embedded histories and searched.
     tool_seconds: in which nothing decoded and the host waited for tools.
+    tools: what became of the calls of each tool, by name.
   """
 
   seconds: float = 0.0
@@ -79,6 +81,9 @@ class RolloutStats:
   cache_seconds: float = 0.0
   retrieval_seconds: float = 0.0
   tool_seconds: float = 0.0
+  tools: dict[str, tool_runner.ToolStats] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def group_requests(
@@ -109,6 +114,7 @@ class _Sequence:
   length: int = 0
   step_id: int = 0
   tool_calls: int = 0
+  malformed_calls: int = 0
   segments: list[tuple[TokenKind, int, int]] = dataclasses.field(
     default_factory=list
   )  # (kind, step_id, end)
@@ -139,39 +145,8 @@ class _Sampled(NamedTuple):
   entropies: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-  sequence: _Sequence
-  name: str
-  argument: str
-  asked: float
-
-
-@dataclasses.dataclass
-class _Batch:
-  """Calls that one thread makes together.
-
-  `started` is when the thread took them up: waiting for a free thread does not
-  count against a call, or load would change what agents are told.
-  """
-
-  calls: list[_Call]
-  started: float | None = None
-
-  def run(self, tool: tools_lib.Tool) -> list[tools_lib.ToolResult]:
-    self.started = time.monotonic()
-    return tool.call_batch([call.argument for call in self.calls])
-
-  def due(self, timeout_s: float) -> float:
-    """When to stop waiting, on the monotonic clock."""
-    deadline = min(call.sequence.deadline for call in self.calls)
-    if self.started is None:
-      return deadline
-    return min(deadline, self.started + timeout_s)
-
-
+_Call = tool_runner.Call[_Sequence]
 _Outcome = retrieval_lib.Hit | retrieval_lib.Miss | retrieval_lib.Failed
-_Future = concurrent.futures.Future[list[tools_lib.ToolResult]]
 
 
 class RolloutEngine:
@@ -187,8 +162,8 @@ class RolloutEngine:
     mesh: devices that share the slots and the policy; None for one device.
 
   Raises:
-    ValueError: a limit leaves no room for a result's tags, or the mesh does
-      not divide the slots.
+    ValueError: a limit leaves no room for a result's tags, a tool's policy is
+      out of range, or the mesh does not divide the slots.
   """
 
   def __init__(
@@ -208,25 +183,26 @@ class RolloutEngine:
     self._mesh = mesh
     self._tokenizer = tokenizer
     self._tools = dict(tools)
-    self._buffer = buffer
+    self._buffer = (
+      None if buffer is None else retrieval_lib.GuardedBuffer(buffer)
+    )
     self._retrieval = retrieval or retrieval_lib.RetrievalConfig()
     self.stop_strings = (*(f"</{name}>" for name in self._tools), ANSWER_END)
-    table = automaton_lib.stop_automaton(
-      self.stop_strings, automaton_lib.token_bytes(tokenizer, vocab_size)
-    )
+    vocabulary = automaton_lib.token_bytes(tokenizer, vocab_size)
+    table = automaton_lib.stop_automaton(self.stop_strings, vocabulary)
     self._matched_state = table.matched_state
     self._stop_table = jnp.asarray(table.table)
     eos = np.zeros(vocab_size, bool)
     eos[_eos_ids(tokenizer)] = True
     self._eos = jnp.asarray(eos)
-    self._result_end = self._encode(" </result>")
-    if config.max_tool_tokens <= len(self._result_end):
-      raise ValueError(
-        "max_tool_tokens counts the tags of a result too and must exceed "
-        f"{len(self._result_end)}, got {config.max_tool_tokens}: raise it."
-      )
-    self._threads = concurrent.futures.ThreadPoolExecutor(
-      config.tool_threads, thread_name_prefix="tool"
+    self._observation = ObservationEncoder(
+      self._encode,
+      tokenizer,
+      max_tokens=config.max_tool_tokens,
+      longest_token=max(map(len, vocabulary)),
+    )
+    self._runner = tool_runner.ToolRunner(
+      self._tools, config, max_chars=self._observation.num_chars_read
     )
     self.max_length = _round_up(
       config.max_prompt_tokens + config.max_response_tokens, KV_BLOCK
@@ -270,8 +246,13 @@ class RolloutEngine:
       rules=sharding.ROLLOUT_RULES,
       dtype=self._config.dtype,
     )
-    with sharding.use_mesh(self._mesh):
-      run = _Rollout(self, model, seed=seed, update=update, greedy=greedy)
+    with (
+      sharding.use_mesh(self._mesh),
+      contextlib.closing(self._runner.session()) as calls,
+    ):
+      run = _Rollout(
+        self, model, calls, seed=seed, update=update, greedy=greedy
+      )
       return run(requests)
 
   def _encode(self, text: str) -> list[int]:
@@ -279,14 +260,6 @@ class RolloutEngine:
     return self._tokenizer.encode(
       text, add_special_tokens=False, split_special_tokens=True
     )
-
-  def _observation(self, text: str) -> list[int]:
-    """Ids of a tool result in its tags, cut to `max_tool_tokens`."""
-    ids = self._encode(f"<result> {tools_lib.escape(text)} </result>")
-    limit = self._config.max_tool_tokens
-    if len(ids) > limit:
-      ids = ids[: limit - len(self._result_end)] + self._result_end
-    return ids
 
 
 class _Rollout:
@@ -296,6 +269,7 @@ class _Rollout:
     self,
     engine: RolloutEngine,
     model: Decoder,
+    calls: tool_runner.ToolSession[_Sequence],
     *,
     seed: int,
     update: int,
@@ -319,11 +293,11 @@ class _Rollout:
     )
     self._prompts = (jnp.zeros((0, 0), jnp.int32), jnp.zeros(0, jnp.int32))
     self._active: set[int] = set()
-    self._pending: dict[_Future, _Batch] = {}
     empty = np.zeros((0, 0))
     self._sampled = _Sampled(empty, empty, empty)
     self._finished: dict[int, Trajectory] = {}
-    self._stats = RolloutStats()
+    self._calls = calls
+    self._stats = RolloutStats(tools=calls.stats)
 
   def __call__(
     self, requests: Sequence[RolloutRequest]
@@ -482,74 +456,43 @@ class _Rollout:
     sequence.tool_calls += 1
     call = tools_lib.parse_call(text, tuple(self._engine._tools))
     if isinstance(call, tools_lib.MalformedCall):
-      return [_Call(sequence, "", call.reason, time.monotonic())]
-    return [_Call(sequence, call.name, call.argument, time.monotonic())]
+      sequence.malformed_calls += 1
+      name, argument = "", call.reason
+    else:
+      sequence.malformed_calls = 0
+      name, argument = call.name, call.argument
+    now = time.monotonic()
+    return [_Call(sequence, name, argument, sequence.deadline, now)]
 
   # Tools.
 
   def _dispatch(self, calls: list[_Call]) -> None:
-    """Hands calls to the threads: one batch a tool that works in batches."""
-    groups: dict[str, list[_Call]] = {}
+    """Hands calls to the tools; one that could not be parsed has its answer."""
+    self._calls.submit([call for call in calls if call.name])
     for call in calls:
-      groups.setdefault(call.name, []).append(call)
-    for name, group in groups.items():
-      if not name:
-        refused: _Future = concurrent.futures.Future()
-        refused.set_result([_refusal(call.argument) for call in group])
-        self._pending[refused] = _Batch(group)
-        continue
-      tool = self._engine._tools[name]
-      parts = [group] if tool.batched else [[call] for call in group]
-      for part in parts:
-        batch = _Batch(part)
-        future = self._engine._threads.submit(batch.run, tool)
-        self._pending[future] = batch
+      if not call.name:
+        self._calls.answer(call, _refusal(call.argument))
 
   def _collect_tools(self) -> list[_Sequence]:
     """Sequences whose tool has answered, observation appended to `piece`."""
-    if not self._pending:
+    if not self._calls.num_pending:
       return []
-    began = time.perf_counter()
     if not self._active:
-      self._wait_for_tools()
+      began = time.perf_counter()
+      self._calls.wait(self._config.gather_s)
       self._stats.tool_seconds += time.perf_counter() - began
+    answers = self._calls.take()
     now = time.monotonic()
-    timeout_s = self._config.tool_timeout_s
-    ready: list[_Sequence] = []
-    for future, batch in list(self._pending.items()):
-      if future.done():
-        results = future.result()
-      elif now > batch.due(timeout_s):
-        future.cancel()
-        late = tools_lib.ToolResult(
-          f"no answer within {timeout_s:g} s", tools_lib.ToolStatus.TIMEOUT
-        )
-        results = [late] * len(batch.calls)
-      else:
-        continue
-      del self._pending[future]
-      for call, result in zip(batch.calls, results, strict=True):
-        if self._observe(call, result, now):
-          ready.append(call.sequence)
+    ready = [
+      call.owner for call, result in answers if self._observe(call, result, now)
+    ]
     return sorted(ready, key=lambda sequence: sequence.number)
-
-  def _wait_for_tools(self) -> None:
-    timeout_s = self._config.tool_timeout_s
-    due = min(batch.due(timeout_s) for batch in self._pending.values())
-    # A call that is taken up while we wait is due by then at the latest.
-    left = min(max(0.0, due - time.monotonic()), timeout_s)
-    concurrent.futures.wait(
-      self._pending,
-      timeout=left + 1e-3,
-      return_when=concurrent.futures.FIRST_COMPLETED,
-    )
-    concurrent.futures.wait(self._pending, timeout=self._config.gather_s)
 
   def _observe(
     self, call: _Call, result: tools_lib.ToolResult, now: float
   ) -> bool:
     """Queues the observation; False if it ends the trajectory."""
-    sequence = call.sequence
+    sequence = call.owner
     ids = self._engine._observation(result.text)
     text = decode(self._engine._tokenizer, ids)
     sequence.events.append(
@@ -562,6 +505,9 @@ class _Rollout:
         seconds=now - call.asked,
       )
     )
+    if sequence.malformed_calls >= self._config.max_malformed_calls:
+      self._finish(sequence, FinishReason.MALFORMED)
+      return False
     if now > sequence.deadline:
       self._finish(sequence, FinishReason.TIMEOUT)
       return False
@@ -611,8 +557,9 @@ class _Rollout:
   def _take(self, sequence: _Sequence, outcome: _Outcome) -> None:
     step_id = sequence.step_id
     if not isinstance(outcome, retrieval_lib.Hit):
-      failed = isinstance(outcome, retrieval_lib.Failed)
-      name = "failed" if failed else "miss"
+      name = "miss"
+      if isinstance(outcome, retrieval_lib.Failed):
+        name = "failed" if outcome.attempted else "open"
       sequence.events.append(RetrievalEvent(step_id, name))
       return
     trace = outcome.trace

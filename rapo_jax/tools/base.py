@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 
 class ToolStatus(enum.StrEnum):
@@ -13,7 +13,12 @@ class ToolStatus(enum.StrEnum):
 
   OK = "ok"
   ERROR = "error"
+  """The argument made no sense to the tool, or what it asked for went wrong."""
   TIMEOUT = "timeout"
+  FAILED = "failed"
+  """The tool itself is at fault: it raised, or returned no result."""
+  REFUSED = "refused"
+  """The call was not made: too many earlier ones have not come back."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Tool(Protocol):
   """A tool of an agent. Both methods may be called from many threads.
 
   `name` is also the tool's tag. Whatever the argument holds, the methods
-  return: an argument that makes no sense gives status `error`.
+  return: an argument that makes no sense gives status `error`. How calls may
+  be made is up to `CallPolicy`, whose attributes a tool may have too.
   """
 
   @property
@@ -50,6 +56,59 @@ class Tool(Protocol):
 
   def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
     """Runs calls, results in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CallPolicy:
+  """How calls of a tool may be made.
+
+  A tool says so by attributes of these names, each of them optional.
+
+  Attributes:
+    idempotent: whether making a call twice does no harm. Only then is a call
+      made again that failed, or, alone, one whose batch failed.
+    retries: times that a failed call is made again, >= 0; None leaves it to
+      the rollout.
+    max_concurrency: calls under way at once, >= 1 (batches, where the tool
+      works in batches); None leaves it to the rollout.
+    timeout_s: deadline of a call in seconds, > 0; None leaves it to the
+      rollout.
+  """
+
+  idempotent: bool = False
+  retries: int | None = None
+  max_concurrency: int | None = None
+  timeout_s: float | None = None
+
+  def __post_init__(self) -> None:
+    if self.retries is not None and self.retries < 0:
+      raise ValueError(
+        f"a tool's retries must be at least 0, got {self.retries}: 0 never "
+        "makes a call again."
+      )
+    if self.max_concurrency is not None and self.max_concurrency < 1:
+      raise ValueError(
+        "a tool's max_concurrency must be at least 1, got "
+        f"{self.max_concurrency}: raise it."
+      )
+    if self.timeout_s is not None and not self.timeout_s > 0:
+      raise ValueError(
+        f"a tool's timeout_s must be > 0 seconds, got {self.timeout_s}: raise "
+        "it."
+      )
+
+
+def call_policy(tool: Any) -> CallPolicy:
+  """Reads a tool's policy from its attributes.
+
+  Raises:
+    ValueError: one of them is out of range.
+  """
+  names = (field.name for field in dataclasses.fields(CallPolicy))
+  stated: dict[str, Any] = {
+    name: getattr(tool, name) for name in names if hasattr(tool, name)
+  }
+  return CallPolicy(**stated)
 
 
 def shorten(text: str, max_chars: int = 80) -> str:

@@ -16,6 +16,7 @@ class OpenTool:
 
   name = "open"
   batched = True
+  idempotent = True
 
   def __init__(self, pages: Mapping[str, str]):
     """Creates the tool over `pages`, from id to text."""

@@ -139,6 +139,8 @@ class PythonTool:
 
   Attributes:
     name: "python".
+    max_concurrency: programs that run at the same time. A caller that makes
+      no more calls at once does not count waiting for a worker as running.
   """
 
   name = "python"
@@ -177,7 +179,7 @@ class PythonTool:
         f"{max_output_bytes} and {num_workers}"
       )
     self._limits = (timeout_s, memory_bytes, max_output_bytes)
-    self._num_workers = num_workers
+    self.max_concurrency = num_workers
     self._closed = False
     self._lock = threading.Lock()
     self._idle: queue.LifoQueue[_Server] = queue.LifoQueue()
@@ -223,7 +225,7 @@ class PythonTool:
       if self._closed:
         return
       self._closed = True
-    for _ in range(self._num_workers):
+    for _ in range(self.max_concurrency):
       self._idle.get().close()
     self._threads.shutdown()
 

@@ -38,6 +38,7 @@ class SearchTool:
 
   name = "search"
   batched = True
+  idempotent = True
 
   def __init__(
     self,

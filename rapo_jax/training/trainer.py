@@ -208,13 +208,18 @@ def summarise(
     "rollout/entropy": entropy / max(policy_tokens, 1),
     "rollout/tool_calls": len(calls),
     "rollout/tool_failures": sum(c.status != "ok" for c in calls),
+    "rollout/malformed_calls": sum(c.status == "malformed" for c in calls),
     "rollout/retrievals": len(hits),
     "rollout/retrievals_with_answer": sum(e.answers for e in hits),
     "rollout/retrievals_missed": outcomes.count("miss"),
-    "rollout/retrievals_failed": outcomes.count("failed"),
+    "rollout/retrievals_failed": outcomes.count("failed")
+    + outcomes.count("open"),
+    "rollout/retrievals_open": outcomes.count("open"),
     "rollout/retrievals_without_room": outcomes.count("no_room"),
     "rollout/retrieved_fraction": float(np.mean(experience.retrieved_fraction)),
     "rollout/finished_with_answer": finished.count(FinishReason.ANSWER)
+    / len(finished),
+    "rollout/finished_malformed": finished.count(FinishReason.MALFORMED)
     / len(finished),
     "reward/mean": float(np.mean([s.value for s in experience.scores])),
     "reward/accuracy": float(np.mean([s.f1 == 1 for s in experience.scores])),
@@ -230,4 +235,8 @@ def summarise(
     # the sampler disagree about there is error, not learning.
     "mismatch/abs_log_prob_mean": float(first.gap_sum / first.tokens),
     "mismatch/abs_log_prob_max": float(first.gap_max),
+  } | {
+    f"tools/{tool}/{name}": value
+    for tool, tool_stats in stats.tools.items()
+    for name, value in tool_stats.numbers().items()
   }

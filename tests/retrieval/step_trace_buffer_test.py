@@ -207,7 +207,9 @@ class TestRetrieve:
 
 
 class TestFailures:
-  @pytest.mark.parametrize("error", [RuntimeError("gone"), ValueError("bad")])
+  @pytest.mark.parametrize(
+    "error", [RuntimeError("gone"), ValueError("bad"), OSError("read")]
+  )
   def test_a_failed_search_is_data(self, encoder, error):
     buffer = retrieval.StepTraceBuffer(
       [make_trace(0)], [0], FakeIndex(error=error), encoder
@@ -217,6 +219,17 @@ class TestFailures:
     )
     reason = f"{type(error).__name__}: {error}"
     assert outcomes == [retrieval.Failed(reason)] * 2
+
+  def test_an_encoder_that_fails_is_data_too(self, encoder, monkeypatch):
+    def fail(texts):
+      raise RuntimeError("out of memory")
+
+    buffer = fake_buffer(encoder, [1.0], [0.5])
+    monkeypatch.setattr(encoder, "encode", fail)
+    (outcome,) = buffer.retrieve(
+      [QUESTION], [()], config=retrieval.RetrievalConfig()
+    )
+    assert outcome == retrieval.Failed("RuntimeError: out of memory")
 
   def test_other_errors_are_not_hidden(self, encoder):
     buffer = retrieval.StepTraceBuffer(
@@ -249,7 +262,13 @@ class TestFailures:
 
   @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"top_k": 0}, "top_k"), ({"min_similarity": 2.0}, "min_similarity")],
+    [
+      ({"top_k": 0}, "top_k"),
+      ({"min_similarity": 2.0}, "min_similarity"),
+      ({"breaker_failures": 0}, "between 1 and breaker_window"),
+      ({"breaker_failures": 9}, r"breaker_window \(8\), got 9"),
+      ({"breaker_cooldown_s": -1.0}, "at least 0 seconds, got -1"),
+    ],
   )
   def test_config_is_checked(self, kwargs, message):
     with pytest.raises(ValueError, match=message):

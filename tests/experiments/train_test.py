@@ -1,0 +1,58 @@
+"""When a run stops rather than train on what is broken."""
+
+import pytest
+
+from experiments.config import ExperimentConfig
+from experiments.stages import train
+
+_SOUND = {
+  "mismatch/abs_log_prob_mean": 1e-6,
+  "loss": 0.1,
+  "gradient_norm": 0.4,
+  "rollout/retrievals": 0.0,
+  "rollout/retrievals_missed": 0.0,
+  "rollout/retrievals_failed": 0.0,
+}
+
+
+def _check(**changes):
+  config = ExperimentConfig("test")
+  run = train.Run("multihop", "rapo", 0)
+  train._stop_if_broken(config, run, 3, _SOUND | changes)
+
+
+def _tool(name, **counts):
+  statuses = ("ok", "error", "timeout", "failed", "refused")
+  numbers = dict.fromkeys(statuses, 0.0) | counts
+  return {f"tools/{name}/{status}": n for status, n in numbers.items()}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"mismatch/abs_log_prob_mean": 1.0}, "has 1.0000"),
+    ({"mismatch/abs_log_prob_mean": float("nan")}, "has nan"),
+    ({"loss": float("inf")}, "loss must be finite"),
+    ({"rollout/retrievals_failed": 2.0}, "every retrieval of update 3"),
+    (_tool("search", failed=5.0, refused=3.0), "call of search .* 8 of them"),
+    (_tool("open", ok=1.0) | _tool("python", failed=9.0), "call of python"),
+  ],
+)
+def test_stops(changes, message):
+  with pytest.raises(RuntimeError, match=message):
+    _check(**changes)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"rollout/retrievals_failed": 2.0, "rollout/retrievals_missed": 1.0},
+    _tool("search"),
+    _tool("search", failed=7.0),
+    _tool("search", failed=100.0, ok=1.0),
+    _tool("search", error=100.0),
+  ],
+)
+def test_goes_on(changes):
+  _check(**changes)
