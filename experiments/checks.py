@@ -17,6 +17,7 @@ from flax import nnx
 
 from experiments import flags
 from experiments.config import ExperimentConfig
+from experiments.input_errors import InputError
 from experiments.miniature import tokenizer as miniature_tokenizer
 from experiments.policy_shape import policy_shape
 from experiments.stages import train as train_stage
@@ -29,7 +30,7 @@ from rapo_jax.models import hub, sharding
 from rapo_jax.training import UpdateConfig
 
 
-class CheckError(ValueError):
+class CheckError(InputError):
   """The experiment cannot run as configured."""
 
 

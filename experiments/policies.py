@@ -9,12 +9,14 @@ from typing import Any
 import jax
 from flax import nnx
 
+from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
 from rapo_jax import models
 from rapo_jax.models import LoraConfig, RopeConfig, sharding
 
 
+@input_errors.from_outside()
 def load_policy(
   config: ExperimentConfig, base_path: pathlib.Path, *, seed: int
 ) -> models.Decoder:
@@ -24,6 +26,9 @@ def load_policy(
     config: the experiment.
     base_path: folder of the base agent.
     seed: of fresh adapters.
+
+  Raises:
+    InputError: the base agent is not there, broken, or not divided by the mesh.
   """
   mesh, lora = device_mesh(config.mesh), config.policy.lora
   model = models.from_pretrained(
@@ -48,6 +53,7 @@ def describe_policy(
   }
 
 
+@input_errors.from_outside()
 def open_policy(model: dict[str, Any], source: str) -> models.Decoder:
   """A policy as described, into which a checkpoint's parameters can be put.
 
@@ -61,7 +67,7 @@ def open_policy(model: dict[str, Any], source: str) -> models.Decoder:
     adapters.
 
   Raises:
-    FileNotFoundError: the base agent is needed and not there.
+    InputError: the base agent is needed and not there.
   """
   lora = model["lora"]
   values = {**model, "rope": RopeConfig(**model["rope"]), "lora": None}
@@ -73,6 +79,7 @@ def open_policy(model: dict[str, Any], source: str) -> models.Decoder:
   return models.add_adapters(base, adapters, rngs=nnx.Rngs(0))
 
 
+@input_errors.from_outside()
 def load_agent(config: ExperimentConfig, path: pathlib.Path) -> models.Decoder:
   """An agent where, and in the dtype in which, it is rolled out."""
   return models.from_pretrained(

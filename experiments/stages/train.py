@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, trajectory_log
+from experiments import flags, input_errors, trajectory_log
 from experiments.config import ExperimentConfig, Method
 from experiments.devices import device_mesh
+from experiments.engines import open_engine
+from experiments.input_errors import InputError
 from experiments.metrics import MetricsWriter, truncate_rows
 from experiments.policies import describe_policy, load_policy
 from experiments.stages.evaluate import sample_accuracy
@@ -26,7 +28,6 @@ from experiments.workdir import Workdir, write_json
 from rapo_jax import models
 from rapo_jax.data import Query, order, prompt_hash
 from rapo_jax.retrieval import StepTraceBuffer
-from rapo_jax.rollout import RolloutEngine
 from rapo_jax.training import (
   Checkpoints,
   Trainer,
@@ -93,7 +94,8 @@ def train(
 
   Raises:
     Stopped: after a checkpoint of all that was done.
-    ValueError: the newest checkpoint is of another config or prompt template.
+    InputError: the newest checkpoint is of another config or prompt template,
+      the base agent cannot be read, or the mesh does not divide it.
   """
   folder = workdir.run(run.task, run.name)
   if (folder / DONE_FILE).exists():
@@ -152,6 +154,7 @@ def train(
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
 
 
+@input_errors.from_outside()
 def _make_trainer(
   config: ExperimentConfig,
   task: Task,
@@ -161,15 +164,8 @@ def _make_trainer(
 ) -> Trainer:
   """What runs the updates of a run's method."""
   rollout, objective = config.method(run.method)
-  mesh = device_mesh(config.mesh)
-  engine = RolloutEngine(
-    rollout,
-    task.tokenizer,
-    vocab_size=policy.config.vocab_size,
-    tools=task.tools,
-    buffer=buffer,
-    retrieval=config.retrieval,
-    mesh=mesh,
+  engine = open_engine(
+    config, task, rollout, vocab_size=policy.config.vocab_size, buffer=buffer
   )
   return Trainer(
     engine,
@@ -179,7 +175,7 @@ def _make_trainer(
     optimizer=config.optimizer,
     update=config.update,
     seed=run.seed,
-    mesh=mesh,
+    mesh=device_mesh(config.mesh),
   )
 
 
@@ -213,7 +209,7 @@ def _resume(
   state, metadata = checkpoints.restore(newest, state)
   for name, here in origin.items():
     if metadata[name] != here:
-      raise ValueError(
+      raise InputError(
         f"a run goes on with the {name} that it began with; the checkpoint of "
         f"update {newest} in {folder} has {metadata[name]}, this run {here}: "
         "choose another --workdir."
@@ -222,6 +218,7 @@ def _resume(
   return state, newest, dict(metadata["totals"])
 
 
+@input_errors.from_outside()
 def _questions(
   config: ExperimentConfig, task: Task, run: Run, update: int
 ) -> tuple[list[Query], list[np.ndarray]]:
