@@ -206,16 +206,33 @@ def _resume(
   if newest is None:
     truncate_rows(folder / TRAJECTORIES_FILE, -1)
     return state, 0, {}
-  state, metadata = checkpoints.restore(newest, state)
+  # Of another experiment it may have other shapes too, which nobody could
+  # make sense of.
+  metadata = checkpoints.metadata(newest)
+  _check_origin(metadata, origin, f"update {newest} in {folder}")
+  state = checkpoints.restore(newest, state)
+  truncate_rows(folder / TRAJECTORIES_FILE, newest)
+  return state, newest, dict(metadata["totals"])
+
+
+def _check_origin(
+  metadata: dict[str, Any], origin: dict[str, str], where: str
+) -> None:
+  """Refuses a checkpoint that another experiment, or version, wrote."""
+  missing = sorted({"totals", *origin} - metadata.keys())
+  if missing:
+    raise InputError(
+      f"a checkpoint says what it is of, and that of {where} has no "
+      f"{', '.join(missing)}: go on with the version that wrote it, or choose "
+      "another --workdir."
+    )
   for name, here in origin.items():
     if metadata[name] != here:
       raise InputError(
         f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"update {newest} in {folder} has {metadata[name]}, this run {here}: "
-        "choose another --workdir."
+        f"{where} has {metadata[name]}, this run {here}: choose another "
+        "--workdir."
       )
-  truncate_rows(folder / TRAJECTORIES_FILE, newest)
-  return state, newest, dict(metadata["totals"])
 
 
 @input_errors.from_outside()

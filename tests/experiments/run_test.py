@@ -34,7 +34,7 @@ from experiments.stages import agents, buffer, evaluate, train
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder
-from rapo_jax.training import OptimizerConfig, UpdateConfig
+from rapo_jax.training import Checkpoints, OptimizerConfig, UpdateConfig
 from rapo_jax.trajectory import TokenKind
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -361,9 +361,26 @@ def test_a_checkpoint_of_another_prompt_is_not_gone_on_with(
     *("--config", str(config_file), "--workdir", str(folder)),
     "--stage=train",
   ]
-  monkeypatch.setattr(train, "prompt_hash", lambda *_: "another")
-  assert run.main(arguments) == 2
+
+  def refuse(*_):
+    raise AssertionError("what is refused is not to be restored")
+
+  with monkeypatch.context() as patched:
+    patched.setattr(train, "prompt_hash", lambda *_: "another")
+    patched.setattr(Checkpoints, "restore", refuse)
+    assert run.main(arguments) == 2
   assert "prompt_hash that it began with" in capsys.readouterr().err
+  # A checkpoint from before such a hash was kept.
+  metadata = Checkpoints.metadata
+  monkeypatch.setattr(
+    Checkpoints,
+    "metadata",
+    lambda self, n: {
+      k: v for k, v in metadata(self, n).items() if k != "prompt_hash"
+    },
+  )
+  assert run.main(arguments) == 2
+  assert "has no prompt_hash: go on with the" in capsys.readouterr().err
 
 
 def test_one_task_of_several_is_held_and_run_alone(tmp_path):

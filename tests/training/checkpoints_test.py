@@ -34,7 +34,8 @@ def test_restores_every_bit_and_the_metadata(tmp_path):
 
   reopened = Checkpoints(tmp_path)
   assert reopened.latest() == 3
-  restored, metadata = reopened.restore(3, _state(1))
+  metadata = reopened.metadata(3)
+  restored = reopened.restore(3, _state(1))
   reopened.close()
   assert metadata == {"totals": {"seconds": 1.5}}
   assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -92,7 +93,7 @@ def test_of_adapters_nothing_frozen_is_written(tmp_path):
   reopened = Checkpoints(tmp_path)
   like = _state(1, lora)
   frozen = np.array(like.model.embedding[...])
-  restored, _ = reopened.restore(1, like)
+  restored = reopened.restore(1, like)
   reopened.close()
   for a, b in zip(
     jax.tree.leaves((models.trainable(restored.model), restored.opt_state)),
