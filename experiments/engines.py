@@ -6,6 +6,7 @@ from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
 from experiments.tasks import Task
+from rapo_jax import models
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.rollout import RolloutConfig, RolloutEngine
 
@@ -18,6 +19,7 @@ def open_engine(
   *,
   vocab_size: int,
   buffer: StepTraceBuffer | None = None,
+  policy: models.Decoder | None = None,
 ) -> RolloutEngine:
   """An engine in the tokens of the agent that acts on the task.
 
@@ -27,6 +29,7 @@ def open_engine(
     rollout: budgets and shapes.
     vocab_size: rows of the agent's output head.
     buffer: Step-Trace Buffer for hybrid trajectories, or None.
+    policy: one with adapters whose base all rollouts share, or None.
 
   Raises:
     InputError: a limit leaves no room for a result's tags, or the mesh does
@@ -40,4 +43,5 @@ def open_engine(
     buffer=buffer,
     retrieval=config.retrieval,
     mesh=device_mesh(config.mesh),
+    policy=policy,
   )

@@ -163,7 +163,7 @@ def _restore(
       "does not: export it with the version that wrote it."
     )
   source = base or metadata["source"]
-  like = open_policy(metadata["model"], source)
+  like = open_policy(metadata, source)
   model = checkpoints.restore_policy(update, like)
   checkpoints.close()
   return update, model, source

@@ -289,7 +289,7 @@ class _Judged:
   """Peaks against capacity, and what could be had instead.
 
   While a rollout runs, the training state stays where it is; while an update
-  runs, the rollout's copy of the weights and its cache are gone.
+  runs, the rollout's cache is gone, and its copy of weights that are trained.
   """
 
   def __init__(
@@ -321,7 +321,9 @@ class _Judged:
       reports["insert"].peak_bytes,
       reports["prefill"].peak_bytes + slots,
     )
-    self.update_peak = self._update.peak_bytes
+    # A frozen base stays where rollouts have it.
+    kept = memory["rollout parameters"] if config.policy.lora else 0
+    self.update_peak = self._update.peak_bytes + kept
     # Gradients lie beside the activations among what is temporary.
     self.activation_bytes = max(
       0, self._update.temporary_bytes - gradient_bytes

@@ -20,7 +20,11 @@ from experiments.devices import device_mesh
 from experiments.engines import open_engine
 from experiments.input_errors import InputError
 from experiments.metrics import MetricsWriter, truncate_rows
-from experiments.policies import describe_policy, load_policy
+from experiments.policies import (
+  BASE_FINGERPRINT,
+  describe_policy,
+  load_policy,
+)
 from experiments.stages.evaluate import sample_accuracy
 from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task
@@ -112,6 +116,9 @@ def train(
     "prompt_hash": prompt_hash(task.tokenizer, task.train[0]),
   }
   described = describe_policy(policy, task.base_path)
+  if policy.config.lora is not None:
+    # The checkpoint holds adapters, which mean nothing over another base.
+    origin[BASE_FINGERPRINT] = described[BASE_FINGERPRINT]
   state, done, totals = _resume(checkpoints, state, folder, origin)
   with MetricsWriter(
     folder,
@@ -165,7 +172,12 @@ def _make_trainer(
   """What runs the updates of a run's method."""
   rollout, objective = config.method(run.method)
   engine = open_engine(
-    config, task, rollout, vocab_size=policy.config.vocab_size, buffer=buffer
+    config,
+    task,
+    rollout,
+    vocab_size=policy.config.vocab_size,
+    buffer=buffer,
+    policy=policy,
   )
   return Trainer(
     engine,
@@ -230,8 +242,8 @@ def _check_origin(
     if metadata[name] != here:
       raise InputError(
         f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"{where} has {metadata[name]}, this run {here}: choose another "
-        "--workdir."
+        f"{where} has {metadata[name]}, this run {here}: undo what has "
+        "changed, or choose another --workdir."
       )
 
 

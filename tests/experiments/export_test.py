@@ -155,6 +155,17 @@ def test_a_base_that_has_moved_is_named(tmp_path, capsys):
   assert same(loaded, models.merge_adapters(model))
 
 
+def test_a_base_that_has_changed_is_refused(tmp_path, capsys):
+  write_run(tmp_path, lora=LORA)
+  base = jax.tree.map(lambda x: x + 0.01, make_base())
+  models.save_pretrained(base, tmp_path / "base")
+  assert run(tmp_path) == 2
+  error = capsys.readouterr().err
+  assert "over the base agent that they were trained over" in error
+  assert "give the one of then with --base" in error
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
   ("arguments", "paths", "message"),
   [

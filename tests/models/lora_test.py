@@ -1,6 +1,7 @@
 """LoRA: neutral at first, alone in training, the same merged and unmerged."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -146,6 +147,21 @@ def test_a_cast_reaches_adapters_over_a_base_that_has_the_dtype():
   assert [x.dtype for x in jax.tree.leaves(kept)] == [
     x.dtype for x in jax.tree.leaves(model)
   ]
+
+
+def test_adapters_alone_are_placed_where_the_base_lies_already():
+  model = adapted(tiny())
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  place = functools.partial(
+    sharding.place, mesh=mesh, rules=sharding.ROLLOUT_RULES, dtype="bfloat16"
+  )
+  placed = place(models.add_adapters(tiny(), LORA, rngs=nnx.Rngs(3)))
+  got, expected = models.with_adapters_of(placed, model), place(model)
+  assert jax.tree.structure(got) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_array_equal(a, b)
+    assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+  assert got.embedding.get_value() is placed.embedding.get_value()
 
 
 @pytest.mark.parametrize(
