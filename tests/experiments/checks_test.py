@@ -15,17 +15,14 @@ from experiments.config import (
 )
 from experiments.miniature.world import WorldConfig
 from experiments.stages import agents
-from rapo_jax import models
 from rapo_jax.models import LoraConfig
 from rapo_jax.training import UpdateConfig
+from tests.tiny_decoder import tiny_config
 
-SHAPE = models.DecoderConfig(
+SHAPE = tiny_config(
   vocab_size=320,
   hidden_size=256,
   intermediate_size=1024,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
   head_dim=64,
 )
 

@@ -12,28 +12,23 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from absl.testing import parameterized
-from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.models import huggingface
+from tests.tiny_decoder import tiny_decoder
 
 
 def tiny_model(**changes) -> models.Decoder:
-  config = models.DecoderConfig(
+  return tiny_decoder(
     **{
       "vocab_size": 31,
-      "hidden_size": 16,
       "intermediate_size": 24,
-      "num_layers": 2,
-      "num_heads": 4,
-      "num_kv_heads": 2,
       "head_dim": 6,
       "tie_embeddings": False,
       "rope": models.RopeConfig(theta=5_000.0),
       **changes,
     }
   )
-  return models.Decoder(config, rngs=nnx.Rngs(0))
 
 
 class FingerprintTest(parameterized.TestCase):

@@ -7,19 +7,11 @@ from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
+from tests.tiny_decoder import tiny_decoder
 
 
 def _state(seed, lora=None):
-  config = models.DecoderConfig(
-    vocab_size=16,
-    hidden_size=8,
-    intermediate_size=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-  )
-  model = models.Decoder(config, rngs=nnx.Rngs(seed))
+  model = tiny_decoder(seed=seed)
   if lora is not None:
     model = models.add_adapters(model, lora, rngs=nnx.Rngs(seed))
   return init_train_state(model, OptimizerConfig())
@@ -87,8 +79,8 @@ def test_of_adapters_nothing_frozen_is_written(tmp_path):
   # A and B of two projections with two moments each, and the step counter.
   assert len(saved) == 2 * 2 * 3 + 1
   assert all("lora_" in name or "count" in name for name in saved)
-  # Layers x rank x (in + out): query 8 + 8, up 8 + 16; three arrays of each.
-  assert sum(x.size for x in saved.values()) == 3 * 2 * 2 * (16 + 24) + 1
+  # Layers x rank x (in + out): query 16 + 32, up 16 + 32; three arrays of each.
+  assert sum(x.size for x in saved.values()) == 3 * 2 * 2 * (48 + 48) + 1
 
   reopened = Checkpoints(tmp_path)
   like = _state(1, lora)
