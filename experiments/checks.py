@@ -17,8 +17,9 @@ from flax import nnx
 
 from experiments import flags
 from experiments.config import ExperimentConfig
+from experiments.input_errors import InputError
 from experiments.miniature import tokenizer as miniature_tokenizer
-from experiments.policy_shape import policy_shape
+from experiments.policy_shape import agent_shape, policy_shape
 from experiments.stages import train as train_stage
 from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.tasks import make_world, questions, task_names
@@ -29,7 +30,7 @@ from rapo_jax.models import hub, sharding
 from rapo_jax.training import UpdateConfig
 
 
-class CheckError(ValueError):
+class CheckError(InputError):
   """The experiment cannot run as configured."""
 
 
@@ -44,9 +45,9 @@ def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
   """
   problems: list[str] = []
   lines = [f"{config.name}: {config.data.source}"]
-  for check in (_shapes, _files, _questions):
-    if check is _questions and problems:
-      continue  # It reads the files.
+  for check in (_shapes, _files, _models, _questions):
+    if check in (_models, _questions) and problems:
+      continue  # They read the files.
     for kind, text in check(config):
       (problems if kind == "problem" else lines).append(text)
   if workdir is not None and Workdir(workdir).config.exists():
@@ -145,8 +146,7 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       "variance, got 1.",
     )
   try:
-    shape = config.mesh.shape(jax.device_count())
-    mesh = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
+    mesh = _mesh(config)
     sharding.check_rows("rollout.num_slots", rollout.num_slots, mesh)
     sharding.check_rows(
       "update.rows_per_microbatch", update.rows_per_microbatch, mesh
@@ -161,6 +161,45 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     f"{groups:g} groups at a time in {rollout.num_slots} slots of {longest} "
     "tokens",
   )
+
+
+def _mesh(config: ExperimentConfig) -> jax.sharding.AbstractMesh:
+  """The mesh, of which no device is needed to see what it divides."""
+  shape = config.mesh.shape(jax.device_count())
+  return jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
+
+
+def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+  """Dimensions of the agents that the mesh does not divide."""
+  mesh = _mesh(config)
+  for agent, path in _agents(config).items():
+    try:
+      shape = agent_shape(config, path)
+      # The off-policy agent is rolled out alone, and never trained.
+      trained = agent == "base"
+      abstract = _abstract(shape, config.policy.lora if trained else None)
+      if trained:
+        sharding.shardings(abstract, mesh, sharding.TRAIN_RULES)
+      sharding.shardings(abstract, mesh, sharding.ROLLOUT_RULES)
+    except (ValueError, FileNotFoundError) as error:
+      yield "problem", f"{_name(agent)}: {error}"
+
+
+def _agents(config: ExperimentConfig) -> dict[str, str | None]:
+  """What the config names each agent, as in `PolicyConfig`."""
+  return {"base": config.policy.base, "off_policy": config.policy.off_policy}
+
+
+def _name(agent: str) -> str:
+  return f"policy.{agent}"
+
+
+def _abstract(
+  shape: models.DecoderConfig, lora: models.LoraConfig | None
+) -> models.Decoder:
+  """A model that takes no memory."""
+  shape = dataclasses.replace(shape, lora=lora)
+  return jax.eval_shape(lambda: models.Decoder(shape, rngs=nnx.Rngs(0)))
 
 
 def _files(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
@@ -207,30 +246,48 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       "note",
       f"{name}: {len(train)} training questions, {len(held_out)} held out",
     )
-    try:
-      tokenizer = _tokenizer(config, train)
-      check_prefix_preservation(tokenizer, train[0])
-      longest = max(
-        len(encode_prompt(tokenizer, q, config.rollout.max_prompt_tokens))
-        for q in (*train, *held_out)
+    for agent, path in _agents(config).items():
+      try:
+        longest = _longest_prompt(config, path, train, held_out)
+      except (ValueError, OSError) as error:
+        yield "problem", f"{_name(agent)}: {error}"
+        continue
+      yield (
+        "note",
+        f"{name}: longest prompt of {_name(agent)} has {longest} of "
+        f"{config.rollout.max_prompt_tokens} tokens; the chat template only "
+        "appends",
       )
-    except (ValueError, OSError) as error:
-      yield "problem", str(error)
-      continue
-    yield (
-      "note",
-      f"{name}: longest prompt {longest} of "
-      f"{config.rollout.max_prompt_tokens} tokens; the chat template only "
-      "appends",
-    )
     for text in memory_estimate(config, policy_shape(config)):
       yield "note", f"{name}: {text}"
 
 
-def _tokenizer(config: ExperimentConfig, train: list[Query]) -> Any:
-  """Of the policy: as named, or as the agents stage would make it."""
-  if config.policy.base is not None:
-    return transformers.AutoTokenizer.from_pretrained(config.policy.base)
+def _longest_prompt(
+  config: ExperimentConfig,
+  path: str | None,
+  train: list[Query],
+  held_out: list[Query],
+) -> int:
+  """Tokens of the longest prompt, as an agent's own tokenizer writes it.
+
+  Raises:
+    ValueError: one is too long, or the chat template rewrites prompts.
+    OSError: there is no tokenizer.
+  """
+  tokenizer = _tokenizer(config, path, train)
+  check_prefix_preservation(tokenizer, train[0])
+  return max(
+    len(encode_prompt(tokenizer, query, config.rollout.max_prompt_tokens))
+    for query in (*train, *held_out)
+  )
+
+
+def _tokenizer(
+  config: ExperimentConfig, path: str | None, train: list[Query]
+) -> Any:
+  """Of an agent: as named, or as the agents stage would make it."""
+  if path is not None:
+    return transformers.AutoTokenizer.from_pretrained(path)
   if config.data.source == "miniature":
     return miniature_tokenizer.train_tokenizer(
       miniature_tokenizer.corpus(make_world(config.world))
@@ -245,11 +302,11 @@ def memory_estimate(
 ) -> list[str]:
   """Bytes on one device by kind; `experiments.plan` knows better.
 
-  What is trained has gradients and two moments of AdamW's in float32. The
-  rollout has a copy of its own where it lies otherwise or is of another dtype.
+  What is trained has gradients and two moments of AdamW's in float32; what is
+  frozen has rollout.dtype, in which it is loaded. The rollout has a copy of its
+  own of what lies otherwise or is of another dtype.
   """
-  shape = dataclasses.replace(shape, lora=config.policy.lora)
-  abstract = nnx.eval_shape(lambda: models.Decoder(shape, rngs=nnx.Rngs(0)))
+  abstract = _abstract(shape, config.policy.lora)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
   trained = sum(
     leaf.size for leaf in jax.tree.leaves(models.trainable(abstract))
@@ -258,17 +315,16 @@ def memory_estimate(
   mesh = config.mesh.shape(jax.device_count())
   devices, slices = math.prod(mesh.values()), mesh["fsdp"] * mesh["tensor"]
   width = jnp.dtype(rollout.dtype).itemsize
-  own_copy = devices > 1 or rollout.dtype != "float32"
-  # A frozen base is loaded in the dtype that it is sampled in.
-  frozen_width = width
+  copied = trained if rollout.dtype != "float32" else 0
+  if devices > 1:
+    copied = parameters
   length = rollout.max_prompt_tokens + rollout.max_response_tokens
   kv = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
   tokens = update.rows_per_microbatch * update.row_length
   parts = {
-    "parameters": (4 * trained + frozen_width * (parameters - trained))
-    / slices,
+    "parameters": (4 * trained + width * (parameters - trained)) / slices,
     "gradients and optimizer": 12 * trained / slices,
-    "rollout copy": own_copy * width * parameters / mesh["tensor"],
+    "rollout copy": width * copied / mesh["tensor"],
     "KV cache": width * kv * rollout.num_slots * length / devices,
     "activations": width
     * tokens
@@ -287,14 +343,23 @@ def memory_estimate(
 
 
 def _kept_a_token(update: UpdateConfig, shape: models.DecoderConfig) -> int:
-  """Numbers that a layer keeps of a token for its backward pass."""
-  kept = shape.hidden_size
-  if update.remat != "layer":
-    kept += shape.num_heads * shape.head_dim
-  if update.remat in ("dots", "none"):
-    kept += 6 * shape.hidden_size + 3 * shape.intermediate_size
+  """Numbers that a layer keeps of a token for its backward pass.
+
+  Attention keeps no scores: `attention.attend` computes them again.
+  """
+  size, wide = shape.hidden_size, shape.intermediate_size
+  queries = shape.num_heads * shape.head_dim
+  keys = shape.num_kv_heads * shape.head_dim
+  if update.remat == "layer":
+    return size
+  if update.remat == "attention":
+    return size + queries
+  # Its input, and the outputs of the projections that anything is made of.
+  kept = 2 * size + queries + 2 * keys + 2 * wide
   if update.remat == "none":
-    kept += shape.num_heads * update.row_length
+    # Rotated and attended heads, the gate's parts, norms and residual sums, as
+    # XLA's CPU back end keeps them.
+    kept += 2 * queries + keys + 3 * wide + 8 * size
   return kept
 
 

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from experiments import input_errors
+from experiments.input_errors import InputError
 from experiments.policies import open_policy
 from rapo_jax import models
 from rapo_jax.models import folder as folders
@@ -41,7 +43,7 @@ _SAMPLE_SHAPE = (4, 64)
 _HOLDS_EXPORTS = (CONFIG, ADAPTER_CONFIG)
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
   """A checkpoint that cannot be exported as asked."""
 
 
@@ -83,7 +85,7 @@ def export(
     ExportError: there is no such checkpoint, the output is not an export, or
       the logits of the export are not the checkpoint's. The output is as it
       was.
-    FileNotFoundError: the base agent is not there.
+    InputError: the base agent is not there, or the output cannot be written.
   """
   update, model, source = _restore(checkpoint, base)
   _check_output(output, source)
@@ -93,7 +95,11 @@ def export(
   expected = np.asarray(model(tokens))
   written = "float32" if adapters else dtype or model.config.dtype
   bound = _bound(model.config, written, adapters=adapters)
-  with folders.replaced_folder(output) as temporary:
+  # The model has been run before: what fails from here on is files.
+  with (
+    input_errors.from_outside(),
+    folders.replaced_folder(output) as temporary,
+  ):
     if adapters:
       models.save_adapters(model, temporary, base_model=source)
       loaded = models.load_adapters(
@@ -157,7 +163,7 @@ def _restore(
       "does not: export it with the version that wrote it."
     )
   source = base or metadata["source"]
-  like = open_policy(metadata["model"], source)
+  like = open_policy(metadata, source)
   model = checkpoints.restore_policy(update, like)
   checkpoints.close()
   return update, model, source
@@ -215,22 +221,18 @@ def _sample_tokens(model: models.Decoder) -> Int[Array, "B T"]:
   )
 
 
+@input_errors.told_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known = _parser().parse_args(arguments)
   jax.config.update("jax_platforms", "cpu")
-  try:
-    exported = export(
-      known.checkpoint,
-      known.output,
-      dtype=known.dtype,
-      adapters=known.adapters,
-      base=known.base,
-    )
-  except (ValueError, OSError) as error:
-    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-    print(f"error: {error}{notes}", file=sys.stderr)
-    return 2
+  exported = export(
+    known.checkpoint,
+    known.output,
+    dtype=known.dtype,
+    adapters=known.adapters,
+    base=known.base,
+  )
   print(
     f"wrote {known.output}: the {'adapters' if known.adapters else 'policy'} "
     f"after update {exported.update}, in {exported.dtype}\n"

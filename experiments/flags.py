@@ -29,6 +29,8 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from experiments.input_errors import InputError
+
 PREFIX = "--config."
 _TRUE = ("true", "yes", "1")
 _FALSE = ("false", "no", "0")
@@ -36,7 +38,7 @@ _FALSE = ("false", "no", "0")
 Config = TypeVar("Config")
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
   """A config file or an override that cannot be used as it stands."""
 
 

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from experiments.input_errors import InputError
 from experiments.workdir import replace_text
 
 METRICS_FILE = "metrics.jsonl"
@@ -52,8 +53,8 @@ class MetricsWriter:
     config: plain form of the config, for Weights & Biases.
 
   Raises:
-    ImportError: if `wandb` is wanted and not installed.
-    ValueError: if `wandb` is online and the environment holds no key.
+    InputError: if `wandb` is wanted and not installed, or online and the
+      environment holds no key.
   """
 
   def __init__(
@@ -185,7 +186,7 @@ def _start_wandb(
     return None
   wandb = _import_wandb()
   if config.mode == "online" and not os.environ.get(WANDB_KEY):
-    raise ValueError(
+    raise InputError(
       f"Weights & Biases is on and {WANDB_KEY} is not set: export it, or use"
       " mode=offline, or set wandb to none. A key is read from the environment"
       " alone, never from a config."
@@ -209,7 +210,7 @@ def _import_wandb() -> types.ModuleType:
   try:
     return importlib.import_module("wandb")
   except ImportError as error:
-    raise ImportError(
+    raise InputError(
       "Weights & Biases is on in the config and not installed: install the"
       ' extra, `pip install -e ".[wandb]"`, or set wandb to none.'
     ) from error

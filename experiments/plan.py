@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import rich.console
 import rich.table
 
-from experiments import flags
+from experiments import flags, input_errors
 from experiments.config import ExperimentConfig
 from experiments.planner import chips
 from experiments.planner.analysis import (
@@ -36,22 +36,21 @@ from experiments.workdir import write_json
 _PIPED_WIDTH = 120
 
 
+@input_errors.told_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known, overrides = _parser().parse_known_args(arguments)
-  try:
-    config = flags.apply_overrides(flags.load_config(known.config), overrides)
-    topology = chips.open_topology(known.topology)
-    plan = make_plan(
-      config,
-      policy_shape(config),
-      topology,
-      _workload(config, known),
-      lambda text: print(text, file=sys.stderr),
-    )
-  except (ValueError, FileNotFoundError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  topology = chips.open_topology(known.topology)
+  with input_errors.from_outside():
+    shape = policy_shape(config)
+  plan = make_plan(
+    config,
+    shape,
+    topology,
+    _workload(config, known),
+    lambda text: print(text, file=sys.stderr),
+  )
   if known.json is not None:
     write_json(known.json, plan_to_dict(plan))
   if known.json is None or sys.stdout.isatty():

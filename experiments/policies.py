@@ -9,12 +9,18 @@ from typing import Any
 import jax
 from flax import nnx
 
+from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
+from experiments.input_errors import InputError
 from rapo_jax import models
 from rapo_jax.models import LoraConfig, RopeConfig, sharding
 
+BASE_FINGERPRINT = "base_fingerprint"
+"""Where a description has `models.fingerprint` of what lies under adapters."""
 
+
+@input_errors.from_outside()
 def load_policy(
   config: ExperimentConfig, base_path: pathlib.Path, *, seed: int
 ) -> models.Decoder:
@@ -24,6 +30,9 @@ def load_policy(
     config: the experiment.
     base_path: folder of the base agent.
     seed: of fresh adapters.
+
+  Raises:
+    InputError: the base agent is not there, broken, or not divided by the mesh.
   """
   mesh, lora = device_mesh(config.mesh), config.policy.lora
   model = models.from_pretrained(
@@ -42,17 +51,21 @@ def describe_policy(
   model: models.Decoder, base_path: pathlib.Path
 ) -> dict[str, Any]:
   """What a checkpoint has to say of a policy for `open_policy`, as JSON."""
-  return {
+  description = {
     "source": str(base_path.absolute()),
     "model": dataclasses.asdict(model.config),
   }
+  if model.config.lora is not None:
+    description[BASE_FINGERPRINT] = models.fingerprint(base_path)
+  return description
 
 
-def open_policy(model: dict[str, Any], source: str) -> models.Decoder:
+@input_errors.from_outside()
+def open_policy(description: dict[str, Any], source: str) -> models.Decoder:
   """A policy as described, into which a checkpoint's parameters can be put.
 
   Args:
-    model: of the description.
+    description: as `describe_policy` wrote it.
     source: where the base agent lies. It is read where it is a part of the
       policy: under adapters.
 
@@ -61,18 +74,27 @@ def open_policy(model: dict[str, Any], source: str) -> models.Decoder:
     adapters.
 
   Raises:
-    FileNotFoundError: the base agent is needed and not there.
+    InputError: the base agent is needed and not there, or another.
   """
+  model = description["model"]
   lora = model["lora"]
   values = {**model, "rope": RopeConfig(**model["rope"]), "lora": None}
   config = models.DecoderConfig(**values)
   if lora is None:
     return jax.eval_shape(lambda: models.Decoder(config, rngs=nnx.Rngs(0)))
   adapters = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
+  there = models.fingerprint(source)
+  if there != description.get(BASE_FINGERPRINT):
+    raise InputError(
+      "adapters are read over the base agent that they were trained over, of "
+      f"{BASE_FINGERPRINT} {description.get(BASE_FINGERPRINT)}, and that in "
+      f"{source} has {there}: give the one of then with --base."
+    )
   base = models.from_pretrained(source, dtype=config.dtype)
   return models.add_adapters(base, adapters, rngs=nnx.Rngs(0))
 
 
+@input_errors.from_outside()
 def load_agent(config: ExperimentConfig, path: pathlib.Path) -> models.Decoder:
   """An agent where, and in the dtype in which, it is rolled out."""
   return models.from_pretrained(

@@ -17,14 +17,26 @@ from rapo_jax.models.huggingface import read_config
 
 
 def policy_shape(config: ExperimentConfig) -> models.DecoderConfig:
-  """Shape of the base agent: as named, or as the agents stage would make it.
+  """Shape of the base agent, as `agent_shape` has it."""
+  return agent_shape(config, config.policy.base)
+
+
+def agent_shape(
+  config: ExperimentConfig, path_or_hub_id: str | None
+) -> models.DecoderConfig:
+  """Shape of an agent: as named, or as the agents stage would make it.
+
+  Args:
+    config: the experiment.
+    path_or_hub_id: what the config names, None where it names nothing.
 
   Raises:
-    FileNotFoundError: policy.base names a model whose config.json is neither
-      here, nor on a hub within reach, nor that of a published model we know.
+    FileNotFoundError: it names a model whose config.json is neither here, nor
+      on a hub within reach, nor that of a published model we know.
+    ValueError: the config.json is not supported.
   """
-  if config.policy.base is not None:
-    return named_shape(config.policy.base)
+  if path_or_hub_id is not None:
+    return named_shape(path_or_hub_id)
   if config.data.source == "miniature":
     world = make_world(config.world)
     tokenizer = miniature_tokenizer.train_tokenizer(

@@ -21,8 +21,16 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from experiments import checks, flags, report, results, tables
+from experiments import (
+  checks,
+  flags,
+  input_errors,
+  report,
+  results,
+  tables,
+)
 from experiments.config import ExperimentConfig
+from experiments.input_errors import InputError
 from experiments.policies import load_agent
 from experiments.progress import Progress
 from experiments.stages import agents as agents_stage
@@ -61,6 +69,7 @@ class Experiment:
     self._tasks = tasks
 
   @functools.cached_property
+  @input_errors.from_outside()
   def _encoder(self) -> SentenceEncoder:
     return SentenceEncoder.from_pretrained()
 
@@ -124,7 +133,7 @@ class Experiment:
     runs = list(train_stage.runs(self._config, self._tasks))
     for name in self._tasks:
       with StopSignal() as stop, self._open(name) as task:
-        buffer = StepTraceBuffer.load(self._workdir.buffer(name), self._encoder)
+        buffer = self._load_buffer(name)
         for number, run in enumerate(runs):
           if run.task == name:
             train_stage.train(
@@ -136,6 +145,10 @@ class Experiment:
               functools.partial(self._share, number, len(runs)),
               stop,
             )
+
+  @input_errors.from_outside()
+  def _load_buffer(self, task: str) -> StepTraceBuffer:
+    return StepTraceBuffer.load(self._workdir.buffer(task), self._encoder)
 
   def _evaluate(self) -> None:
     wanted = list(self._agents_to_evaluate())
@@ -188,7 +201,7 @@ class Experiment:
     if run is not None:
       folder = self._workdir.run(run.task, run.name)
       if not (folder / train_stage.DONE_FILE).exists():
-        raise FileNotFoundError(
+        raise InputError(
           f"{folder} holds no finished run: run --stage=train first."
         )
       return folder / train_stage.POLICY_FOLDER
@@ -207,7 +220,8 @@ def claim_workdir(
     flags.ConfigError: another process works on one of the tasks, or the folder
       holds another experiment; names the fields that differ.
   """
-  workdir.root.mkdir(parents=True, exist_ok=True)
+  with input_errors.from_outside():
+    workdir.root.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as locks:
     for task in tasks:
       lock = locks.enter_context((workdir.root / f".lock-{task}").open("a"))
@@ -231,6 +245,7 @@ def _one_at_a_time(workdir: Workdir) -> Iterator[None]:
     yield
 
 
+@input_errors.from_outside()
 def _check_config(config: ExperimentConfig, workdir: Workdir) -> None:
   wanted = flags.to_dict(config)
   if not workdir.config.exists():
@@ -246,6 +261,7 @@ def _check_config(config: ExperimentConfig, workdir: Workdir) -> None:
     )
 
 
+@input_errors.told_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   parser = argparse.ArgumentParser(
@@ -275,21 +291,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help="check everything that can be checked, write nothing",
   )
   known, overrides = parser.parse_known_args(arguments)
+  config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  if known.dry_run:
+    print(checks.dry_run(config, known.workdir))
+    return 0
+  if known.workdir is None:
+    parser.error("--workdir is needed for anything but --dry_run")
+  checks.quick_checks(config)
+  tasks = _chosen_tasks(config, known.task)
+  workdir = Workdir(known.workdir)
   try:
-    config = flags.apply_overrides(flags.load_config(known.config), overrides)
-    if known.dry_run:
-      print(checks.dry_run(config, known.workdir))
-      return 0
-    if known.workdir is None:
-      parser.error("--workdir is needed for anything but --dry_run")
-    checks.quick_checks(config)
-    tasks = _chosen_tasks(config, known.task)
-    workdir = Workdir(known.workdir)
     with claim_workdir(config, workdir, tasks):
       run_stages(config, workdir, known.stage, tasks)
-  except (flags.ConfigError, checks.CheckError, FileNotFoundError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
   except Stopped as stopped:
     print(f"{stopped}: start it again to go on.", file=sys.stderr)
     return 128 + signal.SIGTERM

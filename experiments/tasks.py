@@ -17,7 +17,9 @@ import numpy as np
 import transformers
 from jaxtyping import Int
 
+from experiments import input_errors
 from experiments.config import ExperimentConfig
+from experiments.input_errors import InputError
 from experiments.miniature.world import (
   FAMILIES,
   Family,
@@ -85,6 +87,7 @@ class Task:
       self, tokenizer=self.off_policy_tokenizer, _prompts={}
     )
 
+  @input_errors.from_outside()
   def prompt(self, query: Query) -> Int[np.ndarray, " P"]:
     """Token ids of a question's prompt."""
     if query.query_id not in self._prompts:
@@ -101,13 +104,14 @@ def task_names(config: ExperimentConfig) -> list[str]:
   return [config.data.source]
 
 
+@input_errors.from_outside()
 def agent_paths(
   config: ExperimentConfig, workdir: Workdir, name: str
 ) -> tuple[pathlib.Path, pathlib.Path]:
   """Folders of the base and the off-policy agent of a task.
 
   Raises:
-    FileNotFoundError: an agent is named by a hub's name and cannot be had.
+    InputError: an agent is named by a hub's name and cannot be had.
   """
   base, off_policy = config.policy.base, config.policy.off_policy
   return (
@@ -118,10 +122,15 @@ def agent_paths(
   )
 
 
+@input_errors.from_outside()
 def questions(
   config: ExperimentConfig, name: str
 ) -> tuple[list[Query], list[Query]]:
-  """Training and held-out questions of a task."""
+  """Training and held-out questions of a task.
+
+  Raises:
+    InputError: the data set is not there, broken or too small.
+  """
   if config.data.source == "miniature":
     world = make_world(config.world)
     return (
@@ -152,23 +161,27 @@ def open_task(
   name: str,
   encoder: SentenceEncoder,
 ) -> Iterator[Task]:
-  """A task whose agents exist, with its tools running."""
+  """A task whose agents exist, with its tools running.
+
+  Raises:
+    InputError: an agent, the data set or the corpus is not there or broken, or
+      a tool's limit is out of range.
+  """
   train, held_out = questions(config, name)
   base, off_policy = agent_paths(config, workdir, name)
   for path in (base, off_policy):
     if not (path / "config.json").exists():
-      raise FileNotFoundError(
-        f"{path} holds no agent: run --stage=agents first."
-      )
-  tokenizer, off_policy_tokenizer = (
-    transformers.AutoTokenizer.from_pretrained(path)
-    for path in (base, off_policy)
-  )
-  python = PythonTool(
-    timeout_s=config.tools.python_timeout_s,
-    memory_bytes=config.tools.python_memory_bytes,
-    max_output_bytes=config.tools.python_output_bytes,
-  )
+      raise InputError(f"{path} holds no agent: run --stage=agents first.")
+  with input_errors.from_outside():
+    tokenizer, off_policy_tokenizer = (
+      transformers.AutoTokenizer.from_pretrained(path)
+      for path in (base, off_policy)
+    )
+    python = PythonTool(
+      timeout_s=config.tools.python_timeout_s,
+      memory_bytes=config.tools.python_memory_bytes,
+      max_output_bytes=config.tools.python_output_bytes,
+    )
   with python:
     yield Task(
       name=name,
@@ -208,7 +221,8 @@ def _tools(
     return [search]
   documents: Sequence[str] = ("Nothing was found.",)
   if config.data.corpus is not None:
-    documents = load_corpus(config.data.corpus)
+    with input_errors.from_outside():
+      documents = load_corpus(config.data.corpus)
   return [search_tool(documents, encoder, top_k), python]
 
 

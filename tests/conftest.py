@@ -1,4 +1,4 @@
-"""What every test shares: where JAX runs, type checks, small models and data.
+"""What every test shares: where JAX runs, type checks and data.
 
 This file is loaded before any test imports JAX, so the environment is set
 here and not in `rapo_jax`, whose import changes nothing.
@@ -6,7 +6,6 @@ here and not in `rapo_jax`, whose import changes nothing.
 
 import os
 import pathlib
-from typing import Any
 
 import pytest
 
@@ -48,27 +47,6 @@ def _enforce_signatures() -> None:
 
 
 _enforce_signatures()
-
-
-@pytest.fixture(scope="session")
-def tiny_qwen2() -> dict[str, Any]:
-  """`config.json` of a Qwen2 that trains in seconds: grouped heads, tied."""
-  return {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": True,
-    "torch_dtype": "float32",
-  }
 
 
 @pytest.fixture(scope="session")

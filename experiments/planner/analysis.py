@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.planner import chips, collectives, jaxpr_cost
 from experiments.planner.programs import (
@@ -137,16 +138,17 @@ def make_plan(
     progress: told what is under way.
 
   Raises:
-    ValueError: the mesh does not use the devices, or does not divide a
+    InputError: the mesh does not use the devices, or does not divide a
       dimension of the model or of the batch; names what would work.
   """
-  axes = config.mesh.shape(len(topology.devices))
-  mesh = sharding.make_mesh(**axes, devices=topology.devices)
-  sharding.check_rows("rollout.num_slots", config.rollout.num_slots, mesh)
-  sharding.check_rows(
-    "update.rows_per_microbatch", config.update.rows_per_microbatch, mesh
-  )
-  programs = Programs(config, shape, mesh, workload)
+  with input_errors.from_outside():
+    axes = config.mesh.shape(len(topology.devices))
+    mesh = sharding.make_mesh(**axes, devices=topology.devices)
+    sharding.check_rows("rollout.num_slots", config.rollout.num_slots, mesh)
+    sharding.check_rows(
+      "update.rows_per_microbatch", config.update.rows_per_microbatch, mesh
+    )
+    programs = Programs(config, shape, mesh, workload)
   reports = []
   with jax.set_mesh(mesh):
     for program in programs:
@@ -287,7 +289,7 @@ class _Judged:
   """Peaks against capacity, and what could be had instead.
 
   While a rollout runs, the training state stays where it is; while an update
-  runs, the rollout's copy of the weights and its cache are gone.
+  runs, the rollout's cache is gone, and its copy of weights that are trained.
   """
 
   def __init__(
@@ -319,7 +321,9 @@ class _Judged:
       reports["insert"].peak_bytes,
       reports["prefill"].peak_bytes + slots,
     )
-    self.update_peak = self._update.peak_bytes
+    # A frozen base stays where rollouts have it.
+    kept = memory["rollout parameters"] if config.policy.lora else 0
+    self.update_peak = self._update.peak_bytes + kept
     # Gradients lie beside the activations among what is temporary.
     self.activation_bytes = max(
       0, self._update.temporary_bytes - gradient_bytes

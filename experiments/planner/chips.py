@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 
+from experiments.input_errors import InputError
 
-class TopologyError(ValueError):
+
+class TopologyError(InputError):
   """A topology that cannot be planned for."""
 
 

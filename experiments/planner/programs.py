@@ -335,7 +335,8 @@ class Programs:
       self.train_model,
       dtype=self._config.rollout.dtype,
       rules=tuple(sharding.ROLLOUT_RULES.items()),
-      calls=1,
+      # A frozen base is moved once a run, and its adapters are next to nothing.
+      calls=0 if self._config.policy.lora else 1,
     )
 
   def _program(

@@ -8,6 +8,7 @@ from flax import nnx
 from transformers import Qwen2Tokenizer
 
 from experiments.config import ExperimentConfig, RandomModelConfig
+from experiments.input_errors import InputError
 from experiments.miniature.agents import train_agents
 from experiments.miniature.tokenizer import untrained_tokenizer
 from experiments.policy_shape import random_shape
@@ -43,7 +44,7 @@ def make_agents(
     )
     return
   if config.policy.base or config.policy.off_policy:
-    raise FileNotFoundError(
+    raise InputError(
       "policy.base and policy.off_policy must both hold a config.json, or "
       f"neither be set: {paths[0]} and {paths[1]} do not."
     )

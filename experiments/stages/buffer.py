@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from experiments.config import ExperimentConfig
-from experiments.devices import device_mesh
+from experiments.engines import open_engine
 from experiments.policies import load_agent
 from experiments.tasks import Task
 from rapo_jax import rewards
@@ -17,7 +17,7 @@ from rapo_jax.retrieval import (
   select_top_k,
   step_traces,
 )
-from rapo_jax.rollout import RolloutEngine, group_requests
+from rapo_jax.rollout import group_requests
 
 QUERIES_AT_A_TIME = 32
 
@@ -38,12 +38,11 @@ def build_buffer(
   """
   task = task.for_off_policy()
   model = load_agent(config, task.off_policy_path)
-  engine = RolloutEngine(
+  engine = open_engine(
+    config,
+    task,
     dataclasses.replace(config.rollout, num_hybrid=0),
-    task.tokenizer,
     vocab_size=model.config.vocab_size,
-    tools=task.tools,
-    mesh=device_mesh(config.mesh),
   )
   # Rolling out and embedding take about as long as each other.
   total = 2.0 * len(task.train)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from experiments.config import ExperimentConfig
-from experiments.devices import device_mesh
+from experiments.engines import open_engine
 from experiments.tasks import Task
 from rapo_jax import models, rewards
-from rapo_jax.rollout import RolloutEngine, RolloutRequest
+from rapo_jax.rollout import RolloutRequest
 from rapo_jax.trajectory import Trajectory
 
 
@@ -58,14 +58,13 @@ def roll_out(
   greedy: bool,
 ) -> list[Trajectory]:
   """Trajectories for every held-out question, `samples` each, in order."""
-  engine = RolloutEngine(
+  engine = open_engine(
+    config,
+    task,
     dataclasses.replace(
       config.rollout, temperature=config.evaluation.temperature, num_hybrid=0
     ),
-    task.tokenizer,
     vocab_size=model.config.vocab_size,
-    tools=task.tools,
-    mesh=device_mesh(config.mesh),
   )
   requests = [
     RolloutRequest(query, task.prompt(query), group, index)

@@ -14,11 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, trajectory_log
+from experiments import flags, input_errors, trajectory_log
 from experiments.config import ExperimentConfig, Method
 from experiments.devices import device_mesh
+from experiments.engines import open_engine
+from experiments.input_errors import InputError
 from experiments.metrics import MetricsWriter, truncate_rows
-from experiments.policies import describe_policy, load_policy
+from experiments.policies import (
+  BASE_FINGERPRINT,
+  describe_policy,
+  load_policy,
+)
 from experiments.stages.evaluate import sample_accuracy
 from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task
@@ -26,7 +32,6 @@ from experiments.workdir import Workdir, write_json
 from rapo_jax import models
 from rapo_jax.data import Query, order, prompt_hash
 from rapo_jax.retrieval import StepTraceBuffer
-from rapo_jax.rollout import RolloutEngine
 from rapo_jax.tools import ToolStatus
 from rapo_jax.training import (
   Checkpoints,
@@ -97,7 +102,8 @@ def train(
 
   Raises:
     Stopped: after a checkpoint of all that was done.
-    ValueError: the newest checkpoint is of another config or prompt template.
+    InputError: the newest checkpoint is of another config or prompt template,
+      the base agent cannot be read, or the mesh does not divide it.
   """
   folder = workdir.run(run.task, run.name)
   if (folder / DONE_FILE).exists():
@@ -114,6 +120,9 @@ def train(
     "prompt_hash": prompt_hash(task.tokenizer, task.train[0]),
   }
   described = describe_policy(policy, task.base_path)
+  if policy.config.lora is not None:
+    # The checkpoint holds adapters, which mean nothing over another base.
+    origin[BASE_FINGERPRINT] = described[BASE_FINGERPRINT]
   state, done, totals = _resume(checkpoints, state, folder, origin)
   with MetricsWriter(
     folder,
@@ -156,6 +165,7 @@ def train(
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
 
 
+@input_errors.from_outside()
 def _make_trainer(
   config: ExperimentConfig,
   task: Task,
@@ -165,15 +175,13 @@ def _make_trainer(
 ) -> Trainer:
   """What runs the updates of a run's method."""
   rollout, objective = config.method(run.method)
-  mesh = device_mesh(config.mesh)
-  engine = RolloutEngine(
+  engine = open_engine(
+    config,
+    task,
     rollout,
-    task.tokenizer,
     vocab_size=policy.config.vocab_size,
-    tools=task.tools,
     buffer=buffer,
-    retrieval=config.retrieval,
-    mesh=mesh,
+    policy=policy,
   )
   return Trainer(
     engine,
@@ -183,7 +191,7 @@ def _make_trainer(
     optimizer=config.optimizer,
     update=config.update,
     seed=run.seed,
-    mesh=mesh,
+    mesh=device_mesh(config.mesh),
   )
 
 
@@ -214,18 +222,36 @@ def _resume(
   if newest is None:
     truncate_rows(folder / TRAJECTORIES_FILE, -1)
     return state, 0, {}
-  state, metadata = checkpoints.restore(newest, state)
-  for name, here in origin.items():
-    if metadata[name] != here:
-      raise ValueError(
-        f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"update {newest} in {folder} has {metadata[name]}, this run {here}: "
-        "choose another --workdir."
-      )
+  # Of another experiment it may have other shapes too, which nobody could
+  # make sense of.
+  metadata = checkpoints.metadata(newest)
+  _check_origin(metadata, origin, f"update {newest} in {folder}")
+  state = checkpoints.restore(newest, state)
   truncate_rows(folder / TRAJECTORIES_FILE, newest)
   return state, newest, dict(metadata["totals"])
 
 
+def _check_origin(
+  metadata: dict[str, Any], origin: dict[str, str], where: str
+) -> None:
+  """Refuses a checkpoint that another experiment, or version, wrote."""
+  missing = sorted({"totals", *origin} - metadata.keys())
+  if missing:
+    raise InputError(
+      f"a checkpoint says what it is of, and that of {where} has no "
+      f"{', '.join(missing)}: go on with the version that wrote it, or choose "
+      "another --workdir."
+    )
+  for name, here in origin.items():
+    if metadata[name] != here:
+      raise InputError(
+        f"a run goes on with the {name} that it began with; the checkpoint of "
+        f"{where} has {metadata[name]}, this run {here}: undo what has "
+        "changed, or choose another --workdir."
+      )
+
+
+@input_errors.from_outside()
 def _questions(
   config: ExperimentConfig, task: Task, run: Run, update: int
 ) -> tuple[list[Query], list[np.ndarray]]:

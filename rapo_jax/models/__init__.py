@@ -5,7 +5,7 @@ from rapo_jax.models.attention import KV_BLOCK
 from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat
 from rapo_jax.models.export import save_pretrained
-from rapo_jax.models.huggingface import from_pretrained
+from rapo_jax.models.huggingface import fingerprint, from_pretrained
 from rapo_jax.models.log_probs import (
   HEAD_CHUNK,
   token_log_probs,
@@ -15,6 +15,7 @@ from rapo_jax.models.lora import (
   add_adapters,
   merge_adapters,
   trainable,
+  with_adapters_of,
   with_trainable,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
   "Remat",
   "RopeConfig",
   "add_adapters",
+  "fingerprint",
   "from_pretrained",
   "load_adapters",
   "merge_adapters",
@@ -36,5 +38,6 @@ __all__ = [
   "token_log_probs",
   "token_loss_sum",
   "trainable",
+  "with_adapters_of",
   "with_trainable",
 ]

@@ -128,7 +128,13 @@ def _configurations(
   content = config.to_hf()
   generation: dict[str, Any] = {"_from_model_config": True}
   if origin is not None:
-    theirs = dataclasses.replace(read_config(origin), dtype=config.dtype)
+    # Fields that say nothing of what the weights compute may differ.
+    theirs = dataclasses.replace(
+      read_config(origin),
+      dtype=config.dtype,
+      attention=config.attention,
+      initializer_range=config.initializer_range,
+    )
     different = [
       f"{field.name} {getattr(config, field.name)} and "
       f"{getattr(theirs, field.name)}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import hashlib
+import json
 import math
 import os
 import pathlib
@@ -37,6 +39,9 @@ _MAX_READERS = 8
 """Most threads that fill a parameter, a layer each."""
 _ALIGNMENT = 64
 """XLA on a CPU takes a host buffer over, uncopied, at multiples of this."""
+
+_FINGERPRINT_BYTES = 2**14
+"""Of each tensor that a fingerprint is taken of."""
 
 _Slices = tuple[slice, ...]
 
@@ -91,6 +96,31 @@ def from_pretrained(
       for layout, leaf, place in zip(layouts, leaves, places, strict=True)
     ],
   )
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+  """Sixteen hex digits that change when a model's folder holds another model.
+
+  Of the configuration, and of each tensor's name, dtype, shape and first
+  values, so that it is cheap whatever the size and does not depend on how
+  tensors are spread over files.
+
+  Args:
+    folder: with `config.json` and safetensors.
+
+  Raises:
+    FileNotFoundError: if the configuration or weights are not there.
+    ValueError: if a file is broken.
+  """
+  path = pathlib.Path(folder)
+  config = json.dumps(read_json(path / CONFIG), sort_keys=True)
+  digest = hashlib.sha256(config.encode())
+  for name, tensor in sorted(stored_tensors(path).items()):
+    digest.update(f"{name} {tensor.dtype_name} {tensor.shape}".encode())
+    with tensor.path.open("rb") as file:
+      file.seek(tensor.offset)
+      digest.update(file.read(min(tensor.num_bytes, _FINGERPRINT_BYTES)))
+  return digest.hexdigest()[:16]
 
 
 def read_config(folder: pathlib.Path) -> DecoderConfig:

@@ -111,6 +111,26 @@ def with_trainable(model: Any, variables: Mapping[str, nnx.Variable]) -> Any:
   )
 
 
+def with_adapters_of(placed: Decoder, model: Decoder) -> Decoder:
+  """A model as it lies already, with another's adapters.
+
+  What is frozen is the same after every update: only adapters have to move.
+
+  Args:
+    placed: where and in the dtype in which the result is wanted. Its frozen
+      parameters are shared, not copied.
+    model: of the same structure, wherever it lies, in whatever dtype.
+  """
+  moved = {}
+  own = trainable(placed)
+  for name, adapter in trainable(model).items():
+    there = own[name].get_value()
+    moved[name] = own[name].replace(
+      jax.device_put(adapter.get_value().astype(there.dtype), there.sharding)
+    )
+  return with_trainable(placed, moved)
+
+
 def _variables(model: Any) -> dict[str, nnx.Variable]:
   """Every parameter by path, in the order of the model's leaves."""
   paths, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_variable)

@@ -102,12 +102,12 @@ def partition_spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
   return PartitionSpec(*(axis and rules.get(axis) for axis in axes))
 
 
-def shardings(model: Any, mesh: Mesh, rules: Rules) -> Any:
+def shardings(model: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Any:
   """Where each parameter lies, in a tree of the model's structure.
 
   Args:
     model: a decoder, concrete or abstract (`jax.eval_shape`).
-    mesh: the devices.
+    mesh: the devices, or their number along each axis alone.
     rules: from names of axes to axes of the mesh.
 
   Raises:
@@ -261,7 +261,9 @@ def _size(mesh: Any, over: str | tuple[str, ...]) -> int:
   return math.prod(mesh.shape[name] for name in names)
 
 
-def _problems(model: Any, mesh: Mesh, rules: Rules) -> Iterator[str]:
+def _problems(
+  model: Any, mesh: Mesh | AbstractMesh, rules: Rules
+) -> Iterator[str]:
   config = model.config
   # A kernel holds whole heads: what has to be divisible is their number.
   counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}

@@ -38,10 +38,7 @@ def attend(
   def local(queries, keys, values, segment_ids):
     kernel = _kernel(queries.shape[2], queries.shape[1], interpret)
     # The kernel does not scale, and wants heads before positions.
-    q, k, v = (
-      x.swapaxes(1, 2)
-      for x in (queries * queries.shape[3] ** -0.5, keys, values)
-    )
+    q, k, v = (x.swapaxes(1, 2) for x in (_scaled(queries), keys, values))
     ids = splash_attention.SegmentIds(segment_ids, segment_ids)
     return jax.vmap(kernel)(q, k, v, ids).swapaxes(1, 2)
 
@@ -60,6 +57,12 @@ def attend(
     out_specs=heads,
     check_vma=False,
   )(*arguments)
+
+
+def _scaled(queries: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
+  """Queries over √D. In float32: bfloat16 would round √D too, for all alike."""
+  scaled = queries.astype(jnp.float32) * queries.shape[3] ** -0.5
+  return scaled.astype(queries.dtype)
 
 
 def _kernel(num_heads: int, length: int, interpret: bool):

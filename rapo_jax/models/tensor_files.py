@@ -39,12 +39,14 @@ class StoredTensor:
     dtype_name: in the format's spelling.
     shape: its shape.
     offset: where in the file its data begins.
+    num_bytes: size of its data.
   """
 
   path: pathlib.Path
   dtype_name: str
   shape: tuple[int, ...]
   offset: int
+  num_bytes: int
 
   @property
   def readable(self) -> bool:
@@ -138,6 +140,7 @@ def file_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
       entry["dtype"],
       tuple(entry["shape"]),
       _LENGTH_BYTES + length + entry["data_offsets"][0],
+      entry["data_offsets"][1] - entry["data_offsets"][0],
     )
     for name, entry in header.items()
   }

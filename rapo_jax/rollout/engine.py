@@ -27,7 +27,7 @@ from jaxtyping import Int
 from rapo_jax import retrieval as retrieval_lib
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query
-from rapo_jax.models import KV_BLOCK, Decoder, sharding
+from rapo_jax.models import KV_BLOCK, Decoder, sharding, with_adapters_of
 from rapo_jax.rollout import automaton as automaton_lib
 from rapo_jax.rollout import sampler, tool_runner
 from rapo_jax.rollout.config import RolloutConfig
@@ -160,6 +160,9 @@ class RolloutEngine:
     buffer: Step-Trace Buffer for hybrid trajectories, or None.
     retrieval: how a trace is chosen among the nearest.
     mesh: devices that share the slots and the policy; None for one device.
+    policy: one with adapters whose base is that of every rollout. On a mesh
+      what is frozen is placed once, here, and stays there between rollouts;
+      without it each rollout places the whole model.
 
   Raises:
     ValueError: a limit leaves no room for a result's tags, a tool's policy is
@@ -176,6 +179,7 @@ class RolloutEngine:
     buffer: retrieval_lib.StepTraceBuffer | None = None,
     retrieval: retrieval_lib.RetrievalConfig | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    policy: Decoder | None = None,
   ):
     if mesh is not None:
       sharding.check_rows("num_slots", config.num_slots, mesh)
@@ -208,6 +212,9 @@ class RolloutEngine:
       config.max_prompt_tokens + config.max_response_tokens, KV_BLOCK
     )
     self._prompt_width = _round_up(config.max_prompt_tokens, KV_BLOCK)
+    self._placed: Decoder | None = None
+    if policy is not None and policy.config.lora is not None:
+      self._placed = self._own_copy(policy)
 
   def rollout(
     self,
@@ -240,11 +247,10 @@ class RolloutEngine:
           f"has {len(request.prompt_tokens)}: raise the limit or drop the "
           "question."
         )
-    model = sharding.place(
-      model,
-      mesh=self._mesh,
-      rules=sharding.ROLLOUT_RULES,
-      dtype=self._config.dtype,
+    model = (
+      self._place(model)
+      if self._placed is None
+      else with_adapters_of(self._placed, model)
     )
     with (
       sharding.use_mesh(self._mesh),
@@ -254,6 +260,24 @@ class RolloutEngine:
         self, model, calls, seed=seed, update=update, greedy=greedy
       )
       return run(requests)
+
+  def _place(self, model: Decoder) -> Decoder:
+    return sharding.place(
+      model,
+      mesh=self._mesh,
+      rules=sharding.ROLLOUT_RULES,
+      dtype=self._config.dtype,
+    )
+
+  def _own_copy(self, policy: Decoder) -> Decoder | None:
+    """The policy placed, if that made arrays of its own.
+
+    Others may be donated away by an update.
+    """
+    if self._mesh is None:
+      return None
+    placed = self._place(policy)
+    return None if placed is policy else placed
 
   def _encode(self, text: str) -> list[int]:
     """Ids of text; nothing in it becomes a special token."""

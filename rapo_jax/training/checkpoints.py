@@ -62,10 +62,8 @@ class Checkpoints:
       ),
     )
 
-  def restore(
-    self, update: int, like: TrainState
-  ) -> tuple[TrainState, dict[str, Any]]:
-    """State and metadata of a checkpoint.
+  def restore(self, update: int, like: TrainState) -> TrainState:
+    """State of a checkpoint; read and judge its `metadata` first.
 
     Args:
       update: one that exists.
@@ -76,14 +74,11 @@ class Checkpoints:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like_saved))
     restored = self._manager.restore(
       update,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract),
-        metadata=ocp.args.JsonRestore(),
-      ),
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
     )
     saved = _unnamed(restored.state, like_saved)
     model = models.with_trainable(like.model, saved.variables)
-    return TrainState(model, saved.opt_state), restored.metadata
+    return TrainState(model, saved.opt_state)
 
   def metadata(self, update: int) -> dict[str, Any]:
     """What was saved beside the state of a checkpoint that exists."""

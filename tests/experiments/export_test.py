@@ -14,24 +14,11 @@ from experiments.policies import describe_policy
 from rapo_jax import models
 from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
 from tests import eight_devices
+from tests.tiny_decoder import tiny_decoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LORA = models.LoraConfig(2, 4.0, ("query", "down"))
 TOKENS = jnp.arange(24).reshape(2, 12)
-
-
-def make_base():
-  config = models.DecoderConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    initializer_range=0.2,
-  )
-  return models.Decoder(config, rngs=nnx.Rngs(0))
 
 
 def trained(model):
@@ -48,7 +35,7 @@ def trained(model):
 
 def write_run(root, *, lora=None, dtype="float32"):
   """A run's base agent, two checkpoints, and the policy of the newer one."""
-  models.save_pretrained(make_base(), root / "base")
+  models.save_pretrained(tiny_decoder(), root / "base")
   (root / "base" / "tokenizer.json").write_text('{"a": 1}')
   (root / "base" / "generation_config.json").write_text('{"top_p": 0.9}')
   model = models.from_pretrained(root / "base", dtype=dtype)
@@ -140,7 +127,7 @@ def test_adapters_are_written_apart(tmp_path, capsys):
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
     *("adapter_config.json", "adapter_model.safetensors")
   ]
-  loaded = models.load_adapters(make_base(), tmp_path / "out")
+  loaded = models.load_adapters(tiny_decoder(), tmp_path / "out")
   assert same(models.trainable(loaded), models.trainable(model))
 
 
@@ -153,6 +140,17 @@ def test_a_base_that_has_moved_is_named(tmp_path, capsys):
   assert run(tmp_path, "--base", str(tmp_path / "elsewhere")) == 0
   loaded = models.from_pretrained(tmp_path / "out")
   assert same(loaded, models.merge_adapters(model))
+
+
+def test_a_base_that_has_changed_is_refused(tmp_path, capsys):
+  write_run(tmp_path, lora=LORA)
+  base = jax.tree.map(lambda x: x + 0.01, tiny_decoder())
+  models.save_pretrained(base, tmp_path / "base")
+  assert run(tmp_path) == 2
+  error = capsys.readouterr().err
+  assert "over the base agent that they were trained over" in error
+  assert "give the one of then with --base" in error
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -227,10 +225,10 @@ checkpoints.close()
 
 
 def test_a_checkpoint_of_a_mesh_is_read_on_one_device(tmp_path):
-  models.save_pretrained(make_base(), tmp_path / "base")
+  models.save_pretrained(tiny_decoder(), tmp_path / "base")
   eight_devices.run_python("-c", _ON_A_MESH, str(tmp_path))
   assert run(tmp_path) == 0
-  assert same(models.from_pretrained(tmp_path / "out"), make_base())
+  assert same(models.from_pretrained(tmp_path / "out"), tiny_decoder())
 
 
 def test_help_names_every_option(capsys):

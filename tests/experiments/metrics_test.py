@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import metrics
+from experiments.input_errors import InputError
 
 
 def _write(directory, updates, **keywords):
@@ -119,7 +120,7 @@ def test_wandb_gets_the_rows_under_one_id_over_a_resume(tmp_path, monkeypatch):
 def test_wandb_without_a_key_says_what_to_set(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace())
   monkeypatch.delenv(metrics.WANDB_KEY, raising=False)
-  with pytest.raises(ValueError, match="WANDB_API_KEY is not set: export it"):
+  with pytest.raises(InputError, match="WANDB_API_KEY is not set: export it"):
     metrics.MetricsWriter(
       tmp_path, tensorboard=False, wandb=metrics.WandbConfig()
     )
@@ -127,7 +128,7 @@ def test_wandb_without_a_key_says_what_to_set(tmp_path, monkeypatch):
 
 def test_wandb_missing_names_the_extra(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
-  with pytest.raises(ImportError, match=r'pip install -e "\.\[wandb\]"'):
+  with pytest.raises(InputError, match=r'pip install -e "\.\[wandb\]"'):
     metrics.MetricsWriter(
       tmp_path, tensorboard=False, wandb=metrics.WandbConfig()
     )

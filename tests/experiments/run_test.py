@@ -34,7 +34,7 @@ from experiments.stages import agents, buffer, evaluate, train
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder
-from rapo_jax.training import OptimizerConfig, UpdateConfig
+from rapo_jax.training import Checkpoints, OptimizerConfig, UpdateConfig
 from rapo_jax.trajectory import TokenKind
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -351,20 +351,36 @@ def test_another_config_does_not_go_on_in_the_folder(finished, capsys):
 
 
 def test_a_checkpoint_of_another_prompt_is_not_gone_on_with(
-  finished, tmp_path, monkeypatch
+  finished, tmp_path, monkeypatch, capsys
 ):
   config_file, whole = finished
   folder = tmp_path / "other_prompt"
   subprocess.run(["cp", "-r", whole, folder], check=True)
   (folder / "train" / "compute" / "rapo-seed0" / "done.json").unlink()
-  monkeypatch.setattr(train, "prompt_hash", lambda *_: "another")
-  with pytest.raises(ValueError, match="prompt_hash that it began with"):
-    run.main(
-      [
-        *("--config", str(config_file), "--workdir", str(folder)),
-        "--stage=train",
-      ]
-    )
+  arguments = [
+    *("--config", str(config_file), "--workdir", str(folder)),
+    "--stage=train",
+  ]
+
+  def refuse(*_):
+    raise AssertionError("what is refused is not to be restored")
+
+  with monkeypatch.context() as patched:
+    patched.setattr(train, "prompt_hash", lambda *_: "another")
+    patched.setattr(Checkpoints, "restore", refuse)
+    assert run.main(arguments) == 2
+  assert "prompt_hash that it began with" in capsys.readouterr().err
+  # A checkpoint from before such a hash was kept.
+  metadata = Checkpoints.metadata
+  monkeypatch.setattr(
+    Checkpoints,
+    "metadata",
+    lambda self, n: {
+      k: v for k, v in metadata(self, n).items() if k != "prompt_hash"
+    },
+  )
+  assert run.main(arguments) == 2
+  assert "has no prompt_hash: go on with the" in capsys.readouterr().err
 
 
 def test_one_task_of_several_is_held_and_run_alone(tmp_path):

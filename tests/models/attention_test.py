@@ -103,6 +103,32 @@ def test_splash_equals_xla(length, heads, kv_heads, head_dim):
   assert_same(got, expected, 1e-4)
 
 
+@pytest.mark.parametrize("head_dim", [64, 192])
+def test_splash_in_bfloat16_is_as_near_as_xla(head_dim):
+  inputs = arrays(2, 128, 4, 2, head_dim, "bfloat16")
+  ids = segments(2, 128)
+  plain = functools.partial(
+    attention.attend, segment_ids=ids, implementation="xla"
+  )
+  got = splash.attend(*inputs, ids, interpret=True)
+  assert got.dtype == jnp.bfloat16
+  exact = plain(*(x.astype(jnp.float32) for x in inputs))
+
+  def error(x):
+    return float(jnp.abs(x.astype(jnp.float32) - exact).mean())
+
+  assert error(got) < 1.5 * error(plain(*inputs))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 192])
+def test_splash_rounds_scaled_queries_once(head_dim):
+  queries, _, _ = arrays(1, 8, 2, 1, head_dim, "bfloat16")
+  exact = np.asarray(queries, np.float64) / head_dim**0.5
+  np.testing.assert_array_equal(
+    splash._scaled(queries), exact.astype(jnp.bfloat16)
+  )
+
+
 def test_splash_without_segments_is_causal():
   inputs = arrays(1, 128, 2, 1, 64)
   got = splash.attend(*inputs, None, interpret=True)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from rapo_jax import models
 from tests.models import real_configs
+from tests.tiny_decoder import tiny_config
 
 QWEN = real_configs.QWEN2_5_7B
 
@@ -183,17 +184,7 @@ class ToHfTest(parameterized.TestCase):
   def test_what_the_family_cannot_say_is_not_written(
     self, family, changes, message
   ):
-    config = models.DecoderConfig(
-      vocab_size=31,
-      hidden_size=16,
-      intermediate_size=24,
-      num_layers=2,
-      num_heads=4,
-      num_kv_heads=2,
-      head_dim=6,
-      model_type=family,
-      **changes,
-    )
+    config = tiny_config(model_type=family, **changes)
     with self.assertRaisesRegex(ValueError, message):
       config.to_hf()
 

@@ -11,27 +11,21 @@ from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.models import rope
+from tests import tiny_decoder
 
 # Compiled once for all tests; unjitted, each call compiles its scan anew.
 logits_of = jax.jit(models.Decoder.__call__)
 hidden_of = jax.jit(models.Decoder.hidden_states, static_argnames="remat")
 
 
-def tiny_config(**changes) -> models.DecoderConfig:
-  return models.DecoderConfig(
-    **{
-      "vocab_size": 53,
-      "hidden_size": 24,
-      "intermediate_size": 40,
-      "num_layers": 3,
-      "num_heads": 4,
-      "num_kv_heads": 2,
-      "head_dim": 8,
-      # Large weights, so that a wrong mask or position shows.
-      "initializer_range": 0.3,
-      **changes,
-    }
-  )
+tiny_config = functools.partial(
+  tiny_decoder.tiny_config,
+  vocab_size=53,
+  hidden_size=24,
+  intermediate_size=40,
+  num_layers=3,
+  initializer_range=0.3,
+)
 
 
 @functools.cache

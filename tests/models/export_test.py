@@ -1,5 +1,6 @@
 """Tests of what export carries over, and of how it fails."""
 
+import dataclasses
 import errno
 import json
 import pathlib
@@ -85,6 +86,14 @@ class SavePretrainedTest(parameterized.TestCase):
     models.save_pretrained(trained, self.folder, source=self.folder)
     self.assertEqual(self.read("generation_config.json"), {"top_p": 0.9})
     self.assert_loads(trained)
+
+  def test_what_the_weights_do_not_know_of_may_differ(self):
+    config = dataclasses.replace(
+      self.model.config, attention="xla", initializer_range=0.5
+    )
+    model = models.Decoder(config, rngs=nnx.Rngs(0))
+    models.save_pretrained(model, self.folder, source=self.source())
+    self.assertEqual(self.read("config.json")["initializer_range"], 0.5)
 
   def test_another_model_is_not_a_source(self):
     source = self.source(rms_norm_eps=1e-3, torch_dtype="bfloat16")

@@ -12,28 +12,53 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from absl.testing import parameterized
-from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.models import huggingface
+from tests.tiny_decoder import tiny_decoder
 
 
 def tiny_model(**changes) -> models.Decoder:
-  config = models.DecoderConfig(
+  return tiny_decoder(
     **{
       "vocab_size": 31,
-      "hidden_size": 16,
       "intermediate_size": 24,
-      "num_layers": 2,
-      "num_heads": 4,
-      "num_kv_heads": 2,
       "head_dim": 6,
       "tie_embeddings": False,
       "rope": models.RopeConfig(theta=5_000.0),
       **changes,
     }
   )
-  return models.Decoder(config, rngs=nnx.Rngs(0))
+
+
+class FingerprintTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()
+    self.addCleanup(folder.cleanup)
+    self.root = pathlib.Path(folder.name)
+
+  def fingerprint(self, model, **options):
+    models.save_pretrained(model, self.root / "model", **options)
+    return models.fingerprint(self.root / "model")
+
+  def test_is_that_of_the_model_and_not_of_its_files(self):
+    model = tiny_model()
+    whole = self.fingerprint(model)
+    self.assertLen(whole, 16)
+    self.assertEqual(self.fingerprint(model, max_shard_bytes=2000), whole)
+
+  def test_changes_with_a_weight_a_dtype_and_the_configuration(self):
+    model = tiny_model()
+    moved = jax.tree.map(jnp.copy, model)
+    moved.final_norm.scale[...] += 1e-3
+    others = (
+      moved,
+      model.astype("bfloat16"),
+      tiny_model(rms_norm_eps=1e-5),
+    )
+    prints = {self.fingerprint(other) for other in (model, *others)}
+    self.assertLen(prints, 4)
 
 
 class CheckpointTest(parameterized.TestCase):

@@ -12,30 +12,26 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rapo_jax import models
 from rapo_jax.models import log_probs, sharding
+from tests.tiny_decoder import tiny_decoder
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
 BATCH, LENGTH, VOCAB, CHUNK = 8, 24, 512, 12
 
 
 def model(tie_embeddings: bool) -> models.Decoder:
-  config = models.DecoderConfig(
+  return tiny_decoder(
     vocab_size=VOCAB,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=2,
     num_heads=8,
     num_kv_heads=8,
     head_dim=4,
     initializer_range=0.3,
     tie_embeddings=tie_embeddings,
   )
-  return models.Decoder(config, rngs=nnx.Rngs(0))
 
 
 def inputs() -> tuple[jax.Array, ...]:

@@ -16,6 +16,7 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import log_probs as log_probs_lib
 from tests import eight_devices
+from tests.tiny_decoder import tiny_decoder
 
 VOCAB = 37
 
@@ -23,20 +24,10 @@ score = jax.jit(models.token_log_probs, static_argnames="temperature")
 
 
 @functools.cache
-def tiny_model(tie_embeddings=True, dtype="float32") -> models.Decoder:
-  config = models.DecoderConfig(
-    vocab_size=VOCAB,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    initializer_range=0.3,
-    tie_embeddings=tie_embeddings,
-    dtype=dtype,
+def tiny_model(**changes) -> models.Decoder:
+  return tiny_decoder(
+    vocab_size=VOCAB, head_dim=4, initializer_range=0.3, **changes
   )
-  return models.Decoder(config, rngs=nnx.Rngs(0))
 
 
 def random_tokens(shape, seed=0):

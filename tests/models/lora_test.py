@@ -1,6 +1,7 @@
 """LoRA: neutral at first, alone in training, the same merged and unmerged."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -13,25 +14,10 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import sharding
 from rapo_jax.models.decoder import AdapterParam
+from tests.tiny_decoder import tiny_decoder
 
 LORA = models.LoraConfig(4, 8.0, ("query", "value", "out", "gate", "down"))
 TOKENS = jnp.arange(24).reshape(2, 12)
-
-
-def tiny(*, dtype="float32", **changes):
-  config = models.DecoderConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    initializer_range=0.2,
-    dtype=dtype,
-    **changes,
-  )
-  return models.Decoder(config, rngs=nnx.Rngs(0))
 
 
 def adapted(base, lora=LORA):
@@ -52,7 +38,7 @@ def leaves(model):
 
 
 def test_fresh_adapters_change_no_logit_and_share_the_base():
-  base = tiny()
+  base = tiny_decoder()
   model = models.add_adapters(base, LORA, rngs=nnx.Rngs(1))
   np.testing.assert_array_equal(model(TOKENS), base(TOKENS))
   assert model.embedding.get_value() is base.embedding.get_value()
@@ -64,7 +50,7 @@ def test_fresh_adapters_change_no_logit_and_share_the_base():
 
 
 def test_parameters_are_made_as_configured():
-  variables = models.trainable(adapted(tiny(dtype="bfloat16")))
+  variables = models.trainable(adapted(tiny_decoder(dtype="bfloat16")))
   assert {name: v.shape for name, v in variables.items()} == {
     "layers.attention.out.lora_a": (2, 32, 4),
     "layers.attention.out.lora_b": (2, 4, 16),
@@ -82,14 +68,14 @@ def test_parameters_are_made_as_configured():
 
 
 def test_without_adapters_everything_is_trained():
-  base = tiny()
+  base = tiny_decoder()
   assert len(models.trainable(base)) == len(jax.tree.leaves(base))
   assert models.merge_adapters(base) is base
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_merged_equals_unmerged(tie_embeddings):
-  base = tiny(tie_embeddings=tie_embeddings)
+  base = tiny_decoder(tie_embeddings=tie_embeddings)
   model = adapted(base)
   merged = models.merge_adapters(model)
   assert jax.tree.structure(merged) == jax.tree.structure(base)
@@ -99,7 +85,7 @@ def test_merged_equals_unmerged(tie_embeddings):
 
 
 def test_the_product_counts_alpha_over_rank_times():
-  base = tiny()
+  base = tiny_decoder()
   model = adapted(base, models.LoraConfig(2, 6.0, ("up",)))
   up, merged = model.layers.feed_forward.up, models.merge_adapters(model)
   # W + 6 / 2 · A B, layer by layer.
@@ -115,7 +101,7 @@ def test_the_product_counts_alpha_over_rank_times():
 
 
 def test_cached_decoding_applies_the_adapters():
-  model = adapted(tiny())
+  model = adapted(tiny_decoder())
   hidden, _ = model.extend(
     model.init_cache(2, models.KV_BLOCK),
     TOKENS,
@@ -129,7 +115,7 @@ def test_cached_decoding_applies_the_adapters():
 
 
 def test_a_cast_reaches_adapters_over_a_base_that_has_the_dtype():
-  model = adapted(tiny(dtype="bfloat16"))
+  model = adapted(tiny_decoder(dtype="bfloat16"))
   cast = model.astype("bfloat16")
   assert {x.dtype for x in jax.tree.leaves(cast)} == {jnp.dtype("bfloat16")}
   # What the update differentiates through and what the sampler runs agree.
@@ -148,6 +134,21 @@ def test_a_cast_reaches_adapters_over_a_base_that_has_the_dtype():
   ]
 
 
+def test_adapters_alone_are_placed_where_the_base_lies_already():
+  model = adapted(tiny_decoder())
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  place = functools.partial(
+    sharding.place, mesh=mesh, rules=sharding.ROLLOUT_RULES, dtype="bfloat16"
+  )
+  placed = place(models.add_adapters(tiny_decoder(), LORA, rngs=nnx.Rngs(3)))
+  got, expected = models.with_adapters_of(placed, model), place(model)
+  assert jax.tree.structure(got) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_array_equal(a, b)
+    assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+  assert got.embedding.get_value() is placed.embedding.get_value()
+
+
 @pytest.mark.parametrize(
   ("values", "message"),
   [
@@ -164,11 +165,11 @@ def test_settings_that_mean_nothing_are_refused(values, message):
 
 def test_adapters_are_added_once():
   with pytest.raises(ValueError, match="some of rank 4; merge them"):
-    models.add_adapters(adapted(tiny()), LORA, rngs=nnx.Rngs(0))
+    models.add_adapters(adapted(tiny_decoder()), LORA, rngs=nnx.Rngs(0))
 
 
 def test_files_are_those_of_peft(tmp_path):
-  model = adapted(tiny())
+  model = adapted(tiny_decoder())
   models.save_adapters(model, tmp_path / "adapters", base_model="some/base")
   content = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
   assert content["peft_type"] == "LORA"
@@ -207,7 +208,7 @@ def test_files_are_those_of_peft(tmp_path):
 
 
 def test_adapters_come_back_bit_for_bit(tmp_path):
-  base = tiny()
+  base = tiny_decoder()
   model = adapted(base)
   models.save_adapters(model, tmp_path / "adapters", base_model="base")
   loaded = models.load_adapters(base, tmp_path / "adapters")
@@ -218,8 +219,10 @@ def test_adapters_come_back_bit_for_bit(tmp_path):
 
 
 def test_adapters_of_another_base_are_refused(tmp_path):
-  models.save_adapters(adapted(tiny()), tmp_path / "it", base_model="base")
-  other = dataclasses.replace(tiny().config, intermediate_size=24)
+  models.save_adapters(
+    adapted(tiny_decoder()), tmp_path / "it", base_model="base"
+  )
+  other = dataclasses.replace(tiny_decoder().config, intermediate_size=24)
   base = models.Decoder(other, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match=r"gate_proj\.lora_B\.weight") as error:
     models.load_adapters(base, tmp_path / "it")
@@ -230,7 +233,7 @@ def test_adapters_of_another_base_are_refused(tmp_path):
 
 def test_each_way_of_writing_names_the_other(tmp_path):
   with pytest.raises(ValueError, match="merge them with merge_adapters, or"):
-    models.save_pretrained(adapted(tiny()), tmp_path / "it")
+    models.save_pretrained(adapted(tiny_decoder()), tmp_path / "it")
   with pytest.raises(ValueError, match="write it with save_pretrained"):
-    models.save_adapters(tiny(), tmp_path / "it", base_model="base")
+    models.save_adapters(tiny_decoder(), tmp_path / "it", base_model="base")
   assert not list(tmp_path.iterdir())

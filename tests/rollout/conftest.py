@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers
 
 from rapo_jax import retrieval
 from rapo_jax.data import Query
-from rapo_jax.models import Decoder, DecoderConfig
 from rapo_jax.tools import ToolResult, ToolStatus
+from tests.tiny_decoder import tiny_decoder
 
 _WORDS = ["<search>", "</search>", "<answer>", "</answer>", "a", "b"]
 
@@ -43,18 +42,13 @@ def tag_tokenizer():
 @pytest.fixture(scope="session")
 def policy(tag_tokenizer):
   """A random policy that writes nothing but the six words."""
-  config = DecoderConfig(
+  model = tiny_decoder(
     vocab_size=len(tag_tokenizer),
     hidden_size=32,
     intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
     tie_embeddings=False,
     initializer_range=0.3,
   )
-  model = Decoder(config, rngs=nnx.Rngs(0))
   # Large logits for the words, so that little else is sampled, and small ones
   # for the end of an answer, so that trajectories are long.
   kernel = np.array(model.head.kernel[...])

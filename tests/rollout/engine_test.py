@@ -2,13 +2,18 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
+from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from rapo_jax import models
+from rapo_jax.models import sharding
 from rapo_jax.retrieval import RetrievalConfig
 from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
 from rapo_jax.tools import ToolResult, ToolStatus
@@ -33,7 +38,9 @@ _CONFIG = RolloutConfig(
 _ANY = RetrievalConfig(min_similarity=-1.0)
 
 
-def _engine(tag_tokenizer, tool, buffer=None, **changes):
+def _engine(
+  tag_tokenizer, tool, buffer=None, mesh=None, policy=None, **changes
+):
   return RolloutEngine(
     dataclasses.replace(_CONFIG, **changes),
     tag_tokenizer,
@@ -41,6 +48,8 @@ def _engine(tag_tokenizer, tool, buffer=None, **changes):
     tools={tool.name: tool},
     buffer=buffer,
     retrieval=_ANY,
+    mesh=mesh,
+    policy=policy,
   )
 
 
@@ -213,6 +222,35 @@ def test_order_slots_and_neighbours_change_no_bit(
   )
   for index, trajectory in zip(chosen, again, strict=True):
     assert _same(trajectory, trajectories[index])
+
+
+def test_a_frozen_base_is_placed_once(
+  policy, queries, prompts, tag_tokenizer, echo_tool
+):
+  lora = models.LoraConfig(2, 4.0, ("query", "down"))
+  first = models.add_adapters(policy, lora, rngs=nnx.Rngs(0))
+  later = models.with_trainable(
+    first, jax.tree.map(lambda x: x + 0.1, models.trainable(first))
+  )
+  options = {
+    "mesh": sharding.make_mesh(devices=jax.devices()[:1]),
+    "dtype": "bfloat16",
+  }
+  roll = functools.partial(
+    RolloutEngine.rollout,
+    requests=_requests(queries, prompts),
+    seed=0,
+    update=0,
+  )
+  expected, _ = roll(
+    _engine(tag_tokenizer, echo_tool(), **options), model=later
+  )
+  engine = _engine(tag_tokenizer, echo_tool(), policy=first, **options)
+  with mock.patch.object(sharding, "place", side_effect=AssertionError):
+    got, _ = roll(engine, model=later)
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    np.testing.assert_array_equal(a.log_probs, b.log_probs)
 
 
 def test_slow_tools_change_no_bit(

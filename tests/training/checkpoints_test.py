@@ -7,19 +7,11 @@ from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
+from tests.tiny_decoder import tiny_decoder
 
 
 def _state(seed, lora=None):
-  config = models.DecoderConfig(
-    vocab_size=16,
-    hidden_size=8,
-    intermediate_size=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-  )
-  model = models.Decoder(config, rngs=nnx.Rngs(seed))
+  model = tiny_decoder(seed=seed)
   if lora is not None:
     model = models.add_adapters(model, lora, rngs=nnx.Rngs(seed))
   return init_train_state(model, OptimizerConfig())
@@ -34,7 +26,8 @@ def test_restores_every_bit_and_the_metadata(tmp_path):
 
   reopened = Checkpoints(tmp_path)
   assert reopened.latest() == 3
-  restored, metadata = reopened.restore(3, _state(1))
+  metadata = reopened.metadata(3)
+  restored = reopened.restore(3, _state(1))
   reopened.close()
   assert metadata == {"totals": {"seconds": 1.5}}
   assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -86,13 +79,13 @@ def test_of_adapters_nothing_frozen_is_written(tmp_path):
   # A and B of two projections with two moments each, and the step counter.
   assert len(saved) == 2 * 2 * 3 + 1
   assert all("lora_" in name or "count" in name for name in saved)
-  # Layers x rank x (in + out): query 8 + 8, up 8 + 16; three arrays of each.
-  assert sum(x.size for x in saved.values()) == 3 * 2 * 2 * (16 + 24) + 1
+  # Layers x rank x (in + out): query 16 + 32, up 16 + 32; three arrays of each.
+  assert sum(x.size for x in saved.values()) == 3 * 2 * 2 * (48 + 48) + 1
 
   reopened = Checkpoints(tmp_path)
   like = _state(1, lora)
   frozen = np.array(like.model.embedding[...])
-  restored, _ = reopened.restore(1, like)
+  restored = reopened.restore(1, like)
   reopened.close()
   for a, b in zip(
     jax.tree.leaves((models.trainable(restored.model), restored.opt_state)),

@@ -26,6 +26,7 @@ from rapo_jax.training import (
   init_train_state,
   update_minibatch,
 )
+from tests.tiny_decoder import tiny_decoder
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
 ROLLOUT_MESHES = ((4, 2), (1, 8))
@@ -35,18 +36,14 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 
 
 def make_model(*, tie_embeddings: bool = False) -> models.Decoder:
-  config = models.DecoderConfig(
+  return tiny_decoder(
     vocab_size=VOCABULARY,
     hidden_size=64,
     intermediate_size=128,
-    num_layers=2,
     num_heads=16,
     num_kv_heads=8,
-    head_dim=8,
     tie_embeddings=tie_embeddings,
-    initializer_range=0.2,
   )
-  return models.Decoder(config, rngs=nnx.Rngs(0))
 
 
 def make_batch() -> PackedBatch:

@@ -18,6 +18,7 @@ from rapo_jax.training import (
   update_minibatch,
 )
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+from tests.tiny_decoder import tiny_decoder
 
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 _LORA = models.LoraConfig(2, 4.0, ("query", "value", "down"))
@@ -25,17 +26,7 @@ _LENGTHS = (9, 17, 12, 24, 7, 20)
 
 
 def _model():
-  config = models.DecoderConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    initializer_range=0.2,
-  )
-  return models.Decoder(config, rngs=nnx.Rngs(0))
+  return tiny_decoder(num_heads=2, num_kv_heads=1)
 
 
 @pytest.fixture(scope="module")

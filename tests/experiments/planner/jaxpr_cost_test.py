@@ -7,6 +7,7 @@ from flax import nnx
 
 from experiments.planner import jaxpr_cost
 from rapo_jax import models
+from tests.tiny_decoder import tiny_config
 
 
 def _count(function, *args, weights=(), trips=()):
@@ -90,14 +91,12 @@ def test_rematerialised_layers_count_their_second_forward_pass():
 
 
 def test_a_decoder_counts_six_operations_a_parameter_and_token():
-  config = models.DecoderConfig(
+  config = tiny_config(
     vocab_size=64,
     hidden_size=32,
     intermediate_size=64,
     num_layers=3,
-    num_heads=4,
     num_kv_heads=4,
-    head_dim=8,
     tie_embeddings=False,
     qkv_bias=False,
   )

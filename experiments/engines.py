@@ -1,0 +1,47 @@
+"""The rollout engine of an agent on a task, over an experiment's devices."""
+
+from __future__ import annotations
+
+from experiments import input_errors
+from experiments.config import ExperimentConfig
+from experiments.devices import device_mesh
+from experiments.tasks import Task
+from rapo_jax import models
+from rapo_jax.retrieval import StepTraceBuffer
+from rapo_jax.rollout import RolloutConfig, RolloutEngine
+
+
+@input_errors.from_outside()
+def open_engine(
+  config: ExperimentConfig,
+  task: Task,
+  rollout: RolloutConfig,
+  *,
+  vocab_size: int,
+  buffer: StepTraceBuffer | None = None,
+  policy: models.Decoder | None = None,
+) -> RolloutEngine:
+  """An engine in the tokens of the agent that acts on the task.
+
+  Args:
+    config: the experiment.
+    task: tools and tokenizer.
+    rollout: budgets and shapes.
+    vocab_size: rows of the agent's output head.
+    buffer: Step-Trace Buffer for hybrid trajectories, or None.
+    policy: one with adapters whose base all rollouts share, or None.
+
+  Raises:
+    InputError: a limit leaves no room for a result's tags, or the mesh does
+      not divide the slots.
+  """
+  return RolloutEngine(
+    rollout,
+    task.tokenizer,
+    vocab_size=vocab_size,
+    tools=task.tools,
+    buffer=buffer,
+    retrieval=config.retrieval,
+    mesh=device_mesh(config.mesh),
+    policy=policy,
+  )
