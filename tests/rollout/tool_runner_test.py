@@ -342,15 +342,24 @@ def test_no_retry_begins_after_the_deadline():
 
 
 def test_a_call_that_was_given_up_is_not_tried_again():
-  clock = Clock()
-  made = threading.Event()
-  tool = FakeTool(lambda a: made.set() or _raise(OSError("not now")))
+  backs_off = threading.Event()
+
+  class ReadClock(Clock):
+    def __call__(self):
+      now = self.now
+      # A thread reads it when its call has failed.
+      if threading.current_thread() is not threading.main_thread():
+        backs_off.set()
+      return now
+
+  clock = ReadClock()
+  tool = FakeTool(lambda a: _raise(OSError("not now")))
   tool.idempotent = True
   with _session(
     tool, clock=clock, tool_timeout_s=1000.0, tool_backoff_s=900.0
   ) as session:
     session.submit([_call()])
-    assert made.wait(_SOON_S)
+    assert backs_off.wait(_SOON_S)
     clock.now = 1001.0
     [(_, result)] = session.take()
     _join()  # Not after 900 s.
