@@ -3,10 +3,11 @@
 Between two device programs the host looks once at all slots. Those that
 stopped have called a tool or ended. Tools run in threads; slots that wait for
 one do not hold up the others. When results are back, every hybrid trajectory
-among them draws whether it retrieves, all waiting histories go to the
-Step-Trace Buffer as one batch, and observations and retrieved steps are
-appended together. A slow tool changes when this happens, never which tokens
-come out: random streams belong to sequences, not to slots or to time.
+among them draws whether it retrieves. Those that do ask the Step-Trace Buffer,
+all that wait as one batch in a thread, while the others decode; observations
+and retrieved steps that are there are appended together. A slow tool or search
+changes when this happens, never which tokens come out: random streams belong
+to sequences, not to slots or to time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rapo_jax.rollout import automaton as automaton_lib
 from rapo_jax.rollout import sampler, tool_runner
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.observation import ObservationEncoder
+from rapo_jax.rollout.retriever import Question, Retriever
 from rapo_jax.trajectory import (
   FinishReason,
   RetrievalEvent,
@@ -71,19 +73,56 @@ class RolloutStats:
     seconds: wall time of the whole rollout.
     decode_seconds: in which the device sampled.
     cache_seconds: in which it prefilled and inserted.
-    retrieval_seconds: in which the host embedded histories and searched.
     tool_seconds: in which nothing decoded and the host waited for tools.
+    retrieval_seconds: in which nothing decoded and the host waited for
+      retrieval alone.
+    retrieval_busy_seconds: in which a thread embedded histories and searched.
+    sampled_tokens: written by the policy.
+    decode_positions: slots times the tokens that the longest of them gained,
+      over all chunks.
+    cached_tokens: prompt, observation and retrieved tokens that were cached.
+    cache_positions: computed for them, padding included.
     tools: what became of the calls of each tool, by name.
   """
 
   seconds: float = 0.0
   decode_seconds: float = 0.0
   cache_seconds: float = 0.0
-  retrieval_seconds: float = 0.0
   tool_seconds: float = 0.0
+  retrieval_seconds: float = 0.0
+  retrieval_busy_seconds: float = 0.0
+  sampled_tokens: int = 0
+  decode_positions: int = 0
+  cached_tokens: int = 0
+  cache_positions: int = 0
   tools: dict[str, tool_runner.ToolStats] = dataclasses.field(
     default_factory=dict
   )
+
+  def numbers(self) -> dict[str, float]:
+    """Times, speed and shares by name.
+
+    `device_idle_fraction` is the part of the time in which no device program
+    ran; `host_seconds` what is left of it without waiting; `slot_occupancy` the
+    part of the decoding that slots gained tokens from, and `padding_fraction`
+    the part of what was computed for the cache that was none.
+    """
+    device = self.decode_seconds + self.cache_seconds
+    waiting = self.tool_seconds + self.retrieval_seconds
+    seconds = max(self.seconds, 1e-9)
+    return {
+      "seconds": self.seconds,
+      "decode_seconds": self.decode_seconds,
+      "cache_seconds": self.cache_seconds,
+      "tool_seconds": self.tool_seconds,
+      "retrieval_seconds": self.retrieval_seconds,
+      "retrieval_busy_seconds": self.retrieval_busy_seconds,
+      "host_seconds": self.seconds - device - waiting,
+      "tokens_per_second": self.sampled_tokens / seconds,
+      "device_idle_fraction": 1 - device / seconds,
+      "slot_occupancy": self.sampled_tokens / max(self.decode_positions, 1),
+      "padding_fraction": 1 - self.cached_tokens / max(self.cache_positions, 1),
+    }
 
 
 def group_requests(
@@ -103,7 +142,7 @@ def group_requests(
   ]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Sequence:
   """A trajectory in the making. The device holds its tokens."""
 
@@ -252,12 +291,15 @@ class RolloutEngine:
       if self._placed is None
       else with_adapters_of(self._placed, model)
     )
-    with (
-      sharding.use_mesh(self._mesh),
-      contextlib.closing(self._runner.session()) as calls,
-    ):
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(sharding.use_mesh(self._mesh))
+      calls = stack.enter_context(contextlib.closing(self._runner.session()))
+      retriever: Retriever[_Sequence] | None = None
+      if self._buffer is not None:
+        retriever = Retriever(self._buffer, self._retrieval, calls.changed)
+        stack.enter_context(contextlib.closing(retriever))
       run = _Rollout(
-        self, model, calls, seed=seed, update=update, greedy=greedy
+        self, model, calls, retriever, seed=seed, update=update, greedy=greedy
       )
       return run(requests)
 
@@ -294,6 +336,7 @@ class _Rollout:
     engine: RolloutEngine,
     model: Decoder,
     calls: tool_runner.ToolSession[_Sequence],
+    retriever: Retriever[_Sequence] | None,
     *,
     seed: int,
     update: int,
@@ -321,6 +364,7 @@ class _Rollout:
     self._sampled = _Sampled(empty, empty, empty)
     self._finished: dict[int, Trajectory] = {}
     self._calls = calls
+    self._retriever = retriever
     self._stats = RolloutStats(tools=calls.stats)
 
   def __call__(
@@ -335,11 +379,14 @@ class _Rollout:
       self._admit(waiting)
       if self._active:
         self._decode()
-      ready = self._collect_tools()
+      else:
+        self._wait()
+      ready = self._collect_tools() + self._collect_steps()
       if ready:
-        self._retrieve([s for s in ready if self._wants_retrieval(s)])
-        self._insert(ready)
+        self._insert(sorted(ready, key=lambda sequence: sequence.number))
     self._stats.seconds = time.perf_counter() - began
+    if self._retriever is not None:
+      self._stats.retrieval_busy_seconds = self._retriever.busy_seconds
     return [self._finished[i] for i in range(len(requests))], self._stats
 
   # Admission.
@@ -389,7 +436,7 @@ class _Rollout:
       chunk=self._config.insert_chunk,
     )
     jax.block_until_ready(self._prompt_cache)
-    self._stats.cache_seconds += time.perf_counter() - began
+    self._cached(lengths - 1, began)
 
   def _start(self, source: np.ndarray, started: list[_Sequence]) -> None:
     numbers = np.zeros(len(source), np.uint32)
@@ -441,9 +488,12 @@ class _Rollout:
     )
     self._stats.decode_seconds += time.perf_counter() - began
     calls: list[_Call] = []
+    most = 0
     for slot in sorted(self._active):
       sequence = self._slot(slot)
       sampled = int(lengths[slot]) - sequence.length
+      self._stats.sampled_tokens += sampled
+      most = max(most, sampled)
       if active[slot]:
         sequence.length += sampled
         continue
@@ -455,6 +505,7 @@ class _Rollout:
       sequence.steps.append(text)
       stopped = bool(automaton[slot] == self._engine._matched_state)
       calls += self._end_of_step(sequence, text, row, stopped=stopped)
+    self._stats.decode_positions += most * len(self._slots)
     self._dispatch(calls)
 
   def _end_of_step(
@@ -497,20 +548,41 @@ class _Rollout:
       if not call.name:
         self._calls.answer(call, _refusal(call.argument))
 
+  def _wait(self) -> None:
+    """Waits for tools and retrieval, as nothing decodes."""
+    sources: list[tool_runner.Answers] = [self._calls]
+    if self._retriever is not None:
+      sources.append(self._retriever)
+    for_tools = bool(self._calls.num_pending)
+    began = time.perf_counter()
+    tool_runner.wait_for_news(
+      self._calls.changed, sources, self._config.gather_s
+    )
+    seconds = time.perf_counter() - began
+    if for_tools:
+      self._stats.tool_seconds += seconds
+    else:
+      self._stats.retrieval_seconds += seconds
+
   def _collect_tools(self) -> list[_Sequence]:
-    """Sequences whose tool has answered, observation appended to `piece`."""
-    if not self._calls.num_pending:
-      return []
-    if not self._active:
-      began = time.perf_counter()
-      self._calls.wait(self._config.gather_s)
-      self._stats.tool_seconds += time.perf_counter() - began
+    """Sequences whose tool has answered, observation appended to `piece`.
+
+    Those of them that retrieve ask, and are not ready yet.
+    """
     answers = self._calls.take()
     now = time.monotonic()
-    ready = [
+    observed = [
       call.owner for call, result in answers if self._observe(call, result, now)
     ]
-    return sorted(ready, key=lambda sequence: sequence.number)
+    asking = [s for s in observed if self._wants_retrieval(s)]
+    if self._retriever is not None and asking:
+      self._retriever.submit(
+        [
+          Question(s, s.request.query.question, tuple(s.steps), s.deadline)
+          for s in sorted(asking, key=lambda sequence: sequence.number)
+        ]
+      )
+    return [s for s in observed if s not in asking]
 
   def _observe(
     self, call: _Call, result: tools_lib.ToolResult, now: float
@@ -550,7 +622,7 @@ class _Rollout:
   def _wants_retrieval(self, sequence: _Sequence) -> bool:
     """Draws at a step boundary, from the sequence's own stream."""
     request = sequence.request
-    if not request.hybrid or self._engine._buffer is None:
+    if not request.hybrid or self._retriever is None:
       return False
     draw = np.random.default_rng(
       [
@@ -563,20 +635,14 @@ class _Rollout:
     )
     return bool(draw.random() < self._config.retrieval_prob)
 
-  def _retrieve(self, sequences: list[_Sequence]) -> None:
-    """Asks the buffer for all waiting histories at once."""
-    buffer = self._engine._buffer
-    if not sequences or buffer is None:
-      return
-    began = time.perf_counter()
-    outcomes = buffer.retrieve(
-      [s.request.query.question for s in sequences],
-      [tuple(s.steps) for s in sequences],
-      config=self._engine._retrieval,
-    )
-    for sequence, outcome in zip(sequences, outcomes, strict=True):
+  def _collect_steps(self) -> list[_Sequence]:
+    """Sequences that have been answered, a retrieved step in `piece`."""
+    if self._retriever is None:
+      return []
+    answers = self._retriever.take()
+    for sequence, outcome in answers:
       self._take(sequence, outcome)
-    self._stats.retrieval_seconds += time.perf_counter() - began
+    return [sequence for sequence, _ in answers]
 
   def _take(self, sequence: _Sequence, outcome: _Outcome) -> None:
     step_id = sequence.step_id
@@ -629,6 +695,15 @@ class _Rollout:
       chunk=self._config.insert_chunk,
     )
     jax.block_until_ready(self._state.lengths)
+    self._cached(counts, began)
+
+  def _cached(self, counts: np.ndarray, began: float) -> None:
+    """Notes that tokens of some rows have been cached."""
+    chunk = self._config.insert_chunk
+    self._stats.cached_tokens += int(counts.clip(0).sum())
+    self._stats.cache_positions += len(counts) * _round_up(
+      int(counts.max()), chunk
+    )
     self._stats.cache_seconds += time.perf_counter() - began
 
   # The end of a trajectory.

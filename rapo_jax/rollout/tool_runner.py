@@ -16,10 +16,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -147,6 +148,9 @@ class ToolRunner:
       returns it, so that no one carries it further.
     clock: monotonic, in seconds.
 
+  Attributes:
+    changed: guards everything that threads share.
+
   Raises:
     ValueError: a tool's own policy is out of range.
   """
@@ -165,7 +169,7 @@ class ToolRunner:
     self._lanes = {name: _lane(name, tools[name], config) for name in tools}
     # Guards the lanes, their batches and the sessions; tells sessions of
     # answers. Never held while a tool runs.
-    self._changed = threading.Condition()
+    self.changed = threading.Condition()
 
   def session(self) -> ToolSession[Any]:
     """Somebody's calls, apart from those of others."""
@@ -230,7 +234,7 @@ class ToolRunner:
     if batch.started is not None:
       stats.seconds.append(now - started)
     session.answers.append((call, result))
-    self._changed.notify_all()
+    self.changed.notify_all()
 
   def _give_up(self, batch: _Batch) -> None:
     """Leaves a batch that nobody waits for any more to itself."""
@@ -256,7 +260,7 @@ class ToolRunner:
     lane = batch.lane
     while True:
       self._make(batch)
-      with self._changed:
+      with self.changed:
         if batch.given_up.is_set():
           lane.hung -= 1
           return
@@ -277,7 +281,7 @@ class ToolRunner:
       if result.status is ToolStatus.FAILED
     ]
     alone = failed if len(calls) > 1 and lane.idempotent else []
-    with self._changed:
+    with self.changed:
       for call, result in zip(calls, results, strict=True):
         if call not in alone:
           self._answer(batch, call, result)
@@ -302,7 +306,7 @@ class ToolRunner:
         break
       if batch.given_up.wait(pause):
         break
-      with self._changed:
+      with self.changed:
         batch.session.stats[lane.name].retries += 1
       results = self._attempt(lane, batch.calls)
     return results
@@ -340,7 +344,7 @@ class ToolRunner:
       return self._failed(lane, error)
 
   def _failed(self, lane: _Lane, error: BaseException) -> ToolResult:
-    with self._changed:
+    with self.changed:
       first, lane.failure_logged = not lane.failure_logged, True
     if first:
       _log.warning(
@@ -352,10 +356,53 @@ class ToolRunner:
     return ToolResult(f"{lane.name} failed: {_text(error)}", ToolStatus.FAILED)
 
 
+@runtime_checkable
+class Answers(Protocol):
+  """What is asked of threads; all of it read with `changed` held."""
+
+  @property
+  def open(self) -> Sized:
+    """What has no answer."""
+
+  @property
+  def has_news(self) -> bool:
+    """Whether there is something to take."""
+
+  def left_s(self) -> float:
+    """Seconds to the first deadline of what is open; infinite if nothing is."""
+
+
+def wait_for_news(
+  changed: threading.Condition, sources: Sequence[Answers], gather_s: float
+) -> None:
+  """Waits until something is answered or its time is up.
+
+  Args:
+    changed: notified of answers.
+    sources: where answers come from.
+    gather_s: how long to wait for the others once one has come.
+  """
+
+  def nothing_open() -> bool:
+    return not any(source.open for source in sources)
+
+  def news() -> bool:
+    return any(source.has_news for source in sources)
+
+  with changed:
+    if nothing_open():
+      return
+    left_s = max(0.0, min(source.left_s() for source in sources))
+    changed.wait_for(lambda: news() or nothing_open(), timeout=left_s + 1e-3)
+    if news():
+      changed.wait_for(nothing_open, timeout=gather_s)
+
+
 class ToolSession(Generic[Owner]):
   """The calls of one rollout. One thread uses it and must close it.
 
   Attributes:
+    changed: guards the others, and is notified of answers.
     stats: by name of the tool.
     open: calls without an answer, and the batch that each is in.
     answers: given and not yet taken.
@@ -363,7 +410,7 @@ class ToolSession(Generic[Owner]):
 
   def __init__(self, runner: ToolRunner):
     self._runner = runner
-    self._changed = runner._changed
+    self.changed = runner.changed
     self._lanes = runner._lanes
     self.stats = {name: ToolStats() for name in self._lanes}
     self.open: dict[Call[Owner], _Batch] = {}
@@ -372,7 +419,7 @@ class ToolSession(Generic[Owner]):
   @property
   def num_pending(self) -> int:
     """Calls that have not been taken back with their answer."""
-    with self._changed:
+    with self.changed:
       return len(self.open) + len(self.answers)
 
   def submit(self, calls: Sequence[Call[Owner]]) -> None:
@@ -380,7 +427,7 @@ class ToolSession(Generic[Owner]):
     groups: dict[str, list[Call[Owner]]] = {}
     for call in calls:
       groups.setdefault(call.name, []).append(call)
-    with self._changed:
+    with self.changed:
       for name, group in groups.items():
         lane = self._lanes[name]
         parts = [group] if lane.tool.batched else [[call] for call in group]
@@ -390,34 +437,27 @@ class ToolSession(Generic[Owner]):
 
   def answer(self, call: Call[Owner], result: ToolResult) -> None:
     """Answers a call that no tool has to make."""
-    with self._changed:
+    with self.changed:
       self.answers.append((call, result))
 
-  def wait(self, gather_s: float) -> None:
-    """Waits until a call is answered or one's time is up.
+  @property
+  def has_news(self) -> bool:
+    """Whether there is something to take; with the lock held."""
+    return bool(self.answers)
 
-    Args:
-      gather_s: how long to wait for the others once one has been answered.
-    """
-    with self._changed:
-      self._changed.wait_for(
-        lambda: self.answers or not self.open, timeout=self._left_s()
-      )
-      if self.answers:
-        self._changed.wait_for(lambda: not self.open, timeout=gather_s)
-
-  def _left_s(self) -> float:
+  def left_s(self) -> float:
+    """Until the first deadline of an open call; with the lock held."""
     now = self._runner._clock()
     # A call that is taken up while we wait is due by then at the latest.
     due = (
       min(batch.due(call), now + batch.lane.timeout_s)
       for call, batch in self.open.items()
     )
-    return max(0.0, min(due, default=now) - now) + 1e-3
+    return min(due, default=math.inf) - now
 
   def take(self) -> list[tuple[Call[Owner], ToolResult]]:
     """Answers that have come, and those of calls whose time is up."""
-    with self._changed:
+    with self.changed:
       now = self._runner._clock()
       self._end([c for c, batch in self.open.items() if now > batch.due(c)])
       answers, self.answers = self.answers, []
@@ -425,7 +465,7 @@ class ToolSession(Generic[Owner]):
 
   def close(self) -> None:
     """Gives up what is still open and completes the stats."""
-    with self._changed:
+    with self.changed:
       self._end(list(self.open))
       for name, lane in self._lanes.items():
         self.stats[name].hung = lane.hung

@@ -196,11 +196,7 @@ def summarise(
   entropy = sum(float(np.sum(t.entropies)) for t in trajectories)
   finished = [t.finish_reason for t in trajectories]
   return {
-    "rollout/seconds": stats.seconds,
-    "rollout/decode_seconds": stats.decode_seconds,
-    "rollout/cache_seconds": stats.cache_seconds,
-    "rollout/tool_seconds": stats.tool_seconds,
-    "rollout/retrieval_seconds": stats.retrieval_seconds,
+    **{f"rollout/{k}": value for k, value in stats.numbers().items()},
     "rollout/generated_tokens": policy_tokens,
     "rollout/response_tokens": policy_tokens
     + count(TokenKind.OBSERVATION)
@@ -217,10 +213,10 @@ def summarise(
     "rollout/retrievals_open": outcomes.count("open"),
     "rollout/retrievals_without_room": outcomes.count("no_room"),
     "rollout/retrieved_fraction": float(np.mean(experience.retrieved_fraction)),
-    "rollout/finished_with_answer": finished.count(FinishReason.ANSWER)
-    / len(finished),
-    "rollout/finished_malformed": finished.count(FinishReason.MALFORMED)
-    / len(finished),
+    **{
+      f"rollout/finished_{reason}": finished.count(reason) / len(finished)
+      for reason in FinishReason
+    },
     "reward/mean": float(np.mean([s.value for s in experience.scores])),
     "reward/accuracy": float(np.mean([s.f1 == 1 for s in experience.scores])),
     "retrieval/reward": float(np.mean(experience.retrieval_rewards[retrieving]))

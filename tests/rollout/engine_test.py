@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import time
 from unittest import mock
 
 import jax
@@ -261,6 +262,58 @@ def test_slow_tools_change_no_bit(
   engine = _engine(tag_tokenizer, slow, buffer, gather_s=0.0, decode_chunk=3)
   again, _ = engine.rollout(policy, requests, seed=1, update=3)
   assert all(_same(a, b) for a, b in zip(again, trajectories, strict=True))
+
+
+def test_slow_searches_change_no_bit_and_hold_up_no_other_slot(
+  rolled, policy, tag_tokenizer, buffer, echo_tool, monkeypatch
+):
+  requests, trajectories, _ = rolled
+  calls, searches = [], []
+  retrieve = buffer.retrieve
+
+  class CountingTool(echo_tool):
+    def call(self, argument):
+      calls.append(argument)
+      return super().call(argument)
+
+  def wait_for_others(*args, **kwargs):
+    searches.append(len(calls))
+    # Until slots that do not retrieve have got to their next call.
+    deadline = time.monotonic() + (10 if len(searches) == 1 else 0.01)
+    while len(calls) == searches[-1] and time.monotonic() < deadline:
+      time.sleep(0.001)
+    searches[-1] = len(calls) - searches[-1]
+    return retrieve(*args, **kwargs)
+
+  monkeypatch.setattr(buffer, "retrieve", wait_for_others)
+  engine = _engine(
+    tag_tokenizer, CountingTool(), buffer, gather_s=0.0, decode_chunk=3
+  )
+  again, stats = engine.rollout(policy, requests, seed=1, update=3)
+  assert all(_same(a, b) for a, b in zip(again, trajectories, strict=True))
+  assert searches[0] > 0
+  assert stats.retrieval_busy_seconds > 0
+
+
+def test_times_and_shares_add_up(rolled):
+  _, trajectories, stats = rolled
+  policy_tokens = sum(
+    int(np.sum(t.kinds == TokenKind.POLICY)) for t in trajectories
+  )
+  numbers = stats.numbers()
+  assert stats.sampled_tokens == policy_tokens
+  others = sum(
+    int(np.sum(np.isin(t.kinds, [TokenKind.OBSERVATION, TokenKind.RETRIEVED])))
+    for t in trajectories
+  )
+  # Prompts once a question, without their last tokens.
+  assert others < stats.cached_tokens < others + 100
+  assert 0 < numbers["slot_occupancy"] <= 1
+  assert 0 <= numbers["padding_fraction"] < 1
+  assert 0 < numbers["host_seconds"] < stats.seconds
+  assert numbers["tokens_per_second"] == pytest.approx(
+    policy_tokens / stats.seconds
+  )
 
 
 def test_seed_update_and_index_give_other_tokens(rolled, policy):

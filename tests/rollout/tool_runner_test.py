@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 
 from rapo_jax.rollout import RolloutConfig
-from rapo_jax.rollout.tool_runner import Call, ToolRunner
+from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
 from rapo_jax.tools import CallPolicy, ToolResult, ToolStatus, call_policy
 
 _MAX_CHARS = 1000
@@ -118,7 +118,7 @@ def _answers(session, count):
   answers = []
   while len(answers) < count:
     assert session.num_pending
-    session.wait(0.0)
+    wait_for_news(session.changed, [session], 0.0)
     answers += session.take()
   assert len(answers) == count
   return {call.owner: result for call, result in answers}
@@ -145,7 +145,7 @@ def test_a_call_can_be_answered_without_a_tool():
   with _session(FakeTool()) as session:
     call = _call(name="")
     session.answer(call, result)
-    session.wait(0.0)
+    wait_for_news(session.changed, [session], 0.0)
     assert session.take() == [(call, result)]
 
 
@@ -529,7 +529,7 @@ def test_a_hanging_call_does_not_keep_the_interpreter_from_its_exit():
   program = """
     import threading
     from rapo_jax.rollout import RolloutConfig
-    from rapo_jax.rollout.tool_runner import Call, ToolRunner
+    from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
 
     begun = threading.Event()
 

@@ -1,0 +1,154 @@
+"""Asks the Step-Trace Buffer in a thread, while other slots decode.
+
+All histories that wait when a search begins go out as one embedding batch and
+one search; what comes meanwhile waits for the next. What a history gets does
+not depend on when it asked or beside whom.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from rapo_jax.retrieval import (
+  Failed,
+  GuardedBuffer,
+  Hit,
+  Miss,
+  RetrievalConfig,
+)
+
+Owner = TypeVar("Owner")
+
+
+@dataclasses.dataclass(eq=False)
+class Question(Generic[Owner]):
+  """A history that waits for a step.
+
+  Attributes:
+    owner: who waits.
+    question: of the trajectory.
+    history: texts of its steps so far, oldest first.
+    deadline: when the owner stops waiting, on the monotonic clock.
+  """
+
+  owner: Owner
+  question: str
+  history: tuple[str, ...]
+  deadline: float
+
+
+class Retriever(Generic[Owner]):
+  """The searches of one rollout. One thread uses it and must close it.
+
+  Args:
+    buffer: what is asked.
+    config: how a trace is chosen.
+    changed: guards the attributes, and is notified of answers.
+    clock: monotonic, in seconds.
+
+  Attributes:
+    open: questions without an answer.
+    answers: given and not yet taken.
+    busy_seconds: in which the thread embedded and searched.
+  """
+
+  def __init__(
+    self,
+    buffer: GuardedBuffer,
+    config: RetrievalConfig,
+    changed: threading.Condition,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._buffer = buffer
+    self._config = config
+    self._changed = changed
+    self._clock = clock
+    self._waiting: list[Question[Owner]] = []
+    self._running = False
+    self._error: BaseException | None = None
+    self.open: dict[Question[Owner], None] = {}
+    self.answers: list[tuple[Owner, Hit | Miss | Failed]] = []
+    self.busy_seconds = 0.0
+
+  def submit(self, questions: Sequence[Question[Owner]]) -> None:
+    """Has histories looked up."""
+    with self._changed:
+      self._waiting += questions
+      self.open.update(dict.fromkeys(questions))
+      if self._waiting and not self._running:
+        self._running = True
+        threading.Thread(
+          target=self._work, name="retrieval", daemon=True
+        ).start()
+
+  @property
+  def has_news(self) -> bool:
+    """Whether there is something to take; with the lock held."""
+    return bool(self.answers) or self._error is not None
+
+  def left_s(self) -> float:
+    """Until the first deadline of an open question; with the lock held."""
+    now = self._clock()
+    return min((q.deadline - now for q in self.open), default=math.inf)
+
+  def take(self) -> list[tuple[Owner, Hit | Miss | Failed]]:
+    """Answers that have come; `Failed` for those whose time is up.
+
+    Raises:
+      Exception: a bug of the encoder or the index, as the buffer raised it.
+    """
+    with self._changed:
+      if self._error is not None:
+        raise self._error
+      now = self._clock()
+      for question in [q for q in self.open if now > q.deadline]:
+        self._answer(question, Failed("no answer within the trajectory's time"))
+      answers, self.answers = self.answers, []
+      return answers
+
+  def close(self) -> None:
+    """Forgets what is still open. A search under way ends unheard."""
+    with self._changed:
+      self._waiting.clear()
+      self.open.clear()
+
+  def _answer(
+    self, question: Question[Owner], outcome: Hit | Miss | Failed
+  ) -> None:
+    if question in self.open:
+      del self.open[question]
+      self.answers.append((question.owner, outcome))
+
+  def _work(self) -> None:
+    """Searches until nobody waits."""
+    while True:
+      with self._changed:
+        asked = [q for q in self._waiting if q in self.open]
+        self._waiting = []
+        if not asked:
+          self._running = False
+          return
+      began = time.perf_counter()
+      try:
+        outcomes = self._buffer.retrieve(
+          [q.question for q in asked],
+          [q.history for q in asked],
+          config=self._config,
+        )
+      # Raised again where the rollout can hear it.
+      except BaseException as error:
+        with self._changed:
+          self._running = False
+          self._error = error
+          self._changed.notify_all()
+        return
+      with self._changed:
+        self.busy_seconds += time.perf_counter() - began
+        for question, outcome in zip(asked, outcomes, strict=True):
+          self._answer(question, outcome)
+        self._changed.notify_all()
