@@ -197,6 +197,9 @@ class TrainConfig:
     log_trajectories_every: updates between two that are kept as JSONL.
     stop_mismatch: a run stops when the trainer's log-probs differ from the
       sampler's by more than this on average, before any update on the batch.
+    strict_compile: a run stops when JAX compiles a program after the rehearsal
+      that comes before the first update. Otherwise it is told in the metrics,
+      as `compile/programs` and `compile/seconds`.
   """
 
   methods: tuple[Method, ...] = ("grpo", "rapo")
@@ -206,6 +209,7 @@ class TrainConfig:
   checkpoint_every: int = 5
   log_trajectories_every: int = 5
   stop_mismatch: float = 0.1
+  strict_compile: bool = False
 
   def __post_init__(self) -> None:
     for name in (

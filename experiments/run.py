@@ -131,6 +131,7 @@ class Experiment:
 
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))
+    self._encoder.compile()
     for name in self._tasks:
       with StopSignal() as stop, self._open(name) as task:
         buffer = self._load_buffer(name)

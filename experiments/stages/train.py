@@ -30,6 +30,7 @@ from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
+from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, order, prompt_hash
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.tools import ToolStatus
@@ -139,7 +140,9 @@ def train(
       writer.write(0, {"eval/accuracy": accuracy})
       totals = {"seconds": 0.0, "generated_tokens": 0.0}
     report(done / config.train.num_updates, run.name)
-    _rehearse(config, task, run, trainer, state)
+    with compilations() as compiled:
+      _rehearse(config, task, run, trainer, state)
+    report(done / config.train.num_updates, _describe_programs(run, compiled))
     for update in range(done, config.train.num_updates):
       state, row = _update(
         config, task, run, trainer, state, update, totals, folder
@@ -295,7 +298,11 @@ def _update(
 ) -> tuple[TrainState, dict[str, float]]:
   """One update and its row of metrics; adds to the totals."""
   queries, prompts = _questions(config, task, run, update)
-  state, experience, row = trainer.step(state, queries, prompts, update)
+  with compilations() as compiled:
+    state, experience, row = trainer.step(state, queries, prompts, update)
+  row["compile/programs"] = len(compiled)
+  row["compile/seconds"] = sum(c.seconds for c in compiled)
+  _stop_if_compiled(config, run, update + 1, compiled)
   _stop_if_broken(config, run, update + 1, row)
   totals["seconds"] += row["step/seconds"]
   totals["generated_tokens"] += row["rollout/generated_tokens"]
@@ -308,6 +315,28 @@ def _update(
       ):
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
   return state, {**totals, **row}
+
+
+def _describe_programs(run: Run, compiled: list[Compilation]) -> str:
+  """What the rehearsal compiled, the longest first."""
+  longest = sorted(compiled, key=lambda c: c.seconds, reverse=True)[:3]
+  names = ", ".join(f"{c.name} {c.seconds:.1f} s" for c in longest)
+  return f"{run.name} compiled {len(compiled)} programs" + (
+    f" ({names})" if names else ""
+  )
+
+
+def _stop_if_compiled(
+  config: ExperimentConfig, run: Run, number: int, compiled: list[Compilation]
+) -> None:
+  """Raises, where it is asked for, once an update has compiled something."""
+  if compiled and config.train.strict_compile:
+    raise RuntimeError(
+      "nothing may compile after the rehearsal (train.strict_compile), update "
+      f"{number} of {run.task} {run.name} compiled "
+      f"{', '.join(c.name for c in compiled)}: find what changes its shapes, "
+      "or turn train.strict_compile off."
+    )
 
 
 def _stop_if_broken(

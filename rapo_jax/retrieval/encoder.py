@@ -356,6 +356,13 @@ class SentenceEncoder:
       cache_size=cache_size,
     )
 
+  def compile(self) -> None:
+    """Compiles the programs of all lengths, which the first texts would."""
+    for length in sorted({self._bucket(n) for n in range(self.max_tokens + 1)}):
+      rows = _rows(length)
+      tokens = np.zeros((rows, length), np.int32)
+      _embed(self._model, tokens, np.ones(rows, np.int32))
+
   def tokenize(self, text: str) -> list[Wordpiece]:
     """Splits a text into wordpieces, without [CLS] and [SEP], not truncated."""
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -404,7 +411,7 @@ class SentenceEncoder:
       by_bucket[self._bucket(len(token_ids))].append(index)
     pending = []
     for length, members in sorted(by_bucket.items()):
-      rows = max(TOKENS_PER_BATCH // length, 1)
+      rows = _rows(length)
       for start in range(0, len(members), rows):
         batch = members[start : start + rows]
         tokens = np.zeros((rows, length), np.int32)
@@ -433,3 +440,8 @@ class SentenceEncoder:
       if length <= bucket <= self.max_tokens:
         return bucket
     return self.max_tokens
+
+
+def _rows(length: int) -> int:
+  """Texts of a bucket that are encoded at a time."""
+  return max(TOKENS_PER_BATCH // length, 1)

@@ -85,6 +85,12 @@ class RolloutConfig:
   gather_s: float = 0.05
   trajectory_timeout_s: float = 600.0
 
+  @property
+  def max_steps(self) -> int:
+    """Most steps of a trajectory: one that calls and one that is retrieved for
+    every tool call, and the last."""
+    return 2 * self.max_tool_calls + 1
+
   def __post_init__(self) -> None:
     if not 0 <= self.num_hybrid <= self.num_generations:
       raise ValueError(

@@ -42,6 +42,9 @@ def evaluate_trajectories(
   queries: Sequence[Query],
   tokenizer: Any,
   config: ObjectiveConfig,
+  *,
+  max_length: int,
+  max_steps: int,
 ) -> Experience:
   """Rewards and advantages of the trajectories of one rollout.
 
@@ -50,6 +53,9 @@ def evaluate_trajectories(
     queries: the query of each group id.
     tokenizer: decodes policy tokens for the reward.
     config: coefficients.
+    max_length: most tokens that a trajectory can have. With it shapes are the
+      same in every update, and nothing compiles again.
+    max_steps: most steps, likewise.
   """
   scores = [
     rewards.score(t.texts(tokenizer), queries[t.group_id].ground_truth)
@@ -57,13 +63,11 @@ def evaluate_trajectories(
   ]
   values = np.asarray([s.value for s in scores], np.float32)
   group_ids = np.asarray([t.group_id for t in trajectories], np.int32)
-  num_steps = 1 << (max(t.num_steps for t in trajectories) - 1).bit_length()
-  padded = pad_trajectories(trajectories)
   retrieval, fraction, advantages = _advantages(
-    *padded,
+    *_pad(trajectories, max_length),
     values,
     group_ids,
-    num_steps=num_steps,
+    num_steps=max_steps,
     num_groups=len(queries),
     config=config,
   )
@@ -78,14 +82,13 @@ def evaluate_trajectories(
   )
 
 
-def pad_trajectories(
-  trajectories: Sequence[Trajectory], multiple: int = 64
+def _pad(
+  trajectories: Sequence[Trajectory], length: int
 ) -> tuple[
   Int[np.ndarray, "B L"], Int[np.ndarray, "B L"], Float[np.ndarray, "B L"]
 ]:
   """Kinds (-1 for padding), step ids and entropies in rectangles."""
-  longest = max(len(t.tokens) for t in trajectories)
-  shape = (len(trajectories), -(-longest // multiple) * multiple)
+  shape = (len(trajectories), length)
   kinds = np.full(shape, -1, np.int32)
   step_ids = np.full(shape, -1, np.int32)
   entropies = np.zeros(shape, np.float32)

@@ -115,7 +115,12 @@ class Trainer:
       state.model, requests, seed=self._seed, update=update
     )
     experience = evaluate_trajectories(
-      trajectories, queries, self._tokenizer, self._objective
+      trajectories,
+      queries,
+      self._tokenizer,
+      self._objective,
+      max_length=self._engine.max_length,
+      max_steps=self._rollout.max_steps,
     )
     sampled = time.perf_counter()
     history: list[UpdateMetrics] = []

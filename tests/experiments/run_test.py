@@ -85,6 +85,7 @@ def small_config() -> ExperimentConfig:
       eval_every=2,
       checkpoint_every=2,
       log_trajectories_every=1,
+      strict_compile=True,
     ),
     evaluation=EvaluationConfig(num_samples=2),
     logging=LoggingConfig(tensorboard=False),

@@ -2,8 +2,9 @@
 
 import pytest
 
-from experiments.config import ExperimentConfig
+from experiments.config import ExperimentConfig, TrainConfig
 from experiments.stages import train
+from rapo_jax.compilation import Compilation
 
 _SOUND = {
   "mismatch/abs_log_prob_mean": 1e-6,
@@ -56,3 +57,15 @@ def test_stops(changes, message):
 )
 def test_goes_on(changes):
   _check(**changes)
+
+
+def test_a_late_compilation_stops_a_strict_run_alone():
+  run = train.Run("multihop", "rapo", 0)
+  late = [Compilation("jit(decode)", 1.0), Compilation("jit(add)", 0.1)]
+  strict = ExperimentConfig("test", train=TrainConfig(strict_compile=True))
+  train._stop_if_compiled(ExperimentConfig("test"), run, 3, late)
+  train._stop_if_compiled(strict, run, 3, [])
+  with pytest.raises(
+    RuntimeError, match=r"update 3 .* jit\(decode\), jit\(add"
+  ):
+    train._stop_if_compiled(strict, run, 3, late)

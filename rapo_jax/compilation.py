@@ -1,0 +1,63 @@
+"""What JAX compiles, and when.
+
+A program that compiles in the middle of training costs seconds to minutes that
+nobody asked for, and on several hosts holds up all of them. JAX tells of every
+program that it compiles; this listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax.monitoring
+
+_EVENT = "/jax/core/compile/backend_compile_duration"
+_lock = threading.Lock()
+_open: list[list[Compilation]] = []
+
+
+class Compilation(NamedTuple):
+  """A program that was compiled, or fetched from the persistent cache.
+
+  Attributes:
+    name: of the jitted function.
+    seconds: that it took.
+  """
+
+  name: str
+  seconds: float
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[Compilation]]:
+  """Lists what is compiled in any thread, in order, until it is left."""
+  _listen()
+  found: list[Compilation] = []
+  with _lock:
+    _open.append(found)
+  try:
+    yield found
+  finally:
+    with _lock:
+      # By identity: two lists may be equal.
+      _open[:] = [other for other in _open if other is not found]
+
+
+@functools.cache
+def _listen() -> None:
+  """Once a process: a listener stays for good."""
+  jax.monitoring.register_event_duration_secs_listener(_heard)
+
+
+def _heard(event: str, duration_secs: float, **details: str | int) -> None:
+  if event != _EVENT:
+    return
+  with _lock:
+    for found in _open:
+      found.append(
+        Compilation(str(details.get("fun_name", "?")), duration_secs)
+      )
