@@ -10,7 +10,7 @@ encoder's dimension; what is looked up is embedded by the real encoder, and the
 texts are English words, each of which is one wordpiece to it. All results are
 new, so no vector is found in the encoder's cache.
 
-Shares are of the rollout's wall time, by the engine's own clock:
+Shares are of the rollout's wall time, taken apart by the engine's own clock:
 
 - `host`: in which no device program of the policy ran and no tool was waited
   for: retrieval, and the loop's own work.
@@ -212,13 +212,13 @@ def _split(turn: setup.Turn, search_seconds: float) -> dict[str, float]:
   """Where a turn's seconds went."""
   stats = turn.stats
   host = (
-    stats.seconds
+    turn.seconds
     - stats.decode_seconds
     - stats.cache_seconds
     - stats.tool_seconds
   )
   return {
-    "all": stats.seconds,
+    "all": turn.seconds,
     "decode": stats.decode_seconds,
     "cache": stats.cache_seconds,
     "tools": stats.tool_seconds,

@@ -4,7 +4,7 @@
 
 Five tool calls a trajectory, each answered by 100 tokens, and six steps of 64
 tokens around them. The rollout inserts what came back into its cache and goes
-on. Two things stand beside it, in turns, in one process on one core:
+on. Three things stand beside it, in turns, in one process on one core:
 
 - `unbroken`: one generation that ends at the same length. It samples as many
   tokens as the trajectory samples and inserts together, which is what the
@@ -12,6 +12,9 @@ on. Two things stand beside it, in turns, in one process on one core:
   token runs through the model too, but without the output head, without
   sampling, and many at once; so the ratio tells whether stopping, tools,
   encoding and inserting cost more than they spare.
+- `sampled_alone`: one generation of as many tokens as the trajectory samples,
+  and none for those that it inserts. What the trajectory takes beyond it is the
+  whole cost of its inserts, the model's own work on them included.
 - `prefill_again`: what engines without an insertion do. Every step is a request
   of its own, whose prompt is all that there is so far.
 
@@ -42,7 +45,7 @@ _TARGET = 1.15
 
 
 class Comparison:
-  """The three ways to come to trajectories of one length."""
+  """The ways to come to as many tokens."""
 
   def __init__(self, arguments: argparse.Namespace):
     self._steps = arguments.inserts + 1
@@ -72,6 +75,10 @@ class Comparison:
       max_tool_calls=arguments.inserts,
     )
     self._engine = self._make(config)
+    self._sampled = self._steps * arguments.step_tokens
+    self._short_engine = self._make(
+      dataclasses.replace(config, max_response_tokens=self._sampled)
+    )
     # Room for everything before the last step; a call ends a request.
     self._step_engine = self._make(
       dataclasses.replace(
@@ -107,7 +114,7 @@ class Comparison:
       lambda: self._generate(self._engine, self._calling, number)
     )
     setup.check_steps(turn.trajectories, [self._step_tokens], self._inserts)
-    self._check_lengths(turn)
+    self._check_lengths(turn, self._length)
     return turn
 
   def unbroken(self, number: int) -> setup.Turn:
@@ -115,13 +122,21 @@ class Comparison:
     turn = setup.timed(
       lambda: self._generate(self._engine, self._endless, number)
     )
-    self._check_lengths(turn)
+    self._check_lengths(turn, self._length)
+    return turn
+
+  def sampled_alone(self, number: int) -> setup.Turn:
+    """As many sampled tokens by one generation."""
+    turn = setup.timed(
+      lambda: self._generate(self._short_engine, self._endless, number)
+    )
+    self._check_lengths(turn, self._sampled)
     return turn
 
   def prefill_again(self, number: int) -> setup.Turn:
     """The same trajectories, one request a step."""
     turn = setup.timed(lambda: self._step_by_step(number))
-    self._check_lengths(turn)
+    self._check_lengths(turn, self._length)
     return turn
 
   def _step_by_step(self, number: int) -> tuple[list[Trajectory], RolloutStats]:
@@ -145,8 +160,8 @@ class Comparison:
       text, add_special_tokens=False, split_special_tokens=True
     )
 
-  def _check_lengths(self, turn: setup.Turn) -> None:
-    wanted = len(self._calling[0]) + self._length
+  def _check_lengths(self, turn: setup.Turn, response_tokens: int) -> None:
+    wanted = len(self._calling[0]) + response_tokens
     lengths = {len(trajectory.tokens) for trajectory in turn.trajectories}
     if lengths != {wanted}:
       raise ValueError(
@@ -170,6 +185,7 @@ def main() -> None:
     {
       "inserts": comparison.inserts,
       "unbroken": comparison.unbroken,
+      "sampled_alone": comparison.sampled_alone,
       "prefill_again": comparison.prefill_again,
     },
     arguments.repeats,
@@ -202,6 +218,9 @@ def _figures(
       n: [round(min(s), 3), round(max(s), 3)] for n, s in seconds.items()
     },
     "inserts_over_unbroken": round(medians["inserts"] / medians["unbroken"], 3),
+    "inserts_over_sampled_alone": round(
+      medians["inserts"] / medians["sampled_alone"], 3
+    ),
     "prefill_again_over_inserts": round(
       medians["prefill_again"] / medians["inserts"], 3
     ),
