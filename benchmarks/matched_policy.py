@@ -5,8 +5,10 @@
 Comparing whole runs misleads: a policy that answers early is cheap. So both
 methods here roll out the same policy on the same questions, and nothing is
 learned in between: every repetition starts from the same weights. Needs a work
-folder whose agents and buffer stages are done. Prints one JSON line with
-medians over repetitions and the ratio GRPO / RAPO of each figure.
+folder whose agents and buffer stages are done. The world's tools answer at
+once; `--tool-latency 0.05` has each call take 50 ms longer, as real ones do.
+Prints one JSON line with medians over repetitions and the ratio GRPO / RAPO of
+each figure.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import json
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -31,6 +34,7 @@ from rapo_jax import models
 from rapo_jax.data import order
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.rollout import RolloutEngine
+from rapo_jax.tools import Tool, ToolResult
 from rapo_jax.training import Trainer, init_train_state
 
 FIGURES = (
@@ -42,9 +46,29 @@ FIGURES = (
   "rollout/cache_seconds",
   "rollout/tool_seconds",
   "rollout/retrieval_seconds",
+  "rollout/retrieval_busy_seconds",
+  "rollout/slot_occupancy",
   "update/seconds",
   "step/seconds",
 )
+
+
+class LateTool:
+  """Another tool, some time later. Calls wait side by side, in threads."""
+
+  batched = False
+
+  def __init__(self, tool: Tool, latency_s: float):
+    self.name = tool.name
+    self._tool = tool
+    self._latency_s = latency_s
+
+  def call(self, argument: str) -> ToolResult:
+    time.sleep(self._latency_s)
+    return self._tool.call(argument)
+
+  def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
+    return [self.call(argument) for argument in arguments]
 
 
 class Method:
@@ -57,6 +81,7 @@ class Method:
     buffer: StepTraceBuffer,
     name: MethodName,
     path: pathlib.Path,
+    tools: Mapping[str, Tool],
   ):
     rollout, objective = config.method(name)
     self._config, self._task, self._path = config, task, path
@@ -65,7 +90,7 @@ class Method:
         rollout,
         task.tokenizer,
         vocab_size=models.from_pretrained(path).config.vocab_size,
-        tools=task.tools,
+        tools=tools,
         buffer=buffer,
         retrieval=config.retrieval,
       ),
@@ -93,19 +118,27 @@ class Method:
 
 
 def compare(
-  config: ExperimentConfig, workdir: Workdir, family: str, repetitions: int
+  config: ExperimentConfig,
+  workdir: Workdir,
+  family: str,
+  repetitions: int,
+  latency_s: float,
 ) -> dict[str, object]:
   """Both methods, in turns, for the base and the off-policy agent."""
   encoder = SentenceEncoder.from_pretrained()
+  encoder.compile()
   result: dict[str, object] = {}
   with open_task(config, workdir, family, encoder) as task:
     buffer = StepTraceBuffer.load(workdir.buffer(family), encoder)
+    tools: Mapping[str, Tool] = task.tools
+    if latency_s:
+      tools = {n: LateTool(tool, latency_s) for n, tool in tools.items()}
     for agent, path in (
       ("base", task.base_path),
       ("off_policy", task.off_policy_path),
     ):
       methods = {
-        name: Method(config, task, buffer, name, path)
+        name: Method(config, task, buffer, name, path, tools)
         for name in ("grpo", "rapo")
       }
       rows: dict[str, list[dict[str, float]]] = {"grpo": [], "rapo": []}
@@ -142,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--family", default="multihop")
   parser.add_argument("--repetitions", type=int, default=7)
+  parser.add_argument("--tool-latency", type=float, default=0.0, help="s")
   known, overrides = parser.parse_known_args(arguments)
   config = apply_overrides(load_config(known.config), overrides)
   there = read_json(Workdir(known.workdir).config)
@@ -153,7 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
   use_compilation_cache()
   figures = compare(
-    config, Workdir(known.workdir), known.family, known.repetitions
+    config,
+    Workdir(known.workdir),
+    known.family,
+    known.repetitions,
+    known.tool_latency,
   )
   print(
     json.dumps(
@@ -164,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "repetitions": known.repetitions,
+        "tool_latency_s": known.tool_latency,
         **figures,
       }
     )

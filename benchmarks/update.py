@@ -19,7 +19,6 @@ import argparse
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 from typing import Any
@@ -27,73 +26,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from benchmarks import peers
 from rapo_jax import models
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_WORKERS = _ROOT / "benchmarks" / "update_peers"
-_CACHE = _ROOT / ".cache" / "benchmarks"
+_WORKERS = pathlib.Path(__file__).resolve().parent / "update_peers"
 _SCRIPTS = {
-  "ours": "ours.py",
+  peers.OURS: "ours.py",
   "tunix": "tunix_grpo.py",
   "torch": "torch_grpo.py",
 }
-_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-
-
-class Worker:
-  """A process that runs one update at a time."""
-
-  def __init__(
-    self, name: str, folder: pathlib.Path, completion: int, core: int
-  ):
-    python = sys.executable if name == "ours" else str(_environment(name))
-    self._process = subprocess.Popen(
-      [
-        *("taskset", "--cpu-list", str(core), "env"),
-        *("JAX_PLATFORMS=cpu", "OMP_NUM_THREADS=1", f"PYTHONPATH={_ROOT}"),
-        # Large arrays come and go, and first touches of small pages add up;
-        # the same for all workers.
-        "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
-        *(python, str(_WORKERS / _SCRIPTS[name])),
-        *(str(folder), str(completion)),
-      ],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-
-  def run(self, what: str = "update") -> dict[str, Any]:
-    """Seconds and result of one run."""
-    assert self._process.stdin
-    assert self._process.stdout
-    self._process.stdin.write(what + "\n")
-    self._process.stdin.flush()
-    answer = self._process.stdout.readline()
-    if not answer:
-      raise RuntimeError("a worker stopped; its message is above.")
-    return json.loads(answer)
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.communicate()
-
-
-def _environment(name: str) -> pathlib.Path:
-  """Interpreter of a peer's environment, made if missing."""
-  venv = _CACHE / name / "venv"
-  python, done = venv / "bin" / "python", venv / ".installed"
-  if not done.exists():
-    requirements = _WORKERS / f"requirements-{name}.txt"
-    print(f"installing {requirements.name} into {venv}", file=sys.stderr)
-    create = [str(_ROOT / "scripts" / "create_venv.sh"), str(venv)]
-    subprocess.run(create, check=True, stdout=sys.stderr)
-    install = [str(python), "-m", "pip", "install", "--quiet"]
-    install += ["--disable-pip-version-check", "-r", str(requirements)]
-    if subprocess.run(install, stdout=sys.stderr, check=False).returncode:
-      install += ["--extra-index-url", _TORCH_INDEX]
-      subprocess.run(install, stdout=sys.stderr, check=True)
-    done.touch()
-  return python
 
 
 def write_problem(
@@ -155,16 +96,22 @@ def measure(arguments: argparse.Namespace, completion: int) -> dict[str, Any]:
     folder = pathlib.Path(path)
     write_problem(folder, shape, rows, length)
     workers = {
-      name: Worker(name, folder, completion, arguments.core)
+      name: peers.Worker(
+        name,
+        _WORKERS / _SCRIPTS[name],
+        folder,
+        completion,
+        core=arguments.core,
+      )
       for name in arguments.workers
     }
-    first = {name: worker.run() for name, worker in workers.items()}
+    first = {name: worker.run("update") for name, worker in workers.items()}
     workers["ours"].run("product")
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     products = []
     for turn in range(arguments.repeats):
       for name, worker in workers.items():
-        turns[name].append(worker.run())
+        turns[name].append(worker.run("update"))
         print(turn, name, turns[name][-1], file=sys.stderr)
       products += [workers["ours"].run("product") for _ in range(9)]
     for worker in workers.values():
@@ -194,10 +141,7 @@ def _figures(
   clock: str,
 ) -> dict[str, Any]:
   """Speeds and ratios of medians, by one of the two clocks."""
-  medians = {
-    name: statistics.median(run[clock] for run in runs)
-    for name, runs in turns.items()
-  }
+  medians = peers.medians(turns, clock)
   peak = statistics.median(p["result"] / p[clock] for p in products)
   return {
     "tokens_per_s": {n: round(tokens / s) for n, s in medians.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import worker
+from problem import Problem, serve
 
 from rapo_jax import models, objectives
 from rapo_jax.training import (
@@ -20,7 +20,7 @@ _MATMUL_SIZE = 1536
 _ROWS_PER_MICROBATCH = 2
 
 
-def make_update(problem: worker.Problem):
+def make_update(problem: Problem):
   settings = problem.settings
   optimizer = OptimizerConfig(
     learning_rate=settings["learning_rate"],
@@ -54,7 +54,7 @@ def make_update(problem: worker.Problem):
   return update
 
 
-def _batch(problem: worker.Problem) -> PackedBatch:
+def _batch(problem: Problem) -> PackedBatch:
   shape = problem.tokens.shape
   where = np.zeros(shape, bool)
   where[:, -problem.completion :] = True
@@ -86,4 +86,4 @@ if __name__ == "__main__":
     jax.block_until_ready(multiply(matrix, matrix))
     return 2 * _MATMUL_SIZE**3
 
-  worker.serve(make_update, {"jax": jax.__version__}, product=product)
+  serve(make_update, {"jax": jax.__version__}, product=product)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import transformers
-import worker
+from problem import Problem, serve
 
 
-def make_update(problem: worker.Problem):
+def make_update(problem: Problem):
   torch.set_num_threads(1)
   settings = problem.settings
   model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -51,7 +51,7 @@ def make_update(problem: worker.Problem):
 
 
 if __name__ == "__main__":
-  worker.serve(
+  serve(
     make_update,
     {
       "torch": torch.__version__,

@@ -7,7 +7,7 @@ from importlib import metadata
 import jax
 import jax.numpy as jnp
 import optax
-import worker
+from problem import Problem, serve
 from tunix.models.qwen2 import model as qwen2
 from tunix.models.qwen2 import params
 from tunix.rl import algo_core, common
@@ -15,7 +15,7 @@ from tunix.rl.grpo import grpo_learner
 from tunix.sft import peft_trainer
 
 
-def make_update(problem: worker.Problem):
+def make_update(problem: Problem):
   settings, shape = problem.settings, problem.settings["shape"]
   model = params.create_model_from_safe_tensors(
     str(problem.model),
@@ -66,7 +66,7 @@ def make_update(problem: worker.Problem):
   return update
 
 
-def _example(problem: worker.Problem) -> common.TrainExample:
+def _example(problem: Problem) -> common.TrainExample:
   return common.TrainExample(
     prompt_ids=jnp.asarray(problem.prompts),
     prompt_mask=jnp.ones(problem.prompts.shape, jnp.int32),
@@ -79,7 +79,7 @@ def _example(problem: worker.Problem) -> common.TrainExample:
 
 
 if __name__ == "__main__":
-  worker.serve(
+  serve(
     make_update,
     {"jax": jax.__version__, "tunix": metadata.version("google-tunix")},
   )

@@ -1,8 +1,6 @@
-"""What the workers share: the problem, and taking turns over standard input.
+"""What the workers share: the problem, and how they serve an update.
 
-A worker runs one update for each line that it reads and answers with one JSON
-line. It imports nothing of rapo_jax: peers run it in environments of their
-own.
+Imports nothing of rapo_jax: peers run it in environments of their own.
 """
 
 from __future__ import annotations
@@ -10,12 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from benchmarks import worker
 
 
 class Problem:
@@ -67,20 +65,10 @@ def serve(
   parser.add_argument("folder", type=pathlib.Path)
   parser.add_argument("completion", type=int)
   arguments = parser.parse_args()
-  # Libraries print; the driver reads this stream alone.
-  answers, sys.stdout = sys.stdout, sys.stderr
-  functions = {
-    "update": make_update(Problem(arguments.folder, arguments.completion)),
-    **others,
-  }
-  for line in sys.stdin:
-    began, cpu_began = time.perf_counter(), time.process_time()
-    result = functions[line.strip()]()
-    answer = {
-      "seconds": time.perf_counter() - began,
-      "cpu_seconds": time.process_time() - cpu_began,
-      "result": result,
-      "versions": versions,
-    }
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
+  worker.serve(
+    lambda: {
+      "update": make_update(Problem(arguments.folder, arguments.completion)),
+      **others,
+    },
+    versions,
+  )
