@@ -54,8 +54,9 @@ class RolloutConfig:
       deadline. A thread cannot be ended from outside, so each is replaced by
       a new one; at this number further calls of the tool are refused until
       one comes back.
-    gather_s: how long the host, with nothing to decode, waits for further
-      tools once one has answered, to insert their results together.
+    gather_s: how long slots that could go on are held back, where as many or
+      more wait for tools or retrieval, so that they go on together: a program
+      takes as long for one slot as for all.
     trajectory_timeout_s: a trajectory that waits for a tool longer than this
       after its admission ends as `timeout`.
   """
@@ -75,7 +76,7 @@ class RolloutConfig:
   max_malformed_calls: int = 4
   decode_chunk: int = 32
   insert_chunk: int = 32
-  tool_threads: int = 8
+  tool_threads: int = 32
   tool_limits: tuple[tuple[str, int], ...] = ()
   tool_timeout_s: float = 30.0
   tool_timeouts_s: tuple[tuple[str, float], ...] = ()

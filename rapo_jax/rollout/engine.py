@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -73,9 +74,8 @@ class RolloutStats:
     seconds: wall time of the whole rollout.
     decode_seconds: in which the device sampled.
     cache_seconds: in which it prefilled and inserted.
-    tool_seconds: in which nothing decoded and the host waited for tools.
-    retrieval_seconds: in which nothing decoded and the host waited for
-      retrieval alone.
+    tool_seconds: in which the host waited for tools.
+    retrieval_seconds: in which it waited for retrieval alone.
     retrieval_busy_seconds: in which a thread embedded histories and searched.
     sampled_tokens: written by the policy.
     decode_positions: slots times the tokens that the longest of them gained,
@@ -365,6 +365,7 @@ class _Rollout:
     self._finished: dict[int, Trajectory] = {}
     self._calls = calls
     self._retriever = retriever
+    self._held_since: float | None = None
     self._stats = RolloutStats(tools=calls.stats)
 
   def __call__(
@@ -375,15 +376,17 @@ class _Rollout:
       _Sequence(request, number, deadline=0.0)
       for number, request in enumerate(requests)
     )
+    ready: list[_Sequence] = []
     while len(self._finished) < len(requests):
       self._admit(waiting)
-      if self._active:
-        self._decode()
-      else:
-        self._wait()
-      ready = self._collect_tools() + self._collect_steps()
+      ready += self._collect_tools() + self._collect_steps()
+      if self._hold(len(ready)):
+        continue
       if ready:
         self._insert(sorted(ready, key=lambda sequence: sequence.number))
+        ready = []
+      if self._active:
+        self._decode()
     self._stats.seconds = time.perf_counter() - began
     if self._retriever is not None:
       self._stats.retrieval_busy_seconds = self._retriever.busy_seconds
@@ -548,21 +551,43 @@ class _Rollout:
       if not call.name:
         self._calls.answer(call, _refusal(call.argument))
 
-  def _wait(self) -> None:
-    """Waits for tools and retrieval, as nothing decodes."""
+  def _hold(self, num_ready: int) -> bool:
+    """Waits for tools or retrieval, if that is better than to decode on.
+
+    A program takes as long for one slot as for all. So where most slots wait,
+    the others do too, but not for long: slots whose answers come at about the
+    same time go on together, and one that is late holds up nobody.
+
+    Returns:
+      Whether it waited, and answers may have come.
+    """
+    num_open = self._calls.num_pending + (
+      len(self._retriever.open) if self._retriever is not None else 0
+    )
+    num_runnable = num_ready + len(self._active)
+    if not num_open or (self._held_since is None and num_runnable > num_open):
+      self._held_since = None
+      return False
+    now = time.perf_counter()
+    left_s = math.inf
+    if num_runnable:
+      if self._held_since is None:
+        self._held_since = now
+      left_s = self._held_since + self._config.gather_s - now
+      if left_s <= 0:
+        self._held_since = None
+        return False
     sources: list[tool_runner.Answers] = [self._calls]
     if self._retriever is not None:
       sources.append(self._retriever)
     for_tools = bool(self._calls.num_pending)
-    began = time.perf_counter()
-    tool_runner.wait_for_news(
-      self._calls.changed, sources, self._config.gather_s
-    )
-    seconds = time.perf_counter() - began
+    tool_runner.wait_for_news(self._calls.changed, sources, left_s)
+    seconds = time.perf_counter() - now
     if for_tools:
       self._stats.tool_seconds += seconds
     else:
       self._stats.retrieval_seconds += seconds
+    return True
 
   def _collect_tools(self) -> list[_Sequence]:
     """Sequences whose tool has answered, observation appended to `piece`.

@@ -373,29 +373,25 @@ class Answers(Protocol):
 
 
 def wait_for_news(
-  changed: threading.Condition, sources: Sequence[Answers], gather_s: float
+  changed: threading.Condition, sources: Sequence[Answers], timeout_s: float
 ) -> None:
-  """Waits until something is answered or its time is up.
+  """Waits until something is answered, nothing is open or time is up.
 
   Args:
     changed: notified of answers.
     sources: where answers come from.
-    gather_s: how long to wait for the others once one has come.
+    timeout_s: how long to wait at most; a deadline of theirs ends it earlier.
   """
 
-  def nothing_open() -> bool:
-    return not any(source.open for source in sources)
-
-  def news() -> bool:
-    return any(source.has_news for source in sources)
+  def done() -> bool:
+    return any(source.has_news for source in sources) or not any(
+      source.open for source in sources
+    )
 
   with changed:
-    if nothing_open():
-      return
-    left_s = max(0.0, min(source.left_s() for source in sources))
-    changed.wait_for(lambda: news() or nothing_open(), timeout=left_s + 1e-3)
-    if news():
-      changed.wait_for(nothing_open, timeout=gather_s)
+    left_s = min(timeout_s, *(source.left_s() + 1e-3 for source in sources))
+    if left_s > 0:
+      changed.wait_for(done, timeout=min(left_s, threading.TIMEOUT_MAX))
 
 
 class ToolSession(Generic[Owner]):

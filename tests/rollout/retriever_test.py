@@ -46,7 +46,7 @@ def answers_of(retriever, count):
   answers = []
   while len(answers) < count:
     assert retriever.open or retriever.has_news
-    wait_for_news(retriever._changed, [retriever], 0.0)
+    wait_for_news(retriever._changed, [retriever], _SOON_S)
     answers += retriever.take()
   return answers
 

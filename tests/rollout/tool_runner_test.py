@@ -118,7 +118,7 @@ def _answers(session, count):
   answers = []
   while len(answers) < count:
     assert session.num_pending
-    wait_for_news(session.changed, [session], 0.0)
+    wait_for_news(session.changed, [session], _SOON_S)
     answers += session.take()
   assert len(answers) == count
   return {call.owner: result for call, result in answers}
@@ -145,7 +145,7 @@ def test_a_call_can_be_answered_without_a_tool():
   with _session(FakeTool()) as session:
     call = _call(name="")
     session.answer(call, result)
-    wait_for_news(session.changed, [session], 0.0)
+    wait_for_news(session.changed, [session], _SOON_S)
     assert session.take() == [(call, result)]
 
 
