@@ -54,12 +54,11 @@ FIGURES = (
 
 
 class LateTool:
-  """Another tool, some time later. Calls wait side by side, in threads."""
-
-  batched = False
+  """Another tool, some time later. Calls, or batches, wait side by side."""
 
   def __init__(self, tool: Tool, latency_s: float):
     self.name = tool.name
+    self.batched = tool.batched
     self._tool = tool
     self._latency_s = latency_s
 
@@ -68,7 +67,8 @@ class LateTool:
     return self._tool.call(argument)
 
   def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
-    return [self.call(argument) for argument in arguments]
+    time.sleep(self._latency_s)
+    return self._tool.call_batch(arguments)
 
 
 class Method:
