@@ -304,7 +304,9 @@ class _Rollout:
     self._model = model
     self._seed = seed
     self._update = update
-    self._greedy = greedy
+    self._sampling = (
+      sampler.GREEDY if greedy else sampler.sampling(self._config)
+    )
     self._slots: list[_Sequence | None] = [None] * self._config.num_slots
     self._state = sampler.init_slots(
       model, self._config.num_slots, engine.max_length
@@ -424,10 +426,9 @@ class _Rollout:
       self._state,
       self._engine._stop_table,
       self._engine._eos,
-      jnp.float32(self._config.temperature),
+      self._sampling,
       num_tokens=self._config.decode_chunk,
       attend_length=self._engine.max_length,
-      greedy=self._greedy,
     )
     # Copies: a view of a donated buffer would change under our hands.
     active, lengths, automaton = (
