@@ -242,7 +242,7 @@ class Programs:
       sampler.decode,
       self.rollout_model,
       self.slots,
-      self._array((_STOP_STATES, vocabulary), jnp.int32),
+      self._array((_STOP_STATES, vocabulary), jnp.int8),
       self._array((vocabulary,), jnp.bool_),
       jax.tree.map(
         lambda x: self._array((), x.dtype), sampler.sampling(rollout)

@@ -471,7 +471,10 @@ class _Rollout:
         self._finish(sequence, FinishReason.STEP_LIMIT)
       return []
     ends = {tag: text.find(tag) for tag in self._engine.stop_strings}
-    first = min((at, tag) for tag, at in ends.items() if at >= 0)[1]
+    # Bytes that complete no character can take a tag's bytes with them when
+    # they are decoded: then there is a stop without a tag, a malformed call.
+    found = ((at, tag) for tag, at in ends.items() if at >= 0)
+    first = min(found, default=(0, ""))[1]
     if first == ANSWER_END:
       self._finish(sequence, FinishReason.ANSWER)
       return []
