@@ -16,7 +16,7 @@ from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
 from rapo_jax.models import LoraConfig
 from rapo_jax.retrieval import RetrievalConfig
-from rapo_jax.rollout import RolloutConfig
+from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
 Method = Literal["grpo", "hybrid", "rapo"]
@@ -239,12 +239,19 @@ class EvaluationConfig:
     curve_samples: trajectories a question while training; they are the first
       ones of the evaluate stage.
     temperature: of sampling.
+    top_k: filter of sampling, as `RolloutConfig.top_k`; the rollout's own is
+      not used here, nor are the next two.
+    top_p: likewise.
+    min_p: likewise.
     seed: of sampling, the same for every agent.
   """
 
   num_samples: int = 4
   curve_samples: int = 1
   temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
   seed: int = 1_000_003
 
   def __post_init__(self) -> None:
@@ -253,8 +260,7 @@ class EvaluationConfig:
         f"curve_samples must lie between 1 and num_samples "
         f"({self.num_samples}), got {self.curve_samples}."
       )
-    if self.temperature <= 0:
-      raise ValueError(f"temperature must be > 0, got {self.temperature}.")
+    check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 @dataclasses.dataclass(frozen=True)

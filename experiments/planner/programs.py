@@ -242,12 +242,13 @@ class Programs:
       sampler.decode,
       self.rollout_model,
       self.slots,
-      self._array((_STOP_STATES, vocabulary), jnp.int32),
+      self._array((_STOP_STATES, vocabulary), jnp.int8),
       self._array((vocabulary,), jnp.bool_),
-      self._array((), jnp.float32),
+      jax.tree.map(
+        lambda x: self._array((), x.dtype), sampler.sampling(rollout)
+      ),
       num_tokens=rollout.decode_chunk,
       attend_length=self.max_length,
-      greedy=False,
       trips=(rollout.decode_chunk, self.sequence_tokens / KV_BLOCK),
       calls=self.waves
       * math.ceil(self._workload.policy_tokens / rollout.decode_chunk),

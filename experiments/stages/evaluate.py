@@ -62,7 +62,12 @@ def roll_out(
     config,
     task,
     dataclasses.replace(
-      config.rollout, temperature=config.evaluation.temperature, num_hybrid=0
+      config.rollout,
+      temperature=config.evaluation.temperature,
+      top_k=config.evaluation.top_k,
+      top_p=config.evaluation.top_p,
+      min_p=config.evaluation.min_p,
+      num_hybrid=0,
     ),
     vocab_size=model.config.vocab_size,
   )

@@ -1,6 +1,6 @@
 """Hybrid-policy agentic rollout (paper §Phase one, Algorithm 1)."""
 
-from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.rollout.config import RolloutConfig, check_sampling
 from rapo_jax.rollout.engine import (
   RolloutEngine,
   RolloutRequest,
@@ -15,5 +15,6 @@ __all__ = [
   "RolloutRequest",
   "RolloutStats",
   "ToolStats",
+  "check_sampling",
   "group_requests",
 ]

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +27,9 @@ class StopAutomaton:
   """Transition table over token ids.
 
   Attributes:
-    table: next state, `[states, vocabulary]`. State 0 is the start; the last
-      state means that a stop string has been completed, and is never left.
+    table: next state, `[states, vocabulary]`, in the narrowest type that holds
+      it. State 0 is the start; the last state means that a stop string has been
+      completed, and is never left.
     stop_strings: what is recognised.
   """
 
@@ -36,32 +40,76 @@ class StopAutomaton:
   def matched_state(self) -> int:
     return self.table.shape[0] - 1
 
+  @property
+  def num_bytes(self) -> int:
+    """Memory of the table, on the host as on the device."""
+    return self.table.nbytes
+
 
 def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
   """Bytes that each token id stands for, special tokens included.
 
+  They are what the tokenizer's own decoder makes of a token inside a text, not
+  yet put together to characters. (Decoders of SentencePiece's kind drop one
+  space at the beginning of a text, which is kept here.)
+
   Args:
-    tokenizer: a Hugging Face tokenizer with a byte-level or word-level
-      vocabulary.
+    tokenizer: a Hugging Face tokenizer, byte-level as Qwen's and Llama 3's, or
+      with `▁` for spaces and `<0x0A>` for bytes as Llama 2's.
     vocab_size: rows of the model's output head; ids that the tokenizer does
       not know stand for no bytes.
+
+  Raises:
+    ValueError: the tokenizer decodes in another way.
   """
-  byte_of = _byte_level_alphabet()
-  added = {int(i): t.content for i, t in tokenizer.added_tokens_decoder.items()}
-  pieces = tokenizer.convert_ids_to_tokens(
-    list(range(min(vocab_size, len(tokenizer))))
+  backend = tokenizer.backend_tokenizer
+  read = _piece_reader(backend.decoder)
+  pieces = (backend.id_to_token(token_id) for token_id in range(vocab_size))
+  return [b"" if piece is None else read(piece) for piece in pieces]
+
+
+def _piece_reader(decoder: Any) -> Callable[[str], bytes]:
+  """What turns an entry of the vocabulary into bytes."""
+  spec = json.loads(decoder.__getstate__()) if decoder else {"type": "none"}
+  steps = spec.get("decoders", [spec])
+  kinds = [step["type"] for step in steps]
+  if kinds == ["ByteLevel"]:
+    return _byte_level_piece
+  known = {"Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"}
+  if not set(kinds) <= known or "Regex" in str(steps):
+    raise ValueError(
+      "stop strings are found for tokenizers that decode by ByteLevel, or by "
+      f"{', '.join(sorted(known))} without regular expressions, got "
+      f"{', '.join(kinds)}: use another tokenizer, or teach token_bytes."
+    )
+  replaced = [
+    (step["replacement"], " ")
+    if step["type"] == "Metaspace"
+    else (step["pattern"]["String"], step["content"])
+    for step in steps
+    if step["type"] in ("Replace", "Metaspace")
+  ]
+  return functools.partial(
+    _sentence_piece, replaced=replaced, byte_fallback="ByteFallback" in kinds
   )
-  result = []
-  for token_id, piece in enumerate(pieces):
-    if token_id in added:
-      result.append(added[token_id].encode())
-    elif piece is None:
-      result.append(b"")
-    elif all(char in byte_of for char in piece):
-      result.append(bytes(byte_of[char] for char in piece))
-    else:
-      result.append(piece.replace("\u2581", " ").encode())
-  return result + [b""] * (vocab_size - len(result))
+
+
+def _byte_level_piece(piece: str) -> bytes:
+  byte_of = _byte_level_alphabet()
+  if all(char in byte_of for char in piece):
+    return bytes(byte_of[char] for char in piece)
+  # An added token, which the decoder leaves as it is.
+  return piece.encode()
+
+
+def _sentence_piece(
+  piece: str, *, replaced: list[tuple[str, str]], byte_fallback: bool
+) -> bytes:
+  for old, new in replaced:
+    piece = piece.replace(old, new)
+  if byte_fallback and re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
+    return bytes.fromhex(piece[3:5])
+  return piece.encode()
 
 
 def stop_automaton(
@@ -82,20 +130,22 @@ def stop_automaton(
       f"{list(stop_strings)!r}: name the closing tags that end a step."
     )
   transitions, matched = _byte_transitions([s.encode() for s in stop_strings])
-  num_states = transitions.shape[0]
-  longest = max(map(len, vocabulary), default=0)
-  padded = np.zeros((len(vocabulary), longest), np.uint8)
-  lengths = np.asarray([len(v) for v in vocabulary])
-  for row, value in zip(padded, vocabulary, strict=True):
-    row[: len(value)] = np.frombuffer(value, np.uint8)
-  states = np.repeat(
-    np.arange(num_states, dtype=np.int32)[:, None], len(vocabulary), axis=1
-  )
-  for column in range(longest):
-    advanced = transitions[states, padded[None, :, column]]
-    states = np.where(column < lengths[None, :], advanced, states)
-  assert matched == num_states - 1
-  return StopAutomaton(states.astype(np.int32), tuple(stop_strings))
+  # Longest tokens first, so that those with a byte at some place come first
+  # and the work is that of the bytes there are.
+  lengths = np.asarray([len(v) for v in vocabulary], np.int64)
+  order = np.argsort(-lengths, kind="stable")
+  text = np.frombuffer(b"".join(vocabulary), np.uint8)
+  starts = (np.cumsum(lengths) - lengths)[order]
+  states = np.empty((len(transitions), len(vocabulary)), transitions.dtype)
+  states[:] = np.arange(len(transitions))[:, None]
+  for place in range(max(lengths, default=0)):
+    count = np.count_nonzero(lengths > place)
+    read = text[starts[:count] + place]
+    states[:, :count] = transitions[states[:, :count], read]
+  assert matched == len(transitions) - 1
+  table = np.empty_like(states)
+  table[:, order] = states
+  return StopAutomaton(table, tuple(stop_strings))
 
 
 def _byte_transitions(patterns: list[bytes]) -> tuple[np.ndarray, int]:
@@ -130,9 +180,10 @@ def _byte_transitions(patterns: list[bytes]) -> tuple[np.ndarray, int]:
     table[table == end] = matched
     table[end] = matched
   table[matched] = matched
-  return table, matched
+  return table.astype(np.min_scalar_type(-matched)), matched
 
 
+@functools.cache
 def _byte_level_alphabet() -> dict[str, int]:
   """Characters that byte-level BPE vocabularies write for each byte.
 

@@ -13,12 +13,28 @@ from rapo_jax.tools.tags import TOOL_TAGS
 class RolloutConfig:
   """How trajectories are generated. All budgets count tokens.
 
+  `top_k`, `top_p` and `min_p` filter, in this order, what may be drawn, and do
+  not enter log-probabilities, entropies or ratios: those are of the full
+  measure, softmax of the logits over the temperature, in the sampler as in the
+  trainer. With a filter the policy that samples is therefore not the one that
+  is trained. No ratio corrects that: it starts at 1, where the filtered
+  distribution gives each token 1 / (what is kept) of its probability. Even at
+  advantage 1 throughout, an update then pushes probability into what the
+  filter keeps, and entropy falls; what is cut is never tried. Train without
+  filters unless that is wanted.
+
   Attributes:
     num_generations: rollouts of a query, G.
     num_hybrid: how many of them may retrieve, N_hybrid.
     retrieval_prob: probability that a hybrid rollout retrieves at a step
       boundary, its first step excepted.
     temperature: of sampling; > 0.
+    top_k: draw from so many of the likeliest tokens; 0 for all.
+    top_p: draw from the fewest likeliest of these whose probability is at
+      least this share of theirs, in (0, 1]; 1 for all.
+    min_p: draw from those of these that are at least this times as likely as
+      the likeliest token, in [0, 1]; 0 for all. No filter drops one of two
+      tokens that are equally likely.
     dtype: of the weights and the KV cache that are sampled with. Training has
       to compute in the same, or log-probs differ.
     num_slots: sequences that decode side by side.
@@ -65,6 +81,9 @@ class RolloutConfig:
   num_hybrid: int = 8
   retrieval_prob: float = 0.5
   temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
   dtype: Literal["float32", "bfloat16"] = "float32"
   num_slots: int = 128
   prefill_rows: int = 8
@@ -104,11 +123,7 @@ class RolloutConfig:
         f"retrieval_prob must lie in [0, 1], got {self.retrieval_prob}: 0 "
         "never retrieves, 1 at every boundary."
       )
-    if self.temperature <= 0:
-      raise ValueError(
-        f"temperature must be > 0, got {self.temperature}: ask for greedy "
-        "decoding where the rollout is started instead."
-      )
+    check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
     for name in (
       "num_generations",
       "num_slots",
@@ -144,6 +159,28 @@ class RolloutConfig:
         )
     _check_by_tool("tool_limits", self.tool_limits, at_least=1)
     _check_by_tool("tool_timeouts_s", self.tool_timeouts_s, above=0.0)
+
+
+def check_sampling(
+  temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+  """Checks how tokens are to be drawn; the arguments are those of the config.
+
+  Raises:
+    ValueError: one is out of its range.
+  """
+  # `not` of what is right, so that NaN is refused, too.
+  if not temperature > 0:
+    raise ValueError(
+      f"temperature must be > 0, got {temperature}: ask for greedy decoding "
+      "where the rollout is started instead."
+    )
+  if top_k < 0:
+    raise ValueError(f"top_k must be at least 0, got {top_k}: 0 keeps all.")
+  if not 0 < top_p <= 1:
+    raise ValueError(f"top_p must lie in (0, 1], got {top_p}: 1 keeps all.")
+  if not 0 <= min_p <= 1:
+    raise ValueError(f"min_p must lie in [0, 1], got {min_p}: 0 keeps all.")
 
 
 def _check_by_tool(

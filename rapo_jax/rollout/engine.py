@@ -347,7 +347,9 @@ class _Rollout:
     self._model = model
     self._seed = seed
     self._update = update
-    self._greedy = greedy
+    self._sampling = (
+      sampler.GREEDY if greedy else sampler.sampling(self._config)
+    )
     self._slots: list[_Sequence | None] = [None] * self._config.num_slots
     self._state = sampler.init_slots(
       model, self._config.num_slots, engine.max_length
@@ -474,10 +476,9 @@ class _Rollout:
       self._state,
       self._engine._stop_table,
       self._engine._eos,
-      jnp.float32(self._config.temperature),
+      self._sampling,
       num_tokens=self._config.decode_chunk,
       attend_length=self._engine.max_length,
-      greedy=self._greedy,
     )
     # Copies: a view of a donated buffer would change under our hands.
     active, lengths, automaton = (
@@ -524,7 +525,10 @@ class _Rollout:
         self._finish(sequence, FinishReason.STEP_LIMIT)
       return []
     ends = {tag: text.find(tag) for tag in self._engine.stop_strings}
-    first = min((at, tag) for tag, at in ends.items() if at >= 0)[1]
+    # Bytes that complete no character can take a tag's bytes with them when
+    # they are decoded: then there is a stop without a tag, a malformed call.
+    found = ((at, tag) for tag, at in ends.items() if at >= 0)
+    first = min(found, default=(0, ""))[1]
     if first == ANSWER_END:
       self._finish(sequence, FinishReason.ANSWER)
       return []

@@ -22,9 +22,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from rapo_jax.models import Decoder, KVCache, attention, sharding
+from rapo_jax.rollout.config import RolloutConfig
 
-# Tokens whose probabilities are summed up before those of single ones.
-_CDF_BLOCK = 128
+# Tokens whose probabilities are summed up before those of single ones. As wide
+# as a vector unit: sums over rows of 128 are the fastest on a CPU, too.
+_BLOCK = 128
 
 
 class SlotState(NamedTuple):
@@ -33,9 +35,10 @@ class SlotState(NamedTuple):
   Attributes:
     cache: keys and values of positions before `lengths - 1`.
     tokens: token ids; what lies at and after `lengths` is meaningless.
-    log_probs: log-probability of each sampled token under the distribution it
-      was sampled from; 0 for tokens that were not sampled.
-    entropies: entropy of that distribution in nats; 0 likewise.
+    log_probs: log-probability of each sampled token in the full measure, which
+      is the trainer's: softmax of the logits over the temperature, of the whole
+      vocabulary whatever filter is on; 0 for tokens that were not sampled.
+    entropies: entropy of that measure in nats; 0 likewise.
     lengths: number of tokens of each sequence.
     limits: length at which decoding stops.
     active: slots that decode.
@@ -52,6 +55,42 @@ class SlotState(NamedTuple):
   active: Bool[Array, " S"]
   automaton: Int[Array, " S"]
   keys: UInt32[Array, "S 2"]
+
+
+class Sampling(NamedTuple):
+  """How a token is drawn. None switches off, and then costs nothing.
+
+  What is None is part of the program; numbers are inputs of it, so that others
+  compile nothing. Filters apply in this order, which is Hugging Face's. (vLLM
+  has min-p first, so that its top-p is a share of what min-p leaves.) Tokens as
+  likely as the least likely one that is kept are all kept.
+
+  Attributes:
+    temperature: divides the logits, > 0; None takes the likeliest token, reads
+      no filter, and stores log-probabilities of temperature 1.
+    top_k: keeps so many of the likeliest tokens, >= 1.
+    top_p: keeps the fewest likeliest of these whose probability is at least
+      this share of theirs, in (0, 1).
+    min_p: keeps tokens at least this times as likely as the likeliest.
+  """
+
+  temperature: Float[Array, ""] | None = None
+  top_k: Int[Array, ""] | None = None
+  top_p: Float[Array, ""] | None = None
+  min_p: Float[Array, ""] | None = None
+
+
+GREEDY = Sampling()
+
+
+def sampling(config: RolloutConfig) -> Sampling:
+  """How rollouts sample; filters that let everything pass are left out."""
+  return Sampling(
+    temperature=jnp.float32(config.temperature),
+    top_k=jnp.int32(config.top_k) if config.top_k else None,
+    top_p=jnp.float32(config.top_p) if config.top_p < 1 else None,
+    min_p=jnp.float32(config.min_p) if config.min_p > 0 else None,
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("num_slots", "max_length"))
@@ -267,7 +306,7 @@ def insert(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("num_tokens", "attend_length", "greedy"),
+  static_argnames=("num_tokens", "attend_length"),
   donate_argnames="state",
 )
 def decode(
@@ -275,11 +314,10 @@ def decode(
   state: SlotState,
   stop_table: Int[Array, "states V"],
   eos: Bool[Array, " V"],
-  temperature: Float[Array, ""],
+  sampling: Sampling,
   *,
   num_tokens: int,
   attend_length: int,
-  greedy: bool,
 ) -> SlotState:
   """Samples up to `num_tokens` tokens in every active slot.
 
@@ -292,11 +330,11 @@ def decode(
     state: the slots.
     stop_table: transitions of the stop automaton, last state "matched".
     eos: token ids that end the turn.
-    temperature: divides the logits; stored log-probabilities and entropies are
-      those of the divided logits. Not read when `greedy`.
+    sampling: how tokens are drawn. Stored log-probabilities and entropies are
+      those of the full measure, see `SlotState`: a filter restricts what may be
+      drawn and nothing else.
     num_tokens: static bound on the tokens a slot can gain.
     attend_length: static bound on the lengths afterwards.
-    greedy: take the likeliest token; the stored measure is temperature 1.
   """
   matched = stop_table.shape[0] - 1
   max_length = state.tokens.shape[1]
@@ -312,14 +350,17 @@ def decode(
       attend_length=attend_length,
     )
     logits = model.unembed(hidden[:, 0])
-    if not greedy:
-      logits = logits / temperature
+    if sampling.temperature is not None:
+      logits = logits / sampling.temperature
     log_probs = jax.nn.log_softmax(logits)
     probs = jnp.exp(log_probs)
-    if greedy:
+    if sampling.temperature is None:
       sampled = jnp.argmax(logits, axis=-1)
     else:
-      sampled = _inverse_cdf(probs, _uniforms(state.keys, state.lengths))
+      sampled = _inverse_cdf(
+        _filter(_in_blocks(probs), sampling),
+        _uniforms(state.keys, state.lengths),
+      )
     sampled = sampled.astype(jnp.int32)
     entropies = -jnp.sum(probs * log_probs, axis=-1)
     position = jnp.where(state.active, state.lengths, max_length)[:, None]
@@ -363,18 +404,80 @@ def _uniforms(
   return jax.vmap(one)(keys, positions)
 
 
+def _in_blocks(probs: Float[Array, "S V"]) -> Float[Array, "S N B"]:
+  """Cuts the vocabulary into blocks, the last one filled up with zeros."""
+  size = min(_BLOCK, probs.shape[1])
+  probs = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % size)))
+  return probs.reshape(len(probs), -1, size)
+
+
+def _filter(
+  probs: Float[Array, "S N B"], sampling: Sampling
+) -> Float[Array, "S N B"]:
+  """Probabilities, not normalised, with 0 for what may not be drawn.
+
+  The likeliest token always stays.
+  """
+  ones = jnp.ones((), probs.dtype)
+  if sampling.top_k is not None:
+    # float32 counts exactly up to 2^24.
+    probs = _keep_most(probs, ones, sampling.top_k.astype(probs.dtype))
+  if sampling.top_p is not None:
+    total = jnp.sum(jnp.sum(probs, axis=1), axis=1)
+    probs = _keep_most(probs, probs, sampling.top_p * total)
+  if sampling.min_p is not None:
+    least = sampling.min_p * jnp.max(probs, axis=(1, 2), keepdims=True)
+    probs = jnp.where(probs >= least, probs, 0)
+  return probs
+
+
+def _keep_most(
+  probs: Float[Array, "S N B"],
+  weights: Float[Array, "S N B"] | Float[Array, ""],
+  target: Float[Array, " S"] | Float[Array, ""],
+) -> Float[Array, "S N B"]:
+  """The fewest likeliest tokens whose weights reach `target`; else zeros.
+
+  Bisects the bits of the least probability that is kept: those of floats that
+  are not negative rise with them. That takes at most 30 sums over the
+  vocabulary, which on a CPU are many times faster than to sort it, and which
+  leave it cut over a mesh. Sums of a fixed order never fall when an addend
+  joins, so the outcome is exact for those very sums.
+  """
+  bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
+
+  def reaches(least: Int[Array, " S"]) -> Bool[Array, " S"]:
+    kept = jnp.where(bits >= least[:, None, None], weights, 0)
+    return jnp.sum(jnp.sum(kept, axis=1), axis=1) >= target
+
+  def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = bounds
+    middle = low + (high - low + 1) // 2
+    enough = reaches(middle)
+    return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+
+  high = jnp.max(bits, axis=(1, 2))
+  least, _ = jax.lax.while_loop(
+    lambda bounds: jnp.any(bounds[0] < bounds[1]),
+    halve,
+    (jnp.zeros_like(high), high),
+  )
+  return jnp.where(bits >= least[:, None, None], probs, 0)
+
+
 def _inverse_cdf(
-  probs: Float[Array, "S V"], uniforms: Float[Array, " S"]
+  blocks: Float[Array, "S N B"], uniforms: Float[Array, " S"]
 ) -> Int[Array, " S"]:
   """The first id whose cumulative probability exceeds the uniform number.
 
   One random number a row, as Gumbel noise over the vocabulary costs several
   times the output head on a CPU; and sums of blocks first, as cumulative sums
   of the whole vocabulary cost as much as the head.
+
+  Args:
+    blocks: probabilities from `_in_blocks`, normalised or not.
+    uniforms: in [0, 1).
   """
-  size = min(_CDF_BLOCK, probs.shape[1])
-  blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % size)))
-  blocks = blocks.reshape(len(probs), -1, size)
   reached = jnp.cumsum(blocks.sum(axis=-1), axis=-1)
   threshold = uniforms[:, None] * reached[:, -1:]
   block = _first_above(reached, threshold)
@@ -383,7 +486,7 @@ def _inverse_cdf(
   )
   inside = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
   within = _first_above(jnp.cumsum(inside, axis=-1), threshold - before)
-  return (block * size + within)[:, 0]
+  return (block * blocks.shape[2] + within)[:, 0]
 
 
 def _first_above(

@@ -17,6 +17,7 @@ from rapo_jax import models
 from rapo_jax.models import sharding
 from rapo_jax.retrieval import RetrievalConfig
 from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
+from rapo_jax.rollout import engine as engine_lib
 from rapo_jax.tools import ToolResult, ToolStatus
 from rapo_jax.tools.tags import find_tags
 from rapo_jax.trajectory import FinishReason, TokenKind, decode
@@ -513,6 +514,19 @@ def test_malformed_calls_in_a_row_end_the_trajectory(
       # It ends on the policy's own words, as every trajectory does.
       assert trajectory.kinds[-1] == TokenKind.POLICY
   assert ended > 0
+
+
+def test_a_stop_whose_tag_is_lost_in_decoding_is_a_malformed_call(
+  policy, tag_tokenizer, queries, prompts, echo_tool, monkeypatch
+):
+  # As bytes beside it do that complete no character, in some tokenizers.
+  monkeypatch.setattr(engine_lib, "decode", lambda *_: "\ufffd")
+  trajectories, _ = _engine(tag_tokenizer, echo_tool()).rollout(
+    policy, _requests(queries, prompts)[:2], seed=1, update=3
+  )
+  events = [e for t in trajectories for e in t.tool_events]
+  assert events
+  assert {e.status for e in events} == {"malformed"}
 
 
 def test_an_index_that_fails_inserts_nothing_and_is_left_alone(

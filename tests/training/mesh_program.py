@@ -179,10 +179,9 @@ def _decode(
     state,
     jnp.zeros((2, VOCABULARY), jnp.int32),
     jnp.zeros(VOCABULARY, bool),
-    jnp.float32(1.0),
+    sampler.GREEDY,
     num_tokens=40,
     attend_length=length,
-    greedy=True,
   )
 
 
