@@ -142,6 +142,7 @@ def main() -> None:
     max_step_tokens=max(arguments.step_tokens),
     max_tool_tokens=arguments.result_tokens,
     max_tool_calls=arguments.tool_calls,
+    trajectory_timeout_s=setup.TRAJECTORY_TIMEOUT_S,
   )
   tool = policy.tool(arguments.result_tokens)
   engine = RolloutEngine(
@@ -196,6 +197,9 @@ def main() -> None:
           name: round(statistics.median(split[name] for split in splits), 3)
           for name in splits[0]
         },
+        "cpu_seconds": round(
+          statistics.median(turn.cpu_seconds for turn in turns), 3
+        ),
         "retrievals": len(events),
         "hits": sum(event.outcome == "hit" for event in events),
         "search_ms_a_query": round(

@@ -73,6 +73,7 @@ class Comparison:
       max_step_tokens=self._length,
       max_tool_tokens=arguments.insert_tokens,
       max_tool_calls=arguments.inserts,
+      trajectory_timeout_s=setup.TRAJECTORY_TIMEOUT_S,
     )
     self._engine = self._make(config)
     self._sampled = self._steps * arguments.step_tokens

@@ -40,6 +40,8 @@ from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 
 VOCAB_SIZE = 32_000
 PREFILL_ROWS = 16
+TRAJECTORY_TIMEOUT_S = 3_600.0
+"""The first turn compiles while trajectories wait; none may end by it."""
 TOOL = "search"
 
 _NUM_WORDS = 8_000

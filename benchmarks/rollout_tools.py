@@ -89,6 +89,7 @@ def _rollouts(
     max_step_tokens=arguments.step_tokens,
     max_tool_tokens=arguments.result_tokens,
     max_tool_calls=arguments.tool_calls,
+    trajectory_timeout_s=setup.TRAJECTORY_TIMEOUT_S,
     tool_threads=arguments.sequences,
   )
 
