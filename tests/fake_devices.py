@@ -1,0 +1,77 @@
+"""Programs on fake CPU devices, in processes of their own.
+
+The number of devices is fixed when JAX starts, and more than one would slow
+all other tests.
+"""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run_python(*arguments: str) -> str:
+  """Runs Python on eight devices and returns what it prints.
+
+  Raises:
+    AssertionError: it failed; with what it wrote to standard error.
+  """
+  return _finish(_start(arguments, num_devices=8))
+
+
+def run_processes(count: int, *arguments: str, num_devices: int) -> list[str]:
+  """Runs Python in several processes, which are to find each other.
+
+  Args:
+    count: of processes.
+    arguments: of each of them; the coordinator's address, the number of
+      processes and the index of this one come after them.
+    num_devices: devices of each.
+
+  Returns:
+    What each of them prints.
+
+  Raises:
+    AssertionError: one failed; with what it wrote to standard error.
+  """
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  children = [
+    _start(
+      (*arguments, address, str(count), str(index)), num_devices=num_devices
+    )
+    for index in range(count)
+  ]
+  try:
+    return [_finish(child) for child in children]
+  finally:
+    for child in children:
+      child.kill()
+      child.wait()
+
+
+def _start(
+  arguments: tuple[str, ...], *, num_devices: int
+) -> subprocess.Popen[str]:
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env={
+      **os.environ,
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+      "PYTHONPATH": str(ROOT),
+    },
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _finish(child: subprocess.Popen[str]) -> str:
+  output, errors = child.communicate()
+  assert child.returncode == 0, errors
+  return output
