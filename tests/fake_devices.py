@@ -4,12 +4,17 @@ The number of devices is fixed when JAX starts, and more than one would slow
 all other tests.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import socket
 import subprocess
 import sys
 
+# Each process compiles everything, and what it compiles runs for milliseconds.
+_QUICK_TO_COMPILE = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -42,12 +47,16 @@ def run_processes(count: int, *arguments: str, num_devices: int) -> list[str]:
     address = f"localhost:{free.getsockname()[1]}"
   children = [
     _start(
-      (*arguments, address, str(count), str(index)), num_devices=num_devices
+      (*arguments, address, str(count), str(index)),
+      num_devices=num_devices,
+      flags=_QUICK_TO_COMPILE,
     )
     for index in range(count)
   ]
   try:
-    return [_finish(child) for child in children]
+    # Side by side: one that cannot get rid of its output would stop all.
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+      return list(pool.map(_finish, children))
   finally:
     for child in children:
       child.kill()
@@ -55,14 +64,16 @@ def run_processes(count: int, *arguments: str, num_devices: int) -> list[str]:
 
 
 def _start(
-  arguments: tuple[str, ...], *, num_devices: int
+  arguments: tuple[str, ...], *, num_devices: int, flags: str = ""
 ) -> subprocess.Popen[str]:
   return subprocess.Popen(
     [sys.executable, *arguments],
     cwd=ROOT,
     env={
       **os.environ,
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+      "XLA_FLAGS": (
+        f"--xla_force_host_platform_device_count={num_devices} {flags}"
+      ),
       "PYTHONPATH": str(ROOT),
     },
     stdout=subprocess.PIPE,

@@ -12,18 +12,25 @@ from tests import fake_devices
 
 @pytest.fixture(scope="module")
 def reports():
-  """What each process saw; that of one device is in the first one's."""
+  """What each of the two processes saw."""
+  return _run(2, num_devices=4)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """What a process saw that is alone with one device."""
+  [report] = _run(1, num_devices=1)
+  return report
+
+
+def _run(count, *, num_devices):
   outputs = fake_devices.run_processes(
-    2, "-m", "tests.rollout.on_two_processes", num_devices=4
+    count, "-m", "tests.rollout.on_two_processes", num_devices=num_devices
   )
   return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-@pytest.fixture(scope="module")
-def one_device(reports):
-  return reports[0]["one_device"]
-
-
+@pytest.mark.slow
 def test_both_processes_return_the_trajectories_of_one_device(
   reports, one_device
 ):
@@ -40,6 +47,7 @@ def test_both_processes_return_the_trajectories_of_one_device(
     )
 
 
+@pytest.mark.slow
 def test_tools_and_buffer_are_asked_by_the_first_process_alone(
   reports, one_device
 ):
@@ -52,6 +60,7 @@ def test_tools_and_buffer_are_asked_by_the_first_process_alone(
     assert report["tool_calls_counted"] == leader["tool_calls"]
 
 
+@pytest.mark.slow
 def test_an_error_in_the_host_loop_ends_both(reports):
   leader, follower = (report["error"] for report in reports)
   assert leader == ["OSError", "the host's disk is full"]
@@ -59,6 +68,7 @@ def test_an_error_in_the_host_loop_ends_both(reports):
   assert "failed in it: OSError: the host's disk is full" in follower[1]
 
 
+@pytest.mark.slow
 def test_an_update_is_that_of_one_device(reports, one_device):
   expected = one_device["update"]
   assert np.abs(expected["gradients"]).max() > 1e-2
