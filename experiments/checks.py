@@ -118,6 +118,13 @@ def stage_seconds(
 
 def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """Budgets that do not fit each other, each with what would."""
+  if jax.process_count() > 1:
+    yield (
+      "problem",
+      "an experiment runs in one process, this is one of "
+      f"{jax.process_count()}: start it on one host. Rollouts and updates of "
+      "rapo_jax run on several, see docs/semantics.md.",
+    )
   rollout, update = config.rollout, config.update
   longest = rollout.max_prompt_tokens + rollout.max_response_tokens
   if update.row_length < longest:

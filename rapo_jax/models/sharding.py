@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import (
@@ -211,7 +212,8 @@ def place(
   layout.
 
   Args:
-    model: the decoder.
+    model: the decoder. On a mesh of several processes it lies on such a one,
+      or whole in each of them.
     mesh: where it goes; None for where it is.
     rules: how it lies there.
     dtype: of the copy, adapters too; None leaves each parameter its own.
@@ -229,6 +231,13 @@ def place(
     )
   ):
     return model
+  if mesh.is_multi_process:
+    # A program on such a mesh takes no arrays of one process alone.
+    model = jax.tree.map(
+      lambda x, s: _laid_out(x, s) if x.is_fully_addressable else x,
+      model,
+      layout,
+    )
   with jax.set_mesh(mesh):
     return place_on_mesh(model, dtype, tuple(rules.items()))
 
@@ -239,6 +248,28 @@ def place_on_mesh(
 ) -> Any:
   model = model if dtype is None else model.astype(dtype)
   return constrain_parameters(model, dict(rules))
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+  """Arrays that every process holds, as inputs of programs on a mesh.
+
+  Args:
+    tree: arrays, of NumPy or on one device; the same ones in every process.
+    mesh: the devices. Of several processes it gets arrays that are whole on
+      each of them; else `jit` moves what it is given, and nothing is done.
+  """
+  if mesh is None or not mesh.is_multi_process:
+    return jax.tree.map(jnp.asarray, tree)
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(lambda x: _laid_out(x, whole), tree)
+
+
+def _laid_out(x: Any, layout: NamedSharding) -> jax.Array:
+  """An array that every process holds, cut over devices of all of them."""
+  host = np.asarray(x)
+  return jax.make_array_from_callback(
+    host.shape, layout, lambda index: host[index]
+  )
 
 
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

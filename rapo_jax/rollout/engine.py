@@ -19,10 +19,9 @@ import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -31,9 +30,10 @@ from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query
 from rapo_jax.models import KV_BLOCK, Decoder, sharding, with_adapters_of
 from rapo_jax.rollout import automaton as automaton_lib
-from rapo_jax.rollout import sampler, tool_runner
+from rapo_jax.rollout import processes, tool_runner
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.observation import ObservationEncoder
+from rapo_jax.rollout.programs import Programs, Sampled
 from rapo_jax.rollout.retriever import Question, Retriever
 from rapo_jax.trajectory import (
   FinishReason,
@@ -172,18 +172,6 @@ class _Sequence:
     return self.length - len(self.request.prompt_tokens)
 
 
-class _Sampled(NamedTuple):
-  """Host copy of what the slots hold after a chunk, `[S, L]` each.
-
-  A trajectory always ends on tokens that are in it: an observation or a
-  retrieved step is only inserted if the trajectory goes on.
-  """
-
-  tokens: np.ndarray
-  log_probs: np.ndarray
-  entropies: np.ndarray
-
-
 _Call = tool_runner.Call[_Sequence]
 _Outcome = retrieval_lib.Hit | retrieval_lib.Miss | retrieval_lib.Failed
 
@@ -199,6 +187,9 @@ class RolloutEngine:
     buffer: Step-Trace Buffer for hybrid trajectories, or None.
     retrieval: how a trace is chosen among the nearest.
     mesh: devices that share the slots and the policy; None for one device.
+      With devices of several processes each of them makes the same engines
+      and starts the same rollouts; the tools and the buffer are asked by the
+      first process alone.
     policy: one with adapters whose base is that of every rollout. On a mesh
       what is frozen is placed once, here, and stays there between rollouts;
       without it each rollout places the whole model.
@@ -234,10 +225,9 @@ class RolloutEngine:
     vocabulary = automaton_lib.token_bytes(tokenizer, vocab_size)
     table = automaton_lib.stop_automaton(self.stop_strings, vocabulary)
     self._matched_state = table.matched_state
-    self._stop_table = jnp.asarray(table.table)
-    eos = np.zeros(vocab_size, bool)
-    eos[_eos_ids(tokenizer)] = True
-    self._eos = jnp.asarray(eos)
+    self._eos = np.zeros(vocab_size, bool)
+    self._eos[_eos_ids(tokenizer)] = True
+    self._on_device = sharding.replicate((table.table, self._eos), mesh)
     self._observation = ObservationEncoder(
       self._encode,
       tokenizer,
@@ -291,17 +281,37 @@ class RolloutEngine:
       if self._placed is None
       else with_adapters_of(self._placed, model)
     )
-    with contextlib.ExitStack() as stack:
-      stack.enter_context(sharding.use_mesh(self._mesh))
-      calls = stack.enter_context(contextlib.closing(self._runner.session()))
-      retriever: Retriever[_Sequence] | None = None
-      if self._buffer is not None:
-        retriever = Retriever(self._buffer, self._retrieval, calls.changed)
-        stack.enter_context(contextlib.closing(retriever))
-      run = _Rollout(
-        self, model, calls, retriever, seed=seed, update=update, greedy=greedy
-      )
-      return run(requests)
+    stop_table, eos = self._on_device
+    programs = Programs(
+      model,
+      self._config,
+      mesh=self._mesh,
+      stop_table=stop_table,
+      eos=eos,
+      max_length=self.max_length,
+      prompt_width=self._prompt_width,
+      seed=seed,
+      update=update,
+      greedy=greedy,
+    )
+
+    def lead(
+      programs: Programs,
+    ) -> tuple[list[Trajectory], RolloutStats]:
+      with contextlib.ExitStack() as stack:
+        calls = stack.enter_context(contextlib.closing(self._runner.session()))
+        retriever: Retriever[_Sequence] | None = None
+        if self._buffer is not None:
+          retriever = Retriever(self._buffer, self._retrieval, calls.changed)
+          stack.enter_context(contextlib.closing(retriever))
+        run = _Rollout(
+          self, programs, calls, retriever, seed=seed, update=update
+        )
+        return run(requests)
+
+    if self._mesh is not None and self._mesh.is_multi_process:
+      return processes.run_led(self._mesh, programs, lead)
+    return lead(programs)
 
   def _place(self, model: Decoder) -> Decoder:
     return sharding.place(
@@ -334,36 +344,24 @@ class _Rollout:
   def __init__(
     self,
     engine: RolloutEngine,
-    model: Decoder,
+    programs: Programs,
     calls: tool_runner.ToolSession[_Sequence],
     retriever: Retriever[_Sequence] | None,
     *,
     seed: int,
     update: int,
-    greedy: bool,
   ):
     self._engine = engine
     self._config = engine._config
-    self._model = model
+    self._programs = programs
     self._seed = seed
     self._update = update
-    self._sampling = (
-      sampler.GREEDY if greedy else sampler.sampling(self._config)
-    )
     self._slots: list[_Sequence | None] = [None] * self._config.num_slots
-    self._state = sampler.init_slots(
-      model, self._config.num_slots, engine.max_length
-    )
-    self._prompt_cache = sampler.init_prompt_cache(
-      model, self._config.prefill_rows, engine._prompt_width
-    )
     self._prefilled: collections.deque[tuple[int, _Sequence]] = (
       collections.deque()
     )
-    self._prompts = (jnp.zeros((0, 0), jnp.int32), jnp.zeros(0, jnp.int32))
     self._active: set[int] = set()
-    empty = np.zeros((0, 0))
-    self._sampled = _Sampled(empty, empty, empty)
+    self._sampled: Sampled | None = None
     self._finished: dict[int, Trajectory] = {}
     self._calls = calls
     self._retriever = retriever
@@ -432,15 +430,7 @@ class _Rollout:
       tokens[row, : len(prompt)] = prompt
       lengths[row] = len(prompt)
     began = time.perf_counter()
-    self._prompts = (jnp.asarray(tokens), jnp.asarray(lengths))
-    self._prompt_cache = sampler.prefill(
-      self._model,
-      self._prompt_cache,
-      *self._prompts,
-      attend_length=width,
-      chunk=self._config.insert_chunk,
-    )
-    jax.block_until_ready(self._prompt_cache)
+    self._programs.prefill(tokens, lengths)
     self._cached(lengths - 1, began)
 
   def _start(self, source: np.ndarray, started: list[_Sequence]) -> None:
@@ -454,60 +444,32 @@ class _Rollout:
       indices[sequence.slot] = sequence.request.index
       limits[sequence.slot] = self._limit(sequence)
       self._active.add(sequence.slot)
-    keys = sampler.sequence_keys(
-      self._seed, jnp.int32(self._update), numbers, indices
-    )
-    self._state = sampler.admit(
-      self._state,
-      self._prompt_cache,
-      *self._prompts,
-      jnp.asarray(source),
-      jnp.asarray(limits),
-      keys,
-    )
+    self._programs.admit(source, limits, numbers, indices)
 
   # Decoding.
 
   def _decode(self) -> None:
     """Samples a chunk and handles the slots that stopped in it."""
     began = time.perf_counter()
-    self._state = sampler.decode(
-      self._model,
-      self._state,
-      self._engine._stop_table,
-      self._engine._eos,
-      self._sampling,
-      num_tokens=self._config.decode_chunk,
-      attend_length=self._engine.max_length,
-    )
-    # Copies: a view of a donated buffer would change under our hands.
-    active, lengths, automaton = (
-      np.array(x)
-      for x in (self._state.active, self._state.lengths, self._state.automaton)
-    )
-    self._sampled = _Sampled(
-      np.array(self._state.tokens),
-      np.array(self._state.log_probs),
-      np.array(self._state.entropies),
-    )
+    sampled = self._sampled = self._programs.decode()
     self._stats.decode_seconds += time.perf_counter() - began
     calls: list[_Call] = []
     most = 0
     for slot in sorted(self._active):
       sequence = self._slot(slot)
-      sampled = int(lengths[slot]) - sequence.length
-      self._stats.sampled_tokens += sampled
-      most = max(most, sampled)
-      if active[slot]:
-        sequence.length += sampled
+      count = int(sampled.lengths[slot]) - sequence.length
+      self._stats.sampled_tokens += count
+      most = max(most, count)
+      if sampled.active[slot]:
+        sequence.length += count
         continue
       self._active.discard(slot)
       start = sequence.segments[-1][2]
-      sequence.append(TokenKind.POLICY, sequence.step_id, sampled)
-      row = self._sampled.tokens[slot, : sequence.length]
+      sequence.append(TokenKind.POLICY, sequence.step_id, count)
+      row = sampled.tokens[slot, : sequence.length]
       text = decode(self._engine._tokenizer, row[start:])
       sequence.steps.append(text)
-      stopped = bool(automaton[slot] == self._engine._matched_state)
+      stopped = bool(sampled.automaton[slot] == self._engine._matched_state)
       calls += self._end_of_step(sequence, text, row, stopped=stopped)
     self._stats.decode_positions += most * len(self._slots)
     self._dispatch(calls)
@@ -714,16 +676,7 @@ class _Rollout:
       sequence.piece = []
       self._active.add(sequence.slot)
     began = time.perf_counter()
-    self._state = sampler.insert(
-      self._model,
-      self._state,
-      jnp.asarray(pieces),
-      jnp.asarray(counts),
-      jnp.asarray(limits),
-      attend_length=self._engine.max_length,
-      chunk=self._config.insert_chunk,
-    )
-    jax.block_until_ready(self._state.lengths)
+    self._programs.insert(pieces, counts, limits)
     self._cached(counts, began)
 
   def _cached(self, counts: np.ndarray, began: float) -> None:
@@ -739,6 +692,8 @@ class _Rollout:
 
   def _finish(self, sequence: _Sequence, reason: FinishReason) -> None:
     length, slot = sequence.length, sequence.slot
+    sampled = self._sampled
+    assert sampled is not None  # Nothing ends before it has been sampled.
     kinds = np.empty(length, np.int8)
     step_ids = np.empty(length, np.int32)
     start = 0
@@ -748,11 +703,11 @@ class _Rollout:
       start = end
     request = sequence.request
     self._finished[sequence.number] = Trajectory(
-      tokens=self._sampled.tokens[slot, :length].copy(),
+      tokens=sampled.tokens[slot, :length].copy(),
       kinds=kinds,
       step_ids=step_ids,
-      log_probs=self._sampled.log_probs[slot, :length].copy(),
-      entropies=self._sampled.entropies[slot, :length].copy(),
+      log_probs=sampled.log_probs[slot, :length].copy(),
+      entropies=sampled.entropies[slot, :length].copy(),
       query_id=request.query.query_id,
       group_id=request.group_id,
       index=request.index,

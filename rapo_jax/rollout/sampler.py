@@ -394,6 +394,12 @@ def decode(
   return _constrain(state)
 
 
+@jax.jit
+def gather(arrays: list[Array]) -> list[Array]:
+  """Arrays of the slots whole on every device, for each process to read."""
+  return [sharding.constrain(x, *[None] * x.ndim) for x in arrays]
+
+
 def _uniforms(
   keys: UInt32[Array, "S 2"], positions: Int[Array, " S"]
 ) -> Float[Array, " S"]:

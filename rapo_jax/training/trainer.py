@@ -130,7 +130,7 @@ class Trainer:
         with sharding.use_mesh(self._mesh):
           state, metrics = update_minibatch(
             state,
-            batch,
+            sharding.replicate(batch, self._mesh),
             objective=self._objective,
             optimizer=self._optimizer,
             temperature=self._rollout.temperature,

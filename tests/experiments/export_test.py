@@ -13,7 +13,7 @@ from experiments import export
 from experiments.policies import describe_policy
 from rapo_jax import models
 from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
-from tests import eight_devices
+from tests import fake_devices
 from tests.tiny_decoder import tiny_decoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -226,7 +226,7 @@ checkpoints.close()
 
 def test_a_checkpoint_of_a_mesh_is_read_on_one_device(tmp_path):
   models.save_pretrained(tiny_decoder(), tmp_path / "base")
-  eight_devices.run_python("-c", _ON_A_MESH, str(tmp_path))
+  fake_devices.run_python("-c", _ON_A_MESH, str(tmp_path))
   assert run(tmp_path) == 0
   assert same(models.from_pretrained(tmp_path / "out"), tiny_decoder())
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.models import log_probs as log_probs_lib
-from tests import eight_devices
+from tests import fake_devices
 from tests.tiny_decoder import tiny_decoder
 
 VOCAB = 37
@@ -188,7 +188,7 @@ class TokenLogProbsTest(parameterized.TestCase):
     self.assertLess(error, 0.01)
 
   def test_meshes_give_the_values_of_one_device(self):
-    output = eight_devices.run_python("-m", "tests.models.log_probs_on_meshes")
+    output = fake_devices.run_python("-m", "tests.models.log_probs_on_meshes")
     for mesh in json.loads(output):
       with self.subTest(**mesh):
         self.assertLess(mesh["value_gap"], 1e-5)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from rapo_jax import models
 from rapo_jax.models import sharding
-from tests import eight_devices
+from tests import fake_devices
 from tests.models import real_configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def run_on_eight_devices(hf):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "model"
     models.save_pretrained(model, path)
-    output = eight_devices.run_python(
+    output = fake_devices.run_python(
       "-m", "tests.models.on_eight_devices", str(path)
     )
   return json.loads(output)

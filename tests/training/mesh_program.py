@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from rapo_jax import models
 from rapo_jax.models import sharding
@@ -77,7 +78,7 @@ def update(
   with sharding.use_mesh(mesh):
     state, metrics = update_minibatch(
       state,
-      make_batch(),
+      sharding.replicate(make_batch(), mesh),
       objective=ObjectiveConfig(),
       optimizer=OPTIMIZER,
       temperature=0.7,
@@ -93,7 +94,7 @@ def update(
     "gradient_norm": float(metrics.gradient_norm),
     # The first moment is a tenth of the first gradient. Parameters would tell
     # less: Adam divides the gradient by its own size.
-    "gradients": [10 * np.asarray(x) for x in jax.tree.leaves(moment)],
+    "gradients": [10 * _whole(x) for x in jax.tree.leaves(moment)],
     "dtype": str(jax.tree.leaves(state.model)[0].dtype),
     "placed": mesh is None
     or (
@@ -101,6 +102,13 @@ def update(
       and all(_lies_as_ruled(tree, state.model, mesh) for tree in trees)
     ),
   }
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+  """An array that may lie on devices of several processes."""
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)
 
 
 def _lies_as_ruled(

@@ -6,14 +6,14 @@ import jax
 import pytest
 
 from rapo_jax.models import sharding
-from tests import eight_devices
+from tests import fake_devices
 
 
 @pytest.fixture(scope="module")
 def report():
   """What the program prints; a process of its own, as devices are global."""
   return json.loads(
-    eight_devices.run_python("-m", "tests.training.mesh_program")
+    fake_devices.run_python("-m", "tests.training.mesh_program")
   )
 
 

@@ -1,0 +1,88 @@
+"""Programs on fake CPU devices, in processes of their own.
+
+The number of devices is fixed when JAX starts, and more than one would slow
+all other tests.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+# Each process compiles everything, and what it compiles runs for milliseconds.
+_QUICK_TO_COMPILE = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run_python(*arguments: str) -> str:
+  """Runs Python on eight devices and returns what it prints.
+
+  Raises:
+    AssertionError: it failed; with what it wrote to standard error.
+  """
+  return _finish(_start(arguments, num_devices=8))
+
+
+def run_processes(count: int, *arguments: str, num_devices: int) -> list[str]:
+  """Runs Python in several processes, which are to find each other.
+
+  Args:
+    count: of processes.
+    arguments: of each of them; the coordinator's address, the number of
+      processes and the index of this one come after them.
+    num_devices: devices of each.
+
+  Returns:
+    What each of them prints.
+
+  Raises:
+    AssertionError: one failed; with what it wrote to standard error.
+  """
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  children = [
+    _start(
+      (*arguments, address, str(count), str(index)),
+      num_devices=num_devices,
+      flags=_QUICK_TO_COMPILE,
+    )
+    for index in range(count)
+  ]
+  try:
+    # Side by side: one that cannot get rid of its output would stop all.
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+      return list(pool.map(_finish, children))
+  finally:
+    for child in children:
+      child.kill()
+      child.wait()
+
+
+def _start(
+  arguments: tuple[str, ...], *, num_devices: int, flags: str = ""
+) -> subprocess.Popen[str]:
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env={
+      **os.environ,
+      "XLA_FLAGS": (
+        f"--xla_force_host_platform_device_count={num_devices} {flags}"
+      ),
+      "PYTHONPATH": str(ROOT),
+    },
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _finish(child: subprocess.Popen[str]) -> str:
+  output, errors = child.communicate()
+  assert child.returncode == 0, errors
+  return output

@@ -1,0 +1,182 @@
+"""What `processes_test` runs in two processes of four fake devices each.
+
+    python -m tests.rollout.on_two_processes ADDRESS COUNT INDEX
+
+Rolls out and updates on one mesh over the devices of all, or, where there is
+one process alone, on one device. Prints one JSON object with what it saw; the
+number of devices is set by XLA_FLAGS before JAX starts.
+"""
+
+import dataclasses
+import json
+import sys
+from unittest import mock
+
+import jax
+import numpy as np
+
+from rapo_jax import retrieval
+from rapo_jax.models import sharding
+from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
+from rapo_jax.rollout.processes import LeaderFailed
+from tests.rollout import tag_world
+from tests.training import mesh_program
+
+CONFIG = RolloutConfig(
+  num_generations=4,
+  num_hybrid=2,
+  retrieval_prob=0.7,
+  num_slots=8,
+  prefill_rows=2,
+  max_prompt_tokens=16,
+  max_response_tokens=112,
+  max_step_tokens=24,
+  max_tool_tokens=24,
+  max_tool_calls=4,
+  decode_chunk=8,
+  insert_chunk=8,
+)
+# The tensor axis has to divide it: more rows than the tokenizer has entries.
+VOCABULARY = 264
+
+
+@dataclasses.dataclass
+class CountingTool(tag_world.EchoTool):
+  """Takes its time, and counts its calls."""
+
+  calls: int = 0
+
+  def call(self, argument):
+    self.calls += 1
+    return super().call(argument)
+
+
+@dataclasses.dataclass
+class AnyBuffer:
+  """Has a step for whatever is asked, and computes on the default device."""
+
+  calls: int = 0
+
+  def retrieve(self, questions, histories, *, config):
+    self.calls += 1
+    similarity = float(jax.jit(lambda x: x.max())(np.ones(3)))
+    return [
+      retrieval.Hit(
+        retrieval.StepTrace(
+          question=question,
+          history=tuple(history),
+          step="<search>b</search><result> ab </result>",
+          reward=1.0,
+          source="expert",
+          trace_id=0,
+          query_id="q0",
+          step_index=1,
+          answers=False,
+        ),
+        similarity,
+      )
+      for question, history in zip(questions, histories, strict=True)
+    ]
+
+
+def make_engine(mesh, **options):
+  tool = CountingTool(delay=lambda argument: 0.01 * (len(argument) % 3))
+  buffer = AnyBuffer()
+  engine = RolloutEngine(
+    CONFIG,
+    tag_world.make_tokenizer(),
+    vocab_size=VOCABULARY,
+    tools={tool.name: tool},
+    buffer=buffer,
+    mesh=mesh,
+    **options,
+  )
+  return engine, tool, buffer
+
+
+def roll(engine, model):
+  queries = tag_world.make_queries()
+  requests = group_requests(
+    queries,
+    tag_world.make_prompts(queries, tag_world.make_tokenizer()),
+    num_generations=CONFIG.num_generations,
+    num_hybrid=CONFIG.num_hybrid,
+  )
+  return engine.rollout(model, requests, seed=1, update=3, greedy=True)
+
+
+def described(trajectories):
+  """All of trajectories that has to be the same wherever they were sampled."""
+  return [
+    {
+      "tokens": t.tokens.tolist(),
+      "kinds": t.kinds.tolist(),
+      "step_ids": t.step_ids.tolist(),
+      "events": [type(event).__name__ for event in t.events],
+      "finish_reason": str(t.finish_reason),
+    }
+    for t in trajectories
+  ]
+
+
+def rollout_report(mesh):
+  engine, tool, buffer = make_engine(mesh)
+  model = tag_world.make_policy(VOCABULARY)
+  trajectories, stats = roll(engine, model)
+  return {
+    "trajectories": described(trajectories),
+    "log_probs": np.concatenate([t.log_probs for t in trajectories]).tolist(),
+    "tool_calls": tool.calls,
+    "tool_calls_counted": sum(stats.tools[tool.name].counts.values()),
+    "retrievals": buffer.calls,
+  }
+
+
+def error_of_a_broken_loop(mesh):
+  """Type and text of what a rollout raises whose host loop breaks."""
+  engine, *_ = make_engine(mesh)
+  broken = mock.Mock(side_effect=OSError("the host's disk is full"))
+  with mock.patch.object(engine, "_observation", broken):
+    try:
+      roll(engine, tag_world.make_policy(VOCABULARY))
+    except (OSError, LeaderFailed) as error:
+      return [type(error).__name__, str(error)]
+  return None
+
+
+def update_report(mesh):
+  report = mesh_program.update(mesh)
+  return {
+    "loss": report["loss"],
+    "gradients": np.concatenate(
+      [gradient.ravel() for gradient in report["gradients"]]
+    ).tolist(),
+    "placed": report["placed"],
+  }
+
+
+def main(address, count, index):
+  mesh = None
+  if int(count) > 1:
+    # Only the first process fills the cache, and would then be so far ahead
+    # that the first sum over both gives up on the other.
+    jax.config.update("jax_enable_compilation_cache", False)
+    jax.distributed.initialize(
+      coordinator_address=address,
+      num_processes=int(count),
+      process_id=int(index),
+      shutdown_timeout_seconds=60,
+    )
+    mesh = sharding.make_mesh(data=4, tensor=2)
+  report = {
+    "devices": [jax.local_device_count(), jax.device_count()],
+    "rollout": rollout_report(mesh),
+    "update": update_report(mesh),
+    "error": error_of_a_broken_loop(mesh),
+  }
+  # A line of its own, below what the collectives have to say.
+  sys.stdout.write("\n" + json.dumps(report))
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
