@@ -1,8 +1,9 @@
-"""The shape of an experiment's policy, known before its weights are."""
+"""The shape of an experiment's agents, known before their weights are."""
 
 from __future__ import annotations
 
 import pathlib
+from typing import Literal
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -15,16 +16,26 @@ from rapo_jax import models
 from rapo_jax.models import hub, published
 from rapo_jax.models.huggingface import read_config
 
+Agent = Literal["base", "off_policy"]
 
-def policy_shape(config: ExperimentConfig) -> models.DecoderConfig:
-  """Shape of the base agent: as named, or as the agents stage would make it.
+
+def policy_shape(
+  config: ExperimentConfig, agent: Agent = "base"
+) -> models.DecoderConfig:
+  """Shape of an agent: as named, or as the agents stage would make it.
+
+  Args:
+    config: the experiment.
+    agent: which of its two agents.
 
   Raises:
-    FileNotFoundError: policy.base names a model whose config.json is neither
-      here, nor on a hub within reach, nor that of a published model we know.
+    FileNotFoundError: the policy section names a model whose config.json is
+      neither here, nor on a hub within reach, nor that of a published model we
+      know.
   """
-  if config.policy.base is not None:
-    return named_shape(config.policy.base)
+  named = config.policy.base if agent == "base" else config.policy.off_policy
+  if named is not None:
+    return named_shape(named)
   if config.data.source == "miniature":
     world = make_world(config.world)
     tokenizer = miniature_tokenizer.train_tokenizer(

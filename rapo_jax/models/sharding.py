@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -79,9 +80,12 @@ def make_mesh(
       f"({len(devices)}), got {data} * {fsdp} * {tensor} = "
       f"{math.prod(shape)}."
     )
-  return jax.make_mesh(
-    shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  # An axis may be shorter than a side of the torus: 4 slices of the heads on
+  # 8x8x8 chips.
+  grid = mesh_utils.create_device_mesh(
+    shape, devices, allow_split_physical_axes=True
   )
+  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def logical_axes(model: Any) -> Any:
