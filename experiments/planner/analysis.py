@@ -239,7 +239,13 @@ def make_plan(
       for name in chips.CHIPS
     },
     notes=_notes(topology, reports),
-    verdict=_verdict(topology, capacity, peaks, found, programs),
+    verdict=_verdict(
+      topology,
+      capacity,
+      peaks,
+      found,
+      {phase: _constant_bytes(programs, phase) for phase in phases},
+    ),
   )
 
 
@@ -479,7 +485,7 @@ def _verdict(
   capacity: float | None,
   peaks: dict[Phase, int],
   found: dict[Phase, int],
-  programs: Programs,
+  constants: dict[Phase, int],
 ) -> str:
   name = topology.name
   if capacity is None:
@@ -496,7 +502,7 @@ def _verdict(
       f"lower {'.'.join(_SETTINGS[phase])} to {found[phase]}, which was "
       "compiled and fits"
       if found[phase]
-      else _cut_further(_constant_bytes(programs, phase), capacity)
+      else _cut_further(constants[phase], capacity)
     )
     for phase, peak in peaks.items()
     if peak > capacity
