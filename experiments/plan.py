@@ -25,6 +25,7 @@ from experiments import flags
 from experiments.config import ExperimentConfig
 from experiments.planner import chips
 from experiments.planner.analysis import (
+  Phase,
   Plan,
   ProgramReport,
   make_plan,
@@ -33,6 +34,12 @@ from experiments.planner.analysis import (
 from experiments.planner.programs import Workload
 from experiments.workdir import write_json
 
+_LARGEST: dict[str | None, tuple[Phase, ...]] = {
+  None: (),
+  "slots": ("rollout",),
+  "rows": ("update",),
+  "both": ("rollout", "update"),
+}
 # Columns of a table that is written to a file.
 _PIPED_WIDTH = 120
 
@@ -49,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       _workload(config, known),
       lambda text: print(text, file=sys.stderr),
       agent=known.agent,
-      largest=known.largest,
+      largest=_LARGEST[known.largest],
     )
   except (ValueError, FileNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
@@ -85,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--largest",
-    action="store_true",
-    help="find the most slots and micro-batch rows that fit, by compiling more",
+    choices=("slots", "rows", "both"),
+    help="find the most slots, rows of a micro-batch, or both, that fit and "
+    "are of use, by compiling a few more times",
   )
   parser.add_argument("--json", type=pathlib.Path, help="write the plan here")
   parser.add_argument(

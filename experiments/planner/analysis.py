@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import jax
@@ -159,7 +159,7 @@ def make_plan(
   progress: Callable[[str], None],
   *,
   agent: Agent = "base",
-  largest: bool = False,
+  largest: Collection[Phase] = (),
 ) -> Plan:
   """Compiles everything and judges it.
 
@@ -170,9 +170,9 @@ def make_plan(
     progress: told what is under way.
     agent: which agent acts. The off-policy agent fills the buffer: it is
       rolled out and never trained.
-    largest: find the most slots and rows of a micro-batch that fit, by
-      compiling a few more times. Where something does not fit, a value that
-      does is looked for in any case.
+    largest: phases for which to find the most slots, or rows of a micro-batch,
+      that fit, by compiling a few more times. Where a phase does not fit, a
+      value that does is looked for in any case.
 
   Raises:
     ValueError: the mesh does not use the devices, or does not divide a
@@ -204,10 +204,10 @@ def make_plan(
   peaks = {phase: _peak(reports, phase) for phase in phases}
   found = {
     phase: compiler.largest(
-      phase, peaks[phase], capacity, any_will_do=not largest
+      phase, peaks[phase], capacity, any_will_do=phase not in largest
     )
     for phase in phases
-    if capacity is not None and (largest or peaks[phase] > capacity)
+    if capacity is not None and (phase in largest or peaks[phase] > capacity)
   }
   activations = (
     {"activations": _activation_bytes(programs, reports)}
@@ -373,11 +373,12 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
     if compiled.text is not None
     else []
   )
-  flops = cost.flops / mesh.size
+  share = program.copies / mesh.size
+  flops = cost.flops * share
   moved = (
     # Weights are gathered over the other axes before they are read.
     cost.weight_bytes / mesh.shape["tensor"]
-    + cost.activation_bytes / mesh.size
+    + cost.activation_bytes * share
     + compiled.argument_bytes
     + compiled.output_bytes
   )

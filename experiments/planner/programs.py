@@ -85,6 +85,8 @@ class Program:
     is_weight: for each array of `args`, whether it is a weight of the model.
     trips: how often loops of unknown length run, from the outermost inwards.
     calls: how often it runs in one round.
+    copies: devices that each do the same work, for rows that the mesh does not
+      divide.
     beside_bytes: on one device, of what is alive while it runs and is not
       among its arguments.
   """
@@ -98,6 +100,7 @@ class Program:
   trips: tuple[float, ...]
   calls: float
   beside_bytes: int
+  copies: int = 1
 
 
 class Programs:
@@ -295,7 +298,7 @@ class Programs:
   def _prompt_state(self) -> tuple[Any, Any, Any]:
     """Cache, tokens and lengths of the prompts that are prefilled together."""
     rows = self._config.rollout.prefill_rows
-    over = ROWS if rows % row_parts(self._mesh) == 0 else None
+    over = ROWS if self._prompt_copies == 1 else None
     cache = jax.eval_shape(
       lambda model: sampler.init_prompt_cache(model, rows, self.prompt_width),
       self._rollout_model,
@@ -305,6 +308,11 @@ class Programs:
       self._array((rows, self.prompt_width), jnp.int32, over),
       self._array((rows,), jnp.int32, over),
     )
+
+  @property
+  def _prompt_copies(self) -> int:
+    parts = row_parts(self._mesh)
+    return parts if self._config.rollout.prefill_rows % parts else 1
 
   def _decoding_tables(self) -> tuple[Any, Any]:
     vocabulary = self._rollout_model.config.vocab_size
@@ -364,6 +372,7 @@ class Programs:
       trips=(chunks, self.prompt_width / KV_BLOCK * (chunks + 1) / 2 / chunks),
       calls=self._prefill_calls,
       beside=("parameters", "optimizer", "KV cache", "tokens and tables"),
+      copies=self._prompt_copies,
     )
 
   def _admit(self) -> Program:
@@ -493,6 +502,7 @@ class Programs:
     calls: float,
     beside: tuple[str, ...] = (),
     phase: Literal["rollout", "update"] = "rollout",
+    copies: int = 1,
     **kwargs: Any,
   ) -> Program:
     first = args[0].model if isinstance(args[0], TrainState) else args[0]
@@ -509,6 +519,7 @@ class Programs:
       is_weight=[True] * weights + [False] * others,
       trips=trips,
       calls=calls,
+      copies=copies,
       # The off-policy agent has no training state.
       beside_bytes=sum(self.memory.get(kind, 0) for kind in beside),
     )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ def planned(tmp_path_factory):
   path = tmp_path_factory.mktemp("plan") / "plan.json"
   process = _plan(
     *("--config", CONFIG, "--topology", "h100:4", "--json", str(path)),
-    *("--config.mesh.tensor=2", "--largest"),
+    *("--config.mesh.tensor=2", "--largest", "both"),
   )
   assert process.returncode == 0, process.stderr
   return json.loads(path.read_text())
@@ -175,22 +176,6 @@ def test_adapters_alone_have_an_optimizer(tmp_path):
       ["--topology", "cpu:8", "--config.rollout.num_slots=12"],
       "rollout.num_slots must be a multiple of data * fsdp (8)",
     ),
-    (
-      ["--topology", "cpu:8", "--policy_tokens=0"],
-      "policy_tokens must be at least 1, got 0",
-    ),
-    (
-      ["--topology", "cpu:8", "--tool_calls=-1"],
-      "tool_calls must be at least 0, got -1",
-    ),
-    (
-      ["--topology", "cpu:8", "--tool_tokens=65"],
-      "tool_tokens must be at most rollout.max_tool_tokens (64), got 65",
-    ),
-    (
-      ["--topology", "cpu:8", "--longest_response=100"],
-      "longest_response must be at least the mean response",
-    ),
   ],
 )
 def test_what_cannot_be_planned_says_why(arguments, message):
@@ -234,19 +219,39 @@ def test_a_refusal_for_lack_of_memory_tells_how_much_it_takes():
   assert analysis.needed_bytes("INTERNAL: something of 3.5G") is None
 
 
+def _workload(config, *arguments):
+  known = plan._parser().parse_args(
+    ["--config", "", "--topology", "", *arguments]
+  )
+  return plan._workload(config, known)
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("--policy_tokens=0", "policy_tokens must be at least 1, got 0: give"),
+    ("--tool_calls=-1", "tool_calls must be at least 0, got -1"),
+    ("--tool_calls=6", "must be at most rollout.max_tool_calls (5), got 6"),
+    ("--tool_tokens=1025", "at most rollout.max_tool_tokens (1024), got 1025"),
+    ("--longest_response=100", "must be at least the mean response"),
+    ("--policy_tokens=4000", "must be at least the mean response"),
+  ],
+)
+def test_a_workload_outside_its_budgets_is_refused(argument, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    _workload(ExperimentConfig(name="test"), argument)
+
+
 def test_an_explicit_zero_is_not_the_default():
   config = ExperimentConfig(name="test")
-  known = plan._parser().parse_args(
-    ["--config", "", "--topology", "", "--tool_calls=0", "--tool_tokens=0"]
-  )
-  workload = plan._workload(config, known)
+  workload = _workload(config, "--tool_calls=0", "--tool_tokens=0")
   assert (workload.tool_calls, workload.tool_tokens) == (0, 0)
   assert workload.policy_tokens == config.rollout.max_response_tokens // 4
   assert workload.longest_response == config.rollout.max_response_tokens
 
 
-def _programs(**changes):
-  """Programs of 512 trajectories for a mesh of one device."""
+def _programs(mesh=None, **changes):
+  """Programs of 512 trajectories, for a mesh of one device by default."""
   config = dataclasses.replace(
     ExperimentConfig(name="test"),
     rollout=dataclasses.replace(ExperimentConfig(name="").rollout, **changes),
@@ -257,7 +262,7 @@ def _programs(**changes):
   return Programs(
     config,
     plan_shape(config),
-    sharding.make_mesh(devices=jax.devices()[:1]),
+    mesh or sharding.make_mesh(devices=jax.devices()[:1]),
     workload,
   )
 
@@ -450,6 +455,19 @@ def test_heads_can_be_cut_over_part_of_a_side_of_the_torus():
   devices = chips.open_topology("v5p:8x8x8").devices
   mesh = sharding.make_mesh(fsdp=128, tensor=4, devices=devices)
   assert mesh.devices.shape == (1, 128, 4)
+
+
+@pytest.mark.plan
+def test_prompts_that_the_mesh_does_not_divide_are_computed_everywhere():
+  devices = chips.open_topology("v5p:8x8x8").devices
+  mesh = sharding.make_mesh(data=16, fsdp=16, tensor=2, devices=devices)
+
+  def copies(rows):
+    programs = _programs(mesh, num_slots=256, prefill_rows=rows)
+    return {p.name: p.copies for p in programs if p.copies != 1}
+
+  assert copies(256) == {}
+  assert copies(32) == {"prefill": 256}
 
 
 @pytest.mark.plan
