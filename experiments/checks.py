@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from experiments import flags
 from experiments.config import ExperimentConfig
 from experiments.input_errors import InputError
 from experiments.miniature import tokenizer as miniature_tokenizer
-from experiments.policy_shape import agent_shape, policy_shape
+from experiments.policy_shape import Agent, policy_shape
 from experiments.stages import train as train_stage
 from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.tasks import make_world, questions, task_names
@@ -179,9 +179,9 @@ def _mesh(config: ExperimentConfig) -> jax.sharding.AbstractMesh:
 def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """Dimensions of the agents that the mesh does not divide."""
   mesh = _mesh(config)
-  for agent, path in _agents(config).items():
+  for agent in get_args(Agent):
     try:
-      shape = agent_shape(config, path)
+      shape = policy_shape(config, agent)
       # The off-policy agent is rolled out alone, and never trained.
       trained = agent == "base"
       abstract = _abstract(shape, config.policy.lora if trained else None)

@@ -370,3 +370,59 @@ def miniature_retrieval() -> RetrievalConfig:
 def miniature_optimizer() -> OptimizerConfig:
   """The miniature world's learning rate: small models take large steps."""
   return OptimizerConfig(learning_rate=5e-4)
+
+
+def paper_reasoning(name: str, base: str, *, tensor: int) -> ExperimentConfig:
+  """The paper's reasoning tasks with one of its base agents.
+
+  Batch, budgets, coefficients, learning rate and agents are the paper's (arXiv
+  2603.03078, section 4). It says nothing of slots, chunks, rows of a
+  micro-batch and remat: they change memory and time and not what is learned.
+
+  Args:
+    name: of the experiment.
+    base: the base agent, by its name on the hub.
+    tensor: slices of the heads; divides the base agent's key-value heads.
+  """
+  questions, epochs, batch = 10_000, 3, 32
+  return ExperimentConfig(
+    name=name,
+    data=DataConfig(source="tool_star", held_out=64),
+    policy=PolicyConfig(base=base, off_policy="Qwen/Qwen3-14B"),
+    mesh=MeshConfig(tensor=tensor),
+    tools=ToolsConfig(search_top_k=3),
+    buffer=BufferConfig(num_trajectories=16, top_k_trajectories=5),
+    rollout=RolloutConfig(
+      dtype="bfloat16",
+      num_generations=16,
+      num_hybrid=8,
+      num_slots=512,
+      prefill_rows=32,
+      max_prompt_tokens=1536,
+      max_response_tokens=4096,
+      max_tool_calls=5,
+      decode_chunk=64,
+      insert_chunk=256,
+    ),
+    objective=ObjectiveConfig(
+      retrieval_coef=0.2,
+      shaping_coef=0.05,
+      clip_epsilon_low=0.2,
+      clip_epsilon_high=0.28,
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-6),
+    update=UpdateConfig(
+      queries_per_update=batch,
+      queries_per_minibatch=16,
+      row_length=1536 + 4096,
+      rows_per_microbatch=8,
+      remat="layer",
+    ),
+    train=TrainConfig(
+      seeds=(0,),
+      num_updates=epochs * questions // batch,
+      eval_every=50,
+      checkpoint_every=50,
+      log_trajectories_every=10,
+    ),
+  )

@@ -7,6 +7,7 @@
 Compiles the programs of one RAPO update for devices that need not be there:
 TPUs with `libtpu` (`pip install -e '.[plan]'`), `cpu:8` with fake CPU devices.
 GPUs (`h100:8`) are worked out from the programs that fake CPU devices get.
+`--agent off_policy` plans the rollouts that fill the buffer instead.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import rich.console
 import rich.table
@@ -23,15 +25,21 @@ from experiments import flags, input_errors
 from experiments.config import ExperimentConfig
 from experiments.planner import chips
 from experiments.planner.analysis import (
+  Phase,
   Plan,
   ProgramReport,
   make_plan,
   plan_to_dict,
 )
 from experiments.planner.programs import Workload
-from experiments.policy_shape import policy_shape
 from experiments.workdir import write_json
 
+_LARGEST: dict[str | None, tuple[Phase, ...]] = {
+  None: (),
+  "slots": ("rollout",),
+  "rows": ("update",),
+  "both": ("rollout", "update"),
+}
 # Columns of a table that is written to a file.
 _PIPED_WIDTH = 120
 
@@ -42,14 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
   known, overrides = _parser().parse_known_args(arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
   topology = chips.open_topology(known.topology)
-  with input_errors.from_outside():
-    shape = policy_shape(config)
   plan = make_plan(
     config,
-    shape,
     topology,
     _workload(config, known),
     lambda text: print(text, file=sys.stderr),
+    agent=known.agent,
+    largest=_LARGEST[known.largest],
   )
   if known.json is not None:
     write_json(known.json, plan_to_dict(plan))
@@ -73,6 +80,19 @@ def _parser() -> argparse.ArgumentParser:
     required=True,
     help="chip and shape: v5p:4x4x2, v5e:4x4, v6e:2x2, h100:8, cpu:8",
   )
+  parser.add_argument(
+    "--agent",
+    choices=("base", "off_policy"),
+    default="base",
+    help="base: the policy, rolled out and trained (default); off_policy: the "
+    "agent that fills the buffer, rolled out alone",
+  )
+  parser.add_argument(
+    "--largest",
+    choices=("slots", "rows", "both"),
+    help="find the most slots, rows of a micro-batch, or both, that fit and "
+    "are of use, by compiling a few more times",
+  )
   parser.add_argument("--json", type=pathlib.Path, help="write the plan here")
   parser.add_argument(
     "--policy_tokens",
@@ -83,45 +103,81 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--tool_calls",
     type=float,
-    default=2.0,
-    help="mean tool calls of a trajectory (default: 2)",
+    help="mean tool calls of a trajectory (default: 2, at most "
+    "rollout.max_tool_calls)",
   )
   parser.add_argument(
     "--tool_tokens",
     type=int,
-    help="mean tokens of a tool's result (default: half of "
-    "rollout.max_tool_tokens)",
+    help="tokens of a tool's result (default: half of rollout.max_tool_tokens)",
+  )
+  parser.add_argument(
+    "--longest_response",
+    type=int,
+    help="tokens of a rollout's longest response, which ends last (default: "
+    "rollout.max_response_tokens)",
   )
   return parser
 
 
 def _workload(config: ExperimentConfig, known: argparse.Namespace) -> Workload:
+  """What was given of a trajectory, and shares of its budgets for the rest.
+
+  Raises:
+    ValueError: it does not go into the budgets.
+  """
   rollout = config.rollout
-  return Workload(
-    policy_tokens=known.policy_tokens or rollout.max_response_tokens // 4,
-    tool_calls=known.tool_calls,
-    tool_tokens=known.tool_tokens or rollout.max_tool_tokens // 2,
+
+  def given(name: str, default: float) -> Any:
+    value = getattr(known, name)
+    return default if value is None else value
+
+  workload = Workload(
+    policy_tokens=given("policy_tokens", rollout.max_response_tokens // 4),
+    tool_calls=given("tool_calls", min(2.0, rollout.max_tool_calls)),
+    tool_tokens=given("tool_tokens", rollout.max_tool_tokens // 2),
+    longest_response=given("longest_response", rollout.max_response_tokens),
   )
+  for name, limit in (
+    ("longest_response", "max_response_tokens"),
+    ("tool_tokens", "max_tool_tokens"),
+    ("tool_calls", "max_tool_calls"),
+  ):
+    if getattr(workload, name) > getattr(rollout, limit):
+      raise ValueError(
+        f"{name} must be at most rollout.{limit} ({getattr(rollout, limit)}), "
+        f"got {getattr(workload, name):g}: lower it or raise the budget."
+      )
+  return workload
 
 
 def show(plan: Plan, console: rich.console.Console) -> None:
   """Prints a plan for people."""
-  mesh = " × ".join(f"{name} {size}" for name, size in plan.mesh.items())
-  console.print(f"[bold]{plan.experiment}[/bold] on {plan.topology}: {mesh}")
-  given = ", ".join(
-    f"{name} {value:g}" for name, value in plan.assumptions.items()
+  agent = "" if plan.agent == "base" else ", the off-policy agent,"
+  console.print(
+    f"[bold]{plan.experiment}[/bold]{agent} on {plan.topology}: "
+    + " × ".join(f"{name} {size}" for name, size in plan.mesh.items())
   )
-  console.print(f"assumed of a trajectory: {given}\n")
+  console.print(f"settings: {_listed(plan.settings)}")
+  console.print(f"assumed of a trajectory: {_listed(plan.assumptions)}\n")
   console.print(_memory_table(plan))
   console.print(_program_table(plan))
   console.print(_time_table(plan))
   for program in plan.programs:
     if program.collectives:
       console.print(f"{program.name} sends: {_collectives(program)}")
+  for note in plan.notes:
+    console.print(f"note: {note}")
   if plan.largest:
-    fitting = ", ".join(f"{k} {v}" for k, v in plan.largest.items())
-    console.print(f"most that fit: {fitting}")
+    console.print(f"most that was compiled and fits: {_listed(plan.largest)}")
   console.print(f"[bold]{plan.verdict}[/bold]")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+  return ", ".join(
+    f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+    for name, value in values.items()
+  )
 
 
 def _memory_table(plan: Plan) -> rich.table.Table:
@@ -138,12 +194,15 @@ def _memory_table(plan: Plan) -> rich.table.Table:
 
 
 def _program_table(plan: Plan) -> rich.table.Table:
-  table = rich.table.Table(title="programs, one run on one device")
+  table = rich.table.Table(
+    title=f"programs, one run on one device; runs in {plan.round}"
+  )
   for name in (
     "program",
-    "runs an update",
+    "runs",
     "arguments GiB",
     "temporary GiB",
+    "peak GiB",
     "FLOP",
     "bytes moved",
     "bytes sent",
@@ -156,6 +215,7 @@ def _program_table(plan: Plan) -> rich.table.Table:
       f"{p.calls:g}",
       _gib(p.argument_bytes),
       _gib(p.temporary_bytes),
+      _gib(p.peak_bytes),
       _scaled(p.flops),
       _scaled(p.memory_bytes),
       _scaled(p.network_bytes),
@@ -175,8 +235,8 @@ def _time_table(plan: Plan) -> rich.table.Table:
     cells = (p.rooflines[name] for name in chips.CHIPS)
     table.add_row(p.name, *(f"{_time(c.seconds)} {c.bound}" for c in cells))
   table.add_row(
-    "a RAPO update",
-    *(_time(plan.update_seconds[name]) for name in chips.CHIPS),
+    plan.round,
+    *(_time(plan.round_seconds[name]) for name in chips.CHIPS),
     style="bold",
   )
   return table

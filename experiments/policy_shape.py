@@ -1,8 +1,9 @@
-"""The shape of an experiment's policy, known before its weights are."""
+"""The shape of an experiment's agents, known before their weights are."""
 
 from __future__ import annotations
 
 import pathlib
+from typing import Literal
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -15,28 +16,26 @@ from rapo_jax import models
 from rapo_jax.models import hub, published
 from rapo_jax.models.huggingface import read_config
 
-
-def policy_shape(config: ExperimentConfig) -> models.DecoderConfig:
-  """Shape of the base agent, as `agent_shape` has it."""
-  return agent_shape(config, config.policy.base)
+Agent = Literal["base", "off_policy"]
 
 
-def agent_shape(
-  config: ExperimentConfig, path_or_hub_id: str | None
+def policy_shape(
+  config: ExperimentConfig, agent: Agent = "base"
 ) -> models.DecoderConfig:
   """Shape of an agent: as named, or as the agents stage would make it.
 
   Args:
     config: the experiment.
-    path_or_hub_id: what the config names, None where it names nothing.
+    agent: which of its two agents.
 
   Raises:
-    FileNotFoundError: it names a model whose config.json is neither here, nor
-      on a hub within reach, nor that of a published model we know.
-    ValueError: the config.json is not supported.
+    FileNotFoundError: the policy section names a model whose config.json is
+      neither here, nor on a hub within reach, nor that of a published model we
+      know.
   """
-  if path_or_hub_id is not None:
-    return named_shape(path_or_hub_id)
+  named = config.policy.base if agent == "base" else config.policy.off_policy
+  if named is not None:
+    return named_shape(named)
   if config.data.source == "miniature":
     world = make_world(config.world)
     tokenizer = miniature_tokenizer.train_tokenizer(

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/semantics.md")
+DOCUMENTS = (
+  "README.md",
+  "CONTRIBUTING.md",
+  "docs/scale.md",
+  "docs/semantics.md",
+)
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 

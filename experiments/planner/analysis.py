@@ -10,8 +10,8 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -24,12 +24,23 @@ from experiments.planner.programs import (
   Programs,
   Workload,
   device_bytes,
+  row_parts,
 )
+from experiments.planner.search import largest_that_fits
+from experiments.policy_shape import Agent, policy_shape
 from rapo_jax import models
 from rapo_jax.models import sharding
 
 # What the runtime keeps for itself.
 _USABLE = 0.95
+
+Phase = Literal["rollout", "update"]
+
+_SETTINGS: dict[Phase, tuple[str, str]] = {
+  "rollout": ("rollout", "num_slots"),
+  "update": ("update", "rows_per_microbatch"),
+}
+"""Section and name of the setting that a phase's memory grows with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,35 +68,45 @@ class ProgramReport:
 
   Attributes:
     name: of the program.
-    calls: runs in one RAPO update.
+    phase: "rollout" or "update".
+    calls: runs in one round.
     argument_bytes: inputs.
     output_bytes: results that do not take an input's place.
     temporary_bytes: what is alive in between.
+    beside_bytes: what is alive too and the program does not touch.
     flops: of matrix products.
     memory_bytes: read and written, see `experiments.planner.jaxpr_cost`.
     network_bytes: sent to other devices.
-    collectives: by kind; none are known of a program that the compiler refused
-      for lack of memory.
+    collectives: by kind; none are known of a refused program.
+    refused: by the compiler, for lack of memory.
     compile_s: time the compiler took.
     rooflines: by chip.
   """
 
   name: str
+  phase: Phase
   calls: float
   argument_bytes: int
   output_bytes: int
   temporary_bytes: int
+  beside_bytes: int
   flops: float
   memory_bytes: float
   network_bytes: float
   collectives: list[collectives.Collective]
+  refused: bool
   compile_s: float
   rooflines: dict[str, Roofline]
 
   @property
   def peak_bytes(self) -> int:
-    """Memory while it runs."""
-    return self.argument_bytes + self.output_bytes + self.temporary_bytes
+    """Memory of a device while it runs, everything that is alive counted."""
+    return (
+      self.argument_bytes
+      + self.output_bytes
+      + self.temporary_bytes
+      + self.beside_bytes
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,22 +115,31 @@ class Plan:
 
   Attributes:
     experiment: its name.
+    agent: which of its agents acts.
     topology: what it was planned for.
+    compiled_for: "tpu", or "cpu" where figures come from fake CPU devices.
     mesh: sizes of its axes.
+    settings: those that memory and time turn on.
     assumptions: about trajectories.
     memory: bytes on one device by kind.
     capacity_bytes: of one device; None where it is not known.
-    peak_bytes: in the rollout and in the update.
-    fits: whether both peaks do; None without a capacity.
-    largest: most slots and rows of a micro-batch that fit.
+    peak_bytes: by phase.
+    fits: whether all peaks do; None without a capacity.
+    largest: most slots and rows of a micro-batch that were compiled and fit,
+      by setting; empty if not asked for and not needed.
     programs: one report each.
-    update_seconds: roofline time of one RAPO update by chip.
-    verdict: in words, with the change that would make it fit.
+    round: what a round is.
+    round_seconds: roofline time of one by chip.
+    notes: what to bear in mind with these figures.
+    verdict: in words, with the change that makes it fit.
   """
 
   experiment: str
+  agent: Agent
   topology: str
+  compiled_for: str
   mesh: dict[str, int]
+  settings: dict[str, Any]
   assumptions: dict[str, float]
   memory: dict[str, int]
   capacity_bytes: float | None
@@ -117,76 +147,221 @@ class Plan:
   fits: bool | None
   largest: dict[str, int]
   programs: list[ProgramReport]
-  update_seconds: dict[str, float]
+  round: str
+  round_seconds: dict[str, float]
+  notes: list[str]
   verdict: str
 
 
 def make_plan(
   config: ExperimentConfig,
-  shape: models.DecoderConfig,
   topology: chips.Topology,
   workload: Workload,
   progress: Callable[[str], None],
+  *,
+  agent: Agent = "base",
+  largest: Collection[Phase] = (),
 ) -> Plan:
   """Compiles everything and judges it.
 
   Args:
     config: the experiment.
-    shape: of the policy.
     topology: devices to compile for.
     workload: what trajectories are like.
     progress: told what is under way.
+    agent: which agent acts. The off-policy agent fills the buffer: it is
+      rolled out and never trained.
+    largest: phases for which to find the most slots, or rows of a micro-batch,
+      that fit, by compiling a few more times. Where a phase does not fit, a
+      value that does is looked for in any case.
 
   Raises:
     InputError: the mesh does not use the devices, or does not divide a
-      dimension of the model or of the batch; names what would work.
+      dimension of the model or of the batch, naming what would work; or the
+      shape of the agent cannot be had.
   """
   with input_errors.from_outside():
     axes = config.mesh.shape(len(topology.devices))
     mesh = sharding.make_mesh(**axes, devices=topology.devices)
     sharding.check_rows("rollout.num_slots", config.rollout.num_slots, mesh)
-    sharding.check_rows(
-      "update.rows_per_microbatch", config.update.rows_per_microbatch, mesh
+    phases: tuple[Phase, ...] = ("rollout",)
+    if agent == "base":
+      phases = ("rollout", "update")
+      sharding.check_rows(
+        "update.rows_per_microbatch", config.update.rows_per_microbatch, mesh
+      )
+    compiler = _Compiler(
+      config,
+      policy_shape(config, agent),
+      topology,
+      mesh,
+      workload,
+      agent,
+      progress,
     )
-    programs = Programs(config, shape, mesh, workload)
-  reports = []
-  with jax.set_mesh(mesh):
-    for program in programs:
-      progress(f"compiling {program.name} for {topology.name}")
-      reports.append(_report(program, mesh))
+    programs = compiler.programs(config)
+  reports = [compiler.report(program) for program in programs]
   chip = chips.CHIPS.get(topology.chip)
-  memory = {
-    "parameters": device_bytes(programs.train_model),
-    "optimizer": device_bytes(programs.opt_state),
-    "rollout parameters": device_bytes(programs.rollout_model),
-    "KV cache": device_bytes(programs.slots.cache),
+  capacity = None if chip is None else _USABLE * chip.memory_bytes
+  peaks = {phase: _peak(reports, phase) for phase in phases}
+  found = {
+    phase: compiler.largest(
+      phase, peaks[phase], capacity, any_will_do=phase not in largest
+    )
+    for phase in phases
+    if capacity is not None and (phase in largest or peaks[phase] > capacity)
   }
-  judged = _Judged(
-    config,
-    mesh,
-    memory,
-    {r.name: r for r in reports},
-    chip,
-    gradient_bytes=device_bytes(models.trainable(programs.train_model)),
+  activations = (
+    {"activations": _activation_bytes(programs, reports)}
+    if agent == "base"
+    else {}
   )
   return Plan(
     experiment=config.name,
+    agent=agent,
     topology=topology.name,
+    compiled_for=topology.compiled_for,
     mesh=axes,
+    settings=_settings(config, agent),
     assumptions=dataclasses.asdict(workload)
-    | {"sequence_tokens": programs.sequence_tokens, "waves": programs.waves},
-    memory=memory | {"activations": judged.activation_bytes},
-    capacity_bytes=judged.capacity_bytes,
-    peak_bytes={"rollout": judged.rollout_peak, "update": judged.update_peak},
-    fits=judged.fits,
-    largest=judged.largest,
+    | {"sequence_tokens": programs.sequence_tokens},
+    memory=programs.memory | activations,
+    capacity_bytes=capacity,
+    peak_bytes={str(phase): peak for phase, peak in peaks.items()},
+    fits=None if capacity is None else max(peaks.values()) <= capacity,
+    largest={
+      ".".join(_SETTINGS[phase]): value for phase, value in found.items()
+    },
     programs=reports,
-    update_seconds={
+    round="a RAPO update"
+    if agent == "base"
+    else f"{programs.sequences} trajectories for the buffer",
+    round_seconds={
       name: sum(r.calls * r.rooflines[name].seconds for r in reports)
       for name in chips.CHIPS
     },
-    verdict=judged.verdict(topology.name),
+    notes=_notes(topology, reports),
+    verdict=_verdict(
+      topology,
+      capacity,
+      peaks,
+      found,
+      {phase: _constant_bytes(programs, phase) for phase in phases},
+    ),
   )
+
+
+class _Compiler:
+  """Compiles programs of an experiment, as it is and with a setting changed."""
+
+  def __init__(
+    self,
+    config: ExperimentConfig,
+    shape: models.DecoderConfig,
+    topology: chips.Topology,
+    mesh: Mesh,
+    workload: Workload,
+    agent: Agent,
+    progress: Callable[[str], None],
+  ):
+    self._config = config
+    self._shape = shape
+    self._topology = topology
+    self._mesh = mesh
+    self._workload = workload
+    self._agent = agent
+    self._progress = progress
+
+  def programs(self, config: ExperimentConfig) -> Programs:
+    return Programs(
+      config, self._shape, self._mesh, self._workload, self._agent
+    )
+
+  def report(self, program: Program, change: str = "") -> ProgramReport:
+    self._progress(
+      f"compiling {program.name} for {self._topology.name}{change}"
+    )
+    with jax.set_mesh(self._mesh):
+      return _report(program, self._mesh)
+
+  def largest(
+    self, phase: Phase, peak: int, capacity: float, *, any_will_do: bool
+  ) -> int:
+    """Most slots, or rows of a micro-batch, found to fit; 0 for none.
+
+    No more are looked for than are of use: a slot for every trajectory of a
+    round, a row for every trajectory of a minibatch.
+    """
+    section, name = _SETTINGS[phase]
+    settings = getattr(self._config, section)
+    now, step = getattr(settings, name), row_parts(self._mesh)
+    programs = self.programs(self._config)
+    useful = (
+      programs.sequences
+      if phase == "rollout"
+      else programs.minibatch_trajectories
+    )
+
+    def peak_at(value: int) -> int:
+      changed = dataclasses.replace(settings, **{name: value})
+      config = dataclasses.replace(self._config, **{section: changed})
+      reports = [
+        self.report(program, f" with {section}.{name} {value}")
+        for program in self.programs(config).phase(phase)
+        if program.calls
+      ]
+      return _peak(reports, phase)
+
+    return largest_that_fits(
+      {now: peak},
+      peak_at,
+      capacity=capacity,
+      constant=_constant_bytes(programs, phase),
+      step=step,
+      most=max(now, -(-useful // step) * step),
+      any_will_do=any_will_do,
+    )
+
+
+def _settings(config: ExperimentConfig, agent: Agent) -> dict[str, Any]:
+  rollout, update = config.rollout, config.update
+  values: dict[str, Any] = {
+    "num_slots": rollout.num_slots,
+    "prefill_rows": rollout.prefill_rows,
+    "decode_chunk": rollout.decode_chunk,
+    "insert_chunk": rollout.insert_chunk,
+  }
+  if agent == "base":
+    values |= {
+      "rows_per_microbatch": update.rows_per_microbatch,
+      "row_length": update.row_length,
+      "remat": update.remat,
+    }
+  return values
+
+
+def _peak(reports: list[ProgramReport], phase: Phase) -> int:
+  """Of the programs of a phase that run at all."""
+  return max(r.peak_bytes for r in reports if r.phase == phase and r.calls)
+
+
+def _constant_bytes(programs: Programs, phase: Phase) -> int:
+  """What a phase holds however many slots or rows there are."""
+  memory = programs.memory
+  state = memory.get("parameters", 0) + memory.get("optimizer", 0)
+  if phase == "rollout":
+    return state + memory["rollout parameters"]
+  return state + _gradient_bytes(programs)
+
+
+def _gradient_bytes(programs: Programs) -> int:
+  return device_bytes(models.trainable(programs.train_model))
+
+
+def _activation_bytes(programs: Programs, reports: list[ProgramReport]) -> int:
+  """What the update has alive between, beside its gradients."""
+  update = next(r for r in reports if r.name == "update")
+  return max(0, update.temporary_bytes - _gradient_bytes(programs))
 
 
 def _report(program: Program, mesh: Mesh) -> ProgramReport:
@@ -200,25 +375,29 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
     if compiled.text is not None
     else []
   )
-  flops = cost.flops / mesh.size
+  share = program.copies / mesh.size
+  flops = cost.flops * share
   moved = (
     # Weights are gathered over the other axes before they are read.
     cost.weight_bytes / mesh.shape["tensor"]
-    + cost.activation_bytes / mesh.size
+    + cost.activation_bytes * share
     + compiled.argument_bytes
     + compiled.output_bytes
   )
   network = sum(c.bytes for c in sent)
   return ProgramReport(
     name=program.name,
+    phase=program.phase,
     calls=program.calls,
     argument_bytes=compiled.argument_bytes,
     output_bytes=max(0, compiled.output_bytes - compiled.alias_bytes),
     temporary_bytes=compiled.temporary_bytes,
+    beside_bytes=program.beside_bytes,
     flops=flops,
     memory_bytes=moved,
     network_bytes=network,
     collectives=sent,
+    refused=compiled.text is None,
     compile_s=round(compile_s, 1),
     rooflines={
       name: _roofline(chip, flops, moved, network)
@@ -242,16 +421,16 @@ def _compile(traced: Any, program: Program) -> _Compiled:
   """Compiles a program, or learns from the refusal how much it lacks.
 
   The compiler for TPUs refuses what the chip's memory does not hold, and names
-  what it would take.
+  what it would take, arguments and results included.
   """
   try:
     compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     arguments = device_bytes(program.args)
-    temporary = needed_bytes(str(error))
-    if temporary is None:
+    needed = needed_bytes(str(error))
+    if needed is None:
       raise
-    return _Compiled(arguments, 0, 0, temporary, text=None)
+    return _Compiled(arguments, 0, 0, max(0, needed - arguments), text=None)
   memory = compiled.memory_analysis()
   return _Compiled(
     memory.argument_size_in_bytes,
@@ -285,114 +464,69 @@ def _roofline(
   )
 
 
-class _Judged:
-  """Peaks against capacity, and what could be had instead.
-
-  While a rollout runs, the training state stays where it is; while an update
-  runs, the rollout's cache is gone, and its copy of weights that are trained.
-  """
-
-  def __init__(
-    self,
-    config: ExperimentConfig,
-    mesh: Mesh,
-    memory: dict[str, int],
-    reports: dict[str, ProgramReport],
-    chip: chips.Chip | None,
-    *,
-    gradient_bytes: int,
-  ):
-    self._config = config
-    self._share = mesh.shape["data"] * mesh.shape["fsdp"]
-    self._memory = memory
-    self._update = reports["update"]
-    self.capacity_bytes = None if chip is None else _USABLE * chip.memory_bytes
-    self._resident = memory["parameters"] + memory["optimizer"]
-    slots = reports["decode"].argument_bytes - memory["rollout parameters"]
-    # What is alive between products grows with the slots too.
-    between = max(
-      reports[name].temporary_bytes for name in ("decode", "insert")
+def _notes(topology: chips.Topology, reports: list[ProgramReport]) -> list[str]:
+  notes = []
+  if topology.compiled_for == "cpu":
+    notes.append(
+      f"compiled for {len(topology.devices)} fake CPU devices"
+      + ("" if topology.chip == "cpu" else f", not for {topology.chip}")
+      + ": there bfloat16 is widened to float32 and attention has no kernel, "
+      "so that temporary memory, bytes moved by attention and bytes sent are "
+      "larger than on an accelerator"
     )
-    self._per_slot = (slots + between) / (
-      config.rollout.num_slots / self._share
+  refused = [r.name for r in reports if r.refused]
+  if refused:
+    notes.append(
+      f"the compiler refused {', '.join(refused)} for lack of memory: what "
+      "they send is not known and not in any time"
     )
-    self.rollout_peak = self._resident + max(
-      reports["decode"].peak_bytes,
-      reports["insert"].peak_bytes,
-      reports["prefill"].peak_bytes + slots,
-    )
-    # A frozen base stays where rollouts have it.
-    kept = memory["rollout parameters"] if config.policy.lora else 0
-    self.update_peak = self._update.peak_bytes + kept
-    # Gradients lie beside the activations among what is temporary.
-    self.activation_bytes = max(
-      0, self._update.temporary_bytes - gradient_bytes
-    )
+  return notes
 
-  @property
-  def fits(self) -> bool | None:
-    if self.capacity_bytes is None:
-      return None
-    return max(self.rollout_peak, self.update_peak) <= self.capacity_bytes
 
-  @property
-  def largest(self) -> dict[str, int]:
-    """Most slots and rows of a micro-batch; 0 where nothing fits."""
-    if self.capacity_bytes is None:
-      return {}
-    slots = self._config.rollout.num_slots
-    rows = self._config.update.rows_per_microbatch
-    per_row = self.activation_bytes / (rows / self._share)
-    return {
-      "num_slots": self._more(slots, self.rollout_peak, self._per_slot),
-      "rows_per_microbatch": self._more(rows, self.update_peak, per_row),
-    }
-
-  def _more(self, now: int, peak: float, each: float) -> int:
-    """A setting's largest value, where each unit takes as much again."""
-    assert self.capacity_bytes is not None
-    more = math.floor((self.capacity_bytes - peak) / max(each, 1))
-    return max(0, now + more * self._share)
-
-  def verdict(self, topology: str) -> str:
-    if self.capacity_bytes is None:
-      return f"compiles; what {topology} has in memory is not known"
-    if self.fits:
-      return (
-        f"fits {topology}: at most "
-        f"{max(self.rollout_peak, self.update_peak) / 2**30:.1f} of "
-        f"{self.capacity_bytes / 2**30:.1f} GiB"
-      )
-    changes = []
-    for what, peak, name in (
-      ("the rollout", self.rollout_peak, "num_slots"),
-      ("the update", self.update_peak, "rows_per_microbatch"),
-    ):
-      if peak > self.capacity_bytes:
-        section = "rollout" if name == "num_slots" else "update"
-        least = self.largest[name]
-        changes.append(
-          f"{what} takes {peak / 2**30:.1f} GiB: "
-          + (
-            f"lower {section}.{name} to {least}"
-            if least
-            else self._cut_further()
-          )
-        )
+def _verdict(
+  topology: chips.Topology,
+  capacity: float | None,
+  peaks: dict[Phase, int],
+  found: dict[Phase, int],
+  constants: dict[Phase, int],
+) -> str:
+  name = topology.name
+  if capacity is None:
+    return f"compiles; what {name} has in memory is not known"
+  guess = ", by what fake CPU devices take" * (topology.compiled_for == "cpu")
+  if max(peaks.values()) <= capacity:
     return (
-      f"does not fit {topology} ({self.capacity_bytes / 2**30:.1f} GiB a "
-      "device); " + "; ".join(changes)
+      f"fits {name}{guess}: at most {max(peaks.values()) / 2**30:.1f} of "
+      f"{capacity / 2**30:.1f} GiB"
     )
+  changes = [
+    f"the {phase} takes {peak / 2**30:.1f} GiB: "
+    + (
+      f"lower {'.'.join(_SETTINGS[phase])} to {found[phase]}, which was "
+      "compiled and fits"
+      if found[phase]
+      else _cut_further(constants[phase], capacity)
+    )
+    for phase, peak in peaks.items()
+    if peak > capacity
+  ]
+  return (
+    f"does not fit {name} ({capacity / 2**30:.1f} GiB a device){guess}; "
+    + "; ".join(changes)
+  )
 
-  def _cut_further(self) -> str:
-    assert self.capacity_bytes is not None
-    factor = math.ceil(self._resident / (0.5 * self.capacity_bytes))
-    if factor > 1:
-      return (
-        f"the training state alone takes {self._resident / 2**30:.1f} GiB, "
-        f"take {factor} times as many devices over fsdp"
-      )
-    return "cut the model over more devices (mesh.tensor), or shorten rows"
+
+def _cut_further(constant: int, capacity: float) -> str:
+  """What to do where not even the fewest slots or rows fit."""
+  if constant > capacity:
+    return (
+      f"parameters and optimizer alone take {constant / 2**30:.1f} GiB, take "
+      f"at least {math.ceil(constant / capacity)} times as many devices"
+    )
+  return (
+    "the fewest that the mesh allows do not fit: cut the model over more "
+    "devices (mesh.tensor), or shorten rows"
+  )
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 from typing import Any
 
@@ -108,6 +109,8 @@ def _tpu_devices(name: str) -> list[Any]:
 
   # No TPU is attached: the default device has to be another.
   jax.config.update("jax_platforms", "cpu")
+  # Nor is one opened, so plans can be made side by side.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   if importlib.util.find_spec("libtpu") is None:
     raise TopologyError(
       f"{name} is compiled for by libtpu, which is not installed: "
@@ -116,4 +119,4 @@ def _tpu_devices(name: str) -> list[Any]:
   try:
     return list(topologies.get_topology_desc(name, platform="tpu").devices)
   except (RuntimeError, ValueError) as error:
-    raise TopologyError(f"libtpu does not know {name}: {error}") from error
+    raise TopologyError(f"libtpu cannot open {name}: {error}") from error

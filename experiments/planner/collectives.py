@@ -18,12 +18,17 @@ _OPS = (
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?.*\{$")
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(_OPS)})(-start)?\(")
+_LAYOUT = re.compile(r"\{[^{}]*\}")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLS = re.compile(
   r"(?:calls|to_apply|body|condition|branch_computations|called_computations)="
   r"(?:\{([^}]*)\}|(%?[\w.\-]+))"
 )
+_LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
+_DEVICES = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
@@ -53,16 +58,35 @@ def collectives(hlo: str, trips: Sequence[float]) -> list[Collective]:
       among such loops; 1 beyond what is named.
   """
   computations, entry = _split(hlo)
+  devices = _devices(hlo)
+  times: dict[tuple[str, int], float] = collections.defaultdict(float)
+  for name, runs in _runs(computations, entry, trips):
+    for number, line in enumerate(computations[name]):
+      if _COLLECTIVE.search(line):
+        times[name, number] += runs
+  # A collective that is overlapped with other work stands in every piece of
+  # it, loops included, by one channel. It begins once.
+  begun: dict[str, tuple[float, str]] = {}
+  for (name, number), runs in times.items():
+    line = computations[name][number]
+    channel = _CHANNEL.search(line)
+    key = channel[1] if channel else f"{name} {number}"
+    if key not in begun or runs < begun[key][0]:
+      begun[key] = runs, line
   counts: dict[str, float] = collections.defaultdict(float)
   sent: dict[str, float] = collections.defaultdict(float)
-  for name, times in _runs(computations, entry, trips):
-    for line in computations[name]:
-      match = _COLLECTIVE.search(line)
-      if match:
-        op = match[2]
-        size = _result_bytes(match[1], started=bool(match[3]))
-        counts[op] += times
-        sent[op] += times * _wire_bytes(op, size, _group_size(line))
+  for runs, line in begun.values():
+    match = _COLLECTIVE.search(line)
+    assert match is not None
+    result, op = match[1], match[2]
+    # A start returns its operands first, then its results, save that an
+    # all-reduce's have the same shapes and are given once.
+    if match[3] and op != "all-reduce":
+      result = _second(result)
+    counts[op] += runs
+    sent[op] += runs * _wire_bytes(
+      op, _size(result), _group_size(line, devices)
+    )
   return [Collective(op, counts[op], sent[op]) for op in _OPS if op in counts]
 
 
@@ -91,14 +115,15 @@ def _runs(
     name, times, depth = stack.pop()
     yield name, times
     for line in computations.get(name, ()):
-      loop = " while(" in line
-      known = _TRIPS.search(line)
       factor, deeper = 1.0, 0
-      if loop and known:
-        factor = float(known[1])
-      elif loop:
-        factor = trips[depth] if depth < len(trips) else 1.0
-        deeper = 1
+      loop = _LOOP.search(line)
+      if loop:
+        known = _known_trips(line, computations, loop[1], loop[2])
+        if known is None:
+          factor = trips[depth] if depth < len(trips) else 1.0
+          deeper = 1
+        else:
+          factor = known
       for calls in _CALLS.finditer(line):
         for callee in (calls[1] or calls[2]).split(","):
           callee = callee.strip().lstrip("%")
@@ -106,13 +131,91 @@ def _runs(
             stack.append((callee, times * factor, depth + deeper))
 
 
-def _result_bytes(shapes: str, *, started: bool) -> float:
-  sizes = [
+def _known_trips(
+  line: str, computations: dict[str, list[str]], condition: str, body: str
+) -> float | None:
+  """How often a loop runs, if that is known before it does.
+
+  CPU programs say so. In those for TPU it is read off the loop, which counts
+  from 0, by a constant, up to a constant.
+  """
+  if said := _TRIPS.search(line):
+    return float(said[1])
+  test = _definitions(computations.get(condition, ()))
+  match = re.search(r" compare\((.+?)\), direction=LT", test[""])
+  if match is None:
+    return None
+  counter, limit = (test.get(name, "") for name in _names(match[1]))
+  index, end = _index(counter), _constant(limit)
+  if index is None or end is None:
+    return None
+  return math.ceil(end / _step(_definitions(computations[body]), index))
+
+
+def _step(body: dict[str, str], index: int) -> int:
+  """By how much a loop's body raises entry `index` of what it carries."""
+  carried = re.search(r" tuple\((.*?)\)", body[""])
+  name, step = _names(carried[1])[index] if carried else "", 0
+  while change := re.search(r" (?:add|copy)\((.+?)\)", body.get(name, "")):
+    name = ""
+    for operand in _names(change[1]):
+      value = _constant(body.get(operand, ""))
+      if value is None:
+        name = operand
+      else:
+        step += value
+  return max(step, 1)
+
+
+def _definitions(lines: Sequence[str]) -> dict[str, str]:
+  """Instructions by name; the last one, the result, by the empty name too."""
+  found = {"": ""}
+  for line in lines:
+    match = _INSTRUCTION.match(line)
+    if match:
+      found[match[2]] = line
+      if match[1]:
+        found[""] = line
+  return found
+
+
+def _names(operands: str) -> list[str]:
+  return re.findall(r"%([\w.\-]+)", operands)
+
+
+def _constant(line: str) -> int | None:
+  match = re.search(r" constant\((\d+)\)", line)
+  return int(match[1]) if match else None
+
+
+def _index(line: str) -> int | None:
+  match = re.search(r" get-tuple-element\(.*\), index=(\d+)", line)
+  return int(match[1]) if match else None
+
+
+def _devices(hlo: str) -> int:
+  """How many devices run the program, as its first line says."""
+  return math.prod(int(n) for n in _DEVICES.findall(hlo.partition("\n")[0]))
+
+
+def _second(shapes: str) -> str:
+  """The second entry of a tuple of shapes, which may be a tuple itself."""
+  depth, entries = 0, [""]
+  for character in _LAYOUT.sub("", shapes).strip()[1:-1]:
+    depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(character, 0)
+    if character == "," and depth == 0:
+      entries.append("")
+    else:
+      entries[-1] += character
+  return entries[1]
+
+
+def _size(shapes: str) -> float:
+  """Bytes of all the shapes that a text names."""
+  return sum(
     math.prod(int(n) for n in dims.split(",") if n) * _bits(dtype) / 8
     for dtype, dims in _SHAPE.findall(shapes)
-  ]
-  # An asynchronous start returns its operand beside its result.
-  return max(sizes) if started and len(sizes) > 1 else float(sum(sizes))
+  )
 
 
 def _bits(dtype: str) -> int:
@@ -120,8 +223,8 @@ def _bits(dtype: str) -> int:
   return _BITS.get(dtype) or int(digits or 32)
 
 
-def _group_size(line: str) -> int:
-  """Devices that take part together; 2 for a permutation's pairs."""
+def _group_size(line: str, devices: int) -> int:
+  """Devices that take part together: all of them where none are named."""
   listed = _LISTED_GROUPS.search(line)
   if listed:
     return len(listed[1].split(","))
@@ -132,7 +235,7 @@ def _group_size(line: str) -> int:
   if mesh:
     sizes = dict(item.split("=") for item in mesh[1].split(","))
     return math.prod(int(sizes[axis]) for axis in mesh[2].split(","))
-  return 2
+  return devices
 
 
 def _wire_bytes(op: str, size: float, group: int) -> float:

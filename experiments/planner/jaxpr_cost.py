@@ -141,7 +141,10 @@ def _inner(
   if name == "pallas_call":
     kernel = params["jaxpr"]
     body, _ = _walk(kernel, [False] * len(kernel.invars), trips)
-    total.add(Cost(flops=body.flops), math.prod(params["grid_mapping"].grid))
+    total.add(
+      Cost(flops=body.flops),
+      _steps(params["name"], params["grid_mapping"].grid),
+    )
     total.activation_bytes += sum(
       _bytes(var.aval) for var in (*eqn.invars, *eqn.outvars)
     )
@@ -156,6 +159,19 @@ def _inner(
       body, outputs = _walk(jaxpr, flags, trips)
       total.add(body, copies)
   return total, outputs
+
+
+def _steps(kernel: str, grid: Sequence[int]) -> float:
+  """Steps of a kernel's grid in which it computes anything.
+
+  The splash kernels pass over the blocks that the causal mask hides. The last
+  two axes of their grid are blocks of queries and of keys, in either order.
+  """
+  if not kernel.startswith("splash_"):
+    return math.prod(grid)
+  *others, rows, columns = grid
+  reached = sum(-(-(row + 1) * columns // rows) for row in range(rows))
+  return math.prod(others) * reached
 
 
 def _jaxprs(params: Mapping[str, Any]) -> Iterable[Any]:

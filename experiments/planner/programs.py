@@ -1,11 +1,11 @@
-"""The programs of one RAPO update, with arguments that take no memory."""
+"""The programs of an experiment, with arguments that take no memory."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import ExperimentConfig
+from experiments.policy_shape import Agent
+from experiments.stages.buffer import QUERIES_AT_A_TIME
 from rapo_jax import models
 from rapo_jax.models import KV_BLOCK, sharding
 from rapo_jax.rollout import sampler
@@ -35,12 +37,39 @@ class Workload:
   Attributes:
     policy_tokens: written by the policy in a trajectory, on average.
     tool_calls: in a trajectory, on average.
-    tool_tokens: of one tool result, on average.
+    tool_tokens: of a tool's result; results are taken to be of one length.
+    longest_response: tokens of the longest response of a rollout. Slots go on
+      until it is done, and attention reads the caches of all slots as far as
+      the longest one has come.
   """
 
   policy_tokens: int
   tool_calls: float
   tool_tokens: int
+  longest_response: int
+
+  def __post_init__(self) -> None:
+    for name, least in (
+      ("policy_tokens", 1),
+      ("tool_calls", 0),
+      ("tool_tokens", 0),
+    ):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f"{name} must be at least {least}, got {getattr(self, name)}: give "
+          "the mean of a run, or leave it out for the default."
+        )
+    if self.longest_response < self.response_tokens:
+      raise ValueError(
+        "longest_response must be at least the mean response, policy_tokens + "
+        f"tool_calls * tool_tokens ({self.response_tokens:g}), got "
+        f"{self.longest_response}: raise it, or lower those."
+      )
+
+  @property
+  def response_tokens(self) -> float:
+    """Of an average trajectory."""
+    return self.policy_tokens + self.tool_calls * self.tool_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,31 +78,44 @@ class Program:
 
   Attributes:
     name: short.
+    phase: of the experiment that it belongs to.
     function: jitted.
     args: abstract, each array with its sharding.
     kwargs: static arguments and abstract ones.
     is_weight: for each array of `args`, whether it is a weight of the model.
     trips: how often loops of unknown length run, from the outermost inwards.
-    calls: how often it runs in one RAPO update.
+    calls: how often it runs in one round.
+    copies: devices that each do the same work, for rows that the mesh does not
+      divide.
+    beside_bytes: on one device, of what is alive while it runs and is not
+      among its arguments.
   """
 
   name: str
+  phase: Literal["rollout", "update"]
   function: Any
   args: tuple[Any, ...]
   kwargs: dict[str, Any]
   is_weight: list[bool]
   trips: tuple[float, ...]
   calls: float
+  beside_bytes: int
+  copies: int = 1
 
 
 class Programs:
   """Builds the programs of an experiment for a mesh.
 
+  One round of the base agent is a RAPO update: a rollout and the minibatch
+  updates on it. One round of the off-policy agent is a rollout on as many
+  questions as the buffer is filled with at a time.
+
   Args:
     config: the experiment.
-    shape: of the policy.
+    shape: of the agent.
     mesh: attached or not.
     workload: what trajectories are like.
+    agent: which agent acts.
   """
 
   def __init__(
@@ -82,58 +124,127 @@ class Programs:
     shape: models.DecoderConfig,
     mesh: Mesh,
     workload: Workload,
+    agent: Agent = "base",
   ):
     self._config = config
     self._mesh = mesh
     self._workload = workload
+    self._trains = agent == "base"
     rollout = config.rollout
     self.prompt_width = _round_up(rollout.max_prompt_tokens, KV_BLOCK)
     self.max_length = _round_up(
       rollout.max_prompt_tokens + rollout.max_response_tokens, KV_BLOCK
     )
-    lora = config.policy.lora
+    lora = config.policy.lora if self._trains else None
     # A frozen base has the dtype of rollouts, its adapters float32.
     held = dataclasses.replace(
       shape, lora=lora, dtype=rollout.dtype if lora else "float32"
     )
-    self.train_model = self._model(held, None, sharding.TRAIN_RULES)
-    self.rollout_model = self._model(
+    self._rollout_model = self._model(
       held, rollout.dtype, sharding.ROLLOUT_RULES
     )
-    self.opt_state = self._opt_state()
-    self.slots = self._slots()
-    self.sequences = config.update.queries_per_update * rollout.num_generations
+    self._slots = self._slot_state()
+    self._prompts = self._prompt_state()
+    self._tables = self._decoding_tables()
+    if self._trains:
+      self.train_model = self._model(held, None, sharding.TRAIN_RULES)
+      self._optimizer_state = self._opt_state()
+      self._queries = config.update.queries_per_update
+      group = rollout.num_generations
+    else:
+      self._queries = QUERIES_AT_A_TIME
+      group = config.buffer.num_trajectories
+    self.sequences = self._queries * group
+    self.memory = self._memory()
+
+  def _memory(self) -> dict[str, int]:
+    """Bytes on one device of all that stays between programs, by kind."""
+    cache, *records = self._slots
+    trained = (
+      {
+        "parameters": device_bytes(self.train_model),
+        "optimizer": device_bytes(self._optimizer_state),
+      }
+      if self._trains
+      else {}
+    )
+    return trained | {
+      "rollout parameters": device_bytes(self._rollout_model),
+      "KV cache": device_bytes(cache),
+      "KV cache of prompts": device_bytes(self._prompts[0]),
+      "tokens and tables": device_bytes((records, self._tables)),
+    }
 
   @property
   def sequence_tokens(self) -> float:
     """Tokens of an average trajectory, prompt included."""
-    work = self._workload
-    return (
-      self._config.rollout.max_prompt_tokens / 2
-      + work.policy_tokens
-      + work.tool_calls * work.tool_tokens
-    )
+    prompt = self._config.rollout.max_prompt_tokens / 2
+    return prompt + self._workload.response_tokens
+
+  @property
+  def minibatch_trajectories(self) -> int:
+    """Trajectories of one minibatch: its most rows, if none shares a row."""
+    update = self._config.update
+    return update.queries_per_minibatch * self._config.rollout.num_generations
 
   @property
   def head_chunks(self) -> int:
     """Chunks of policy tokens in a micro-batch, on one device."""
     update = self._config.update
-    tokens = update.rows_per_microbatch * update.row_length / _size(self._mesh)
+    tokens = (
+      update.rows_per_microbatch * update.row_length / row_parts(self._mesh)
+    )
     policy = self._workload.policy_tokens / self.sequence_tokens
     return math.ceil(policy * tokens / update.head_chunk)
 
   @property
-  def waves(self) -> int:
-    """How often all slots are filled in one update."""
-    return math.ceil(self.sequences / self._config.rollout.num_slots)
+  def decode_calls(self) -> int:
+    """Chunks that are decoded in a round.
+
+    Slots are refilled as they come free, so all of them decode until no
+    sequence waits any more; then the longest response has to end.
+    """
+    work, rollout = self._workload, self._config.rollout
+    longest = work.policy_tokens + max(
+      0, work.longest_response - work.response_tokens
+    )
+    fills = max(1.0, self.sequences / rollout.num_slots)
+    tokens = (fills - 1) * work.policy_tokens + longest
+    return math.ceil(tokens / rollout.decode_chunk)
+
+  @property
+  def insert_calls(self) -> int:
+    """Inserts of a round: one after each chunk in which a tool answered."""
+    answers = math.ceil(self.sequences * self._workload.tool_calls)
+    return min(self.decode_calls, answers)
+
+  @property
+  def admit_calls(self) -> int:
+    """Admissions: at first, and after chunks in which slots came free."""
+    first = min(self.sequences, self._config.rollout.num_slots)
+    later = min(self.decode_calls, self.sequences - first)
+    return max(self._prefill_calls, 1 + later)
+
+  @property
+  def _prefill_calls(self) -> int:
+    return math.ceil(self._queries / self._config.rollout.prefill_rows)
 
   def __iter__(self) -> Iterator[Program]:
-    yield self._prefill()
-    yield self._decode()
-    yield self._insert()
-    yield self._log_probs()
-    yield self._update()
-    yield self._reshard()
+    yield from self.phase("rollout")
+    yield from self.phase("update")
+
+  def phase(self, name: Literal["rollout", "update"]) -> Iterator[Program]:
+    """The programs of one phase."""
+    if name == "rollout":
+      if self._trains:
+        yield self._reshard()
+      yield self._prefill()
+      yield self._admit()
+      yield self._decode()
+      yield self._insert()
+    elif self._trains:
+      yield self._log_probs()
+      yield self._update()
 
   # Arguments.
 
@@ -172,21 +283,47 @@ class Programs:
 
     return jax.tree.map(place, abstract, is_leaf=lambda x: isinstance(x, dict))
 
-  def _slots(self) -> Any:
+  def _slot_state(self) -> sampler.SlotState:
     state = jax.eval_shape(
       lambda model: sampler.init_slots(
         model, self._config.rollout.num_slots, self.max_length
       ),
-      self.rollout_model,
+      self._rollout_model,
     )
     return sampler.SlotState(
       self._cache(state.cache, ROWS),
       *(self._array(x.shape, x.dtype, ROWS) for x in state[1:]),
     )
 
+  def _prompt_state(self) -> tuple[Any, Any, Any]:
+    """Cache, tokens and lengths of the prompts that are prefilled together."""
+    rows = self._config.rollout.prefill_rows
+    over = ROWS if self._prompt_copies == 1 else None
+    cache = jax.eval_shape(
+      lambda model: sampler.init_prompt_cache(model, rows, self.prompt_width),
+      self._rollout_model,
+    )
+    return (
+      self._cache(cache, over),
+      self._array((rows, self.prompt_width), jnp.int32, over),
+      self._array((rows,), jnp.int32, over),
+    )
+
+  @property
+  def _prompt_copies(self) -> int:
+    parts = row_parts(self._mesh)
+    return parts if self._config.rollout.prefill_rows % parts else 1
+
+  def _decoding_tables(self) -> tuple[Any, Any]:
+    vocabulary = self._rollout_model.config.vocab_size
+    return (
+      self._array((_STOP_STATES, vocabulary), jnp.int8),
+      self._array((vocabulary,), jnp.bool_),
+    )
+
   def _cache(self, cache: Any, rows: Any) -> Any:
     return jax.tree.map(
-      lambda x: self._array(x.shape, x.dtype, None, rows, None, "tensor"),
+      lambda x: self._array(x.shape, x.dtype, None, None, rows, "tensor"),
       cache,
     )
 
@@ -210,48 +347,64 @@ class Programs:
 
   # Programs.
 
-  def _prefill(self) -> Program:
-    rollout = self._config.rollout
-    rows = rollout.prefill_rows
-    over = ROWS if rows % _size(self._mesh) == 0 else None
-    cache = jax.eval_shape(
-      lambda model: sampler.init_prompt_cache(model, rows, self.prompt_width),
-      self.rollout_model,
+  def _reshard(self) -> Program:
+    return self._program(
+      "reshard",
+      sharding.place_on_mesh,
+      self.train_model,
+      dtype=self._config.rollout.dtype,
+      rules=tuple(sharding.ROLLOUT_RULES.items()),
+      calls=1,
+      beside=("optimizer",),
     )
+
+  def _prefill(self) -> Program:
+    chunk = self._config.rollout.insert_chunk
+    chunks = math.ceil(self.prompt_width / chunk)
     return self._program(
       "prefill",
       sampler.prefill,
-      self.rollout_model,
-      self._cache(cache, over),
-      self._array((rows, self.prompt_width), jnp.int32, over),
-      self._array((rows,), jnp.int32, over),
+      self._rollout_model,
+      *self._prompts,
       attend_length=self.prompt_width,
-      chunk=rollout.insert_chunk,
-      trips=(
-        math.ceil(self.prompt_width / rollout.insert_chunk),
-        self.prompt_width / KV_BLOCK / 2,
-      ),
-      calls=math.ceil(self._config.update.queries_per_update / rows),
+      chunk=chunk,
+      # Each chunk reads the blocks up to its own end.
+      trips=(chunks, self.prompt_width / KV_BLOCK * (chunks + 1) / 2 / chunks),
+      calls=self._prefill_calls,
+      beside=("parameters", "optimizer", "KV cache", "tokens and tables"),
+      copies=self._prompt_copies,
+    )
+
+  def _admit(self) -> Program:
+    slots = self._config.rollout.num_slots
+    return self._program(
+      "admit",
+      sampler.admit,
+      self._slots,
+      *self._prompts,
+      self._array((slots,), jnp.int32, ROWS),
+      self._array((slots,), jnp.int32, ROWS),
+      self._array((slots, 2), jnp.uint32, ROWS),
+      calls=self.admit_calls,
+      beside=("parameters", "optimizer", "rollout parameters"),
     )
 
   def _decode(self) -> Program:
     rollout = self._config.rollout
-    vocabulary = self.rollout_model.config.vocab_size
     return self._program(
       "decode",
       sampler.decode,
-      self.rollout_model,
-      self.slots,
-      self._array((_STOP_STATES, vocabulary), jnp.int8),
-      self._array((vocabulary,), jnp.bool_),
+      self._rollout_model,
+      self._slots,
+      *self._tables,
       jax.tree.map(
         lambda x: self._array((), x.dtype), sampler.sampling(rollout)
       ),
       num_tokens=rollout.decode_chunk,
       attend_length=self.max_length,
-      trips=(rollout.decode_chunk, self.sequence_tokens / KV_BLOCK),
-      calls=self.waves
-      * math.ceil(self._workload.policy_tokens / rollout.decode_chunk),
+      trips=(rollout.decode_chunk, self._longest_blocks),
+      calls=self.decode_calls,
+      beside=("parameters", "optimizer", "KV cache of prompts"),
     )
 
   def _insert(self) -> Program:
@@ -260,8 +413,8 @@ class Programs:
     return self._program(
       "insert",
       sampler.insert,
-      self.rollout_model,
-      self.slots,
+      self._rollout_model,
+      self._slots,
       self._array((slots, rollout.max_response_tokens), jnp.int32, ROWS),
       self._array((slots,), jnp.int32, ROWS),
       self._array((slots,), jnp.int32, ROWS),
@@ -269,10 +422,19 @@ class Programs:
       chunk=rollout.insert_chunk,
       trips=(
         math.ceil(self._workload.tool_tokens / rollout.insert_chunk),
-        self.sequence_tokens / KV_BLOCK,
+        self._longest_blocks,
       ),
-      calls=self.waves * self._workload.tool_calls,
+      calls=self.insert_calls,
+      beside=("parameters", "optimizer", "KV cache of prompts"),
     )
+
+  @property
+  def _longest_blocks(self) -> int:
+    """Blocks of the cache up to the end of the longest sequence."""
+    tokens = (
+      self._config.rollout.max_prompt_tokens + self._workload.longest_response
+    )
+    return math.ceil(min(tokens, self.max_length) / KV_BLOCK)
 
   def _log_probs(self) -> Program:
     update, rollout = self._config.update, self._config.rollout
@@ -305,17 +467,19 @@ class Programs:
       *rows.values(),
       trips=(self.head_chunks,),
       calls=0,
+      beside=("optimizer",),
+      phase="update",
     )
 
   def _update(self) -> Program:
     config, update = self._config, self._config.update
-    trajectories = update.queries_per_minibatch * config.rollout.num_generations
+    trajectories = self.minibatch_trajectories
     rows = trajectories * self.sequence_tokens / update.row_length
     capacity = math.ceil(trajectories / update.rows_per_microbatch)
     return self._program(
       "update",
       update_minibatch,
-      TrainState(self.train_model, self.opt_state),
+      TrainState(self.train_model, self._optimizer_state),
       self._batch(capacity),
       objective=config.objective,
       optimizer=config.optimizer,
@@ -327,17 +491,7 @@ class Programs:
       calls=update.epochs
       * update.queries_per_update
       // update.queries_per_minibatch,
-    )
-
-  def _reshard(self) -> Program:
-    return self._program(
-      "reshard",
-      sharding.place_on_mesh,
-      self.train_model,
-      dtype=self._config.rollout.dtype,
-      rules=tuple(sharding.ROLLOUT_RULES.items()),
-      # A frozen base is moved once a run, and its adapters are next to nothing.
-      calls=0 if self._config.policy.lora else 1,
+      phase="update",
     )
 
   def _program(
@@ -347,19 +501,28 @@ class Programs:
     *args: Any,
     trips: tuple[float, ...] = (),
     calls: float,
+    beside: tuple[str, ...] = (),
+    phase: Literal["rollout", "update"] = "rollout",
+    copies: int = 1,
     **kwargs: Any,
   ) -> Program:
     first = args[0].model if isinstance(args[0], TrainState) else args[0]
-    weights = len(jax.tree.leaves(first))
+    weights = (
+      len(jax.tree.leaves(first)) if isinstance(first, models.Decoder) else 0
+    )
     others = len(jax.tree.leaves(args)) - weights
     return Program(
       name=name,
+      phase=phase,
       function=function,
       args=args,
       kwargs=kwargs,
       is_weight=[True] * weights + [False] * others,
       trips=trips,
       calls=calls,
+      copies=copies,
+      # The off-policy agent has no training state.
+      beside_bytes=sum(self.memory.get(kind, 0) for kind in beside),
     )
 
 
@@ -379,7 +542,8 @@ def _placed(tree: Any, places: Any) -> Any:
   )
 
 
-def _size(mesh: Mesh) -> int:
+def row_parts(mesh: Mesh) -> int:
+  """Parts that the mesh cuts rows of a batch, and slots, into."""
   return math.prod(mesh.shape[axis] for axis in ROWS)
 
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -80,9 +81,12 @@ def make_mesh(
       f"({len(devices)}), got {data} * {fsdp} * {tensor} = "
       f"{math.prod(shape)}."
     )
-  return jax.make_mesh(
-    shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  # An axis may be shorter than a side of the torus: 4 slices of the heads on
+  # 8x8x8 chips.
+  grid = mesh_utils.create_device_mesh(
+    shape, devices, allow_split_physical_axes=True
   )
+  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def logical_axes(model: Any) -> Any:

@@ -4,7 +4,7 @@
 from experiments.planner.collectives import Collective, collectives
 
 PROGRAM = """\
-HloModule jit_f, is_scheduled=true
+HloModule jit_f, is_scheduled=true, num_partitions=8
 
 %layer (p: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
   %gather = bf16[32,64]{1,0:T(8,128)(2,1)} all-gather(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
@@ -50,3 +50,113 @@ def test_a_loop_that_nothing_is_told_of_runs_once():
   counts = {c.op: c.count for c in collectives(PROGRAM, trips=())}
   assert counts["collective-permute"] == 1
   assert counts["all-gather"] == 3 + 1
+
+
+def lines(*instructions):
+  """A program of these alone, for eight devices."""
+  body = "\n".join(f"  %{i} = {text}" for i, text in enumerate(instructions))
+  return (
+    "HloModule jit_f, is_scheduled=true, num_partitions=8\n\n"
+    f"ENTRY %main (p: s32[]) -> s32[] {{\n{body}\n}}\n"
+  )
+
+
+def sent(*instructions):
+  return {c.op: c.bytes for c in collectives(lines(*instructions), ())}
+
+
+def test_all_operands_of_an_asynchronous_start_are_sent():
+  # Operands and results of a gather, each a tuple; a sum's are given once.
+  gather = (
+    "((bf16[8,4]{1,0:T(8,128)(2,1)}, f32[2]{0}), (bf16[32,4]{1,0}, f32[8]{0})) "
+    "all-gather-start(%a, %b), replica_groups={{0,1,2,3},{4,5,6,7}}"
+  )
+  assert sent(gather) == {"all-gather": (32 * 4 * 2 + 8 * 4) * 3 / 4}
+  total = "(f32[100]{0}, bf16[10]{0}) all-reduce-start(%a, %b), replica_groups="
+  assert sent(total + "[4,2]<=[8]") == {"all-reduce": 2 * 420 / 2}
+  moved = (
+    "(bf16[6]{0:T(256)}, bf16[6]{0}, u32[]{:S(2)}, u32[]{:S(2)}) "
+    "collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}"
+  )
+  assert sent(moved) == {"collective-permute": 12}
+
+
+def test_without_groups_all_devices_take_part():
+  total = (
+    "f32[100]{0} all-reduce(%a), channel_id=1, replica_groups={}, to_apply="
+  )
+  assert sent(total + "%add") == {"all-reduce": 2 * 400 * 7 / 8}
+
+
+TPU_PROGRAM = """\
+HloModule jit_f, is_scheduled=true, num_partitions=4
+
+%start (p: f32[8]) -> f32[8] {
+  %gather.1 = f32[8]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%piece (p: f32[8]) -> f32[8] {
+  %gather.2 = f32[8]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%ring_test (p: (f32[8], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(4)
+  %p.1 = (f32[8]{0}, u32[]{:T(128)}) parameter(0)
+  %at.1 = u32[]{:T(128)} get-tuple-element(%p.1), index=1
+  ROOT %less = pred[]{:T(512)} compare(%at.1, %limit), direction=LT
+}
+
+%ring (p: (f32[8], u32[])) -> (f32[8], u32[]) {
+  %p.2 = (f32[8]{0}, u32[]{:T(128)}) parameter(0)
+  %one = u32[]{:T(128)} constant(1)
+  %at.2 = u32[]{:T(128)} get-tuple-element(%p.2), index=1
+  %move.1 = f32[8]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %fused.2 = f32[8]{0} fusion(%x), kind=kOutput, calls=%piece
+  %at.3 = u32[]{:T(128)} add(%at.2, %one)
+  %move.2 = f32[8]{0} collective-permute(%y), channel_id=2, source_target_pairs={{0,1},{1,0}}
+  %at.4 = u32[]{:T(128)S(6)} copy(%at.3)
+  %at.5 = u32[]{:T(128)} add(%at.4, %one)
+  ROOT %next = (f32[8]{0}, u32[]{:T(128)}) tuple(%move.2, %at.5)
+}
+
+%layers_test (p: (s32[], f32[8])) -> pred[] {
+  %count = s32[]{:T(128)} constant(6)
+  %p.3 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %layer.1 = s32[]{:T(128)} get-tuple-element(%p.3), index=0
+  ROOT %below = pred[]{:T(512)} compare(%layer.1, %count), direction=LT
+}
+
+%layers (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p.4 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %step = s32[]{:T(128)} constant(1)
+  %layer.2 = s32[]{:T(128)} get-tuple-element(%p.4), index=0
+  %begin = f32[8]{0} fusion(%w), kind=kCustom, calls=%start
+  %around = (f32[8]{0}, u32[]) while(%r), condition=%ring_test, body=%ring
+  %layer.3 = s32[]{:T(128)} add(%layer.2, %step)
+  ROOT %more = (s32[]{:T(128)}, f32[8]{0}) tuple(%layer.3, %v)
+}
+
+%rows_test (p: (s32[], s32[])) -> pred[] {
+  %p.5 = (s32[], s32[]) parameter(0)
+  %row.1 = s32[] get-tuple-element(%p.5), index=0
+  %rows.1 = s32[] get-tuple-element(%p.5), index=1
+  ROOT %left = pred[] compare(%row.1, %rows.1), direction=LT
+}
+
+%rows (p: (s32[], s32[])) -> (s32[], s32[]) {
+  %all = (s32[], f32[8]) while(%u), condition=%layers_test, body=%layers
+}
+
+ENTRY %main (p: s32[]) -> s32[] {
+  %loop = (s32[], s32[]) while(%s), condition=%rows_test, body=%rows
+}
+"""
+
+
+def test_programs_for_tpu_say_in_their_loops_how_often_these_run():
+  # Told of one loop, 5 rows. 6 layers, and 4 moves by 2 in each: the gather
+  # that is overlapped with them begins once a layer.
+  assert collectives(TPU_PROGRAM, trips=(5,)) == [
+    Collective("all-gather", 30, 30 * 8 * 4 * 3 / 4),
+    Collective("collective-permute", 5 * 6 * 2 * 2, 5 * 6 * 2 * 2 * 32),
+  ]

@@ -5,8 +5,18 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from experiments.config import (
+  ExperimentConfig,
+  MeshConfig,
+  RandomModelConfig,
+)
 from experiments.planner import jaxpr_cost
+from experiments.planner.programs import Programs, Workload
+from experiments.policy_shape import random_shape
 from rapo_jax import models
+from rapo_jax.models import sharding, splash
+from rapo_jax.rollout import RolloutConfig
+from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
 
 
@@ -106,3 +116,67 @@ def test_a_decoder_counts_six_operations_a_parameter_and_token():
   weights = 3 * (4 * 32 * 32 + 3 * 32 * 64) + 32 * 64
   attention = 3 * 2 * (2 * 2 * 16 * 16 * 32)
   assert cost.flops == pytest.approx(2 * 32 * weights + attention)
+
+
+def test_the_splash_kernel_counts_blocks_up_to_the_diagonal():
+  rows, length, heads, size = 2, 2048, 4, 64
+  q = jax.ShapeDtypeStruct((rows, length, heads, size), jnp.bfloat16)
+  segments = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+  cost = _count(lambda q, s: splash.attend(q, q, q, s), q, segments)
+  blocks = 4 * 5 / 2
+  products = 2 * 2 * 512 * 512 * size
+  assert cost.flops == rows * heads * blocks * products
+
+
+SHAPE = RandomModelConfig(
+  vocab_size=320,
+  hidden_size=64,
+  intermediate_size=96,
+  num_layers=3,
+  num_heads=4,
+  num_kv_heads=2,
+)
+ROWS, LENGTH, CHUNK = 2, 64, 32
+
+
+@pytest.mark.parametrize("remat", ["none", "layer"])
+def test_an_update_counts_six_operations_a_parameter_and_token(remat):
+  config = ExperimentConfig(
+    name="test",
+    mesh=MeshConfig(),
+    rollout=RolloutConfig(
+      num_generations=4,
+      num_hybrid=2,
+      max_prompt_tokens=32,
+      max_response_tokens=32,
+    ),
+    update=UpdateConfig(
+      queries_per_update=2,
+      queries_per_minibatch=2,
+      row_length=LENGTH,
+      rows_per_microbatch=ROWS,
+      remat=remat,
+      head_chunk=CHUNK,
+    ),
+  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  # 8 trajectories of 16 + 16 tokens are 4 rows, 2 micro-batches.
+  work = Workload(
+    policy_tokens=16, tool_calls=0, tool_tokens=0, longest_response=32
+  )
+  programs = Programs(config, random_shape(SHAPE), mesh, work)
+  (update,) = (p for p in programs if p.name == "update")
+  with jax.set_mesh(mesh):
+    traced = update.function.trace(*update.args, **update.kwargs)
+  cost = jaxpr_cost.count(traced.jaxpr, update.is_weight, update.trips)
+  tokens, scored = 4 * LENGTH, 2 * 2 * CHUNK
+  layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 96
+  attention = 2 * 2 * LENGTH * 64
+  # Once forward and twice backward, where attention computes its scores, half
+  # of its products, once more. The head runs on policy tokens alone.
+  flops = 3 * (3 * 2 * layer + 3.5 * attention) * tokens
+  flops += 3 * 2 * 320 * 64 * scored
+  if remat == "layer":
+    # Layers run forward once more, but for what their last product gives.
+    flops += 3 * (2 * (layer - 64 * 96) + attention) * tokens
+  assert cost.flops == flops

@@ -4,15 +4,20 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import plan
-from experiments.config import ExperimentConfig, MeshConfig
-from experiments.planner import analysis, chips
+from experiments.config import ExperimentConfig
+from experiments.planner import analysis, chips, collectives
+from experiments.planner.programs import Program, Programs, Workload
+from experiments.planner.search import largest_that_fits
+from experiments.policy_shape import policy_shape
 from rapo_jax.models import attention, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -42,7 +47,7 @@ def planned(tmp_path_factory):
   path = tmp_path_factory.mktemp("plan") / "plan.json"
   process = _plan(
     *("--config", CONFIG, "--topology", "h100:4", "--json", str(path)),
-    "--config.mesh.tensor=2",
+    *("--config.mesh.tensor=2", "--largest", "both"),
   )
   assert process.returncode == 0, process.stderr
   return json.loads(path.read_text())
@@ -52,7 +57,7 @@ def test_every_program_is_compiled_and_bounded(planned):
   assert planned["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
   names = [program["name"] for program in planned["programs"]]
   assert names == [
-    *("prefill", "decode", "insert", "log-probs", "update", "reshard")
+    *("reshard", "prefill", "admit", "decode", "insert", "log-probs", "update")
   ]
   for program in planned["programs"]:
     assert program["peak_bytes"] > 0
@@ -61,14 +66,14 @@ def test_every_program_is_compiled_and_bounded(planned):
       assert roofline["seconds"] == max(
         roofline[f"{name}_s"] for name in ("compute", "memory", "network")
       )
-  update = planned["programs"][4]
+  update = planned["programs"][-1]
   assert update["calls"] == 2
   # Gradients are summed over slices of the batch, heads over slices of heads.
   assert {c["op"] for c in update["collectives"]} & {
     "all-reduce",
     "reduce-scatter",
   }
-  assert planned["update_seconds"]["h100"] == pytest.approx(
+  assert planned["round_seconds"]["h100"] == pytest.approx(
     sum(
       p["calls"] * p["rooflines"]["h100"]["seconds"]
       for p in planned["programs"]
@@ -85,8 +90,61 @@ def test_memory_is_that_of_the_arrays(planned):
   # tokens; a half of the heads and of the slots each.
   assert memory["KV cache"] == 2 * 3 * 4 * 16 * 4 * 128 * 256 / 4
   assert planned["fits"] is True
-  assert planned["verdict"].startswith("fits h100:4")
-  assert planned["largest"]["num_slots"] > 128
+  assert planned["verdict"].startswith("fits h100:4, by what fake CPU")
+  assert "not for h100" in planned["notes"][0]
+  # All that is of use: a slot a trajectory, a row a trajectory of a minibatch.
+  assert planned["largest"] == {
+    "rollout.num_slots": 128,
+    "update.rows_per_microbatch": 64,
+  }
+
+
+def test_a_peak_counts_all_that_is_alive(planned):
+  memory = planned["memory"]
+  programs = {program["name"]: program for program in planned["programs"]}
+  state = memory["parameters"] + memory["optimizer"]
+  slots = memory["KV cache"] + memory["tokens and tables"]
+  rollout = memory["rollout parameters"]
+  prompts = memory["KV cache of prompts"]
+  decode = programs["decode"]
+  assert decode["beside_bytes"] == state + prompts
+  # The temperature too.
+  assert decode["argument_bytes"] == rollout + slots + 4
+  assert programs["prefill"]["beside_bytes"] == state + slots
+  assert programs["admit"]["beside_bytes"] == state + rollout
+  assert programs["reshard"]["beside_bytes"] == memory["optimizer"]
+  assert planned["peak_bytes"]["rollout"] == max(
+    program["peak_bytes"]
+    for program in planned["programs"]
+    if program["phase"] == "rollout"
+  )
+
+
+def test_resharding_sends_what_a_device_lacks(planned):
+  (reshard,) = (p for p in planned["programs"] if p["name"] == "reshard")
+  memory = planned["memory"]
+  # Both in float32: what is gathered over fsdp, less what was there.
+  assert (
+    reshard["network_bytes"]
+    == memory["rollout parameters"] - memory["parameters"]
+  )
+
+
+def test_the_off_policy_agent_is_rolled_out_and_not_trained(tmp_path):
+  path = tmp_path / "plan.json"
+  process = _plan(
+    *("--config", CONFIG, "--topology", "cpu:2", "--json", str(path)),
+    *("--agent", "off_policy"),
+  )
+  assert process.returncode == 0, process.stderr
+  report = json.loads(path.read_text())
+  names = [program["name"] for program in report["programs"]]
+  assert names == ["prefill", "admit", "decode", "insert"]
+  assert "optimizer" not in report["memory"]
+  assert report["round"] == "512 trajectories for the buffer"
+  # 32 questions at a time, 8 prompts at a time.
+  assert report["programs"][0]["calls"] == 4
+  assert "fake CPU devices" in report["notes"][0]
 
 
 def test_adapters_alone_have_an_optimizer(tmp_path):
@@ -133,7 +191,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 
 def test_policy_shape_needs_no_weights():
-  shape = plan.policy_shape(
+  shape = policy_shape(
     dataclasses.replace(
       ExperimentConfig(name="test"),
       policy=plan_policy("Qwen/Qwen2.5-7B-Instruct"),
@@ -141,7 +199,7 @@ def test_policy_shape_needs_no_weights():
   )
   assert (shape.num_layers, shape.vocab_size) == (28, 152_064)
   with pytest.raises(FileNotFoundError, match=r"Qwen2\.5-7B-Instruct"):
-    plan.policy_shape(
+    policy_shape(
       dataclasses.replace(
         ExperimentConfig(name="test"), policy=plan_policy("no-one/nothing")
       )
@@ -161,89 +219,142 @@ def test_a_refusal_for_lack_of_memory_tells_how_much_it_takes():
   assert analysis.needed_bytes("INTERNAL: something of 3.5G") is None
 
 
-# A verdict on figures made up for it: GiB on a chip of 16 (15.2 usable).
-GIB = 2**30
-CHIP = dataclasses.replace(chips.CHIPS["v5e"], memory_bytes=16 * GIB)
-
-
-def _report(name, *, arguments, temporary):
-  return analysis.ProgramReport(
-    name=name,
-    calls=1,
-    argument_bytes=arguments * GIB,
-    output_bytes=0,
-    temporary_bytes=temporary * GIB,
-    flops=0,
-    memory_bytes=0,
-    network_bytes=0,
-    collectives=[],
-    compile_s=0,
-    rooflines={},
+def _workload(config, *arguments):
+  known = plan._parser().parse_args(
+    ["--config", "", "--topology", "", *arguments]
   )
+  return plan._workload(config, known)
 
 
-def _judge(*, state, slots, activations):
-  """64 slots and 8 rows over 4 slices; state, cache and rows in GiB."""
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("--policy_tokens=0", "policy_tokens must be at least 1, got 0: give"),
+    ("--tool_calls=-1", "tool_calls must be at least 0, got -1"),
+    ("--tool_calls=6", "must be at most rollout.max_tool_calls (5), got 6"),
+    ("--tool_tokens=1025", "at most rollout.max_tool_tokens (1024), got 1025"),
+    ("--longest_response=100", "must be at least the mean response"),
+    ("--policy_tokens=4000", "must be at least the mean response"),
+  ],
+)
+def test_a_workload_outside_its_budgets_is_refused(argument, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    _workload(ExperimentConfig(name="test"), argument)
+
+
+def test_an_explicit_zero_is_not_the_default():
+  config = ExperimentConfig(name="test")
+  workload = _workload(config, "--tool_calls=0", "--tool_tokens=0")
+  assert (workload.tool_calls, workload.tool_tokens) == (0, 0)
+  assert workload.policy_tokens == config.rollout.max_response_tokens // 4
+  assert workload.longest_response == config.rollout.max_response_tokens
+
+
+def _programs(mesh=None, **changes):
+  """Programs of 512 trajectories, for a mesh of one device by default."""
   config = dataclasses.replace(
     ExperimentConfig(name="test"),
-    mesh=MeshConfig(fsdp=4),
-    rollout=dataclasses.replace(
-      ExperimentConfig(name="").rollout, num_slots=64
-    ),
-    update=dataclasses.replace(
-      ExperimentConfig(name="").update, rows_per_microbatch=8
-    ),
+    rollout=dataclasses.replace(ExperimentConfig(name="").rollout, **changes),
   )
-  mesh = jax.sharding.AbstractMesh((1, 4, 1), sharding.MESH_AXES)
-  memory = {
-    "parameters": state // 4 * GIB,
-    "optimizer": state // 4 * 3 * GIB,
-    "rollout parameters": 1 * GIB,
-    "KV cache": slots * GIB,
-  }
-  reports = [
-    _report("decode", arguments=1 + slots, temporary=0),
-    _report("insert", arguments=1 + slots, temporary=0),
-    _report("prefill", arguments=1, temporary=0),
-    _report("update", arguments=state, temporary=state // 4 + activations),
-  ]
-  return analysis._Judged(
+  workload = Workload(
+    policy_tokens=1024, tool_calls=2, tool_tokens=512, longest_response=4096
+  )
+  return Programs(
     config,
-    mesh,
-    memory,
-    {r.name: r for r in reports},
-    CHIP,
-    gradient_bytes=state // 4 * GIB,
+    plan_shape(config),
+    mesh or sharding.make_mesh(devices=jax.devices()[:1]),
+    workload,
   )
 
 
-def test_a_plan_that_fits_says_how_much_more_would():
-  judged = _judge(state=4, slots=4, activations=4)
-  assert judged.fits
-  assert judged.rollout_peak == 9 * GIB
-  assert judged.update_peak == 9 * GIB
-  # 6.2 GiB are left; a slot takes 4 / 16, a row 4 / 2 on each of 4 slices.
-  assert judged.largest == {
-    "num_slots": 64 + 24 * 4,
-    "rows_per_microbatch": 8 + 3 * 4,
-  }
+def plan_shape(config):
+  return policy_shape(dataclasses.replace(config, policy=plan_policy(None)))
 
 
-def test_too_many_slots_are_told_how_many_fit():
-  judged = _judge(state=4, slots=12, activations=4)
-  assert not judged.fits
-  # 17 of 15.2: three slots on each of 4 slices are too many.
-  assert "lower rollout.num_slots to 52" in judged.verdict("v5e:2x2")
+def test_a_rollout_ends_with_its_longest_response():
+  programs = _programs(num_slots=512, prefill_rows=32, decode_chunk=64)
+  # 1,024 of the longest response are its tools', the others are sampled.
+  assert programs.decode_calls == (4096 - 2 * 512) // 64
+  # Tools can answer after every chunk.
+  assert programs.insert_calls == programs.decode_calls
+  assert programs.admit_calls == 1
+  calls = {p.name: p for p in programs.phase("rollout")}
+  # Caches are read as far as the longest has come: 1,536 + 4,096 tokens.
+  assert calls["decode"].trips == (64, 5632 / 64)
+  assert calls["insert"].trips[1] == 5632 / 64
 
 
-def test_too_many_rows_are_told_how_many_fit():
-  judged = _judge(state=4, slots=4, activations=14)
-  assert "lower update.rows_per_microbatch to 4" in judged.verdict("v5e:2x2")
+def test_slots_are_filled_again_as_they_come_free():
+  programs = _programs(num_slots=128, prefill_rows=32, decode_chunk=64)
+  # Three more fills of 1,024 tokens each before the last sequences end.
+  assert programs.decode_calls == 48 + 3 * 16
+  assert programs.admit_calls == 1 + programs.decode_calls
+
+
+# Peaks made up for it: a capacity of 100, a constant of 20.
+
+
+def _search(peak_at, known, **changes):
+  tried = []
+
+  def compiled(value):
+    tried.append(value)
+    return peak_at(value)
+
+  arguments = {"capacity": 100, "constant": 20, "step": 4, "most": 1000}
+  value = largest_that_fits(
+    {known: peak_at(known)}, compiled, **{**arguments, **changes}
+  )
+  return value, tried
+
+
+def test_the_largest_value_that_fits_was_compiled():
+  # 25 is held besides, which proportion would not know of.
+  value, tried = _search(lambda n: 45 + n, 8)
+  assert value == 52
+  assert value in tried
+
+
+def test_a_value_that_does_not_fit_is_lowered_until_one_does():
+  value, tried = _search(lambda n: 60 + n, 200, any_will_do=True)
+  assert 0 < value <= 40
+  assert tried[-1] == value
+
+
+def test_no_more_than_is_of_use_is_looked_for():
+  assert _search(lambda n: 20 + n / 100, 8, most=64) == (64, [64])
+  assert _search(lambda n: 20 + n / 100, 64, most=64) == (64, [])
+
+
+def test_nothing_is_claimed_where_nothing_fits():
+  assert _search(lambda n: 101 + n, 64)[0] == 0
+  # Not even without any: nothing needs to be compiled.
+  assert _search(lambda n: 101 + n, 64, constant=101) == (0, [])
+
+
+def _verdict(rollout, update, *, found, constant=4):
+  topology = chips.Topology("v5e:2x2", "v5e", [], "tpu")
+  return analysis._verdict(
+    topology,
+    15 * 2**30,
+    {"rollout": rollout * 2**30, "update": update * 2**30},
+    found,
+    {"rollout": constant * 2**30, "update": constant * 2**30},
+  )
+
+
+def test_a_verdict_names_the_change_that_was_compiled():
+  assert "at most 9.0 of 15.0 GiB" in _verdict(9, 8, found={})
+  verdict = _verdict(17, 8, found={"rollout": 52})
+  assert "lower rollout.num_slots to 52, which was compiled" in verdict
+  assert "update" not in verdict
+  verdict = _verdict(9, 16, found={"update": 4})
+  assert "lower update.rows_per_microbatch to 4" in verdict
 
 
 def test_a_state_too_large_asks_for_more_devices():
-  judged = _judge(state=20, slots=1, activations=1)
-  assert "3 times as many devices over fsdp" in judged.verdict("v5e:2x2")
+  verdict = _verdict(40, 8, found={"rollout": 0}, constant=38)
+  assert "at least 3 times as many devices" in verdict
 
 
 @pytest.mark.plan
@@ -263,16 +374,100 @@ def test_a_tpu_topology_is_compiled_with_the_kernels_of_its_platform(tmp_path):
   report = json.loads(path.read_text())
   assert report["fits"] is True
   assert report["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
-  update = report["programs"][4]
+  update = report["programs"][-1]
   assert update["flops"] > 0
   assert update["network_bytes"] > 0
+  assert report["notes"] == []
   # Far more slots are too many, and it says how many are not.
   path.unlink()
   process = _plan(*arguments, "--config.rollout.num_slots=16384")
   assert process.returncode == 1, process.stderr
-  verdict = json.loads(path.read_text())["verdict"]
-  assert verdict.startswith("does not fit v5e:2x2")
-  assert "lower rollout.num_slots to" in verdict
+  report = json.loads(path.read_text())
+  assert report["verdict"].startswith("does not fit v5e:2x2")
+  fits = report["largest"]["rollout.num_slots"]
+  assert f"lower rollout.num_slots to {fits}" in report["verdict"]
+  path.unlink()
+  process = _plan(*arguments, f"--config.rollout.num_slots={fits}")
+  assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.plan
+def test_a_refused_program_takes_arguments_and_results_once():
+  mesh = sharding.make_mesh(
+    fsdp=4, devices=chips.open_topology("v5e:2x2").devices
+  )
+  x = jax.ShapeDtypeStruct(
+    (20 * 2**28,), "float32", sharding=jax.NamedSharding(mesh, jax.P())
+  )
+  program = Program(
+    name="twice",
+    phase="rollout",
+    function=jax.jit(lambda x: x + 1),
+    args=(x,),
+    kwargs={},
+    is_weight=[False],
+    trips=(),
+    calls=1,
+    beside_bytes=0,
+  )
+  report = analysis._report(program, mesh)
+  assert report.refused
+  # 20 GiB go in and 20 come out.
+  assert report.peak_bytes == pytest.approx(40 * 2**30, rel=0.01)
+
+
+@pytest.mark.plan
+def test_loops_of_a_program_for_tpu_count_what_they_send():
+  mesh = sharding.make_mesh(
+    fsdp=4, devices=chips.open_topology("v5e:2x2").devices
+  )
+
+  def layers(x, stack):
+    def layer(x, w):
+      return jax.lax.psum(jnp.sin(x) @ w, "fsdp"), None
+
+    return jax.lax.scan(layer, x, stack)[0]
+
+  program = jax.jit(
+    jax.shard_map(
+      layers,
+      mesh=mesh,
+      in_specs=(jax.P(), jax.P()),
+      out_specs=jax.P(),
+      check_vma=False,
+    )
+  )
+  x, stack = (
+    jax.ShapeDtypeStruct(
+      shape, "float32", sharding=jax.NamedSharding(mesh, jax.P())
+    )
+    for shape in ((256, 512), (5, 512, 512))
+  )
+  text = program.lower(x, stack).compile().as_text()
+  sent = collectives.collectives(text, ())
+  assert [c.op for c in sent] == ["all-reduce"]
+  assert sent[0].count == 5
+  assert sent[0].bytes == 5 * 2 * (256 * 512 * 4) * 3 / 4
+
+
+@pytest.mark.plan
+def test_heads_can_be_cut_over_part_of_a_side_of_the_torus():
+  devices = chips.open_topology("v5p:8x8x8").devices
+  mesh = sharding.make_mesh(fsdp=128, tensor=4, devices=devices)
+  assert mesh.devices.shape == (1, 128, 4)
+
+
+@pytest.mark.plan
+def test_prompts_that_the_mesh_does_not_divide_are_computed_everywhere():
+  devices = chips.open_topology("v5p:8x8x8").devices
+  mesh = sharding.make_mesh(data=16, fsdp=16, tensor=2, devices=devices)
+
+  def copies(rows):
+    programs = _programs(mesh, num_slots=256, prefill_rows=rows)
+    return {p.name: p.copies for p in programs if p.copies != 1}
+
+  assert copies(256) == {}
+  assert copies(32) == {"prefill": 256}
 
 
 @pytest.mark.plan

@@ -1,0 +1,258 @@
+"""The tables of docs/scale.md: plans of the paper's settings on TPUs.
+
+  python -m benchmarks.plan_tables
+
+Makes every plan that is not in `--folder` yet, each in a process of its own,
+and writes the tables into the document. Needs libtpu (`make test-plan` makes an
+environment that has it) and no TPU; compiling takes a few minutes a plan on
+one core. Prints one JSON line: the least seconds of a round by plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from experiments.planner.chips import CHIPS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs" / "scale.md"
+BEGIN, END = "<!-- plans begin -->\n", "<!-- plans end -->\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One plan.
+
+  Attributes:
+    title: in the tables.
+    config: name of the config file.
+    topology: what it is planned for.
+    more: further arguments of the planner.
+  """
+
+  title: str
+  config: str
+  topology: str
+  more: tuple[str, ...] = ()
+
+  @property
+  def arguments(self) -> list[str]:
+    """Of `experiments.plan`."""
+    config = f"experiments/configs/{self.config}.py"
+    return [
+      *("--config", config, "--topology", self.topology),
+      *("--largest", "slots", *self.more),
+    ]
+
+  @property
+  def name(self) -> str:
+    """Of its file."""
+    return (
+      f"{self.title} {self.topology}".lower()
+      .replace(" ", "_")
+      .replace(":", "_")
+    )
+
+
+def _slots(number: int) -> str:
+  return f"--config.rollout.num_slots={number}"
+
+
+_OFF_POLICY = ("--agent", "off_policy")
+_ROWS = "--config.update.rows_per_microbatch=128"
+_3B, _7B, _8B = (
+  f"{name}_reasoning" for name in ("qwen2_5_3b", "qwen2_5_7b", "llama3_8b")
+)
+SETTINGS = (
+  Setting("Qwen2.5-3B", _3B, "v5e:4x4", (_slots(128),)),
+  Setting("Qwen2.5-3B", _3B, "v5p:2x2x2"),
+  Setting("Qwen2.5-7B", _7B, "v5p:2x2x2"),
+  Setting("Qwen2.5-7B", _7B, "v5p:4x4x2"),
+  Setting("Qwen2.5-7B", _7B, "v5p:8x8x8", (_ROWS,)),
+  Setting("Llama-3-8B", _8B, "v5p:2x2x2", (_slots(128),)),
+  Setting("Llama-3-8B", _8B, "v5p:4x4x2"),
+  Setting("Llama-3-8B", _8B, "v5p:8x8x8", (_ROWS,)),
+  Setting("Qwen3-14B", _7B, "v5p:2x2x2", (*_OFF_POLICY, _slots(128))),
+  Setting("Qwen3-14B", _7B, "v5p:4x4x2", _OFF_POLICY),
+)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+  parser.add_argument(
+    "--folder", type=pathlib.Path, default=ROOT / "runs" / "plans"
+  )
+  folder = parser.parse_args().folder
+  folder.mkdir(parents=True, exist_ok=True)
+  plans = [_plan(setting, folder) for setting in SETTINGS]
+  before, rest = DOCUMENT.read_text().split(BEGIN)
+  after = rest.split(END)[1]
+  DOCUMENT.write_text(
+    before + BEGIN + "\n" + tables(plans) + "\n" + END + after
+  )
+  print(
+    json.dumps(
+      {
+        setting.name: plan["round_seconds"][setting.topology.partition(":")[0]]
+        for setting, plan in zip(SETTINGS, plans, strict=True)
+      }
+    )
+  )
+
+
+def _plan(setting: Setting, folder: pathlib.Path) -> dict[str, Any]:
+  """A plan from its file, made first where there is none."""
+  path = folder / f"{setting.name}.json"
+  if not path.exists():
+    command = [sys.executable, "-m", "experiments.plan", *setting.arguments]
+    process = subprocess.run([*command, "--json", str(path)], cwd=ROOT)
+    # 1: it was planned, and does not fit.
+    if process.returncode not in (0, 1):
+      sys.exit(f"{' '.join(command)} failed")
+  return json.loads(path.read_text())
+
+
+def tables(plans: list[dict[str, Any]]) -> str:
+  """All tables, in Markdown."""
+  pairs = list(zip(SETTINGS, plans, strict=True))
+  parts = [_summary(pairs), _memory(pairs), _chips(pairs)]
+  parts += [_programs(setting, plan) for setting, plan in pairs]
+  return "\n".join(parts)
+
+
+Pairs = list[tuple[Setting, dict[str, Any]]]
+
+
+def _summary(pairs: Pairs) -> str:
+  rows = []
+  for setting, plan in pairs:
+    mesh, settings, peaks = plan["mesh"], plan["settings"], plan["peak_bytes"]
+    chip = setting.topology.partition(":")[0]
+    rows.append(
+      [
+        f"{setting.title}, {setting.topology}",
+        f"{mesh['fsdp']} × {mesh['tensor']}",
+        f"{settings['num_slots']} ({plan['largest']['rollout.num_slots']})",
+        settings.get("rows_per_microbatch", "–"),
+        _gib(peaks["rollout"]),
+        _gib(peaks.get("update")),
+        _gib(plan["capacity_bytes"]),
+        "yes" if plan["fits"] else f"**no**: {plan['verdict']}",
+        _time(plan["round_seconds"][chip]),
+        f"{_bound(plan, 'rollout', chip)} / {_bound(plan, 'update', chip)}",
+      ]
+    )
+  return _table(
+    "Does it fit, and what bounds it",
+    [
+      *("plan", "fsdp × tensor", "slots (most)", "rows a micro-batch"),
+      *("rollout peak GiB", "update peak GiB", "usable GiB", "fits"),
+      *("least time of a round", "bound of rollout / update"),
+    ],
+    rows,
+  )
+
+
+def _bound(plan: dict[str, Any], phase: str, chip: str) -> str:
+  """What bounds most of a phase's time, and in which program."""
+  programs = [p for p in plan["programs"] if p["phase"] == phase]
+  if not programs:
+    return "–"
+  longest = max(
+    programs, key=lambda p: p["calls"] * p["rooflines"][chip]["seconds"]
+  )
+  return f"{longest['rooflines'][chip]['bound']} ({longest['name']})"
+
+
+def _memory(pairs: Pairs) -> str:
+  kinds = list(dict.fromkeys(k for _, plan in pairs for k in plan["memory"]))
+  return _table(
+    "Memory of one device, GiB",
+    ["plan", *kinds],
+    [
+      [
+        f"{setting.title}, {setting.topology}",
+        *(_gib(plan["memory"].get(kind)) for kind in kinds),
+      ]
+      for setting, plan in pairs
+    ],
+  )
+
+
+def _chips(pairs: Pairs) -> str:
+  return _table(
+    "Least time of a round by generation, with as many chips",
+    ["plan", *CHIPS],
+    [
+      [
+        f"{setting.title}, {setting.topology}",
+        *(_time(plan["round_seconds"][name]) for name in CHIPS),
+      ]
+      for setting, plan in pairs
+    ],
+  )
+
+
+def _programs(setting: Setting, plan: dict[str, Any]) -> str:
+  chip = setting.topology.partition(":")[0]
+  command = " ".join(setting.arguments)
+  table = _table(
+    f"{setting.title} on {setting.topology}",
+    [
+      *("program", "runs", "arguments GiB", "temporary GiB", "peak GiB"),
+      *("FLOP", "bytes moved", "bytes sent", "collectives"),
+      *("least time of a run", "bound"),
+    ],
+    [
+      [
+        p["name"],
+        f"{p['calls']:g}",
+        _gib(p["argument_bytes"]),
+        _gib(p["temporary_bytes"]),
+        _gib(p["peak_bytes"]),
+        _scaled(p["flops"]),
+        _scaled(p["memory_bytes"]),
+        _scaled(p["network_bytes"]),
+        ", ".join(f"{c['count']:g} {c['op']}" for c in p["collectives"]) or "–",
+        _time(p["rooflines"][chip]["seconds"]),
+        p["rooflines"][chip]["bound"],
+      ]
+      for p in plan["programs"]
+    ],
+  )
+  return (
+    table + f"\nRuns in {plan['round']}; {plan['verdict']}.\n\n"
+    f"`python -m experiments.plan {command}`\n"
+  )
+
+
+def _table(title: str, columns: list[str], rows: list[list[Any]]) -> str:
+  aligned = ["---", *["---:"] * (len(columns) - 1)]
+  lines = ["| " + " | ".join(map(str, r)) + " |" for r in (columns, *rows)]
+  lines.insert(1, "|" + "|".join(aligned) + "|")
+  return f"### {title}\n\n" + "\n".join(lines) + "\n"
+
+
+def _gib(size: float | None) -> str:
+  return "–" if size is None else f"{size / 2**30:.1f}"
+
+
+def _scaled(value: float) -> str:
+  for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+    if value >= size:
+      return f"{value / size:.3g} {prefix}"
+  return f"{value / 1e3:.3g} k" if value else "–"
+
+
+def _time(seconds: float) -> str:
+  return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+if __name__ == "__main__":
+  main()
