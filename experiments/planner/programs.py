@@ -186,7 +186,7 @@ class Programs:
 
   def _cache(self, cache: Any, rows: Any) -> Any:
     return jax.tree.map(
-      lambda x: self._array(x.shape, x.dtype, None, rows, None, "tensor"),
+      lambda x: self._array(x.shape, x.dtype, None, None, rows, "tensor"),
       cache,
     )
 
