@@ -450,10 +450,14 @@ def _keep_most(
   leave it cut over a mesh. Sums of a fixed order never fall when an addend
   joins, so the outcome is exact for those very sums.
   """
-  bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
 
-  def reaches(least: Int[Array, " S"]) -> Bool[Array, " S"]:
-    kept = jnp.where(bits >= least[:, None, None], weights, 0)
+  def likely(bits: Int[Array, " S"]) -> Bool[Array, "S N B"]:
+    # Floats are compared, lest each sum reads two arrays.
+    least = jax.lax.bitcast_convert_type(bits, probs.dtype)
+    return probs >= least[:, None, None]
+
+  def reaches(bits: Int[Array, " S"]) -> Bool[Array, " S"]:
+    kept = jnp.where(likely(bits), weights, 0)
     return jnp.sum(jnp.sum(kept, axis=1), axis=1) >= target
 
   def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -462,13 +466,13 @@ def _keep_most(
     enough = reaches(middle)
     return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
 
-  high = jnp.max(bits, axis=(1, 2))
+  high = jax.lax.bitcast_convert_type(jnp.max(probs, axis=(1, 2)), jnp.int32)
   least, _ = jax.lax.while_loop(
     lambda bounds: jnp.any(bounds[0] < bounds[1]),
     halve,
     (jnp.zeros_like(high), high),
   )
-  return jnp.where(bits >= least[:, None, None], probs, 0)
+  return jnp.where(likely(least), probs, 0)
 
 
 def _inverse_cdf(

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from rapo_jax import models
 from rapo_jax.models import sharding
-from rapo_jax.rollout import sampler
+from rapo_jax.rollout import RolloutConfig, sampler
 from rapo_jax.training import (
   ObjectiveConfig,
   OptimizerConfig,
@@ -30,7 +30,11 @@ from rapo_jax.training import (
 from tests.tiny_decoder import tiny_decoder
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
-ROLLOUT_MESHES = ((4, 2), (1, 8))
+ROLLOUT_MESHES = (
+  {"fsdp": 4, "tensor": 2},
+  {"tensor": 8},
+  {"data": 2, "tensor": 4},
+)
 VOCABULARY, LENGTH, ROWS, SLOTS = 64, 32, 8, 8
 LORA = models.LoraConfig(4, 8.0, ("query", "value", "out", "down"))
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
@@ -125,7 +129,13 @@ def _lies_as_ruled(
   )
 
 
-def rollout(mesh: jax.sharding.Mesh | None) -> tuple[np.ndarray, np.ndarray]:
+# All filters at once, on a vocabulary that tensor parallelism has cut.
+FILTERED = sampler.sampling(RolloutConfig(top_k=24, top_p=0.9, min_p=0.02))
+
+
+def rollout(
+  mesh: jax.sharding.Mesh | None, sampling: sampler.Sampling
+) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and log-probs of prefill, decode, insert, decode."""
   model = sharding.place(make_model(), mesh=mesh, rules=sharding.ROLLOUT_RULES)
   with sharding.use_mesh(mesh):
@@ -158,7 +168,7 @@ def rollout(mesh: jax.sharding.Mesh | None) -> tuple[np.ndarray, np.ndarray]:
       jnp.full(SLOTS, 30, jnp.int32),
       keys,
     )
-    state = _decode(model, state, length)
+    state = _decode(model, state, sampling, length)
     pieces = jnp.asarray(
       np.random.default_rng(2).integers(0, VOCABULARY, (SLOTS, 20)), jnp.int32
     )
@@ -171,7 +181,7 @@ def rollout(mesh: jax.sharding.Mesh | None) -> tuple[np.ndarray, np.ndarray]:
       attend_length=length,
       chunk=16,
     )
-    state = _decode(model, state, length)
+    state = _decode(model, state, sampling, length)
   used = np.arange(length) < np.asarray(state.lengths)[:, None]
   return (
     np.where(used, np.asarray(state.tokens), 0),
@@ -180,14 +190,17 @@ def rollout(mesh: jax.sharding.Mesh | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode(
-  model: models.Decoder, state: sampler.SlotState, length: int
+  model: models.Decoder,
+  state: sampler.SlotState,
+  sampling: sampler.Sampling,
+  length: int,
 ) -> sampler.SlotState:
   return sampler.decode(
     model,
     state,
     jnp.zeros((2, VOCABULARY), jnp.int32),
     jnp.zeros(VOCABULARY, bool),
-    sampler.GREEDY,
+    sampling,
     num_tokens=40,
     attend_length=length,
   )
@@ -210,15 +223,17 @@ def main() -> None:
       "gradients": _gap(there["gradients"], one["gradients"]),
       "placed": there["placed"],
     }
-  tokens, log_probs = rollout(None)
   rollouts = {}
-  for fsdp, tensor in ROLLOUT_MESHES:
-    mesh = sharding.make_mesh(fsdp=fsdp, tensor=tensor)
-    mesh_tokens, mesh_log_probs = rollout(mesh)
-    rollouts[f"{fsdp}x{tensor}"] = {
-      "same_tokens": bool((mesh_tokens == tokens).all()),
-      "log_probs": float(np.abs(mesh_log_probs - log_probs).max()),
-    }
+  for name, sampling in (("greedy", sampler.GREEDY), ("filtered", FILTERED)):
+    tokens, log_probs = rollout(None, sampling)
+    for shape in ROLLOUT_MESHES if name == "greedy" else ROLLOUT_MESHES[2:]:
+      mesh = sharding.make_mesh(**shape)
+      mesh_tokens, mesh_log_probs = rollout(mesh, sampling)
+      rollouts[f"{name} {'x'.join(map(str, shape.values()))}"] = {
+        "same_tokens": bool((mesh_tokens == tokens).all()),
+        "log_probs": float(np.abs(mesh_log_probs - log_probs).max()),
+        "num_tokens": int((tokens > 0).sum()),
+      }
   adapters = update(None, lora=LORA)
   there = update(sharding.make_mesh(fsdp=4, tensor=2), lora=LORA)
   mixed = update(sharding.make_mesh(fsdp=4, tensor=2), dtype="bfloat16")
