@@ -45,10 +45,7 @@ class Setting:
   def arguments(self) -> list[str]:
     """Of `experiments.plan`."""
     config = f"experiments/configs/{self.config}.py"
-    return [
-      *("--config", config, "--topology", self.topology),
-      *("--largest", "slots", *self.more),
-    ]
+    return ["--config", config, "--topology", self.topology, *self.more]
 
   @property
   def name(self) -> str:
@@ -65,15 +62,16 @@ def _slots(number: int) -> str:
 
 
 _OFF_POLICY = ("--agent", "off_policy")
+_LARGEST = ("--largest", "slots")
 _ROWS = "--config.update.rows_per_microbatch=128"
 _3B, _7B, _8B = (
   f"{name}_reasoning" for name in ("qwen2_5_3b", "qwen2_5_7b", "llama3_8b")
 )
 SETTINGS = (
-  Setting("Qwen2.5-3B", _3B, "v5e:4x4", (_slots(128),)),
+  Setting("Qwen2.5-3B", _3B, "v5e:4x4", (_slots(128), *_LARGEST)),
   Setting("Qwen2.5-3B", _3B, "v5p:2x2x2"),
   Setting("Qwen2.5-7B", _7B, "v5p:2x2x2"),
-  Setting("Qwen2.5-7B", _7B, "v5p:4x4x2"),
+  Setting("Qwen2.5-7B", _7B, "v5p:4x4x2", _LARGEST),
   Setting("Qwen2.5-7B", _7B, "v5p:8x8x8", (_ROWS,)),
   Setting("Llama-3-8B", _8B, "v5p:2x2x2", (_slots(128),)),
   Setting("Llama-3-8B", _8B, "v5p:4x4x2"),
@@ -138,7 +136,7 @@ def _summary(pairs: Pairs) -> str:
       [
         f"{setting.title}, {setting.topology}",
         f"{mesh['fsdp']} × {mesh['tensor']}",
-        f"{settings['num_slots']} ({plan['largest']['rollout.num_slots']})",
+        _slots_of(settings, plan["largest"]),
         settings.get("rows_per_microbatch", "–"),
         _gib(peaks["rollout"]),
         _gib(peaks.get("update")),
@@ -168,6 +166,12 @@ def _bound(plan: dict[str, Any], phase: str, chip: str) -> str:
     programs, key=lambda p: p["calls"] * p["rooflines"][chip]["seconds"]
   )
   return f"{longest['rooflines'][chip]['bound']} ({longest['name']})"
+
+
+def _slots_of(settings: dict[str, int], largest: dict[str, int]) -> str:
+  """How many, and the most that fit where that was looked for."""
+  most = largest.get("rollout.num_slots")
+  return str(settings["num_slots"]) + ("" if most is None else f" ({most})")
 
 
 def _memory(pairs: Pairs) -> str:
