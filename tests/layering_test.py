@@ -1,8 +1,8 @@
 """The layers of `rapo_jax`, and what its import must not do.
 
 A lower layer never imports a higher one:
-trajectory → objectives | models | tools → retrieval | rewards | data →
-rollout → training → experiments.
+trajectory | compilation → objectives | models | tools →
+retrieval | rewards | data → rollout → training → experiments.
 """
 
 import ast
@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LAYERS = {
   "rapo_jax.trajectory": 0,
+  "rapo_jax.compilation": 0,
   "rapo_jax.objectives": 1,
   "rapo_jax.models": 1,
   "rapo_jax.tools": 1,
