@@ -130,7 +130,7 @@ def _lies_as_ruled(
 
 
 # All filters at once, on a vocabulary that tensor parallelism has cut.
-FILTERED = sampler.sampling(RolloutConfig(top_k=24, top_p=0.9, min_p=0.02))
+FILTERED = RolloutConfig(top_k=24, top_p=0.9, min_p=0.02)
 
 
 def rollout(
@@ -224,7 +224,10 @@ def main() -> None:
       "placed": there["placed"],
     }
   rollouts = {}
-  for name, sampling in (("greedy", sampler.GREEDY), ("filtered", FILTERED)):
+  for name, sampling in (
+    ("greedy", sampler.GREEDY),
+    ("filtered", sampler.sampling(FILTERED)),
+  ):
     tokens, log_probs = rollout(None, sampling)
     for shape in ROLLOUT_MESHES if name == "greedy" else ROLLOUT_MESHES[2:]:
       mesh = sharding.make_mesh(**shape)
