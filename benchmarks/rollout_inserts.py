@@ -147,7 +147,7 @@ class Comparison:
     for step in range(self._steps):
       trajectories, stats = self._generate(self._step_engine, prompts, number)
       setup.check_steps(trajectories, [self._step_tokens], 0)
-      sums.update(dataclasses.asdict(stats))
+      sums.update({name: getattr(stats, name) for name in setup.SUMS})
       if step < self._inserts:
         prompts = [
           np.append(trajectory.tokens, self._observation()).astype(np.int32)

@@ -242,6 +242,14 @@ class WordsTool:
     return [self.call(argument) for argument in arguments]
 
 
+SUMS = tuple(
+  field.name
+  for field in dataclasses.fields(RolloutStats)
+  if field.name != "tools"
+)
+"""Figures of `RolloutStats` that add up over rollouts."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Turn:
   """One timed run.
@@ -329,10 +337,10 @@ def median_stats(
   """Median of each figure of `RolloutStats`, by name of what ran."""
   return {
     name: {
-      field.name: round(
-        statistics.median(getattr(run.stats, field.name) for run in runs), 4
+      figure: round(
+        statistics.median(getattr(run.stats, figure) for run in runs), 4
       )
-      for field in dataclasses.fields(RolloutStats)
+      for figure in SUMS
     }
     for name, runs in turns.items()
   }
