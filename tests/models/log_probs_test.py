@@ -26,7 +26,11 @@ score = jax.jit(models.token_log_probs, static_argnames="temperature")
 @functools.cache
 def tiny_model(**changes) -> models.Decoder:
   return tiny_decoder(
-    vocab_size=VOCAB, head_dim=4, initializer_range=0.3, **changes
+    vocab_size=VOCAB,
+    intermediate_size=24,
+    head_dim=4,
+    initializer_range=0.3,
+    **changes,
   )
 
 
@@ -183,10 +187,9 @@ class TokenLogProbsTest(parameterized.TestCase):
       got = gradient(models.token_log_probs)
     expected = gradient(functools.partial(from_logits, temperature=1.0))
     # bfloat16 keeps 8 bits: one rounding of each chunk's gradients is 2^-9 of
-    # them, and a tied embedding's goes through the layers too, whose own are
-    # rounded. 32 chunks summed in bfloat16 would be several percent off.
+    # them. 32 chunks summed in bfloat16 would be several percent off.
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
-    self.assertLess(error, 0.015)
+    self.assertLess(error, 0.01)
 
   def test_meshes_give_the_values_of_one_device(self):
     output = fake_devices.run_python("-m", "tests.models.log_probs_on_meshes")
