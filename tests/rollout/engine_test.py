@@ -16,52 +16,31 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import sharding
 from rapo_jax.retrieval import RetrievalConfig
-from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
+from rapo_jax.rollout import RolloutEngine, group_requests
 from rapo_jax.rollout import engine as engine_lib
 from rapo_jax.tools import ToolResult, ToolStatus
 from rapo_jax.tools.tags import find_tags
 from rapo_jax.trajectory import FinishReason, TokenKind, decode
+from tests.rollout import tag_world
 
-_CONFIG = RolloutConfig(
-  num_generations=8,
-  num_hybrid=4,
-  retrieval_prob=0.5,
-  num_slots=8,
-  prefill_rows=2,
-  max_prompt_tokens=16,
-  max_response_tokens=112,
-  max_step_tokens=24,
-  max_tool_tokens=24,
-  max_tool_calls=4,
-  decode_chunk=8,
-  insert_chunk=8,
-)
-# What a random policy writes is like nothing: take whatever is nearest.
-_ANY = RetrievalConfig(min_similarity=-1.0)
+_CONFIG = tag_world.CONFIG
 
 
 def _engine(
   tag_tokenizer, tool, buffer=None, mesh=None, policy=None, **changes
 ):
-  return RolloutEngine(
+  return tag_world.make_engine(
     dataclasses.replace(_CONFIG, **changes),
     tag_tokenizer,
-    vocab_size=len(tag_tokenizer),
-    tools={tool.name: tool},
-    buffer=buffer,
-    retrieval=_ANY,
+    tool,
+    buffer,
     mesh=mesh,
     policy=policy,
   )
 
 
 def _requests(queries, prompts, config=_CONFIG):
-  return group_requests(
-    queries,
-    prompts,
-    num_generations=config.num_generations,
-    num_hybrid=config.num_hybrid,
-  )
+  return tag_world.make_requests(config, queries, prompts)
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,14 @@ import numpy as np
 import pytest
 
 from rapo_jax import models
-from rapo_jax.retrieval import RetrievalConfig
-from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
 from rapo_jax.trajectory import TokenKind
+from tests.rollout import tag_world
 
-_CONFIG = RolloutConfig(
+_CONFIG = dataclasses.replace(
+  tag_world.CONFIG,
   num_generations=6,
-  num_hybrid=4,
-  num_slots=8,
-  prefill_rows=2,
-  max_prompt_tokens=16,
   max_response_tokens=96,
-  max_step_tokens=24,
-  max_tool_tokens=24,
   max_tool_calls=3,
-  decode_chunk=8,
-  insert_chunk=8,
   gather_s=0.0,
 )
 _ARRAYS = ("tokens", "kinds", "step_ids", "log_probs", "entropies")
@@ -34,25 +26,15 @@ _ARRAYS = ("tokens", "kinds", "step_ids", "log_probs", "entropies")
 
 @pytest.fixture(scope="module")
 def requests(queries, prompts):
-  return group_requests(
-    queries,
-    prompts,
-    num_generations=_CONFIG.num_generations,
-    num_hybrid=_CONFIG.num_hybrid,
-  )
+  return tag_world.make_requests(_CONFIG, queries, prompts)
 
 
 @pytest.fixture(scope="module")
 def make_engine(tag_tokenizer, buffer, echo_tool):
   def make(tool=None, **changes):
     tool = tool or echo_tool()
-    return RolloutEngine(
-      dataclasses.replace(_CONFIG, **changes),
-      tag_tokenizer,
-      vocab_size=len(tag_tokenizer),
-      tools={tool.name: tool},
-      buffer=buffer,
-      retrieval=RetrievalConfig(min_similarity=-1.0),
+    return tag_world.make_engine(
+      dataclasses.replace(_CONFIG, **changes), tag_tokenizer, tool, buffer
     )
 
   return make

@@ -17,24 +17,12 @@ import numpy as np
 
 from rapo_jax import retrieval
 from rapo_jax.models import sharding
-from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
 from rapo_jax.rollout.processes import LeaderFailed
 from tests.rollout import tag_world
 from tests.training import mesh_program
 
-CONFIG = RolloutConfig(
-  num_generations=4,
-  num_hybrid=2,
-  retrieval_prob=0.7,
-  num_slots=8,
-  prefill_rows=2,
-  max_prompt_tokens=16,
-  max_response_tokens=112,
-  max_step_tokens=24,
-  max_tool_tokens=24,
-  max_tool_calls=4,
-  decode_chunk=8,
-  insert_chunk=8,
+CONFIG = dataclasses.replace(
+  tag_world.CONFIG, num_generations=4, num_hybrid=2, retrieval_prob=0.7
 )
 # The tensor axis has to divide it: more rows than the tokenizer has entries.
 VOCABULARY = 264
@@ -82,12 +70,12 @@ class AnyBuffer:
 def make_engine(mesh, **options):
   tool = CountingTool(delay=lambda argument: 0.01 * (len(argument) % 3))
   buffer = AnyBuffer()
-  engine = RolloutEngine(
+  engine = tag_world.make_engine(
     CONFIG,
     tag_world.make_tokenizer(),
+    tool,
+    buffer,
     vocab_size=VOCABULARY,
-    tools={tool.name: tool},
-    buffer=buffer,
     mesh=mesh,
     **options,
   )
@@ -96,12 +84,8 @@ def make_engine(mesh, **options):
 
 def roll(engine, model):
   queries = tag_world.make_queries()
-  requests = group_requests(
-    queries,
-    tag_world.make_prompts(queries, tag_world.make_tokenizer()),
-    num_generations=CONFIG.num_generations,
-    num_hybrid=CONFIG.num_hybrid,
-  )
+  prompts = tag_world.make_prompts(queries, tag_world.make_tokenizer())
+  requests = tag_world.make_requests(CONFIG, queries, prompts)
   return engine.rollout(model, requests, seed=1, update=3, greedy=True)
 
 

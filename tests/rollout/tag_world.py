@@ -11,8 +11,28 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from rapo_jax import retrieval
 from rapo_jax.data import Query
+from rapo_jax.retrieval import RetrievalConfig
+from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
 from rapo_jax.tools import ToolResult, ToolStatus
 from tests.tiny_decoder import tiny_decoder
+
+CONFIG = RolloutConfig(
+  num_generations=8,
+  num_hybrid=4,
+  num_slots=8,
+  prefill_rows=2,
+  max_prompt_tokens=16,
+  max_response_tokens=112,
+  max_step_tokens=24,
+  max_tool_tokens=24,
+  max_tool_calls=4,
+  decode_chunk=8,
+  insert_chunk=8,
+)
+"""Budgets that trajectories of this world reach."""
+
+# What a random policy writes is like nothing: take whatever is nearest.
+ANY_TRACE = RetrievalConfig(min_similarity=-1.0)
 
 _WORDS = ["<search>", "</search>", "<answer>", "</answer>", "a", "b"]
 
@@ -54,6 +74,31 @@ def make_policy(vocab_size):
   kernel[:, _WORDS.index("</answer>")] *= 0.1
   model.head.kernel[...] = kernel
   return model
+
+
+def make_engine(
+  config, tokenizer, tool, buffer=None, *, vocab_size=None, **others
+):
+  """An engine with one tool; takes any trace that is nearest."""
+  return RolloutEngine(
+    config,
+    tokenizer,
+    vocab_size=vocab_size or len(tokenizer),
+    tools={tool.name: tool},
+    buffer=buffer,
+    retrieval=ANY_TRACE,
+    **others,
+  )
+
+
+def make_requests(config, queries, prompts):
+  """As many of each question as the config says."""
+  return group_requests(
+    queries,
+    prompts,
+    num_generations=config.num_generations,
+    num_hybrid=config.num_hybrid,
+  )
 
 
 @dataclasses.dataclass
