@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from problem import Generate, Problem, serve
 from tunix.generate import sampler as sampler_lib
-from tunix.models.qwen2 import model as qwen2
 from tunix.models.qwen2 import params
+
+from benchmarks import tunix_qwen2
 
 _NO_TOKEN = -1
 
@@ -36,18 +37,7 @@ class _IdsAsText:
 
 def make_generate(problem: Problem) -> Generate:
   shape = problem.shape
-  config = qwen2.ModelConfig(
-    num_layers=shape["num_layers"],
-    vocab_size=shape["vocab_size"],
-    embed_dim=shape["hidden_size"],
-    hidden_dim=shape["intermediate_size"],
-    num_heads=shape["num_heads"],
-    head_dim=shape["head_dim"],
-    num_kv_heads=shape["num_kv_heads"],
-    rope_theta=10_000,
-    norm_eps=1e-6,
-    use_tied_embedding=True,
-  )
+  config = tunix_qwen2.model_config(shape)
   model = params.create_model_from_safe_tensors(
     str(problem.model), config, mesh=None, dtype=jnp.float32
   )

@@ -8,29 +8,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from problem import Problem, serve
-from tunix.models.qwen2 import model as qwen2
 from tunix.models.qwen2 import params
 from tunix.rl import algo_core, common
 from tunix.rl.grpo import grpo_learner
 from tunix.sft import peft_trainer
+
+from benchmarks import tunix_qwen2
 
 
 def make_update(problem: Problem):
   settings, shape = problem.settings, problem.settings["shape"]
   model = params.create_model_from_safe_tensors(
     str(problem.model),
-    qwen2.ModelConfig(
-      num_layers=shape["num_layers"],
-      vocab_size=shape["vocab_size"],
-      embed_dim=shape["hidden_size"],
-      hidden_dim=shape["intermediate_size"],
-      num_heads=shape["num_heads"],
-      head_dim=shape["head_dim"],
-      num_kv_heads=shape["num_kv_heads"],
-      rope_theta=10_000,
-      norm_eps=1e-6,
-      use_tied_embedding=True,
-    ),
+    tunix_qwen2.model_config(shape),
     mesh=None,
     dtype=jnp.float32,
   )
