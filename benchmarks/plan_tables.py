@@ -18,6 +18,7 @@ import subprocess
 import sys
 from typing import Any
 
+from experiments.planner import units
 from experiments.planner.chips import CHIPS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -142,7 +143,7 @@ def _summary(pairs: Pairs) -> str:
         _gib(peaks.get("update")),
         _gib(plan["capacity_bytes"]),
         "yes" if plan["fits"] else f"**no**: {plan['verdict']}",
-        _time(plan["round_seconds"][chip]),
+        units.duration(plan["round_seconds"][chip]),
         f"{_bound(plan, 'rollout', chip)} / {_bound(plan, 'update', chip)}",
       ]
     )
@@ -196,7 +197,7 @@ def _chips(pairs: Pairs) -> str:
     [
       [
         f"{setting.title}, {setting.topology}",
-        *(_time(plan["round_seconds"][name]) for name in CHIPS),
+        *(units.duration(plan["round_seconds"][name]) for name in CHIPS),
       ]
       for setting, plan in pairs
     ],
@@ -224,7 +225,7 @@ def _programs(setting: Setting, plan: dict[str, Any]) -> str:
         _scaled(p["memory_bytes"]),
         _scaled(p["network_bytes"]),
         ", ".join(f"{c['count']:g} {c['op']}" for c in p["collectives"]) or "–",
-        _time(p["rooflines"][chip]["seconds"]),
+        units.duration(p["rooflines"][chip]["seconds"]),
         p["rooflines"][chip]["bound"],
       ]
       for p in plan["programs"]
@@ -248,14 +249,7 @@ def _gib(size: float | None) -> str:
 
 
 def _scaled(value: float) -> str:
-  for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
-    if value >= size:
-      return f"{value / size:.3g} {prefix}"
-  return f"{value / 1e3:.3g} k" if value else "–"
-
-
-def _time(seconds: float) -> str:
-  return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+  return units.scaled(value) if value else "–"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import rich.table
 
 from experiments import flags, input_errors
 from experiments.config import ExperimentConfig
-from experiments.planner import chips
+from experiments.planner import chips, units
 from experiments.planner.analysis import (
   Phase,
   Plan,
@@ -216,9 +216,9 @@ def _program_table(plan: Plan) -> rich.table.Table:
       _gib(p.argument_bytes),
       _gib(p.temporary_bytes),
       _gib(p.peak_bytes),
-      _scaled(p.flops),
-      _scaled(p.memory_bytes),
-      _scaled(p.network_bytes),
+      units.scaled(p.flops),
+      units.scaled(p.memory_bytes),
+      units.scaled(p.network_bytes),
       f"{p.compile_s:g} s",
     )
   return table
@@ -233,10 +233,12 @@ def _time_table(plan: Plan) -> rich.table.Table:
     table.add_column(name, justify="right")
   for p in plan.programs:
     cells = (p.rooflines[name] for name in chips.CHIPS)
-    table.add_row(p.name, *(f"{_time(c.seconds)} {c.bound}" for c in cells))
+    table.add_row(
+      p.name, *(f"{units.duration(c.seconds)} {c.bound}" for c in cells)
+    )
   table.add_row(
     plan.round,
-    *(_time(plan.round_seconds[name]) for name in chips.CHIPS),
+    *(units.duration(plan.round_seconds[name]) for name in chips.CHIPS),
     style="bold",
   )
   return table
@@ -244,25 +246,9 @@ def _time_table(plan: Plan) -> rich.table.Table:
 
 def _collectives(program: ProgramReport) -> str:
   return ", ".join(
-    f"{c.count:g} {c.op} ({_scaled(c.bytes)}B)" for c in program.collectives
+    f"{c.count:g} {c.op} ({units.scaled(c.bytes)}B)"
+    for c in program.collectives
   )
-
-
-def _scaled(value: float) -> str:
-  """Three digits and a prefix, e.g. "1.39 P"."""
-  if not value:
-    return "0 "
-  for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
-    if value >= size:
-      return f"{value / size:.3g} {prefix}"
-  return f"{value / 1e3:.3g} k"
-
-
-def _time(seconds: float) -> str:
-  for unit, size in (("s", 1.0), ("ms", 1e-3)):
-    if seconds >= size:
-      return f"{seconds / size:.3g} {unit}"
-  return f"{seconds * 1e6:.3g} µs"
 
 
 def _gib(size: float) -> str:
