@@ -24,7 +24,6 @@ from experiments.planner.programs import (
   Programs,
   Workload,
   device_bytes,
-  row_parts,
 )
 from experiments.planner.search import largest_that_fits
 from experiments.policy_shape import Agent, policy_shape
@@ -294,7 +293,7 @@ class _Compiler:
     """
     section, name = _SETTINGS[phase]
     settings = getattr(self._config, section)
-    now, step = getattr(settings, name), row_parts(self._mesh)
+    now, step = getattr(settings, name), sharding.row_parts(self._mesh)
     programs = self.programs(self._config)
     useful = (
       programs.sequences

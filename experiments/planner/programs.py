@@ -192,7 +192,9 @@ class Programs:
     """Chunks of policy tokens in a micro-batch, on one device."""
     update = self._config.update
     tokens = (
-      update.rows_per_microbatch * update.row_length / row_parts(self._mesh)
+      update.rows_per_microbatch
+      * update.row_length
+      / sharding.row_parts(self._mesh)
     )
     policy = self._workload.policy_tokens / self.sequence_tokens
     return math.ceil(policy * tokens / update.head_chunk)
@@ -214,9 +216,20 @@ class Programs:
 
   @property
   def insert_calls(self) -> int:
-    """Inserts of a round: one after each chunk in which a tool answered."""
+    """Inserts of a round: after each chunk, of the tools that answered in it.
+
+    Answers are taken to come evenly, over the round and over the slots.
+    """
     answers = math.ceil(self.sequences * self._workload.tool_calls)
-    return min(self.decode_calls, answers)
+    chunks = min(self.decode_calls, answers)
+    rows = math.prod(self._insert_shape)
+    return chunks * math.ceil(answers / (chunks * rows)) if chunks else 0
+
+  @property
+  def _insert_shape(self) -> tuple[int, int]:
+    """Parts of the slots, and slots of each that an insert grows."""
+    rollout, parts = self._config.rollout, sharding.row_parts(self._mesh)
+    return parts, min(rollout.insert_rows, rollout.num_slots // parts)
 
   @property
   def admit_calls(self) -> int:
@@ -311,7 +324,7 @@ class Programs:
 
   @property
   def _prompt_copies(self) -> int:
-    parts = row_parts(self._mesh)
+    parts = sharding.row_parts(self._mesh)
     return parts if self._config.rollout.prefill_rows % parts else 1
 
   def _decoding_tables(self) -> tuple[Any, Any]:
@@ -409,15 +422,17 @@ class Programs:
 
   def _insert(self) -> Program:
     rollout = self._config.rollout
-    slots = rollout.num_slots
+    slots = self._insert_shape
+    rows = math.prod(slots)
     return self._program(
       "insert",
       sampler.insert,
       self._rollout_model,
       self._slots,
-      self._array((slots, rollout.max_response_tokens), jnp.int32, ROWS),
-      self._array((slots,), jnp.int32, ROWS),
-      self._array((slots,), jnp.int32, ROWS),
+      self._array(slots, jnp.int32, ROWS),
+      self._array((rows, rollout.max_response_tokens), jnp.int32, ROWS),
+      self._array((rows,), jnp.int32, ROWS),
+      self._array((rows,), jnp.int32, ROWS),
       attend_length=self.max_length,
       chunk=rollout.insert_chunk,
       trips=(
@@ -540,11 +555,6 @@ def _placed(tree: Any, places: Any) -> Any:
     tree,
     places,
   )
-
-
-def row_parts(mesh: Mesh) -> int:
-  """Parts that the mesh cuts rows of a batch, and slots, into."""
-  return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def _round_up(value: int, multiple: int) -> int:

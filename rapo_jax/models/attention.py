@@ -123,11 +123,40 @@ def write_rows(
   return _scatter(rows, positions[..., None], values, numbers)
 
 
+def take_rows(
+  rows: Shaped[Array, "B *D"], chosen: Int[Array, "parts R"]
+) -> Shaped[Array, "parts*R *D"]:
+  """Returns some of the rows, read where they lie.
+
+  Args:
+    rows: of the same number in each part; a part is what one slice of the
+      devices holds.
+    chosen: rows of each part, numbered within it. Of one past the end the
+      last is returned.
+  """
+  parts = rows.reshape(len(chosen), -1, *rows.shape[1:])
+  taken = jax.vmap(lambda part, at: part.at[at].get(mode="clip"))(parts, chosen)
+  return taken.reshape(-1, *rows.shape[1:])
+
+
+def put_rows(
+  rows: Shaped[Array, "B *D"],
+  chosen: Int[Array, "parts R"],
+  values: Shaped[Array, "parts*R *D"],
+) -> Shaped[Array, "B *D"]:
+  """The way back from `take_rows`; one past the end writes nothing."""
+  parts = rows.reshape(len(chosen), -1, *rows.shape[1:])
+  values = values.reshape(*chosen.shape, *rows.shape[1:])
+  put = jax.vmap(lambda part, at, value: part.at[at].set(value, mode="drop"))
+  return put(parts, chosen, values).reshape(rows.shape)
+
+
 def write_cache(
   cache: Float[Array, "layers blocks B kv block D"],
   layer: Int[Array, ""],
-  positions: Int[Array, "B C"],
-  values: Float[Array, "B C kv D"],
+  positions: Int[Array, "N C"],
+  values: Float[Array, "N C kv D"],
+  rows: Int[Array, "parts R"],
 ) -> Float[Array, "layers blocks B kv block D"]:
   """Writes a few positions of one layer of the cache, as `write_rows` does.
 
@@ -136,17 +165,64 @@ def write_cache(
     layer: which layer of it.
     positions: as for `write_rows`.
     values: what is written.
+    rows: rows of each part of the cache that the N = parts * R rows of values
+      go to, numbered within the part, none twice; see `take_rows`.
   """
   numbers = jax.lax.ScatterDimensionNumbers(
-    update_window_dims=(2, 3),
-    inserted_window_dims=(0, 1, 4),
-    scatter_dims_to_operand_dims=(0, 1, 4),
+    update_window_dims=(3, 4),
+    inserted_window_dims=(0, 1, 3, 5),
+    scatter_dims_to_operand_dims=(0, 1, 3, 5),
     operand_batching_dims=(2,),
     scatter_indices_batching_dims=(0,),
   )
+  positions = positions.reshape(*rows.shape, -1)
   block, offset = jnp.divmod(positions, KV_BLOCK)
-  index = jnp.stack([jnp.full_like(positions, layer), block, offset], axis=-1)
-  return _scatter(cache, index, values, numbers)
+  index = jnp.stack(
+    jnp.broadcast_arrays(layer, block, rows[..., None], offset), axis=-1
+  )
+  written = _scatter(
+    _in_parts(cache, len(rows)),
+    index,
+    values.reshape(*positions.shape, *values.shape[2:]),
+    numbers,
+  )
+  return written.reshape(cache.shape)
+
+
+def _read_cache(
+  cache: Float[Array, "layers blocks B kv block D"],
+  layer: Int[Array, ""],
+  block: Int[Array, ""],
+  rows: Int[Array, "parts R"] | None,
+) -> Float[Array, "N kv block D"]:
+  """Reads a block of all rows or, as for `write_cache`, of some."""
+  heads = cache.shape[3:]
+  if rows is None:
+    start, size = (layer, block, 0, 0, 0, 0), (1, 1, *cache.shape[2:])
+    return jax.lax.dynamic_slice(cache, start, size)[0, 0]
+  numbers = jax.lax.GatherDimensionNumbers(
+    offset_dims=(2, 3, 4),
+    collapsed_slice_dims=(0, 1, 3),
+    start_index_map=(0, 1, 3),
+    operand_batching_dims=(2,),
+    start_indices_batching_dims=(0,),
+  )
+  index = jnp.stack(jnp.broadcast_arrays(layer, block, rows), axis=-1)
+  read = jax.lax.gather(
+    _in_parts(cache, len(rows)),
+    index,
+    numbers,
+    slice_sizes=(1, 1, 1, 1, *heads),
+    mode=jax.lax.GatherScatterMode.CLIP,
+  )
+  return read.reshape(-1, *heads)
+
+
+def _in_parts(
+  cache: Float[Array, "layers blocks B kv block D"], parts: int
+) -> Float[Array, "layers blocks parts R kv block D"]:
+  layers, blocks, _, *heads = cache.shape
+  return cache.reshape(layers, blocks, parts, -1, *heads)
 
 
 def _scatter(operand, index, values, numbers):
@@ -365,13 +441,14 @@ def _attend_cudnn(queries, keys, values, segment_ids):
 
 
 def attend_cache(
-  queries: Float[Array, "B C H D"],
+  queries: Float[Array, "N C H D"],
   keys: Float[Array, "layers blocks B kv block D"],
   values: Float[Array, "layers blocks B kv block D"],
   layer: Int[Array, ""],
-  positions: Int[Array, "B C"],
+  positions: Int[Array, "N C"],
   num_blocks: Int[Array, ""],
-) -> Float[Array, "B C H D"]:
+  rows: Int[Array, "parts R"] | None = None,
+) -> Float[Array, "N C H D"]:
   """Attention of a few new tokens over one layer of the cache.
 
   An online softmax over blocks of `KV_BLOCK` cache positions, in order. A
@@ -387,6 +464,8 @@ def attend_cache(
     layer: which layer of the cache to read.
     positions: absolute position of each query; it reads positions up to this.
     num_blocks: how many blocks to read, at least 1.
+    rows: row of the cache that each row of queries reads, as for
+      `write_cache`; None: each its own.
 
   Returns:
     The heads' outputs in the dtype of `queries`.
@@ -404,12 +483,7 @@ def attend_cache(
 
   def block(index, carry):
     peak, total, weighted = carry
-    k, v = (
-      jax.lax.dynamic_slice(
-        x, (layer, index, 0, 0, 0, 0), (1, 1, *x.shape[2:])
-      )[0, 0]
-      for x in (keys, values)
-    )
+    k, v = (_read_cache(x, layer, index, rows) for x in (keys, values))
     scores = _product(grouped, k.mT)
     visible = index * KV_BLOCK + jnp.arange(KV_BLOCK) <= reach
     scores = jnp.where(visible, scores * head_dim**-0.5, _MASKED)

@@ -255,15 +255,20 @@ class DecoderLayer(nnx.Module):
     positions: Int[Array, "B C"],
     slots: Int[Array, "B C"],
     num_blocks: Int[Array, ""],
+    rows: Int[Array, "parts R"] | None,
   ):
     """Runs new tokens: writes their keys and values, then reads the cache."""
     q, k, v = self.attention.project(self.attention_norm(x), angles)
+    # All rows are as many parts of one row each.
+    to = jnp.zeros((len(x), 1), jnp.int32) if rows is None else rows
     # A slot past the end is a token that is not real: dropped, not clamped.
     cache = KVCache(
-      attention.write_cache(cache.keys, layer, slots, k),
-      attention.write_cache(cache.values, layer, slots, v),
+      attention.write_cache(cache.keys, layer, slots, k, to),
+      attention.write_cache(cache.values, layer, slots, v, to),
     )
-    heads = attention.attend_cache(q, *cache, layer, positions, num_blocks)
+    heads = attention.attend_cache(
+      q, *cache, layer, positions, num_blocks, rows
+    )
     x = x + self.attention.merge(heads)
     return x + self.feed_forward(self.feed_forward_norm(x)), cache
 
@@ -438,12 +443,13 @@ class Decoder(nnx.Module):
     counts: Int[Array, "B"],
     *,
     attend_length: int,
+    rows: Int[Array, "parts R"] | None = None,
   ) -> tuple[Float[Array, "B C D"], KVCache]:
-    """Runs new tokens of every row against the cache, and adds them to it.
+    """Runs new tokens of some rows against the cache, and adds them to it.
 
     Serves prefill (starts 0), decode (one token a row) and insertion of
-    observations. At a fixed batch size a row's result depends on no other
-    row, and on `attend_length` not at all, as long as it covers the row.
+    observations. At a fixed number B of rows a row's result depends on no
+    other row, and on `attend_length` not at all, as long as it covers the row.
 
     The cache is written in place if the caller donates it, also as the carry
     of a `lax.while_loop`.
@@ -457,6 +463,11 @@ class Decoder(nnx.Module):
       attend_length: most cache positions to read, a multiple of `KV_BLOCK`
         that exceeds every real token's position. Blocks that no real token
         reaches are skipped in any case.
+      rows: rows of the cache that the B = parts * R rows of tokens belong to,
+        none twice: R of each of the equal parts that the cache is cut into,
+        numbered within their part. On a mesh parts must be a multiple of the
+        slices that rows are cut into, so that each is read where it lies.
+        None: B is the number of rows of the cache, and they are all of them.
 
     Returns:
       Hidden states after the final norm, and the cache.
@@ -485,7 +496,7 @@ class Decoder(nnx.Module):
       x, cache = carry
       layer, index = layer_and_index
       return layer.extend(
-        x, cache, index, angles, positions, slots, num_blocks
+        x, cache, index, angles, positions, slots, num_blocks, rows
       ), None
 
     (x, cache), _ = jax.lax.scan(

@@ -134,6 +134,11 @@ def shardings(model: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Any:
   return jax.tree.map(one, model, is_leaf=_is_variable)
 
 
+def row_parts(mesh: Mesh | AbstractMesh | None) -> int:
+  """Parts that a mesh cuts rows of a batch, and slots, into."""
+  return 1 if mesh is None else _size(mesh, ("data", "fsdp"))
+
+
 def check_rows(name: str, rows: int, mesh: Mesh | AbstractMesh) -> None:
   """Checks that rows of a batch can be shared evenly among devices.
 
@@ -145,7 +150,7 @@ def check_rows(name: str, rows: int, mesh: Mesh | AbstractMesh) -> None:
   Raises:
     ValueError: `data * fsdp` does not divide it; names what is near.
   """
-  parts = _size(mesh, ("data", "fsdp"))
+  parts = row_parts(mesh)
   if rows % parts:
     below, above = rows // parts * parts, -(-rows // parts) * parts
     near = f"{below} or {above}" if below else str(above)

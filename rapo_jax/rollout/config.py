@@ -51,6 +51,9 @@ class RolloutConfig:
     decode_chunk: tokens sampled between two looks by the host.
     insert_chunk: positions of one sequence that run through the model at a
       time when a prompt, an observation or a retrieved step is cached.
+    insert_rows: sequences whose observations and retrieved steps are cached at
+      a time, on each slice of a mesh that the slots are cut over. The others
+      do not run through the model. Another number rounds in another way.
     tool_threads: calls of one tool under way at once, where neither the tool
       (`max_concurrency`) nor `tool_limits` says otherwise. No tool waits for
       the threads of another.
@@ -95,6 +98,7 @@ class RolloutConfig:
   max_malformed_calls: int = 4
   decode_chunk: int = 32
   insert_chunk: int = 32
+  insert_rows: int = 8
   tool_threads: int = 32
   tool_limits: tuple[tuple[str, int], ...] = ()
   tool_timeout_s: float = 30.0
@@ -134,6 +138,7 @@ class RolloutConfig:
       "max_tool_tokens",
       "decode_chunk",
       "insert_chunk",
+      "insert_rows",
       "tool_threads",
       "max_malformed_calls",
       "max_hung_calls",

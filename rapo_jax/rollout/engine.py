@@ -241,6 +241,7 @@ class RolloutEngine:
       config.max_prompt_tokens + config.max_response_tokens, KV_BLOCK
     )
     self._prompt_width = _round_up(config.max_prompt_tokens, KV_BLOCK)
+    self._slot_parts = sharding.row_parts(mesh)
     self._placed: Decoder | None = None
     if policy is not None and policy.config.lora is not None:
       self._placed = self._own_copy(policy)
@@ -383,7 +384,7 @@ class _Rollout:
       if self._hold(len(ready)):
         continue
       if ready:
-        self._insert(sorted(ready, key=lambda sequence: sequence.number))
+        self._insert(ready)
         ready = []
       if self._active:
         self._decode()
@@ -664,20 +665,34 @@ class _Rollout:
       sequence.step_id += 1
 
   def _insert(self, sequences: list[_Sequence]) -> None:
-    """Appends what came back to the slots, in one program."""
-    shape = (len(self._slots), self._config.max_response_tokens)
-    pieces = np.zeros(shape, np.int32)
-    counts = np.zeros(shape[0], np.int32)
-    limits = np.zeros(shape[0], np.int32)
-    for sequence in sequences:
-      pieces[sequence.slot, : len(sequence.piece)] = sequence.piece
-      counts[sequence.slot] = len(sequence.piece)
-      limits[sequence.slot] = self._limit(sequence)
-      sequence.piece = []
-      self._active.add(sequence.slot)
-    began = time.perf_counter()
-    self._programs.insert(pieces, counts, limits)
-    self._cached(counts, began)
+    """Appends what came back to the slots, a fixed number at a time."""
+    num_parts = self._engine._slot_parts
+    part_slots = len(self._slots) // num_parts
+    num_rows = min(self._config.insert_rows, part_slots)
+    parts: list[list[_Sequence]] = [[] for _ in range(num_parts)]
+    # Those of like length together: a program takes as long as its longest.
+    for sequence in sorted(sequences, key=lambda s: (len(s.piece), s.number)):
+      parts[sequence.slot // part_slots].append(sequence)
+    for first in range(0, max(map(len, parts)), num_rows):
+      # One past the end of its part is no slot.
+      slots = np.full((num_parts, num_rows), part_slots, np.int32)
+      pieces = np.zeros(
+        (slots.size, self._config.max_response_tokens), np.int32
+      )
+      counts = np.zeros(slots.size, np.int32)
+      limits = np.zeros(slots.size, np.int32)
+      for part, members in enumerate(parts):
+        for column, sequence in enumerate(members[first : first + num_rows]):
+          slots[part, column] = sequence.slot % part_slots
+          row = part * num_rows + column
+          pieces[row, : len(sequence.piece)] = sequence.piece
+          counts[row] = len(sequence.piece)
+          limits[row] = self._limit(sequence)
+          sequence.piece = []
+          self._active.add(sequence.slot)
+      began = time.perf_counter()
+      self._programs.insert(slots, pieces, counts, limits)
+      self._cached(counts, began)
 
   def _cached(self, counts: np.ndarray, began: float) -> None:
     """Notes that tokens of some rows have been cached."""

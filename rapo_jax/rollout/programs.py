@@ -123,15 +123,17 @@ class Programs:
 
   def insert(
     self,
-    pieces: Int[np.ndarray, "S N"],
-    counts: Int[np.ndarray, " S"],
-    limits: Int[np.ndarray, " S"],
+    slots: Int[np.ndarray, "parts R"],
+    pieces: Int[np.ndarray, "N L"],
+    counts: Int[np.ndarray, " N"],
+    limits: Int[np.ndarray, " N"],
   ) -> None:
     """Appends tokens to slots, which decode on; see `sampler.insert`. Waits."""
     with sharding.use_mesh(self._mesh):
       self._state = sampler.insert(
         self._model,
         self._state,
+        slots,
         pieces,
         counts,
         limits,

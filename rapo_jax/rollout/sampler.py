@@ -256,50 +256,60 @@ def admit(
 def insert(
   model: Decoder,
   state: SlotState,
-  pieces: Int[Array, "S N"],
-  counts: Int[Array, " S"],
-  limits: Int[Array, " S"],
+  slots: Int[Array, "parts R"],
+  pieces: Int[Array, "N L"],
+  counts: Int[Array, " N"],
+  limits: Int[Array, " N"],
   *,
   attend_length: int,
   chunk: int,
 ) -> SlotState:
-  """Appends observation or retrieved tokens to slots, which decode on.
+  """Appends observation or retrieved tokens to some slots, which decode on.
+
+  Only these run through the model. Their number N = parts * R is a part of the
+  shape: like that of all slots, another one rounds in another way.
 
   Args:
     model: the policy.
     state: the slots.
-    pieces: token ids to append, padded at the end.
-    counts: how many of them are real; 0 leaves the slot alone.
-    limits: new decoding limit of the slots with `counts > 0`.
+    slots: R of the slots of each part, none twice, numbered within the part.
+      The parts are the slices of a mesh that slots are cut over; one without a
+      mesh. One past the end of its part stands for no slot.
+    pieces: token ids to append to each of them, padded at the end.
+    counts: how many of them are real, at least 1; 0 for no slot.
+    limits: new decoding limit of each.
     attend_length: static bound on the new lengths.
     chunk: static number of positions that run through the model at a time.
   """
-  grows = counts > 0
+  starts = attention.take_rows(state.lengths, slots)
   offsets = jnp.arange(pieces.shape[1])
   positions = jnp.where(
     offsets < counts[:, None],
-    state.lengths[:, None] + offsets,
+    starts[:, None] + offsets,
     state.tokens.shape[1],
   )
-  tokens = attention.write_rows(state.tokens, positions, pieces)
-  lengths = state.lengths + counts
+  tokens = attention.write_rows(
+    attention.take_rows(state.tokens, slots), positions, pieces
+  )
   cache = _cache_up_to(
     model,
     state.cache,
     tokens,
-    state.lengths - 1,
-    jnp.where(grows, lengths - 1, 0),
+    starts - 1,
+    jnp.where(counts > 0, starts + counts - 1, 0),
     attend_length=attend_length,
     chunk=chunk,
+    rows=slots,
   )
+  put = functools.partial(attention.put_rows, chosen=slots)
   return _constrain(
     state._replace(
       cache=cache,
-      tokens=tokens,
-      lengths=lengths,
-      limits=jnp.where(grows, limits, state.limits),
-      active=state.active | grows,
-      automaton=jnp.where(grows, 0, state.automaton),
+      tokens=put(state.tokens, values=tokens),
+      lengths=put(state.lengths, values=starts + counts),
+      limits=put(state.limits, values=limits),
+      active=put(state.active, values=counts > 0),
+      automaton=put(state.automaton, values=jnp.zeros_like(counts)),
     )
   )
 
@@ -514,12 +524,13 @@ def _first_above(
 def _cache_up_to(
   model: Decoder,
   cache: KVCache,
-  tokens: Int[Array, "S L"],
-  start: Int[Array, " S"],
-  end: Int[Array, " S"],
+  tokens: Int[Array, "N L"],
+  start: Int[Array, " N"],
+  end: Int[Array, " N"],
   *,
   attend_length: int,
   chunk: int,
+  rows: Int[Array, "parts R"] | None = None,
 ) -> KVCache:
   """Caches positions [start, end) of each row, `chunk` positions at a time."""
   offsets = jnp.arange(chunk)
@@ -534,6 +545,7 @@ def _cache_up_to(
       begin,
       counts,
       attend_length=attend_length,
+      rows=rows,
     )
     return cache, begin + chunk
 

@@ -28,6 +28,8 @@ CONFIG = RolloutConfig(
   max_tool_calls=4,
   decode_chunk=8,
   insert_chunk=8,
+  # Fewer than often come back together.
+  insert_rows=3,
 )
 """Budgets that trajectories of this world reach."""
 

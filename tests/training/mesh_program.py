@@ -138,6 +138,7 @@ def rollout(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and log-probs of prefill, decode, insert, decode."""
   model = sharding.place(make_model(), mesh=mesh, rules=sharding.ROLLOUT_RULES)
+  parts = sharding.row_parts(mesh)
   with sharding.use_mesh(mesh):
     width, length = 64, 128
     prompts = jnp.asarray(
@@ -175,6 +176,7 @@ def rollout(
     state = sampler.insert(
       model,
       state,
+      jnp.tile(jnp.arange(SLOTS // parts, dtype=jnp.int32), (parts, 1)),
       pieces,
       jnp.arange(SLOTS) + 5,
       jnp.full(SLOTS, 60, jnp.int32),

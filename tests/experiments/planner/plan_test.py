@@ -275,8 +275,9 @@ def test_a_rollout_ends_with_its_longest_response():
   programs = _programs(num_slots=512, prefill_rows=32, decode_chunk=64)
   # 1,024 of the longest response are its tools', the others are sampled.
   assert programs.decode_calls == (4096 - 2 * 512) // 64
-  # Tools can answer after every chunk.
-  assert programs.insert_calls == programs.decode_calls
+  # Tools can answer after every chunk, each time those of 1,024 / 48 = 21.3
+  # sequences, which take three inserts of eight.
+  assert programs.insert_calls == 3 * programs.decode_calls
   assert programs.admit_calls == 1
   calls = {p.name: p for p in programs.phase("rollout")}
   # Caches are read as far as the longest has come: 1,536 + 4,096 tokens.
