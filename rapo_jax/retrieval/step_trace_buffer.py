@@ -13,13 +13,14 @@ traces of one key are settled by reward and not by the index's rounding.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int64
 
 from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
@@ -34,9 +35,25 @@ from rapo_jax.retrieval.manifest import (
   read_manifest,
   repair_command,
 )
-from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
-from rapo_jax.retrieval.step_trace import StepTrace, key_texts, trace_keys
-from rapo_jax.retrieval.trace_file import StoredTraces, trace_table
+from rapo_jax.retrieval.policy import (
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+  choose,
+  draw_noise,
+)
+from rapo_jax.retrieval.step_trace import (
+  ANSWER_TAG,
+  StepTrace,
+  key_texts,
+  trace_keys,
+)
+from rapo_jax.retrieval.trace_file import (
+  StoredTraces,
+  trace_table,
+  trajectory_columns,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -128,18 +145,20 @@ class StepTraceBuffer:
     histories: Sequence[Sequence[str]],
     *,
     config: RetrievalConfig,
+    keys: Sequence[Sequence[int]] | None = None,
   ) -> list[Hit | Miss | Failed]:
     """Finds a step for each of N waiting histories (Eq. 3).
 
-    All histories are embedded as one batch and searched at once. Of the
-    `top_k` traces by similarity, those that pass the thresholds compete: the
-    highest reward wins, and among equal rewards the greatest similarity. Where
-    traces of one key overflow `top_k`, those of higher reward are considered.
+    All histories are embedded as one batch and searched at once. `policy` says
+    how one trace is chosen. Where traces of one key overflow `top_k`, those of
+    higher reward are considered.
 
     Args:
       questions: N questions.
       histories: for each, the texts of its steps so far, oldest first.
       config: how one trace is chosen.
+      keys: for each, integers that are its own, of which it is drawn whether
+        and what `noise_prob` gives; needed for that alone.
 
     Returns:
       An outcome for each history: `Hit`; `Miss` where nothing qualifies;
@@ -148,8 +167,15 @@ class StepTraceBuffer:
       are raised.
 
     Raises:
-      ValueError: if there are not as many histories as questions.
+      ValueError: if there are not as many histories as questions, or
+        `noise_prob` is set and there are not as many keys.
     """
+    if config.noise_prob and (keys is None or len(keys) != len(questions)):
+      raise ValueError(
+        f"retrieve needs one key a question where noise_prob is set, got"
+        f" {0 if keys is None else len(keys)} keys and {len(questions)}"
+        " questions."
+      )
     if len(questions) != len(histories):
       raise ValueError(
         f"retrieve needs one history a question, got {len(questions)} questions"
@@ -167,32 +193,52 @@ class StepTraceBuffer:
     except (RuntimeError, ValueError, OSError) as error:
       reason = f"{type(error).__name__}: {error}"
       return [Failed(reason)] * len(questions)
-    return [
-      self._choose(ids, scores, config)
-      for ids, scores in zip(
-        neighbors.ids.tolist(), neighbors.scores.tolist(), strict=True
+    outcomes: list[Hit | Miss | Failed] = []
+    for number, (ids, scores) in enumerate(
+      zip(neighbors.ids.tolist(), neighbors.scores.tolist(), strict=True)
+    ):
+      candidates = (
+        (row, score)
+        for key_id, score in zip(ids, scores, strict=True)
+        for row in self._rows_of(key_id)
       )
-    ]
+      chosen = choose(candidates, self._rewards, config)
+      if isinstance(chosen, Miss):
+        outcomes.append(chosen)
+        continue
+      if keys is not None:
+        drawn = draw_noise(keys[number], self._rewards, config)
+        if drawn is not None:
+          outcomes.append(self._hit(drawn, None, config))
+          continue
+      outcomes.append(self._hit(*chosen, config))
+    return outcomes
 
-  def _choose(
-    self, ids: list[int], scores: list[float], config: RetrievalConfig
-  ) -> Hit | Miss:
-    """Chooses among one history's nearest keys, given best first."""
-    found = (
-      (row, score)
-      for key_id, score in zip(ids, scores, strict=True)
-      for row in self._rows_of(key_id)
+  def _hit(
+    self, row: int, similarity: float | None, config: RetrievalConfig
+  ) -> Hit:
+    trace = self._traces[row]
+    if config.granularity == "step":
+      return Hit(trace, similarity, trace.step, trace.answers)
+    last = self._traces[int(self._last_steps[row])]
+    return Hit(
+      trace,
+      similarity,
+      "\n".join([*last.history, last.step]),
+      last.answers or any(ANSWER_TAG in step for step in last.history),
     )
-    rows = list(itertools.islice(found, config.top_k))
-    near = [(r, score) for r, score in rows if score >= config.min_similarity]
-    if not near:
-      return Miss("below min_similarity")
-    good = [(r, s) for r, s in near if self._rewards[r] > config.min_reward]
-    if not good:
-      return Miss("below min_reward")
-    # `max` keeps the first of equals, and they come by similarity.
-    row, score = max(good, key=lambda pair: self._rewards[pair[0]])
-    return Hit(self._traces[row], score)
+
+  @functools.cached_property
+  def _last_steps(self) -> Int64[np.ndarray, " N"]:
+    """For each trace the row of its trajectory's last step; itself without."""
+    trajectories, step_indices = trajectory_columns(self._traces)
+    rows = np.arange(len(self))
+    apart = np.where(trajectories < 0, len(self) + rows, trajectories)
+    order = np.lexsort((step_indices, apart))
+    _, groups, counts = np.unique(
+      apart, return_inverse=True, return_counts=True
+    )
+    return order[np.cumsum(counts) - 1][groups]
 
   def _rows_of(self, key_id: int) -> list[int]:
     """Traces of a key, the best first; none for the padding of the index."""
