@@ -403,6 +403,20 @@ class SentenceEncoder:
       result[row] = found[text]
     return result
 
+  def encode_queries(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+    """Embeds what is looked up, where `encode` embeds what is found.
+
+    Args:
+      texts: N texts, any of them empty or repeated.
+
+    Returns:
+      float32 vectors of unit norm, [N, dimension].
+
+    Raises:
+      TypeError: if `texts` is one string and not a sequence of them.
+    """
+    return self.encode(texts)
+
   def _run(self, texts: Sequence[str]) -> np.ndarray:
     """Encodes distinct texts, bucket by bucket. Returns [N, dimension]."""
     ids = self._token_ids(texts)

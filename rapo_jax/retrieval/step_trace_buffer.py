@@ -302,7 +302,7 @@ class StepTraceBuffer:
     cls,
     traces: Sequence[StepTrace],
     encoder: SentenceEncoder,
-    index_cls: type[index_lib.Index] | None = None,
+    index_cls: index_lib.IndexClass | None = None,
   ) -> StepTraceBuffer:
     """Embeds the keys of all traces and builds the index.
 
@@ -336,7 +336,9 @@ class StepTraceBuffer:
       for t in traces
     ]
     index_cls = index_cls or scann_index.default_index_class()
-    index = index_cls.build(encoder.encode(list(rows)))
+    index = index_cls.build(
+      encoder.encode(list(rows)), encoder_sha256=encoder.sha256
+    )
     return cls(traces, key_ids, index, encoder)
 
   def __len__(self) -> int:
@@ -385,7 +387,7 @@ class StepTraceBuffer:
     if not questions:
       return []
     try:
-      queries = self._encoder.encode(
+      queries = self._encoder.encode_queries(
         [
           key_text(question, history, self._encoder)
           for question, history in zip(questions, histories, strict=True)
@@ -487,7 +489,9 @@ class StepTraceBuffer:
       StepTrace(**dict(zip(columns, row, strict=True)))
       for row in zip(*columns.values(), strict=True)
     ]
-    index = scann_index.load_index(directory / INDEX_FOLDER)
+    index = scann_index.load_index(
+      directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
+    )
     return cls(traces, key_ids, index, encoder)
 
 

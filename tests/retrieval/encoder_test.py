@@ -61,6 +61,12 @@ def test_only_the_first_256_wordpieces_count(encoder):
   assert np.abs(at_limit - below).max() > 1e-4
 
 
+def test_queries_are_embedded_as_keys_are(encoder):
+  np.testing.assert_array_equal(
+    encoder.encode_queries(TEXTS), encoder.encode(TEXTS)
+  )
+
+
 def test_repeated_texts_are_encoded_once(encoder, monkeypatch):
   ran = []
   run = encoder._run
