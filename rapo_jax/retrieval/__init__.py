@@ -2,6 +2,7 @@
 
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
+from rapo_jax.retrieval.growing import GrowingBuffer
 from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
 from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
 from rapo_jax.retrieval.scann_index import (
@@ -23,6 +24,7 @@ __all__ = [
   "BufferWriter",
   "ExactIndex",
   "Failed",
+  "GrowingBuffer",
   "GuardedBuffer",
   "Hit",
   "Index",

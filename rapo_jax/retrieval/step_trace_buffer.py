@@ -50,6 +50,7 @@ from rapo_jax.retrieval.step_trace import (
   trace_keys,
 )
 from rapo_jax.retrieval.trace_file import (
+  ColumnarTraces,
   StoredTraces,
   trace_table,
   trajectory_columns,
@@ -62,7 +63,11 @@ class StepTraceBuffer:
   """Step traces with an index over their keys. Read-only once built.
 
   Attributes:
+    traces: in the order in which they were given.
+    index: over their distinct keys.
+    encoder: embedded the keys, and embeds what is looked up.
     version: of the content; it grows with every addition.
+    directory: folder that it was loaded from; None for one in memory.
   """
 
   def __init__(
@@ -73,6 +78,7 @@ class StepTraceBuffer:
     encoder: SentenceEncoder,
     *,
     version: int = 1,
+    directory: pathlib.Path | None = None,
   ):
     """Joins the parts; use `build` or `load`.
 
@@ -82,15 +88,17 @@ class StepTraceBuffer:
       index: index over the distinct keys.
       encoder: the encoder that embedded them.
       version: of the content.
+      directory: folder that the traces and the index are in.
     """
     self.version = version
-    self._traces = traces
+    self.directory = directory
+    self.traces = traces
     self._key_ids = np.asarray(key_ids, np.int64)
-    self._index = index
-    self._encoder = encoder
+    self.index = index
+    self.encoder = encoder
     self._rewards = (
       traces.rewards
-      if isinstance(traces, StoredTraces)
+      if isinstance(traces, ColumnarTraces)
       else np.array([trace.reward for trace in traces], np.float64)
     )
     # The traces of key k, best first, are _order[_starts[k]:_starts[k + 1]].
@@ -133,11 +141,11 @@ class StepTraceBuffer:
 
   def __len__(self) -> int:
     """Returns the number of traces."""
-    return len(self._traces)
+    return len(self.traces)
 
   def __iter__(self) -> Iterator[StepTrace]:
     """Goes over the traces in the order in which they were given."""
-    return iter(self._traces)
+    return iter(self.traces)
 
   def retrieve(
     self,
@@ -186,10 +194,10 @@ class StepTraceBuffer:
     if not questions:
       return []
     try:
-      queries = self._encoder.encode_queries(
-        key_texts(questions, histories, self._encoder)
+      queries = self.encoder.encode_queries(
+        key_texts(questions, histories, self.encoder)
       )
-      neighbors = self._index.search(queries, config.top_k)
+      neighbors = self.index.search(queries, config.top_k)
     except (RuntimeError, ValueError, OSError) as error:
       reason = f"{type(error).__name__}: {error}"
       return [Failed(reason)] * len(questions)
@@ -217,10 +225,10 @@ class StepTraceBuffer:
   def _hit(
     self, row: int, similarity: float | None, config: RetrievalConfig
   ) -> Hit:
-    trace = self._traces[row]
+    trace = self.traces[row]
     if config.granularity == "step":
       return Hit(trace, similarity, trace.step, trace.answers)
-    last = self._traces[int(self._last_steps[row])]
+    last = self.traces[int(self._last_steps[row])]
     return Hit(
       trace,
       similarity,
@@ -231,7 +239,7 @@ class StepTraceBuffer:
   @functools.cached_property
   def _last_steps(self) -> Int64[np.ndarray, " N"]:
     """For each trace the row of its trajectory's last step; itself without."""
-    trajectories, step_indices = trajectory_columns(self._traces)
+    trajectories, step_indices = trajectory_columns(self.traces)
     rows = np.arange(len(self))
     apart = np.where(trajectories < 0, len(self) + rows, trajectories)
     order = np.lexsort((step_indices, apart))
@@ -258,16 +266,16 @@ class StepTraceBuffer:
     """
     with folder.replaced_folder(directory) as new:
       store.write_contents(
-        new, self._tables(), self._index, self._encoder, version=self.version
+        new, self._tables(), self.index, self.encoder, version=self.version
       )
 
   def _tables(self) -> Iterator[pa.Table]:
-    if isinstance(self._traces, StoredTraces):
-      yield from self._traces.tables()
+    if isinstance(self.traces, ColumnarTraces):
+      yield from self.traces.tables()
       return
     for first in range(0, len(self), store.BATCH_TRACES):
-      traces = self._traces[first : first + store.BATCH_TRACES]
-      keys, num_tokens = trace_keys(traces, self._encoder)
+      traces = self.traces[first : first + store.BATCH_TRACES]
+      keys, num_tokens = trace_keys(traces, self.encoder)
       yield trace_table(
         traces,
         keys=keys,
@@ -319,7 +327,14 @@ class StepTraceBuffer:
       directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
     )
     _check(directory, _count_problems(traces, index, manifest))
-    return cls(traces, traces.key_ids, index, encoder, version=manifest.version)
+    return cls(
+      traces,
+      traces.key_ids,
+      index,
+      encoder,
+      version=manifest.version,
+      directory=directory,
+    )
 
 
 def _count_problems(
