@@ -4,7 +4,13 @@ from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.growing import GrowingBuffer
 from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
-from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
+from rapo_jax.retrieval.policy import (
+  Buffer,
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+)
 from rapo_jax.retrieval.scann_index import (
   ScannIndex,
   default_index_class,
@@ -21,6 +27,7 @@ from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
 from rapo_jax.retrieval.store import BufferWriter
 
 __all__ = [
+  "Buffer",
   "BufferWriter",
   "ExactIndex",
   "Failed",

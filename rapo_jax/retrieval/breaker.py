@@ -12,8 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
-from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
+from rapo_jax.retrieval.policy import (
+  Buffer,
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +33,7 @@ class GuardedBuffer:
 
   def __init__(
     self,
-    buffer: StepTraceBuffer,
+    buffer: Buffer,
     clock: Callable[[], float] = time.monotonic,
   ):
     self._buffer = buffer
@@ -36,6 +41,11 @@ class GuardedBuffer:
     # Whether each of the last searches failed.
     self._failed: collections.deque[bool] = collections.deque()
     self._open_until: float | None = None
+
+  @property
+  def version(self) -> int:
+    """Version of what is in the buffer now."""
+    return self._buffer.version
 
   def retrieve(
     self,
