@@ -2,7 +2,8 @@
 
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
-from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
+from rapo_jax.retrieval.exact_index import ExactIndex
+from rapo_jax.retrieval.index import Index, IndexClass, Neighbors
 from rapo_jax.retrieval.scann_index import (
   ScannIndex,
   default_index_class,

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from rapo_jax.retrieval import ExactIndex, scann_index
 from rapo_jax.retrieval import index as index_lib
-from rapo_jax.retrieval import scann_index
 
-IMPLEMENTATIONS = [index_lib.ExactIndex, scann_index.ScannIndex]
+IMPLEMENTATIONS = [ExactIndex, scann_index.ScannIndex]
 SIZES = [0, 1, 5, 100, 2_000, 20_000]
 DIMENSION = 24
 
@@ -191,4 +191,4 @@ def test_is_an_index_and_its_class_makes_them(index_cls):
 
 def test_exact_search_reads_every_kind(index_cls, tmp_path):
   index_cls.build(unit_vectors(5)).save(tmp_path / "index")
-  assert len(index_lib.ExactIndex.load(tmp_path / "index")) == 5
+  assert len(ExactIndex.load(tmp_path / "index")) == 5

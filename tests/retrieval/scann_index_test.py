@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from rapo_jax.retrieval import ExactIndex, scann_index
 from rapo_jax.retrieval import index as index_lib
-from rapo_jax.retrieval import scann_index
 
 
 def clustered(n, queries, dimension=48, seed=0):
@@ -25,7 +25,7 @@ def clustered(n, queries, dimension=48, seed=0):
 def test_a_tree_recalls_the_neighbours_of_clustered_vectors():
   vectors, queries = clustered(scann_index.BRUTE_FORCE_BELOW, 200)
   approximate = scann_index.ScannIndex.build(vectors).search(queries, 3)
-  exact = index_lib.ExactIndex.build(vectors).search(queries, 3)
+  exact = ExactIndex.build(vectors).search(queries, 3)
   hits = [
     np.isin(a, b) for a, b in zip(exact.ids, approximate.ids, strict=True)
   ]
@@ -36,7 +36,7 @@ def test_a_tree_recalls_the_neighbours_of_clustered_vectors():
 def test_below_the_tree_it_equals_exact_search_bit_for_bit():
   vectors, queries = clustered(3_000, 100)
   approximate = scann_index.ScannIndex.build(vectors).search(queries, 5)
-  exact = index_lib.ExactIndex.build(vectors).search(queries, 5)
+  exact = ExactIndex.build(vectors).search(queries, 5)
   np.testing.assert_array_equal(exact.ids, approximate.ids)
   np.testing.assert_array_equal(exact.scores, approximate.scores)
 
@@ -45,7 +45,7 @@ def test_without_scann_the_default_is_exact(monkeypatch, caplog):
   assert scann_index.default_index_class() is scann_index.ScannIndex
   monkeypatch.setattr(scann_index, "is_scann_installed", lambda: False)
   with caplog.at_level(logging.WARNING):
-    assert scann_index.default_index_class() is index_lib.ExactIndex
+    assert scann_index.default_index_class() is ExactIndex
   assert "searching exactly instead" in caplog.text
   with pytest.raises(ModuleNotFoundError, match="use ExactIndex"):
     scann_index.ScannIndex.build(np.zeros((1, 2), np.float32))
@@ -53,19 +53,19 @@ def test_without_scann_the_default_is_exact(monkeypatch, caplog):
 
 def test_an_index_of_another_kind_is_refused(tmp_path):
   vectors, _ = clustered(10, 0)
-  index_lib.ExactIndex.build(vectors).save(tmp_path / "index")
+  ExactIndex.build(vectors).save(tmp_path / "index")
   with pytest.raises(ValueError, match="'exact', not 'scann'"):
     scann_index.ScannIndex.load(tmp_path / "index")
 
 
 def test_load_index_picks_the_class_that_saved(tmp_path, monkeypatch):
   vectors, queries = clustered(10, 1)
-  for index_cls in (index_lib.ExactIndex, scann_index.ScannIndex):
+  for index_cls in (ExactIndex, scann_index.ScannIndex):
     index_cls.build(vectors).save(tmp_path / "index")
     assert type(scann_index.load_index(tmp_path / "index")) is index_cls
   monkeypatch.setattr(scann_index, "is_scann_installed", lambda: False)
   moved_to_a_mac = scann_index.load_index(tmp_path / "index")
-  assert isinstance(moved_to_a_mac, index_lib.ExactIndex)
+  assert isinstance(moved_to_a_mac, ExactIndex)
   assert moved_to_a_mac.search(queries, 1).ids[0, 0] == 0
 
 
@@ -79,8 +79,10 @@ def test_load_index_refuses_an_unknown_kind(tmp_path):
 def test_a_pickle_in_the_folder_is_refused(tmp_path):
   vectors, _ = clustered(10, 0)
   scann_index.ScannIndex.build(vectors).save(tmp_path / "index")
-  (tmp_path / "index" / "scann" / "scann_docids.pkl").write_bytes(b"")
-  with pytest.raises(ValueError, match="a pickle"):
+  tree = tmp_path / "index" / "scann" / "0"
+  tree.mkdir(parents=True)
+  (tree / "scann_docids.pkl").write_bytes(b"")
+  with pytest.raises(ValueError, match="is a pickle"):
     scann_index.ScannIndex.load(tmp_path / "index")
 
 
