@@ -33,11 +33,12 @@ MAX_SHARD_VECTORS = 500_000
 """More vectors than this are cut into trees of about equal size. ScaNN copies
 what it builds from: 0.8 GB for so many of dimension 384."""
 
-_TRAINING_VECTORS = 100_000
+_TRAINING_VECTORS = 50_000
+_TRAINING_ITERATIONS = 6
 _SAMPLE = 500
 """Vectors asked for when parameters are chosen, and as many others when their
 recall is measured."""
-_MIN_REORDER, _MAX_REORDER = 16, 512
+_MIN_REORDER, _MAX_REORDER = 32, 512
 _CODES_A_RANKED = 16
 """Codes that are scored in the time that takes to rank one candidate."""
 _EXACT_ROWS = 2**14
@@ -350,7 +351,12 @@ def _build_tree(scann: Any, vectors: np.ndarray, leaves: int) -> Any:
     num_leaves=leaves,
     num_leaves_to_search=leaves,
     training_sample_size=min(len(vectors), _TRAINING_VECTORS),
-  ).score_ah(2, anisotropic_quantization_threshold=0.2)
+    training_iterations=_TRAINING_ITERATIONS,
+  ).score_ah(
+    2,
+    anisotropic_quantization_threshold=0.2,
+    training_sample_size=min(len(vectors), _TRAINING_VECTORS),
+  )
   return builder.build()
 
 

@@ -29,8 +29,77 @@ def test_a_tree_recalls_the_neighbours_of_clustered_vectors():
   hits = [
     np.isin(a, b) for a, b in zip(exact.ids, approximate.ids, strict=True)
   ]
-  assert np.mean(hits) > 0.95
-  assert np.mean(exact.ids[:, 0] == approximate.ids[:, 0]) > 0.97
+  assert np.mean(hits) > 0.97
+  assert np.mean(exact.ids[:, 0] == approximate.ids[:, 0]) > 0.98
+
+
+class TestParameters:
+  @pytest.fixture(scope="class")
+  def vectors(self):
+    return clustered(scann_index.BRUTE_FORCE_BELOW, 0)[0]
+
+  def test_a_higher_target_searches_more_and_recalls_more(self, vectors):
+    low, high = (
+      scann_index.ScannIndex.build(vectors, recall_target=target).parameters
+      for target in (0.5, 0.995)
+    )
+    assert low["leaves_to_search"] < high["leaves_to_search"]
+    assert low["recall"] < high["recall"]
+    assert low["recall"] >= 0.5
+    assert high["recall"] >= 0.98
+    assert high["recall_target"] == 0.995
+
+  def test_what_no_parameters_reach_is_said(self, vectors, monkeypatch):
+    # One candidate by hashes alone is not the nearest every time.
+    monkeypatch.setattr(scann_index, "_MIN_REORDER", 1)
+    monkeypatch.setattr(scann_index, "_MAX_REORDER", 1)
+    index = scann_index.ScannIndex.build(vectors, recall_target=0.9999)
+    parameters = index.parameters
+    assert parameters["leaves_to_search"] == parameters["leaves"]
+    assert parameters["recall"] < 0.9999
+
+  def test_enough_is_found_where_few_leaves_hold_too_little(self, vectors):
+    index = scann_index.ScannIndex.build(vectors, recall_target=0.5)
+    index._chosen = scann_index._Chosen(
+      leaves=index.parameters["leaves"], leaves_to_search=1, reorder=400
+    )
+    neighbors = index.search(vectors[:20], 300)
+    assert (neighbors.ids >= 0).all()
+
+  def test_trees_are_as_good_as_one(self, vectors):
+    index = scann_index.ScannIndex.build(vectors, max_shard_vectors=7_000)
+    assert index.parameters["trees"] == 3
+    assert index.parameters["recall"] >= 0.98
+    # Rows of the first, of the last, and beside the borders of all trees.
+    rows = [0, 6_665, 6_666, 6_667, 13_333, 13_334, 19_999]
+    neighbors = index.search(vectors[rows], 1)
+    np.testing.assert_array_equal(neighbors.ids[:, 0], rows)
+
+  @pytest.mark.parametrize("target", [0.0, 1.0])
+  def test_the_target_is_a_share(self, vectors, target):
+    with pytest.raises(ValueError, match=r"between 0 and 1.*use ExactIndex"):
+      scann_index.ScannIndex.build(vectors, recall_target=target)
+
+  def test_steps_of_leaves(self):
+    steps = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 50]
+    assert list(scann_index._ladder(50)) == steps
+    assert list(scann_index._ladder(1)) == [1]
+
+  def test_nearest_others_by_hand(self):
+    vectors = np.array([[1, 0], [0.6, 0.8], [0, 1], [1, 0]], np.float32)
+    nearest = scann_index._nearest_others(vectors, np.array([0, 1, 2]))
+    np.testing.assert_allclose(nearest, [1, 0.8, 0.8])
+
+  def test_a_loaded_index_reads_its_vectors_from_the_file(
+    self, vectors, tmp_path
+  ):
+    scann_index.ScannIndex.build(vectors).save(tmp_path / "index")
+    loaded = scann_index.ScannIndex.load(tmp_path / "index")
+    assert isinstance(loaded._vectors, np.memmap)
+    # Four bits for two dimensions, in a byte each, and what a tree is.
+    tree = tmp_path / "index" / "scann"
+    size = sum(f.stat().st_size for f in tree.rglob("*") if f.is_file())
+    assert size < vectors.nbytes / 3
 
 
 def test_below_the_tree_it_equals_exact_search_bit_for_bit():
