@@ -2,8 +2,9 @@
 
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
+from rapo_jax.retrieval.exact_index import ExactIndex
 from rapo_jax.retrieval.growing import GrowingBuffer
-from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
+from rapo_jax.retrieval.index import Index, IndexClass, Neighbors
 from rapo_jax.retrieval.policy import (
   Buffer,
   Failed,
