@@ -48,7 +48,7 @@ class _MadeUpVectors(retrieval.SentenceEncoder):
   """The encoder, but for its vectors."""
 
   def encode(self, texts: Sequence[str]) -> np.ndarray:
-    vectors = np.empty((len(texts), self.dimension), np.float32)
+    vectors = np.zeros((len(texts), self.dimension), np.float32)
     for row, text in enumerate(texts):
       for part, weight in ((text.partition("\n")[0], 1.0), (text, 0.5)):
         rng = np.random.default_rng(list(part.encode()[-64:]))
