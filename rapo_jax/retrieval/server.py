@@ -7,6 +7,7 @@ cannot be answered is told as JSON with one field, `error`:
     400, 422  the request is malformed (`protocol.parse_request`)
     408       its body did not come in time
     413       it is too large
+    499       the client left first: nobody reads this, it is counted
     500       the encoder or the index failed; the next request may do better
     503       too much waits: Retry-After says when to come back
     504       no answer in time
@@ -35,14 +36,18 @@ from rapo_jax.retrieval import (
   Index,
   Miss,
   RetrievalConfig,
+  StepTraceBuffer,
   choose,
   protocol,
 )
 from rapo_jax.retrieval.batcher import Batcher, OverloadedError
+from rapo_jax.retrieval.server_config import ServerConfig
 
 _log = logging.getLogger(__name__)
 
 _LATENCIES_KEPT = 4096
+# Nobody reads it; it is counted, under the number that nginx gave it.
+_CLIENT_GONE = 499
 
 
 @runtime_checkable
@@ -57,50 +62,6 @@ class TraceSource(Protocol):
   ) -> list[list[Hit]]:
     """Finds the nearest traces of N histories; see `StepTraceBuffer`."""
     ...
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerConfig:
-  """How a buffer is served.
-
-  Attributes:
-    limits: what one request may ask for.
-    defaults: what it gets where it does not say.
-    retrieval: how a trace is chosen where a request wants one chosen.
-    max_batch: queries that are embedded and searched at once; a request with
-      more is a batch of its own.
-    max_wait_s: for how long an idle server waits for more requests to batch.
-    max_queue: queries that may wait or be under way. A single request is
-      always let in where nothing waits.
-    timeout_s: in which a request is read, searched and answered.
-  """
-
-  limits: protocol.Limits = protocol.Limits()
-  defaults: protocol.Defaults = protocol.Defaults()
-  retrieval: RetrievalConfig = RetrievalConfig()
-  max_batch: int = 64
-  max_wait_s: float = 0.005
-  max_queue: int = 16_384
-  timeout_s: float = 30.0
-
-  def __post_init__(self) -> None:
-    if not 1 <= self.defaults.topk <= self.limits.max_topk:
-      raise ValueError(
-        f"The topk of a request that gives none must lie between 1 and max_topk"
-        f" ({self.limits.max_topk}), got {self.defaults.topk}."
-      )
-    if self.max_batch < 1:
-      raise ValueError(f"max_batch must be at least 1, got {self.max_batch}.")
-    if self.max_queue < 1:
-      raise ValueError(f"max_queue must be at least 1, got {self.max_queue}.")
-    if self.max_wait_s < 0:
-      raise ValueError(
-        f"max_wait_s must be at least 0 seconds, got {self.max_wait_s}."
-      )
-    if self.timeout_s <= 0:
-      raise ValueError(
-        f"timeout_s must be above 0 seconds, got {self.timeout_s}."
-      )
 
 
 class _Metrics:
@@ -138,7 +99,7 @@ def make_app(
   source: TraceSource | None,
   index: Index | None,
   *,
-  config: ServerConfig = ServerConfig(),
+  config: ServerConfig,
   about: Callable[[], Mapping[str, Any]] = dict,
 ) -> Starlette:
   """Makes the application.
@@ -154,6 +115,31 @@ def make_app(
     ended nothing is answered any more.
   """
   return _App(source, index, config, about).starlette
+
+
+def buffer_app(buffer: StepTraceBuffer, config: ServerConfig) -> Starlette:
+  """Makes the application of a buffer, for queries and for vectors.
+
+  Args:
+    buffer: what is served.
+    config: limits and times.
+  """
+  encoder = buffer.encoder
+
+  def about() -> dict[str, Any]:
+    return {
+      "version": buffer.version,
+      "num_traces": len(buffer),
+      "num_keys": len(buffer.index),
+      "dimension": encoder.dimension,
+      "encoder": {
+        "id": encoder.encoder_id,
+        "sha256": encoder.sha256,
+        "max_tokens": encoder.max_tokens,
+      },
+    }
+
+  return make_app(buffer, buffer.index, config=config, about=about)
 
 
 class _App:
@@ -202,10 +188,8 @@ class _App:
         defaults=self._config.defaults,
       )
       num_queries = len(parsed)
-      content = await self._batcher.submit(
-        parsed,
-        size=max(num_queries, 1),
-        timeout_s=began + self._config.timeout_s - time.monotonic(),
+      content = await self._answer(
+        request, parsed, began + self._config.timeout_s - time.monotonic()
       )
       response = Response(content, media_type="application/json")
     except protocol.RefusedError as error:
@@ -232,6 +216,32 @@ class _App:
     )
     return response
 
+  async def _answer(
+    self,
+    request: Request,
+    parsed: protocol.RetrieveRequest,
+    timeout_s: float,
+  ) -> bytes:
+    """Waits for the answer, as long as the client does.
+
+    A client that gave up asks again, and what it left must not be in the way.
+    """
+    answer = asyncio.ensure_future(
+      self._batcher.submit(
+        parsed, size=max(len(parsed), 1), timeout_s=timeout_s
+      )
+    )
+    # The body has been read: what comes now is the end of the connection.
+    gone = asyncio.ensure_future(request.receive())
+    try:
+      await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+      if not answer.done():
+        raise protocol.RefusedError("The client is gone.", _CLIENT_GONE)
+      return answer.result()
+    finally:
+      answer.cancel()
+      gone.cancel()
+
   async def _body(self, request: Request) -> bytes:
     """Reads the body, no further than it may reach."""
     most = self._config.limits.max_body_bytes
@@ -257,7 +267,9 @@ class _App:
         408,
       ) from error
     except ClientDisconnect as error:
-      raise protocol.RefusedError("The client is gone.", 400) from error
+      raise protocol.RefusedError(
+        "The client is gone.", _CLIENT_GONE
+      ) from error
     return bytes(body)
 
   async def _health(self, request: Request) -> Response:
