@@ -8,7 +8,8 @@ from rapo_jax.retrieval.policy import (
   Hit,
   Miss,
   RetrievalConfig,
-  choose,
+  choose_hit,
+  step_hit,
 )
 from rapo_jax.retrieval.scann_index import (
   ScannIndex,
@@ -39,11 +40,12 @@ __all__ = [
   "SentenceEncoder",
   "StepTrace",
   "StepTraceBuffer",
-  "choose",
+  "choose_hit",
   "default_index_class",
   "key_text",
   "key_texts",
   "load_index",
   "select_top_k",
+  "step_hit",
   "step_traces",
 ]

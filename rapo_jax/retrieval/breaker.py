@@ -43,6 +43,7 @@ class GuardedBuffer:
     histories: Sequence[Sequence[str]],
     *,
     config: RetrievalConfig,
+    keys: Sequence[Sequence[int]] | None = None,
   ) -> list[Hit | Miss | Failed]:
     """Does what the buffer's `retrieve` does, or nothing while it is open.
 
@@ -53,7 +54,9 @@ class GuardedBuffer:
     if self._open_until is not None and self._clock() < self._open_until:
       reason = "not tried: too many searches before it failed"
       return [Failed(reason, attempted=False)] * len(questions)
-    outcomes = self._buffer.retrieve(questions, histories, config=config)
+    outcomes = self._buffer.retrieve(
+      questions, histories, config=config, keys=keys
+    )
     if not outcomes:
       return outcomes
     failure = outcomes[0] if isinstance(outcomes[0], Failed) else None

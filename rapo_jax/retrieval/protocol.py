@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax.retrieval import Hit, StepTrace
+from rapo_jax.retrieval import Hit, StepTrace, step_hit
 
 PATH = "/retrieve"
 HEALTH_PATH = "/healthz"
@@ -408,7 +408,7 @@ def hit_from_json(item: Any) -> Hit:
     )
   fields = {name: document[name] for name in _TRACE_FIELDS}
   fields["history"] = tuple(fields["history"])
-  return Hit(StepTrace(**fields), float(item["score"]))
+  return step_hit(StepTrace(**fields), float(item["score"]))
 
 
 def neighbors_to_json(

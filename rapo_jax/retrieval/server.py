@@ -37,7 +37,7 @@ from rapo_jax.retrieval import (
   Miss,
   RetrievalConfig,
   StepTraceBuffer,
-  choose,
+  choose_hit,
   protocol,
 )
 from rapo_jax.retrieval.batcher import Batcher, OverloadedError
@@ -364,12 +364,8 @@ class _Search:
   ) -> list[Hit]:
     if request.mode == "list":
       return hits
-    chosen = choose(
-      [hit.similarity for hit in hits],
-      [hit.trace.reward for hit in hits],
-      self._retrieval,
-    )
-    return [] if isinstance(chosen, Miss) else [hits[chosen]]
+    chosen = choose_hit(hits, self._retrieval)
+    return [] if isinstance(chosen, Miss) else [chosen]
 
   def _find_rows(
     self, requests: Sequence[protocol.RetrieveRequest]

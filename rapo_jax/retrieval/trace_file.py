@@ -8,7 +8,6 @@ row group at a time.
 from __future__ import annotations
 
 import collections
-import functools
 import json
 import pathlib
 import threading
@@ -218,16 +217,9 @@ class StoredTraces(Sequence[StepTrace]):
     for batch in self._file.iter_batches(16 * ROWS_PER_GROUP, columns=columns):
       yield pa.Table.from_batches([batch])
 
-  @functools.cached_property
-  def trajectories(self) -> Int64[np.ndarray, " N"]:
-    """A number for each trace's trajectory; -1 where its id is ""."""
-    column = self._file.read(columns=["trajectory_id"])["trajectory_id"]
-    encoded = pc.dictionary_encode(column).combine_chunks()
-    codes = np.asarray(encoded.indices, np.int64)
-    names = encoded.dictionary.to_pylist()
-    if "" in names:
-      codes[codes == names.index("")] = -1
-    return codes
+  def column(self, name: str) -> pa.ChunkedArray:
+    """All values of one column."""
+    return self._file.read(columns=[name])[name]
 
   def _group(self, group: int) -> pa.Table:
     with self._lock:
@@ -258,3 +250,27 @@ def traces_of(table: pa.Table) -> list[StepTrace]:
     )
     for row in table.to_pylist()
   ]
+
+
+def trajectory_columns(
+  traces: Sequence[StepTrace],
+) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
+  """A number for each trace's trajectory, -1 where it has none; step indices.
+
+  Trajectories of two agents are two, whatever their ids.
+  """
+  if isinstance(traces, StoredTraces):
+    names, sources, steps = map(
+      traces.column, ("trajectory_id", "source", "step_index")
+    )
+  else:
+    names = pa.array([t.trajectory_id for t in traces], pa.string())
+    sources = pa.array([t.source for t in traces], pa.string())
+    steps = pa.array([t.step_index for t in traces], pa.int64())
+  pairs = pc.binary_join_element_wise(sources, names, "\x00")
+  numbers = pc.dictionary_encode(pairs)
+  if isinstance(numbers, pa.ChunkedArray):
+    numbers = numbers.combine_chunks()
+  known = np.asarray(pc.not_equal(names, ""))
+  codes = np.asarray(numbers.indices, np.int64)
+  return np.where(known, codes, -1), np.asarray(steps, np.int64)

@@ -570,7 +570,13 @@ class _Rollout:
     if self._retriever is not None and asking:
       self._retriever.submit(
         [
-          Question(s, s.request.query.question, tuple(s.steps), s.deadline)
+          Question(
+            s,
+            s.request.query.question,
+            tuple(s.steps),
+            self._boundary_key(s),
+            s.deadline,
+          )
           for s in sorted(asking, key=lambda sequence: sequence.number)
         ]
       )
@@ -616,16 +622,24 @@ class _Rollout:
     request = sequence.request
     if not request.hybrid or self._retriever is None:
       return False
-    draw = np.random.default_rng(
-      [
-        self._seed,
-        self._update,
-        query_number(request.query),
-        request.index,
-        sequence.step_id,
-      ]
-    )
+    if self._engine._retrieval.granularity == "trajectory" and any(
+      isinstance(event, RetrievalEvent) and event.outcome == "hit"
+      for event in sequence.events
+    ):
+      return False
+    draw = np.random.default_rng(self._boundary_key(sequence))
     return bool(draw.random() < self._config.retrieval_prob)
+
+  def _boundary_key(self, sequence: _Sequence) -> tuple[int, ...]:
+    """Integers of a step boundary, the same whatever runs beside it."""
+    request = sequence.request
+    return (
+      self._seed,
+      self._update,
+      query_number(request.query),
+      request.index,
+      sequence.step_id,
+    )
 
   def _collect_steps(self) -> list[_Sequence]:
     """Sequences that have been answered, a retrieved step in `piece`."""
@@ -645,7 +659,7 @@ class _Rollout:
       sequence.events.append(RetrievalEvent(step_id, name))
       return
     trace = outcome.trace
-    ids = self._engine._encode(f"<retrieve>{trace.step}</retrieve>")
+    ids = self._engine._encode(f"<retrieve>{outcome.text}</retrieve>")
     fits = len(ids) < self._room(sequence)
     sequence.events.append(
       RetrievalEvent(
@@ -655,7 +669,7 @@ class _Rollout:
         reward=trace.reward,
         trace_id=trace.trace_id,
         source=trace.source,
-        answers=trace.answers,
+        answers=outcome.answers,
       )
     )
     if fits:

@@ -18,7 +18,7 @@ class FakeBuffer(retrieval.StepTraceBuffer):
     self.works = True
     self.num_searches = 0
 
-  def retrieve(self, questions, histories, *, config):
+  def retrieve(self, questions, histories, *, config, keys=None):
     self.num_searches += 1
     outcome = (
       retrieval.Miss("empty buffer") if self.works else retrieval.Failed("gone")

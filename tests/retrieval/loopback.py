@@ -90,7 +90,7 @@ class FakeSource:
       raise self.error
     return [
       [
-        retrieval.Hit(
+        retrieval.step_hit(
           make_trace(question, k, reward=k / 2, history=history), 1 - k / 8
         )
         for k in range(num_neighbors)

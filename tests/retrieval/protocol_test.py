@@ -135,7 +135,7 @@ def test_limits_are_checked():
     protocol.Limits(max_topk=0)
 
 
-HIT = retrieval.Hit(
+HIT = retrieval.step_hit(
   loopback.make_trace("Wer\nwar  das?", 7, reward=0.5, history=("a", "b")),
   0.875,
 )
