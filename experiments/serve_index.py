@@ -1,6 +1,6 @@
 """Serves a Step-Trace Buffer over HTTP to trainers in torch, or of any kind.
 
-    python -m experiments.serve_index --buffer runs/quickstart/buffer/lookup
+    python -m experiments.serve_index --buffer runs/quickstart/buffer/multihop
 
 speaks the retrieval protocol of Search-R1 and of the authors of RAPO:
 

@@ -2,7 +2,7 @@
 
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
-from rapo_jax.retrieval.index import ExactIndex, Index, Neighbors
+from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
 from rapo_jax.retrieval.policy import (
   Failed,
   Hit,
@@ -33,6 +33,7 @@ __all__ = [
   "GuardedBuffer",
   "Hit",
   "Index",
+  "IndexClass",
   "Miss",
   "Neighbors",
   "RetrievalConfig",

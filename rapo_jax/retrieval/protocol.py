@@ -21,7 +21,7 @@ import binascii
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -42,7 +42,6 @@ Mode = Literal["list", "choice"]
 
 _BODY_FIELDS = ("queries", "topk", "return_scores", "histories", "vectors")
 _VECTOR_FIELDS = ("shape", "float32")
-_TRACE_FIELDS = tuple(field.name for field in dataclasses.fields(StepTrace))
 
 
 class RefusedError(ValueError):
@@ -374,7 +373,7 @@ def _hit_to_json(hit: Hit, request: RetrieveRequest) -> dict[str, Any]:
     document = {
       "id": str(trace.trace_id),
       "contents": f"{title}\n{trace.step}",
-      **{name: getattr(trace, name) for name in _TRACE_FIELDS},
+      **{name: getattr(trace, name) for name in _TRACE_TYPES},
     }
     if not request.return_scores:
       return document
@@ -392,23 +391,54 @@ def hit_from_json(item: Any) -> Hit:
     RefusedError: it is of another server, which has no step traces.
   """
   document = item.get("document") if isinstance(item, dict) else None
-  if not isinstance(document, dict) or not isinstance(
-    item.get("score"), int | float
-  ):
+  if not isinstance(document, dict) or not _is_number(item.get("score")):
     raise RefusedError(
       "A result must be an object of document and score, the document an"
       f" object as well, got {_shown(item)}: ask a server of a Step-Trace"
       " Buffer, with ?document=object."
     )
-  missing = [name for name in _TRACE_FIELDS if name not in document]
-  if missing:
+  wrong = [
+    name
+    for name, (is_right, _) in _TRACE_TYPES.items()
+    if not is_right(document.get(name))
+  ]
+  if wrong:
     raise RefusedError(
-      f"A document has no {', '.join(missing)}, got {_shown(document)}: ask a"
-      " server of a Step-Trace Buffer, of the same version of rapo_jax."
+      f"The {wrong[0]} of a document must be {_TRACE_TYPES[wrong[0]][1]}, got"
+      f" {_shown(document.get(wrong[0]))}: ask a server of a Step-Trace Buffer,"
+      " of the same version of rapo_jax."
     )
-  fields = {name: document[name] for name in _TRACE_FIELDS}
+  fields = {name: document[name] for name in _TRACE_TYPES}
   fields["history"] = tuple(fields["history"])
   return step_hit(StepTrace(**fields), float(item["score"]))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+_TRACE_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  "question": (_is_text, "a text"),
+  "history": (_are_texts, "a list of texts"),
+  "step": (_is_text, "a text"),
+  "reward": (_is_number, "a number"),
+  "source": (_is_text, "a text"),
+  "trace_id": (_is_whole, "a whole number"),
+  "query_id": (_is_text, "a text"),
+  "step_index": (_is_whole, "a whole number"),
+  "answers": (lambda value: isinstance(value, bool), "true or false"),
+  "trajectory_id": (_is_text, "a text"),
+  "extras": (lambda value: isinstance(value, dict), "an object"),
+}
+"""What each field of a `StepTrace` has to be, in JSON."""
 
 
 def neighbors_to_json(
@@ -419,6 +449,22 @@ def neighbors_to_json(
   if not request.return_scores:
     return [{"id": str(i)} for i, _ in rows]
   return [{"document": {"id": str(i)}, "score": s} for i, s in rows]
+
+
+def row_from_json(item: Any) -> tuple[int, float]:
+  """Reads a row of an index and its score, as `neighbors_to_json` wrote it.
+
+  Raises:
+    RefusedError: it is none.
+  """
+  try:
+    return int(item["document"]["id"]), float(item["score"])
+  except (TypeError, KeyError, ValueError) as error:
+    raise RefusedError(
+      "A result must be an object of score and document, the document an"
+      f" object whose id is a row's number, got {_shown(item)}: ask a server"
+      " of a Step-Trace Buffer."
+    ) from error
 
 
 def result_from_json(body: bytes, num_queries: int) -> list[list[Any]]:

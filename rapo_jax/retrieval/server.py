@@ -95,34 +95,16 @@ class _Metrics:
     }
 
 
-def make_app(
-  source: TraceSource | None,
-  index: Index | None,
-  *,
-  config: ServerConfig,
-  about: Callable[[], Mapping[str, Any]] = dict,
-) -> Starlette:
-  """Makes the application.
-
-  Args:
-    source: answers queries; None where only vectors are answered.
-    index: answers vectors; None where only queries are answered.
-    config: limits and times.
-    about: what is served, for `/healthz`.
-
-  Returns:
-    An ASGI application. It serves from its start on; once its lifespan has
-    ended nothing is answered any more.
-  """
-  return _App(source, index, config, about).starlette
-
-
 def buffer_app(buffer: StepTraceBuffer, config: ServerConfig) -> Starlette:
   """Makes the application of a buffer, for queries and for vectors.
 
   Args:
     buffer: what is served.
     config: limits and times.
+
+  Returns:
+    An ASGI application. It answers between the start and the end of its
+    lifespan.
   """
   encoder = buffer.encoder
 
@@ -130,8 +112,7 @@ def buffer_app(buffer: StepTraceBuffer, config: ServerConfig) -> Starlette:
     return {
       "version": buffer.version,
       "num_traces": len(buffer),
-      "num_keys": len(buffer.index),
-      "dimension": encoder.dimension,
+      **_about_index(buffer.index, encoder.dimension),
       "encoder": {
         "id": encoder.encoder_id,
         "sha256": encoder.sha256,
@@ -140,6 +121,51 @@ def buffer_app(buffer: StepTraceBuffer, config: ServerConfig) -> Starlette:
     }
 
   return make_app(buffer, buffer.index, config=config, about=about)
+
+
+def index_app(
+  index: Index, config: ServerConfig, *, dimension: int
+) -> Starlette:
+  """Makes the application of an index alone, which answers vectors.
+
+  Args:
+    index: what is served.
+    config: limits and times.
+    dimension: of its vectors.
+  """
+  return make_app(
+    None, index, config=config, about=lambda: _about_index(index, dimension)
+  )
+
+
+def _about_index(index: Index, dimension: int) -> dict[str, Any]:
+  return {
+    "num_keys": len(index),
+    "dimension": dimension,
+    "encoder": {"sha256": index.encoder_sha256},
+    "index": dict(index.parameters),
+  }
+
+
+def make_app(
+  source: TraceSource | None,
+  index: Index | None,
+  *,
+  config: ServerConfig,
+  about: Callable[[], Mapping[str, Any]] = dict,
+) -> Starlette:
+  """Makes an application of its parts.
+
+  Args:
+    source: answers queries; None where only vectors are answered.
+    index: answers vectors; None where only queries are answered.
+    config: limits and times.
+    about: what is served, for `/healthz`.
+
+  Returns:
+    An ASGI application; see `buffer_app`.
+  """
+  return _App(source, index, config, about).starlette
 
 
 class _App:

@@ -108,7 +108,7 @@ class StepTraceBuffer:
     cls,
     traces: Sequence[StepTrace],
     encoder: SentenceEncoder,
-    index_cls: type[index_lib.Index] | None = None,
+    index_cls: index_lib.IndexClass | None = None,
   ) -> StepTraceBuffer:
     """Embeds the keys of all traces and builds the index.
 
@@ -256,7 +256,7 @@ class StepTraceBuffer:
 
     At least `num_neighbors` of them, if there are as many.
     """
-    queries = self._encoder.encode(
+    queries = self._encoder.encode_queries(
       key_texts(questions, histories, self._encoder)
     )
     neighbors = self._index.search(queries, num_neighbors)
@@ -376,7 +376,9 @@ class StepTraceBuffer:
         directory,
       )
     traces = StoredTraces(directory / TRACES_FILE)
-    index = scann_index.load_index(directory / INDEX_FOLDER)
+    index = scann_index.load_index(
+      directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
+    )
     _check(directory, _count_problems(traces, index, manifest))
     return cls(traces, traces.key_ids, index, encoder, version=manifest.version)
 

@@ -93,7 +93,7 @@ class BufferWriter:
     directory: str | pathlib.Path,
     encoder: SentenceEncoder,
     *,
-    index_cls: type[index_lib.Index] | None = None,
+    index_cls: index_lib.IndexClass | None = None,
     resume: bool = False,
   ):
     self._directory = pathlib.Path(directory)
@@ -314,11 +314,11 @@ def check_trace(trace: StepTrace, trace_ids: set[int]) -> None:
 def build_index(
   vectors: Float32[np.ndarray, "K D"],
   encoder: SentenceEncoder,
-  index_cls: type[index_lib.Index] | None,
+  index_cls: index_lib.IndexClass | None,
 ) -> index_lib.Index:
   """Builds the index over key vectors; the class None is the default one."""
-  del encoder
-  return (index_cls or scann_index.default_index_class()).build(vectors)
+  index_cls = index_cls or scann_index.default_index_class()
+  return index_cls.build(vectors, encoder_sha256=encoder.sha256)
 
 
 def write_contents(
@@ -347,7 +347,7 @@ def write_contents(
     num_keys=len(index),
     num_tokens=sum(counts.num_tokens for counts in agents.values()),
     encoder=EncoderInfo(encoder.encoder_id, encoder.sha256, encoder.max_tokens),
-    index=index_lib.read_meta(new / INDEX_FOLDER),
+    index=dict(index.parameters),
     files=describe_files(new),
   )
   write_manifest(new, manifest)
@@ -446,7 +446,7 @@ def merge(
   out: str | pathlib.Path,
   encoder: SentenceEncoder,
   *,
-  index_cls: type[index_lib.Index] | None = None,
+  index_cls: index_lib.IndexClass | None = None,
 ) -> Manifest:
   """Joins buffers into one; nothing is embedded again.
 

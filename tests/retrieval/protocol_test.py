@@ -141,6 +141,13 @@ HIT = retrieval.step_hit(
 )
 
 
+TRACE = json.loads(json.dumps(dataclasses.asdict(HIT.trace)))
+
+
+def test_all_fields_of_a_trace_are_sent():
+  assert protocol._TRACE_TYPES.keys() == TRACE.keys()
+
+
 def written(**changes):
   request = dataclasses.replace(parse({"queries": ["q"]}), **changes)
   # As the other side reads it.
@@ -181,7 +188,22 @@ def test_a_trace_there_and_back():
     (3, "object of document and score"),
     ({"document": "text", "score": 1.0}, "document=object"),
     ({"document": {}, "score": None}, "document and score"),
-    ({"document": {"id": "1", "contents": "c"}, "score": 1}, "no question, "),
+    (
+      {"document": {"id": "1", "contents": "c"}, "score": 1},
+      "question of a document must be a text, got None",
+    ),
+    (
+      {"document": {**TRACE, "history": "step"}, "score": 1},
+      "history of a document must be a list of texts, got 'step'",
+    ),
+    (
+      {"document": {**TRACE, "reward": None}, "score": 1},
+      "reward of a document must be a number, got None",
+    ),
+    (
+      {"document": {**TRACE, "trace_id": True}, "score": 1},
+      "trace_id of a document must be a whole number, got True",
+    ),
   ],
 )
 def test_documents_of_other_servers_are_no_traces(item, message):
@@ -209,5 +231,12 @@ def test_rows_of_an_index():
   assert protocol.neighbors_to_json([5, -1], [score, -np.inf], request) == [
     {"document": {"id": "5"}, "score": score}
   ]
+  assert protocol.row_from_json({"document": {"id": "5"}, "score": score}) == (
+    5,
+    score,
+  )
   request = parse({"queries": ["q"]})
   assert protocol.neighbors_to_json([5], [score], request) == [{"id": "5"}]
+  for item in (3, {"score": 1}, {"document": {"id": "a"}, "score": 1}):
+    with pytest.raises(protocol.RefusedError, match="id is a row's number"):
+      protocol.row_from_json(item)

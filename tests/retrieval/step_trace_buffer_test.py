@@ -34,13 +34,12 @@ def change_manifest(directory, **changes):
 class FakeIndex:
   """Gives prepared neighbours, or raises a prepared error."""
 
+  encoder_sha256 = None
+
   def __init__(self, ids=(), scores=(), error=None):
     self.ids, self.scores, self.error = ids, scores, error
     self.num_searches = 0
-
-  @classmethod
-  def build(cls, vectors):
-    return cls()
+    self.parameters = {"kind": "fake", "recall": 1.0}
 
   def __len__(self):
     return len(self.ids)
@@ -56,10 +55,6 @@ class FakeIndex:
     )
 
   def save(self, path):
-    raise NotImplementedError
-
-  @classmethod
-  def load(cls, path):
     raise NotImplementedError
 
 
@@ -362,7 +357,7 @@ class TestFailures:
       raise RuntimeError("out of memory")
 
     buffer = fake_buffer(encoder, [1.0], [0.5])
-    monkeypatch.setattr(encoder, "encode", fail)
+    monkeypatch.setattr(encoder, "encode_queries", fail)
     (outcome,) = buffer.retrieve(
       [QUESTION], [()], config=retrieval.RetrievalConfig()
     )
