@@ -1,6 +1,6 @@
 """Step-Trace Buffer, its vector index and the sentence encoder."""
 
-from rapo_jax.retrieval.breaker import GuardedBuffer
+from rapo_jax.retrieval.breaker import Buffer, GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
 from rapo_jax.retrieval.policy import (
@@ -27,6 +27,7 @@ from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
 from rapo_jax.retrieval.store import BufferWriter
 
 __all__ = [
+  "Buffer",
   "BufferWriter",
   "ExactIndex",
   "Failed",

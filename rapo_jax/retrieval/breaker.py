@@ -11,11 +11,27 @@ import collections
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
-from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
 
 _log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Buffer(Protocol):
+  """What a rollout asks: a `StepTraceBuffer`, here or with a server."""
+
+  def retrieve(
+    self,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    *,
+    config: RetrievalConfig,
+    keys: Sequence[Sequence[int]] | None = None,
+  ) -> list[Hit | Miss | Failed]:
+    """Finds a step for each of N histories; see `StepTraceBuffer`."""
+    ...
 
 
 class GuardedBuffer:
@@ -28,7 +44,7 @@ class GuardedBuffer:
 
   def __init__(
     self,
-    buffer: StepTraceBuffer,
+    buffer: Buffer,
     clock: Callable[[], float] = time.monotonic,
   ):
     self._buffer = buffer
