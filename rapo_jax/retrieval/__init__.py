@@ -2,6 +2,7 @@
 
 from rapo_jax.retrieval.breaker import Buffer, GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
+from rapo_jax.retrieval.growing import GrowingBuffer
 from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
 from rapo_jax.retrieval.policy import (
   Failed,
@@ -31,6 +32,7 @@ __all__ = [
   "BufferWriter",
   "ExactIndex",
   "Failed",
+  "GrowingBuffer",
   "GuardedBuffer",
   "Hit",
   "Index",

@@ -52,6 +52,7 @@ from rapo_jax.retrieval.step_trace import (
   trace_keys,
 )
 from rapo_jax.retrieval.trace_file import (
+  ColumnarTraces,
   StoredTraces,
   trace_table,
   trajectory_columns,
@@ -64,7 +65,11 @@ class StepTraceBuffer:
   """Step traces with an index over their keys. Read-only once built.
 
   Attributes:
+    traces: in the order in which they were given.
+    index: over their distinct keys.
+    encoder: embedded the keys, and embeds what is looked up.
     version: of the content; it grows with every addition.
+    directory: folder that it was loaded from; None for one in memory.
   """
 
   def __init__(
@@ -75,6 +80,7 @@ class StepTraceBuffer:
     encoder: SentenceEncoder,
     *,
     version: int = 1,
+    directory: pathlib.Path | None = None,
   ):
     """Joins the parts; use `build` or `load`.
 
@@ -84,15 +90,17 @@ class StepTraceBuffer:
       index: index over the distinct keys.
       encoder: the encoder that embedded them.
       version: of the content.
+      directory: folder that the traces and the index are in.
     """
     self.version = version
-    self._traces = traces
+    self.directory = directory
+    self.traces = traces
     self._key_ids = np.asarray(key_ids, np.int64)
-    self._index = index
-    self._encoder = encoder
+    self.index = index
+    self.encoder = encoder
     self._rewards = (
       traces.rewards
-      if isinstance(traces, StoredTraces)
+      if isinstance(traces, ColumnarTraces)
       else np.array([trace.reward for trace in traces], np.float64)
     )
     # The traces of key k, best first, are _order[_starts[k]:_starts[k + 1]].
@@ -135,21 +143,11 @@ class StepTraceBuffer:
 
   def __len__(self) -> int:
     """Returns the number of traces."""
-    return len(self._traces)
+    return len(self.traces)
 
   def __iter__(self) -> Iterator[StepTrace]:
     """Goes over the traces in the order in which they were given."""
-    return iter(self._traces)
-
-  @property
-  def index(self) -> index_lib.Index:
-    """The index over the distinct keys."""
-    return self._index
-
-  @property
-  def encoder(self) -> SentenceEncoder:
-    """The encoder of keys and histories."""
-    return self._encoder
+    return iter(self.traces)
 
   def retrieve(
     self,
@@ -240,7 +238,7 @@ class StepTraceBuffer:
     found = self._search(questions, histories, num_neighbors)
     return [
       [
-        step_hit(self._traces[row], score)
+        step_hit(self.traces[row], score)
         for row, score in itertools.islice(candidates, num_neighbors)
       ]
       for candidates in found
@@ -256,10 +254,10 @@ class StepTraceBuffer:
 
     At least `num_neighbors` of them, if there are as many.
     """
-    queries = self._encoder.encode_queries(
-      key_texts(questions, histories, self._encoder)
+    queries = self.encoder.encode_queries(
+      key_texts(questions, histories, self.encoder)
     )
-    neighbors = self._index.search(queries, num_neighbors)
+    neighbors = self.index.search(queries, num_neighbors)
     return [
       self._candidates(ids, scores)
       for ids, scores in zip(
@@ -278,10 +276,10 @@ class StepTraceBuffer:
   def _hit(
     self, row: int, similarity: float | None, config: RetrievalConfig
   ) -> Hit:
-    trace = self._traces[row]
+    trace = self.traces[row]
     if config.granularity == "step":
       return step_hit(trace, similarity)
-    last = self._traces[int(self._last_steps[row])]
+    last = self.traces[int(self._last_steps[row])]
     return Hit(
       trace,
       similarity,
@@ -292,7 +290,7 @@ class StepTraceBuffer:
   @functools.cached_property
   def _last_steps(self) -> Int64[np.ndarray, " N"]:
     """For each trace the row of its trajectory's last step; itself without."""
-    trajectories, step_indices = trajectory_columns(self._traces)
+    trajectories, step_indices = trajectory_columns(self.traces)
     rows = np.arange(len(self))
     apart = np.where(trajectories < 0, len(self) + rows, trajectories)
     order = np.lexsort((step_indices, apart))
@@ -319,16 +317,16 @@ class StepTraceBuffer:
     """
     with folder.replaced_folder(directory) as new:
       store.write_contents(
-        new, self._tables(), self._index, self._encoder, version=self.version
+        new, self._tables(), self.index, self.encoder, version=self.version
       )
 
   def _tables(self) -> Iterator[pa.Table]:
-    if isinstance(self._traces, StoredTraces):
-      yield from self._traces.tables()
+    if isinstance(self.traces, ColumnarTraces):
+      yield from self.traces.tables()
       return
     for first in range(0, len(self), store.BATCH_TRACES):
-      traces = self._traces[first : first + store.BATCH_TRACES]
-      keys, num_tokens = trace_keys(traces, self._encoder)
+      traces = self.traces[first : first + store.BATCH_TRACES]
+      keys, num_tokens = trace_keys(traces, self.encoder)
       yield trace_table(
         traces,
         keys=keys,
@@ -380,7 +378,14 @@ class StepTraceBuffer:
       directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
     )
     _check(directory, _count_problems(traces, index, manifest))
-    return cls(traces, traces.key_ids, index, encoder, version=manifest.version)
+    return cls(
+      traces,
+      traces.key_ids,
+      index,
+      encoder,
+      version=manifest.version,
+      directory=directory,
+    )
 
 
 def _check_lengths(

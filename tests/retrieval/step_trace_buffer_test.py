@@ -375,7 +375,7 @@ class TestFailures:
     buffer.retrieve(
       [QUESTION] * 9, [()] * 9, config=retrieval.RetrievalConfig()
     )
-    assert buffer._index.num_searches == 1
+    assert buffer.index.num_searches == 1
 
   def test_unequal_numbers_are_refused(self, encoder):
     buffer = fake_buffer(encoder, [1.0], [0.5])

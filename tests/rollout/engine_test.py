@@ -517,7 +517,7 @@ def test_an_index_that_fails_inserts_nothing_and_is_left_alone(
     searches.append(len(queries))
     raise RuntimeError("gone")
 
-  monkeypatch.setattr(buffer._index, "search", fail)
+  monkeypatch.setattr(buffer.index, "search", fail)
   engine = RolloutEngine(
     dataclasses.replace(_CONFIG, retrieval_prob=1.0),
     tag_tokenizer,
