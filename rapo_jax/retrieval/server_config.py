@@ -30,7 +30,7 @@ class ServerConfig:
   max_batch: int = 64
   max_wait_s: float = 0.005
   max_queue: int = 16_384
-  timeout_s: float = 60.0
+  timeout_s: float = 120.0
 
   def __post_init__(self) -> None:
     if not 1 <= self.defaults.topk <= self.limits.max_topk:
