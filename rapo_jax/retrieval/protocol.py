@@ -40,6 +40,9 @@ the authors of RAPO do."""
 Mode = Literal["list", "choice"]
 """What a query gets: its nearest traces, or the one that a rollout would."""
 
+_CHATML_START, _CHATML_END = "<|im_start|>", "<|im_end|>"
+# With and without special tokens.
+_TRANSCRIPT_STARTS = (_CHATML_START, "system\n")
 _BODY_FIELDS = ("queries", "topk", "return_scores", "histories", "vectors")
 _VECTOR_FIELDS = ("shape", "float32")
 
@@ -132,7 +135,8 @@ def parse_request(
   """Reads a request.
 
   A query without a history of its own is a question on its first line, and
-  what has happened since on those after it.
+  what has happened since on those after it; or a transcript in ChatML, of which
+  the question is the user's message, and the rest what the assistant wrote.
 
   Args:
     body: of the request.
@@ -247,9 +251,9 @@ def _parse_queries(
         f" {len(histories)} histories: send [] for an empty one."
       )
   else:
-    lines = [query.partition("\n") for query in queries]
-    queries = [question for question, _, _ in lines]
-    histories = [[rest] if rest else [] for _, _, rest in lines]
+    pairs = [_split_query(query) for query in queries]
+    queries = [question for question, _ in pairs]
+    histories = [[rest] if rest else [] for _, rest in pairs]
   for number, (query, history) in enumerate(
     zip(queries, histories, strict=True)
   ):
@@ -267,6 +271,19 @@ def _parse_queries(
           " no text: mend or drop it."
         )
   return tuple(queries), tuple(map(tuple, histories))
+
+
+def _split_query(query: str) -> tuple[str, str]:
+  """A query's question, and what has happened since."""
+  if query.startswith(_TRANSCRIPT_STARTS):
+    # RAPO's trainer sends what the policy has in its context, in ChatML.
+    text = "\n" + query.replace(_CHATML_START, "").replace(_CHATML_END, "")
+    _, user, rest = text.partition("\nuser\n")
+    if user:
+      question, _, history = rest.partition("\nassistant\n")
+      return question, history
+  question, _, history = query.partition("\n")
+  return question, history
 
 
 def _check_number(number: int, limits: Limits) -> None:

@@ -15,13 +15,13 @@ LIMITS = protocol.Limits(
 )
 
 
-def parse(body, parameters=None, defaults=None):
+def parse(body, parameters=None, defaults=None, limits=LIMITS):
   if not isinstance(body, bytes):
     body = json.dumps(body).encode()
   return protocol.parse_request(
     body,
     parameters or {},
-    limits=LIMITS,
+    limits=limits,
     defaults=defaults or protocol.Defaults(),
   )
 
@@ -56,6 +56,28 @@ def test_histories_are_steps():
   request = parse({"queries": ["a\nb", "c"], "histories": [["s", "t"], []]})
   assert request.questions == ("a\nb", "c")
   assert request.histories == (("s", "t"), ())
+
+
+@pytest.mark.parametrize(
+  ("query", "question", "history"),
+  [
+    (
+      "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nQ\nq<|im_end|>\n"
+      "<|im_start|>assistant\na\nuser\n",
+      "Q\nq",
+      ("a\nuser\n",),
+    ),
+    ("system\ns\nuser\nQ\nassistant\n", "Q", ()),
+    ("<|im_start|>user\nQ<|im_end|>\n", "Q\n", ()),
+    # None of these is a transcript.
+    ("system\nno", "system", ("no",)),
+    ("Q\nuser\nx\nassistant\ny", "Q", ("user\nx\nassistant\ny",)),
+  ],
+)
+def test_a_transcript_has_a_question(query, question, history):
+  request = parse({"queries": [query]}, limits=protocol.Limits())
+  assert request.questions == (question,)
+  assert request.histories == (history,)
 
 
 def test_vectors_there_and_back():
