@@ -129,6 +129,8 @@ class Trajectory:
     policy_version: number of updates behind the policy that sampled it.
     finish_reason: why it ended.
     events: tool calls and retrievals, in order.
+    buffer_version: version of the Step-Trace Buffer that it was allowed to
+      retrieve from; None without one.
   """
 
   tokens: Int[np.ndarray, " T"]
@@ -143,6 +145,7 @@ class Trajectory:
   policy_version: int
   finish_reason: FinishReason
   events: tuple[ToolEvent | RetrievalEvent, ...] = ()
+  buffer_version: int | None = None
 
   @property
   def policy_mask(self) -> Bool[np.ndarray, " T"]:

@@ -1,10 +1,11 @@
 """Step-Trace Buffer, its vector index and the sentence encoder."""
 
-from rapo_jax.retrieval.breaker import Buffer, GuardedBuffer
+from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.growing import GrowingBuffer
 from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
 from rapo_jax.retrieval.policy import (
+  Buffer,
   Failed,
   Hit,
   Miss,

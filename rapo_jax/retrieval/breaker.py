@@ -11,27 +11,16 @@ import collections
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
-from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
+from rapo_jax.retrieval.policy import (
+  Buffer,
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+)
 
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Buffer(Protocol):
-  """What a rollout asks: a `StepTraceBuffer`, here or with a server."""
-
-  def retrieve(
-    self,
-    questions: Sequence[str],
-    histories: Sequence[Sequence[str]],
-    *,
-    config: RetrievalConfig,
-    keys: Sequence[Sequence[int]] | None = None,
-  ) -> list[Hit | Miss | Failed]:
-    """Finds a step for each of N histories; see `StepTraceBuffer`."""
-    ...
 
 
 class GuardedBuffer:
@@ -52,6 +41,11 @@ class GuardedBuffer:
     # Whether each of the last searches failed.
     self._failed: collections.deque[bool] = collections.deque()
     self._open_until: float | None = None
+
+  @property
+  def version(self) -> int:
+    """Version of what is in the buffer now."""
+    return self._buffer.version
 
   def retrieve(
     self,

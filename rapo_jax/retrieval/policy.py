@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -131,6 +131,27 @@ class Failed:
 
   reason: str
   attempted: bool = True
+
+
+@runtime_checkable
+class Buffer(Protocol):
+  """What a rollout retrieves from."""
+
+  @property
+  def version(self) -> int:
+    """Version of its content; another one where anything was added."""
+    ...
+
+  def retrieve(
+    self,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    *,
+    config: RetrievalConfig,
+    keys: Sequence[Sequence[int]] | None = None,
+  ) -> list[Hit | Miss | Failed]:
+    """See `StepTraceBuffer.retrieve`."""
+    ...
 
 
 def step_hit(trace: StepTrace, similarity: float | None) -> Hit:

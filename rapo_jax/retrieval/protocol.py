@@ -21,7 +21,7 @@ import binascii
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -484,15 +484,34 @@ def row_from_json(item: Any) -> tuple[int, float]:
     ) from error
 
 
-def result_from_json(body: bytes, num_queries: int) -> list[list[Any]]:
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What a server answers.
+
+  Attributes:
+    results: for each query, its results.
+    version: of the buffer that was searched; None where the server does not
+      say.
+  """
+
+  results: list[list[Any]]
+  version: int | None
+
+
+def answer_to_json(results: Iterable[list[Any]], version: int | None) -> bytes:
+  """Writes the body of a response."""
+  fields: dict[str, Any] = {"result": list(results)}
+  if version is not None:
+    fields["version"] = version
+  return json.dumps(fields, ensure_ascii=False).encode("utf-8")
+
+
+def answer_from_json(body: bytes, num_queries: int) -> Answer:
   """Reads a response as far as it says whose results are whose.
 
   Args:
     body: of the response.
     num_queries: Q of the request.
-
-  Returns:
-    For each query, the results.
 
   Raises:
     RefusedError: it is no response to so many queries.
@@ -514,4 +533,5 @@ def result_from_json(body: bytes, num_queries: int) -> list[list[Any]]:
       f"The response has results of {len(result)} queries, {num_queries} were"
       " asked: is something between client and server that changes them?"
     )
-  return result
+  version = fields.get("version")
+  return Answer(result, version if _is_whole(version) else None)

@@ -102,8 +102,8 @@ class _Client:
 
   def retrieve(
     self, fields: Mapping[str, Any], num_queries: int
-  ) -> list[list[Any]]:
-    """Results of each query, nearest first.
+  ) -> protocol.Answer:
+    """The results of each query, nearest first.
 
     Raises:
       RemoteError: the server is not reached, busy, or failed.
@@ -113,7 +113,7 @@ class _Client:
     # Whatever the server's defaults are.
     path = f"{protocol.PATH}?document=object&mode=list"
     response = self._ask("POST", path, body)
-    return protocol.result_from_json(response.content, num_queries)
+    return protocol.answer_from_json(response.content, num_queries)
 
   def _ask(self, method: str, path: str, body: bytes | None) -> httpx2.Response:
     """The answer to one request that changes nothing, so it may be repeated."""
@@ -200,6 +200,19 @@ class RemoteBuffer:
       url, timeout_s=timeout_s, max_connections=max_connections
     )
     self._encoder = encoder
+    self._version: int | None = None
+
+  @property
+  def version(self) -> int:
+    """Version of the buffer as of the last answer.
+
+    Raises:
+      ValueError: there was none yet, and `check` fails.
+    """
+    if self._version is None:
+      self.check()
+      assert self._version is not None
+    return self._version
 
   def close(self) -> None:
     """Closes the connections."""
@@ -221,6 +234,11 @@ class RemoteBuffer:
         f"The Step-Trace Buffer at {self._client.url} does not answer"
         f" ({error}): start its server, or mend the URL."
       ) from error
+    if "version" not in health:
+      raise ValueError(
+        f"{self._client.url} serves an index alone, without traces: start a"
+        " server of a buffer, or mend the URL."
+      )
     theirs = health.get("encoder", {})
     if theirs.get("sha256") != self._encoder.sha256:
       raise ValueError(
@@ -229,6 +247,7 @@ class RemoteBuffer:
         f" ({self._encoder.sha256[:12]}). Their keys are cut at other places:"
         " use the same encoder on both sides."
       )
+    self._version = int(health["version"])
     return health
 
   def retrieve(
@@ -274,12 +293,15 @@ class RemoteBuffer:
       "return_scores": True,
     }
     try:
+      answer = self._client.retrieve(request, len(questions))
       found = [
         [protocol.hit_from_json(item) for item in items]
-        for items in self._client.retrieve(request, len(questions))
+        for items in answer.results
       ]
     except (RemoteError, protocol.RefusedError) as error:
       return [Failed(f"{type(error).__name__}: {error}")] * len(questions)
+    if answer.version is not None:
+      self._version = answer.version
     return [_choose(hits, config) for hits in found]
 
 
@@ -363,8 +385,8 @@ class RemoteIndex:
         "topk": num_neighbors,
         "return_scores": True,
       }
-      rows = self._client.retrieve(fields, len(chunk))
-      for row, items in enumerate(rows, first):
+      answer = self._client.retrieve(fields, len(chunk))
+      for row, items in enumerate(answer.results, first):
         pairs = [protocol.row_from_json(item) for item in items]
         ids[row, : len(pairs)] = [i for i, _ in pairs]
         scores[row, : len(pairs)] = [s for _, s in pairs]

@@ -19,7 +19,6 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -53,6 +52,11 @@ _CLIENT_GONE = 499
 @runtime_checkable
 class TraceSource(Protocol):
   """Finds step traces, as a `StepTraceBuffer` does."""
+
+  @property
+  def version(self) -> int:
+    """Version of its content."""
+    ...
 
   def neighbors(
     self,
@@ -370,6 +374,7 @@ class _Search:
       raise ValueError(
         "This server answers vectors alone: send vectors in place of queries."
       )
+    version = self._source.version
     hits = iter(
       self._source.neighbors(
         [question for request in requests for question in request.questions],
@@ -378,9 +383,12 @@ class _Search:
       )
     )
     return [
-      _response(
-        protocol.hits_to_json(self._wanted(next(hits), request), request)
-        for _ in request.questions
+      protocol.answer_to_json(
+        (
+          protocol.hits_to_json(self._wanted(next(hits), request), request)
+          for _ in request.questions
+        ),
+        version,
       )
       for request in requests
     ]
@@ -404,13 +412,12 @@ class _Search:
     found = self._index.search(np.concatenate(queries), requests[0].topk)
     rows = iter(zip(found.ids.tolist(), found.scores.tolist(), strict=True))
     return [
-      _response(
-        protocol.neighbors_to_json(*next(rows), request)
-        for _ in range(len(request))
+      protocol.answer_to_json(
+        (
+          protocol.neighbors_to_json(*next(rows), request)
+          for _ in range(len(request))
+        ),
+        None,
       )
       for request in requests
     ]
-
-
-def _response(result: Any) -> bytes:
-  return json.dumps({"result": list(result)}, ensure_ascii=False).encode()

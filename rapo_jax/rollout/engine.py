@@ -184,7 +184,8 @@ class RolloutEngine:
     tokenizer: Hugging Face tokenizer of the policy.
     vocab_size: rows of the policy's output head.
     tools: tools by name; the name is the tag that calls them.
-    buffer: Step-Trace Buffer for hybrid trajectories, or None.
+    buffer: Step-Trace Buffer for hybrid trajectories, or None. It may grow
+      between two rollouts.
     retrieval: how a trace is chosen among the nearest.
     mesh: devices that share the slots and the policy; None for one device.
       With devices of several processes each of them makes the same engines
@@ -206,7 +207,7 @@ class RolloutEngine:
     *,
     vocab_size: int,
     tools: Mapping[str, tools_lib.Tool],
-    buffer: retrieval_lib.StepTraceBuffer | None = None,
+    buffer: retrieval_lib.Buffer | None = None,
     retrieval: retrieval_lib.RetrievalConfig | None = None,
     mesh: jax.sharding.Mesh | None = None,
     policy: Decoder | None = None,
@@ -366,6 +367,9 @@ class _Rollout:
     self._finished: dict[int, Trajectory] = {}
     self._calls = calls
     self._retriever = retriever
+    self._buffer_version = (
+      None if engine._buffer is None else engine._buffer.version
+    )
     self._held_since: float | None = None
     self._stats = RolloutStats(tools=calls.stats)
 
@@ -744,6 +748,7 @@ class _Rollout:
       policy_version=self._update,
       finish_reason=reason,
       events=tuple(sequence.events),
+      buffer_version=self._buffer_version if request.hybrid else None,
     )
     self._slots[slot] = None
 

@@ -72,11 +72,13 @@ class FakeSource:
   """Finds traces that name what was asked, and remembers the batches.
 
   Attributes:
+    version: of the buffer that it stands for.
     batches: questions of each.
     histories: of all.
   """
 
   def __init__(self, delay_s=0.0, error=None):
+    self.version = 1
     self.delay_s = delay_s
     self.error = error
     self.batches = []

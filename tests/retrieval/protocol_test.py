@@ -244,7 +244,16 @@ def test_documents_of_other_servers_are_no_traces(item, message):
 )
 def test_answers_that_are_none(body, message):
   with pytest.raises(protocol.RefusedError, match=message):
-    protocol.result_from_json(body, 2)
+    protocol.answer_from_json(body, 2)
+
+
+@pytest.mark.parametrize("version", [None, 7])
+def test_an_answer_there_and_back(version):
+  body = protocol.answer_to_json(iter([["ä"], []]), version)
+  assert json.loads(body)["result"] == [["ä"], []]
+  assert protocol.answer_from_json(body, 2) == protocol.Answer(
+    [["ä"], []], version
+  )
 
 
 def test_rows_of_an_index():

@@ -114,6 +114,18 @@ def test_no_questions_and_uneven_ones(url, connect):
     connect(url).retrieve([TOWER], [], config=CONFIG)
 
 
+def test_its_version_is_that_of_the_last_answer(connect):
+  source = loopback.FakeSource()
+  source.version = 3
+  app = server.make_app(source, None, config=ServerConfig())
+  with loopback.serving(app) as url:
+    opened = connect(url)
+    for version in (3, 4):
+      source.version = version
+      opened.retrieve(["q"], [()], config=CONFIG)
+      assert opened.version == version
+
+
 def test_an_empty_buffer_misses(encoder, connect):
   empty = retrieval.StepTraceBuffer.build([], encoder, retrieval.ExactIndex)
   with loopback.serving(server.buffer_app(empty, ServerConfig())) as url:
@@ -231,6 +243,8 @@ class TestCheck:
     health = connect(url).check()
     assert health["num_traces"] == 27
     assert health["version"] == 1
+    # Whoever has not asked yet asks.
+    assert connect(url).version == 1
 
   def test_nobody_there(self, connect):
     with pytest.raises(ValueError, match=r"does not answer.*start its server"):
@@ -246,8 +260,17 @@ class TestCheck:
     ):
       connect(url).check()
 
+  def test_an_index_without_traces(self, buffer, connect):
+    app = server.index_app(buffer.index, ServerConfig(), dimension=384)
+    with (
+      loopback.serving(app) as url,
+      pytest.raises(ValueError, match="serves an index alone"),
+    ):
+      connect(url).check()
+
   def test_another_encoder(self, encoder, connect):
-    health = {"num_keys": 1, "encoder": {"id": "other", "sha256": "0" * 64}}
+    encoder_of = {"id": "other", "sha256": "0" * 64}
+    health = {"num_keys": 1, "version": 1, "encoder": encoder_of}
     with (
       answering(Response(json.dumps(health))) as (url, _),
       pytest.raises(ValueError, match=r"of the encoder other.*use the same"),

@@ -113,7 +113,7 @@ class TestAnswers:
   def test_no_queries(self, serve, client):
     url = serve(loopback.FakeSource())
     response = client.post(url + "/retrieve", json={"queries": []})
-    assert response.json() == {"result": []}
+    assert response.json() == {"result": [], "version": 1}
 
   def test_unicode(self, serve, client):
     url = serve(loopback.FakeSource())
@@ -217,7 +217,7 @@ class TestAnswers:
     buffer = retrieval.StepTraceBuffer.build([], encoder, retrieval.ExactIndex)
     url = serve(buffer)
     response = client.post(url + "/retrieve", json={"queries": ["a", "b"]})
-    assert response.json() == {"result": [[], []]}
+    assert response.json()["result"] == [[], []]
 
 
 class TestRefusals:

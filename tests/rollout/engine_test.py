@@ -92,6 +92,7 @@ def test_only_hybrid_rollouts_retrieve_and_never_first(rolled):
     group = per_group.setdefault(trajectory.group_id, [])
     group.append(trajectory.hybrid)
     retrieved = trajectory.kinds == TokenKind.RETRIEVED
+    assert trajectory.buffer_version == (1 if trajectory.hybrid else None)
     if not trajectory.hybrid:
       assert not retrieved.any()
       assert not trajectory.retrieval_events
