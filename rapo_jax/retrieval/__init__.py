@@ -11,6 +11,8 @@ from rapo_jax.retrieval.policy import (
   Hit,
   Miss,
   RetrievalConfig,
+  choose_hit,
+  step_hit,
 )
 from rapo_jax.retrieval.scann_index import (
   ScannIndex,
@@ -44,10 +46,12 @@ __all__ = [
   "SentenceEncoder",
   "StepTrace",
   "StepTraceBuffer",
+  "choose_hit",
   "default_index_class",
   "key_text",
   "key_texts",
   "load_index",
   "select_top_k",
+  "step_hit",
   "step_traces",
 ]

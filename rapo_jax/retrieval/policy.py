@@ -154,6 +154,11 @@ class Buffer(Protocol):
     ...
 
 
+def step_hit(trace: StepTrace, similarity: float | None) -> Hit:
+  """What inserts the step of a trace."""
+  return Hit(trace, similarity, trace.step, trace.answers)
+
+
 def choose(
   candidates: Iterable[tuple[int, float]],
   rewards: Float64[np.ndarray, " N"],
@@ -179,6 +184,26 @@ def choose(
     return Miss("below min_reward")
   # `max` keeps the first of equals, and they come by similarity.
   return max(good, key=lambda pair: rewards[pair[0]])
+
+
+def choose_hit(hits: Sequence[Hit], config: RetrievalConfig) -> Hit | Miss:
+  """Chooses among the nearest traces of one history; see `choose`.
+
+  Args:
+    hits: with their similarities, best first.
+    config: how to choose.
+
+  Returns:
+    One of the hits, or why there is none.
+  """
+  rewards = np.array([hit.trace.reward for hit in hits], np.float64)
+  candidates = (
+    (row, hit.similarity)
+    for row, hit in enumerate(hits)
+    if hit.similarity is not None
+  )
+  chosen = choose(candidates, rewards, config)
+  return chosen if isinstance(chosen, Miss) else hits[chosen[0]]
 
 
 def draw_noise(

@@ -14,6 +14,7 @@ traces of one key are settled by reward and not by the index's rounding.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ from rapo_jax.retrieval.policy import (
   RetrievalConfig,
   choose,
   draw_noise,
+  step_hit,
 )
 from rapo_jax.retrieval.step_trace import (
   ANSWER_TAG,
@@ -184,32 +186,18 @@ class StepTraceBuffer:
         f" {0 if keys is None else len(keys)} keys and {len(questions)}"
         " questions."
       )
-    if len(questions) != len(histories):
-      raise ValueError(
-        f"retrieve needs one history a question, got {len(questions)} questions"
-        f" and {len(histories)} histories."
-      )
+    _check_lengths(questions, histories)
     if not len(self):
       return [Miss("empty buffer")] * len(questions)
     if not questions:
       return []
     try:
-      queries = self.encoder.encode_queries(
-        key_texts(questions, histories, self.encoder)
-      )
-      neighbors = self.index.search(queries, config.top_k)
+      found = self._search(questions, histories, config.top_k)
     except (RuntimeError, ValueError, OSError) as error:
       reason = f"{type(error).__name__}: {error}"
       return [Failed(reason)] * len(questions)
     outcomes: list[Hit | Miss | Failed] = []
-    for number, (ids, scores) in enumerate(
-      zip(neighbors.ids.tolist(), neighbors.scores.tolist(), strict=True)
-    ):
-      candidates = (
-        (row, score)
-        for key_id, score in zip(ids, scores, strict=True)
-        for row in self._rows_of(key_id)
-      )
+    for number, candidates in enumerate(found):
       chosen = choose(candidates, self._rewards, config)
       if isinstance(chosen, Miss):
         outcomes.append(chosen)
@@ -222,12 +210,75 @@ class StepTraceBuffer:
       outcomes.append(self._hit(*chosen, config))
     return outcomes
 
+  def neighbors(
+    self,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    num_neighbors: int,
+  ) -> list[list[Hit]]:
+    """Finds the traces among which `retrieve` chooses a step.
+
+    Args:
+      questions: N questions.
+      histories: for each, the texts of its steps so far, oldest first.
+      num_neighbors: traces a history, at least 1.
+
+    Returns:
+      For each history its nearest traces, best first: by similarity, and of
+      one key by reward. Fewer than asked for where there are no more.
+
+    Raises:
+      ValueError: if there are not as many histories as questions, or the
+        index refuses `num_neighbors`.
+      RuntimeError: if the encoder or the index fails.
+    """
+    _check_lengths(questions, histories)
+    if not len(self) or not questions:
+      return [[] for _ in questions]
+    found = self._search(questions, histories, num_neighbors)
+    return [
+      [
+        step_hit(self.traces[row], score)
+        for row, score in itertools.islice(candidates, num_neighbors)
+      ]
+      for candidates in found
+    ]
+
+  def _search(
+    self,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    num_neighbors: int,
+  ) -> list[Iterator[tuple[int, float]]]:
+    """Row and similarity of each history's nearest traces, best first.
+
+    At least `num_neighbors` of them, if there are as many.
+    """
+    queries = self.encoder.encode_queries(
+      key_texts(questions, histories, self.encoder)
+    )
+    neighbors = self.index.search(queries, num_neighbors)
+    return [
+      self._candidates(ids, scores)
+      for ids, scores in zip(
+        neighbors.ids.tolist(), neighbors.scores.tolist(), strict=True
+      )
+    ]
+
+  def _candidates(
+    self, ids: list[int], scores: list[float]
+  ) -> Iterator[tuple[int, float]]:
+    """Row and similarity of the traces of one history's nearest keys."""
+    for key_id, score in zip(ids, scores, strict=True):
+      for row in self._rows_of(key_id):
+        yield row, score
+
   def _hit(
     self, row: int, similarity: float | None, config: RetrievalConfig
   ) -> Hit:
     trace = self.traces[row]
     if config.granularity == "step":
-      return Hit(trace, similarity, trace.step, trace.answers)
+      return step_hit(trace, similarity)
     last = self.traces[int(self._last_steps[row])]
     return Hit(
       trace,
@@ -334,6 +385,16 @@ class StepTraceBuffer:
       encoder,
       version=manifest.version,
       directory=directory,
+    )
+
+
+def _check_lengths(
+  questions: Sequence[str], histories: Sequence[Sequence[str]]
+) -> None:
+  if len(questions) != len(histories):
+    raise ValueError(
+      f"Each question needs one history, got {len(questions)} questions and"
+      f" {len(histories)} histories."
     )
 
 
