@@ -2,6 +2,7 @@
 
     .venv/bin/python -m benchmarks.index --data ../shared/data
     .venv/bin/python -m benchmarks.index --data ../shared/data --text
+    .venv/bin/python -m benchmarks.index --workers ours --vectors 1000000
 
 Vectors of 169,489 step traces, the paper's buffer. Step traces come in bundles:
 the same question and history in the words of several trajectories. So a vector
@@ -50,6 +51,7 @@ _CACHE = peers.ROOT / ".cache" / "benchmarks" / "index"
 _DIMENSION = 384
 _COSINE = 0.97
 _CHUNK = 1_000
+_ROWS = 2**14
 _TEXT_QUERIES = 1_000
 _HISTORY_SEED, _KEY_SEED, _QUERY_SEED, _ROWS_SEED = range(4)
 
@@ -101,22 +103,28 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
   return (vectors / norms).astype(np.float32)
 
 
-def _moved(
-  keys: np.ndarray, count: int, rng: np.random.Generator
+def _write_moved(
+  path: pathlib.Path, keys: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """`count` vectors at a cosine of about `_COSINE` to a key."""
-  chosen = keys[rng.integers(len(keys), size=count)]
+  """Writes vectors at a cosine of about `_COSINE` to a key; maps the file."""
+  vectors = np.lib.format.open_memmap(
+    path, "w+", np.float32, (count, _DIMENSION)
+  )
   tangent = np.sqrt(_COSINE**-2 - 1)
-  step = _unit(rng.standard_normal(chosen.shape, dtype=np.float32))
-  return _unit(chosen + tangent * step)
+  for start in range(0, count, _ROWS):
+    own = vectors[start : start + _ROWS]
+    step = _unit(rng.standard_normal(own.shape, dtype=np.float32))
+    chosen = keys[rng.integers(len(keys), size=len(own))]
+    own[:] = _unit(chosen + tangent * step)
+  return vectors
 
 
 def _nearest(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
   """Exact search, in chunks. Returns [Q]."""
   best = np.full(len(queries), -np.inf, np.float32)
   ids = np.zeros(len(queries), np.int64)
-  for start in range(0, len(vectors), 2**14):
-    scores = queries @ vectors[start : start + 2**14].T
+  for start in range(0, len(vectors), _ROWS):
+    scores = queries @ vectors[start : start + _ROWS].T
     at = scores.argmax(axis=1)
     found = scores[np.arange(len(queries)), at]
     ids = np.where(found > best, at + start, ids)
@@ -133,14 +141,17 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     encoder = retrieval.SentenceEncoder.from_pretrained(cache_size=0)
     texts = _texts(_histories(arguments), _KEY_SEED, encoder)
     keys = _embedded(encoder, texts[: arguments.bundles])
-  vectors = _moved(keys, arguments.vectors, rng)
-  queries = _moved(keys, arguments.queries, rng)
-  nearest = _nearest(vectors, queries)
   with tempfile.TemporaryDirectory() as path:
     folder = pathlib.Path(path)
-    np.save(folder / "vectors.npy", vectors)
-    np.save(folder / "queries.npy", queries)
-    del vectors
+    nearest = _nearest(
+      *(
+        _write_moved(folder / f"{name}.npy", keys, count, rng)
+        for name, count in (
+          ("vectors", arguments.vectors),
+          ("queries", arguments.queries),
+        )
+      )
+    )
 
     def start(name: str) -> peers.Worker:
       script = _WORKERS / _SCRIPTS[name]

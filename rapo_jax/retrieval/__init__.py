@@ -9,6 +9,7 @@ from rapo_jax.retrieval.scann_index import (
   default_index_class,
   load_index,
 )
+from rapo_jax.retrieval.sentence_folder import Pooling
 from rapo_jax.retrieval.step_trace_buffer import (
   Failed,
   Hit,
@@ -30,6 +31,7 @@ __all__ = [
   "IndexClass",
   "Miss",
   "Neighbors",
+  "Pooling",
   "RetrievalConfig",
   "ScannIndex",
   "SentenceEncoder",
