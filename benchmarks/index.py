@@ -2,10 +2,11 @@
 
     .venv/bin/python -m benchmarks.index --data ../shared/data
     .venv/bin/python -m benchmarks.index --data ../shared/data --text
+    .venv/bin/python -m benchmarks.index --workers ours --vectors 1000000
 
 Vectors of 169,489 step traces, the paper's buffer. Step traces come in bundles:
 the same question and history in the words of several trajectories. So a vector
-is one of 21,000 keys of real text, embedded by MiniLM, moved to a cosine of
+is one of 10,000 keys of real text, embedded by MiniLM, moved to a cosine of
 0.97 in a random direction, which is the median between such a key and the same
 history in other words. Queries are moved from the same keys in other
 directions; none is a vector of the index. The keys are made from the data sets
@@ -18,7 +19,7 @@ memory that an index took which no file backs, `peak_mb` the most while it was
 built, pages of the file of vectors included; `loaded` is a process that has
 only read the index back.
 
-With `--text` the index holds the 21,000 keys themselves, and the queries are
+With `--text` the index holds 21,000 keys as they are, and the queries are 1,000
 waiting histories: keys in other words.
 """
 
@@ -50,44 +51,45 @@ _CACHE = peers.ROOT / ".cache" / "benchmarks" / "index"
 _DIMENSION = 384
 _COSINE = 0.97
 _CHUNK = 1_000
+_ROWS = 2**14
+_TEXT_QUERIES = 1_000
+_HISTORY_SEED, _KEY_SEED, _QUERY_SEED, _ROWS_SEED = range(4)
 
 
 def _embedded(
   encoder: retrieval.SentenceEncoder, texts: list[str]
 ) -> np.ndarray:
-  """Vectors of texts, kept from an earlier run."""
-  digest = hashlib.sha256(encoder.sha256.encode())
-  for text in texts:
-    digest.update(text.encode() + b"\0")
-  path = _CACHE / f"{digest.hexdigest()[:16]}.npy"
-  if not path.is_file():
-    chunks = []
-    for start in range(0, len(texts), _CHUNK):
+  """Vectors of texts, in chunks that are kept for the next run."""
+  _CACHE.mkdir(parents=True, exist_ok=True)
+  chunks = []
+  for start in range(0, len(texts), _CHUNK):
+    chunk = texts[start : start + _CHUNK]
+    digest = hashlib.sha256(encoder.sha256.encode())
+    digest.update("\0".join(chunk).encode())
+    path = _CACHE / f"{digest.hexdigest()[:16]}.npy"
+    if not path.is_file():
       print(f"embedding {start} of {len(texts)}", file=sys.stderr)
-      chunks.append(encoder.encode(texts[start : start + _CHUNK]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, np.concatenate(chunks))
-  return np.load(path)
+      np.save(path, encoder.encode(chunk))
+    chunks.append(np.load(path))
+  return np.concatenate(chunks)
 
 
-def text_vectors(
-  data: pathlib.Path, num_keys: int, num_queries: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Vectors of keys, of reworded ones, and which keys these are."""
-  histories = index_texts.read_histories(data, num_keys, random.Random(0))
-  encoder = retrieval.SentenceEncoder.from_pretrained(cache_size=0)
+def _texts(
+  histories: list[index_texts.History],
+  seed: int,
+  encoder: retrieval.SentenceEncoder,
+) -> list[str]:
+  """What is embedded of histories, in words drawn from a seed."""
+  rng = random.Random(seed)
+  return [
+    retrieval.key_text(h.source.question, h.steps(rng), encoder)
+    for h in histories
+  ]
 
-  def texts(chosen: list[index_texts.History], seed: int) -> list[str]:
-    rng = random.Random(seed)
-    return [
-      retrieval.key_text(h.source.question, h.steps(rng), encoder)
-      for h in chosen
-    ]
 
-  rows = random.Random(3).sample(range(num_keys), num_queries)
-  keys = _embedded(encoder, texts(histories, 1))
-  queries = _embedded(encoder, texts([histories[i] for i in rows], 2))
-  return keys, queries, np.array(rows)
+def _histories(arguments: argparse.Namespace) -> list[index_texts.History]:
+  rng = random.Random(_HISTORY_SEED)
+  return index_texts.read_histories(arguments.data, arguments.keys, rng)
 
 
 def _made_up(num_keys: int, rng: np.random.Generator) -> np.ndarray:
@@ -101,22 +103,28 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
   return (vectors / norms).astype(np.float32)
 
 
-def _moved(
-  keys: np.ndarray, count: int, rng: np.random.Generator
+def _write_moved(
+  path: pathlib.Path, keys: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """`count` vectors at a cosine of about `_COSINE` to a key."""
-  chosen = keys[rng.integers(len(keys), size=count)]
+  """Writes vectors at a cosine of about `_COSINE` to a key; maps the file."""
+  vectors = np.lib.format.open_memmap(
+    path, "w+", np.float32, (count, _DIMENSION)
+  )
   tangent = np.sqrt(_COSINE**-2 - 1)
-  step = _unit(rng.standard_normal(chosen.shape, dtype=np.float32))
-  return _unit(chosen + tangent * step)
+  for start in range(0, count, _ROWS):
+    own = vectors[start : start + _ROWS]
+    step = _unit(rng.standard_normal(own.shape, dtype=np.float32))
+    chosen = keys[rng.integers(len(keys), size=len(own))]
+    own[:] = _unit(chosen + tangent * step)
+  return vectors
 
 
 def _nearest(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
   """Exact search, in chunks. Returns [Q]."""
   best = np.full(len(queries), -np.inf, np.float32)
   ids = np.zeros(len(queries), np.int64)
-  for start in range(0, len(vectors), 2**14):
-    scores = queries @ vectors[start : start + 2**14].T
+  for start in range(0, len(vectors), _ROWS):
+    scores = queries @ vectors[start : start + _ROWS].T
     at = scores.argmax(axis=1)
     found = scores[np.arange(len(queries)), at]
     ids = np.where(found > best, at + start, ids)
@@ -128,17 +136,22 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
   """Ours beside FAISS's."""
   rng = np.random.default_rng(0)
   if arguments.data is None:
-    keys = _made_up(arguments.keys, rng)
+    keys = _made_up(arguments.bundles, rng)
   else:
-    keys, _, _ = text_vectors(arguments.data, arguments.keys, 1_000)
-  vectors = _moved(keys, arguments.vectors, rng)
-  queries = _moved(keys, arguments.queries, rng)
-  nearest = _nearest(vectors, queries)
+    encoder = retrieval.SentenceEncoder.from_pretrained(cache_size=0)
+    texts = _texts(_histories(arguments), _KEY_SEED, encoder)
+    keys = _embedded(encoder, texts[: arguments.bundles])
   with tempfile.TemporaryDirectory() as path:
     folder = pathlib.Path(path)
-    np.save(folder / "vectors.npy", vectors)
-    np.save(folder / "queries.npy", queries)
-    del vectors
+    nearest = _nearest(
+      *(
+        _write_moved(folder / f"{name}.npy", keys, count, rng)
+        for name, count in (
+          ("vectors", arguments.vectors),
+          ("queries", arguments.queries),
+        )
+      )
+    )
 
     def start(name: str) -> peers.Worker:
       script = _WORKERS / _SCRIPTS[name]
@@ -182,6 +195,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     }
   return {
     "vectors": [arguments.vectors, _DIMENSION],
+    "bundles": arguments.bundles,
     "made_from": "random" if arguments.data is None else "texts",
     "queries": arguments.queries,
     "targets": _TARGETS,
@@ -225,7 +239,14 @@ def _ratios(results: dict[str, Any]) -> dict[str, Any]:
 
 def text_recall(arguments: argparse.Namespace) -> dict[str, Any]:
   """Recall of waiting histories among keys of real text."""
-  keys, queries, rows = text_vectors(arguments.data, arguments.keys, 1_000)
+  encoder = retrieval.SentenceEncoder.from_pretrained(cache_size=0)
+  histories = _histories(arguments)
+  rows = np.array(
+    random.Random(_ROWS_SEED).sample(range(len(histories)), _TEXT_QUERIES)
+  )
+  keys = _embedded(encoder, _texts(histories, _KEY_SEED, encoder))
+  reworded = _texts([histories[i] for i in rows], _QUERY_SEED, encoder)
+  queries = _embedded(encoder, reworded)
   index = retrieval.ScannIndex.build(keys)
   found = index.search(queries, 1).ids[:, 0]
   exact = retrieval.ExactIndex.build(keys).search(queries, 1).ids[:, 0]
@@ -252,6 +273,7 @@ def main() -> None:
   )
   parser.add_argument("--text", action="store_true", help="recall on text")
   parser.add_argument("--keys", type=int, default=21_000)
+  parser.add_argument("--bundles", type=int, default=10_000)
   parser.add_argument("--vectors", type=int, default=169_489)
   parser.add_argument("--queries", type=int, default=4_096)
   parser.add_argument("--batches", type=int, nargs="+", default=[64, 512])

@@ -19,6 +19,7 @@ from rapo_jax.retrieval.scann_index import (
   default_index_class,
   load_index,
 )
+from rapo_jax.retrieval.sentence_folder import Pooling
 from rapo_jax.retrieval.step_trace import (
   StepTrace,
   key_text,
@@ -41,6 +42,7 @@ __all__ = [
   "IndexClass",
   "Miss",
   "Neighbors",
+  "Pooling",
   "RetrievalConfig",
   "ScannIndex",
   "SentenceEncoder",

@@ -35,7 +35,7 @@ what it builds from: 0.8 GB for so many of dimension 384."""
 
 _TRAINING_VECTORS = 50_000
 _TRAINING_ITERATIONS = 6
-_SAMPLE = 500
+_SAMPLE = 1_000
 """Vectors asked for when parameters are chosen, and as many others when their
 recall is measured."""
 _MIN_REORDER, _MAX_REORDER = 32, 512
@@ -396,7 +396,7 @@ def _tune(
 
   A sample of vectors looks for its nearest others. For each number of leaves,
   the candidates' order tells how many of them have to be ranked. Among those
-  that miss a quarter less than the target lets them, so that the luck of the
+  that miss half as many as the target lets them, so that the luck of the
   sample is no matter, the least work is chosen.
 
   Returns:
@@ -405,7 +405,7 @@ def _tune(
   rng = np.random.default_rng(0)
   sample = rng.permutation(len(vectors))[: 2 * _SAMPLE]
   sample, held_out = np.sort(sample[::2]), np.sort(sample[1::2])
-  allowed = 0.75 * (1 - recall_target)
+  allowed = 0.5 * (1 - recall_target)
   nearest = _nearest_others(vectors, sample)
   chosen, least = None, math.inf
   codes_a_leaf = len(vectors) / len(shards) / leaves
