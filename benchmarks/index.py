@@ -4,14 +4,11 @@
     .venv/bin/python -m benchmarks.index --data ../shared/data --text
     .venv/bin/python -m benchmarks.index --workers ours --vectors 1000000
 
-Vectors of 169,489 step traces, the paper's buffer. Step traces come in bundles:
-the same question and history in the words of several trajectories. So a vector
-is one of 10,000 keys of real text, embedded by MiniLM, moved to a cosine of
-0.97 in a random direction, which is the median between such a key and the same
-history in other words. Queries are moved from the same keys in other
-directions; none is a vector of the index. The keys are made from the data sets
-in the folder (see `index_texts`) and their vectors kept under `.cache`; without
-a folder random ones of about as many effective dimensions take their place.
+169,489 vectors, as many as the paper's buffer has step traces, in bundles
+around 10,000 keys of real text (see `index_vectors`); queries lie around the
+same keys and are none of the vectors. The keys are made from the data sets in
+the folder (see `index_texts`) and embedded by MiniLM; their vectors are kept
+under `.cache`. Without a folder random ones take their place.
 
 Ours and FAISS (M 32, efConstruction 200, efSearch 128) run in turns, one
 process each, on one core. Recall is against exact search. `held_mb` is the
@@ -36,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import index_texts, peers
+from benchmarks import index_texts, index_vectors, peers
 from rapo_jax import retrieval
 
 _WORKERS = pathlib.Path(__file__).resolve().parent / "index_peers"
@@ -49,7 +46,6 @@ _TARGETS = {
 _TEXT_TARGET = 0.97
 _CACHE = peers.ROOT / ".cache" / "benchmarks" / "index"
 _DIMENSION = 384
-_COSINE = 0.97
 _CHUNK = 1_000
 _ROWS = 2**14
 _TEXT_QUERIES = 1_000
@@ -92,30 +88,17 @@ def _histories(arguments: argparse.Namespace) -> list[index_texts.History]:
   return index_texts.read_histories(arguments.data, arguments.keys, rng)
 
 
-def _made_up(num_keys: int, rng: np.random.Generator) -> np.ndarray:
-  """Random directions of which the first dimensions have the most."""
-  spread = (np.arange(_DIMENSION) + 10.0) ** -0.5
-  return _unit(rng.standard_normal((num_keys, _DIMENSION)) * spread)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-  norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-  return (vectors / norms).astype(np.float32)
-
-
 def _write_moved(
   path: pathlib.Path, keys: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Writes vectors at a cosine of about `_COSINE` to a key; maps the file."""
+  """Writes vectors of bundles around the keys; maps the file."""
   vectors = np.lib.format.open_memmap(
     path, "w+", np.float32, (count, _DIMENSION)
   )
-  tangent = np.sqrt(_COSINE**-2 - 1)
-  for start in range(0, count, _ROWS):
-    own = vectors[start : start + _ROWS]
-    step = _unit(rng.standard_normal(own.shape, dtype=np.float32))
-    chosen = keys[rng.integers(len(keys), size=len(own))]
-    own[:] = _unit(chosen + tangent * step)
+  start = 0
+  for chunk in index_vectors.moved(keys, count, rng):
+    vectors[start : start + len(chunk)] = chunk
+    start += len(chunk)
   return vectors
 
 
@@ -136,7 +119,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
   """Ours beside FAISS's."""
   rng = np.random.default_rng(0)
   if arguments.data is None:
-    keys = _made_up(arguments.bundles, rng)
+    keys = index_vectors.made_up_keys(arguments.bundles, _DIMENSION, rng)
   else:
     encoder = retrieval.SentenceEncoder.from_pretrained(cache_size=0)
     texts = _texts(_histories(arguments), _KEY_SEED, encoder)

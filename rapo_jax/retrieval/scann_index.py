@@ -432,7 +432,7 @@ def _ladder(leaves: int) -> Iterator[int]:
   searched = 1
   while searched < leaves:
     yield searched
-    searched += max(1, 1 << (searched.bit_length() - 2) if searched > 1 else 1)
+    searched += max(1, (1 << searched.bit_length()) // 4)
   yield leaves
 
 
