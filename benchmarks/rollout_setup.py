@@ -101,7 +101,7 @@ def spelling_tokenizer() -> Any:
   return tokenizer
 
 
-def _english_words() -> list[str]:
+def english_words() -> list[str]:
   """The sentence encoder's own whole words: each is one wordpiece to it."""
   spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
   if spec is None or not spec.submodule_search_locations:
@@ -168,7 +168,7 @@ def scripted_policy(step_tokens: Sequence[int]) -> ScriptedPolicy:
   Args:
     step_tokens: tokens of a step, its call included, each at least 4.
   """
-  words = _english_words()
+  words = english_words()
   tokenizer = spelling_tokenizer()
   tokenizer.add_tokens(
     [

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
+from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
 from experiments.policies import load_agent
 from experiments.tasks import Task
 from rapo_jax import rewards
 from rapo_jax.retrieval import (
+  BufferWriter,
   SentenceEncoder,
-  StepTrace,
-  StepTraceBuffer,
   select_top_k,
   step_traces,
 )
@@ -26,14 +27,18 @@ def build_buffer(
   config: ExperimentConfig,
   task: Task,
   encoder: SentenceEncoder,
+  directory: pathlib.Path,
   report: Callable[[float, str], None],
-) -> StepTraceBuffer:
+) -> None:
   """Rolls the off-policy agent out on every training question.
+
+  Goes on where an earlier build was interrupted.
 
   Args:
     config: the experiment.
     task: training questions and tools.
     encoder: embeds the keys.
+    directory: folder of the buffer.
     report: called with the share done, 0 to 1, and a word on it.
   """
   task = task.for_off_policy()
@@ -46,9 +51,12 @@ def build_buffer(
   )
   # Rolling out and embedding take about as long as each other.
   total = 2.0 * len(task.train)
-  traces: list[StepTrace] = []
-  kept = 0
-  for first in range(0, len(task.train), QUERIES_AT_A_TIME):
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with input_errors.from_outside():
+    writer = BufferWriter(directory, encoder, resume=True)
+  if writer.position is None:
+    writer.flush(position=0)
+  for first in range(writer.position or 0, len(task.train), QUERIES_AT_A_TIME):
     queries = task.train[first : first + QUERIES_AT_A_TIME]
     requests = group_requests(
       queries,
@@ -71,23 +79,23 @@ def build_buffer(
       k=config.buffer.top_k_trajectories,
       min_reward=config.retrieval.min_reward,
     )
-    kept += len(best)
     for position in best:
       trajectory = trajectories[position]
       query = queries[trajectory.group_id]
-      traces += step_traces(
-        query.question,
-        trajectory.step_texts(task.tokenizer),
-        reward=scores[position],
-        source=task.off_policy_name,
-        query_id=query.query_id,
-        first_trace_id=len(traces),
+      writer.add(
+        step_traces(
+          query.question,
+          trajectory.step_texts(task.tokenizer),
+          reward=scores[position],
+          source=task.off_policy_name,
+          query_id=query.query_id,
+          first_trace_id=writer.next_trace_id,
+          trajectory_id=f"{query.query_id}/{trajectory.index}",
+        )
       )
+    writer.flush(position=first + len(queries))
     report(
       (first + len(queries)) / total,
-      f"{kept} trajectories, {len(traces)} steps",
+      f"{len(writer.trajectory_ids)} trajectories, {writer.num_traces} steps",
     )
-  report(0.5, f"embedding {len(traces)} keys")
-  buffer = StepTraceBuffer.build(traces, encoder)
-  report(1.0, f"{len(buffer)} step traces")
-  return buffer
+  writer.finish(lambda share, text: report(0.5 + share / 2, text))

@@ -3,28 +3,39 @@
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.exact_index import ExactIndex
+from rapo_jax.retrieval.growing import GrowingBuffer
 from rapo_jax.retrieval.index import Index, IndexClass, Neighbors
+from rapo_jax.retrieval.policy import (
+  Buffer,
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+  choose_hit,
+  step_hit,
+)
 from rapo_jax.retrieval.scann_index import (
   ScannIndex,
   default_index_class,
   load_index,
 )
 from rapo_jax.retrieval.sentence_folder import Pooling
-from rapo_jax.retrieval.step_trace_buffer import (
-  Failed,
-  Hit,
-  Miss,
-  RetrievalConfig,
+from rapo_jax.retrieval.step_trace import (
   StepTrace,
-  StepTraceBuffer,
   key_text,
+  key_texts,
   select_top_k,
   step_traces,
 )
+from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
+from rapo_jax.retrieval.store import BufferWriter
 
 __all__ = [
+  "Buffer",
+  "BufferWriter",
   "ExactIndex",
   "Failed",
+  "GrowingBuffer",
   "GuardedBuffer",
   "Hit",
   "Index",
@@ -37,9 +48,12 @@ __all__ = [
   "SentenceEncoder",
   "StepTrace",
   "StepTraceBuffer",
+  "choose_hit",
   "default_index_class",
   "key_text",
+  "key_texts",
   "load_index",
   "select_top_k",
+  "step_hit",
   "step_traces",
 ]

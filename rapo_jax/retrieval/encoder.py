@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Int
 
 from rapo_jax.retrieval import bert, sentence_folder
 from rapo_jax.retrieval.sentence_folder import Pooling
+from rapo_jax.retrieval.wordpieces import Wordpieces
 
 DEFAULT_ENCODER_ID = "all-MiniLM-L6-v2"
 LENGTH_BUCKETS = (
@@ -129,6 +130,7 @@ class SentenceEncoder:
     max_tokens: wordpieces of a text that count, be it a key or a query; [CLS]
       and [SEP] included, the longer prefix taken off.
     dimension: length of a vector.
+    wordpieces: counts and cuts texts as the encoder reads them.
     pooling: how token states become one vector.
     key_prefix: in front of what `encode` embeds.
     query_prefix: in front of what `encode_queries` embeds.
@@ -173,6 +175,7 @@ class SentenceEncoder:
     self.query_prefix = query_prefix
     self._model = model
     self._tokenizer = tokenizer
+    self.wordpieces = Wordpieces(tokenizer)
     self._limit = max_tokens
     self._num_special_tokens = tokenizer.num_special_tokens_to_add(False)
     self._cache = _VectorCache(cache_size)

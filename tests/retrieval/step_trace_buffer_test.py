@@ -1,13 +1,10 @@
-import dataclasses
 import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rapo_jax import retrieval
-from rapo_jax.retrieval import step_trace_buffer as buffer_lib
+from rapo_jax.retrieval import trace_file
 
 QUESTION = "Which city has the tallest tower?"
 
@@ -25,7 +22,13 @@ def make_trace(
     query_id="q0",
     step_index=len(history),
     answers=False,
+    **kwargs,
   )
+
+
+def change_manifest(directory, **changes):
+  path = directory / "manifest.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 class FakeIndex:
@@ -109,6 +112,23 @@ class TestChoice:
     )
     assert hit.trace.trace_id == 3
 
+  def test_neighbors_are_those_considered(self, encoder):
+    # As above: key 0 has the traces 0 and 1, key 1 has 2 and 3.
+    buffer = fake_buffer(
+      encoder,
+      rewards=[0.1, 0.2, 0.3, 0.4, 1.0],
+      key_ids=[0, 0, 1, 1, 2],
+      scores=[0.875, 0.75, 0.5],
+    )
+    hits, same = buffer.neighbors([QUESTION] * 2, [(), ()], 3)
+    assert hits == same
+    assert [(hit.trace.trace_id, hit.similarity) for hit in hits] == [
+      *((1, 0.875), (0, 0.875), (3, 0.75))
+    ]
+    assert buffer.neighbors([], [], 3) == []
+    with pytest.raises(ValueError, match="1 questions and 0 histories"):
+      buffer.neighbors([QUESTION], [], 3)
+
   def test_thresholds(self, encoder):
     buffer = fake_buffer(encoder, [0.5, 1.0], [0.75, 0.25])
     ask = lambda **kwargs: buffer.retrieve(  # noqa: E731
@@ -172,12 +192,18 @@ class TestRetrieve:
     self, encoder, index_cls, tmp_path
   ):
     traces = [
-      make_trace(7, history=("α <result> 1 </result>", "b"), reward=1.1),
+      make_trace(
+        7,
+        history=("α <result> 1 </result>", "b"),
+        reward=1.1,
+        trajectory_id="t/7",
+        extras={"url": "ü", "n": [1, None]},
+      ),
       make_trace(3, reward=0.25, source="weak", step="x\n\ty"),
       make_trace(4, reward=0.5),
     ]
     buffer = retrieval.StepTraceBuffer.build(traces, encoder, index_cls)
-    buffer.save(tmp_path / "a" / "buffer", num_tokens=123)
+    buffer.save(tmp_path / "a" / "buffer")
     (tmp_path / "a").rename(tmp_path / "b")
     loaded = retrieval.StepTraceBuffer.load(tmp_path / "b" / "buffer", encoder)
     assert list(loaded) == traces
@@ -186,12 +212,6 @@ class TestRetrieve:
     assert loaded.retrieve(
       questions, histories, config=config
     ) == buffer.retrieve(questions, histories, config=config)
-    manifest = json.loads((tmp_path / "b/buffer/manifest.json").read_text())
-    assert manifest["num_traces"] == 3
-    assert manifest["num_keys"] == 2
-    assert manifest["num_tokens"] == 123
-    assert manifest["sources"] == {"off_policy": 2, "weak": 1}
-    assert manifest["encoder"]["sha256"] == encoder.sha256
 
   def test_an_empty_buffer_is_saved_too(self, encoder, index_cls, tmp_path):
     buffer = retrieval.StepTraceBuffer.build([], encoder, index_cls)
@@ -199,6 +219,123 @@ class TestRetrieve:
     assert (
       len(retrieval.StepTraceBuffer.load(tmp_path / "buffer", encoder)) == 0
     )
+
+
+class TestNoise:
+  @pytest.fixture
+  def buffer(self, encoder):
+    # Trace 3 is below min_reward; 0 is always found.
+    return fake_buffer(encoder, [1.0, 0.2, 0.3, -1.0], [0.9], ids=[0])
+
+  def retrieve(self, buffer, keys, **kwargs):
+    config = retrieval.RetrievalConfig(**kwargs)
+    count = len(keys)
+    return buffer.retrieve(
+      [QUESTION] * count, [()] * count, config=config, keys=keys
+    )
+
+  def test_always(self, buffer):
+    keys = [(7, i) for i in range(300)]
+    hits = self.retrieve(buffer, keys, noise_prob=1.0)
+    ids = np.array([hit.trace.trace_id for hit in hits])
+    # Uniform over three: 100 each, with a deviation of sqrt(300 * 2/9) = 8.2.
+    counts = np.bincount(ids, minlength=4)
+    assert counts[3] == 0
+    assert (abs(counts[:3] - 100) < 35).all()
+    assert {hit.similarity for hit in hits} == {None}
+    assert {hit.text for hit in hits} == {"step 0", "step 1", "step 2"}
+
+  def test_sometimes(self, buffer):
+    keys = [(7, i) for i in range(300)]
+    hits = self.retrieve(buffer, keys, noise_prob=0.2)
+    # 60 of 300, with a deviation of sqrt(300 * .16) = 6.9.
+    assert abs(sum(hit.similarity is None for hit in hits) - 60) < 30
+
+  def test_never(self, buffer):
+    keys = [(7, i) for i in range(20)]
+    hits = self.retrieve(buffer, keys)
+    assert {hit.trace.trace_id for hit in hits} == {0}
+    assert hits == buffer.retrieve(
+      [QUESTION] * 20, [()] * 20, config=retrieval.RetrievalConfig()
+    )
+
+  def test_a_draw_is_of_its_key_and_not_of_the_batch(self, buffer):
+    keys = [(7, i) for i in range(30)]
+    together = self.retrieve(buffer, keys, noise_prob=0.5)
+    alone = [self.retrieve(buffer, [key], noise_prob=0.5)[0] for key in keys]
+    assert together == alone
+    assert self.retrieve(buffer, keys[::-1], noise_prob=0.5) == together[::-1]
+    others = self.retrieve(buffer, [(8, i) for i in range(30)], noise_prob=0.5)
+    assert others != together
+
+  def test_a_miss_stays_a_miss(self, buffer):
+    (outcome,) = self.retrieve(
+      buffer, [(0,)], noise_prob=1.0, min_similarity=0.95
+    )
+    assert outcome == retrieval.Miss("below min_similarity")
+
+  def test_it_needs_keys(self, buffer):
+    config = retrieval.RetrievalConfig(noise_prob=0.5)
+    with pytest.raises(
+      ValueError, match=r"one key a question.*got 0 keys and 1"
+    ):
+      buffer.retrieve([QUESTION], [()], config=config)
+
+
+class TestTrajectories:
+  STEPS = (
+    "<search> a </search>",
+    "<search> b </search>",
+    "<answer> c </answer>",
+  )
+
+  def traces(self):
+    found = []
+    for name, steps in (("x", self.STEPS), ("y", self.STEPS[:2])):
+      found += retrieval.step_traces(
+        f"Question {name}?",
+        steps,
+        reward=1.0,
+        source="strong",
+        query_id=name,
+        first_trace_id=len(found),
+        trajectory_id=name,
+      )
+    return found
+
+  @pytest.mark.parametrize("stored", [False, True])
+  def test_the_whole_trajectory_is_given(self, encoder, tmp_path, stored):
+    # In no order, and without the first step of x.
+    traces = [self.traces()[i] for i in (2, 4, 1, 3)]
+    buffer = retrieval.StepTraceBuffer.build(traces, encoder)
+    if stored:
+      buffer.save(tmp_path / "buffer")
+      buffer = retrieval.StepTraceBuffer.load(tmp_path / "buffer", encoder)
+    config = retrieval.RetrievalConfig(top_k=1, granularity="trajectory")
+    hits = buffer.retrieve(
+      [trace.question for trace in traces],
+      [trace.history for trace in traces],
+      config=config,
+    )
+    assert [hit.trace for hit in hits] == traces
+    x, y = "\n".join(self.STEPS), "\n".join(self.STEPS[:2])
+    assert [hit.text for hit in hits] == [x, y, x, y]
+    assert [hit.answers for hit in hits] == [True, False, True, False]
+
+  def test_steps_of_no_known_trajectory_stand_alone(self, encoder):
+    traces = [
+      make_trace(0, history=("a",), step="b"),
+      make_trace(1, history=("a", "b"), step="c"),
+      make_trace(2, history=("z",), step="y", trajectory_id="t", source="p"),
+      make_trace(3, history=("z", "y"), step="x", trajectory_id="t"),
+    ]
+    buffer = retrieval.StepTraceBuffer.build(traces, encoder)
+    config = retrieval.RetrievalConfig(top_k=1, granularity="trajectory")
+    hits = buffer.retrieve(
+      [QUESTION] * 4, [trace.history for trace in traces], config=config
+    )
+    # Trajectory "t" is one of the agent p, and another one of off_policy.
+    assert [hit.text for hit in hits] == ["a\nb", "a\nb\nc", "z\ny", "z\ny\nx"]
 
 
 class TestFailures:
@@ -238,7 +375,7 @@ class TestFailures:
     buffer.retrieve(
       [QUESTION] * 9, [()] * 9, config=retrieval.RetrievalConfig()
     )
-    assert buffer._index.num_searches == 1
+    assert buffer.index.num_searches == 1
 
   def test_unequal_numbers_are_refused(self, encoder):
     buffer = fake_buffer(encoder, [1.0], [0.5])
@@ -260,6 +397,7 @@ class TestFailures:
     [
       ({"top_k": 0}, "top_k"),
       ({"min_similarity": 2.0}, "min_similarity"),
+      ({"noise_prob": 1.5}, r"noise_prob must lie in \[0, 1\]"),
       ({"breaker_failures": 0}, "between 1 and breaker_window"),
       ({"breaker_failures": 9}, r"breaker_window \(8\), got 9"),
       ({"breaker_cooldown_s": -1.0}, "at least 0 seconds, got -1"),
@@ -282,153 +420,60 @@ class TestLoad:
     data = bytearray((saved / name).read_bytes())
     data[-1] ^= 1
     (saved / name).write_bytes(data)
-    with pytest.raises(ValueError, match=rf"{name}.*build the buffer again"):
+    with pytest.raises(ValueError, match=rf"{name} has another checksum"):
       retrieval.StepTraceBuffer.load(saved, encoder)
+
+  @pytest.mark.parametrize("name", ["traces.parquet", "index/vectors.npy"])
+  def test_a_file_cut_short_is_named(self, encoder, saved, name):
+    data = (saved / name).read_bytes()
+    (saved / name).write_bytes(data[:-7])
+    with pytest.raises(
+      ValueError,
+      match=rf"{name} has {len(data) - 7} bytes instead of {len(data)}.*"
+      r"build the buffer again.*experiments\.buffer verify",
+    ):
+      retrieval.StepTraceBuffer.load(saved, encoder, checksums=False)
 
   def test_missing_and_added_files_are_named(self, encoder, saved):
     (saved / "traces.parquet").unlink()
     (saved / "index" / "extra.pkl").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"index/extra\.pkl, traces\.parquet"):
+    with pytest.raises(
+      ValueError,
+      match=r"index/extra\.pkl is not in the manifest; traces\.parquet is miss",
+    ):
       retrieval.StepTraceBuffer.load(saved, encoder)
 
   def test_another_encoder_is_refused(self, encoder, saved):
-    path = saved / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["encoder"] = {"id": "other-model", "sha256": "0" * 64}
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"other-model.*load the same encoder"):
-      retrieval.StepTraceBuffer.load(saved, encoder)
-
-  def test_another_format_is_refused(self, encoder, saved):
-    path = saved / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"format_version": 99}
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="version 99, this code reads 1"):
-      retrieval.StepTraceBuffer.load(saved, encoder)
-
-  def test_a_folder_without_a_buffer_is_refused(self, encoder, tmp_path):
-    with pytest.raises(ValueError, match="no Step-Trace Buffer"):
-      retrieval.StepTraceBuffer.load(tmp_path, encoder)
-
-  def test_all_fields_are_stored(self):
-    fields = {field.name for field in dataclasses.fields(retrieval.StepTrace)}
-    assert buffer_lib._column_types().keys() == fields
-
-
-class TestKeyText:
-  def test_short_history_is_whole(self, encoder):
-    key = retrieval.key_text("Q?", ["first step", "second step"], encoder)
-    assert key == "Q?\nfirst step\nsecond step"
-
-  def test_without_history_it_is_the_question(self, encoder):
-    assert retrieval.key_text("Q?", [], encoder) == "Q?"
-
-  def test_tags_are_left_out(self, encoder):
-    step = "<think> a </think><search> b </search><result> c </result>"
-    retrieved = f"<retrieve>{step}</retrieve>"
-    expected = "Q?\na b c"
-    assert retrieval.key_text("Q?", [step], encoder) == expected
-    assert retrieval.key_text("Q?", [retrieved], encoder) == expected
-    # Other markup is text.
-    assert retrieval.key_text("Q?", ["<b>x</b>"], encoder) == "Q?\n<b>x</b>"
-
-  def test_oldest_steps_go_first_and_then_words(self, encoder):
-    # [CLS], [SEP], "q" and "?" leave 252 wordpieces; "city" is one, the
-    # newest step takes 150 and of the one before it 102 of 150 stay.
-    old, middle, new = ("river " * 150, "city " * 150, "bridge " * 150)
-    key = retrieval.key_text("q?", [old, middle, new], encoder)
-    question, kept_middle, kept_new = key.split("\n")
-    assert question == "q?"
-    assert kept_middle.split() == ["city"] * 102
-    assert kept_new.split() == ["bridge"] * 150
-    assert encoder.num_tokens(key) == 256
-
-  def test_cut_at_a_word_and_not_inside_it(self, encoder):
-    # "unbelievability" takes several wordpieces, of which the cut would
-    # keep some.
-    word = "unbelievability"
-    assert len(encoder.tokenize(word)) > 2
-    for extra in range(1, 6):
-      step = word + " city" * (252 - extra)
-      key = retrieval.key_text("q?", [step], encoder)
-      kept = set(key.split("\n")[1].split())
-      assert kept <= {word, "city"}
-      assert encoder.num_tokens(key) <= 256
-
-  def test_a_question_too_long_keeps_its_beginning(self, encoder):
-    question = " ".join(f"word{i}" for i in range(400))
-    assert retrieval.key_text(question, ["history"], encoder) == question
-    cut = " ".join(question.split()[:250])
-    with_history, without = encoder.encode(
-      [retrieval.key_text(question, ["history"], encoder), cut]
+    change_manifest(
+      saved, encoder={"id": "other", "sha256": "0" * 64, "max_tokens": 9}
     )
-    assert with_history @ without > 0.999
+    with pytest.raises(ValueError, match=r"other.*load the same encoder"):
+      retrieval.StepTraceBuffer.load(saved, encoder)
 
-  def test_text_without_spaces_is_cut_too(self, encoder):
-    # Each ideograph is a word and a wordpiece; 252 fit beside "q?".
-    key = retrieval.key_text("q?", ["水" * 300], encoder)
-    assert key == "q?\n" + "水" * 252
+  @pytest.mark.parametrize("name", ["num_traces", "num_keys"])
+  def test_counts_that_differ_are_told(self, encoder, saved, name):
+    change_manifest(saved, **{name: 3})
+    with pytest.raises(ValueError, match=r"1 .* instead of 3"):
+      retrieval.StepTraceBuffer.load(saved, encoder)
 
-  def test_a_word_that_does_not_fit_is_left_out(self, encoder):
-    question = " ".join(["q"] * 253)
-    assert encoder.num_tokens(question) == 255
-    key = retrieval.key_text(question, ["unbelievability"], encoder)
-    assert key == question
-
-  @settings(max_examples=60, deadline=None)
-  @given(
-    question=st.text(max_size=60),
-    history=st.lists(
-      st.text(max_size=40).map(lambda text: f"{text} " * 12), max_size=5
-    ),
-  )
-  def test_never_beyond_the_encoder_and_always_the_newest(
-    self, encoder, question, history
+  def test_a_partial_build_beside_a_whole_buffer_is_told(
+    self, encoder, saved, caplog
   ):
-    key = retrieval.key_text(question, history, encoder)
-    assert key.startswith(question)
-    assert encoder.num_tokens(key) <= encoder.max_tokens
-    if history:
-      newest = history[-1].replace("<retrieve>", "").strip(" \t\r\n")
-      room = encoder.max_tokens - encoder.num_tokens(question)
-      if len(encoder.tokenize(newest)) <= room:
-        assert key.endswith(newest)
+    saved.with_name("buffer.partial").mkdir()
+    assert len(retrieval.StepTraceBuffer.load(saved, encoder)) == 1
+    assert "interrupted build" in caplog.text
 
-
-class TestStepTraces:
-  def test_cut_into_steps(self):
-    steps = [
-      "<think> a </think><search> b </search><result> c </result>",
-      "<retrieve><think> d </think></retrieve>",
-      "<think> e </think><answer> \\boxed{f} </answer>",
-    ]
-    traces = retrieval.step_traces(
-      "Q?", steps, reward=1, source="s", query_id="q7", first_trace_id=10
+  def test_one_trace_is_made_for_a_hit(self, encoder, saved, monkeypatch):
+    decoded = []
+    traces_of = trace_file.traces_of
+    monkeypatch.setattr(
+      trace_file,
+      "traces_of",
+      lambda table: decoded.append(len(table)) or traces_of(table),
     )
-    assert [trace.trace_id for trace in traces] == [10, 11, 12]
-    assert [trace.step_index for trace in traces] == [0, 1, 2]
-    assert [trace.answers for trace in traces] == [False, False, True]
-    assert [trace.reward for trace in traces] == [1.0] * 3
-    assert traces[1].step == "<think> d </think>"
-    assert traces[0].history == ()
-    assert traces[2].history == (steps[0], "<think> d </think>")
-    assert {(t.question, t.source, t.query_id) for t in traces} == {
-      ("Q?", "s", "q7")
-    }
-
-  def test_no_steps(self):
-    assert not retrieval.step_traces(
-      "Q?", [], reward=1.0, source="s", query_id="q", first_trace_id=0
-    )
-
-
-class TestSelectTopK:
-  def test_best_of_each_question_stable(self):
-    query_ids = ["a", "b", "a", "a", "b", "a"]
-    rewards = [0.5, 0.0, 1.0, 0.5, 0.3, -1.0]
-    # a: 1.0 (2), 0.5 (0), 0.5 (3); b: 0.3 (4). Zero and below never count.
-    select = retrieval.select_top_k
-    assert select(query_ids, rewards, k=2) == [0, 2, 4]
-    assert select(query_ids, rewards, k=9) == [0, 2, 3, 4]
-    assert select(query_ids, rewards, k=9, min_reward=0.4) == [0, 2, 3]
-    assert select([], [], k=5) == []
+    buffer = retrieval.StepTraceBuffer.load(saved, encoder)
+    decoded.clear()  # The type checker of tests looks at one or another.
+    config = retrieval.RetrievalConfig()
+    (hit,) = buffer.retrieve([QUESTION], [()], config=config)
+    assert hit.trace == make_trace(0)
+    assert decoded == [1]
