@@ -16,8 +16,8 @@ memory that an index took which no file backs, `peak_mb` the most while it was
 built, pages of the file of vectors included; `loaded` is a process that has
 only read the index back.
 
-With `--text` the index holds 21,000 keys as they are, and the queries are 1,000
-waiting histories: keys in other words.
+With `--text` the index holds 20,000 of 21,000 keys as they are, and the queries
+are 1,000 waiting histories: keys of the 21,000 in other words.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ _TEXT_TARGET = 0.97
 _CACHE = peers.ROOT / ".cache" / "benchmarks" / "index"
 _DIMENSION = 384
 _CHUNK = 1_000
+_HISTORIES = 21_000
 _ROWS = 2**14
 _TEXT_QUERIES = 1_000
 _HISTORY_SEED, _KEY_SEED, _QUERY_SEED, _ROWS_SEED = range(4)
@@ -85,7 +86,7 @@ def _texts(
 
 def _histories(arguments: argparse.Namespace) -> list[index_texts.History]:
   rng = random.Random(_HISTORY_SEED)
-  return index_texts.read_histories(arguments.data, arguments.keys, rng)
+  return index_texts.read_histories(arguments.data, _HISTORIES, rng)
 
 
 def _write_moved(
@@ -227,22 +228,24 @@ def text_recall(arguments: argparse.Namespace) -> dict[str, Any]:
   rows = np.array(
     random.Random(_ROWS_SEED).sample(range(len(histories)), _TEXT_QUERIES)
   )
-  keys = _embedded(encoder, _texts(histories, _KEY_SEED, encoder))
+  keys = _embedded(
+    encoder, _texts(histories, _KEY_SEED, encoder)[: arguments.keys]
+  )
   reworded = _texts([histories[i] for i in rows], _QUERY_SEED, encoder)
   queries = _embedded(encoder, reworded)
   index = retrieval.ScannIndex.build(keys)
   found = index.search(queries, 1).ids[:, 0]
   exact = retrieval.ExactIndex.build(keys).search(queries, 1).ids[:, 0]
+  known = rows < len(keys)
+  cosines = (keys[rows[known]] * queries[known]).sum(axis=1)
   return {
     "keys": len(keys),
     "queries": len(queries),
     "recall_at_1": round(float(np.mean(found == exact)), 4),
     "target": _TEXT_TARGET,
-    # By exact search: whether the nearest key is the same history.
-    "same_history": round(float(np.mean(exact == rows)), 4),
-    "median_cosine": round(
-      float(np.median((keys[rows] * queries).sum(axis=1))), 3
-    ),
+    # By exact search, of those whose history is among the keys.
+    "same_history": round(float(np.mean((exact == rows)[known])), 4),
+    "median_cosine": round(float(np.median(cosines)), 3),
     "parameters": dict(index.parameters),
   }
 
@@ -255,7 +258,7 @@ def main() -> None:
     help="folder with hotpotqa, 2wikimultihopqa, musique and rl_train",
   )
   parser.add_argument("--text", action="store_true", help="recall on text")
-  parser.add_argument("--keys", type=int, default=21_000)
+  parser.add_argument("--keys", type=int, default=20_000)
   parser.add_argument("--bundles", type=int, default=10_000)
   parser.add_argument("--vectors", type=int, default=169_489)
   parser.add_argument("--queries", type=int, default=4_096)
