@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-_NO_WORD = re.compile(r"[\W_]+")
+# Not the signs of arithmetic: 3 + 4 is another question than 3 - 4.
+_LOOKS = re.compile(r"""[\s.,;:!?'"`‘’“”$\\_]+""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +52,16 @@ class AgentTrajectory:
 
 
 def normalized(question: str) -> str:
-  """A question's letters and digits: equal for two that differ in looks.
+  """A question's text without what only changes its looks.
 
-  Case, white space, punctuation and compatibility forms (full width,
-  ligatures) do not count. A text without letters or digits stays as it is.
+  Case, white space, punctuation, TeX's `$` and backslashes, and compatibility
+  forms (full width, ligatures) do not count. A text of nothing else stays.
   """
   folded = unicodedata.normalize("NFKC", question).casefold()
-  return _NO_WORD.sub(" ", folded).strip() or folded.strip()
+  return _LOOKS.sub("", folded) or folded.strip()
 
 
 def question_id(question: str) -> str:
-  """Id of a question whose source gives none: a hash of its letters."""
+  """Id of a question whose source gives none: a hash of its text."""
   data = normalized(question).encode("utf-8", "surrogatepass")
   return hashlib.blake2b(data, digest_size=8).hexdigest()
