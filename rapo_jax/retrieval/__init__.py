@@ -3,24 +3,24 @@
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.index import ExactIndex, Index, Neighbors
+from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
 from rapo_jax.retrieval.scann_index import (
   ScannIndex,
   default_index_class,
   load_index,
 )
-from rapo_jax.retrieval.step_trace_buffer import (
-  Failed,
-  Hit,
-  Miss,
-  RetrievalConfig,
+from rapo_jax.retrieval.step_trace import (
   StepTrace,
-  StepTraceBuffer,
   key_text,
+  key_texts,
   select_top_k,
   step_traces,
 )
+from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
+from rapo_jax.retrieval.store import BufferWriter
 
 __all__ = [
+  "BufferWriter",
   "ExactIndex",
   "Failed",
   "GuardedBuffer",
@@ -35,6 +35,7 @@ __all__ = [
   "StepTraceBuffer",
   "default_index_class",
   "key_text",
+  "key_texts",
   "load_index",
   "select_top_k",
   "step_traces",

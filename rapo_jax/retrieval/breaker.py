@@ -12,13 +12,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from rapo_jax.retrieval.step_trace_buffer import (
-  Failed,
-  Hit,
-  Miss,
-  RetrievalConfig,
-  StepTraceBuffer,
-)
+from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
+from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
 
 _log = logging.getLogger(__name__)
 

@@ -373,6 +373,17 @@ class SentenceEncoder:
       )
     ]
 
+  def num_wordpieces(self, texts: Sequence[str]) -> list[int]:
+    """Counts the wordpieces of each text, and nothing that frames it."""
+    encodings = self._tokenizer.encode_batch_fast(
+      list(texts), add_special_tokens=False
+    )
+    return [len(encoding) for encoding in encodings]
+
+  def wordpieces(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    """Splits texts into wordpieces, as `tokenize` does, and keeps offsets."""
+    return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+
   def num_tokens(self, text: str) -> int:
     """Counts a text's wordpieces, [CLS] and [SEP] included, not truncated."""
     return len(self.tokenize(text)) + 2

@@ -1,0 +1,259 @@
+"""Step traces: one step of a trajectory, the text of its key, and the cut.
+
+A trace is a pair. Its key is the question with the history before the step,
+`q + S_<t`; its value is the step `s_t`, thought, action and observation (RAPO,
+section "hybrid-policy rollout", Eq. 3).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from rapo_jax.retrieval.encoder import SentenceEncoder
+from rapo_jax.tools.tags import ALL_TAGS
+
+_RETRIEVE_TAGS = re.compile(r"</?retrieve>")
+_TAGS = re.compile(rf"(?:\s*</?(?:{'|'.join(ALL_TAGS)})>\s*)+")
+_ANSWER_TAG = "<answer>"
+_SPACE = " \t\r\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTrace:
+  """One step of an off-policy trajectory, and what came before it.
+
+  Attributes:
+    question: the question `q`.
+    history: texts of the steps before this one, `S_<t`, oldest first.
+    step: text of the step `s_t`: thought, action and `<result>` (or answer).
+    reward: outcome reward of the trajectory that the step is from.
+    source: name of the agent that wrote it.
+    trace_id: id, unique in a buffer.
+    query_id: id of the question.
+    step_index: `t`, from 0.
+    answers: whether the step holds an answer, which a retrieval can leak.
+    trajectory_id: id of the trajectory that the step is from, the same for all
+      its steps and no others; "" where that is not known.
+    extras: whatever else a source says of it, values of JSON.
+  """
+
+  question: str
+  history: tuple[str, ...]
+  step: str
+  reward: float
+  source: str
+  trace_id: int
+  query_id: str
+  step_index: int
+  answers: bool
+  trajectory_id: str = ""
+  extras: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
+
+
+def key_text(
+  question: str, history: Sequence[str], encoder: SentenceEncoder
+) -> str:
+  """The text that a key or a waiting history is embedded as: `key_texts`."""
+  return key_texts([question], [history], encoder)[0]
+
+
+def key_texts(
+  questions: Sequence[str],
+  histories: Sequence[Sequence[str]],
+  encoder: SentenceEncoder,
+) -> list[str]:
+  """Writes the texts that keys or waiting histories are embedded as.
+
+  The encoder reads a bounded number of wordpieces, and what tells histories
+  of one question apart is their end. So the question stays whole and the
+  newest history is kept: the oldest steps are left out first, and of the step
+  that then only partly fits, its last words stay. A question that fills the
+  encoder alone keeps its beginning, and its history does not count.
+
+  Tags are left out. A sentence encoder spends three or four wordpieces on each
+  of them, more than on what a short step says, they tell no history from
+  another, and a retrieved step in a history has to look like an ordinary one.
+
+  A step that stands in many histories is split into wordpieces once.
+
+  Args:
+    questions: N questions.
+    histories: for each, the texts of its steps so far, oldest first.
+    encoder: the encoder that will embed the texts.
+
+  Returns:
+    For each, the question and the kept history, a step a line.
+  """
+  return _Keys(encoder, questions, itertools.chain(*histories)).texts(
+    questions, histories
+  )
+
+
+def trace_keys(
+  traces: Sequence[StepTrace], encoder: SentenceEncoder
+) -> tuple[list[str], list[int]]:
+  """Writes the key texts of N traces and measures their steps.
+
+  Returns:
+    `key_texts` of the traces, and the wordpieces of each step, tags apart.
+  """
+  questions = [trace.question for trace in traces]
+  histories = [trace.history for trace in traces]
+  steps = [trace.step for trace in traces]
+  keys = _Keys(encoder, questions, itertools.chain(steps, *histories))
+  return keys.texts(questions, histories), [keys.length(s) for s in steps]
+
+
+class _Keys:
+  """Questions and steps with their lengths in wordpieces, each counted once."""
+
+  def __init__(
+    self,
+    encoder: SentenceEncoder,
+    questions: Iterable[str],
+    steps: Iterable[str],
+  ):
+    self._encoder = encoder
+    self._cleaned = {
+      step: _TAGS.sub(" ", step).strip(_SPACE) for step in dict.fromkeys(steps)
+    }
+    distinct = list(dict.fromkeys([*questions, *self._cleaned.values()]))
+    counts = encoder.num_wordpieces(distinct)
+    self._counts = dict(zip(distinct, counts, strict=True))
+
+  def length(self, step: str) -> int:
+    """Wordpieces of a step without its tags."""
+    return self._counts[self._cleaned[step]]
+
+  def texts(
+    self, questions: Sequence[str], histories: Sequence[Sequence[str]]
+  ) -> list[str]:
+    """See `key_texts`."""
+    window = self._encoder.max_tokens - self._encoder.num_tokens("")
+    kept: list[list[str]] = []
+    # The oldest kept step of a history, where it has to be cut, and its room.
+    cuts: list[tuple[list[str], str, int]] = []
+    for question, history in zip(questions, histories, strict=True):
+      room = window - self._counts[question]
+      lines: list[str] = []
+      for step in reversed(history):
+        if room <= 0:
+          break
+        text = self._cleaned[step]
+        if self._counts[text] > room:
+          cuts.append((lines, text, room))
+        elif text:
+          lines.append(text)
+        room -= self._counts[text]
+      kept.append(lines)
+    long = list(dict.fromkeys(text for _, text, _ in cuts))
+    split = dict(zip(long, self._encoder.wordpieces(long), strict=True))
+    for lines, text, room in cuts:
+      if words := _newest_words(text, split[text], room):
+        lines.append(words)
+    # Words never span lines, so the wordpieces of the lines add up.
+    return [
+      "\n".join([question, *reversed(lines)])
+      for question, lines in zip(questions, kept, strict=True)
+    ]
+
+
+def _newest_words(
+  text: str, pieces: tokenizers.Encoding, max_pieces: int
+) -> str:
+  """Returns the last whole words of at most `max_pieces`; "" if none fits."""
+  for first in range(len(pieces) - max_pieces, len(pieces)):
+    if pieces.token_to_word(first) != pieces.token_to_word(first - 1):
+      span = pieces.token_to_chars(first)
+      assert span is not None  # Every wordpiece is of some characters.
+      return text[span[0] :]
+  return ""
+
+
+def step_traces(
+  question: str,
+  steps: Sequence[str],
+  *,
+  reward: float,
+  source: str,
+  query_id: str,
+  first_trace_id: int,
+  trajectory_id: str | None = None,
+  extras: Mapping[str, Any] | None = None,
+) -> list[StepTrace]:
+  """Cuts one trajectory into step traces.
+
+  Args:
+    question: its question.
+    steps: texts of its steps in order, each with its result. Tags of a
+      retrieved step are taken off: inside another retrieval they would nest.
+    reward: its outcome reward.
+    source: name of the agent that wrote it.
+    query_id: id of the question.
+    first_trace_id: id of the first step; the others follow it.
+    trajectory_id: id of the trajectory; None makes one of `source` and
+      `first_trace_id`.
+    extras: what else is to be kept with each step, values of JSON.
+
+  Returns:
+    A trace for every step.
+  """
+  if trajectory_id is None:
+    trajectory_id = f"{source}/{first_trace_id}"
+  texts = tuple(_RETRIEVE_TAGS.sub("", step).strip(_SPACE) for step in steps)
+  return [
+    StepTrace(
+      question=question,
+      history=texts[:step_index],
+      step=text,
+      reward=float(reward),
+      source=source,
+      trace_id=first_trace_id + step_index,
+      query_id=query_id,
+      step_index=step_index,
+      answers=_ANSWER_TAG in text,
+      trajectory_id=trajectory_id,
+      extras=dict(extras or {}),
+    )
+    for step_index, text in enumerate(texts)
+  ]
+
+
+def select_top_k(
+  query_ids: Sequence[str],
+  rewards: Sequence[float],
+  *,
+  k: int,
+  min_reward: float = 0.0,
+) -> list[int]:
+  """Picks each question's best trajectories for the buffer.
+
+  Args:
+    query_ids: question of each of N trajectories.
+    rewards: outcome reward of each.
+    k: most to keep for one question. The paper keeps 5 of 16.
+    min_reward: a reward must be above it.
+
+  Returns:
+    Positions of the kept trajectories, ascending. Among equal rewards the
+    earlier ones stay.
+  """
+  by_query: dict[str, list[int]] = collections.defaultdict(list)
+  rows = zip(query_ids, rewards, strict=True)
+  for position, (query_id, reward) in enumerate(rows):
+    if reward > min_reward:
+      by_query[query_id].append(position)
+  best = (
+    sorted(positions, key=lambda position: -rewards[position])[:k]
+    for positions in by_query.values()
+  )
+  return sorted(itertools.chain.from_iterable(best))

@@ -1,0 +1,551 @@
+"""Step-Trace Buffers on disk: built in a stream, checked, read and merged.
+
+A buffer is a folder, whose layout `docs/buffer.md` gives:
+
+    manifest.json    written last; names every other file
+    traces.parquet   the traces, the truth of the buffer
+    index/           the index over their keys, with vectors.npy
+
+`BufferWriter` takes traces as they come and holds few of them. What it has
+taken lies in `<folder>.partial` in parts, so that a build that was interrupted
+goes on where it was, embedding included, which takes the longest by far.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from rapo_jax.models import folder
+from rapo_jax.retrieval import index as index_lib
+from rapo_jax.retrieval import scann_index
+from rapo_jax.retrieval.encoder import SentenceEncoder
+from rapo_jax.retrieval.manifest import (
+  INDEX_FOLDER,
+  TRACES_FILE,
+  EncoderInfo,
+  Manifest,
+  describe_files,
+  file_problems,
+  partial_folder,
+  read_manifest,
+  write_manifest,
+)
+from rapo_jax.retrieval.step_trace import StepTrace, trace_keys
+from rapo_jax.retrieval.trace_file import (
+  ROWS_PER_GROUP,
+  SCHEMA,
+  StoredTraces,
+  open_writer,
+  trace_table,
+  write_tables,
+)
+
+BATCH_TRACES = 4096
+"""Traces put into columns at a time."""
+PART_TRACES = 16_384
+"""Traces after which a part is closed: what an interruption can cost."""
+CHUNK_KEYS = 1024
+"""Keys embedded between two files of vectors."""
+
+_STATE_FILE = "build.json"
+
+Progress = Callable[[float, str], None]
+
+
+class BufferWriter:
+  """Builds a buffer from a stream of traces. One thread uses it.
+
+  Args:
+    directory: folder to create or replace. Until `finish` has ended what is
+      done lies in `<directory>.partial`, and a buffer that is there stays.
+    encoder: embeds the keys.
+    index_cls: class of the index; None for ScaNN where it is installed.
+    resume: go on with what an interrupted build left; begin if there is none.
+
+  Attributes:
+    num_traces: taken so far. After an interruption those that are not in a
+      closed part are gone: give the same stream again from this one on.
+    num_keys: their distinct keys.
+    next_trace_id: one more than the largest id so far.
+    trajectory_ids: those seen so far.
+
+  Raises:
+    ValueError: an interrupted build is there and `resume` is not set, or it was
+      begun with another encoder.
+  """
+
+  def __init__(
+    self,
+    directory: str | pathlib.Path,
+    encoder: SentenceEncoder,
+    *,
+    index_cls: type[index_lib.Index] | None = None,
+    resume: bool = False,
+  ):
+    self._directory = pathlib.Path(directory)
+    self._encoder = encoder
+    self._index_cls = index_cls
+    self._partial = partial_folder(self._directory)
+    self._keys = _KeyIds()
+    self._trace_ids: set[int] = set()
+    self.trajectory_ids: set[str] = set()
+    self.next_trace_id = 0
+    self._pending: list[StepTrace] = []
+    self._writer: pq.ParquetWriter | None = None
+    self._rows_in_part = 0
+    if self._partial.exists():
+      self._open_partial(resume)
+    else:
+      self._partial.mkdir(parents=True)
+      state = {"encoder_sha256": encoder.sha256}
+      _write_whole(self._partial / _STATE_FILE, json.dumps(state).encode())
+
+  @property
+  def num_traces(self) -> int:
+    return len(self._trace_ids)
+
+  @property
+  def num_keys(self) -> int:
+    """Distinct keys of the traces that have been put into columns."""
+    return len(self._keys)
+
+  def add(self, traces: Iterable[StepTrace]) -> None:
+    """Takes traces; holds no more than a batch of them.
+
+    Raises:
+      ValueError: two traces have one id, a reward is not finite, or extras are
+        no JSON.
+    """
+    for trace in traces:
+      check_trace(trace, self._trace_ids)
+      self._trace_ids.add(trace.trace_id)
+      self.trajectory_ids.add(trace.trajectory_id)
+      self.next_trace_id = max(self.next_trace_id, trace.trace_id + 1)
+      self._pending.append(trace)
+      if len(self._pending) == BATCH_TRACES:
+        self._write_pending()
+
+  def flush(self) -> None:
+    """Puts all that was taken on disk, where no interruption can lose it."""
+    self._write_pending()
+    self._close_part()
+
+  def finish(self, progress: Progress | None = None) -> Manifest:
+    """Embeds the keys, builds the index and puts the buffer in its place.
+
+    Args:
+      progress: called with the share done, 0 to 1, and a word on it.
+
+    Returns:
+      The manifest.
+    """
+    report = progress or (lambda share, text: None)
+    self.flush()
+    vectors = self._embed(report)
+    report(0.9, f"indexing {self.num_keys} keys")
+    index = build_index(vectors, self._encoder, self._index_cls)
+    report(0.95, "writing the buffer")
+    with folder.replaced_folder(self._directory) as new:
+      manifest = write_contents(new, self._tables(), index, self._encoder)
+    shutil.rmtree(self._partial)
+    report(1.0, f"{manifest.num_traces} step traces")
+    return manifest
+
+  def _open_partial(self, resume: bool) -> None:
+    if not resume:
+      raise ValueError(
+        f"{self._partial} is what an interrupted build left. Go on with it"
+        " (--resume), or delete it to begin again."
+      )
+    state_file = self._partial / _STATE_FILE
+    begun = json.loads(state_file.read_text()) if state_file.is_file() else None
+    if begun != {"encoder_sha256": self._encoder.sha256}:
+      raise ValueError(
+        f"{self._partial} must have been begun with the encoder"
+        f" {self._encoder.encoder_id} ({self._encoder.sha256[:12]}), it says"
+        f" {begun}: go on with that encoder, or delete the folder."
+      )
+    for part in self._parts():
+      table = pq.read_table(
+        part, columns=["trace_id", "key_id", "key", "trajectory_id"]
+      )
+      self._trace_ids.update(table["trace_id"].to_pylist())
+      self.trajectory_ids.update(table["trajectory_id"].unique().to_pylist())
+      self._keys.assign(table["key"].to_pylist())
+    self.next_trace_id = max(self._trace_ids, default=-1) + 1
+
+  def _parts(self) -> list[pathlib.Path]:
+    return sorted(self._partial.glob("part-*.parquet"))
+
+  def _write_pending(self) -> None:
+    if not self._pending:
+      return
+    traces, self._pending = self._pending, []
+    keys, num_tokens = trace_keys(traces, self._encoder)
+    table = trace_table(
+      traces,
+      keys=keys,
+      key_ids=self._keys.assign(keys),
+      num_tokens=num_tokens,
+    )
+    if self._writer is None:
+      self._writer = open_writer(self._partial / "part.writing")
+      self._rows_in_part = 0
+    self._writer.write_table(table)
+    self._rows_in_part += len(table)
+    if self._rows_in_part >= PART_TRACES:
+      self._close_part()
+
+  def _close_part(self) -> None:
+    if self._writer is None:
+      return
+    self._writer.close()
+    self._writer = None
+    number = len(self._parts())
+    _sync(self._partial / "part.writing")
+    (self._partial / "part.writing").rename(
+      self._partial / f"part-{number:05d}.parquet"
+    )
+
+  def _tables(self) -> Iterator[pa.Table]:
+    for part in self._parts():
+      with pq.ParquetFile(part) as file:
+        for batch in file.iter_batches(16 * ROWS_PER_GROUP):
+          yield pa.Table.from_batches([batch])
+
+  def _distinct_keys(self) -> Iterator[str]:
+    """The text of each key, in the order of the key ids."""
+    known = 0
+    for part in self._parts():
+      with pq.ParquetFile(part) as file:
+        for batch in file.iter_batches(columns=["key_id", "key"]):
+          key_ids, rows = np.unique(
+            batch["key_id"].to_numpy(), return_index=True
+          )
+          yield from pc.take(
+            batch["key"], pa.array(rows[key_ids >= known])
+          ).to_pylist()
+          known = max(known, int(key_ids[-1]) + 1)
+
+  def _embed(self, report: Progress) -> Float32[np.ndarray, "K D"]:
+    """Vectors of the distinct keys, those of earlier runs read again."""
+    vectors = np.empty((self.num_keys, self._encoder.dimension), np.float32)
+    texts = self._distinct_keys()
+    for first in range(0, self.num_keys, CHUNK_KEYS):
+      chunk = list(itertools.islice(texts, CHUNK_KEYS))
+      path = self._partial / f"vectors-{first // CHUNK_KEYS:05d}.npy"
+      embedded = np.load(path) if path.exists() else np.empty((0, 0))
+      # The last chunk of a run that was interrupted may have been shorter.
+      if len(embedded) != len(chunk):
+        embedded = self._encoder.encode(chunk)
+        writing = path.with_suffix(".writing")
+        with writing.open("wb") as file:
+          np.save(file, embedded)
+        _sync(writing)
+        writing.rename(path)
+      vectors[first : first + len(chunk)] = embedded
+      done = first + len(chunk)
+      report(
+        0.9 * done / self.num_keys, f"embedded {done} of {self.num_keys} keys"
+      )
+    return vectors
+
+
+class _KeyIds:
+  """Numbers distinct key texts in the order in which they come."""
+
+  def __init__(self) -> None:
+    # Digests, since the texts are long and there may be millions.
+    self._ids: dict[bytes, int] = {}
+
+  def __len__(self) -> int:
+    return len(self._ids)
+
+  def assign(self, keys: Iterable[str]) -> Int64[np.ndarray, " N"]:
+    """The number of each key, a new one for a key not seen before."""
+    return np.array(
+      [
+        self._ids.setdefault(
+          hashlib.blake2b(key.encode(), digest_size=16).digest(),
+          len(self._ids),
+        )
+        for key in keys
+      ],
+      np.int64,
+    )
+
+
+def check_trace(trace: StepTrace, trace_ids: set[int]) -> None:
+  """Refuses a trace that a buffer cannot hold.
+
+  Args:
+    trace: one that is to be added.
+    trace_ids: ids that are taken.
+
+  Raises:
+    ValueError: its id is taken, or its reward not finite.
+  """
+  if trace.trace_id in trace_ids:
+    raise ValueError(
+      f"Two traces have the id {trace.trace_id}. Number them through all"
+      " trajectories with step_traces' first_trace_id."
+    )
+  if not math.isfinite(trace.reward):
+    raise ValueError(
+      f"The reward of trace {trace.trace_id} is {trace.reward}; it must be"
+      " finite. Drop the trajectory or mend its score."
+    )
+
+
+def build_index(
+  vectors: Float32[np.ndarray, "K D"],
+  encoder: SentenceEncoder,
+  index_cls: type[index_lib.Index] | None,
+) -> index_lib.Index:
+  """Builds the index over key vectors; the class None is the default one."""
+  del encoder
+  return (index_cls or scann_index.default_index_class()).build(vectors)
+
+
+def write_contents(
+  new: pathlib.Path,
+  tables: Iterable[pa.Table],
+  index: index_lib.Index,
+  encoder: SentenceEncoder,
+  *,
+  version: int = 1,
+) -> Manifest:
+  """Writes the files of a buffer into an empty folder, the manifest last.
+
+  Args:
+    new: the folder.
+    tables: the traces, as `trace_table` makes them.
+    index: over their keys.
+    encoder: embedded the keys.
+    version: of the content.
+  """
+  agents = write_tables(new / TRACES_FILE, tables)
+  index.save(new / INDEX_FOLDER)
+  manifest = Manifest(
+    version=version,
+    agents=agents,
+    num_traces=sum(counts.num_traces for counts in agents.values()),
+    num_keys=len(index),
+    num_tokens=sum(counts.num_tokens for counts in agents.values()),
+    encoder=EncoderInfo(encoder.encoder_id, encoder.sha256, encoder.max_tokens),
+    index=index_lib.read_meta(new / INDEX_FOLDER),
+    files=describe_files(new),
+  )
+  write_manifest(new, manifest)
+  return manifest
+
+
+def iter_traces(directory: str | pathlib.Path) -> Iterator[StepTrace]:
+  """Goes over the traces of a buffer and holds few of them.
+
+  Raises:
+    ValueError: the folder holds no buffer, or a broken one.
+  """
+  directory = pathlib.Path(directory)
+  read_manifest(directory)
+  yield from StoredTraces(directory / TRACES_FILE)
+
+
+def verify(directory: str | pathlib.Path) -> list[str]:
+  """Reads all of a buffer and says what is wrong with it, a line each.
+
+  Looks at sizes, checksums, numbers of rows, ids and vectors; builds nothing
+  and needs no encoder.
+
+  Returns:
+    The problems; none if the buffer is as it was written.
+  """
+  directory = pathlib.Path(directory)
+  try:
+    manifest = read_manifest(directory)
+  except ValueError as error:
+    return [str(error)]
+  problems = file_problems(directory, manifest, checksums=True)
+  if partial_folder(directory).exists():
+    problems.append(
+      f"{partial_folder(directory)} is what an interrupted build left: go on"
+      " with it (--resume), or delete it"
+    )
+  try:
+    traces = StoredTraces(directory / TRACES_FILE)
+    problems += _row_problems(traces, manifest)
+  except ValueError as error:
+    problems.append(str(error))
+  try:
+    vectors = key_vectors(directory)
+    if len(vectors) != manifest.num_keys:
+      problems.append(
+        f"there are {len(vectors)} vectors instead of {manifest.num_keys}"
+      )
+    if not np.isfinite(vectors).all():
+      problems.append("a vector is not finite")
+  except (ValueError, OSError, EOFError) as error:
+    problems.append(f"the vectors cannot be read ({error})")
+  return problems
+
+
+def _row_problems(traces: StoredTraces, manifest: Manifest) -> list[str]:
+  problems = []
+  if len(traces) != manifest.num_traces:
+    problems.append(
+      f"{TRACES_FILE} has {len(traces)} traces instead of {manifest.num_traces}"
+    )
+  used = np.unique(traces.key_ids)
+  if not np.array_equal(used, np.arange(manifest.num_keys)):
+    problems.append(
+      f"the key ids of the traces are not 0 to {manifest.num_keys - 1}"
+    )
+  ids: collections.Counter[int] = collections.Counter()
+  agents: collections.Counter[str] = collections.Counter()
+  try:
+    for table in traces.tables():
+      ids.update(table["trace_id"].to_pylist())
+      agents.update(table["source"].to_pylist())
+  except (pa.ArrowException, OSError) as error:
+    return [*problems, f"{TRACES_FILE} cannot be read to its end ({error})"]
+  if len(ids) < ids.total():
+    twice = next(name for name, count in ids.items() if count > 1)
+    problems.append(f"two traces have the id {twice}")
+  counted = {name: c.num_traces for name, c in manifest.agents.items()}
+  if counted != agents:
+    problems.append(
+      f"the agents have {dict(agents)} traces instead of {counted}"
+    )
+  return problems
+
+
+def key_vectors(
+  directory: str | pathlib.Path,
+) -> Float32[np.ndarray, "K D"]:
+  """The vectors of a buffer's keys, mapped and not read."""
+  path = pathlib.Path(directory) / INDEX_FOLDER / index_lib.VECTORS_FILE
+  return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def merge(
+  directories: Sequence[str | pathlib.Path],
+  out: str | pathlib.Path,
+  encoder: SentenceEncoder,
+  *,
+  index_cls: type[index_lib.Index] | None = None,
+) -> Manifest:
+  """Joins buffers into one; nothing is embedded again.
+
+  Traces are numbered anew from 0, in the order of the buffers. A trajectory
+  id that an earlier buffer has too gets the buffer's position before it, from
+  0, as in "2:id", so that trajectories stay apart.
+
+  Args:
+    directories: buffers that `encoder` embedded.
+    out: folder to create or replace.
+    encoder: the encoder.
+    index_cls: class of the index; None for ScaNN where it is installed.
+
+  Returns:
+    The manifest of the new buffer.
+
+  Raises:
+    ValueError: a folder holds no buffer, a broken one, or one of another
+      encoder.
+  """
+  paths = [pathlib.Path(directory) for directory in directories]
+  manifests = [read_manifest(path) for path in paths]
+  for path, manifest in zip(paths, manifests, strict=True):
+    check_encoder(path, manifest, encoder)
+  sources = [StoredTraces(path / TRACES_FILE) for path in paths]
+  keys = _KeyIds()
+  vectors = [np.empty((0, encoder.dimension), np.float32)]
+  for path, source in zip(paths, sources, strict=True):
+    stored = key_vectors(path)
+    for table in source.tables(["key_id", "key"]):
+      known = len(keys)
+      key_ids = keys.assign(table["key"].to_pylist())
+      ids, rows = np.unique(key_ids, return_index=True)
+      new_rows = rows[ids >= known]
+      vectors.append(stored[table["key_id"].to_numpy()[new_rows]])
+  index = build_index(np.concatenate(vectors), encoder, index_cls)
+  with folder.replaced_folder(out) as new:
+    return write_contents(
+      new,
+      _joined(sources, keys),
+      index,
+      encoder,
+      version=max((m.version for m in manifests), default=0) + 1,
+    )
+
+
+def _joined(
+  sources: Sequence[StoredTraces], keys: _KeyIds
+) -> Iterator[pa.Table]:
+  """The tables of several files with ids that are distinct in all of them."""
+  num_traces = 0
+  taken: set[str] = set()
+  for number, source in enumerate(sources):
+    seen: set[str] = set()
+    for table in source.tables():
+      names = table["trajectory_id"].to_pylist()
+      seen.update(names)
+      columns = {
+        "trace_id": np.arange(num_traces, num_traces + len(table)),
+        "key_id": keys.assign(table["key"].to_pylist()),
+        "trajectory_id": [
+          f"{number}:{name}" if name and name in taken else name
+          for name in names
+        ],
+      }
+      num_traces += len(table)
+      for name, column in columns.items():
+        at = SCHEMA.get_field_index(name)
+        field = SCHEMA.field(at)
+        table = table.set_column(at, field, pa.array(column, field.type))
+      yield table
+    taken.update(seen)
+
+
+def check_encoder(
+  directory: pathlib.Path, manifest: Manifest, encoder: SentenceEncoder
+) -> None:
+  """Refuses a buffer whose keys another encoder embedded.
+
+  Raises:
+    ValueError: names both encoders.
+  """
+  saved = manifest.encoder
+  if saved.sha256 != encoder.sha256:
+    raise ValueError(
+      f"{directory} was embedded with {saved.id} ({saved.sha256[:12]}), but the"
+      f" encoder given is {encoder.encoder_id} ({encoder.sha256[:12]}). Their"
+      " vectors do not compare: load the same encoder, or build the buffer"
+      " again with this one."
+    )
+
+
+def _write_whole(path: pathlib.Path, data: bytes) -> None:
+  writing = path.with_suffix(".writing")
+  writing.write_bytes(data)
+  _sync(writing)
+  writing.rename(path)
+
+
+def _sync(path: pathlib.Path) -> None:
+  with path.open("rb") as file:
+    os.fsync(file.fileno())
