@@ -18,7 +18,7 @@ from rapo_jax.retrieval.agent_trajectory import normalized
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.question_files import read_questions
 
-MIN_SIMILARITY = 0.95
+MIN_SIMILARITY = 0.9
 """Least cosine similarity at which two questions count as one by default."""
 _BLOCK = 1024
 
