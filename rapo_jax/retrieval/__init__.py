@@ -3,7 +3,13 @@
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.index import ExactIndex, Index, Neighbors
-from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
+from rapo_jax.retrieval.policy import (
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+  choose,
+)
 from rapo_jax.retrieval.scann_index import (
   ScannIndex,
   default_index_class,
@@ -33,6 +39,7 @@ __all__ = [
   "SentenceEncoder",
   "StepTrace",
   "StepTraceBuffer",
+  "choose",
   "default_index_class",
   "key_text",
   "key_texts",

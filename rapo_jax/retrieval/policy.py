@@ -6,6 +6,7 @@ Pure host code: numbers in, a choice out.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from rapo_jax.retrieval.step_trace import StepTrace
 
@@ -85,3 +86,32 @@ class Failed:
 
   reason: str
   attempted: bool = True
+
+
+def choose(
+  similarities: Sequence[float],
+  rewards: Sequence[float],
+  config: RetrievalConfig,
+) -> int | Miss:
+  """Chooses one of the traces that were found.
+
+  Those that pass the thresholds compete: the highest reward wins, and among
+  equal rewards the greatest similarity.
+
+  Args:
+    similarities: of at most `top_k` traces, greatest first.
+    rewards: of the same traces.
+    config: the thresholds.
+
+  Returns:
+    The position of the trace, or why there is none.
+  """
+  found = list(zip(similarities, rewards, strict=True))
+  near = [i for i, (s, _) in enumerate(found) if s >= config.min_similarity]
+  if not near:
+    return Miss("below min_similarity")
+  good = [i for i in near if rewards[i] > config.min_reward]
+  if not good:
+    return Miss("below min_reward")
+  # `max` keeps the first of equals, and they come by similarity.
+  return max(good, key=lambda i: rewards[i])

@@ -34,7 +34,7 @@ from rapo_jax.retrieval.manifest import (
   read_manifest,
   repair_command,
 )
-from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
+from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig, choose
 from rapo_jax.retrieval.step_trace import StepTrace, key_texts, trace_keys
 from rapo_jax.retrieval.trace_file import StoredTraces, trace_table
 
@@ -122,6 +122,16 @@ class StepTraceBuffer:
     """Goes over the traces in the order in which they were given."""
     return iter(self._traces)
 
+  @property
+  def index(self) -> index_lib.Index:
+    """The index over the distinct keys."""
+    return self._index
+
+  @property
+  def encoder(self) -> SentenceEncoder:
+    """The encoder of keys and histories."""
+    return self._encoder
+
   def retrieve(
     self,
     questions: Sequence[str],
@@ -150,48 +160,87 @@ class StepTraceBuffer:
     Raises:
       ValueError: if there are not as many histories as questions.
     """
-    if len(questions) != len(histories):
-      raise ValueError(
-        f"retrieve needs one history a question, got {len(questions)} questions"
-        f" and {len(histories)} histories."
-      )
+    _check_lengths(questions, histories)
     if not len(self):
       return [Miss("empty buffer")] * len(questions)
     if not questions:
       return []
     try:
-      queries = self._encoder.encode(
-        key_texts(questions, histories, self._encoder)
-      )
-      neighbors = self._index.search(queries, config.top_k)
+      found = self._search(questions, histories, config.top_k)
     except (RuntimeError, ValueError, OSError) as error:
       reason = f"{type(error).__name__}: {error}"
       return [Failed(reason)] * len(questions)
+    return [self._choose(pairs, config) for pairs in found]
+
+  def neighbors(
+    self,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    num_neighbors: int,
+  ) -> list[list[Hit]]:
+    """Finds the traces among which `retrieve` chooses.
+
+    Args:
+      questions: N questions.
+      histories: for each, the texts of its steps so far, oldest first.
+      num_neighbors: traces a history, at least 1.
+
+    Returns:
+      For each history its nearest traces, best first: by similarity, and of
+      one key by reward. Fewer than asked for where there are no more.
+
+    Raises:
+      ValueError: if there are not as many histories as questions, or the
+        index refuses `num_neighbors`.
+      RuntimeError: if the encoder or the index fails.
+    """
+    _check_lengths(questions, histories)
+    if not len(self) or not questions:
+      return [[] for _ in questions]
     return [
-      self._choose(ids, scores, config)
+      [Hit(self._traces[row], score) for row, score in pairs]
+      for pairs in self._search(questions, histories, num_neighbors)
+    ]
+
+  def _search(
+    self,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    num_neighbors: int,
+  ) -> list[list[tuple[int, float]]]:
+    """(trace, similarity) of each history's nearest traces, best first."""
+    queries = self._encoder.encode(
+      key_texts(questions, histories, self._encoder)
+    )
+    neighbors = self._index.search(queries, num_neighbors)
+    return [
+      list(
+        itertools.islice(
+          (
+            (row, score)
+            for key_id, score in zip(ids, scores, strict=True)
+            for row in self._rows_of(key_id)
+          ),
+          num_neighbors,
+        )
+      )
       for ids, scores in zip(
         neighbors.ids.tolist(), neighbors.scores.tolist(), strict=True
       )
     ]
 
   def _choose(
-    self, ids: list[int], scores: list[float], config: RetrievalConfig
+    self, pairs: Sequence[tuple[int, float]], config: RetrievalConfig
   ) -> Hit | Miss:
-    """Chooses among one history's nearest keys, given best first."""
-    found = (
-      (row, score)
-      for key_id, score in zip(ids, scores, strict=True)
-      for row in self._rows_of(key_id)
+    """Chooses among one history's (trace, similarity), given best first."""
+    chosen = choose(
+      [score for _, score in pairs],
+      [float(self._rewards[row]) for row, _ in pairs],
+      config,
     )
-    rows = list(itertools.islice(found, config.top_k))
-    near = [(r, score) for r, score in rows if score >= config.min_similarity]
-    if not near:
-      return Miss("below min_similarity")
-    good = [(r, s) for r, s in near if self._rewards[r] > config.min_reward]
-    if not good:
-      return Miss("below min_reward")
-    # `max` keeps the first of equals, and they come by similarity.
-    row, score = max(good, key=lambda pair: self._rewards[pair[0]])
+    if isinstance(chosen, Miss):
+      return chosen
+    row, score = pairs[chosen]
     return Hit(self._traces[row], score)
 
   def _rows_of(self, key_id: int) -> list[int]:
@@ -272,6 +321,16 @@ class StepTraceBuffer:
     index = scann_index.load_index(directory / INDEX_FOLDER)
     _check(directory, _count_problems(traces, index, manifest))
     return cls(traces, traces.key_ids, index, encoder, version=manifest.version)
+
+
+def _check_lengths(
+  questions: Sequence[str], histories: Sequence[Sequence[str]]
+) -> None:
+  if len(questions) != len(histories):
+    raise ValueError(
+      f"Each question needs one history, got {len(questions)} questions and"
+      f" {len(histories)} histories."
+    )
 
 
 def _count_problems(

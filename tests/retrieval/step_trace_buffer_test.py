@@ -117,6 +117,23 @@ class TestChoice:
     )
     assert hit.trace.trace_id == 3
 
+  def test_neighbors_are_those_considered(self, encoder):
+    # As above: key 0 has the traces 0 and 1, key 1 has 2 and 3.
+    buffer = fake_buffer(
+      encoder,
+      rewards=[0.1, 0.2, 0.3, 0.4, 1.0],
+      key_ids=[0, 0, 1, 1, 2],
+      scores=[0.875, 0.75, 0.5],
+    )
+    hits, same = buffer.neighbors([QUESTION] * 2, [(), ()], 3)
+    assert hits == same
+    assert [(hit.trace.trace_id, hit.similarity) for hit in hits] == [
+      *((1, 0.875), (0, 0.875), (3, 0.75))
+    ]
+    assert buffer.neighbors([], [], 3) == []
+    with pytest.raises(ValueError, match="1 questions and 0 histories"):
+      buffer.neighbors([QUESTION], [], 3)
+
   def test_thresholds(self, encoder):
     buffer = fake_buffer(encoder, [0.5, 1.0], [0.75, 0.25])
     ask = lambda **kwargs: buffer.retrieve(  # noqa: E731

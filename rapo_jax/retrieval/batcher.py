@@ -1,0 +1,207 @@
+"""Puts what many requests ask for into one batch, and bounds how much waits.
+
+An encoder is fastest on many texts at once, and an index on many vectors. So
+requests that arrive while a batch is under way, or within a short wait, make
+the next one. How much may wait is bounded: a server that takes everything
+answers nobody in time (Nygard, "Release It!", 2007), and whoever is refused at
+once can try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+_RATE_MEMORY = 0.8
+_MAX_RETRY_AFTER_S = 60
+
+
+class OverloadedError(RuntimeError):
+  """Too much waits already.
+
+  Attributes:
+    retry_after_s: when what waits now will have been answered, at least 1.
+  """
+
+  def __init__(self, message: str, retry_after_s: int):
+    super().__init__(message)
+    self.retry_after_s = retry_after_s
+
+
+@dataclasses.dataclass(eq=False)
+class _Job(Generic[Request, Answer]):
+  request: Request
+  size: int
+  arrived: float
+  answer: asyncio.Future[Answer]
+
+
+class Batcher(Generic[Request, Answer]):
+  """Runs requests in batches, in a thread of its own.
+
+  Use it in one event loop, `async with` it.
+
+  Args:
+    run: answers the requests of a batch, or gives an exception in an answer's
+      place; called in the thread.
+    max_batch: queries in a batch. A request with more is a batch of its own.
+    max_wait_s: for how long a batch waits for more requests.
+    max_queue: queries that may wait or be under way.
+
+  Attributes:
+    num_queued: queries that wait or are under way.
+    num_batches: so far.
+  """
+
+  def __init__(
+    self,
+    run: Callable[[Sequence[Request]], Sequence[Answer | Exception]],
+    *,
+    max_batch: int,
+    max_wait_s: float,
+    max_queue: int,
+  ):
+    self._run_batch = run
+    self._max_batch = max_batch
+    self._max_wait_s = max_wait_s
+    self._max_queue = max_queue
+    # In order of arrival; a request whose time is up leaves from the middle.
+    self._waiting: dict[_Job[Request, Answer], None] = {}
+    self._num_waiting = 0
+    self._changed = asyncio.Event()
+    self._queries_per_s: float | None = None
+    self.num_queued = 0
+    self.num_batches = 0
+
+  async def __aenter__(self) -> Batcher[Request, Answer]:
+    self._thread = concurrent.futures.ThreadPoolExecutor(
+      1, thread_name_prefix="retrieval"
+    )
+    self._task = asyncio.create_task(self._work(), name="batcher")
+    return self
+
+  async def __aexit__(self, *_: object) -> None:
+    """Cancels who still waits, and has a batch under way end unheard."""
+    self._task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+      await self._task
+    for job in self._waiting:
+      job.answer.cancel()
+    await asyncio.get_running_loop().run_in_executor(
+      None, self._thread.shutdown
+    )
+
+  async def submit(
+    self, request: Request, *, size: int, timeout_s: float
+  ) -> Answer:
+    """Waits for the answer to one request.
+
+    Args:
+      request: what is asked.
+      size: its queries.
+      timeout_s: for how long.
+
+    Raises:
+      OverloadedError: too much waits already.
+      TimeoutError: there is no answer in time. It is not run if it still
+        waited.
+      Exception: what `run` gave in the answer's place, or raised.
+    """
+    if self.num_queued + size > self._max_queue and self.num_queued:
+      raise OverloadedError(
+        f"{self.num_queued} queries wait, {size} more exceed the"
+        f" {self._max_queue} that may.",
+        self._retry_after_s(),
+      )
+    loop = asyncio.get_running_loop()
+    job = _Job[Request, Answer](
+      request, size, time.monotonic(), loop.create_future()
+    )
+    self._waiting[job] = None
+    self._num_waiting += size
+    self.num_queued += size
+    self._changed.set()
+    try:
+      return await asyncio.wait_for(job.answer, timeout_s)
+    finally:
+      self.num_queued -= size
+      self._forget(job)
+
+  def _forget(self, job: _Job[Request, Answer]) -> None:
+    if job in self._waiting:
+      del self._waiting[job]
+      self._num_waiting -= job.size
+
+  def _retry_after_s(self) -> int:
+    if self._queries_per_s is None:
+      return 1
+    seconds = math.ceil(self.num_queued / self._queries_per_s)
+    return min(max(seconds, 1), _MAX_RETRY_AFTER_S)
+
+  async def _work(self) -> None:
+    """Makes batches until it is cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+      batch = await self._next_batch()
+      size = sum(job.size for job in batch)
+      began = time.monotonic()
+      try:
+        answers = await loop.run_in_executor(
+          self._thread, self._run_batch, [job.request for job in batch]
+        )
+      # Raised again where each of the requests hears it.
+      except Exception as error:
+        answers = [error] * len(batch)
+      self.num_batches += 1
+      self._learn_rate(size / max(time.monotonic() - began, 1e-6))
+      for job, answer in zip(batch, answers, strict=True):
+        if job.answer.done():  # Its time was up.
+          continue
+        if isinstance(answer, Exception):
+          job.answer.set_exception(answer)
+        else:
+          job.answer.set_result(answer)
+
+  def _learn_rate(self, queries_per_s: float) -> None:
+    old = self._queries_per_s
+    self._queries_per_s = (
+      queries_per_s
+      if old is None
+      else _RATE_MEMORY * old + (1 - _RATE_MEMORY) * queries_per_s
+    )
+
+  async def _next_batch(self) -> list[_Job[Request, Answer]]:
+    """The requests that waited longest, at least one."""
+    while True:
+      self._changed.clear()
+      left_s = math.inf
+      if self._waiting:
+        first = next(iter(self._waiting))
+        left_s = first.arrived + self._max_wait_s - time.monotonic()
+        if self._num_waiting >= self._max_batch or left_s <= 0:
+          return self._take()
+      with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(
+          self._changed.wait(), None if math.isinf(left_s) else left_s
+        )
+
+  def _take(self) -> list[_Job[Request, Answer]]:
+    batch: list[_Job[Request, Answer]] = []
+    size = 0
+    for job in self._waiting:
+      if batch and size + job.size > self._max_batch:
+        break
+      batch.append(job)
+      size += job.size
+    for job in batch:
+      self._forget(job)
+    return batch

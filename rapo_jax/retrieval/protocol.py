@@ -1,0 +1,454 @@
+"""The retrieval protocol of Search-R1 and of RAPO's authors, as messages.
+
+`POST /retrieve` with `queries`, `topk` and `return_scores`, answered by
+`result`: a list of documents for each query. The two sides that speak it do
+not read documents alike: Search-R1's trainer takes `document["contents"]`, a
+title's line and then the text; RAPO's trainer takes `document` itself for the
+text, and `reward` and `score` beside it. Both let their users set the URL and
+nothing else, so parameters of the URL tell which is meant. `docs/serving.md`
+has both in full.
+
+Beyond the protocol, in the body: `histories`, which are cut to the encoder's
+window as the buffer's own keys are, and `vectors` for those who embed
+themselves. Fields that nobody reads are refused rather than ignored, since
+`top_k` for `topk` would train on something else in silence.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from rapo_jax.retrieval import Hit, StepTrace
+
+PATH = "/retrieve"
+HEALTH_PATH = "/healthz"
+METRICS_PATH = "/metrics"
+
+Document = Literal["object", "text"]
+"""What `document` is: an object, as Search-R1 reads it, or the step's text, as
+the authors of RAPO do."""
+
+Mode = Literal["list", "choice"]
+"""What a query gets: its nearest traces, or the one that a rollout would."""
+
+_BODY_FIELDS = ("queries", "topk", "return_scores", "histories", "vectors")
+_VECTOR_FIELDS = ("shape", "float32")
+_TRACE_FIELDS = tuple(field.name for field in dataclasses.fields(StepTrace))
+
+
+class RefusedError(ValueError):
+  """A request that is not answered, or an answer that cannot be read.
+
+  Attributes:
+    status: of HTTP.
+  """
+
+  def __init__(self, message: str, status: int = 422):
+    super().__init__(message)
+    self.status = status
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What one request may ask for.
+
+  Attributes:
+    max_body_bytes: length of its body.
+    max_queries: queries or vectors. Search-R1 sends those of a whole batch of
+      trajectories at once.
+    max_query_chars: characters of a query with its history.
+    max_topk: documents a query.
+  """
+
+  max_body_bytes: int = 32 * 2**20
+  max_queries: int = 4096
+  max_query_chars: int = 65_536
+  max_topk: int = 100
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value < 1:
+        raise ValueError(f"{field.name} must be at least 1, got {value}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+  """What a request gets that does not say.
+
+  Attributes:
+    topk: documents a query. The paper has 3, and so has Search-R1.
+    document: what a document is.
+    mode: what a query gets.
+  """
+
+  topk: int = 3
+  document: Document = "object"
+  mode: Mode = "list"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RetrieveRequest:
+  """What one request asks for.
+
+  Attributes:
+    questions: Q questions.
+    histories: for each, the texts of the steps so far, oldest first.
+    vectors: Q vectors in place of questions and histories, or None.
+    topk: documents a query.
+    return_scores: whether documents come with their scores.
+    document: what a document is.
+    mode: what a query gets.
+  """
+
+  questions: tuple[str, ...]
+  histories: tuple[tuple[str, ...], ...]
+  vectors: Float[np.ndarray, "Q D"] | None
+  topk: int
+  return_scores: bool
+  document: Document
+  mode: Mode
+
+  def __len__(self) -> int:
+    """Returns Q."""
+    return len(self.questions if self.vectors is None else self.vectors)
+
+
+def parse_request(
+  body: bytes,
+  parameters: Mapping[str, str],
+  *,
+  limits: Limits,
+  defaults: Defaults,
+) -> RetrieveRequest:
+  """Reads a request.
+
+  A query without a history of its own is a question on its first line, and
+  what has happened since on those after it.
+
+  Args:
+    body: of the request.
+    parameters: of its URL: `document` and `mode`.
+    limits: what it may ask for.
+    defaults: what it gets where it does not say.
+
+  Raises:
+    RefusedError: it is malformed or asks for too much; the message states the
+      rule, the value and the remedy.
+  """
+  document, mode = _parse_parameters(parameters, defaults)
+  fields = _parse_object(body)
+  for name in fields:
+    if name not in _BODY_FIELDS:
+      raise RefusedError(
+        f"{name!r} is no field of a request{_nearest(name, _BODY_FIELDS)};"
+        f" fields are {', '.join(_BODY_FIELDS)}."
+      )
+  topk = _parse_topk(fields.get("topk"), limits, defaults)
+  return_scores = fields.get("return_scores", False)
+  if not isinstance(return_scores, bool):
+    raise RefusedError(
+      f"return_scores must be true or false, got {_shown(return_scores)}."
+    )
+  if "vectors" in fields:
+    for name in ("queries", "histories"):
+      if name in fields:
+        raise RefusedError(
+          f"vectors stand in place of {name}, but the request has both: send"
+          " one of them."
+        )
+    vectors = _parse_vectors(fields["vectors"])
+    _check_number(len(vectors), limits)
+    return RetrieveRequest((), (), vectors, topk, return_scores, document, mode)
+  questions, histories = _parse_queries(fields, limits)
+  return RetrieveRequest(
+    questions, histories, None, topk, return_scores, document, mode
+  )
+
+
+def _parse_parameters(
+  parameters: Mapping[str, str], defaults: Defaults
+) -> tuple[Document, Mode]:
+  known = {"document": get_args(Document), "mode": get_args(Mode)}
+  for name, value in parameters.items():
+    if name not in known:
+      raise RefusedError(
+        f"{name!r} is no parameter of this URL{_nearest(name, known)};"
+        f" parameters are {', '.join(known)}."
+      )
+    if value not in known[name]:
+      raise RefusedError(
+        f"{name} must be {' or '.join(known[name])}, got {value!r}."
+      )
+  document: Any = parameters.get("document", defaults.document)
+  mode: Any = parameters.get("mode", defaults.mode)
+  return document, mode
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+  try:
+    fields = json.loads(body)
+  # Nesting beyond the interpreter's depth is a RecursionError.
+  except (ValueError, RecursionError) as error:
+    raise RefusedError(
+      f"The body must be JSON in UTF-8, but it is not: {error}.", 400
+    ) from error
+  if not isinstance(fields, dict):
+    raise RefusedError(
+      f"The body must be a JSON object, got {_shown(fields)}: send"
+      ' {"queries": ["..."], "topk": 3, "return_scores": true}.'
+    )
+  return fields
+
+
+def _parse_topk(value: Any, limits: Limits, defaults: Defaults) -> int:
+  # Search-R1 takes 0 for "not said" as well.
+  if value is None or value == 0:
+    value = defaults.topk
+  if not isinstance(value, int) or isinstance(value, bool):
+    raise RefusedError(f"topk must be a whole number, got {_shown(value)}.")
+  if not 1 <= value <= limits.max_topk:
+    raise RefusedError(
+      f"topk must lie between 1 and {limits.max_topk}, got {value}: ask for"
+      " less, or start the server with a higher limit."
+    )
+  return value
+
+
+def _parse_queries(
+  fields: Mapping[str, Any], limits: Limits
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+  queries = fields.get("queries")
+  if not _are_texts(queries):
+    raise RefusedError(
+      f"queries must be a list of texts, got {_shown(queries)}: send"
+      ' {"queries": ["..."]}.'
+    )
+  assert isinstance(queries, list)
+  _check_number(len(queries), limits)
+  if "histories" in fields:
+    histories = fields["histories"]
+    if not isinstance(histories, list) or not all(map(_are_texts, histories)):
+      raise RefusedError(
+        "histories must be a list of lists of texts, the steps of a query's"
+        f" trajectory, got {_shown(histories)}."
+      )
+    if len(histories) != len(queries):
+      raise RefusedError(
+        f"Each query needs one history, got {len(queries)} queries and"
+        f" {len(histories)} histories: send [] for an empty one."
+      )
+  else:
+    lines = [query.partition("\n") for query in queries]
+    queries = [question for question, _, _ in lines]
+    histories = [[rest] if rest else [] for _, _, rest in lines]
+  for number, (query, history) in enumerate(
+    zip(queries, histories, strict=True)
+  ):
+    length = len(query) + sum(map(len, history))
+    if length > limits.max_query_chars:
+      raise RefusedError(
+        f"A query may have {limits.max_query_chars} characters with its"
+        f" history, but query {number} has {length}: leave out the oldest"
+        " steps, of which the encoder reads nothing anyway."
+      )
+    for text in (query, *history):
+      if not _is_unicode(text):
+        raise RefusedError(
+          f"Query {number} holds half a character (a lone surrogate), which is"
+          " no text: mend or drop it."
+        )
+  return tuple(queries), tuple(map(tuple, histories))
+
+
+def _check_number(number: int, limits: Limits) -> None:
+  if number > limits.max_queries:
+    raise RefusedError(
+      f"A request may have {limits.max_queries} queries, got {number}: send"
+      " several requests, or start the server with a higher limit.",
+      413,
+    )
+
+
+def _are_texts(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _is_unicode(text: str) -> bool:
+  try:
+    text.encode("utf-8")
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def _shown(value: Any) -> str:
+  """A value for a message, of bounded length."""
+  text = repr(value)
+  return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+  near = difflib.get_close_matches(name, known, n=1)
+  return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _parse_vectors(value: Any) -> Float[np.ndarray, "Q D"]:
+  remedy = (
+    'send {"shape": [number, dimension], "float32": "<base64 of the values,'
+    ' little-endian, row by row>"}.'
+  )
+  if not isinstance(value, dict) or sorted(value) != sorted(_VECTOR_FIELDS):
+    raise RefusedError(
+      f"vectors must be an object of {' and '.join(_VECTOR_FIELDS)}, got"
+      f" {_shown(value)}: {remedy}"
+    )
+  shape, data = value["shape"], value["float32"]
+  if (
+    not isinstance(shape, list)
+    or len(shape) != 2
+    or not all(type(size) is int and size >= 0 for size in shape)
+  ):
+    raise RefusedError(
+      f"The shape of vectors must be two whole numbers, got {_shown(shape)}:"
+      f" {remedy}"
+    )
+  try:
+    raw = base64.b64decode(data, validate=True)
+  except (TypeError, ValueError, binascii.Error) as error:
+    raise RefusedError(
+      f"The values of vectors are no base64 ({error}): {remedy}"
+    ) from error
+  number, dimension = shape
+  if len(raw) != 4 * number * dimension:
+    raise RefusedError(
+      f"Vectors of shape {shape} take {4 * number * dimension} bytes, got"
+      f" {len(raw)}: {remedy}"
+    )
+  # A copy, since the bytes cannot be written to.
+  return np.frombuffer(raw, "<f4").reshape(shape).astype(np.float32)
+
+
+def vectors_to_json(vectors: Float[np.ndarray, "Q D"]) -> dict[str, Any]:
+  """Writes vectors as `vectors` of a request."""
+  data = np.ascontiguousarray(vectors, "<f4").tobytes()
+  return {
+    "shape": list(vectors.shape),
+    "float32": base64.b64encode(data).decode("ascii"),
+  }
+
+
+def hits_to_json(hits: Sequence[Hit], request: RetrieveRequest) -> list[Any]:
+  """Writes what one query gets.
+
+  Args:
+    hits: the traces, best first.
+    request: that asked for them.
+
+  Returns:
+    An entry of `result`.
+  """
+  return [_hit_to_json(hit, request) for hit in hits]
+
+
+def _hit_to_json(hit: Hit, request: RetrieveRequest) -> dict[str, Any]:
+  trace = hit.trace
+  if request.document == "text":
+    if not request.return_scores:
+      # The authors' server gives the lines of its corpus file then.
+      key = "\n".join((trace.question, *trace.history))
+      return {"key": key, "value": trace.step, "reward": trace.reward}
+    document: Any = trace.step
+  else:
+    # Search-R1 takes the first line for a title.
+    title = " ".join(trace.question.split())
+    document = {
+      "id": str(trace.trace_id),
+      "contents": f"{title}\n{trace.step}",
+      **{name: getattr(trace, name) for name in _TRACE_FIELDS},
+    }
+    if not request.return_scores:
+      return document
+  return {
+    "document": document,
+    "reward": trace.reward,
+    "score": hit.similarity,
+  }
+
+
+def hit_from_json(item: Any) -> Hit:
+  """Reads an object with its score, as `hits_to_json` wrote it.
+
+  Raises:
+    RefusedError: it is of another server, which has no step traces.
+  """
+  document = item.get("document") if isinstance(item, dict) else None
+  if not isinstance(document, dict) or not isinstance(
+    item.get("score"), int | float
+  ):
+    raise RefusedError(
+      "A result must be an object of document and score, the document an"
+      f" object as well, got {_shown(item)}: ask a server of a Step-Trace"
+      " Buffer, with ?document=object."
+    )
+  missing = [name for name in _TRACE_FIELDS if name not in document]
+  if missing:
+    raise RefusedError(
+      f"A document has no {', '.join(missing)}, got {_shown(document)}: ask a"
+      " server of a Step-Trace Buffer, of the same version of rapo_jax."
+    )
+  fields = {name: document[name] for name in _TRACE_FIELDS}
+  fields["history"] = tuple(fields["history"])
+  return Hit(StepTrace(**fields), float(item["score"]))
+
+
+def neighbors_to_json(
+  ids: Sequence[int], scores: Sequence[float], request: RetrieveRequest
+) -> list[Any]:
+  """Writes the rows of an index that one vector gets, best first."""
+  rows = [(i, s) for i, s in zip(ids, scores, strict=True) if i >= 0]
+  if not request.return_scores:
+    return [{"id": str(i)} for i, _ in rows]
+  return [{"document": {"id": str(i)}, "score": s} for i, s in rows]
+
+
+def result_from_json(body: bytes, num_queries: int) -> list[list[Any]]:
+  """Reads a response as far as it says whose results are whose.
+
+  Args:
+    body: of the response.
+    num_queries: Q of the request.
+
+  Returns:
+    For each query, the results.
+
+  Raises:
+    RefusedError: it is no response to so many queries.
+  """
+  try:
+    fields = json.loads(body)
+  except (ValueError, RecursionError) as error:
+    raise RefusedError(f"The response is no JSON: {error}.") from error
+  result = fields.get("result") if isinstance(fields, dict) else None
+  if not isinstance(result, list) or not all(
+    isinstance(results, list) for results in result
+  ):
+    raise RefusedError(
+      "A response must be an object whose result is a list of lists, got"
+      f" {_shown(fields)}: is this the URL of a retrieval server?"
+    )
+  if len(result) != num_queries:
+    raise RefusedError(
+      f"The response has results of {len(result)} queries, {num_queries} were"
+      " asked: is something between client and server that changes them?"
+    )
+  return result

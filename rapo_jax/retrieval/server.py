@@ -1,0 +1,382 @@
+"""Serves a Step-Trace Buffer over HTTP, by the protocol of Search-R1.
+
+An ASGI application. Requests are read and checked in the event loop, searched
+in batches in one thread (`batcher`), and answered with their documents. What
+cannot be answered is told as JSON with one field, `error`:
+
+    400, 422  the request is malformed (`protocol.parse_request`)
+    408       its body did not come in time
+    413       it is too large
+    500       the encoder or the index failed; the next request may do better
+    503       too much waits: Retry-After says when to come back
+    504       no answer in time
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from rapo_jax.retrieval import (
+  Hit,
+  Index,
+  Miss,
+  RetrievalConfig,
+  choose,
+  protocol,
+)
+from rapo_jax.retrieval.batcher import Batcher, OverloadedError
+
+_log = logging.getLogger(__name__)
+
+_LATENCIES_KEPT = 4096
+
+
+@runtime_checkable
+class TraceSource(Protocol):
+  """Finds step traces, as a `StepTraceBuffer` does."""
+
+  def neighbors(
+    self,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    num_neighbors: int,
+  ) -> list[list[Hit]]:
+    """Finds the nearest traces of N histories; see `StepTraceBuffer`."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+  """How a buffer is served.
+
+  Attributes:
+    limits: what one request may ask for.
+    defaults: what it gets where it does not say.
+    retrieval: how a trace is chosen where a request wants one chosen.
+    max_batch: queries that are embedded and searched at once; a request with
+      more is a batch of its own.
+    max_wait_s: for how long an idle server waits for more requests to batch.
+    max_queue: queries that may wait or be under way. A single request is
+      always let in where nothing waits.
+    timeout_s: in which a request is read, searched and answered.
+  """
+
+  limits: protocol.Limits = protocol.Limits()
+  defaults: protocol.Defaults = protocol.Defaults()
+  retrieval: RetrievalConfig = RetrievalConfig()
+  max_batch: int = 64
+  max_wait_s: float = 0.005
+  max_queue: int = 16_384
+  timeout_s: float = 30.0
+
+  def __post_init__(self) -> None:
+    if not 1 <= self.defaults.topk <= self.limits.max_topk:
+      raise ValueError(
+        f"The topk of a request that gives none must lie between 1 and max_topk"
+        f" ({self.limits.max_topk}), got {self.defaults.topk}."
+      )
+    if self.max_batch < 1:
+      raise ValueError(f"max_batch must be at least 1, got {self.max_batch}.")
+    if self.max_queue < 1:
+      raise ValueError(f"max_queue must be at least 1, got {self.max_queue}.")
+    if self.max_wait_s < 0:
+      raise ValueError(
+        f"max_wait_s must be at least 0 seconds, got {self.max_wait_s}."
+      )
+    if self.timeout_s <= 0:
+      raise ValueError(
+        f"timeout_s must be above 0 seconds, got {self.timeout_s}."
+      )
+
+
+class _Metrics:
+  """Counts, and how long the last requests took."""
+
+  def __init__(self) -> None:
+    self._began = time.monotonic()
+    self._responses: collections.Counter[int] = collections.Counter()
+    self._queries = 0
+    self._latencies: collections.deque[float] = collections.deque(
+      maxlen=_LATENCIES_KEPT
+    )
+
+  def count(self, status: int, queries: int, seconds: float) -> None:
+    self._responses[status] += 1
+    if status == 200:
+      self._queries += queries
+      self._latencies.append(seconds)
+
+  def to_json(self) -> dict[str, Any]:
+    latencies = np.array(self._latencies)
+    return {
+      "uptime_s": round(time.monotonic() - self._began, 1),
+      "responses": {str(s): n for s, n in sorted(self._responses.items())},
+      "queries": self._queries,
+      "latency_s": {
+        f"p{p}": round(float(np.percentile(latencies, p)), 4)
+        for p in (50, 95, 99)
+        if len(latencies)
+      },
+    }
+
+
+def make_app(
+  source: TraceSource | None,
+  index: Index | None,
+  *,
+  config: ServerConfig = ServerConfig(),
+  about: Callable[[], Mapping[str, Any]] = dict,
+) -> Starlette:
+  """Makes the application.
+
+  Args:
+    source: answers queries; None where only vectors are answered.
+    index: answers vectors; None where only queries are answered.
+    config: limits and times.
+    about: what is served, for `/healthz`.
+
+  Returns:
+    An ASGI application. It serves from its start on; once its lifespan has
+    ended nothing is answered any more.
+  """
+  return _App(source, index, config, about).starlette
+
+
+class _App:
+  def __init__(
+    self,
+    source: TraceSource | None,
+    index: Index | None,
+    config: ServerConfig,
+    about: Callable[[], Mapping[str, Any]],
+  ):
+    self._search = _Search(source, index, config.retrieval)
+    self._config = config
+    self._about = about
+    self._metrics = _Metrics()
+    self._batcher: Batcher[protocol.RetrieveRequest, bytes]
+    self.starlette = Starlette(
+      routes=[
+        Route(protocol.PATH, self._retrieve, methods=["POST"]),
+        Route(protocol.HEALTH_PATH, self._health, methods=["GET"]),
+        Route(protocol.METRICS_PATH, self._show_metrics, methods=["GET"]),
+      ],
+      lifespan=self._lifespan,
+    )
+
+  @contextlib.asynccontextmanager
+  async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+    self._batcher = Batcher(
+      self._search,
+      max_batch=self._config.max_batch,
+      max_wait_s=self._config.max_wait_s,
+      max_queue=self._config.max_queue,
+    )
+    async with self._batcher:
+      yield
+
+  async def _retrieve(self, request: Request) -> Response:
+    began = time.monotonic()
+    num_queries = 0
+    headers: dict[str, str] = {}
+    try:
+      body = await self._body(request)
+      parsed = protocol.parse_request(
+        body,
+        request.query_params,
+        limits=self._config.limits,
+        defaults=self._config.defaults,
+      )
+      num_queries = len(parsed)
+      content = await self._batcher.submit(
+        parsed,
+        size=max(num_queries, 1),
+        timeout_s=began + self._config.timeout_s - time.monotonic(),
+      )
+      response = Response(content, media_type="application/json")
+    except protocol.RefusedError as error:
+      if error.status == 413:
+        # The rest of the body is not read, so that no other request follows.
+        headers["connection"] = "close"
+      response = _error(error.status, str(error), headers)
+    except OverloadedError as error:
+      headers["retry-after"] = str(error.retry_after_s)
+      response = _error(
+        503, f"{error} Try again in {error.retry_after_s} s.", headers
+      )
+    except TimeoutError:
+      response = _error(
+        504,
+        f"No answer within {self._config.timeout_s:g} s: send fewer requests at"
+        " a time, or start the server with more time.",
+      )
+    except (RuntimeError, OSError) as error:
+      _log.exception("A search failed.")
+      response = _error(500, f"{type(error).__name__}: {error}")
+    self._metrics.count(
+      response.status_code, num_queries, time.monotonic() - began
+    )
+    return response
+
+  async def _body(self, request: Request) -> bytes:
+    """Reads the body, no further than it may reach."""
+    most = self._config.limits.max_body_bytes
+    too_large = protocol.RefusedError(
+      f"The body of a request may have {most} bytes: send fewer or shorter"
+      " queries at a time.",
+      413,
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+      raise too_large
+    body = bytearray()
+    try:
+      async with asyncio.timeout(self._config.timeout_s):
+        async for chunk in request.stream():
+          body += chunk
+          if len(body) > most:
+            raise too_large
+    except TimeoutError as error:
+      raise protocol.RefusedError(
+        f"The body did not come within {self._config.timeout_s:g} s: send it"
+        " faster.",
+        408,
+      ) from error
+    except ClientDisconnect as error:
+      raise protocol.RefusedError("The client is gone.", 400) from error
+    return bytes(body)
+
+  async def _health(self, request: Request) -> Response:
+    limits = dataclasses.asdict(self._config.limits)
+    return JSONResponse({"ready": True, **self._about(), "limits": limits})
+
+  async def _show_metrics(self, request: Request) -> Response:
+    return JSONResponse(
+      {
+        **self._metrics.to_json(),
+        "queued": self._batcher.num_queued,
+        "batches": self._batcher.num_batches,
+      }
+    )
+
+
+def _error(
+  status: int, message: str, headers: Mapping[str, str] | None = None
+) -> Response:
+  return JSONResponse({"error": message}, status, headers)
+
+
+class _Search:
+  """Answers the requests of a batch: one search for all that want as much."""
+
+  def __init__(
+    self,
+    source: TraceSource | None,
+    index: Index | None,
+    retrieval: RetrievalConfig,
+  ):
+    self._source = source
+    self._index = index
+    self._retrieval = retrieval
+
+  def __call__(
+    self, requests: Sequence[protocol.RetrieveRequest]
+  ) -> list[bytes | Exception]:
+    # What a query gets must not depend on its batch, and how many neighbours
+    # are looked for may change which are found.
+    groups: dict[object, list[int]] = collections.defaultdict(list)
+    for number, request in enumerate(requests):
+      vectors = request.vectors
+      width = None if vectors is None else vectors.shape[1]
+      groups[width, request.topk].append(number)
+    answers: dict[int, bytes | Exception] = {}
+    for members in groups.values():
+      found = self._answer([requests[number] for number in members])
+      answers.update(zip(members, found, strict=True))
+    return [answers[number] for number in range(len(requests))]
+
+  def _answer(
+    self, requests: Sequence[protocol.RetrieveRequest]
+  ) -> Sequence[bytes | Exception]:
+    """Answers requests of one kind."""
+    try:
+      if requests[0].vectors is None:
+        return self._find_traces(requests)
+      return self._find_rows(requests)
+    except (RuntimeError, ValueError, OSError) as error:
+      if len(requests) > 1:
+        # One may have spoilt it for the others.
+        return [self._answer([request])[0] for request in requests]
+      if isinstance(error, ValueError):
+        return [protocol.RefusedError(str(error))]
+      return [error]
+
+  def _find_traces(
+    self, requests: Sequence[protocol.RetrieveRequest]
+  ) -> list[bytes]:
+    if self._source is None:
+      raise ValueError(
+        "This server answers vectors alone: send vectors in place of queries."
+      )
+    hits = iter(
+      self._source.neighbors(
+        [question for request in requests for question in request.questions],
+        [history for request in requests for history in request.histories],
+        requests[0].topk,
+      )
+    )
+    return [
+      _response(
+        protocol.hits_to_json(self._wanted(next(hits), request), request)
+        for _ in request.questions
+      )
+      for request in requests
+    ]
+
+  def _wanted(
+    self, hits: list[Hit], request: protocol.RetrieveRequest
+  ) -> list[Hit]:
+    if request.mode == "list":
+      return hits
+    chosen = choose(
+      [hit.similarity for hit in hits],
+      [hit.trace.reward for hit in hits],
+      self._retrieval,
+    )
+    return [] if isinstance(chosen, Miss) else [hits[chosen]]
+
+  def _find_rows(
+    self, requests: Sequence[protocol.RetrieveRequest]
+  ) -> list[bytes]:
+    if self._index is None:
+      raise ValueError(
+        "This server answers queries alone: send queries in place of vectors."
+      )
+    queries = [r.vectors for r in requests if r.vectors is not None]
+    found = self._index.search(np.concatenate(queries), requests[0].topk)
+    rows = iter(zip(found.ids.tolist(), found.scores.tolist(), strict=True))
+    return [
+      _response(
+        protocol.neighbors_to_json(*next(rows), request)
+        for _ in range(len(request))
+      )
+      for request in requests
+    ]
+
+
+def _response(result: Any) -> bytes:
+  return json.dumps({"result": list(result)}, ensure_ascii=False).encode()

@@ -1,0 +1,174 @@
+"""What makes a batch, and what becomes of who does not fit or wait."""
+
+import asyncio
+import threading
+
+import pytest
+
+from rapo_jax.retrieval.batcher import Batcher, OverloadedError
+
+
+class Run:
+  """Answers with the request's length, once it is let."""
+
+  def __init__(self):
+    self.batches = []
+    self.open = threading.Event()
+    self.open.set()
+
+  def __call__(self, requests):
+    self.batches.append(list(requests))
+    assert self.open.wait(20)
+    if "bug" in requests:
+      raise KeyError("a bug")
+    return [
+      ValueError("bad") if request == "bad" else len(request)
+      for request in requests
+    ]
+
+
+def make(run, *, max_batch=4, max_wait_s=0.0, max_queue=100):
+  return Batcher(
+    run, max_batch=max_batch, max_wait_s=max_wait_s, max_queue=max_queue
+  )
+
+
+async def submit(batcher, request, *, size=1, timeout_s=20.0):
+  return await batcher.submit(request, size=size, timeout_s=timeout_s)
+
+
+async def until(condition):
+  for _ in range(2_000):
+    if condition():
+      return
+    await asyncio.sleep(0.005)
+  raise AssertionError("it never was")
+
+
+def test_what_arrives_during_a_batch_makes_the_next():
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run) as batcher:
+      first = asyncio.create_task(submit(batcher, "a"))
+      await until(lambda: run.batches)
+      others = [
+        asyncio.create_task(submit(batcher, text))
+        for text in ("bb", "ccc", "bad", "dddd", "e")
+      ]
+      await until(lambda: batcher.num_queued == 6)
+      run.open.set()
+      answers = await asyncio.gather(first, *others, return_exceptions=True)
+    assert run.batches == [["a"], ["bb", "ccc", "bad", "dddd"], ["e"]]
+    assert batcher.num_batches == 3
+    assert batcher.num_queued == 0
+    assert [str(a) for a in answers] == ["1", "2", "3", "bad", "4", "1"]
+
+  asyncio.run(scenario())
+
+
+def test_an_idle_batcher_waits_a_little():
+  async def scenario():
+    run = Run()
+    async with make(run, max_wait_s=10.0, max_batch=3) as batcher:
+      await asyncio.gather(*(submit(batcher, t) for t in "abc"))
+    assert run.batches == [["a", "b", "c"]]
+    async with make(run, max_wait_s=0.05, max_batch=3) as batcher:
+      await submit(batcher, "d")
+
+  asyncio.run(scenario())
+
+
+def test_a_large_request_is_a_batch_of_its_own():
+  async def scenario():
+    run = Run()
+    async with make(run, max_wait_s=0.05) as batcher:
+      await asyncio.gather(
+        submit(batcher, "a"),
+        submit(batcher, "large", size=9),
+        submit(batcher, "b", size=4),
+      )
+    assert run.batches == [["a"], ["large"], ["b"]]
+
+  asyncio.run(scenario())
+
+
+def test_beyond_the_queue_it_refuses():
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run, max_queue=3) as batcher:
+      # Where nothing waits even what is larger than the queue is let in.
+      first = asyncio.create_task(submit(batcher, "a", size=4))
+      await until(lambda: run.batches)
+      with pytest.raises(
+        OverloadedError, match="4 queries wait, 1 more exceed"
+      ):
+        await submit(batcher, "b")
+      run.open.set()
+      await first
+      assert await submit(batcher, "b") == 1
+
+  asyncio.run(scenario())
+
+
+def test_it_says_when_to_come_back():
+  async def scenario():
+    run = Run()
+    async with make(run, max_queue=100) as batcher:
+      await submit(batcher, "a")
+      batcher._queries_per_s = 5.0
+      run.open.clear()
+      task = asyncio.create_task(submit(batcher, "b", size=98))
+      await until(lambda: batcher.num_queued)
+      with pytest.raises(OverloadedError) as caught:
+        await submit(batcher, "c", size=3)
+      assert caught.value.retry_after_s == 20
+      run.open.set()
+      await task
+
+  asyncio.run(scenario())
+
+
+def test_who_does_not_wait_is_not_run():
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run) as batcher:
+      first = asyncio.create_task(submit(batcher, "a"))
+      await until(lambda: run.batches)
+      with pytest.raises(TimeoutError):
+        await submit(batcher, "b", timeout_s=0.02)
+      # Nor is the one under way heard when its time is up.
+      first.cancel()
+      run.open.set()
+      assert await submit(batcher, "ccc") == 3
+    assert run.batches == [["a"], ["ccc"]]
+
+  asyncio.run(scenario())
+
+
+def test_a_bug_is_heard_by_all_and_the_next_batch_runs():
+  async def scenario():
+    async with make(Run(), max_wait_s=0.05) as batcher:
+      answers = await asyncio.gather(
+        submit(batcher, "bug"), submit(batcher, "a"), return_exceptions=True
+      )
+      assert [type(a) for a in answers] == [KeyError, KeyError]
+      assert await submit(batcher, "a") == 1
+
+  asyncio.run(scenario())
+
+
+def test_closing_cancels_who_waits():
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run) as batcher:
+      tasks = [asyncio.create_task(submit(batcher, t)) for t in "abcdef"]
+      await until(lambda: run.batches)
+      run.open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers[-1], asyncio.CancelledError)
+
+  asyncio.run(scenario())
