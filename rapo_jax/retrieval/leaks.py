@@ -94,9 +94,10 @@ class LeakCheck:
       For each such question the same text, if there is one, or else the one
       most similar; in the order of the questions.
     """
+    distinct = list(dict.fromkeys(questions))
     found: dict[str, Overlap] = {}
     others = []
-    for question in dict.fromkeys(questions):
+    for question in distinct:
       known = self._known.get(normalized(question))
       if known:
         name, held_out = known
@@ -106,7 +107,7 @@ class LeakCheck:
     if self._encoder is not None and self._known:
       for overlap in self._similar(others, self._encoder):
         found[overlap.question] = overlap
-    return [found[q] for q in dict.fromkeys(questions) if q in found]
+    return [found[question] for question in distinct if question in found]
 
   def _similar(
     self, questions: Sequence[str], encoder: SentenceEncoder

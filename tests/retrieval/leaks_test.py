@@ -39,7 +39,7 @@ def test_normalized(one, other, same):
 def test_equal_texts_are_found_and_named():
   check = leaks.LeakCheck([("a", ["Who, me?", "What?"]), ("b", ["WHO ME"])])
   assert len(check) == 2
-  assert check.overlaps(["Why?", "who me", "who me"]) == [
+  assert check.overlaps(iter(["Why?", "who me", "who me"])) == [
     leaks.Overlap("who me", "Who, me?", "a", 1.0, True)
   ]
 

@@ -67,7 +67,7 @@ class ImportReport:
     if on_error == "stop":
       raise ValueError(
         f"{problem}. It begins {problem.start!r}. Mend or remove the line, or "
-        "import with on_error=skip, which leaves such lines out and counts "
+        "import with --on_error skip, which leaves such lines out and counts "
         "them."
       )
     self.num_broken += 1

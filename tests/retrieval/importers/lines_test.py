@@ -41,7 +41,7 @@ class JsonLinesTest(parameterized.TestCase):
     (problem,) = report.problems
     self.assertEqual(problem.line, 2)
     self.assertIn(reason, problem.reason)
-    with self.assertRaisesRegex(ValueError, r"file.jsonl:2: .*on_error=skip"):
+    with self.assertRaisesRegex(ValueError, r"file.jsonl:2: .*on_error skip"):
       read(data, "stop")
 
   def test_all_are_counted_and_the_first_are_shown(self):

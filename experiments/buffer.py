@@ -1,0 +1,406 @@
+"""Builds Step-Trace Buffers, looks into them, joins and checks them.
+
+    python -m experiments.buffer import --output buffers/teacher \\
+        teacher=Step_Trace_Buffer.jsonl webdancer=sample_traj.jsonl \\
+        --reward 1 --held_out test.jsonl --overlap drop
+    python -m experiments.buffer verify --buffer buffers/teacher
+    python -m experiments.buffer search --buffer buffers/teacher \\
+        --question "Who directed the film that won in 1995?"
+
+`COMMAND --help` tells more of each. docs/buffer_building.md shows them at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from experiments import buffer_import, input_errors
+from experiments.buffer_import import ImportConfig, OverlapPolicy
+from experiments.input_errors import InputError
+from experiments.progress import Progress
+from experiments.run import use_compilation_cache
+from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer, store
+from rapo_jax.retrieval.leaks import MIN_SIMILARITY
+from rapo_jax.retrieval.manifest import Manifest, partial_folder
+from rapo_jax.retrieval.selection import Selection
+
+_SHOWN_CHARS = 240
+
+
+@input_errors.told_in_a_line
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit status."""
+  known = _parser().parse_args(arguments)
+  use_compilation_cache()
+  return known.run(known)
+
+
+def _import(known: argparse.Namespace) -> int:
+  _check_output(known)
+  sources = [buffer_import.parse_source(text) for text in known.sources]
+  encoder = _encoder(known)
+  with Progress([(name, 10.0) for name in buffer_import.STAGES]) as progress:
+    outcome = buffer_import.import_files(
+      sources,
+      known.output,
+      encoder,
+      _import_config(known),
+      progress,
+      resume=known.resume,
+      report_path=known.report,
+    )
+  print(buffer_import.told(outcome))
+  assert outcome.manifest is not None
+  print(_contents(known.output, outcome.manifest))
+  return 0
+
+
+def _verify(known: argparse.Namespace) -> int:
+  problems = store.verify(known.buffer)
+  if not problems:
+    manifest = store.read_manifest(known.buffer)
+    print(f"{known.buffer} is as it was written")
+    print(_contents(known.buffer, manifest))
+    return 0
+  print(f"{known.buffer} cannot be relied on:")
+  for problem in problems:
+    print(f"  {problem}")
+  print(_repair(known.buffer))
+  return 1
+
+
+def _repair(buffer: pathlib.Path) -> str:
+  """What mends a buffer with problems."""
+  if partial_folder(buffer).exists():
+    return (
+      "go on with the build: the command that began it, with --resume"
+      f" (`python -m experiments.buffer import --resume --output {buffer} …`"
+      " or `… build --resume …`)"
+    )
+  return (
+    "copy the folder again from where it is whole, or build it again:"
+    f" `python -m experiments.buffer import --replace --output {buffer} …`"
+  )
+
+
+@input_errors.from_outside()
+def _merge(known: argparse.Namespace) -> int:
+  _check_output(known)
+  manifest = store.merge(known.buffers, known.output, _encoder(known))
+  print(_contents(known.output, manifest))
+  return 0
+
+
+@input_errors.from_outside()
+def _search(known: argparse.Namespace) -> int:
+  buffer = StepTraceBuffer.load(known.buffer, _encoder(known))
+  (hits,) = buffer.neighbors(
+    [known.question], [known.history], known.num_neighbors
+  )
+  for rank, hit in enumerate(hits, 1):
+    trace = hit.trace
+    print(
+      f"{rank}. similarity {hit.similarity:.3f}, reward {trace.reward:g},"
+      f" {trace.source}, step {trace.step_index} of {trace.trajectory_id}"
+    )
+    print(f"   {_line(trace.question)}")
+    if trace.history:
+      print(f"   … {_line(trace.history[-1])}")
+    print(f"   → {_line(trace.step)}")
+  if not hits:
+    print(f"{known.buffer} is empty")
+  return 0
+
+
+def _line(text: str) -> str:
+  flat = " ".join(text.split())
+  return flat if len(flat) <= _SHOWN_CHARS else f"{flat[: _SHOWN_CHARS - 1]}…"
+
+
+def _contents(directory: pathlib.Path, manifest: Manifest) -> str:
+  """What a buffer holds, in lines."""
+  index = ", ".join(f"{k} {v}" for k, v in manifest.index.items())
+  rows = [
+    f"{directory}: {manifest.num_traces:,} step traces with"
+    f" {manifest.num_keys:,} keys, {manifest.num_tokens:,} wordpieces;"
+    f" version {manifest.version}",
+    f"  encoder {manifest.encoder.id} ({manifest.encoder.sha256[:12]}); index"
+    f" {index}",
+  ]
+  for name, agent in manifest.agents.items():
+    rows.append(
+      f"  {name}: {agent.num_trajectories:,} trajectories,"
+      f" {agent.num_traces:,} steps"
+    )
+  return "\n".join(rows)
+
+
+@input_errors.from_outside()
+def _encoder(known: argparse.Namespace) -> SentenceEncoder:
+  return SentenceEncoder.from_pretrained(known.encoder)
+
+
+def _check_output(known: argparse.Namespace) -> None:
+  if known.output.exists() and not known.replace:
+    raise InputError(
+      f"there is something at {known.output} already: choose another --output, "
+      "or let it be replaced (--replace)."
+    )
+
+
+@input_errors.from_outside()
+def _import_config(known: argparse.Namespace) -> ImportConfig:
+  return ImportConfig(
+    file_format=None if known.format == "auto" else known.format,
+    on_error=known.on_error,
+    reward=known.reward,
+    selection=Selection(
+      num_trajectories=known.num_trajectories,
+      top_k=known.top_k,
+      min_reward=known.min_reward,
+      exclude_answers=known.exclude_answers,
+      near_duplicates=known.near_duplicates,
+    ),
+    held_out=tuple(known.held_out),
+    overlap=known.overlap,
+    min_similarity=known.similarity,
+  )
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _command(argparse.ArgumentParser, "python -m experiments.buffer")
+  parser.description = __doc__
+  parser.epilog = (
+    "Exit status: 0 done, 1 verify found problems, 2 nothing was done, as a "
+    "line on standard error tells."
+  )
+  commands = parser.add_subparsers(metavar="COMMAND", required=True)
+  for name, run, add, text in (
+    ("import", _import, _add_import, _IMPORT),
+    ("search", _search, _add_search, _SEARCH),
+    ("merge", _merge, _add_merge, _MERGE),
+    ("verify", _verify, _add_verify, _VERIFY),
+  ):
+    command = _command(commands.add_parser, name)
+    command.description = text
+    add(command)
+    command.set_defaults(run=run)
+  return parser
+
+
+def _command(
+  make: Callable[..., argparse.ArgumentParser], name: str
+) -> argparse.ArgumentParser:
+  return make(
+    name,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+
+
+_IMPORT = """\
+Builds a buffer from JSONL files of trajectories, of one agent or several.
+
+Formats, told from each file: the file of RAPO's authors (`key`, `value`,
+`reward`); conversations (`messages`, with calls in the text or in
+`tool_calls`); our own logs (`segments`). Steps are cut after each result of a
+tool.
+
+An import that was interrupted goes on with the same command and --resume.
+"""
+_SEARCH = """\
+Shows the steps that a waiting history finds, the nearest first.
+
+The history is given oldest step first: --history STEP --history STEP.
+"""
+_MERGE = """\
+Joins buffers into one. Nothing is embedded again; the index is built anew.
+"""
+_VERIFY = """\
+Reads all of a buffer and compares it with its manifest: sizes, checksums,
+numbers of rows, ids. Exit status 1 if it is not as it was written; then tells
+what mends it.
+"""
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "sources",
+    nargs="+",
+    metavar="[AGENT=]FILE",
+    help="a JSONL file, and the name of the agent that wrote it (default: the "
+    "file's name)",
+  )
+  _add_output(parser)
+  _add_resume(parser)
+  parser.add_argument(
+    "--format",
+    choices=("auto", "authors", "messages", "trajectories"),
+    default="auto",
+    help="of all files (default: told from each)",
+  )
+  parser.add_argument(
+    "--on_error",
+    choices=("stop", "skip"),
+    default="stop",
+    help="at a broken line: stop and name it (default), or leave it out, count "
+    "it and go on",
+  )
+  parser.add_argument(
+    "--reward",
+    type=_reward,
+    metavar="{f1,NUMBER}",
+    help="of conversations that have none: the F1 of their answer, or this "
+    "number (default: they are broken lines)",
+  )
+  _add_selection(parser)
+  _add_leaks(parser)
+  parser.add_argument(
+    "--report",
+    type=pathlib.Path,
+    metavar="FILE",
+    help="write what was read, left out and found held out as JSON, also when "
+    "the import is refused",
+  )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--output", type=pathlib.Path, required=True, help="folder of the buffer"
+  )
+  parser.add_argument(
+    "--replace", action="store_true", help="replace what is at --output"
+  )
+  _add_encoder(parser)
+
+
+def _add_encoder(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--encoder",
+    type=pathlib.Path,
+    metavar="FOLDER",
+    help="sentence-transformers folder (default: all-MiniLM-L6-v2)",
+  )
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--resume",
+    action="store_true",
+    help="go on with a build that was interrupted",
+  )
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group("what is taken")
+  group.add_argument(
+    "--num_trajectories",
+    type=int,
+    metavar="N",
+    help="consider an agent's first N trajectories on a question (default: "
+    "all)",
+  )
+  group.add_argument(
+    "--top_k",
+    type=int,
+    metavar="K",
+    help="keep an agent's K best of these by reward (default: all; the paper 5 "
+    "of 16)",
+  )
+  group.add_argument(
+    "--min_reward",
+    type=_number_or_none,
+    default=Selection().min_reward,
+    metavar="{R,none}",
+    help="a reward must be above R (default: %(default)s)",
+  )
+  group.add_argument(
+    "--exclude_answers",
+    action="store_true",
+    help="leave out steps that hold an answer",
+  )
+  group.add_argument(
+    "--near_duplicates",
+    type=float,
+    metavar="SHARE",
+    help="leave out a step that shares this part of its word triples with "
+    "another of its question and number, as its history does (0.9 is good; "
+    "needs the extra `buffer`; default: only copies are left out)",
+  )
+
+
+def _add_leaks(parser: argparse.ArgumentParser) -> None:
+  policies: tuple[OverlapPolicy, ...] = ("refuse", "drop", "keep")
+  group = parser.add_argument_group("held-out questions")
+  group.add_argument(
+    "--held_out",
+    type=pathlib.Path,
+    action="append",
+    default=[],
+    metavar="FILE",
+    help="questions that must not be in the buffer: .jsonl, .json, .csv or "
+    ".parquet with a field question, problem, query or prompt; may be repeated",
+  )
+  group.add_argument(
+    "--overlap",
+    choices=policies,
+    default="refuse",
+    help="if some are: build nothing (default), drop their trajectories, or "
+    "keep them and tell",
+  )
+  group.add_argument(
+    "--similarity",
+    type=_number_or_none,
+    default=MIN_SIMILARITY,
+    metavar="{S,none}",
+    help="cosine similarity at which two questions count as one (default: "
+    "%(default)s); none compares texts alone",
+  )
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+  _add_buffer(parser)
+  _add_encoder(parser)
+  parser.add_argument("--question", required=True, help="the question")
+  parser.add_argument(
+    "--history",
+    action="append",
+    default=[],
+    metavar="STEP",
+    help="a step so far; may be repeated, the oldest first",
+  )
+  parser.add_argument(
+    "--num_neighbors", type=int, default=5, help="steps shown (default: 5)"
+  )
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "buffers", nargs="+", type=pathlib.Path, help="folders of buffers"
+  )
+  _add_output(parser)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+  _add_buffer(parser)
+
+
+def _add_buffer(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--buffer", type=pathlib.Path, required=True, help="folder of the buffer"
+  )
+
+
+def _reward(text: str) -> str | float:
+  return text if text == "f1" else float(text)
+
+
+def _number_or_none(text: str) -> float | None:
+  return None if text == "none" else float(text)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
