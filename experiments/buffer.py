@@ -3,6 +3,9 @@
     python -m experiments.buffer import --output buffers/teacher \\
         teacher=Step_Trace_Buffer.jsonl webdancer=sample_traj.jsonl \\
         --reward 1 --held_out test.jsonl --overlap drop
+    python -m experiments.buffer build --output buffers/endpoint \\
+        --config experiments/configs/quickstart.py \\
+        --endpoint http://127.0.0.1:8000/v1 --model teacher
     python -m experiments.buffer verify --buffer buffers/teacher
     python -m experiments.buffer search --buffer buffers/teacher \\
         --question "Who directed the film that won in 1995?"
@@ -13,19 +16,32 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from experiments import buffer_import, input_errors
-from experiments.buffer_import import ImportConfig, OverlapPolicy
+from experiments import (
+  buffer_endpoint,
+  buffer_import,
+  checks,
+  flags,
+  input_errors,
+)
+from experiments.buffer_import import ImportConfig, LeakConfig, OverlapPolicy
+from experiments.config import ExperimentConfig
 from experiments.input_errors import InputError
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
+from experiments.stages.buffer import build_buffer
+from experiments.tasks import open_task, open_tools, questions, task_names
+from experiments.workdir import Workdir
+from rapo_jax.data import Query
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer, store
-from rapo_jax.retrieval.leaks import MIN_SIMILARITY
+from rapo_jax.retrieval.leaks import MIN_SIMILARITY, LeakCheck
 from rapo_jax.retrieval.manifest import Manifest, partial_folder
 from rapo_jax.retrieval.selection import Selection
+from rapo_jax.rollout.endpoint import EndpointConfig
 
 _SHOWN_CHARS = 240
 
@@ -33,7 +49,11 @@ _SHOWN_CHARS = 240
 @input_errors.told_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known = _parser().parse_args(arguments)
+  parser = _parser()
+  known, overrides = parser.parse_known_args(arguments)
+  if overrides and known.run is not _build:
+    parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+  known.overrides = overrides
   use_compilation_cache()
   return known.run(known)
 
@@ -56,6 +76,132 @@ def _import(known: argparse.Namespace) -> int:
   assert outcome.manifest is not None
   print(_contents(known.output, outcome.manifest))
   return 0
+
+
+def _build(known: argparse.Namespace) -> int:
+  _check_output(known)
+  config = flags.load_config(known.config)
+  config = flags.apply_overrides(config, known.overrides)
+  names = task_names(config)
+  task = known.task or names[0]
+  if task not in names or (known.task is None and len(names) > 1):
+    raise InputError(f"--task must be one of {', '.join(names)}.")
+  if known.endpoint is not None:
+    return _build_from_endpoint(known, config, task)
+  if known.workdir is None:
+    raise InputError(
+      "build needs the agent: --workdir with the agents of the experiment, or "
+      "--endpoint and --model."
+    )
+  checks.quick_checks(config)
+  _check_partial(known)
+  encoder = _encoder(known)
+  with (
+    Progress([("build", 600.0)]) as progress,
+    progress.stage("build"),
+    open_task(config, Workdir(known.workdir), task, encoder) as opened,
+    input_errors.from_outside(),
+  ):
+    train = _asked(known, opened.train, opened.held_out, encoder)
+    manifest = build_buffer(
+      config,
+      dataclasses.replace(opened, train=train),
+      encoder,
+      lambda share, text: progress.update(share, 1.0, text),
+      known.output,
+    )
+  print(_contents(known.output, manifest))
+  return 0
+
+
+def _build_from_endpoint(
+  known: argparse.Namespace, config: ExperimentConfig, task: str
+) -> int:
+  if known.model is None:
+    raise InputError("--endpoint needs --model: the model's name there.")
+  with input_errors.from_outside():
+    endpoint = EndpointConfig(
+      known.endpoint,
+      known.model,
+      temperature=config.rollout.temperature,
+      max_step_tokens=config.rollout.max_step_tokens,
+      concurrency=known.concurrency,
+      request_timeout_s=known.request_timeout_s,
+      max_retries=known.max_retries,
+    )
+  journal = known.output.with_name(f"{known.output.name}.journal.jsonl")
+  if journal.exists() and not known.resume:
+    raise InputError(
+      f"{journal} holds trajectories of a build that was interrupted: go on "
+      "with it (--resume), or remove it."
+    )
+  encoder = _encoder(known)
+  train = _asked(known, *questions(config, task), encoder)
+  stages = ("roll out", *buffer_import.STAGES)
+  with Progress([(name, 10.0) for name in stages]) as progress:
+    with (
+      progress.stage("roll out"),
+      open_tools(config, task, encoder) as tools,
+    ):
+      buffer_endpoint.roll_out(
+        endpoint,
+        train,
+        tools,
+        config.rollout,
+        journal,
+        config.buffer.num_trajectories,
+        progress,
+      )
+    selection = Selection(
+      top_k=config.buffer.top_k_trajectories,
+      min_reward=config.retrieval.min_reward,
+    )
+    outcome = buffer_import.import_files(
+      [buffer_import.Source(known.model, journal)],
+      known.output,
+      encoder,
+      ImportConfig(selection=selection),
+      progress,
+      resume=known.resume,
+    )
+  print(buffer_import.told(outcome))
+  assert outcome.manifest is not None
+  print(_contents(known.output, outcome.manifest))
+  return 0
+
+
+@input_errors.from_outside()
+def _asked(
+  known: argparse.Namespace,
+  train: Sequence[Query],
+  held_out: Sequence[Query],
+  encoder: SentenceEncoder,
+) -> list[Query]:
+  """Training questions, without those held out; asked before anything is done.
+
+  The config's own held-out questions may be alike in all but a name, and are
+  compared by their text.
+  """
+  config = _leak_config(known)
+  own = LeakCheck([("held out by the config", [q.question for q in held_out])])
+  asked = [query.question for query in train]
+  overlaps = own.overlaps(asked)
+  overlaps += buffer_import.held_out(asked, encoder, config)
+  buffer_import.check_overlaps(overlaps, config)
+  if overlaps:
+    print(f"{len(overlaps)} questions are held out ({config.overlap}):")
+    print(buffer_import.overlaps_told(overlaps))
+  dropped = {o.question for o in overlaps if config.overlap == "drop"}
+  return [query for query in train if query.question not in dropped]
+
+
+def _check_partial(known: argparse.Namespace) -> None:
+  partial = partial_folder(known.output)
+  if partial.exists() and not known.resume:
+    raise InputError(
+      f"{partial} is what an interrupted build left: go on with it (--resume), "
+      "or delete it to begin again."
+    )
 
 
 def _verify(known: argparse.Namespace) -> int:
@@ -164,6 +310,12 @@ def _import_config(known: argparse.Namespace) -> ImportConfig:
       exclude_answers=known.exclude_answers,
       near_duplicates=known.near_duplicates,
     ),
+    leaks=_leak_config(known),
+  )
+
+
+def _leak_config(known: argparse.Namespace) -> LeakConfig:
+  return LeakConfig(
     held_out=tuple(known.held_out),
     overlap=known.overlap,
     min_similarity=known.similarity,
@@ -179,6 +331,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(metavar="COMMAND", required=True)
   for name, run, add, text in (
+    ("build", _build, _add_build, _BUILD),
     ("import", _import, _add_import, _IMPORT),
     ("search", _search, _add_search, _SEARCH),
     ("merge", _merge, _add_merge, _MERGE),
@@ -201,6 +354,18 @@ def _command(
   )
 
 
+_BUILD = """\
+Builds a buffer by rolling an off-policy agent out on the training questions of
+an experiment's config, with its tools, N trajectories a question, of which the
+best K are kept (config.buffer). `--config.<path>=<value>` overrides a field.
+
+The agent is either the config's own, from the work folder of the experiment
+(--workdir), or the model behind an OpenAI-compatible endpoint (--endpoint and
+--model; its key comes from OPENAI_API_KEY; needs the extra `buffer`). What an
+endpoint has written lies in OUTPUT.journal.jsonl and stays there.
+
+A build that was interrupted goes on with the same command and --resume.
+"""
 _IMPORT = """\
 Builds a buffer from JSONL files of trajectories, of one agent or several.
 
@@ -224,6 +389,44 @@ Reads all of a buffer and compares it with its manifest: sizes, checksums,
 numbers of rows, ids. Exit status 1 if it is not as it was written; then tells
 what mends it.
 """
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--config", required=True, help="Python config file")
+  parser.add_argument(
+    "--task", help="task (family) of the experiment, if it has several"
+  )
+  _add_output(parser)
+  _add_resume(parser)
+  parser.add_argument(
+    "--workdir",
+    type=pathlib.Path,
+    help="work folder of the experiment, with its agents",
+  )
+  group = parser.add_argument_group("an agent behind an endpoint")
+  group.add_argument(
+    "--endpoint", metavar="URL", help="of the API, such as http://host:8000/v1"
+  )
+  group.add_argument("--model", help="name of the model there")
+  group.add_argument(
+    "--concurrency",
+    type=int,
+    default=16,
+    help="trajectories under way at once (default: %(default)s)",
+  )
+  group.add_argument(
+    "--request_timeout_s",
+    type=float,
+    default=300.0,
+    help="deadline of a request in seconds (default: %(default)s)",
+  )
+  group.add_argument(
+    "--max_retries",
+    type=int,
+    default=6,
+    help="times that a failed request is made again (default: %(default)s)",
+  )
+  _add_leaks(parser)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:

@@ -48,6 +48,23 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
+class LeakConfig:
+  """Which questions must not be in a buffer, and what happens if one is.
+
+  Attributes:
+    held_out: files of questions.
+    overlap: "refuse" builds nothing, "drop" leaves trajectories on such
+      questions out, "keep" only tells.
+    min_similarity: cosine similarity at which two questions count as one; None
+      compares texts alone.
+  """
+
+  held_out: tuple[pathlib.Path, ...] = ()
+  overlap: OverlapPolicy = "refuse"
+  min_similarity: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ImportConfig:
   """What is read and what is taken of it.
 
@@ -57,20 +74,14 @@ class ImportConfig:
     reward: of conversations without one: "f1" of the answer, or a number; None
       refuses them.
     selection: what is taken.
-    held_out: files of questions that must not be in the buffer.
-    overlap: what happens if one is: "refuse" builds nothing, "drop" leaves its
-      trajectories out, "keep" only tells.
-    min_similarity: cosine similarity at which two questions count as one; None
-      compares texts alone.
+    leaks: what must not be in it.
   """
 
   file_format: Format | None = None
   on_error: OnError = "stop"
   reward: Literal["f1"] | float | None = None
   selection: Selection = Selection()
-  held_out: tuple[pathlib.Path, ...] = ()
-  overlap: OverlapPolicy = "refuse"
-  min_similarity: float | None = None
+  leaks: LeakConfig = LeakConfig()
 
 
 @dataclasses.dataclass
@@ -145,7 +156,7 @@ def import_files(
       selected = select_trajectories(trajectories, config.selection)
       outcome.num_selected = len(selected)
       # As selected, not as read: what stays out leaks nothing.
-      selected = _without_held_out(selected, encoder, config, outcome)
+      selected = _without_held_out(selected, encoder, config.leaks, outcome)
     traces = select_traces(selected, config.selection, outcome.traces)
     first = next(traces, None)
     if first is None:
@@ -228,35 +239,50 @@ def _reward(
 def _without_held_out(
   trajectories: list[AgentTrajectory],
   encoder: SentenceEncoder,
-  config: ImportConfig,
+  config: LeakConfig,
   outcome: Outcome,
 ) -> list[AgentTrajectory]:
-  """Looks for held-out questions and does what the config says.
-
-  Raises:
-    InputError: there are some and they are refused.
-  """
-  if not config.held_out:
+  """Looks for held-out questions and does what the config says."""
+  questions = [trajectory.question for trajectory in trajectories]
+  outcome.overlaps = held_out(questions, encoder, config)
+  check_overlaps(outcome.overlaps, config)
+  if config.overlap != "drop":
     return trajectories
+  found = {overlap.question for overlap in outcome.overlaps}
+  kept = [t for t in trajectories if t.question not in found]
+  outcome.num_held_out = len(trajectories) - len(kept)
+  return kept
+
+
+def held_out(
+  questions: Sequence[str],
+  encoder: SentenceEncoder,
+  config: LeakConfig,
+) -> list[Overlap]:
+  """Finds questions that the files of a config hold out."""
+  if not config.held_out:
+    return []
   check = LeakCheck.of_files(
     config.held_out,
     None if config.min_similarity is None else encoder,
-    config.min_similarity or 1.0,
+    1.0 if config.min_similarity is None else config.min_similarity,
   )
-  outcome.overlaps = check.overlaps(t.question for t in trajectories)
-  if config.overlap == "keep" or not outcome.overlaps:
-    return trajectories
-  if config.overlap == "refuse":
+  return check.overlaps(questions)
+
+
+def check_overlaps(overlaps: Sequence[Overlap], config: LeakConfig) -> None:
+  """Stops at overlaps, if they are to be refused.
+
+  Raises:
+    InputError: tells which they are.
+  """
+  if overlaps and config.overlap == "refuse":
     raise InputError(
       "questions that are held out must not be in a buffer, and "
-      f"{len(outcome.overlaps)} are:\n{overlaps_told(outcome.overlaps)}\n"
+      f"{len(overlaps)} are:\n{overlaps_told(overlaps)}\n"
       "--overlap drop leaves their trajectories out, --overlap keep takes them "
-      "all the same, --report FILE lists them all."
+      "all the same."
     )
-  held_out = {overlap.question for overlap in outcome.overlaps}
-  kept = [t for t in trajectories if t.question not in held_out]
-  outcome.num_held_out = len(trajectories) - len(kept)
-  return kept
 
 
 def _not_yet_in(

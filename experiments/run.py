@@ -121,13 +121,13 @@ class Experiment:
       if (path / "manifest.json").exists():
         continue
       with self._open(name) as task:
-        buffer = buffer_stage.build_buffer(
+        buffer_stage.build_buffer(
           self._config,
           task,
           self._encoder,
           functools.partial(self._share, number, len(self._tasks)),
+          path,
         )
-      buffer.save(path)
 
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))

@@ -136,6 +136,9 @@ class EndpointAgent:
       `max_malformed_calls`, `trajectory_timeout_s`) and limits of the tools;
       `max_tool_tokens` is taken as so many times four characters.
 
+  Attributes:
+    name: of the agent.
+
   Raises:
     ModuleNotFoundError: openai is not installed (the extra `buffer`).
   """
@@ -149,6 +152,7 @@ class EndpointAgent:
     # Of the extra `buffer`.
     import openai
 
+    self.name = config.model
     self._openai = openai
     self._config = config
     self._tools = dict(tools)
@@ -199,8 +203,11 @@ class EndpointAgent:
             )
             running -= done
             start(len(done))
-            for task in done:
-              outcome = task.result()
+            # All of them: an error that nobody takes is logged as lost.
+            outcomes = await asyncio.gather(*done, return_exceptions=True)
+            for outcome in outcomes:
+              if isinstance(outcome, BaseException):
+                raise outcome
               yield outcome
               failed = isinstance(outcome, EndpointFailure)
               in_a_row = in_a_row + 1 if failed else 0

@@ -1,12 +1,18 @@
 """Tests of the command line for buffers."""
 
+import dataclasses
 import json
 
 import pytest
 
 from experiments import buffer as lib
-from rapo_jax import retrieval
+from experiments import flags, tasks
+from experiments.stages import agents
+from experiments.stages import buffer as buffer_stage
+from rapo_jax import models, retrieval
 from rapo_jax.retrieval import store
+from rapo_jax.rollout import RolloutEngine
+from tests.fake_endpoint import FakeServer
 
 CALL = "<search> {} </search><result> {} </result>"
 ANSWER = "<answer> {} </answer>"
@@ -176,6 +182,146 @@ class TestImport:
     assert not (tmp_path / "out.partial").exists()
 
 
+CONFIG = "experiments/configs/quickstart.py"
+OVERRIDES = (
+  "--config.data.families=compute,",
+  "--config.world.num_train=3",
+  "--config.buffer.num_trajectories=2",
+  "--config.buffer.top_k_trajectories=1",
+)
+
+
+class TestBuildFromAnEndpoint:
+  @pytest.fixture
+  def truths(self):
+    config = flags.apply_overrides(flags.load_config(CONFIG), list(OVERRIDES))
+    train, _ = tasks.questions(config, "compute")
+    return {query.question: query.ground_truth[0] for query in train}
+
+  def build(self, out, url, *arguments):
+    arguments = ("--model", "teacher", "--max_retries", 0, *arguments)
+    return run(
+      "build", "--config", CONFIG, "--output", out, "--endpoint", url,
+      *arguments, *OVERRIDES,
+    )  # fmt: skip
+
+  def test_goes_on_where_it_was(self, tmp_path, truths, capsys):
+    out = tmp_path / "out"
+    failing = {next(iter(truths))}
+
+    def reply(messages):
+      question = messages[1]["content"]
+      if question in failing:
+        return 500
+      if len(messages) == 2:
+        return "<think> Add. </think><python> print(1 + 1) </python>"
+      assert messages[-1]["content"] == "<result> 2 </result>"
+      return rf"<answer> \boxed{{{truths[question]}}} </answer>"
+
+    server = FakeServer(reply)
+    with server.serve() as url:
+      assert self.build(out, url) == 2
+      error = capsys.readouterr().err
+      assert "2 of 6 trajectories failed" in error
+      assert "status 500" in error
+      assert self.build(out, url) == 2
+      assert "go on with it (--resume)" in capsys.readouterr().err
+      failing.clear()
+      # A line that the interruption cut off.
+      with (tmp_path / "out.journal.jsonl").open("a") as file:
+        file.write('{"query_id": ')
+      server.requests.clear()
+      assert self.build(out, url, "--resume") == 0
+    # Two trajectories of two requests on the question that failed.
+    assert len(server.requests) == 4
+    traces = list(store.iter_traces(out))
+    # The best of two on each of three questions, in two steps.
+    assert len(traces) == 6
+    assert {t.source for t in traces} == {"teacher"}
+    assert {t.reward for t in traces} == {1.0}
+
+  def test_an_endpoint_that_refuses(self, tmp_path, truths, capsys):
+    with FakeServer(lambda _: 401).serve() as url:
+      assert self.build(tmp_path / "out", url) == 2
+    assert "OPENAI_API_KEY" in capsys.readouterr().err
+
+  def test_held_out_questions_are_not_asked(self, tmp_path, truths, capsys):
+    held_out = tmp_path / "test.jsonl"
+    held_out.write_text(json.dumps({"question": next(iter(truths))}))
+    server = FakeServer(lambda _: "<answer> no </answer>")
+    leaks = ("--held_out", held_out, "--similarity", "none")
+    with server.serve() as url:
+      assert self.build(tmp_path / "out", url, *leaks) == 2
+      assert "1 by text" in capsys.readouterr().err
+      assert not server.requests
+      self.build(tmp_path / "out", url, *leaks, "--overlap", "drop")
+    assert len(server.requests) == 4
+    # Nothing was rewarded.
+    assert "nothing is left" in capsys.readouterr().err
+
+  @pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+      ((), "build needs the agent"),
+      (("--endpoint", "http://127.0.0.1:1/v1"), "--endpoint needs --model"),
+      (("--task", "web"), "--task must be one of multihop"),
+    ],
+  )
+  def test_cannot_be_done(self, tmp_path, arguments, error, capsys):
+    out = tmp_path / "out"
+    assert run("build", "--config", CONFIG, "--output", out, *arguments) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_build_from_the_agent_of_an_experiment(tmp_path, monkeypatch):
+  """Interrupted after the first questions, and gone on with."""
+  overrides = (
+    *OVERRIDES,
+    "--config.retrieval.min_reward=-2.0",
+    "--config.rollout.max_response_tokens=64",
+    "--config.rollout.max_step_tokens=16",
+    "--config.rollout.max_tool_tokens=32",
+    "--config.rollout.max_prompt_tokens=128",
+  )
+  config = flags.apply_overrides(flags.load_config(CONFIG), list(overrides))
+  tokenizer = agents.train_byte_level_tokenizer(["some text"] * 20, 300)
+  shape = dataclasses.replace(config.policy.random, vocab_size=300)
+  for name in ("base", "off_policy"):
+    path = tmp_path / "work" / "agents" / "compute" / name
+    model = agents.random_model(shape)
+    models.save_pretrained(model, path, tokenizer=tokenizer)
+  monkeypatch.setattr(buffer_stage, "QUERIES_AT_A_TIME", 2)
+  monkeypatch.setattr(lib.checks, "quick_checks", lambda config: None)
+
+  def build(name, *arguments):
+    return run(
+      "build", "--config", CONFIG, "--workdir", tmp_path / "work",
+      "--output", tmp_path / name, *overrides, *arguments,
+    )  # fmt: skip
+
+  assert build("whole") == 0
+  rollout = RolloutEngine.rollout
+  calls = []
+
+  def interrupted(*args, **kwargs):
+    if len(calls) == 1:
+      raise KeyboardInterrupt
+    calls.append(args)
+    return rollout(*args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(RolloutEngine, "rollout", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      build("parts")
+  assert build("parts") == 2
+  assert build("parts", "--resume") == 0
+  whole, parts = (
+    list(store.iter_traces(tmp_path / name)) for name in ("whole", "parts")
+  )
+  assert len(whole) >= 3
+  assert whole == parts
+
+
 def test_merge(tmp_path, teacher, chats, capsys):
   one, two, out = (tmp_path / name for name in ("one", "two", "out"))
   assert run("import", "--output", one, teacher) == 0
@@ -212,7 +358,9 @@ def test_verify_names_the_change_and_the_remedy(tmp_path, teacher, capsys):
   assert f"import --replace --output {out}" in printed
 
 
-@pytest.mark.parametrize("command", ["import", "search", "merge", "verify"])
+@pytest.mark.parametrize(
+  "command", ["build", "import", "search", "merge", "verify"]
+)
 def test_help(command, capsys):
   with pytest.raises(SystemExit) as status:
     run(command, "--help")

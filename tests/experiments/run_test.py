@@ -529,8 +529,10 @@ def test_agents_may_have_tokenizers_of_their_own(tmp_path):
     ours, theirs = task.prompt(query), other.prompt(query)
     assert ours.tolist() != theirs.tolist()
     assert task.tokenizer.decode(ours) == other.tokenizer.decode(theirs)
-    built = buffer.build_buffer(config, task, encoder, lambda *_: None)
-  assert len(built) > 0
+    manifest = buffer.build_buffer(
+      config, task, encoder, lambda *_: None, tmp_path / "buffer"
+    )
+  assert manifest.num_traces > 0
 
 
 @pytest.mark.slow
