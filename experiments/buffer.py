@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from experiments import (
   buffer_endpoint,
   buffer_import,
+  buffer_page,
   checks,
   flags,
   input_errors,
@@ -261,6 +262,24 @@ def _search(known: argparse.Namespace) -> int:
   return 0
 
 
+@input_errors.from_outside()
+def _inspect(known: argparse.Namespace) -> int:
+  if known.history and known.question is None:
+    raise InputError("--history needs the --question that it is on.")
+  asked = None
+  if known.question is not None:
+    buffer = StepTraceBuffer.load(known.buffer, _encoder(known))
+    (hits,) = buffer.neighbors(
+      [known.question], [known.history], known.num_neighbors
+    )
+    asked = buffer_page.Asked(known.question, known.history, hits)
+  path = known.output or known.buffer.with_name(f"{known.buffer.name}.html")
+  buffer_page.write_page(known.buffer, path, asked)
+  print(_contents(known.buffer, store.read_manifest(known.buffer)))
+  print(f"page: {path}")
+  return 0
+
+
 def _line(text: str) -> str:
   flat = " ".join(text.split())
   return flat if len(flat) <= _SHOWN_CHARS else f"{flat[: _SHOWN_CHARS - 1]}…"
@@ -333,6 +352,7 @@ def _parser() -> argparse.ArgumentParser:
   for name, run, add, text in (
     ("build", _build, _add_build, _BUILD),
     ("import", _import, _add_import, _IMPORT),
+    ("inspect", _inspect, _add_inspect, _INSPECT),
     ("search", _search, _add_search, _SEARCH),
     ("merge", _merge, _add_merge, _MERGE),
     ("verify", _verify, _add_verify, _VERIFY),
@@ -375,6 +395,11 @@ Formats, told from each file: the file of RAPO's authors (`key`, `value`,
 tool.
 
 An import that was interrupted goes on with the same command and --resume.
+"""
+_INSPECT = """\
+Writes a page that shows what is in a buffer: agents, lengths, rewards, tools
+used, a map of the keys, samples, and the neighbours of a waiting history that
+is given. The page is one file and fetches nothing.
 """
 _SEARCH = """\
 Shows the steps that a waiting history finds, the nearest first.
@@ -564,10 +589,26 @@ def _add_leaks(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+  _add_buffer(parser)
+  parser.add_argument(
+    "--output",
+    type=pathlib.Path,
+    metavar="FILE",
+    help="HTML file to write (default: BUFFER.html)",
+  )
+  parser.add_argument("--question", help="show what it finds")
+  _add_history(parser)
+
+
 def _add_search(parser: argparse.ArgumentParser) -> None:
   _add_buffer(parser)
-  _add_encoder(parser)
   parser.add_argument("--question", required=True, help="the question")
+  _add_history(parser)
+
+
+def _add_history(parser: argparse.ArgumentParser) -> None:
+  _add_encoder(parser)
   parser.add_argument(
     "--history",
     action="append",

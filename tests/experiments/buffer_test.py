@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -347,6 +348,46 @@ def test_search(tmp_path, teacher, capsys):
   assert "num_neighbors" in capsys.readouterr().err
 
 
+class TestInspect:
+  def test_a_page_that_fetches_nothing(self, tmp_path, teacher, chats, capsys):
+    out = tmp_path / "out"
+    arguments = (teacher, chats, "--reward", 1)
+    assert run("import", "--output", out, *arguments) == 0
+    assert run(
+      "inspect", "--buffer", out, "--question", "Who is 1?",
+      "--history", CALL.format("who 1", "A person 1."),
+    ) == 0  # fmt: skip
+    page = (tmp_path / "out.html").read_text()
+    assert str(tmp_path / "out.html") in capsys.readouterr().out
+    assert "5 step traces by 2 agents" in page
+    for fetched in ("http://", "https://", "<script", "<link", "src="):
+      assert fetched not in page
+    # Two of three trajectories of the teacher call a tool once.
+    row = page[page.index("<th>teacher</th>") :].partition("</tr>")[0]
+    assert re.findall(r"<td>(.*?)</td>", row) == [
+      "2", "4", "16", "0.750", "2", "2",
+    ]  # fmt: skip
+    # A dot a key, and the nearest neighbour of the history first.
+    manifest = store.read_manifest(out)
+    assert page.count('<circle class="dot') == manifest.num_keys
+    neighbors = page[page.index('id="neighbors"') :]
+    assert neighbors.index("Person 1 &lt;") < neighbors.index("Samples")
+
+  def test_text_of_traces_is_no_markup(self, tmp_path, chats):
+    record = json.loads(chats.read_text())
+    record["messages"][0]["content"] = "<script>alert(1)</script>?"
+    chats.write_text(json.dumps(record))
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    assert run("import", "--output", out, chats, "--reward", 1) == 0
+    assert run("inspect", "--buffer", out, "--output", page) == 0
+    assert "<script" not in page.read_text()
+    assert "&lt;script&gt;alert(1)" in page.read_text()
+
+  def test_a_history_needs_its_question(self, tmp_path, capsys):
+    assert run("inspect", "--buffer", tmp_path, "--history", "step") == 2
+    assert "--question" in capsys.readouterr().err
+
+
 def test_verify_names_the_change_and_the_remedy(tmp_path, teacher, capsys):
   out = tmp_path / "out"
   assert run("import", "--output", out, teacher) == 0
@@ -359,7 +400,7 @@ def test_verify_names_the_change_and_the_remedy(tmp_path, teacher, capsys):
 
 
 @pytest.mark.parametrize(
-  "command", ["build", "import", "search", "merge", "verify"]
+  "command", ["build", "import", "inspect", "search", "merge", "verify"]
 )
 def test_help(command, capsys):
   with pytest.raises(SystemExit) as status:
