@@ -23,6 +23,9 @@ _MIN_QUERY_BLOCK = 128
 OUTPUT_NAME = "attention_output"
 """What `attend` computes goes by this name in remat policies."""
 
+# Of GPU kernels, whose tensor cores would round float32.
+_KERNEL_DTYPES = (jnp.bfloat16, jnp.float16)
+
 _KERNELS: dict[str, AttentionKernel] = {"tpu": "splash", "gpu": "cudnn"}
 
 # Low enough that exp(MASKED - any score) is exactly 0 in float32, and finite,
@@ -287,7 +290,7 @@ def _choose(
 ) -> AttentionKernel:
   """Resolves "auto", and checks a kernel that was named."""
   if implementation == "auto":
-    kernel = _KERNELS.get(_platform(), "xla")
+    kernel = _KERNELS.get(platform(), "xla")
     return "xla" if _refusal(kernel, queries) else kernel
   if rule := _refusal(implementation, queries):
     raise ValueError(
@@ -298,7 +301,7 @@ def _choose(
   return implementation
 
 
-def _platform() -> str:
+def platform() -> str:
   """Of the mesh in use, described ones included, or of the default backend."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
@@ -310,7 +313,7 @@ def _refusal(implementation: str, queries: Array) -> str | None:
   if implementation == "splash" and (length % 128 or head_dim % 64):
     return "a row length that 128 divides and a head_dim that 64 divides"
   if implementation == "cudnn" and (
-    queries.dtype not in (jnp.bfloat16, jnp.float16)
+    queries.dtype not in _KERNEL_DTYPES
     or head_dim % 8
     or head_dim > 128
     or length % 2
@@ -434,9 +437,10 @@ def _attend_cudnn(queries, keys, values, segment_ids):
     return jax.nn.dot_product_attention(
       queries, keys, values, is_causal=True, implementation="cudnn"
     )
+  # Causal by the mask, too: said twice, the kernel leaves out what is hidden.
   mask = segment_mask(segment_ids, queries.shape[1])
   return jax.nn.dot_product_attention(
-    queries, keys, values, mask=mask, implementation="cudnn"
+    queries, keys, values, mask=mask, is_causal=True, implementation="cudnn"
   )
 
 
@@ -448,6 +452,8 @@ def attend_cache(
   positions: Int[Array, "N C"],
   num_blocks: Int[Array, ""],
   rows: Int[Array, "parts R"] | None = None,
+  *,
+  implementation: AttentionImplementation = "auto",
 ) -> Float[Array, "N C H D"]:
   """Attention of a few new tokens over one layer of the cache.
 
@@ -456,6 +462,9 @@ def attend_cache(
   that is masked throughout multiplies the running sums by exactly 1 and
   adds exactly 0, and every block runs the same compiled body, so more blocks
   than a row needs change no bit of its result.
+
+  On a GPU one kernel does it, see `cache_kernel`: XLA would launch a handful
+  of small programs a block.
 
   Args:
     queries: rotated queries.
@@ -466,12 +475,34 @@ def attend_cache(
     num_blocks: how many blocks to read, at least 1.
     rows: row of the cache that each row of queries reads, as for
       `write_cache`; None: each its own.
+    implementation: as for `attend`; "xla" takes no kernel here either.
 
   Returns:
     The heads' outputs in the dtype of `queries`.
   """
   batch, chunk, num_heads, head_dim = queries.shape
   num_kv_heads = keys.shape[3]
+  if (
+    implementation != "xla"
+    and platform() == "gpu"
+    and queries.dtype in _KERNEL_DTYPES
+    and head_dim in (64, 128)
+  ):
+    # Imported where it is used: it brings Pallas and its GPU back end.
+    from rapo_jax.models import cache_kernel
+
+    # All rows are as many parts of one row each.
+    to = jnp.zeros((batch, 1), jnp.int32) if rows is None else rows
+    return cache_kernel.attend(
+      queries,
+      keys,
+      values,
+      layer,
+      positions,
+      num_blocks,
+      to,
+      masked=_MASKED,
+    )
   num_rows = chunk * num_heads // num_kv_heads
   # Query heads that share a key head, and the tokens of the chunk, are the
   # rows of one small matrix product per (batch row, key head).

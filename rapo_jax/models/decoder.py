@@ -9,6 +9,7 @@ run with `jax.lax.scan`, so that compile time does not grow with depth.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -267,7 +268,13 @@ class DecoderLayer(nnx.Module):
       attention.write_cache(cache.values, layer, slots, v, to),
     )
     heads = attention.attend_cache(
-      q, *cache, layer, positions, num_blocks, rows
+      q,
+      *cache,
+      layer,
+      positions,
+      num_blocks,
+      rows,
+      implementation=self.attention.config.attention,
     )
     x = x + self.attention.merge(heads)
     return x + self.feed_forward(self.feed_forward_norm(x)), cache
@@ -444,6 +451,7 @@ class Decoder(nnx.Module):
     *,
     attend_length: int,
     rows: Int[Array, "parts R"] | None = None,
+    layers: Sequence[DecoderLayer] | None = None,
   ) -> tuple[Float[Array, "B C D"], KVCache]:
     """Runs new tokens of some rows against the cache, and adds them to it.
 
@@ -468,6 +476,8 @@ class Decoder(nnx.Module):
         numbered within their part. On a mesh parts must be a multiple of the
         slices that rows are cut into, so that each is read where it lies.
         None: B is the number of rows of the cache, and they are all of them.
+      layers: what `unstack` returned, to run one by one; None runs the stacked
+        ones in a loop.
 
     Returns:
       Hidden states after the final norm, and the cache.
@@ -499,12 +509,27 @@ class Decoder(nnx.Module):
         x, cache, index, angles, positions, slots, num_blocks, rows
       ), None
 
-    (x, cache), _ = jax.lax.scan(
-      body,
-      (self.embedding[...][tokens], cache),
-      (self.layers, jnp.arange(self.config.num_layers)),
-    )
+    carry = (self.embedding[...][tokens], cache)
+    indices = jnp.arange(self.config.num_layers)
+    if layers is None:
+      carry, _ = jax.lax.scan(body, carry, (self.layers, indices))
+    else:
+      for layer_and_index in zip(layers, indices, strict=True):
+        carry, _ = body(carry, layer_and_index)
+    x, cache = carry
     return self.final_norm(x), cache
+
+  def unstack(self) -> list[DecoderLayer]:
+    """Returns a copy of the layers, each in arrays of its own.
+
+    A GPU copies a layer's weights out of the stacked ones whenever it comes to
+    the layer, which takes as long as a decode step's own work. A loop over
+    tokens has them copied once, before it begins.
+    """
+    return [
+      jax.tree.map(lambda leaf, index=index: leaf[index], self.layers)
+      for index in range(self.config.num_layers)
+    ]
 
   def _angles(self, positions: Int[Array, "B T"]):
     return attention.rotary_angles(

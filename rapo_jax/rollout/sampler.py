@@ -348,6 +348,7 @@ def decode(
   """
   matched = stop_table.shape[0] - 1
   max_length = state.tokens.shape[1]
+  layers = model.unstack() if attention.platform() == "gpu" else None
 
   def step(carry: tuple[SlotState, Array]) -> tuple[SlotState, Array]:
     state, count = carry
@@ -358,6 +359,7 @@ def decode(
       last,
       state.active.astype(jnp.int32),
       attend_length=attend_length,
+      layers=layers,
     )
     logits = model.unembed(hidden[:, 0])
     if sampling.temperature is not None:

@@ -217,6 +217,25 @@ class ExtendTest(parameterized.TestCase):
       atol=1e-4,
     )
 
+  @parameterized.parameters({"changes": changes} for changes in VARIANTS)
+  def test_layers_one_by_one_give_the_same(self, changes):
+    model = tiny_model(**changes)
+    arguments = (
+      model.init_cache(2, 64),
+      jnp.asarray(random_tokens((2, 5))),
+      jnp.zeros(2, int),
+      jnp.asarray([5, 3]),
+    )
+    stacked = model.extend(*arguments, attend_length=64)
+    layers = model.unstack()
+    self.assertLen(layers, model.config.num_layers)
+    got = model.extend(*arguments, attend_length=64, layers=layers)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+      got,
+      stacked,
+    )
+
   @parameterized.parameters(64, 128)
   def test_any_cut_into_calls_gives_the_full_forward(self, attend_length):
     model = tiny_model()

@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax import models
-from rapo_jax.models import checkpoint_layout, sharding
+from rapo_jax.models import (
+  attention,
+  cache_kernel,
+  checkpoint_layout,
+  sharding,
+)
 
 MESHES = {
   # data, fsdp, tensor
@@ -76,6 +81,35 @@ def check_mesh(folder, plain, plain_logits, shape, rules):
   }
 
 
+def cache_kernel_error(shape):
+  """Largest difference of the kernel on a mesh from XLA on one device."""
+  rng = np.random.default_rng(0)
+  layers, blocks, cache_rows, kv_heads, head_dim = 2, 2, 16, 8, 64
+  size = (layers, blocks, cache_rows, kv_heads, attention.KV_BLOCK, head_dim)
+  keys, values = (
+    jnp.asarray(rng.normal(size=size), jnp.float32) for _ in range(2)
+  )
+  # Two of the rows of each eighth, each with two new tokens.
+  rows = jnp.asarray(np.tile([[1, 0]], (8, 1)))
+  queries = jnp.asarray(rng.normal(size=(16, 2, 16, head_dim)), jnp.float32)
+  starts = rng.integers(0, blocks * attention.KV_BLOCK - 2, 16)
+  positions = jnp.asarray(starts[:, None] + np.arange(2))
+  arguments = (
+    queries,
+    keys,
+    values,
+    jnp.int32(1),
+    positions,
+    jnp.int32(blocks),
+    rows,
+  )
+  expected = attention.attend_cache(*arguments)
+  kernel = functools.partial(cache_kernel.attend, masked=-1e30, interpret=True)
+  with jax.set_mesh(make_mesh(shape)):
+    got = jax.jit(kernel)(*arguments)
+  return float(np.abs(np.asarray(got) - np.asarray(expected)).max())
+
+
 def refusal(folder, shape):
   """The message with which a mesh is refused."""
   try:
@@ -96,6 +130,9 @@ def main(folder):
       f"{name} {purpose}": check(shape, rules)
       for name, shape in MESHES.items()
       for purpose, rules in RULES.items()
+    },
+    "cache_kernel_errors": {
+      name: cache_kernel_error(shape) for name, shape in MESHES.items()
     },
     "refusals": {
       "1x3": refusal(folder, (1, 1, 3)),

@@ -125,6 +125,11 @@ class EightDevicesTest(parameterized.TestCase):
     specs = meshes["4x2 rollout"]["specs"]
     self.assertEqual(specs["head.kernel"], str(P(None, "tensor")))
 
+  def test_the_kernel_over_the_cache_runs_on_each_devices_part(self):
+    errors = self.report["cache_kernel_errors"]
+    self.assertLen(errors, 5)
+    self.assertLess(max(errors.values()), 1e-5, errors)
+
   def test_every_device_holds_its_share(self):
     for name, cuts in {
       "8x1 train": 8,
