@@ -42,22 +42,21 @@ _RETRIEVED_WORDS = 32
 
 
 class TimedIndex:
-  """An index that remembers how long it was searched.
+  """The index that training takes, and how long it was searched.
 
   Attributes:
+    encoder_sha256: the index's.
+    parameters: the index's.
     seconds: of all searches so far.
     queries: looked up so far.
   """
 
-  def __init__(self, index: retrieval.Index):
-    self._index = index
+  def __init__(self, vectors: np.ndarray):
+    self._index = retrieval.default_index_class().build(vectors)
+    self.encoder_sha256 = self._index.encoder_sha256
+    self.parameters = self._index.parameters
     self.seconds = 0.0
     self.queries = 0
-
-  @classmethod
-  def build(cls, vectors: np.ndarray) -> TimedIndex:
-    """Builds the index that training takes."""
-    return cls(retrieval.default_index_class().build(vectors))
 
   def __len__(self) -> int:
     return len(self._index)
@@ -76,11 +75,6 @@ class TimedIndex:
     """Writes the index that is timed."""
     self._index.save(path)
 
-  @classmethod
-  def load(cls, path: str | pathlib.Path) -> TimedIndex:
-    """Reads what `save` wrote."""
-    return cls(retrieval.load_index(path))
-
 
 def make_buffer(
   size: int, words: tuple[str, ...], encoder: retrieval.SentenceEncoder
@@ -89,7 +83,7 @@ def make_buffer(
   rng = np.random.default_rng(0)
   vectors = rng.standard_normal((size, encoder.dimension), dtype=np.float32)
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-  index = TimedIndex.build(vectors)
+  index = TimedIndex(vectors)
   chosen = rng.integers(len(words), size=(size, _RETRIEVED_WORDS))
 
   def step(row: np.ndarray) -> str:

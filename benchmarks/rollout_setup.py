@@ -33,7 +33,7 @@ from jaxtyping import Int
 from experiments.miniature import tokenizer as miniature_tokenizer
 from rapo_jax import models
 from rapo_jax.data import Query
-from rapo_jax.retrieval.encoder import WEIGHTS_PACKAGE
+from rapo_jax.retrieval.sentence_folder import WEIGHTS_PACKAGE
 from rapo_jax.rollout import RolloutStats
 from rapo_jax.tools import ToolResult, ToolStatus
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
@@ -101,7 +101,7 @@ def spelling_tokenizer() -> Any:
   return tokenizer
 
 
-def _english_words() -> list[str]:
+def english_words() -> list[str]:
   """The sentence encoder's own whole words: each is one wordpiece to it."""
   spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
   if spec is None or not spec.submodule_search_locations:
@@ -168,7 +168,7 @@ def scripted_policy(step_tokens: Sequence[int]) -> ScriptedPolicy:
   Args:
     step_tokens: tokens of a step, its call included, each at least 4.
   """
-  words = _english_words()
+  words = english_words()
   tokenizer = spelling_tokenizer()
   tokenizer.add_tokens(
     [

@@ -23,7 +23,7 @@ from rapo_jax.retrieval import store
 from rapo_jax.retrieval.manifest import TRACES_FILE, Manifest
 from rapo_jax.retrieval.policy import Hit
 from rapo_jax.retrieval.step_trace import StepTrace
-from rapo_jax.retrieval.trace_file import StoredTraces
+from rapo_jax.retrieval.trace_file import StoredTraces, trajectory_columns
 from rapo_jax.tools.tags import TOOL_TAGS
 
 _MAP_KEYS = 3000
@@ -171,8 +171,7 @@ def _agents(manifest: Manifest, facts: _Facts) -> Iterator[dict[str, Any]]:
 def _histograms(
   traces: StoredTraces, facts: _Facts
 ) -> Iterator[tuple[str, Any]]:
-  trajectories = traces.trajectories
-  steps = facts.array("step_index")
+  trajectories, steps = trajectory_columns(traces)
   longest = np.full(int(trajectories.max(initial=-1)) + 2, -1)
   np.maximum.at(longest, trajectories, steps)
   # The last place is that of traces whose trajectory is not known.

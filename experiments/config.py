@@ -161,6 +161,34 @@ class ToolsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GrowConfig:
+  """How the policy's own successes are added to a run's buffer.
+
+  After each update the trajectories that retrieved nothing and whose reward is
+  above `min_reward` are cut into steps; these can be retrieved in the next.
+  The paper's buffer does not grow.
+
+  Attributes:
+    top_k_trajectories: most of them that are added for one question and
+      update, the best first.
+    min_reward: a trajectory's reward must be above it.
+    merge_every: updates between two builds of one index over everything. Until
+      then what was added is compared one by one.
+  """
+
+  top_k_trajectories: int = 1
+  min_reward: float = 0.0
+  merge_every: int = 50
+
+  def __post_init__(self) -> None:
+    for name in ("top_k_trajectories", "merge_every"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class BufferConfig:
   """How the Step-Trace Buffer is built.
 
@@ -168,11 +196,13 @@ class BufferConfig:
     num_trajectories: off-policy trajectories a question, N.
     top_k_trajectories: of which the best are kept, K.
     seed: of their sampling.
+    grow: how each run adds to it while it trains; None leaves it as it is.
   """
 
   num_trajectories: int = 16
   top_k_trajectories: int = 5
   seed: int = 0
+  grow: GrowConfig | None = None
 
   def __post_init__(self) -> None:
     if not 1 <= self.top_k_trajectories <= self.num_trajectories:

@@ -7,7 +7,7 @@ from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
 from experiments.tasks import Task
 from rapo_jax import models
-from rapo_jax.retrieval import StepTraceBuffer
+from rapo_jax.retrieval import Buffer
 from rapo_jax.rollout import RolloutConfig, RolloutEngine
 
 
@@ -18,7 +18,7 @@ def open_engine(
   rollout: RolloutConfig,
   *,
   vocab_size: int,
-  buffer: StepTraceBuffer | None = None,
+  buffer: Buffer | None = None,
   policy: models.Decoder | None = None,
 ) -> RolloutEngine:
   """An engine in the tokens of the agent that acts on the task.

@@ -125,8 +125,8 @@ class Experiment:
           self._config,
           task,
           self._encoder,
-          functools.partial(self._share, number, len(self._tasks)),
           path,
+          functools.partial(self._share, number, len(self._tasks)),
         )
 
   def _train(self) -> None:

@@ -43,6 +43,7 @@ def records(
       "index": trajectory.index,
       "hybrid": trajectory.hybrid,
       "policy_version": trajectory.policy_version,
+      "buffer_version": trajectory.buffer_version,
       "finish_reason": str(trajectory.finish_reason),
       "score": {
         "value": score.value,

@@ -82,11 +82,12 @@ class RetrievalEvent:
     outcome: "hit", "miss", "failed", "open" (not tried, as too many searches
       before it failed) or "no_room" (found, but longer than what is left of
       the response budget; nothing was inserted).
-    similarity: cosine similarity of the chosen key; None without one.
+    similarity: cosine similarity of the chosen key; None without one, and for
+      a trace that was drawn at random (`RetrievalConfig.noise_prob`).
     reward: outcome reward of the trajectory that the trace comes from.
     trace_id: id of the trace in its buffer.
     source: name of the off-policy agent that wrote the trace.
-    answers: whether the retrieved step holds an answer, which it can leak.
+    answers: whether what was retrieved holds an answer, which it can leak.
   """
 
   step_id: int
@@ -128,6 +129,8 @@ class Trajectory:
     policy_version: number of updates behind the policy that sampled it.
     finish_reason: why it ended.
     events: tool calls and retrievals, in order.
+    buffer_version: version of the Step-Trace Buffer that it was allowed to
+      retrieve from; None without one.
   """
 
   tokens: Int[np.ndarray, " T"]
@@ -142,6 +145,7 @@ class Trajectory:
   policy_version: int
   finish_reason: FinishReason
   events: tuple[ToolEvent | RetrievalEvent, ...] = ()
+  buffer_version: int | None = None
 
   @property
   def policy_mask(self) -> Bool[np.ndarray, " T"]:

@@ -46,7 +46,7 @@ def search_accuracy(
       search_query(page.entity, lexicon.PAGE) for page in world.pages.values()
     ]
   index = ExactIndex.build(encoder.encode(documents))
-  ids = index.search(encoder.encode(queries), 1).ids[:, 0]
+  ids = index.search(encoder.encode_queries(queries), 1).ids[:, 0]
   return float(np.mean(ids == np.arange(len(documents))))
 
 
@@ -73,7 +73,7 @@ def key_accuracy(
   keys, owners = _histories(list(questions) * num_wordings, encoder, rng)
   queries, wanted = _histories(questions, encoder, rng)
   index = ExactIndex.build(encoder.encode(keys))
-  ids = index.search(encoder.encode(queries), 1).ids[:, 0]
+  ids = index.search(encoder.encode_queries(queries), 1).ids[:, 0]
   found = [owners[i] for i in ids.tolist()]
   return float(np.mean([f == w for f, w in zip(found, wanted, strict=True)]))
 

@@ -26,13 +26,14 @@ from experiments.policies import (
   load_policy,
 )
 from experiments.stages.evaluate import sample_accuracy
+from experiments.stages.growth import Growth
 from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, order, prompt_hash
-from rapo_jax.retrieval import StepTraceBuffer
+from rapo_jax.retrieval import Buffer, StepTraceBuffer
 from rapo_jax.tools import ToolStatus
 from rapo_jax.training import (
   Checkpoints,
@@ -47,6 +48,8 @@ POLICY_FOLDER = "policy"
 """Hugging Face folder of a finished run's policy, adapters merged."""
 ADAPTERS_FOLDER = "adapters"
 """Its adapters alone, in PEFT's format, where it has any."""
+BUFFER_FOLDER = "buffer"
+"""What a run whose buffer grows has added to it."""
 
 # One call that fails may be bad luck; that many of as many are not.
 _BROKEN_CALLS = 8
@@ -97,7 +100,8 @@ def train(
     workdir: where everything is written.
     task: questions and tools.
     run: method and seed.
-    buffer: Step-Trace Buffer of the task.
+    buffer: Step-Trace Buffer of the task; the run may grow one of its own from
+      it.
     report: called with the share done, 0 to 1, and a word on the last update.
     stop: once it is requested, the update under way is the last.
 
@@ -111,7 +115,10 @@ def train(
     report(1.0, "finished before")
     return
   policy = load_policy(config, task.base_path, seed=run.seed)
-  trainer = _make_trainer(config, task, run, buffer, policy)
+  growth = _open_growth(config, run, buffer, folder)
+  trainer = _make_trainer(
+    config, task, run, buffer if growth is None else growth.buffer, policy
+  )
   state = init_train_state(
     policy, config.optimizer, mesh=device_mesh(config.mesh)
   )
@@ -124,7 +131,7 @@ def train(
   if policy.config.lora is not None:
     # The checkpoint holds adapters, which mean nothing over another base.
     origin[BASE_FINGERPRINT] = described[BASE_FINGERPRINT]
-  state, done, totals = _resume(checkpoints, state, folder, origin)
+  state, done, totals = _resume(checkpoints, state, folder, origin, growth)
   with MetricsWriter(
     folder,
     tensorboard=config.logging.tensorboard,
@@ -145,7 +152,7 @@ def train(
     report(done / config.train.num_updates, _describe_programs(run, compiled))
     for update in range(done, config.train.num_updates):
       state, row = _update(
-        config, task, run, trainer, state, update, totals, folder
+        config, task, run, trainer, state, update, totals, folder, growth
       )
       number = update + 1
       last = number == config.train.num_updates
@@ -154,11 +161,12 @@ def train(
       writer.write(number, row)
       stopping = stop.requested
       if last or stopping or number % config.train.checkpoint_every == 0:
-        checkpoints.save(
-          number,
-          state,
-          {"update": number, "totals": totals, **origin, **described},
-        )
+        metadata = {"update": number, "totals": totals, **origin, **described}
+        if growth is not None:
+          metadata["buffer"] = growth.state()
+          kept = min(checkpoints.updates(), default=0)
+          growth.buffer.forget_before(kept)
+        checkpoints.save(number, state, metadata)
       report(number / config.train.num_updates, _describe(run, row))
       if stopping and not last:
         checkpoints.close()
@@ -169,11 +177,25 @@ def train(
 
 
 @input_errors.from_outside()
+def _open_growth(
+  config: ExperimentConfig,
+  run: Run,
+  buffer: StepTraceBuffer | None,
+  folder: pathlib.Path,
+) -> Growth | None:
+  """What grows the run's buffer; None if nothing does, or nothing retrieves."""
+  rollout, _ = config.method(run.method)
+  if buffer is None or config.buffer.grow is None or not rollout.num_hybrid:
+    return None
+  return Growth(config, buffer, folder / BUFFER_FOLDER)
+
+
+@input_errors.from_outside()
 def _make_trainer(
   config: ExperimentConfig,
   task: Task,
   run: Run,
-  buffer: StepTraceBuffer | None,
+  buffer: Buffer | None,
   policy: models.Decoder,
 ) -> Trainer:
   """What runs the updates of a run's method."""
@@ -219,16 +241,21 @@ def _resume(
   state: TrainState,
   folder: pathlib.Path,
   origin: dict[str, str],
+  growth: Growth | None,
 ) -> tuple[TrainState, int, dict[str, float]]:
   """State, updates done and running totals; no totals for a fresh run."""
   newest = checkpoints.latest()
   if newest is None:
+    if growth is not None:
+      growth.restore(0, None)
     truncate_rows(folder / TRAJECTORIES_FILE, -1)
     return state, 0, {}
   # Of another experiment it may have other shapes too, which nobody could
   # make sense of.
   metadata = checkpoints.metadata(newest)
   _check_origin(metadata, origin, f"update {newest} in {folder}")
+  if growth is not None:
+    growth.restore(newest, metadata.get("buffer"))
   state = checkpoints.restore(newest, state)
   truncate_rows(folder / TRAJECTORIES_FILE, newest)
   return state, newest, dict(metadata["totals"])
@@ -295,6 +322,7 @@ def _update(
   update: int,
   totals: dict[str, float],
   folder: pathlib.Path,
+  growth: Growth | None,
 ) -> tuple[TrainState, dict[str, float]]:
   """One update and its row of metrics; adds to the totals."""
   queries, prompts = _questions(config, task, run, update)
@@ -314,6 +342,8 @@ def _update(
         experience, queries, task.tokenizer, number
       ):
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
+  if growth is not None:
+    row |= growth.after_update(number, experience, queries, task.tokenizer)
   return state, {**totals, **row}
 
 

@@ -64,7 +64,7 @@ class StoredTensor:
     )
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> Any:
   """Parses a JSON file.
 
   Raises:

@@ -2,13 +2,16 @@
 
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
-from rapo_jax.retrieval.index import ExactIndex, Index, Neighbors
+from rapo_jax.retrieval.growing import GrowingBuffer
+from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
 from rapo_jax.retrieval.policy import (
+  Buffer,
   Failed,
   Hit,
   Miss,
   RetrievalConfig,
-  choose,
+  choose_hit,
+  step_hit,
 )
 from rapo_jax.retrieval.scann_index import (
   ScannIndex,
@@ -26,12 +29,15 @@ from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
 from rapo_jax.retrieval.store import BufferWriter
 
 __all__ = [
+  "Buffer",
   "BufferWriter",
   "ExactIndex",
   "Failed",
+  "GrowingBuffer",
   "GuardedBuffer",
   "Hit",
   "Index",
+  "IndexClass",
   "Miss",
   "Neighbors",
   "RetrievalConfig",
@@ -39,11 +45,12 @@ __all__ = [
   "SentenceEncoder",
   "StepTrace",
   "StepTraceBuffer",
-  "choose",
+  "choose_hit",
   "default_index_class",
   "key_text",
   "key_texts",
   "load_index",
   "select_top_k",
+  "step_hit",
   "step_traces",
 ]

@@ -12,8 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
-from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
+from rapo_jax.retrieval.policy import (
+  Buffer,
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +33,7 @@ class GuardedBuffer:
 
   def __init__(
     self,
-    buffer: StepTraceBuffer,
+    buffer: Buffer,
     clock: Callable[[], float] = time.monotonic,
   ):
     self._buffer = buffer
@@ -37,12 +42,18 @@ class GuardedBuffer:
     self._failed: collections.deque[bool] = collections.deque()
     self._open_until: float | None = None
 
+  @property
+  def version(self) -> int:
+    """Version of what is in the buffer now."""
+    return self._buffer.version
+
   def retrieve(
     self,
     questions: Sequence[str],
     histories: Sequence[Sequence[str]],
     *,
     config: RetrievalConfig,
+    keys: Sequence[Sequence[int]] | None = None,
   ) -> list[Hit | Miss | Failed]:
     """Does what the buffer's `retrieve` does, or nothing while it is open.
 
@@ -53,7 +64,9 @@ class GuardedBuffer:
     if self._open_until is not None and self._clock() < self._open_until:
       reason = "not tried: too many searches before it failed"
       return [Failed(reason, attempted=False)] * len(questions)
-    outcomes = self._buffer.retrieve(questions, histories, config=config)
+    outcomes = self._buffer.retrieve(
+      questions, histories, config=config, keys=keys
+    )
     if not outcomes:
       return outcomes
     failure = outcomes[0] if isinstance(outcomes[0], Failed) else None

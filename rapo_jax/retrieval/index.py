@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -46,18 +47,23 @@ class Neighbors:
 
 @runtime_checkable
 class Index(Protocol):
-  """What every index does; `tests/retrieval/index_test.py` is its contract."""
+  """What every index does; `tests/retrieval/index_test.py` is its contract.
 
-  @classmethod
-  def build(cls, vectors: Float[np.ndarray, "N D"]) -> Index:
-    """Builds an index.
+  How one comes to be is `IndexClass`'s business: an index of another machine
+  is searched too, and is neither built nor loaded here.
+  """
 
-    Args:
-      vectors: N finite vectors (N may be 0), of unit norm where scores are to
-        be cosines. They are kept, not copied; leave them as they are.
+  @property
+  def encoder_sha256(self) -> str | None:
+    """Digest of the encoder of its vectors; None if nobody said."""
+    ...
 
-    Raises:
-      ValueError: if they are not a finite float array of rank 2.
+  @property
+  def parameters(self) -> Mapping[str, Any]:
+    """What was chosen and measured, as JSON holds it.
+
+    At least `kind`, and `recall`: the share of queries whose nearest vector
+    it finds, 1 where the search is exact.
     """
     ...
 
@@ -87,8 +93,31 @@ class Index(Protocol):
     """Writes the index to a folder, whole or not at all."""
     ...
 
-  @classmethod
-  def load(cls, path: str | pathlib.Path) -> Index:
+
+@runtime_checkable
+class IndexClass(Protocol):
+  """What makes indexes of one kind: their class."""
+
+  def build(
+    self,
+    vectors: Float[np.ndarray, "N D"],
+    *,
+    encoder_sha256: str | None = None,
+  ) -> Index:
+    """Builds an index.
+
+    Args:
+      vectors: N finite vectors (N may be 0), of unit norm where scores are to
+        be cosines. They are kept, not copied; leave them as they are.
+      encoder_sha256: digest of the encoder that made them, to be kept with
+        them.
+
+    Raises:
+      ValueError: if they are not a finite float array of rank 2.
+    """
+    ...
+
+  def load(self, path: str | pathlib.Path) -> Index:
     """Reads a folder written by `save`, also after it was moved.
 
     Raises:
@@ -166,9 +195,14 @@ def rank(
   )
 
 
-def write_meta(path: pathlib.Path, kind: str, **extra: Any) -> None:
-  """Writes the small file that says what kind of index a folder holds."""
-  (path / META_FILE).write_text(json.dumps({"kind": kind, **extra}))
+def write_meta(path: pathlib.Path, index: Index) -> None:
+  """Writes the small file that says what index a folder holds.
+
+  It has the index's `parameters`, its kind among them, and the digest of its
+  encoder.
+  """
+  meta = {**index.parameters, "encoder_sha256": index.encoder_sha256}
+  (path / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
@@ -197,14 +231,26 @@ class ExactIndex:
 
   kind: ClassVar[str] = "exact"
 
-  def __init__(self, vectors: Float[np.ndarray, "N D"]):
+  def __init__(
+    self,
+    vectors: Float[np.ndarray, "N D"],
+    *,
+    encoder_sha256: str | None = None,
+  ):
     self._vectors = checked_vectors("vectors", vectors)
     self._on_device = jnp.asarray(self._vectors)
+    self.encoder_sha256 = encoder_sha256
+    self.parameters: Mapping[str, Any] = {"kind": self.kind, "recall": 1.0}
 
   @classmethod
-  def build(cls, vectors: Float[np.ndarray, "N D"]) -> ExactIndex:
-    """Builds an index; see `Index.build`."""
-    return cls(vectors)
+  def build(
+    cls,
+    vectors: Float[np.ndarray, "N D"],
+    *,
+    encoder_sha256: str | None = None,
+  ) -> ExactIndex:
+    """Builds an index; see `IndexClass.build`."""
+    return cls(vectors, encoder_sha256=encoder_sha256)
 
   def __len__(self) -> int:
     return len(self._vectors)
@@ -234,11 +280,12 @@ class ExactIndex:
     """Writes the index to a folder, whole or not at all."""
     with folder.replaced_folder(path) as new:
       np.save(new / VECTORS_FILE, self._vectors)
-      write_meta(new, self.kind)
+      write_meta(new, self)
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> ExactIndex:
     """Reads the folder of any index, since all of them keep their vectors."""
     path = pathlib.Path(path)
-    read_meta(path)
-    return cls(np.load(path / VECTORS_FILE, allow_pickle=False))
+    meta = read_meta(path)
+    vectors = np.load(path / VECTORS_FILE, allow_pickle=False)
+    return cls(vectors, encoder_sha256=meta["encoder_sha256"])

@@ -1,14 +1,39 @@
 """Which of the traces that were found is given: the retrieval policy.
 
-Pure host code: numbers in, a choice out.
+Pure host code: numbers in, a choice out. Of the `top_k` traces by similarity
+those that pass the thresholds compete; the highest reward wins, and among equal
+rewards the greatest similarity. The paper names top-k and the reward (section
+"hybrid-policy rollout"); thresholds and the order of ties are ours.
+
+Two studies of the paper change what is given, and nothing else:
+
+- *Noisy retrieval*: with probability `noise_prob` a trace drawn uniformly takes
+  the place of the one that was found. Where none was found none is given, so
+  that noise changes what is inserted and not how often. Only traces above
+  `min_reward` are drawn: noise is a wrong history, not a failed agent. The draw
+  is of the boundary's own key, so it depends on no other rollout, nor on when a
+  search was made. The paper gives the probabilities (0, .2, .4, .6, .8, 1); the
+  rest is our decision.
+- *Trajectory-level off-policy* (`w/ TO`): `granularity="trajectory"`. A whole
+  off-policy trajectory is inserted once in place of steps. Of this the paper
+  names no more than the ablation. We find a trace as always and give the whole
+  trajectory that it is from, from its first step to its last, answer
+  included, as one retrieved step; a rollout that was given one asks no more.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float64
 
 from rapo_jax.retrieval.step_trace import StepTrace
+
+_NOISE_STREAM = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +45,10 @@ class RetrievalConfig:
     min_similarity: least cosine similarity of a key, in [-1, 1]. The paper
       has no threshold, which is -1.
     min_reward: a trace's reward must be above it.
+    noise_prob: probability that a trace drawn uniformly is given in place of
+      the one found, in [0, 1].
+    granularity: "step" gives the step found, "trajectory" the whole trajectory
+      that it is from, once a rollout.
     breaker_failures: failed searches among the last `breaker_window` at which
       no more are tried for a while; at least 1. A search is one batch of
       waiting histories.
@@ -30,6 +59,8 @@ class RetrievalConfig:
   top_k: int = 3
   min_similarity: float = -1.0
   min_reward: float = 0.0
+  noise_prob: float = 0.0
+  granularity: Literal["step", "trajectory"] = "step"
   breaker_failures: int = 4
   breaker_window: int = 8
   breaker_cooldown_s: float = 60.0
@@ -41,6 +72,11 @@ class RetrievalConfig:
       raise ValueError(
         "min_similarity is a cosine and must lie in [-1, 1], got"
         f" {self.min_similarity}."
+      )
+    if not 0 <= self.noise_prob <= 1:
+      raise ValueError(
+        f"noise_prob must lie in [0, 1], got {self.noise_prob}: 0 gives what"
+        " was found, 1 always a random trace."
       )
     if not 1 <= self.breaker_failures <= self.breaker_window:
       raise ValueError(
@@ -57,10 +93,19 @@ class RetrievalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-  """A trace to insert, and the similarity of its key to the history."""
+  """What is to be inserted.
+
+  Attributes:
+    trace: the trace that was chosen.
+    similarity: of its key to the history; None for one drawn at random.
+    text: what is to be inserted: its step, or its whole trajectory.
+    answers: whether the text holds an answer.
+  """
 
   trace: StepTrace
-  similarity: float
+  similarity: float | None
+  text: str
+  answers: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,30 +133,100 @@ class Failed:
   attempted: bool = True
 
 
-def choose(
-  similarities: Sequence[float],
-  rewards: Sequence[float],
-  config: RetrievalConfig,
-) -> int | Miss:
-  """Chooses one of the traces that were found.
+@runtime_checkable
+class Buffer(Protocol):
+  """What a rollout retrieves from."""
 
-  Those that pass the thresholds compete: the highest reward wins, and among
-  equal rewards the greatest similarity.
+  @property
+  def version(self) -> int:
+    """Version of its content; another one where anything was added."""
+    ...
+
+  def retrieve(
+    self,
+    questions: Sequence[str],
+    histories: Sequence[Sequence[str]],
+    *,
+    config: RetrievalConfig,
+    keys: Sequence[Sequence[int]] | None = None,
+  ) -> list[Hit | Miss | Failed]:
+    """See `StepTraceBuffer.retrieve`."""
+    ...
+
+
+def step_hit(trace: StepTrace, similarity: float | None) -> Hit:
+  """What inserts the step of a trace."""
+  return Hit(trace, similarity, trace.step, trace.answers)
+
+
+def choose(
+  candidates: Iterable[tuple[int, float]],
+  rewards: Float64[np.ndarray, " N"],
+  config: RetrievalConfig,
+) -> tuple[int, float] | Miss:
+  """Chooses among the nearest traces of one history.
 
   Args:
-    similarities: of at most `top_k` traces, greatest first.
-    rewards: of the same traces.
-    config: the thresholds.
+    candidates: row and similarity of traces, best first, and traces of one key
+      by reward.
+    rewards: of all N traces, by row.
+    config: how to choose.
 
   Returns:
-    The position of the trace, or why there is none.
+    Row and similarity of the chosen trace, or why there is none.
   """
-  found = list(zip(similarities, rewards, strict=True))
-  near = [i for i, (s, _) in enumerate(found) if s >= config.min_similarity]
+  nearest = list(itertools.islice(candidates, config.top_k))
+  near = [(r, s) for r, s in nearest if s >= config.min_similarity]
   if not near:
     return Miss("below min_similarity")
-  good = [i for i in near if rewards[i] > config.min_reward]
+  good = [(r, s) for r, s in near if rewards[r] > config.min_reward]
   if not good:
     return Miss("below min_reward")
   # `max` keeps the first of equals, and they come by similarity.
-  return max(good, key=lambda i: rewards[i])
+  return max(good, key=lambda pair: rewards[pair[0]])
+
+
+def choose_hit(hits: Sequence[Hit], config: RetrievalConfig) -> Hit | Miss:
+  """Chooses among the nearest traces of one history; see `choose`.
+
+  Args:
+    hits: with their similarities, best first.
+    config: how to choose.
+
+  Returns:
+    One of the hits, or why there is none.
+  """
+  rewards = np.array([hit.trace.reward for hit in hits], np.float64)
+  candidates = (
+    (row, hit.similarity)
+    for row, hit in enumerate(hits)
+    if hit.similarity is not None
+  )
+  chosen = choose(candidates, rewards, config)
+  return chosen if isinstance(chosen, Miss) else hits[chosen[0]]
+
+
+def draw_noise(
+  key: Sequence[int],
+  rewards: Float64[np.ndarray, " N"],
+  config: RetrievalConfig,
+) -> int | None:
+  """Draws whether a random trace is given at a boundary, and which.
+
+  Args:
+    key: integers that are the boundary's own, at least 0: seed, update, query,
+      index in the group, step.
+    rewards: of all N traces, one of them above `min_reward`.
+    config: how likely it is.
+
+  Returns:
+    The row of the trace, or None for what was found.
+  """
+  if not config.noise_prob:
+    return None
+  # Another stream than that of the draw whether to retrieve at all.
+  draw = np.random.default_rng([*key, _NOISE_STREAM])
+  if draw.random() >= config.noise_prob:
+    return None
+  eligible = np.flatnonzero(rewards > config.min_reward)
+  return int(eligible[draw.integers(len(eligible))])

@@ -21,13 +21,13 @@ import binascii
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax.retrieval import Hit, StepTrace
+from rapo_jax.retrieval import Hit, StepTrace, step_hit
 
 PATH = "/retrieve"
 HEALTH_PATH = "/healthz"
@@ -40,9 +40,11 @@ the authors of RAPO do."""
 Mode = Literal["list", "choice"]
 """What a query gets: its nearest traces, or the one that a rollout would."""
 
+_CHATML_START, _CHATML_END = "<|im_start|>", "<|im_end|>"
+# With and without special tokens.
+_TRANSCRIPT_STARTS = (_CHATML_START, "system\n")
 _BODY_FIELDS = ("queries", "topk", "return_scores", "histories", "vectors")
 _VECTOR_FIELDS = ("shape", "float32")
-_TRACE_FIELDS = tuple(field.name for field in dataclasses.fields(StepTrace))
 
 
 class RefusedError(ValueError):
@@ -133,7 +135,8 @@ def parse_request(
   """Reads a request.
 
   A query without a history of its own is a question on its first line, and
-  what has happened since on those after it.
+  what has happened since on those after it; or a transcript in ChatML, of which
+  the question is the user's message, and the rest what the assistant wrote.
 
   Args:
     body: of the request.
@@ -248,9 +251,9 @@ def _parse_queries(
         f" {len(histories)} histories: send [] for an empty one."
       )
   else:
-    lines = [query.partition("\n") for query in queries]
-    queries = [question for question, _, _ in lines]
-    histories = [[rest] if rest else [] for _, _, rest in lines]
+    pairs = [_split_query(query) for query in queries]
+    queries = [question for question, _ in pairs]
+    histories = [[rest] if rest else [] for _, rest in pairs]
   for number, (query, history) in enumerate(
     zip(queries, histories, strict=True)
   ):
@@ -268,6 +271,19 @@ def _parse_queries(
           " no text: mend or drop it."
         )
   return tuple(queries), tuple(map(tuple, histories))
+
+
+def _split_query(query: str) -> tuple[str, str]:
+  """A query's question, and what has happened since."""
+  if query.startswith(_TRANSCRIPT_STARTS):
+    # RAPO's trainer sends what the policy has in its context, in ChatML.
+    text = "\n" + query.replace(_CHATML_START, "").replace(_CHATML_END, "")
+    _, user, rest = text.partition("\nuser\n")
+    if user:
+      question, _, history = rest.partition("\nassistant\n")
+      return question, history
+  question, _, history = query.partition("\n")
+  return question, history
 
 
 def _check_number(number: int, limits: Limits) -> None:
@@ -374,7 +390,7 @@ def _hit_to_json(hit: Hit, request: RetrieveRequest) -> dict[str, Any]:
     document = {
       "id": str(trace.trace_id),
       "contents": f"{title}\n{trace.step}",
-      **{name: getattr(trace, name) for name in _TRACE_FIELDS},
+      **{name: getattr(trace, name) for name in _TRACE_TYPES},
     }
     if not request.return_scores:
       return document
@@ -392,23 +408,54 @@ def hit_from_json(item: Any) -> Hit:
     RefusedError: it is of another server, which has no step traces.
   """
   document = item.get("document") if isinstance(item, dict) else None
-  if not isinstance(document, dict) or not isinstance(
-    item.get("score"), int | float
-  ):
+  if not isinstance(document, dict) or not _is_number(item.get("score")):
     raise RefusedError(
       "A result must be an object of document and score, the document an"
       f" object as well, got {_shown(item)}: ask a server of a Step-Trace"
       " Buffer, with ?document=object."
     )
-  missing = [name for name in _TRACE_FIELDS if name not in document]
-  if missing:
+  wrong = [
+    name
+    for name, (is_right, _) in _TRACE_TYPES.items()
+    if not is_right(document.get(name))
+  ]
+  if wrong:
     raise RefusedError(
-      f"A document has no {', '.join(missing)}, got {_shown(document)}: ask a"
-      " server of a Step-Trace Buffer, of the same version of rapo_jax."
+      f"The {wrong[0]} of a document must be {_TRACE_TYPES[wrong[0]][1]}, got"
+      f" {_shown(document.get(wrong[0]))}: ask a server of a Step-Trace Buffer,"
+      " of the same version of rapo_jax."
     )
-  fields = {name: document[name] for name in _TRACE_FIELDS}
+  fields = {name: document[name] for name in _TRACE_TYPES}
   fields["history"] = tuple(fields["history"])
-  return Hit(StepTrace(**fields), float(item["score"]))
+  return step_hit(StepTrace(**fields), float(item["score"]))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+_TRACE_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  "question": (_is_text, "a text"),
+  "history": (_are_texts, "a list of texts"),
+  "step": (_is_text, "a text"),
+  "reward": (_is_number, "a number"),
+  "source": (_is_text, "a text"),
+  "trace_id": (_is_whole, "a whole number"),
+  "query_id": (_is_text, "a text"),
+  "step_index": (_is_whole, "a whole number"),
+  "answers": (lambda value: isinstance(value, bool), "true or false"),
+  "trajectory_id": (_is_text, "a text"),
+  "extras": (lambda value: isinstance(value, dict), "an object"),
+}
+"""What each field of a `StepTrace` has to be, in JSON."""
 
 
 def neighbors_to_json(
@@ -421,15 +468,50 @@ def neighbors_to_json(
   return [{"document": {"id": str(i)}, "score": s} for i, s in rows]
 
 
-def result_from_json(body: bytes, num_queries: int) -> list[list[Any]]:
+def row_from_json(item: Any) -> tuple[int, float]:
+  """Reads a row of an index and its score, as `neighbors_to_json` wrote it.
+
+  Raises:
+    RefusedError: it is none.
+  """
+  try:
+    return int(item["document"]["id"]), float(item["score"])
+  except (TypeError, KeyError, ValueError) as error:
+    raise RefusedError(
+      "A result must be an object of score and document, the document an"
+      f" object whose id is a row's number, got {_shown(item)}: ask a server"
+      " of a Step-Trace Buffer."
+    ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What a server answers.
+
+  Attributes:
+    results: for each query, its results.
+    version: of the buffer that was searched; None where the server does not
+      say.
+  """
+
+  results: list[list[Any]]
+  version: int | None
+
+
+def answer_to_json(results: Iterable[list[Any]], version: int | None) -> bytes:
+  """Writes the body of a response."""
+  fields: dict[str, Any] = {"result": list(results)}
+  if version is not None:
+    fields["version"] = version
+  return json.dumps(fields, ensure_ascii=False).encode("utf-8")
+
+
+def answer_from_json(body: bytes, num_queries: int) -> Answer:
   """Reads a response as far as it says whose results are whose.
 
   Args:
     body: of the response.
     num_queries: Q of the request.
-
-  Returns:
-    For each query, the results.
 
   Raises:
     RefusedError: it is no response to so many queries.
@@ -451,4 +533,5 @@ def result_from_json(body: bytes, num_queries: int) -> list[list[Any]]:
       f"The response has results of {len(result)} queries, {num_queries} were"
       " asked: is something between client and server that changes them?"
     )
-  return result
+  version = fields.get("version")
+  return Answer(result, version if _is_whole(version) else None)

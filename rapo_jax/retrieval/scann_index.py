@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,7 +38,7 @@ def is_scann_installed() -> bool:
   return importlib.util.find_spec("scann") is not None
 
 
-def default_index_class() -> type[index_lib.Index]:
+def default_index_class() -> index_lib.IndexClass:
   """Returns `ScannIndex`, or `ExactIndex` with a warning without ScaNN."""
   if is_scann_installed():
     return ScannIndex
@@ -60,22 +61,28 @@ def _scann() -> Any:
   return scann_ops_pybind
 
 
-def load_index(path: str | pathlib.Path) -> index_lib.Index:
+def load_index(
+  path: str | pathlib.Path, *, encoder_sha256: str | None = None
+) -> index_lib.Index:
   """Loads a saved index with the class that saved it.
 
   Without ScaNN, a ScaNN index is searched exactly, with a warning.
 
   Args:
     path: folder written by an index's `save`.
+    encoder_sha256: digest of the encoder that queries will come from; None to
+      load whatever is there.
 
   Returns:
     The index.
 
   Raises:
-    ValueError: if the folder holds no index, or one of an unknown kind.
+    ValueError: if the folder holds no index, one of an unknown kind, or one
+      of another encoder's vectors.
   """
-  kind = index_lib.read_meta(pathlib.Path(path))["kind"]
-  classes: dict[str, type[index_lib.Index]] = {
+  meta = index_lib.read_meta(pathlib.Path(path))
+  kind = meta["kind"]
+  classes: dict[str, index_lib.IndexClass] = {
     index_lib.ExactIndex.kind: index_lib.ExactIndex,
     ScannIndex.kind: ScannIndex,
   }
@@ -84,9 +91,21 @@ def load_index(path: str | pathlib.Path) -> index_lib.Index:
       f"{path} holds an index of kind {kind!r}; known are {sorted(classes)}."
       " Load it with the version of rapo_jax that wrote it."
     )
+  built_with = meta["encoder_sha256"]
+  if encoder_sha256 is not None and built_with != encoder_sha256:
+    raise ValueError(
+      f"{path} holds vectors of encoder {_shortened(built_with)}, but the"
+      f" encoder given is {_shortened(encoder_sha256)}. Their vectors do not"
+      " compare: load the same encoder, or build the index again with this"
+      " one."
+    )
   if classes[kind] is ScannIndex:
     return default_index_class().load(path)
   return classes[kind].load(path)
+
+
+def _shortened(sha256: str | None) -> str:
+  return "unknown" if sha256 is None else sha256[:12]
 
 
 def _num_leaves(num_vectors: int) -> int:
@@ -104,13 +123,26 @@ class ScannIndex:
 
   kind: ClassVar[str] = "scann"
 
-  def __init__(self, vectors: Float[np.ndarray, "N D"], searcher: Any):
+  def __init__(
+    self,
+    vectors: Float[np.ndarray, "N D"],
+    searcher: Any,
+    *,
+    encoder_sha256: str | None = None,
+  ):
     self._vectors = vectors
     self._searcher = searcher
+    self.encoder_sha256 = encoder_sha256
+    self.parameters: Mapping[str, Any] = {"kind": self.kind}
 
   @classmethod
-  def build(cls, vectors: Float[np.ndarray, "N D"]) -> ScannIndex:
-    """Builds an index; see `Index.build`.
+  def build(
+    cls,
+    vectors: Float[np.ndarray, "N D"],
+    *,
+    encoder_sha256: str | None = None,
+  ) -> ScannIndex:
+    """Builds an index; see `IndexClass.build`.
 
     Raises:
       ModuleNotFoundError: if ScaNN is not installed.
@@ -119,7 +151,7 @@ class ScannIndex:
     vectors = index_lib.checked_vectors("vectors", vectors)
     num_vectors = len(vectors)
     if num_vectors == 0:
-      return cls(vectors, None)
+      return cls(vectors, None, encoder_sha256=encoder_sha256)
     builder = scann.builder(vectors, 1, "dot_product")
     if num_vectors < BRUTE_FORCE_BELOW:
       builder = builder.score_brute_force()
@@ -136,7 +168,7 @@ class ScannIndex:
         .score_ah(2, anisotropic_quantization_threshold=0.2)
         .reorder(REORDER)
       )
-    return cls(vectors, builder.build())
+    return cls(vectors, builder.build(), encoder_sha256=encoder_sha256)
 
   def __len__(self) -> int:
     return len(self._vectors)
@@ -176,7 +208,7 @@ class ScannIndex:
     """Writes the index to a folder, whole or not at all."""
     with folder.replaced_folder(path) as new:
       np.save(new / index_lib.VECTORS_FILE, self._vectors)
-      index_lib.write_meta(new, self.kind)
+      index_lib.write_meta(new, self)
       if self._searcher is not None:
         (new / _SCANN_FOLDER).mkdir()
         self._searcher.serialize(str(new / _SCANN_FOLDER), relative_path=True)
@@ -193,7 +225,8 @@ class ScannIndex:
     """
     scann = _scann()
     path = pathlib.Path(path)
-    kind = index_lib.read_meta(path)["kind"]
+    meta = index_lib.read_meta(path)
+    kind = meta["kind"]
     if kind != cls.kind:
       raise ValueError(
         f"{path} holds an index of kind {kind!r}, not {cls.kind!r}. Load it"
@@ -207,6 +240,7 @@ class ScannIndex:
     vectors = np.load(
       path / index_lib.VECTORS_FILE, mmap_mode="r", allow_pickle=False
     )
-    if len(vectors) == 0:
-      return cls(vectors, None)
-    return cls(vectors, scann.load_searcher(str(path / _SCANN_FOLDER)))
+    searcher = None
+    if len(vectors):
+      searcher = scann.load_searcher(str(path / _SCANN_FOLDER))
+    return cls(vectors, searcher, encoder_sha256=meta["encoder_sha256"])

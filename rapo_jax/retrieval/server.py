@@ -7,6 +7,7 @@ cannot be answered is told as JSON with one field, `error`:
     400, 422  the request is malformed (`protocol.parse_request`)
     408       its body did not come in time
     413       it is too large
+    499       the client left first: nobody reads this, it is counted
     500       the encoder or the index failed; the next request may do better
     503       too much waits: Retry-After says when to come back
     504       no answer in time
@@ -18,7 +19,6 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -35,19 +35,28 @@ from rapo_jax.retrieval import (
   Index,
   Miss,
   RetrievalConfig,
-  choose,
+  StepTraceBuffer,
+  choose_hit,
   protocol,
 )
 from rapo_jax.retrieval.batcher import Batcher, OverloadedError
+from rapo_jax.retrieval.server_config import ServerConfig
 
 _log = logging.getLogger(__name__)
 
 _LATENCIES_KEPT = 4096
+# Nobody reads it; it is counted, under the number that nginx gave it.
+_CLIENT_GONE = 499
 
 
 @runtime_checkable
 class TraceSource(Protocol):
   """Finds step traces, as a `StepTraceBuffer` does."""
+
+  @property
+  def version(self) -> int:
+    """Version of its content."""
+    ...
 
   def neighbors(
     self,
@@ -57,50 +66,6 @@ class TraceSource(Protocol):
   ) -> list[list[Hit]]:
     """Finds the nearest traces of N histories; see `StepTraceBuffer`."""
     ...
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerConfig:
-  """How a buffer is served.
-
-  Attributes:
-    limits: what one request may ask for.
-    defaults: what it gets where it does not say.
-    retrieval: how a trace is chosen where a request wants one chosen.
-    max_batch: queries that are embedded and searched at once; a request with
-      more is a batch of its own.
-    max_wait_s: for how long an idle server waits for more requests to batch.
-    max_queue: queries that may wait or be under way. A single request is
-      always let in where nothing waits.
-    timeout_s: in which a request is read, searched and answered.
-  """
-
-  limits: protocol.Limits = protocol.Limits()
-  defaults: protocol.Defaults = protocol.Defaults()
-  retrieval: RetrievalConfig = RetrievalConfig()
-  max_batch: int = 64
-  max_wait_s: float = 0.005
-  max_queue: int = 16_384
-  timeout_s: float = 30.0
-
-  def __post_init__(self) -> None:
-    if not 1 <= self.defaults.topk <= self.limits.max_topk:
-      raise ValueError(
-        f"The topk of a request that gives none must lie between 1 and max_topk"
-        f" ({self.limits.max_topk}), got {self.defaults.topk}."
-      )
-    if self.max_batch < 1:
-      raise ValueError(f"max_batch must be at least 1, got {self.max_batch}.")
-    if self.max_queue < 1:
-      raise ValueError(f"max_queue must be at least 1, got {self.max_queue}.")
-    if self.max_wait_s < 0:
-      raise ValueError(
-        f"max_wait_s must be at least 0 seconds, got {self.max_wait_s}."
-      )
-    if self.timeout_s <= 0:
-      raise ValueError(
-        f"timeout_s must be above 0 seconds, got {self.timeout_s}."
-      )
 
 
 class _Metrics:
@@ -134,14 +99,66 @@ class _Metrics:
     }
 
 
+def buffer_app(buffer: StepTraceBuffer, config: ServerConfig) -> Starlette:
+  """Makes the application of a buffer, for queries and for vectors.
+
+  Args:
+    buffer: what is served.
+    config: limits and times.
+
+  Returns:
+    An ASGI application. It answers between the start and the end of its
+    lifespan.
+  """
+  encoder = buffer.encoder
+
+  def about() -> dict[str, Any]:
+    return {
+      "version": buffer.version,
+      "num_traces": len(buffer),
+      **_about_index(buffer.index, encoder.dimension),
+      "encoder": {
+        "id": encoder.encoder_id,
+        "sha256": encoder.sha256,
+        "max_tokens": encoder.max_tokens,
+      },
+    }
+
+  return make_app(buffer, buffer.index, config=config, about=about)
+
+
+def index_app(
+  index: Index, config: ServerConfig, *, dimension: int
+) -> Starlette:
+  """Makes the application of an index alone, which answers vectors.
+
+  Args:
+    index: what is served.
+    config: limits and times.
+    dimension: of its vectors.
+  """
+  return make_app(
+    None, index, config=config, about=lambda: _about_index(index, dimension)
+  )
+
+
+def _about_index(index: Index, dimension: int) -> dict[str, Any]:
+  return {
+    "num_keys": len(index),
+    "dimension": dimension,
+    "encoder": {"sha256": index.encoder_sha256},
+    "index": dict(index.parameters),
+  }
+
+
 def make_app(
   source: TraceSource | None,
   index: Index | None,
   *,
-  config: ServerConfig = ServerConfig(),
+  config: ServerConfig,
   about: Callable[[], Mapping[str, Any]] = dict,
 ) -> Starlette:
-  """Makes the application.
+  """Makes an application of its parts.
 
   Args:
     source: answers queries; None where only vectors are answered.
@@ -150,8 +167,7 @@ def make_app(
     about: what is served, for `/healthz`.
 
   Returns:
-    An ASGI application. It serves from its start on; once its lifespan has
-    ended nothing is answered any more.
+    An ASGI application; see `buffer_app`.
   """
   return _App(source, index, config, about).starlette
 
@@ -202,10 +218,8 @@ class _App:
         defaults=self._config.defaults,
       )
       num_queries = len(parsed)
-      content = await self._batcher.submit(
-        parsed,
-        size=max(num_queries, 1),
-        timeout_s=began + self._config.timeout_s - time.monotonic(),
+      content = await self._answer(
+        request, parsed, began + self._config.timeout_s - time.monotonic()
       )
       response = Response(content, media_type="application/json")
     except protocol.RefusedError as error:
@@ -232,6 +246,32 @@ class _App:
     )
     return response
 
+  async def _answer(
+    self,
+    request: Request,
+    parsed: protocol.RetrieveRequest,
+    timeout_s: float,
+  ) -> bytes:
+    """Waits for the answer, as long as the client does.
+
+    A client that gave up asks again, and what it left must not be in the way.
+    """
+    answer = asyncio.ensure_future(
+      self._batcher.submit(
+        parsed, size=max(len(parsed), 1), timeout_s=timeout_s
+      )
+    )
+    # The body has been read: what comes now is the end of the connection.
+    gone = asyncio.ensure_future(request.receive())
+    try:
+      await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+      if not answer.done():
+        raise protocol.RefusedError("The client is gone.", _CLIENT_GONE)
+      return answer.result()
+    finally:
+      answer.cancel()
+      gone.cancel()
+
   async def _body(self, request: Request) -> bytes:
     """Reads the body, no further than it may reach."""
     most = self._config.limits.max_body_bytes
@@ -257,7 +297,9 @@ class _App:
         408,
       ) from error
     except ClientDisconnect as error:
-      raise protocol.RefusedError("The client is gone.", 400) from error
+      raise protocol.RefusedError(
+        "The client is gone.", _CLIENT_GONE
+      ) from error
     return bytes(body)
 
   async def _health(self, request: Request) -> Response:
@@ -332,6 +374,7 @@ class _Search:
       raise ValueError(
         "This server answers vectors alone: send vectors in place of queries."
       )
+    version = self._source.version
     hits = iter(
       self._source.neighbors(
         [question for request in requests for question in request.questions],
@@ -340,9 +383,12 @@ class _Search:
       )
     )
     return [
-      _response(
-        protocol.hits_to_json(self._wanted(next(hits), request), request)
-        for _ in request.questions
+      protocol.answer_to_json(
+        (
+          protocol.hits_to_json(self._wanted(next(hits), request), request)
+          for _ in request.questions
+        ),
+        version,
       )
       for request in requests
     ]
@@ -352,12 +398,8 @@ class _Search:
   ) -> list[Hit]:
     if request.mode == "list":
       return hits
-    chosen = choose(
-      [hit.similarity for hit in hits],
-      [hit.trace.reward for hit in hits],
-      self._retrieval,
-    )
-    return [] if isinstance(chosen, Miss) else [hits[chosen]]
+    chosen = choose_hit(hits, self._retrieval)
+    return [] if isinstance(chosen, Miss) else [chosen]
 
   def _find_rows(
     self, requests: Sequence[protocol.RetrieveRequest]
@@ -370,13 +412,12 @@ class _Search:
     found = self._index.search(np.concatenate(queries), requests[0].topk)
     rows = iter(zip(found.ids.tolist(), found.scores.tolist(), strict=True))
     return [
-      _response(
-        protocol.neighbors_to_json(*next(rows), request)
-        for _ in range(len(request))
+      protocol.answer_to_json(
+        (
+          protocol.neighbors_to_json(*next(rows), request)
+          for _ in range(len(request))
+        ),
+        None,
       )
       for request in requests
     ]
-
-
-def _response(result: Any) -> bytes:
-  return json.dumps({"result": list(result)}, ensure_ascii=False).encode()

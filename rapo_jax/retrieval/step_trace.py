@@ -19,7 +19,7 @@ from rapo_jax.tools.tags import ALL_TAGS
 
 _RETRIEVE_TAGS = re.compile(r"</?retrieve>")
 _TAG = re.compile(rf"</?(?:{'|'.join(ALL_TAGS)})>")
-_ANSWER_TAG = "<answer>"
+ANSWER_TAG = "<answer>"
 _SPACE = " \t\r\n"
 
 
@@ -206,7 +206,7 @@ def step_traces(
       trace_id=first_trace_id + step_index,
       query_id=query_id,
       step_index=step_index,
-      answers=_ANSWER_TAG in text,
+      answers=ANSWER_TAG in text,
       trajectory_id=trajectory_id,
       extras=dict(extras or {}),
     )

@@ -13,6 +13,7 @@ traces of one key are settled by reward and not by the index's rounding.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import pathlib
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int64
 
 from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
@@ -34,9 +36,27 @@ from rapo_jax.retrieval.manifest import (
   read_manifest,
   repair_command,
 )
-from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig, choose
-from rapo_jax.retrieval.step_trace import StepTrace, key_texts, trace_keys
-from rapo_jax.retrieval.trace_file import StoredTraces, trace_table
+from rapo_jax.retrieval.policy import (
+  Failed,
+  Hit,
+  Miss,
+  RetrievalConfig,
+  choose,
+  draw_noise,
+  step_hit,
+)
+from rapo_jax.retrieval.step_trace import (
+  ANSWER_TAG,
+  StepTrace,
+  key_texts,
+  trace_keys,
+)
+from rapo_jax.retrieval.trace_file import (
+  ColumnarTraces,
+  StoredTraces,
+  trace_table,
+  trajectory_columns,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +65,11 @@ class StepTraceBuffer:
   """Step traces with an index over their keys. Read-only once built.
 
   Attributes:
+    traces: in the order in which they were given.
+    index: over their distinct keys.
+    encoder: embedded the keys, and embeds what is looked up.
     version: of the content; it grows with every addition.
+    directory: folder that it was loaded from; None for one in memory.
   """
 
   def __init__(
@@ -56,6 +80,7 @@ class StepTraceBuffer:
     encoder: SentenceEncoder,
     *,
     version: int = 1,
+    directory: pathlib.Path | None = None,
   ):
     """Joins the parts; use `build` or `load`.
 
@@ -65,15 +90,17 @@ class StepTraceBuffer:
       index: index over the distinct keys.
       encoder: the encoder that embedded them.
       version: of the content.
+      directory: folder that the traces and the index are in.
     """
     self.version = version
-    self._traces = traces
+    self.directory = directory
+    self.traces = traces
     self._key_ids = np.asarray(key_ids, np.int64)
-    self._index = index
-    self._encoder = encoder
+    self.index = index
+    self.encoder = encoder
     self._rewards = (
       traces.rewards
-      if isinstance(traces, StoredTraces)
+      if isinstance(traces, ColumnarTraces)
       else np.array([trace.reward for trace in traces], np.float64)
     )
     # The traces of key k, best first, are _order[_starts[k]:_starts[k + 1]].
@@ -89,7 +116,7 @@ class StepTraceBuffer:
     cls,
     traces: Sequence[StepTrace],
     encoder: SentenceEncoder,
-    index_cls: type[index_lib.Index] | None = None,
+    index_cls: index_lib.IndexClass | None = None,
   ) -> StepTraceBuffer:
     """Embeds the keys of all traces and builds the index.
 
@@ -116,21 +143,11 @@ class StepTraceBuffer:
 
   def __len__(self) -> int:
     """Returns the number of traces."""
-    return len(self._traces)
+    return len(self.traces)
 
   def __iter__(self) -> Iterator[StepTrace]:
     """Goes over the traces in the order in which they were given."""
-    return iter(self._traces)
-
-  @property
-  def index(self) -> index_lib.Index:
-    """The index over the distinct keys."""
-    return self._index
-
-  @property
-  def encoder(self) -> SentenceEncoder:
-    """The encoder of keys and histories."""
-    return self._encoder
+    return iter(self.traces)
 
   def retrieve(
     self,
@@ -138,18 +155,20 @@ class StepTraceBuffer:
     histories: Sequence[Sequence[str]],
     *,
     config: RetrievalConfig,
+    keys: Sequence[Sequence[int]] | None = None,
   ) -> list[Hit | Miss | Failed]:
     """Finds a step for each of N waiting histories (Eq. 3).
 
-    All histories are embedded as one batch and searched at once. Of the
-    `top_k` traces by similarity, those that pass the thresholds compete: the
-    highest reward wins, and among equal rewards the greatest similarity. Where
-    traces of one key overflow `top_k`, those of higher reward are considered.
+    All histories are embedded as one batch and searched at once. `policy` says
+    how one trace is chosen. Where traces of one key overflow `top_k`, those of
+    higher reward are considered.
 
     Args:
       questions: N questions.
       histories: for each, the texts of its steps so far, oldest first.
       config: how one trace is chosen.
+      keys: for each, integers that are its own, of which it is drawn whether
+        and what `noise_prob` gives; needed for that alone.
 
     Returns:
       An outcome for each history: `Hit`; `Miss` where nothing qualifies;
@@ -158,8 +177,15 @@ class StepTraceBuffer:
       are raised.
 
     Raises:
-      ValueError: if there are not as many histories as questions.
+      ValueError: if there are not as many histories as questions, or
+        `noise_prob` is set and there are not as many keys.
     """
+    if config.noise_prob and (keys is None or len(keys) != len(questions)):
+      raise ValueError(
+        f"retrieve needs one key a question where noise_prob is set, got"
+        f" {0 if keys is None else len(keys)} keys and {len(questions)}"
+        " questions."
+      )
     _check_lengths(questions, histories)
     if not len(self):
       return [Miss("empty buffer")] * len(questions)
@@ -170,7 +196,19 @@ class StepTraceBuffer:
     except (RuntimeError, ValueError, OSError) as error:
       reason = f"{type(error).__name__}: {error}"
       return [Failed(reason)] * len(questions)
-    return [self._choose(pairs, config) for pairs in found]
+    outcomes: list[Hit | Miss | Failed] = []
+    for number, candidates in enumerate(found):
+      chosen = choose(candidates, self._rewards, config)
+      if isinstance(chosen, Miss):
+        outcomes.append(chosen)
+        continue
+      if keys is not None:
+        drawn = draw_noise(keys[number], self._rewards, config)
+        if drawn is not None:
+          outcomes.append(self._hit(drawn, None, config))
+          continue
+      outcomes.append(self._hit(*chosen, config))
+    return outcomes
 
   def neighbors(
     self,
@@ -178,7 +216,7 @@ class StepTraceBuffer:
     histories: Sequence[Sequence[str]],
     num_neighbors: int,
   ) -> list[list[Hit]]:
-    """Finds the traces among which `retrieve` chooses.
+    """Finds the traces among which `retrieve` chooses a step.
 
     Args:
       questions: N questions.
@@ -197,9 +235,13 @@ class StepTraceBuffer:
     _check_lengths(questions, histories)
     if not len(self) or not questions:
       return [[] for _ in questions]
+    found = self._search(questions, histories, num_neighbors)
     return [
-      [Hit(self._traces[row], score) for row, score in pairs]
-      for pairs in self._search(questions, histories, num_neighbors)
+      [
+        step_hit(self.traces[row], score)
+        for row, score in itertools.islice(candidates, num_neighbors)
+      ]
+      for candidates in found
     ]
 
   def _search(
@@ -207,41 +249,55 @@ class StepTraceBuffer:
     questions: Sequence[str],
     histories: Sequence[Sequence[str]],
     num_neighbors: int,
-  ) -> list[list[tuple[int, float]]]:
-    """(trace, similarity) of each history's nearest traces, best first."""
-    queries = self._encoder.encode(
-      key_texts(questions, histories, self._encoder)
+  ) -> list[Iterator[tuple[int, float]]]:
+    """Row and similarity of each history's nearest traces, best first.
+
+    At least `num_neighbors` of them, if there are as many.
+    """
+    queries = self.encoder.encode_queries(
+      key_texts(questions, histories, self.encoder)
     )
-    neighbors = self._index.search(queries, num_neighbors)
+    neighbors = self.index.search(queries, num_neighbors)
     return [
-      list(
-        itertools.islice(
-          (
-            (row, score)
-            for key_id, score in zip(ids, scores, strict=True)
-            for row in self._rows_of(key_id)
-          ),
-          num_neighbors,
-        )
-      )
+      self._candidates(ids, scores)
       for ids, scores in zip(
         neighbors.ids.tolist(), neighbors.scores.tolist(), strict=True
       )
     ]
 
-  def _choose(
-    self, pairs: Sequence[tuple[int, float]], config: RetrievalConfig
-  ) -> Hit | Miss:
-    """Chooses among one history's (trace, similarity), given best first."""
-    chosen = choose(
-      [score for _, score in pairs],
-      [float(self._rewards[row]) for row, _ in pairs],
-      config,
+  def _candidates(
+    self, ids: list[int], scores: list[float]
+  ) -> Iterator[tuple[int, float]]:
+    """Row and similarity of the traces of one history's nearest keys."""
+    for key_id, score in zip(ids, scores, strict=True):
+      for row in self._rows_of(key_id):
+        yield row, score
+
+  def _hit(
+    self, row: int, similarity: float | None, config: RetrievalConfig
+  ) -> Hit:
+    trace = self.traces[row]
+    if config.granularity == "step":
+      return step_hit(trace, similarity)
+    last = self.traces[int(self._last_steps[row])]
+    return Hit(
+      trace,
+      similarity,
+      "\n".join([*last.history, last.step]),
+      last.answers or any(ANSWER_TAG in step for step in last.history),
     )
-    if isinstance(chosen, Miss):
-      return chosen
-    row, score = pairs[chosen]
-    return Hit(self._traces[row], score)
+
+  @functools.cached_property
+  def _last_steps(self) -> Int64[np.ndarray, " N"]:
+    """For each trace the row of its trajectory's last step; itself without."""
+    trajectories, step_indices = trajectory_columns(self.traces)
+    rows = np.arange(len(self))
+    apart = np.where(trajectories < 0, len(self) + rows, trajectories)
+    order = np.lexsort((step_indices, apart))
+    _, groups, counts = np.unique(
+      apart, return_inverse=True, return_counts=True
+    )
+    return order[np.cumsum(counts) - 1][groups]
 
   def _rows_of(self, key_id: int) -> list[int]:
     """Traces of a key, the best first; none for the padding of the index."""
@@ -261,16 +317,16 @@ class StepTraceBuffer:
     """
     with folder.replaced_folder(directory) as new:
       store.write_contents(
-        new, self._tables(), self._index, self._encoder, version=self.version
+        new, self._tables(), self.index, self.encoder, version=self.version
       )
 
   def _tables(self) -> Iterator[pa.Table]:
-    if isinstance(self._traces, StoredTraces):
-      yield from self._traces.tables()
+    if isinstance(self.traces, ColumnarTraces):
+      yield from self.traces.tables()
       return
     for first in range(0, len(self), store.BATCH_TRACES):
-      traces = self._traces[first : first + store.BATCH_TRACES]
-      keys, num_tokens = trace_keys(traces, self._encoder)
+      traces = self.traces[first : first + store.BATCH_TRACES]
+      keys, num_tokens = trace_keys(traces, self.encoder)
       yield trace_table(
         traces,
         keys=keys,
@@ -318,9 +374,18 @@ class StepTraceBuffer:
         directory,
       )
     traces = StoredTraces(directory / TRACES_FILE)
-    index = scann_index.load_index(directory / INDEX_FOLDER)
+    index = scann_index.load_index(
+      directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
+    )
     _check(directory, _count_problems(traces, index, manifest))
-    return cls(traces, traces.key_ids, index, encoder, version=manifest.version)
+    return cls(
+      traces,
+      traces.key_ids,
+      index,
+      encoder,
+      version=manifest.version,
+      directory=directory,
+    )
 
 
 def _check_lengths(

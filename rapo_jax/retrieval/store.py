@@ -14,6 +14,7 @@ goes on where it was, embedding included, which takes the longest by far.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -22,6 +23,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +84,7 @@ class BufferWriter:
     num_keys: their distinct keys.
     next_trace_id: one more than the largest id so far.
     trajectory_ids: those seen so far.
+    position: what `flush` was last told; None before.
 
   Raises:
     ValueError: an interrupted build is there and `resume` is not set, or it was
@@ -93,14 +96,15 @@ class BufferWriter:
     directory: str | pathlib.Path,
     encoder: SentenceEncoder,
     *,
-    index_cls: type[index_lib.Index] | None = None,
+    index_cls: index_lib.IndexClass | None = None,
     resume: bool = False,
   ):
     self._directory = pathlib.Path(directory)
     self._encoder = encoder
     self._index_cls = index_cls
     self._partial = partial_folder(self._directory)
-    self._keys = _KeyIds()
+    self.position: int | None = None
+    self._keys = KeyIds()
     self._trace_ids: set[int] = set()
     self.trajectory_ids: set[str] = set()
     self.next_trace_id = 0
@@ -111,8 +115,7 @@ class BufferWriter:
       self._open_partial(resume)
     else:
       self._partial.mkdir(parents=True)
-      state = {"encoder_sha256": encoder.sha256}
-      _write_whole(self._partial / _STATE_FILE, json.dumps(state).encode())
+      self._write_state()
 
   @property
   def num_traces(self) -> int:
@@ -139,10 +142,18 @@ class BufferWriter:
       if len(self._pending) == BATCH_TRACES:
         self._write_pending()
 
-  def flush(self) -> None:
-    """Puts all that was taken on disk, where no interruption can lose it."""
+  def flush(self, *, position: int | None = None) -> None:
+    """Puts all that was taken on disk, where no interruption can lose it.
+
+    Args:
+      position: where the caller is in what the traces come from. A writer that
+        resumes has it, and of the traces those alone that came before it.
+    """
     self._write_pending()
     self._close_part()
+    if position is not None:
+      self.position = position
+      self._write_state()
 
   def finish(self, progress: Progress | None = None) -> Manifest:
     """Embeds the keys, builds the index and puts the buffer in its place.
@@ -172,13 +183,18 @@ class BufferWriter:
         " (--resume), or delete it to begin again."
       )
     state_file = self._partial / _STATE_FILE
-    begun = json.loads(state_file.read_text()) if state_file.is_file() else None
-    if begun != {"encoder_sha256": self._encoder.sha256}:
+    begun = json.loads(state_file.read_text()) if state_file.is_file() else {}
+    if begun.get("encoder_sha256") != self._encoder.sha256:
       raise ValueError(
         f"{self._partial} must have been begun with the encoder"
         f" {self._encoder.encoder_id} ({self._encoder.sha256[:12]}), it says"
-        f" {begun}: go on with that encoder, or delete the folder."
+        f" {begun.get('encoder_sha256', 'nothing')}: go on with that encoder,"
+        " or delete the folder."
       )
+    self.position = begun["position"]
+    if self.position is not None:
+      for part in self._parts()[begun["num_parts"] :]:
+        part.unlink()
     for part in self._parts():
       table = pq.read_table(
         part, columns=["trace_id", "key_id", "key", "trajectory_id"]
@@ -187,6 +203,17 @@ class BufferWriter:
       self.trajectory_ids.update(table["trajectory_id"].unique().to_pylist())
       self._keys.assign(table["key"].to_pylist())
     self.next_trace_id = max(self._trace_ids, default=-1) + 1
+
+  def _write_state(self) -> None:
+    state = {
+      "encoder_sha256": self._encoder.sha256,
+      "position": self.position,
+      "num_parts": len(self._parts()),
+    }
+    write_whole(
+      self._partial / _STATE_FILE,
+      lambda new: new.write_text(json.dumps(state)),
+    )
 
   def _parts(self) -> list[pathlib.Path]:
     return sorted(self._partial.glob("part-*.parquet"))
@@ -252,11 +279,7 @@ class BufferWriter:
       # The last chunk of a run that was interrupted may have been shorter.
       if len(embedded) != len(chunk):
         embedded = self._encoder.encode(chunk)
-        writing = path.with_suffix(".writing")
-        with writing.open("wb") as file:
-          np.save(file, embedded)
-        _sync(writing)
-        writing.rename(path)
+        write_whole(path, functools.partial(_save_vectors, vectors=embedded))
       vectors[first : first + len(chunk)] = embedded
       done = first + len(chunk)
       report(
@@ -265,7 +288,7 @@ class BufferWriter:
     return vectors
 
 
-class _KeyIds:
+class KeyIds:
   """Numbers distinct key texts in the order in which they come."""
 
   def __init__(self) -> None:
@@ -314,11 +337,11 @@ def check_trace(trace: StepTrace, trace_ids: set[int]) -> None:
 def build_index(
   vectors: Float32[np.ndarray, "K D"],
   encoder: SentenceEncoder,
-  index_cls: type[index_lib.Index] | None,
+  index_cls: index_lib.IndexClass | None,
 ) -> index_lib.Index:
   """Builds the index over key vectors; the class None is the default one."""
-  del encoder
-  return (index_cls or scann_index.default_index_class()).build(vectors)
+  index_cls = index_cls or scann_index.default_index_class()
+  return index_cls.build(vectors, encoder_sha256=encoder.sha256)
 
 
 def write_contents(
@@ -347,7 +370,7 @@ def write_contents(
     num_keys=len(index),
     num_tokens=sum(counts.num_tokens for counts in agents.values()),
     encoder=EncoderInfo(encoder.encoder_id, encoder.sha256, encoder.max_tokens),
-    index=index_lib.read_meta(new / INDEX_FOLDER),
+    index=dict(index.parameters),
     files=describe_files(new),
   )
   write_manifest(new, manifest)
@@ -446,7 +469,7 @@ def merge(
   out: str | pathlib.Path,
   encoder: SentenceEncoder,
   *,
-  index_cls: type[index_lib.Index] | None = None,
+  index_cls: index_lib.IndexClass | None = None,
 ) -> Manifest:
   """Joins buffers into one; nothing is embedded again.
 
@@ -472,7 +495,7 @@ def merge(
   for path, manifest in zip(paths, manifests, strict=True):
     check_encoder(path, manifest, encoder)
   sources = [StoredTraces(path / TRACES_FILE) for path in paths]
-  keys = _KeyIds()
+  keys = KeyIds()
   vectors = [np.empty((0, encoder.dimension), np.float32)]
   for path, source in zip(paths, sources, strict=True):
     stored = key_vectors(path)
@@ -494,7 +517,7 @@ def merge(
 
 
 def _joined(
-  sources: Sequence[StoredTraces], keys: _KeyIds
+  sources: Sequence[StoredTraces], keys: KeyIds
 ) -> Iterator[pa.Table]:
   """The tables of several files with ids that are distinct in all of them."""
   num_traces = 0
@@ -539,11 +562,19 @@ def check_encoder(
     )
 
 
-def _write_whole(path: pathlib.Path, data: bytes) -> None:
+def write_whole(
+  path: pathlib.Path, write: Callable[[pathlib.Path], Any]
+) -> None:
+  """Has a file written that is there whole, and on the disk, or not at all."""
   writing = path.with_suffix(".writing")
-  writing.write_bytes(data)
+  write(writing)
   _sync(writing)
   writing.rename(path)
+
+
+def _save_vectors(path: pathlib.Path, vectors: np.ndarray) -> None:
+  with path.open("wb") as file:
+    np.save(file, vectors)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -7,8 +7,8 @@ row group at a time.
 
 from __future__ import annotations
 
+import abc
 import collections
-import functools
 import json
 import pathlib
 import threading
@@ -148,21 +148,58 @@ def open_writer(path: pathlib.Path) -> pq.ParquetWriter:
   )
 
 
-class StoredTraces(Sequence[StepTrace]):
-  """The traces of a file, in its order; each is made when it is asked for.
-
-  The file is mapped, not read. Safe to share by threads.
+class ColumnarTraces(Sequence[StepTrace]):
+  """Traces that are kept in columns; each is made when it is asked for.
 
   Attributes:
     key_ids: row of each trace's key in the index, `[N]`.
     rewards: `[N]`.
-
-  Raises:
-    ValueError: the file is no file of traces, or broken.
   """
 
   key_ids: Int64[np.ndarray, " N"]
   rewards: Float64[np.ndarray, " N"]
+
+  @abc.abstractmethod
+  def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Some columns or all, a few thousand rows at a time."""
+
+  @abc.abstractmethod
+  def column(self, name: str) -> pa.ChunkedArray:
+    """All values of one column."""
+
+  @abc.abstractmethod
+  def _row(self, row: int) -> pa.Table:
+    """One row, at least 0, as a table."""
+
+  def __len__(self) -> int:
+    return len(self.rewards)
+
+  @overload
+  def __getitem__(self, row: int) -> StepTrace: ...
+
+  @overload
+  def __getitem__(self, row: slice) -> list[StepTrace]: ...
+
+  def __getitem__(self, row: int | slice) -> StepTrace | list[StepTrace]:
+    if isinstance(row, slice):
+      return [self[i] for i in range(*row.indices(len(self)))]
+    if not -len(self) <= row < len(self):
+      raise IndexError(f"there are {len(self)} traces, got row {row}")
+    return traces_of(self._row(row % len(self)))[0]
+
+  def __iter__(self) -> Iterator[StepTrace]:
+    for table in self.tables():
+      yield from traces_of(table)
+
+
+class StoredTraces(ColumnarTraces):
+  """The traces of a file, in its order.
+
+  The file is mapped, not read. Safe to share by threads.
+
+  Raises:
+    ValueError: the file is no file of traces, or broken.
+  """
 
   def __init__(self, path: pathlib.Path):
     try:
@@ -190,44 +227,16 @@ class StoredTraces(Sequence[StepTrace]):
     )
     self._lock = threading.Lock()
 
-  def __len__(self) -> int:
-    return len(self.rewards)
-
-  @overload
-  def __getitem__(self, row: int) -> StepTrace: ...
-
-  @overload
-  def __getitem__(self, row: slice) -> list[StepTrace]: ...
-
-  def __getitem__(self, row: int | slice) -> StepTrace | list[StepTrace]:
-    if isinstance(row, slice):
-      return [self[i] for i in range(*row.indices(len(self)))]
-    if not -len(self) <= row < len(self):
-      raise IndexError(f"there are {len(self)} traces, got row {row}")
-    row %= len(self)
-    group = int(np.searchsorted(self._starts, row, side="right")) - 1
-    table = self._group(group).slice(row - int(self._starts[group]), 1)
-    return traces_of(table)[0]
-
-  def __iter__(self) -> Iterator[StepTrace]:
-    for table in self.tables():
-      yield from traces_of(table)
-
   def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Some columns or all, a few row groups at a time."""
     for batch in self._file.iter_batches(16 * ROWS_PER_GROUP, columns=columns):
       yield pa.Table.from_batches([batch])
 
-  @functools.cached_property
-  def trajectories(self) -> Int64[np.ndarray, " N"]:
-    """A number for each trace's trajectory; -1 where its id is ""."""
-    column = self._file.read(columns=["trajectory_id"])["trajectory_id"]
-    encoded = pc.dictionary_encode(column).combine_chunks()
-    codes = np.asarray(encoded.indices, np.int64)
-    names = encoded.dictionary.to_pylist()
-    if "" in names:
-      codes[codes == names.index("")] = -1
-    return codes
+  def column(self, name: str) -> pa.ChunkedArray:
+    return self._file.read(columns=[name])[name]
+
+  def _row(self, row: int) -> pa.Table:
+    group = int(np.searchsorted(self._starts, row, side="right")) - 1
+    return self._group(group).slice(row - int(self._starts[group]), 1)
 
   def _group(self, group: int) -> pa.Table:
     with self._lock:
@@ -238,6 +247,36 @@ class StoredTraces(Sequence[StepTrace]):
       if len(self._groups) > CACHED_GROUPS:
         self._groups.popitem(last=False)
       return table
+
+
+class JoinedTraces(ColumnarTraces):
+  """Traces with others behind them that are held in memory.
+
+  Args:
+    main: the first ones.
+    added: the others, as `trace_table` makes them.
+  """
+
+  def __init__(self, main: ColumnarTraces, added: pa.Table):
+    self._main = main
+    self._added = added
+    self.key_ids, self.rewards = (
+      np.concatenate([of_main, added[name].to_numpy()])
+      for name, of_main in (("key_id", main.key_ids), ("reward", main.rewards))
+    )
+
+  def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    yield from self._main.tables(columns)
+    yield self._added.select(columns or SCHEMA.names)
+
+  def column(self, name: str) -> pa.ChunkedArray:
+    of_main = self._main.column(name)
+    return pa.chunked_array([*of_main.chunks, *self._added[name].chunks])
+
+  def _row(self, row: int) -> pa.Table:
+    if row < len(self._main):
+      return self._main._row(row)
+    return self._added.slice(row - len(self._main), 1)
 
 
 def traces_of(table: pa.Table) -> list[StepTrace]:
@@ -258,3 +297,27 @@ def traces_of(table: pa.Table) -> list[StepTrace]:
     )
     for row in table.to_pylist()
   ]
+
+
+def trajectory_columns(
+  traces: Sequence[StepTrace],
+) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
+  """A number for each trace's trajectory, -1 where it has none; step indices.
+
+  Trajectories of two agents are two, whatever their ids.
+  """
+  if isinstance(traces, ColumnarTraces):
+    names, sources, steps = map(
+      traces.column, ("trajectory_id", "source", "step_index")
+    )
+  else:
+    names = pa.array([t.trajectory_id for t in traces], pa.string())
+    sources = pa.array([t.source for t in traces], pa.string())
+    steps = pa.array([t.step_index for t in traces], pa.int64())
+  pairs = pc.binary_join_element_wise(sources, names, "\x00")
+  numbers = pc.dictionary_encode(pairs)
+  if isinstance(numbers, pa.ChunkedArray):
+    numbers = numbers.combine_chunks()
+  known = np.asarray(pc.not_equal(names, ""))
+  codes = np.asarray(numbers.indices, np.int64)
+  return np.where(known, codes, -1), np.asarray(steps, np.int64)

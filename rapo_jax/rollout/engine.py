@@ -184,7 +184,8 @@ class RolloutEngine:
     tokenizer: Hugging Face tokenizer of the policy.
     vocab_size: rows of the policy's output head.
     tools: tools by name; the name is the tag that calls them.
-    buffer: Step-Trace Buffer for hybrid trajectories, or None.
+    buffer: Step-Trace Buffer for hybrid trajectories, or None. It may grow
+      between two rollouts.
     retrieval: how a trace is chosen among the nearest.
     mesh: devices that share the slots and the policy; None for one device.
       With devices of several processes each of them makes the same engines
@@ -206,7 +207,7 @@ class RolloutEngine:
     *,
     vocab_size: int,
     tools: Mapping[str, tools_lib.Tool],
-    buffer: retrieval_lib.StepTraceBuffer | None = None,
+    buffer: retrieval_lib.Buffer | None = None,
     retrieval: retrieval_lib.RetrievalConfig | None = None,
     mesh: jax.sharding.Mesh | None = None,
     policy: Decoder | None = None,
@@ -366,6 +367,9 @@ class _Rollout:
     self._finished: dict[int, Trajectory] = {}
     self._calls = calls
     self._retriever = retriever
+    self._buffer_version = (
+      None if engine._buffer is None else engine._buffer.version
+    )
     self._held_since: float | None = None
     self._stats = RolloutStats(tools=calls.stats)
 
@@ -570,7 +574,13 @@ class _Rollout:
     if self._retriever is not None and asking:
       self._retriever.submit(
         [
-          Question(s, s.request.query.question, tuple(s.steps), s.deadline)
+          Question(
+            s,
+            s.request.query.question,
+            tuple(s.steps),
+            self._boundary_key(s),
+            s.deadline,
+          )
           for s in sorted(asking, key=lambda sequence: sequence.number)
         ]
       )
@@ -616,16 +626,24 @@ class _Rollout:
     request = sequence.request
     if not request.hybrid or self._retriever is None:
       return False
-    draw = np.random.default_rng(
-      [
-        self._seed,
-        self._update,
-        query_number(request.query),
-        request.index,
-        sequence.step_id,
-      ]
-    )
+    if self._engine._retrieval.granularity == "trajectory" and any(
+      isinstance(event, RetrievalEvent) and event.outcome == "hit"
+      for event in sequence.events
+    ):
+      return False
+    draw = np.random.default_rng(self._boundary_key(sequence))
     return bool(draw.random() < self._config.retrieval_prob)
+
+  def _boundary_key(self, sequence: _Sequence) -> tuple[int, ...]:
+    """Integers of a step boundary, the same whatever runs beside it."""
+    request = sequence.request
+    return (
+      self._seed,
+      self._update,
+      query_number(request.query),
+      request.index,
+      sequence.step_id,
+    )
 
   def _collect_steps(self) -> list[_Sequence]:
     """Sequences that have been answered, a retrieved step in `piece`."""
@@ -645,7 +663,7 @@ class _Rollout:
       sequence.events.append(RetrievalEvent(step_id, name))
       return
     trace = outcome.trace
-    ids = self._engine._encode(f"<retrieve>{trace.step}</retrieve>")
+    ids = self._engine._encode(f"<retrieve>{outcome.text}</retrieve>")
     fits = len(ids) < self._room(sequence)
     sequence.events.append(
       RetrievalEvent(
@@ -655,7 +673,7 @@ class _Rollout:
         reward=trace.reward,
         trace_id=trace.trace_id,
         source=trace.source,
-        answers=trace.answers,
+        answers=outcome.answers,
       )
     )
     if fits:
@@ -730,6 +748,7 @@ class _Rollout:
       policy_version=self._update,
       finish_reason=reason,
       events=tuple(sequence.events),
+      buffer_version=self._buffer_version if request.hybrid else None,
     )
     self._slots[slot] = None
 

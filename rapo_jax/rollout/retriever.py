@@ -33,12 +33,14 @@ class Question(Generic[Owner]):
     owner: who waits.
     question: of the trajectory.
     history: texts of its steps so far, oldest first.
+    key: integers of this boundary alone, for what is drawn at random.
     deadline: when the owner stops waiting, on the monotonic clock.
   """
 
   owner: Owner
   question: str
   history: tuple[str, ...]
+  key: tuple[int, ...]
   deadline: float
 
 
@@ -139,6 +141,7 @@ class Retriever(Generic[Owner]):
           [q.question for q in asked],
           [q.history for q in asked],
           config=self._config,
+          keys=[q.key for q in asked],
         )
       # Raised again where the rollout can hear it.
       except BaseException as error:

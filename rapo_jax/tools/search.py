@@ -13,10 +13,10 @@ from rapo_jax.tools.base import ToolResult, ToolStatus
 
 @runtime_checkable
 class Encoder(Protocol):
-  """Turns texts into vectors, e.g. a sentence encoder."""
+  """Turns queries into vectors, e.g. a sentence encoder."""
 
-  def encode(self, texts: list[str], /) -> Float[np.ndarray, "N D"]:
-    """Unit vectors of the texts."""
+  def encode_queries(self, texts: list[str], /) -> Float[np.ndarray, "N D"]:
+    """Unit vectors of what is looked up."""
 
 
 @runtime_checkable
@@ -82,7 +82,7 @@ class SearchTool:
     empty = ToolResult("The search query is empty.", ToolStatus.ERROR)
     results = [empty] * len(queries)
     if asked:
-      vectors = self._encoder.encode([queries[i] for i in asked])
+      vectors = self._encoder.encode_queries([queries[i] for i in asked])
       ids = np.asarray(self._index.search(vectors, self._top_k).ids)
       for i, row in zip(asked, ids.tolist(), strict=True):
         results[i] = ToolResult(self._format(row), ToolStatus.OK)

@@ -33,7 +33,7 @@ from experiments.miniature.world import WorldConfig
 from experiments.stages import agents, buffer, evaluate, train
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
-from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder
+from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder, store
 from rapo_jax.training import Checkpoints, OptimizerConfig, UpdateConfig
 from rapo_jax.trajectory import TokenKind
 
@@ -256,6 +256,65 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
     for r in _rows(run_folder / "trajectories.jsonl")
   ]
   assert len(logged) == len(set(logged)) == UPDATES * 16
+
+
+def test_a_buffer_that_grows_is_restored_with_the_checkpoint(
+  finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  folder = tmp_path / "grown"
+  folder.mkdir()
+  for name in ("agents", "buffer"):
+    subprocess.run(["cp", "-r", whole / name, folder / name], check=True)
+  command = [
+    *("--config", str(config_file), "--workdir", str(folder), "--stage=train"),
+    "--config.train.methods=rapo",
+    "--config.train.checkpoint_every=3",
+    "--config.buffer.grow.min_reward=-2",
+    "--config.buffer.grow.merge_every=2",
+  ]
+  assert run.main(command) == 0
+  run_folder = folder / "train" / "compute" / "rapo-seed0"
+
+  def seen():
+    """What each trajectory saw and became; times left out."""
+    return [
+      (
+        row["update"],
+        row["buffer_version"],
+        row["segments"],
+        [e for e in row["events"] if e["type"] == "retrieval"],
+      )
+      for row in _rows(run_folder / "trajectories.jsonl")
+    ]
+
+  expected, parameters = seen(), _parameters(run_folder)
+  rows = _rows(run_folder / "metrics.jsonl")[1:]
+  # Every update adds something, which the next one sees.
+  assert [row["buffer/version"] for row in rows] == [2, 3, 4, 5, 6]
+  for update, version, _, events in expected:
+    assert version in (None, update)
+    assert not events or version is not None
+  sources = {e["source"] for _, _, _, events in expected for e in events}
+  assert "policy" in sources
+  assert [row["buffer/tail_traces"] > 0 for row in rows] == [
+    *(True, False, True, False, True)
+  ]
+  # As after a kill: the last checkpoint is of update 3, and what updates 4 and
+  # 5 have added, and the merge between them, is there.
+  subprocess.run(["rm", "-r", run_folder / "checkpoints" / "5"], check=True)
+  (run_folder / "done.json").unlink()
+  assert run.main(command) == 0
+  assert seen() == expected
+  assert _same(_parameters(run_folder), parameters)
+
+  # What a checkpoint saw must be there.
+  subprocess.run(["rm", "-r", run_folder / "checkpoints" / "5"], check=True)
+  (run_folder / "done.json").unlink()
+  (run_folder / "buffer" / "added-000003.parquet").unlink()
+  capsys.readouterr()
+  assert run.main(command) == 2
+  assert "goes on with the buffer that it had" in capsys.readouterr().err
 
 
 def test_probability_zero_is_grpo_bit_for_bit_at_any_coefficients(
@@ -529,9 +588,10 @@ def test_agents_may_have_tokenizers_of_their_own(tmp_path):
     ours, theirs = task.prompt(query), other.prompt(query)
     assert ours.tolist() != theirs.tolist()
     assert task.tokenizer.decode(ours) == other.tokenizer.decode(theirs)
-    manifest = buffer.build_buffer(
-      config, task, encoder, lambda *_: None, tmp_path / "buffer"
-    )
+    path = workdir.buffer("tool_star")
+    buffer.build_buffer(config, task, encoder, path, lambda *_: None)
+  manifest = store.read_manifest(path)
+  assert manifest.agents.keys() == {"tool_star/off_policy"}
   assert manifest.num_traces > 0
 
 

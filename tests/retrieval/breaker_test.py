@@ -15,10 +15,11 @@ class FakeBuffer(retrieval.StepTraceBuffer):
   """Fails when it is told to, and counts."""
 
   def __init__(self):
+    self.version = 3
     self.works = True
     self.num_searches = 0
 
-  def retrieve(self, questions, histories, *, config):
+  def retrieve(self, questions, histories, *, config, keys=None):
     self.num_searches += 1
     outcome = (
       retrieval.Miss("empty buffer") if self.works else retrieval.Failed("gone")
@@ -45,6 +46,10 @@ class Searches:
       return "miss"
     assert outcomes[0].attempted == (self.buffer.num_searches > before)
     return "failed" if outcomes[0].attempted else "open"
+
+
+def test_it_has_the_version_of_its_buffer():
+  assert retrieval.GuardedBuffer(FakeBuffer()).version == 3
 
 
 @pytest.fixture

@@ -166,6 +166,29 @@ def test_load_refuses_a_folder_without_an_index(index_cls, tmp_path):
     index_cls.load(tmp_path)
 
 
+def test_another_encoder_is_refused(index_cls, tmp_path):
+  index = index_cls.build(unit_vectors(5), encoder_sha256="a" * 64)
+  index.save(tmp_path / "index")
+  load = scann_index.load_index
+  for wanted in (None, "a" * 64):
+    loaded = load(tmp_path / "index", encoder_sha256=wanted)
+    assert loaded.encoder_sha256 == "a" * 64
+  with pytest.raises(ValueError, match=r"aaaaaaaaaaaa, but.*bbbbbbbbbbbb\."):
+    load(tmp_path / "index", encoder_sha256="b" * 64)
+  index_cls.build(unit_vectors(5)).save(tmp_path / "index")
+  with pytest.raises(ValueError, match="of encoder unknown, but"):
+    load(tmp_path / "index", encoder_sha256="b" * 64)
+
+
+def test_is_an_index_and_its_class_makes_them(index_cls):
+  assert isinstance(index_cls, index_lib.IndexClass)
+  index = index_cls.build(unit_vectors(5))
+  assert isinstance(index, index_lib.Index)
+  assert json.loads(json.dumps(index.parameters)) == index.parameters
+  assert index.parameters["kind"] == index_cls.kind
+  assert index.encoder_sha256 is None
+
+
 def test_exact_search_reads_every_kind(index_cls, tmp_path):
   index_cls.build(unit_vectors(5)).save(tmp_path / "index")
   assert len(index_lib.ExactIndex.load(tmp_path / "index")) == 5

@@ -72,11 +72,13 @@ class FakeSource:
   """Finds traces that name what was asked, and remembers the batches.
 
   Attributes:
+    version: of the buffer that it stands for.
     batches: questions of each.
     histories: of all.
   """
 
   def __init__(self, delay_s=0.0, error=None):
+    self.version = 1
     self.delay_s = delay_s
     self.error = error
     self.batches = []
@@ -90,7 +92,7 @@ class FakeSource:
       raise self.error
     return [
       [
-        retrieval.Hit(
+        retrieval.step_hit(
           make_trace(question, k, reward=k / 2, history=history), 1 - k / 8
         )
         for k in range(num_neighbors)

@@ -15,13 +15,13 @@ LIMITS = protocol.Limits(
 )
 
 
-def parse(body, parameters=None, defaults=None):
+def parse(body, parameters=None, defaults=None, limits=LIMITS):
   if not isinstance(body, bytes):
     body = json.dumps(body).encode()
   return protocol.parse_request(
     body,
     parameters or {},
-    limits=LIMITS,
+    limits=limits,
     defaults=defaults or protocol.Defaults(),
   )
 
@@ -56,6 +56,28 @@ def test_histories_are_steps():
   request = parse({"queries": ["a\nb", "c"], "histories": [["s", "t"], []]})
   assert request.questions == ("a\nb", "c")
   assert request.histories == (("s", "t"), ())
+
+
+@pytest.mark.parametrize(
+  ("query", "question", "history"),
+  [
+    (
+      "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nQ\nq<|im_end|>\n"
+      "<|im_start|>assistant\na\nuser\n",
+      "Q\nq",
+      ("a\nuser\n",),
+    ),
+    ("system\ns\nuser\nQ\nassistant\n", "Q", ()),
+    ("<|im_start|>user\nQ<|im_end|>\n", "Q\n", ()),
+    # None of these is a transcript.
+    ("system\nno", "system", ("no",)),
+    ("Q\nuser\nx\nassistant\ny", "Q", ("user\nx\nassistant\ny",)),
+  ],
+)
+def test_a_transcript_has_a_question(query, question, history):
+  request = parse({"queries": [query]}, limits=protocol.Limits())
+  assert request.questions == (question,)
+  assert request.histories == (history,)
 
 
 def test_vectors_there_and_back():
@@ -135,10 +157,17 @@ def test_limits_are_checked():
     protocol.Limits(max_topk=0)
 
 
-HIT = retrieval.Hit(
+HIT = retrieval.step_hit(
   loopback.make_trace("Wer\nwar  das?", 7, reward=0.5, history=("a", "b")),
   0.875,
 )
+
+
+TRACE = json.loads(json.dumps(dataclasses.asdict(HIT.trace)))
+
+
+def test_all_fields_of_a_trace_are_sent():
+  assert protocol._TRACE_TYPES.keys() == TRACE.keys()
 
 
 def written(**changes):
@@ -181,7 +210,22 @@ def test_a_trace_there_and_back():
     (3, "object of document and score"),
     ({"document": "text", "score": 1.0}, "document=object"),
     ({"document": {}, "score": None}, "document and score"),
-    ({"document": {"id": "1", "contents": "c"}, "score": 1}, "no question, "),
+    (
+      {"document": {"id": "1", "contents": "c"}, "score": 1},
+      "question of a document must be a text, got None",
+    ),
+    (
+      {"document": {**TRACE, "history": "step"}, "score": 1},
+      "history of a document must be a list of texts, got 'step'",
+    ),
+    (
+      {"document": {**TRACE, "reward": None}, "score": 1},
+      "reward of a document must be a number, got None",
+    ),
+    (
+      {"document": {**TRACE, "trace_id": True}, "score": 1},
+      "trace_id of a document must be a whole number, got True",
+    ),
   ],
 )
 def test_documents_of_other_servers_are_no_traces(item, message):
@@ -200,7 +244,16 @@ def test_documents_of_other_servers_are_no_traces(item, message):
 )
 def test_answers_that_are_none(body, message):
   with pytest.raises(protocol.RefusedError, match=message):
-    protocol.result_from_json(body, 2)
+    protocol.answer_from_json(body, 2)
+
+
+@pytest.mark.parametrize("version", [None, 7])
+def test_an_answer_there_and_back(version):
+  body = protocol.answer_to_json(iter([["ä"], []]), version)
+  assert json.loads(body)["result"] == [["ä"], []]
+  assert protocol.answer_from_json(body, 2) == protocol.Answer(
+    [["ä"], []], version
+  )
 
 
 def test_rows_of_an_index():
@@ -209,5 +262,12 @@ def test_rows_of_an_index():
   assert protocol.neighbors_to_json([5, -1], [score, -np.inf], request) == [
     {"document": {"id": "5"}, "score": score}
   ]
+  assert protocol.row_from_json({"document": {"id": "5"}, "score": score}) == (
+    5,
+    score,
+  )
   request = parse({"queries": ["q"]})
   assert protocol.neighbors_to_json([5], [score], request) == [{"id": "5"}]
+  for item in (3, {"score": 1}, {"document": {"id": "a"}, "score": 1}):
+    with pytest.raises(protocol.RefusedError, match="id is a row's number"):
+      protocol.row_from_json(item)

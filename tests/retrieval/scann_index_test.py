@@ -1,3 +1,4 @@
+import json
 import logging
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def test_load_index_picks_the_class_that_saved(tmp_path, monkeypatch):
 
 
 def test_load_index_refuses_an_unknown_kind(tmp_path):
-  index_lib.write_meta(tmp_path, "hnsw")
+  meta = {"kind": "hnsw", "encoder_sha256": None}
+  (tmp_path / index_lib.META_FILE).write_text(json.dumps(meta))
   with pytest.raises(ValueError, match="kind 'hnsw'; known are"):
     scann_index.load_index(tmp_path)
 

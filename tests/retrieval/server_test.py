@@ -14,6 +14,7 @@ import pytest
 
 from rapo_jax import retrieval
 from rapo_jax.retrieval import protocol, server
+from rapo_jax.retrieval.server_config import ServerConfig
 from tests.retrieval import loopback
 
 
@@ -23,7 +24,7 @@ def serve():
   stack = contextlib.ExitStack()
 
   def start(source=None, *, index=None, **config):
-    app = server.make_app(source, index, config=server.ServerConfig(**config))
+    app = server.make_app(source, index, config=ServerConfig(**config))
     return stack.enter_context(loopback.serving(app))
 
   with stack:
@@ -112,7 +113,7 @@ class TestAnswers:
   def test_no_queries(self, serve, client):
     url = serve(loopback.FakeSource())
     response = client.post(url + "/retrieve", json={"queries": []})
-    assert response.json() == {"result": []}
+    assert response.json() == {"result": [], "version": 1}
 
   def test_unicode(self, serve, client):
     url = serve(loopback.FakeSource())
@@ -155,7 +156,9 @@ class TestAnswers:
 
   def test_health_and_metrics(self, client):
     about = {"num_traces": 3}
-    app = server.make_app(loopback.FakeSource(), None, about=lambda: about)
+    app = server.make_app(
+      loopback.FakeSource(), None, config=ServerConfig(), about=lambda: about
+    )
     with loopback.serving(app) as url:
       health = client.get(url + "/healthz").json()
       assert health["ready"] is True
@@ -181,7 +184,15 @@ class TestAnswers:
     buffer = retrieval.StepTraceBuffer.build(
       traces, encoder, retrieval.ExactIndex
     )
-    url = serve(buffer, index=buffer.index)
+    with loopback.serving(server.buffer_app(buffer, ServerConfig())) as url:
+      self._ask_buffer(client, url, encoder)
+
+  def _ask_buffer(self, client, url, encoder):
+    health = client.get(url + "/healthz").json()
+    assert (health["version"], health["num_traces"]) == (1, 4)
+    # The first two traces have one key.
+    assert (health["num_keys"], health["dimension"]) == (3, 384)
+    assert health["encoder"]["sha256"] == encoder.sha256
 
     def ask(**fields):
       response = client.post(url + "/retrieve", json=fields)
@@ -206,7 +217,7 @@ class TestAnswers:
     buffer = retrieval.StepTraceBuffer.build([], encoder, retrieval.ExactIndex)
     url = serve(buffer)
     response = client.post(url + "/retrieve", json={"queries": ["a", "b"]})
-    assert response.json() == {"result": [[], []]}
+    assert response.json()["result"] == [[], []]
 
 
 class TestRefusals:
@@ -243,14 +254,29 @@ class TestRefusals:
       answer = peer.recv(10_000)
     assert b" 408 " in answer.splitlines()[0]
 
-  def test_who_leaves_does_no_harm(self, serve, client):
-    url = serve(loopback.FakeSource(delay_s=0.1))
+  def test_who_leaves_is_not_searched_for(self, serve, client):
+    source = loopback.FakeSource(delay_s=0.5)
+    url = serve(source)
     port = int(url.rpartition(":")[2])
-    for part in (b"{", b'{"queries":["q"]}'):
+    body = b'{"queries": ["gone"]}'
+    head = f"POST /retrieve HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}"
+    thread = threading.Thread(
+      target=client.post,
+      args=(url + "/retrieve",),
+      kwargs={"json": {"queries": ["first"]}},
+    )
+    thread.start()
+    while not source.batches:
+      time.sleep(0.01)
+    for part in (body[:5], body):
       with socket.create_connection(("127.0.0.1", port)) as peer:
-        head = "POST /retrieve HTTP/1.1\r\nhost: x\r\ncontent-length: 17"
         peer.sendall(head.encode() + b"\r\n\r\n" + part)
-    assert client.post(url + "/retrieve", json={"queries": ["q"]}).is_success
+        time.sleep(0.1)
+    thread.join()
+    client.post(url + "/retrieve", json={"queries": ["last"]})
+    assert source.batches == [["first"], ["last"]]
+    responses = client.get(url + "/metrics").json()["responses"]
+    assert responses == {"200": 2, "499": 2}
 
   @pytest.mark.parametrize("what", ["queries", "vectors"])
   def test_what_is_not_served(self, serve, client, what):
@@ -358,7 +384,8 @@ class TestLoad:
   def test_it_finishes_what_it_has_begun(self, client):
     source = loopback.FakeSource(delay_s=0.5)
     responses = []
-    with loopback.serving(server.make_app(source, None)) as url:
+    app = server.make_app(source, None, config=ServerConfig())
+    with loopback.serving(app) as url:
       thread = threading.Thread(
         target=lambda: responses.append(
           client.post(url + "/retrieve", json={"queries": ["q"]})
@@ -385,4 +412,4 @@ class TestLoad:
 )
 def test_config_is_checked(config, message):
   with pytest.raises(ValueError, match=message):
-    dataclasses.replace(server.ServerConfig(), **config)
+    dataclasses.replace(ServerConfig(), **config)

@@ -34,13 +34,12 @@ def change_manifest(directory, **changes):
 class FakeIndex:
   """Gives prepared neighbours, or raises a prepared error."""
 
+  encoder_sha256 = None
+
   def __init__(self, ids=(), scores=(), error=None):
     self.ids, self.scores, self.error = ids, scores, error
     self.num_searches = 0
-
-  @classmethod
-  def build(cls, vectors):
-    return cls()
+    self.parameters = {"kind": "fake", "recall": 1.0}
 
   def __len__(self):
     return len(self.ids)
@@ -56,10 +55,6 @@ class FakeIndex:
     )
 
   def save(self, path):
-    raise NotImplementedError
-
-  @classmethod
-  def load(cls, path):
     raise NotImplementedError
 
 
@@ -226,6 +221,123 @@ class TestRetrieve:
     )
 
 
+class TestNoise:
+  @pytest.fixture
+  def buffer(self, encoder):
+    # Trace 3 is below min_reward; 0 is always found.
+    return fake_buffer(encoder, [1.0, 0.2, 0.3, -1.0], [0.9], ids=[0])
+
+  def retrieve(self, buffer, keys, **kwargs):
+    config = retrieval.RetrievalConfig(**kwargs)
+    count = len(keys)
+    return buffer.retrieve(
+      [QUESTION] * count, [()] * count, config=config, keys=keys
+    )
+
+  def test_always(self, buffer):
+    keys = [(7, i) for i in range(300)]
+    hits = self.retrieve(buffer, keys, noise_prob=1.0)
+    ids = np.array([hit.trace.trace_id for hit in hits])
+    # Uniform over three: 100 each, with a deviation of sqrt(300 * 2/9) = 8.2.
+    counts = np.bincount(ids, minlength=4)
+    assert counts[3] == 0
+    assert (abs(counts[:3] - 100) < 35).all()
+    assert {hit.similarity for hit in hits} == {None}
+    assert {hit.text for hit in hits} == {"step 0", "step 1", "step 2"}
+
+  def test_sometimes(self, buffer):
+    keys = [(7, i) for i in range(300)]
+    hits = self.retrieve(buffer, keys, noise_prob=0.2)
+    # 60 of 300, with a deviation of sqrt(300 * .16) = 6.9.
+    assert abs(sum(hit.similarity is None for hit in hits) - 60) < 30
+
+  def test_never(self, buffer):
+    keys = [(7, i) for i in range(20)]
+    hits = self.retrieve(buffer, keys)
+    assert {hit.trace.trace_id for hit in hits} == {0}
+    assert hits == buffer.retrieve(
+      [QUESTION] * 20, [()] * 20, config=retrieval.RetrievalConfig()
+    )
+
+  def test_a_draw_is_of_its_key_and_not_of_the_batch(self, buffer):
+    keys = [(7, i) for i in range(30)]
+    together = self.retrieve(buffer, keys, noise_prob=0.5)
+    alone = [self.retrieve(buffer, [key], noise_prob=0.5)[0] for key in keys]
+    assert together == alone
+    assert self.retrieve(buffer, keys[::-1], noise_prob=0.5) == together[::-1]
+    others = self.retrieve(buffer, [(8, i) for i in range(30)], noise_prob=0.5)
+    assert others != together
+
+  def test_a_miss_stays_a_miss(self, buffer):
+    (outcome,) = self.retrieve(
+      buffer, [(0,)], noise_prob=1.0, min_similarity=0.95
+    )
+    assert outcome == retrieval.Miss("below min_similarity")
+
+  def test_it_needs_keys(self, buffer):
+    config = retrieval.RetrievalConfig(noise_prob=0.5)
+    with pytest.raises(
+      ValueError, match=r"one key a question.*got 0 keys and 1"
+    ):
+      buffer.retrieve([QUESTION], [()], config=config)
+
+
+class TestTrajectories:
+  STEPS = (
+    "<search> a </search>",
+    "<search> b </search>",
+    "<answer> c </answer>",
+  )
+
+  def traces(self):
+    found = []
+    for name, steps in (("x", self.STEPS), ("y", self.STEPS[:2])):
+      found += retrieval.step_traces(
+        f"Question {name}?",
+        steps,
+        reward=1.0,
+        source="strong",
+        query_id=name,
+        first_trace_id=len(found),
+        trajectory_id=name,
+      )
+    return found
+
+  @pytest.mark.parametrize("stored", [False, True])
+  def test_the_whole_trajectory_is_given(self, encoder, tmp_path, stored):
+    # In no order, and without the first step of x.
+    traces = [self.traces()[i] for i in (2, 4, 1, 3)]
+    buffer = retrieval.StepTraceBuffer.build(traces, encoder)
+    if stored:
+      buffer.save(tmp_path / "buffer")
+      buffer = retrieval.StepTraceBuffer.load(tmp_path / "buffer", encoder)
+    config = retrieval.RetrievalConfig(top_k=1, granularity="trajectory")
+    hits = buffer.retrieve(
+      [trace.question for trace in traces],
+      [trace.history for trace in traces],
+      config=config,
+    )
+    assert [hit.trace for hit in hits] == traces
+    x, y = "\n".join(self.STEPS), "\n".join(self.STEPS[:2])
+    assert [hit.text for hit in hits] == [x, y, x, y]
+    assert [hit.answers for hit in hits] == [True, False, True, False]
+
+  def test_steps_of_no_known_trajectory_stand_alone(self, encoder):
+    traces = [
+      make_trace(0, history=("a",), step="b"),
+      make_trace(1, history=("a", "b"), step="c"),
+      make_trace(2, history=("z",), step="y", trajectory_id="t", source="p"),
+      make_trace(3, history=("z", "y"), step="x", trajectory_id="t"),
+    ]
+    buffer = retrieval.StepTraceBuffer.build(traces, encoder)
+    config = retrieval.RetrievalConfig(top_k=1, granularity="trajectory")
+    hits = buffer.retrieve(
+      [QUESTION] * 4, [trace.history for trace in traces], config=config
+    )
+    # Trajectory "t" is one of the agent p, and another one of off_policy.
+    assert [hit.text for hit in hits] == ["a\nb", "a\nb\nc", "z\ny", "z\ny\nx"]
+
+
 class TestFailures:
   @pytest.mark.parametrize(
     "error", [RuntimeError("gone"), ValueError("bad"), OSError("read")]
@@ -245,7 +357,7 @@ class TestFailures:
       raise RuntimeError("out of memory")
 
     buffer = fake_buffer(encoder, [1.0], [0.5])
-    monkeypatch.setattr(encoder, "encode", fail)
+    monkeypatch.setattr(encoder, "encode_queries", fail)
     (outcome,) = buffer.retrieve(
       [QUESTION], [()], config=retrieval.RetrievalConfig()
     )
@@ -263,7 +375,7 @@ class TestFailures:
     buffer.retrieve(
       [QUESTION] * 9, [()] * 9, config=retrieval.RetrievalConfig()
     )
-    assert buffer._index.num_searches == 1
+    assert buffer.index.num_searches == 1
 
   def test_unequal_numbers_are_refused(self, encoder):
     buffer = fake_buffer(encoder, [1.0], [0.5])
@@ -285,6 +397,7 @@ class TestFailures:
     [
       ({"top_k": 0}, "top_k"),
       ({"min_similarity": 2.0}, "min_similarity"),
+      ({"noise_prob": 1.5}, r"noise_prob must lie in \[0, 1\]"),
       ({"breaker_failures": 0}, "between 1 and breaker_window"),
       ({"breaker_failures": 9}, r"breaker_window \(8\), got 9"),
       ({"breaker_cooldown_s": -1.0}, "at least 0 seconds, got -1"),

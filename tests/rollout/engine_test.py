@@ -92,6 +92,7 @@ def test_only_hybrid_rollouts_retrieve_and_never_first(rolled):
     group = per_group.setdefault(trajectory.group_id, [])
     group.append(trajectory.hybrid)
     retrieved = trajectory.kinds == TokenKind.RETRIEVED
+    assert trajectory.buffer_version == (1 if trajectory.hybrid else None)
     if not trajectory.hybrid:
       assert not retrieved.any()
       assert not trajectory.retrieval_events
@@ -517,7 +518,7 @@ def test_an_index_that_fails_inserts_nothing_and_is_left_alone(
     searches.append(len(queries))
     raise RuntimeError("gone")
 
-  monkeypatch.setattr(buffer._index, "search", fail)
+  monkeypatch.setattr(buffer.index, "search", fail)
   engine = RolloutEngine(
     dataclasses.replace(_CONFIG, retrieval_prob=1.0),
     tag_tokenizer,
@@ -535,3 +536,65 @@ def test_an_index_that_fails_inserts_nothing_and_is_left_alone(
   without = _engine(tag_tokenizer, echo_tool())
   plain, _ = without.rollout(policy, requests, seed=1, update=0)
   assert all(_same(a, b) for a, b in zip(trajectories, plain, strict=True))
+
+
+def _retrievals(trajectories):
+  return [
+    [(e.outcome, e.trace_id, e.similarity) for e in t.retrieval_events]
+    for t in trajectories
+  ]
+
+
+def test_noise_gives_other_traces_at_the_same_boundaries(
+  policy, tag_tokenizer, queries, prompts, buffer, echo_tool
+):
+  def roll(noise_prob, **changes):
+    engine = RolloutEngine(
+      dataclasses.replace(_CONFIG, retrieval_prob=1.0, **changes),
+      tag_tokenizer,
+      vocab_size=len(tag_tokenizer),
+      tools={"search": echo_tool()},
+      buffer=buffer,
+      retrieval=RetrievalConfig(noise_prob=noise_prob),
+    )
+    requests = _requests(queries, prompts)
+    return engine.rollout(policy, requests, seed=1, update=3)[0]
+
+  plain, noisy = roll(0.0), roll(1.0)
+  found = [e for t in plain for e in t.retrieval_events if e.outcome == "hit"]
+  drawn = [e for t in noisy for e in t.retrieval_events if e.outcome == "hit"]
+  assert all(e.similarity is not None for e in found)
+  assert all(e.similarity is None for e in drawn)
+  assert len({e.trace_id for e in drawn}) == 3
+  # All traces of this world have one step, so that the rollouts are the same.
+  assert all(_same(a, b) for a, b in zip(plain, noisy, strict=True))
+  # Other batches of waiting histories, the same draws.
+  assert _retrievals(noisy) == _retrievals(roll(1.0, decode_chunk=3))
+
+
+def test_a_trajectory_is_retrieved_whole_and_once(
+  policy, tag_tokenizer, queries, prompts, buffer, echo_tool
+):
+  engine = RolloutEngine(
+    dataclasses.replace(_CONFIG, retrieval_prob=1.0),
+    tag_tokenizer,
+    vocab_size=len(tag_tokenizer),
+    tools={"search": echo_tool()},
+    buffer=buffer,
+    retrieval=RetrievalConfig(granularity="trajectory"),
+  )
+  requests = _requests(queries, prompts)
+  trajectories, _ = engine.rollout(policy, requests, seed=1, update=3)
+  whole = (
+    "<retrieve><search>a</search>\n<search>b</search>"
+    "<result> ab </result></retrieve>"
+  )
+  several_calls = 0
+  for trajectory in trajectories:
+    texts = trajectory.texts(tag_tokenizer)
+    retrieved = [text for kind, text in texts if kind is TokenKind.RETRIEVED]
+    hits = [e for e in trajectory.retrieval_events if e.outcome == "hit"]
+    assert retrieved == [whole] * len(hits)
+    assert len(hits) <= 1
+    several_calls += bool(hits) and len(trajectory.tool_events) > 2
+  assert several_calls

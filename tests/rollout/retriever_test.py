@@ -21,8 +21,9 @@ class FakeBuffer(GuardedBuffer):
     self.begun = threading.Semaphore(0)
     self.released = threading.Event()
 
-  def retrieve(self, questions, histories, *, config):
+  def retrieve(self, questions, histories, *, config, keys=None):
     self.searches.append(list(questions))
+    assert keys == [(ord(question[-1]),) for question in questions]
     self.begun.release()
     assert self.released.wait(_SOON_S)
     if self.error is not None:
@@ -39,7 +40,9 @@ def retriever_of(buffer, clock=lambda: 0.0):
 
 
 def ask(owner, deadline=100.0):
-  return Question(owner, f"question {owner}", (owner, "b"), deadline)
+  return Question(
+    owner, f"question {owner}", (owner, "b"), (ord(owner),), deadline
+  )
 
 
 def answers_of(retriever, count):

@@ -24,7 +24,7 @@ class LengthEncoder:
   def __init__(self):
     self.batches: list[list[str]] = []
 
-  def encode(self, texts: list[str]) -> np.ndarray:
+  def encode_queries(self, texts: list[str]) -> np.ndarray:
     self.batches.append(texts)
     for text in texts:
       text.encode("utf-8")
@@ -52,7 +52,7 @@ DOCUMENTS = ["one", "three 3", "a longer text", "the longest text of them all"]
 
 def make_search(top_k: int = 2) -> tools.SearchTool:
   encoder = LengthEncoder()
-  index = NearestIndex(encoder.encode(DOCUMENTS))
+  index = NearestIndex(encoder.encode_queries(DOCUMENTS))
   return tools.SearchTool(DOCUMENTS, encoder, index, top_k)
 
 

@@ -12,7 +12,7 @@ class FakeEncoder:
   def __init__(self):
     self.batches: list[list[str]] = []
 
-  def encode(self, texts: list[str]) -> np.ndarray:
+  def encode_queries(self, texts: list[str]) -> np.ndarray:
     self.batches.append(texts)
     return np.ones((len(texts), 2), np.float32)
 

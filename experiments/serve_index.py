@@ -1,0 +1,287 @@
+"""Serves a Step-Trace Buffer over HTTP to trainers in torch, or of any kind.
+
+    python -m experiments.serve_index --buffer runs/quickstart/buffer/multihop
+
+speaks the retrieval protocol of Search-R1 and of the authors of RAPO:
+
+    POST /retrieve  {"queries": ["..."], "topk": 3, "return_scores": true}
+    GET  /healthz   what is served, and the limits
+    GET  /metrics   counts, and how long requests took
+
+A query is a question on its first line and what has happened since below it.
+Search-R1's trainer takes the address with `/retrieve`, RAPO's with
+`/retrieve?document=text`, since it reads a document as the text itself.
+docs/serving.md has the protocol in full.
+
+There are no users and no passwords: whoever reaches the address reads the
+buffer. Other machines reach it with --host 0.0.0.0; keep the port inside your
+cluster. SIGTERM or Ctrl+C ends it once what was asked is answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import math
+import pathlib
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from experiments import input_errors
+from experiments.run import use_compilation_cache
+from rapo_jax.retrieval import (
+  RetrievalConfig,
+  SentenceEncoder,
+  StepTraceBuffer,
+  protocol,
+)
+from rapo_jax.retrieval.server_config import ServerConfig
+
+_BACKLOG = 4096
+_KEEP_ALIVE_S = 75
+_EXAMPLE_CHARS = 60
+
+
+@input_errors.told_in_a_line
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit status."""
+  known = _parser().parse_args(arguments)
+  if not all(map(importlib.util.find_spec, ("starlette", "uvicorn"))):
+    raise input_errors.InputError(
+      "serving needs starlette and uvicorn, which are not installed: `pip"
+      " install 'rapo_jax[serve]'`."
+    )
+  config = _config(known)
+  # Before the buffer is read, which takes longer.
+  listener = _listen(known.host, known.port)
+  with listener:
+    buffer = _open(known.buffer, known.encoder)
+    _print_address(buffer, known.host, listener.getsockname()[1])
+    _serve(buffer, config, listener)
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.serve_index",
+    description=__doc__,
+    epilog="Exit status: 0 it was ended, 2 it cannot be started.",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  config = ServerConfig()
+  limits, defaults = config.limits, config.defaults
+  retrieval = config.retrieval
+  what = parser.add_argument_group("what is served")
+  what.add_argument(
+    "--buffer",
+    type=pathlib.Path,
+    required=True,
+    help="folder of a Step-Trace Buffer",
+  )
+  what.add_argument(
+    "--encoder",
+    type=pathlib.Path,
+    help="folder of the encoder that the buffer was built with (default: the "
+    "installed all-MiniLM-L6-v2)",
+  )
+  where = parser.add_argument_group("where")
+  where.add_argument(
+    "--host", default="127.0.0.1", help="address to listen at (%(default)s)"
+  )
+  where.add_argument(
+    "--port",
+    type=int,
+    default=8000,
+    help="port to listen at; 0 for any that is free (%(default)s)",
+  )
+  answers = parser.add_argument_group(
+    "answers, where a request does not say otherwise"
+  )
+  answers.add_argument(
+    "--topk",
+    type=int,
+    default=defaults.topk,
+    help="documents a query (%(default)s)",
+  )
+  answers.add_argument(
+    "--document",
+    choices=get_args(protocol.Document),
+    default=defaults.document,
+    help="object: as Search-R1 reads it; text: as RAPO's authors do "
+    "(%(default)s)",
+  )
+  answers.add_argument(
+    "--mode",
+    choices=get_args(protocol.Mode),
+    default=defaults.mode,
+    help="list: the nearest traces; choice: of these the one that a rollout "
+    "would take, or none (%(default)s)",
+  )
+  answers.add_argument(
+    "--min_similarity",
+    type=float,
+    default=retrieval.min_similarity,
+    help="of a choice: least cosine similarity (%(default)s)",
+  )
+  answers.add_argument(
+    "--min_reward",
+    type=float,
+    default=retrieval.min_reward,
+    help="of a choice: rewards must be above it (%(default)s)",
+  )
+  bounds = parser.add_argument_group("limits of a request")
+  bounds.add_argument(
+    "--max_topk",
+    type=int,
+    default=limits.max_topk,
+    help="documents a query (%(default)s)",
+  )
+  bounds.add_argument(
+    "--max_queries",
+    type=int,
+    default=limits.max_queries,
+    help="queries; Search-R1 sends those of a whole batch at once "
+    "(%(default)s)",
+  )
+  bounds.add_argument(
+    "--max_query_chars",
+    type=int,
+    default=limits.max_query_chars,
+    help="characters of a query with its history (%(default)s)",
+  )
+  bounds.add_argument(
+    "--max_body_mib",
+    type=int,
+    default=limits.max_body_bytes // 2**20,
+    help="size of its body (%(default)s)",
+  )
+  load = parser.add_argument_group("load")
+  load.add_argument(
+    "--max_queue",
+    type=int,
+    default=config.max_queue,
+    help="queries that may wait; beyond it the answer is 503 with Retry-After "
+    "(%(default)s)",
+  )
+  load.add_argument(
+    "--max_batch",
+    type=int,
+    default=config.max_batch,
+    help="queries that are embedded and searched at once (%(default)s)",
+  )
+  load.add_argument(
+    "--max_wait_ms",
+    type=float,
+    default=config.max_wait_s * 1e3,
+    help="for how long an idle server waits for more requests to batch "
+    "(%(default)s)",
+  )
+  load.add_argument(
+    "--timeout_s",
+    type=float,
+    default=config.timeout_s,
+    help="after which a request is answered 504 (%(default)s)",
+  )
+  return parser
+
+
+@input_errors.from_outside()
+def _config(known: argparse.Namespace) -> ServerConfig:
+  return ServerConfig(
+    limits=protocol.Limits(
+      max_body_bytes=known.max_body_mib * 2**20,
+      max_queries=known.max_queries,
+      max_query_chars=known.max_query_chars,
+      max_topk=known.max_topk,
+    ),
+    defaults=protocol.Defaults(known.topk, known.document, known.mode),
+    retrieval=RetrievalConfig(
+      min_similarity=known.min_similarity, min_reward=known.min_reward
+    ),
+    max_batch=known.max_batch,
+    max_wait_s=known.max_wait_ms / 1e3,
+    max_queue=known.max_queue,
+    timeout_s=known.timeout_s,
+  )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+  try:
+    family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+  # A port beyond 65,535 is an OverflowError.
+  except (OSError, OverflowError) as error:
+    raise input_errors.InputError(
+      f"cannot listen at {host}, port {port} ({error}): choose another"
+      " --host or --port; --port=0 takes any that is free."
+    ) from error
+
+
+@input_errors.from_outside()
+def _open(
+  directory: pathlib.Path, encoder_path: pathlib.Path | None
+) -> StepTraceBuffer:
+  print(f"opening {directory}", file=sys.stderr)
+  encoder = SentenceEncoder.from_pretrained(encoder_path)
+  buffer = StepTraceBuffer.load(directory, encoder)
+  if not len(buffer):
+    raise input_errors.InputError(
+      f"{directory} holds no traces, so that there is nothing to serve: a"
+      " trainer would get empty answers, and RAPO's would train on its error."
+    )
+  print("compiling the encoder", file=sys.stderr)
+  use_compilation_cache()
+  encoder.compile()
+  return buffer
+
+
+def _print_address(buffer: StepTraceBuffer, host: str, port: int) -> None:
+  url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+  question = " ".join(next(iter(buffer)).question.split())[:_EXAMPLE_CHARS]
+  body = json.dumps(
+    {"queries": [question], "topk": 3, "return_scores": True},
+    ensure_ascii=False,
+  )
+  print(
+    f"{len(buffer):,} step traces (version {buffer.version},"
+    f" {buffer.encoder.encoder_id}) at {url}\n"
+    f"try: curl -s {url}{protocol.PATH} -d {shlex.quote(body)}",
+    flush=True,
+  )
+
+
+def _serve(
+  buffer: StepTraceBuffer, config: ServerConfig, listener: socket.socket
+) -> None:
+  """Serves until a signal comes, and what has been asked by then."""
+  import uvicorn
+
+  from rapo_jax.retrieval.server import buffer_app
+
+  logging.basicConfig(level=logging.WARNING)
+  server = uvicorn.Server(
+    uvicorn.Config(
+      buffer_app(buffer, config),
+      log_level="warning",
+      access_log=False,
+      lifespan="on",
+      # Clients keep connections between the steps of a training run.
+      timeout_keep_alive=_KEEP_ALIVE_S,
+      timeout_graceful_shutdown=math.ceil(config.timeout_s) + 1,
+    )
+  )
+  # Uvicorn ends on these, and then raises them again.
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: None)
+  server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+  sys.exit(main())

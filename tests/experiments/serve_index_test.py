@@ -1,0 +1,150 @@
+"""The server as a person starts and ends it."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx2
+import pytest
+
+from experiments import serve_index
+from rapo_jax import retrieval
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+QUESTION = "Whose 'tower' is it?"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+  return retrieval.SentenceEncoder.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def folder(encoder, tmp_path_factory):
+  """A buffer of three steps."""
+  traces = retrieval.step_traces(
+    QUESTION,
+    ["Look it up.", "Read on.", "It is hers."],
+    reward=1.0,
+    source="strong",
+    query_id="q0",
+    first_trace_id=0,
+  )
+  path = tmp_path_factory.mktemp("serve") / "buffer"
+  retrieval.StepTraceBuffer.build(traces, encoder).save(path)
+  return path
+
+
+@pytest.fixture
+def process(folder):
+  search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "experiments.serve_index", "--port=0"),
+      *(f"--buffer={folder}", "--max_wait_ms=500", "--topk=1"),
+    ],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": search},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    yield process
+  finally:
+    process.kill()
+    process.communicate()
+
+
+def test_it_serves_until_it_is_ended_and_finishes_what_it_began(process):
+  first, example = (process.stdout.readline() for _ in range(2))
+  url = re.fullmatch(r"3 step traces .* at (http://127.0.0.1:\d+)\n", first)[1]
+  assert httpx2.get(url + "/healthz").json()["num_traces"] == 3
+  # The example is one that works.
+  _, curl, silent, path, data, body = shlex.split(example)
+  assert [curl, silent, data] == ["curl", "-s", "-d"]
+  response = httpx2.post(path, content=body.encode(), timeout=60)
+  assert json.loads(body)["queries"] == [QUESTION]
+  assert len(response.json()["result"][0]) == 3
+
+  # It waits half a second for more to batch, and is told to end meanwhile.
+  answers = []
+  thread = threading.Thread(
+    target=lambda: answers.append(
+      httpx2.post(
+        url + "/retrieve", json={"queries": [QUESTION]}, timeout=60
+      ).json()
+    )
+  )
+  thread.start()
+  while not httpx2.get(url + "/metrics").json()["queued"]:
+    assert thread.is_alive()
+  process.send_signal(signal.SIGTERM)
+  thread.join()
+  ((document,),) = answers[0]["result"]
+  assert document["step"] == "Look it up."
+  assert process.wait(timeout=60) == 0
+
+
+def run(capsys, *arguments):
+  status = serve_index.main(arguments)
+  captured = capsys.readouterr()
+  assert captured.out == ""
+  return status, captured.err
+
+
+def test_a_folder_without_a_buffer(capsys, tmp_path):
+  status, text = run(capsys, f"--buffer={tmp_path}", "--port=0")
+  assert status == 2
+  assert "holds no Step-Trace Buffer" in text
+
+
+def test_a_buffer_without_traces(capsys, tmp_path, encoder):
+  retrieval.StepTraceBuffer.build([], encoder).save(tmp_path / "buffer")
+  status, text = run(capsys, f"--buffer={tmp_path / 'buffer'}", "--port=0")
+  assert status == 2
+  assert "holds no traces" in text
+
+
+def test_a_port_that_is_taken(capsys, folder):
+  with socket.create_server(("127.0.0.1", 0)) as listener:
+    port = listener.getsockname()[1]
+    status, text = run(capsys, f"--buffer={folder}", f"--port={port}")
+  assert status == 2
+  assert f"cannot listen at 127.0.0.1, port {port}" in text
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("--port=99999", "port 99999"),
+    ("--host=no.such.host.invalid", "cannot listen at no.such.host.invalid"),
+    ("--topk=101", "between 1 and max_topk (100), got 101"),
+    ("--min_similarity=2", "must lie in [-1, 1], got 2"),
+    ("--max_queries=0", "max_queries must be at least 1, got 0"),
+    ("--encoder=/no/such/folder", "/no/such/folder has no"),
+  ],
+)
+def test_a_wrong_argument_is_told_in_a_line(capsys, folder, argument, message):
+  status, text = run(capsys, f"--buffer={folder}", "--port=0", argument)
+  assert status == 2
+  assert message in text
+
+
+def test_missing_packages_say_how_to_install_them(capsys, folder, monkeypatch):
+  find = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    "find_spec",
+    lambda name: None if name == "uvicorn" else find(name),
+  )
+  status, text = run(capsys, f"--buffer={folder}")
+  assert status == 2
+  assert "pip install 'rapo_jax[serve]'" in text
