@@ -7,8 +7,9 @@ on each of 10,000 questions, 169,489 lines of a key (prompt and history) and a
 value of some 90 wordpieces. Then imports it as `experiments.buffer import`
 does, up to an index that is on disk. Embedding is not measured: an encoder that
 has MiniLM's tokenizer, but makes up vectors in clusters by question, stands in
-for it, and its seconds are taken off. Prints one JSON line: seconds by phase
-and the most memory resident.
+for it, and its seconds are taken off. Prints one JSON line: seconds by phase,
+processor seconds in all, which others on the machine change less, and the most
+memory resident.
 """
 
 from __future__ import annotations
@@ -148,16 +149,18 @@ def measure(
     def __init__(self) -> None:
       self.seconds: dict[str, float] = {}
       self.moments: dict[str, float] = {}
+      self.cpu_s = 0.0
       stages = [(name, 10.0) for name in buffer_import.STAGES]
       console = rich.console.Console(file=sys.stderr)
       super().__init__(stages, console=console)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-      start = time.perf_counter()
+      start, cpu = time.perf_counter(), time.process_time()
       with super().stage(name):
         yield
       self.seconds[name] = time.perf_counter() - start
+      self.cpu_s += time.process_time() - cpu
 
     def update(self, done: float, total: float, message: str = "") -> None:
       self.moments.setdefault(message.split()[0], time.perf_counter())
@@ -183,6 +186,7 @@ def measure(
   return {
     "seconds": round(sum(seconds.values()), 1),
     **{f"{name}_s": round(value, 1) for name, value in seconds.items()},
+    "cpu_s": round(progress.cpu_s, 1),
     "stand_in_encoder_s": round(encoder.seconds, 1),
     "kept_traces": outcome.manifest.num_traces,
     "num_keys": outcome.manifest.num_keys,
