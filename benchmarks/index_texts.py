@@ -35,9 +35,9 @@ _QUERIES = (
   "information about {}",
   "{} history and background",
 )
-_MAX_STEPS = 4
+_MAX_STEPS = 3
 _MAX_SENTENCES = 2
-_MAX_SENTENCE_CHARACTERS = 120
+_MAX_SENTENCE_CHARACTERS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_histories(
 
   A quarter of them are questions of the training set `rl_train` alone, as the
   first step of every trajectory has them; the others are of trajectories on
-  the questions of hotpotqa, 2wikimultihopqa and musique, of up to four steps.
+  the questions of hotpotqa, 2wikimultihopqa and musique, of up to three steps.
 
   Raises:
     FileNotFoundError: if the folder lacks one of the sets.
@@ -138,8 +138,14 @@ def _shortened(sentences: Sequence[str]) -> tuple[str, ...]:
 
 
 def _training_questions(data: pathlib.Path) -> list[str]:
+  """Questions for search; those of mathematics are left out."""
   table = pq.read_table(
-    data / "rl_train" / "train_10k.parquet", columns=["extra_info"]
+    data / "rl_train" / "train_10k.parquet", columns=["ability", "extra_info"]
   )
-  rows = table.column("extra_info").to_pylist()
-  return list(dict.fromkeys(row["question"] for row in rows))
+  return list(
+    dict.fromkeys(
+      row["extra_info"]["question"]
+      for row in table.to_pylist()
+      if row["ability"] == "qa"
+    )
+  )

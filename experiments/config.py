@@ -15,7 +15,7 @@ from experiments.metrics import WandbConfig
 from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
 from rapo_jax.models import LoraConfig
-from rapo_jax.retrieval import RetrievalConfig
+from rapo_jax.retrieval import Pooling, RetrievalConfig
 from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
@@ -189,6 +189,28 @@ class GrowConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """What embeds keys of the buffer and documents of the search tool.
+
+  Attributes:
+    path: folder of a sentence-transformers BERT model; None for
+      all-MiniLM-L6-v2 from its package.
+    pooling: how token states become one vector; None for what the folder says.
+    key_prefix: in front of keys and documents, "passage: " for e5; None for
+      the folder's prompt.
+    query_prefix: in front of waiting histories and search queries, "query: "
+      for e5; None for the folder's prompt.
+    dtype: of weights and computation.
+  """
+
+  path: str | None = None
+  pooling: Pooling | None = None
+  key_prefix: str | None = None
+  query_prefix: str | None = None
+  dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
 class BufferConfig:
   """How the Step-Trace Buffer is built.
 
@@ -318,6 +340,7 @@ class ExperimentConfig:
     policy: which agents are used.
     mesh: how devices share the work.
     tools: limits of the tools.
+    encoder: what embeds keys and documents.
     buffer: how the Step-Trace Buffer is built.
     retrieval: how a trace is chosen.
     rollout: group size, hybrid rollouts, budgets, shapes.
@@ -336,6 +359,7 @@ class ExperimentConfig:
   policy: PolicyConfig = PolicyConfig()
   mesh: MeshConfig = MeshConfig()
   tools: ToolsConfig = ToolsConfig()
+  encoder: EncoderConfig = EncoderConfig()
   buffer: BufferConfig = BufferConfig()
   retrieval: RetrievalConfig = RetrievalConfig()
   rollout: RolloutConfig = RolloutConfig()

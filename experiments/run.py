@@ -71,7 +71,14 @@ class Experiment:
   @functools.cached_property
   @input_errors.from_outside()
   def _encoder(self) -> SentenceEncoder:
-    return SentenceEncoder.from_pretrained()
+    encoder = self._config.encoder
+    return SentenceEncoder.from_pretrained(
+      encoder.path,
+      pooling=encoder.pooling,
+      key_prefix=encoder.key_prefix,
+      query_prefix=encoder.query_prefix,
+      dtype=encoder.dtype,
+    )
 
   def run(self, stage: str) -> None:
     """Runs one stage, or shows that it has been finished before."""

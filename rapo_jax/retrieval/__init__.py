@@ -2,8 +2,9 @@
 
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
+from rapo_jax.retrieval.exact_index import ExactIndex
 from rapo_jax.retrieval.growing import GrowingBuffer
-from rapo_jax.retrieval.index import ExactIndex, Index, IndexClass, Neighbors
+from rapo_jax.retrieval.index import Index, IndexClass, Neighbors
 from rapo_jax.retrieval.policy import (
   Buffer,
   Failed,
@@ -18,6 +19,7 @@ from rapo_jax.retrieval.scann_index import (
   default_index_class,
   load_index,
 )
+from rapo_jax.retrieval.sentence_folder import Pooling
 from rapo_jax.retrieval.step_trace import (
   StepTrace,
   key_text,
@@ -40,6 +42,7 @@ __all__ = [
   "IndexClass",
   "Miss",
   "Neighbors",
+  "Pooling",
   "RetrievalConfig",
   "ScannIndex",
   "SentenceEncoder",

@@ -1,4 +1,4 @@
-"""Nearest-neighbour search by inner product: the protocol and exact search.
+"""Nearest-neighbour search by inner product: the protocol, and what is shared.
 
 An index is built once from all vectors and maps a query to row numbers of
 them; what a row stands for is the caller's business. Every index ends with the
@@ -10,18 +10,13 @@ found it, nor on the other queries of its batch.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int64
-
-from rapo_jax.models import folder
+from jaxtyping import Float, Int, Int64
 
 EXTRA_CANDIDATES = 8
 """Candidates fetched beyond the neighbours asked for, since the search itself
@@ -29,7 +24,11 @@ rounds in another order than `rank` and may swap near ties."""
 
 VECTORS_FILE = "vectors.npy"
 META_FILE = "index.json"
-_QUERY_ROWS = 32
+
+_RANKED_FLOATS = 2**20
+"""Of candidates' vectors that `rank` gathers at a time, 4 MB of them: they stay
+in the processor's cache until they are used."""
+_CHECKED_ROWS = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +135,13 @@ def checked_vectors(name: str, vectors: Any) -> np.ndarray:
   if not np.issubdtype(vectors.dtype, np.floating):
     raise ValueError(f"{name} must be floating point, got {vectors.dtype}.")
   vectors = np.ascontiguousarray(vectors, np.float32)
-  finite = np.isfinite(vectors).all(axis=1)
-  if not finite.all():
-    raise ValueError(
-      f"{name} must be finite; row {int(np.argmin(finite))} holds NaN or inf."
-      " Drop the row, or mend what computed it."
-    )
+  for start in range(0, len(vectors), _CHECKED_ROWS):
+    finite = np.isfinite(vectors[start : start + _CHECKED_ROWS]).all(axis=1)
+    if not finite.all():
+      raise ValueError(
+        f"{name} must be finite; row {start + int(np.argmin(finite))} holds NaN"
+        " or inf. Drop the row, or mend what computed it."
+      )
   return vectors
 
 
@@ -169,9 +169,9 @@ def rank(
   """Orders candidates by score and then id, and pads to `num_neighbors`.
 
   Args:
-    vectors: the vectors of the index.
+    vectors: the vectors of the index, which may be a map of a file.
     queries: the queries.
-    candidates: row numbers found for each query, -1 for none.
+    candidates: distinct row numbers found for each query, -1 for none.
     num_neighbors: k.
 
   Returns:
@@ -181,18 +181,37 @@ def rank(
   if short > 0:
     candidates = np.pad(candidates, ((0, 0), (0, short)), constant_values=-1)
   candidates = candidates.astype(np.int64)
-  scores = np.full(candidates.shape, -np.inf, np.float32)
-  for row, ids in enumerate(candidates):
-    real = ids >= 0
-    # A sum over the last axis rounds the same way for any number of rows; a
-    # matrix product does not.
-    scores[row, real] = (vectors[ids[real]] * queries[row]).sum(axis=-1)
+  scores = inner_products(vectors, queries, candidates)
   last = np.where(candidates < 0, np.iinfo(np.int64).max, candidates)
   order = np.lexsort((last, -scores), axis=-1)[:, :num_neighbors]
   return Neighbors(
     ids=np.take_along_axis(candidates, order, axis=1),
     scores=np.take_along_axis(scores, order, axis=1),
   )
+
+
+def inner_products(
+  vectors: Float[np.ndarray, "N D"],
+  queries: Float[np.ndarray, "Q D"],
+  candidates: Int[np.ndarray, "Q C"],
+) -> Float[np.ndarray, "Q C"]:
+  """Each query's inner products with its candidates; -inf where id is -1."""
+  scores = np.full(candidates.shape, -np.inf, np.float32)
+  if not len(vectors):
+    return scores
+  _, dimension = vectors.shape
+  rows = max(1, _RANKED_FLOATS // max(1, candidates.shape[1] * dimension))
+  for start in range(0, len(queries), rows):
+    ids = candidates[start : start + rows]
+    # A sum over the last axis rounds the same way for any number of rows; a
+    # matrix product does not.
+    found = np.einsum(
+      "qcd,qd->qc",
+      vectors.take(np.maximum(ids, 0), axis=0),
+      queries[start : start + rows],
+    )
+    np.copyto(scores[start : start + rows], found, where=ids >= 0)
+  return scores
 
 
 def write_meta(path: pathlib.Path, index: Index) -> None:
@@ -214,78 +233,3 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
   if not (path / META_FILE).is_file():
     raise ValueError(f"{path} holds no index: it has no {META_FILE}.")
   return json.loads((path / META_FILE).read_text())
-
-
-@functools.partial(jax.jit, static_argnames="num_candidates")
-def _candidates(
-  vectors: Float[Array, "N D"],
-  queries: Float[Array, "Q D"],
-  num_candidates: int,
-) -> Int[Array, "Q C"]:
-  scores = jnp.matmul(queries, vectors.T, precision=jax.lax.Precision.HIGHEST)
-  return jax.lax.top_k(scores, num_candidates)[1]
-
-
-class ExactIndex:
-  """Compares each query with every vector. The oracle, and the fallback."""
-
-  kind: ClassVar[str] = "exact"
-
-  def __init__(
-    self,
-    vectors: Float[np.ndarray, "N D"],
-    *,
-    encoder_sha256: str | None = None,
-  ):
-    self._vectors = checked_vectors("vectors", vectors)
-    self._on_device = jnp.asarray(self._vectors)
-    self.encoder_sha256 = encoder_sha256
-    self.parameters: Mapping[str, Any] = {"kind": self.kind, "recall": 1.0}
-
-  @classmethod
-  def build(
-    cls,
-    vectors: Float[np.ndarray, "N D"],
-    *,
-    encoder_sha256: str | None = None,
-  ) -> ExactIndex:
-    """Builds an index; see `IndexClass.build`."""
-    return cls(vectors, encoder_sha256=encoder_sha256)
-
-  def __len__(self) -> int:
-    return len(self._vectors)
-
-  def search(
-    self, queries: Float[np.ndarray, "Q D"], num_neighbors: int
-  ) -> Neighbors:
-    """Finds the vectors with the largest inner products; see `Index.search`."""
-    queries = checked_queries(
-      queries,
-      dimension=self._vectors.shape[1],
-      num_neighbors=num_neighbors,
-    )
-    count = min(num_neighbors + EXTRA_CANDIDATES, len(self))
-    found = np.empty((len(queries), count), np.int64)
-    if count:
-      for start in range(0, len(queries), _QUERY_ROWS):
-        chunk = queries[start : start + _QUERY_ROWS]
-        # One shape whatever the number of queries, so one program.
-        padded = np.zeros((_QUERY_ROWS, queries.shape[1]), np.float32)
-        padded[: len(chunk)] = chunk
-        ids = _candidates(self._on_device, padded, count)
-        found[start : start + len(chunk)] = np.asarray(ids)[: len(chunk)]
-    return rank(self._vectors, queries, found, num_neighbors)
-
-  def save(self, path: str | pathlib.Path) -> None:
-    """Writes the index to a folder, whole or not at all."""
-    with folder.replaced_folder(path) as new:
-      np.save(new / VECTORS_FILE, self._vectors)
-      write_meta(new, self)
-
-  @classmethod
-  def load(cls, path: str | pathlib.Path) -> ExactIndex:
-    """Reads the folder of any index, since all of them keep their vectors."""
-    path = pathlib.Path(path)
-    meta = read_meta(path)
-    vectors = np.load(path / VECTORS_FILE, allow_pickle=False)
-    return cls(vectors, encoder_sha256=meta["encoder_sha256"])
