@@ -132,8 +132,8 @@ class Experiment:
           self._config,
           task,
           self._encoder,
-          path,
           functools.partial(self._share, number, len(self._tasks)),
+          path,
         )
 
   def _train(self) -> None:

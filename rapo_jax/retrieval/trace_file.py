@@ -195,7 +195,8 @@ class ColumnarTraces(Sequence[StepTrace]):
 class StoredTraces(ColumnarTraces):
   """The traces of a file, in its order.
 
-  The file is mapped, not read. Safe to share by threads.
+  The file is mapped, not read. Single traces and columns may be asked for by
+  several threads.
 
   Raises:
     ValueError: the file is no file of traces, or broken.
@@ -232,7 +233,8 @@ class StoredTraces(ColumnarTraces):
       yield pa.Table.from_batches([batch])
 
   def column(self, name: str) -> pa.ChunkedArray:
-    return self._file.read(columns=[name])[name]
+    with self._lock:
+      return self._file.read(columns=[name])[name]
 
   def _row(self, row: int) -> pa.Table:
     group = int(np.searchsorted(self._starts, row, side="right")) - 1
