@@ -35,7 +35,7 @@ what it builds from: 0.8 GB for so many of dimension 384."""
 
 _TRAINING_VECTORS = 50_000
 _TRAINING_ITERATIONS = 6
-_SAMPLE = 1_000
+_SAMPLE = 500
 """Vectors asked for when parameters are chosen, and as many others when their
 recall is measured."""
 _MIN_REORDER, _MAX_REORDER = 32, 512
@@ -432,7 +432,7 @@ def _ladder(leaves: int) -> Iterator[int]:
   searched = 1
   while searched < leaves:
     yield searched
-    searched += max(1, 1 << (searched.bit_length() - 2) if searched > 1 else 1)
+    searched += max(1, (1 << searched.bit_length()) // 4)
   yield leaves
 
 

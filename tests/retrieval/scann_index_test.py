@@ -33,11 +33,12 @@ def test_a_tree_recalls_the_neighbours_of_clustered_vectors():
   assert np.mean(exact.ids[:, 0] == approximate.ids[:, 0]) > 0.98
 
 
-class TestParameters:
-  @pytest.fixture(scope="class")
-  def vectors(self):
-    return clustered(scann_index.BRUTE_FORCE_BELOW, 0)[0]
+@pytest.fixture(scope="module")
+def vectors():
+  return clustered(scann_index.BRUTE_FORCE_BELOW, 0)[0]
 
+
+class TestParameters:
   def test_a_higher_target_searches_more_and_recalls_more(self, vectors):
     low, high = (
       scann_index.ScannIndex.build(vectors, recall_target=target).parameters
