@@ -104,14 +104,14 @@ def _build(known: argparse.Namespace) -> int:
     input_errors.from_outside(),
   ):
     train = _asked(known, opened.train, opened.held_out, encoder)
-    build_buffer(
+    manifest = build_buffer(
       config,
       dataclasses.replace(opened, train=train),
       encoder,
-      known.output,
       lambda share, text: progress.update(share, 1.0, text),
+      known.output,
     )
-  print(_contents(known.output, store.read_manifest(known.output)))
+  print(_contents(known.output, manifest))
   return 0
 
 
