@@ -27,6 +27,7 @@ from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import Query, check_prefix_preservation, encode_prompt, order
 from rapo_jax.models import hub, sharding
+from rapo_jax.retrieval import remote
 from rapo_jax.training import UpdateConfig
 
 
@@ -125,6 +126,11 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       f"{jax.process_count()}: start it on one host. Rollouts and updates of "
       "rapo_jax run on several, see docs/semantics.md.",
     )
+  if config.buffer.url is not None:
+    try:
+      remote.check_policy(config.retrieval)
+    except ValueError as error:
+      yield "problem", f"buffer.url is set: {error}"
   rollout, update = config.rollout, config.update
   longest = rollout.max_prompt_tokens + rollout.max_response_tokens
   if update.row_length < longest:
@@ -359,6 +365,11 @@ def _kept_a_token(update: UpdateConfig, shape: models.DecoderConfig) -> int:
   keys = shape.num_kv_heads * shape.head_dim
   if update.remat == "layer":
     return size
+  if update.remat == "nested":
+    # Inputs of the groups' first layers, and of the layers of one group.
+    group = models.nested_group(shape.num_layers)
+    inputs = shape.num_layers // group + group
+    return -(-size * inputs // shape.num_layers)
   if update.remat == "attention":
     return size + queries
   # Its input, and the outputs of the projections that anything is made of.

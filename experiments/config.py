@@ -212,21 +212,30 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BufferConfig:
-  """How the Step-Trace Buffer is built.
+  """How the Step-Trace Buffer is built, or where it is.
 
   Attributes:
+    url: of a server of one (`experiments.serve_index`), of which training then
+      retrieves; None for one that the run builds itself, of which the others
+      are.
     num_trajectories: off-policy trajectories a question, N.
     top_k_trajectories: of which the best are kept, K.
     seed: of their sampling.
     grow: how each run adds to it while it trains; None leaves it as it is.
   """
 
+  url: str | None = None
   num_trajectories: int = 16
   top_k_trajectories: int = 5
   seed: int = 0
   grow: GrowConfig | None = None
 
   def __post_init__(self) -> None:
+    if self.url is not None and self.grow is not None:
+      raise ValueError(
+        f"A buffer that a server holds does not grow, got the url {self.url!r}"
+        " and grow: set one of them to None."
+      )
     if not 1 <= self.top_k_trajectories <= self.num_trajectories:
       raise ValueError(
         "top_k_trajectories must lie between 1 and num_trajectories "
@@ -341,7 +350,7 @@ class ExperimentConfig:
     mesh: how devices share the work.
     tools: limits of the tools.
     encoder: what embeds keys and documents.
-    buffer: how the Step-Trace Buffer is built.
+    buffer: how the Step-Trace Buffer is built, or where it is.
     retrieval: how a trace is chosen.
     rollout: group size, hybrid rollouts, budgets, shapes.
     objective: coefficients and clip range of RAPO.

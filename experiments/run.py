@@ -41,6 +41,7 @@ from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task, agent_paths, open_task, task_names
 from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
+from rapo_jax.retrieval.remote import RemoteBuffer
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
 COMPILATION_CACHE = pathlib.Path(".cache/jax")
@@ -97,7 +98,7 @@ class Experiment:
         for path in agent_paths(config, workdir, task)
       )
     if stage == "buffer":
-      return all(
+      return config.buffer.url is not None or all(
         (workdir.buffer(task) / "manifest.json").exists()
         for task in self._tasks
       )
@@ -132,8 +133,8 @@ class Experiment:
           self._config,
           task,
           self._encoder,
-          path,
           functools.partial(self._share, number, len(self._tasks)),
+          path,
         )
 
   def _train(self) -> None:
@@ -141,7 +142,7 @@ class Experiment:
     self._encoder.compile()
     for name in self._tasks:
       with StopSignal() as stop, self._open(name) as task:
-        buffer = self._load_buffer(name)
+        buffer = self._open_buffer(name)
         for number, run in enumerate(runs):
           if run.task == name:
             train_stage.train(
@@ -155,7 +156,12 @@ class Experiment:
             )
 
   @input_errors.from_outside()
-  def _load_buffer(self, task: str) -> StepTraceBuffer:
+  def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:
+    url = self._config.buffer.url
+    if url is not None:
+      buffer = RemoteBuffer(url, self._encoder)
+      buffer.check()
+      return buffer
     return StepTraceBuffer.load(self._workdir.buffer(task), self._encoder)
 
   def _evaluate(self) -> None:

@@ -177,23 +177,37 @@ def open_task(
       transformers.AutoTokenizer.from_pretrained(path)
       for path in (base, off_policy)
     )
-    python = PythonTool(
-      timeout_s=config.tools.python_timeout_s,
-      memory_bytes=config.tools.python_memory_bytes,
-      max_output_bytes=config.tools.python_output_bytes,
-    )
-  with python:
+  with open_tools(config, name, encoder) as tools:
     yield Task(
       name=name,
       train=train,
       held_out=held_out,
-      tools={t.name: t for t in _tools(config, name, encoder, python)},
+      tools=tools,
       tokenizer=tokenizer,
       off_policy_tokenizer=off_policy_tokenizer,
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       base_path=base,
       off_policy_path=off_policy,
     )
+
+
+@contextlib.contextmanager
+def open_tools(
+  config: ExperimentConfig, name: str, encoder: SentenceEncoder
+) -> Iterator[dict[str, Tool]]:
+  """The tools of a task by name, running.
+
+  Raises:
+    InputError: a tool's limit is out of range, or the corpus is not there.
+  """
+  with input_errors.from_outside():
+    python = PythonTool(
+      timeout_s=config.tools.python_timeout_s,
+      memory_bytes=config.tools.python_memory_bytes,
+      max_output_bytes=config.tools.python_output_bytes,
+    )
+  with python:
+    yield {t.name: t for t in _tools(config, name, encoder, python)}
 
 
 def search_tool(

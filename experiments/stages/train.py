@@ -89,7 +89,7 @@ def train(
   workdir: Workdir,
   task: Task,
   run: Run,
-  buffer: StepTraceBuffer | None,
+  buffer: Buffer | None,
   report: Report,
   stop: StopSignal,
 ) -> None:
@@ -180,13 +180,15 @@ def train(
 def _open_growth(
   config: ExperimentConfig,
   run: Run,
-  buffer: StepTraceBuffer | None,
+  buffer: Buffer | None,
   folder: pathlib.Path,
 ) -> Growth | None:
   """What grows the run's buffer; None if nothing does, or nothing retrieves."""
   rollout, _ = config.method(run.method)
   if buffer is None or config.buffer.grow is None or not rollout.num_hybrid:
     return None
+  # What a server holds does not grow: `BufferConfig` has seen to that.
+  assert isinstance(buffer, StepTraceBuffer)
   return Growth(config, buffer, folder / BUFFER_FOLDER)
 
 
@@ -392,9 +394,14 @@ def _stop_if_broken(
     row["rollout/retrievals"] or row["rollout/retrievals_missed"]
   ):
     raise RuntimeError(
-      f"every retrieval of {where} failed: the index or the encoder is "
-      "broken. Build the buffer again with --stage=buffer in a fresh work "
-      "folder."
+      f"every retrieval of {where} failed: "
+      + (
+        "the index or the encoder is broken. Build the buffer again with "
+        "--stage=buffer in a fresh work folder."
+        if config.buffer.url is None
+        else f"the server at {config.buffer.url} does not answer. Start it "
+        "again, and then this."
+      )
     )
   for tool in sorted({n.split("/")[1] for n in row if n.startswith("tools/")}):
     counts = {s: row[f"tools/{tool}/{s}"] for s in ToolStatus}

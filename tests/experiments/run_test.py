@@ -33,9 +33,16 @@ from experiments.miniature.world import WorldConfig
 from experiments.stages import agents, buffer, evaluate, train
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
-from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder, store
+from rapo_jax.retrieval import (
+  RetrievalConfig,
+  SentenceEncoder,
+  StepTraceBuffer,
+  server,
+)
+from rapo_jax.retrieval.server_config import ServerConfig
 from rapo_jax.training import Checkpoints, OptimizerConfig, UpdateConfig
 from rapo_jax.trajectory import TokenKind
+from tests.retrieval import loopback
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UPDATES = 5
@@ -317,6 +324,34 @@ def test_a_buffer_that_grows_is_restored_with_the_checkpoint(
   assert "goes on with the buffer that it had" in capsys.readouterr().err
 
 
+def test_a_buffer_that_a_server_holds_trains_as_one_s_own(
+  finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  folder = tmp_path / "served"
+  folder.mkdir()
+  subprocess.run(["cp", "-r", whole / "agents", folder / "agents"], check=True)
+  encoder = SentenceEncoder.from_pretrained()
+  buffer = StepTraceBuffer.load(whole / "buffer" / "compute", encoder)
+  command = [
+    *("--config", str(config_file), "--workdir", str(folder)),
+    "--config.train.methods=rapo",
+  ]
+  with loopback.serving(server.buffer_app(buffer, ServerConfig())) as url:
+    command.append(f"--config.buffer.url={url}")
+    assert run.main([*command, "--stage=buffer"]) == 0
+    assert not (folder / "buffer").exists()
+    assert run.main([*command, "--stage=train"]) == 0
+  name = pathlib.Path("train") / "compute" / "rapo-seed0"
+  assert _same(_parameters(folder / name), _parameters(whole / name))
+
+  # The server is gone, and there is something left to train.
+  (folder / name / "done.json").unlink()
+  capsys.readouterr()
+  assert run.main([*command, "--stage=train"]) == 2
+  assert "does not answer" in capsys.readouterr().err
+
+
 def test_probability_zero_is_grpo_bit_for_bit_at_any_coefficients(
   finished, tmp_path
 ):
@@ -501,13 +536,24 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
     ("--config.evaluation.temperature=0", "temperature must be > 0"),
     ("--config.data.source=tool_star", "data.path is not set"),
     ("--config.policy.base=here", "set both policy.base and"),
+    (
+      "--config.buffer.url=http://x --config.retrieval.noise_prob=0.5",
+      "buffer.url is set: A buffer that a server holds",
+    ),
+    (
+      "--config.buffer.url=http://x --config.buffer.grow.merge_every=9",
+      "that a server holds does not grow",
+    ),
   ],
 )
 def test_bad_overrides_fail_at_once(override, message, tmp_path, capsys):
   config_file = tmp_path / "config.py"
   config_file.write_text(CONFIG_FILE)
   status = run.main(
-    ["--config", str(config_file), "--workdir", str(tmp_path / "w"), override]
+    [
+      *("--config", str(config_file), "--workdir", str(tmp_path / "w")),
+      *override.split(),
+    ]
   )
   assert status == 2
   assert message in capsys.readouterr().err
@@ -588,9 +634,9 @@ def test_agents_may_have_tokenizers_of_their_own(tmp_path):
     ours, theirs = task.prompt(query), other.prompt(query)
     assert ours.tolist() != theirs.tolist()
     assert task.tokenizer.decode(ours) == other.tokenizer.decode(theirs)
-    path = workdir.buffer("tool_star")
-    buffer.build_buffer(config, task, encoder, path, lambda *_: None)
-  manifest = store.read_manifest(path)
+    manifest = buffer.build_buffer(
+      config, task, encoder, lambda *_: None, workdir.buffer("tool_star")
+    )
   assert manifest.agents.keys() == {"tool_star/off_policy"}
   assert manifest.num_traces > 0
 
