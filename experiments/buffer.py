@@ -556,7 +556,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     metavar="SHARE",
     help="leave out a step that shares this part of its word triples with "
     "another of its question and number, as its history does (0.9 is good; "
-    "needs the extra `buffer`; default: only copies are left out)",
+    "many traces of a question need the extra `buffer`; default: only copies "
+    "are left out)",
   )
 
 
