@@ -41,6 +41,7 @@ from rapo_jax.retrieval import (
   StepTraceBuffer,
   protocol,
 )
+from rapo_jax.retrieval.sentence_folder import Pooling
 from rapo_jax.retrieval.server_config import ServerConfig
 
 _BACKLOG = 4096
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   # Before the buffer is read, which takes longer.
   listener = _listen(known.host, known.port)
   with listener:
-    buffer = _open(known.buffer, known.encoder)
+    buffer = _open(known)
     _print_address(buffer, known.host, listener.getsockname()[1])
     _serve(buffer, config, listener)
   return 0
@@ -90,6 +91,25 @@ def _parser() -> argparse.ArgumentParser:
     type=pathlib.Path,
     help="folder of the encoder that the buffer was built with (default: the "
     "installed all-MiniLM-L6-v2)",
+  )
+  what.add_argument(
+    "--pooling",
+    choices=get_args(Pooling),
+    help="how it pools (default: as its folder says)",
+  )
+  what.add_argument(
+    "--key_prefix",
+    help='in front of its keys, "passage: " for e5 (default: the folder\'s)',
+  )
+  what.add_argument(
+    "--query_prefix",
+    help='in front of its queries, "query: " for e5 (default: the folder\'s)',
+  )
+  what.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    default="float32",
+    help="in which it computes (%(default)s)",
   )
   where = parser.add_argument_group("where")
   where.add_argument(
@@ -225,11 +245,16 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @input_errors.from_outside()
-def _open(
-  directory: pathlib.Path, encoder_path: pathlib.Path | None
-) -> StepTraceBuffer:
+def _open(known: argparse.Namespace) -> StepTraceBuffer:
+  directory = known.buffer
   print(f"opening {directory}", file=sys.stderr)
-  encoder = SentenceEncoder.from_pretrained(encoder_path)
+  encoder = SentenceEncoder.from_pretrained(
+    known.encoder,
+    pooling=known.pooling,
+    key_prefix=known.key_prefix,
+    query_prefix=known.query_prefix,
+    dtype=known.dtype,
+  )
   buffer = StepTraceBuffer.load(directory, encoder)
   if not len(buffer):
     raise input_errors.InputError(

@@ -309,7 +309,7 @@ class ScannIndex:
       ModuleNotFoundError: if ScaNN is not installed; `ExactIndex.load` reads
         the same folder.
       ValueError: if the folder holds an index of another kind, or a pickle,
-        which ScaNN would run.
+        which ScaNN would run, or lacks a tree.
     """
     scann = _scann()
     path = pathlib.Path(path)
@@ -332,6 +332,11 @@ class ScannIndex:
       _Shard(int(tree.name), scann.load_searcher(str(tree)))
       for tree in (path / _SCANN_FOLDER).glob("*")
     ]
+    if len(shards) != parameters["trees"]:
+      raise ValueError(
+        f"{path} holds {len(shards)} of its {parameters['trees']} trees. Copy"
+        " the folder again, or build the index again."
+      )
     return cls(
       vectors, shards, parameters=parameters, encoder_sha256=encoder_sha256
     )

@@ -24,7 +24,7 @@ from jaxtyping import Float64, Int, Int64
 from rapo_jax.retrieval.manifest import AgentCounts
 from rapo_jax.retrieval.step_trace import StepTrace
 
-ROWS_PER_GROUP = 256
+ROWS_PER_GROUP = 128
 """Rows that are read to get at one. Of the paper's steps, about half a MB."""
 CACHED_GROUPS = 64
 """Row groups kept as read, least recently used go first."""
@@ -49,6 +49,10 @@ SCHEMA = pa.schema(
 )
 """`docs/buffer.md` says what the columns mean."""
 
+# What a trace is made of; the key is long, and not needed for it.
+_TRACE_COLUMNS = [
+  name for name in SCHEMA.names if name not in ("key", "key_id", "num_tokens")
+]
 # Few values, or the same one in neighbouring rows.
 _REPEATED = ["query_id", "question", "source", "trajectory_id", "extras"]
 # Of long texts they would only swell the file's footer.
@@ -244,7 +248,9 @@ class StoredTraces(ColumnarTraces):
     with self._lock:
       table = self._groups.pop(group, None)
       if table is None:
-        table = self._file.read_row_group(group, use_threads=False)
+        table = self._file.read_row_group(
+          group, columns=_TRACE_COLUMNS, use_threads=False
+        )
       self._groups[group] = table
       if len(self._groups) > CACHED_GROUPS:
         self._groups.popitem(last=False)

@@ -17,14 +17,23 @@ import pytest
 
 from experiments import serve_index
 from rapo_jax import retrieval
+from tests.retrieval import tiny_bert
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUESTION = "Whose 'tower' is it?"
 
 
 @pytest.fixture(scope="module")
-def encoder():
-  return retrieval.SentenceEncoder.from_pretrained()
+def encoder_folder(tmp_path_factory):
+  return tiny_bert.write_folder(tmp_path_factory.mktemp("serve") / "encoder")
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_folder):
+  """One that has a prefix which its folder does not have."""
+  return retrieval.SentenceEncoder.from_pretrained(
+    encoder_folder, query_prefix="query "
+  )
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +53,13 @@ def folder(encoder, tmp_path_factory):
 
 
 @pytest.fixture
-def process(folder):
+def process(folder, encoder_folder):
   search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
   process = subprocess.Popen(
     [
       *(sys.executable, "-m", "experiments.serve_index", "--port=0"),
       *(f"--buffer={folder}", "--max_wait_ms=500", "--topk=1"),
+      *(f"--encoder={encoder_folder}", "--query_prefix=query "),
     ],
     cwd=ROOT,
     env={**os.environ, "PYTHONPATH": search},
@@ -93,30 +103,47 @@ def test_it_serves_until_it_is_ended_and_finishes_what_it_began(process):
   assert process.wait(timeout=60) == 0
 
 
-def run(capsys, *arguments):
-  status = serve_index.main(arguments)
-  captured = capsys.readouterr()
-  assert captured.out == ""
-  return status, captured.err
+@pytest.fixture
+def run(capsys, encoder_folder):
+  """Starts a server that does not start; gives the status and the reason."""
+
+  def run(*arguments):
+    status = serve_index.main(
+      [
+        *("--port=0", f"--encoder={encoder_folder}", "--query_prefix=query "),
+        *arguments,
+      ]
+    )
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return status, captured.err
+
+  return run
 
 
-def test_a_folder_without_a_buffer(capsys, tmp_path):
-  status, text = run(capsys, f"--buffer={tmp_path}", "--port=0")
+def test_a_folder_without_a_buffer(run, tmp_path):
+  status, text = run(f"--buffer={tmp_path}")
   assert status == 2
   assert "holds no Step-Trace Buffer" in text
 
 
-def test_a_buffer_without_traces(capsys, tmp_path, encoder):
+def test_a_buffer_without_traces(run, tmp_path, encoder):
   retrieval.StepTraceBuffer.build([], encoder).save(tmp_path / "buffer")
-  status, text = run(capsys, f"--buffer={tmp_path / 'buffer'}", "--port=0")
+  status, text = run(f"--buffer={tmp_path / 'buffer'}")
   assert status == 2
   assert "holds no traces" in text
 
 
-def test_a_port_that_is_taken(capsys, folder):
+def test_another_encoder_than_the_buffer_s(run, folder):
+  status, text = run(f"--buffer={folder}", "--query_prefix=")
+  assert status == 2
+  assert "Their vectors do not compare" in text
+
+
+def test_a_port_that_is_taken(run, folder):
   with socket.create_server(("127.0.0.1", 0)) as listener:
     port = listener.getsockname()[1]
-    status, text = run(capsys, f"--buffer={folder}", f"--port={port}")
+    status, text = run(f"--buffer={folder}", f"--port={port}")
   assert status == 2
   assert f"cannot listen at 127.0.0.1, port {port}" in text
 
@@ -132,19 +159,19 @@ def test_a_port_that_is_taken(capsys, folder):
     ("--encoder=/no/such/folder", "/no/such/folder has no"),
   ],
 )
-def test_a_wrong_argument_is_told_in_a_line(capsys, folder, argument, message):
-  status, text = run(capsys, f"--buffer={folder}", "--port=0", argument)
+def test_a_wrong_argument_is_told_in_a_line(run, folder, argument, message):
+  status, text = run(f"--buffer={folder}", argument)
   assert status == 2
   assert message in text
 
 
-def test_missing_packages_say_how_to_install_them(capsys, folder, monkeypatch):
+def test_missing_packages_say_how_to_install_them(run, folder, monkeypatch):
   find = importlib.util.find_spec
   monkeypatch.setattr(
     importlib.util,
     "find_spec",
     lambda name: None if name == "uvicorn" else find(name),
   )
-  status, text = run(capsys, f"--buffer={folder}")
+  status, text = run(f"--buffer={folder}")
   assert status == 2
   assert "pip install 'rapo_jax[serve]'" in text
