@@ -27,7 +27,7 @@ from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import Query, check_prefix_preservation, encode_prompt, order
 from rapo_jax.models import hub, sharding
-from rapo_jax.retrieval import remote
+from rapo_jax.retrieval import manifest, remote
 from rapo_jax.training import UpdateConfig
 
 
@@ -126,6 +126,11 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       f"{jax.process_count()}: start it on one host. Rollouts and updates of "
       "rapo_jax run on several, see docs/semantics.md.",
     )
+  if config.buffer.path is not None:
+    try:
+      manifest.read_manifest(config.buffer.path)
+    except ValueError as error:
+      yield "problem", f"buffer.path: {error}"
   if config.buffer.url is not None:
     try:
       remote.check_policy(config.retrieval)

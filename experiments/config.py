@@ -215,15 +215,16 @@ class BufferConfig:
   """How the Step-Trace Buffer is built, or where it is.
 
   Attributes:
-    url: of a server of one (`experiments.serve_index`), of which training then
-      retrieves; None for one that the run builds itself, of which the others
-      are.
+    path: folder of one that is there (`experiments.buffer`), for all tasks;
+      None for one that the run builds itself, of which the numbers are.
+    url: of a server of one (`experiments.serve_index`), likewise.
     num_trajectories: off-policy trajectories a question, N.
     top_k_trajectories: of which the best are kept, K.
     seed: of their sampling.
     grow: how each run adds to it while it trains; None leaves it as it is.
   """
 
+  path: str | None = None
   url: str | None = None
   num_trajectories: int = 16
   top_k_trajectories: int = 5
@@ -231,6 +232,11 @@ class BufferConfig:
   grow: GrowConfig | None = None
 
   def __post_init__(self) -> None:
+    if self.path is not None and self.url is not None:
+      raise ValueError(
+        f"A buffer is in a folder or with a server, got the path {self.path!r}"
+        f" and the url {self.url!r}: set one of them to None."
+      )
     if self.url is not None and self.grow is not None:
       raise ValueError(
         f"A buffer that a server holds does not grow, got the url {self.url!r}"

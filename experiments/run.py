@@ -97,7 +97,8 @@ class Experiment:
         for path in agent_paths(config, workdir, task)
       )
     if stage == "buffer":
-      return config.buffer.url is not None or all(
+      there = config.buffer.path is not None or config.buffer.url is not None
+      return there or all(
         (workdir.buffer(task) / "manifest.json").exists()
         for task in self._tasks
       )
@@ -156,12 +157,13 @@ class Experiment:
 
   @input_errors.from_outside()
   def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:
-    url = self._config.buffer.url
-    if url is not None:
-      buffer = RemoteBuffer(url, self._encoder)
+    config = self._config.buffer
+    if config.url is not None:
+      buffer = RemoteBuffer(config.url, self._encoder)
       buffer.check()
       return buffer
-    return StepTraceBuffer.load(self._workdir.buffer(task), self._encoder)
+    path = config.path or self._workdir.buffer(task)
+    return StepTraceBuffer.load(path, self._encoder)
 
   def _evaluate(self) -> None:
     wanted = list(self._agents_to_evaluate())

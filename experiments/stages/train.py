@@ -393,16 +393,22 @@ def _stop_if_broken(
   if row["rollout/retrievals_failed"] and not (
     row["rollout/retrievals"] or row["rollout/retrievals_missed"]
   ):
-    raise RuntimeError(
-      f"every retrieval of {where} failed: "
-      + (
+    if config.buffer.url is not None:
+      remedy = (
+        f"the server at {config.buffer.url} does not answer. Start it again, "
+        "and then this."
+      )
+    elif config.buffer.path is not None:
+      remedy = (
+        "the index or the encoder is broken. See what `python -m "
+        f"experiments.buffer verify --buffer {config.buffer.path}` says."
+      )
+    else:
+      remedy = (
         "the index or the encoder is broken. Build the buffer again with "
         "--stage=buffer in a fresh work folder."
-        if config.buffer.url is None
-        else f"the server at {config.buffer.url} does not answer. Start it "
-        "again, and then this."
       )
-    )
+    raise RuntimeError(f"every retrieval of {where} failed: {remedy}")
   for tool in sorted({n.split("/")[1] for n in row if n.startswith("tools/")}):
     counts = {s: row[f"tools/{tool}/{s}"] for s in ToolStatus}
     broken = counts[ToolStatus.FAILED] + counts[ToolStatus.REFUSED]

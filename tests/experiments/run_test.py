@@ -324,6 +324,26 @@ def test_a_buffer_that_grows_is_restored_with_the_checkpoint(
   assert "goes on with the buffer that it had" in capsys.readouterr().err
 
 
+def test_a_buffer_that_is_there_trains_as_one_s_own(finished, tmp_path, capsys):
+  config_file, whole = finished
+  folder = tmp_path / "elsewhere"
+  folder.mkdir()
+  subprocess.run(["cp", "-r", whole / "agents", folder / "agents"], check=True)
+  path = tmp_path / "a buffer"
+  command = [
+    *("--config", str(config_file), "--workdir", str(folder)),
+    *("--config.train.methods=rapo", f"--config.buffer.path={path}"),
+  ]
+  assert run.main([*command, "--dry_run"]) == 2
+  assert "buffer.path: " in capsys.readouterr().err
+  subprocess.run(["cp", "-r", whole / "buffer" / "compute", path], check=True)
+  assert run.main([*command, "--stage=buffer"]) == 0
+  assert not (folder / "buffer").exists()
+  assert run.main([*command, "--stage=train"]) == 0
+  name = pathlib.Path("train") / "compute" / "rapo-seed0"
+  assert _same(_parameters(folder / name), _parameters(whole / name))
+
+
 def test_a_buffer_that_a_server_holds_trains_as_one_s_own(
   finished, tmp_path, capsys
 ):
