@@ -30,12 +30,18 @@ from experiments import (
   input_errors,
 )
 from experiments.buffer_import import ImportConfig, LeakConfig, OverlapPolicy
-from experiments.config import ExperimentConfig
+from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.input_errors import InputError
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
 from experiments.stages.buffer import build_buffer
-from experiments.tasks import open_task, open_tools, questions, task_names
+from experiments.tasks import (
+  load_encoder,
+  open_task,
+  open_tools,
+  questions,
+  task_names,
+)
 from experiments.workdir import Workdir
 from rapo_jax.data import Query
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer, store
@@ -96,7 +102,7 @@ def _build(known: argparse.Namespace) -> int:
     )
   checks.quick_checks(config)
   _check_partial(known)
-  encoder = _encoder(known)
+  encoder = _encoder(known, config.encoder)
   with (
     Progress([("build", 600.0)]) as progress,
     progress.stage("build"),
@@ -136,7 +142,7 @@ def _build_from_endpoint(
       f"{journal} holds trajectories of a build that was interrupted: go on "
       "with it (--resume), or remove it."
     )
-  encoder = _encoder(known)
+  encoder = _encoder(known, config.encoder)
   train = _asked(known, *questions(config, task), encoder)
   stages = ("roll out", *buffer_import.STAGES)
   with Progress([(name, 10.0) for name in stages]) as progress:
@@ -304,8 +310,13 @@ def _contents(directory: pathlib.Path, manifest: Manifest) -> str:
 
 
 @input_errors.from_outside()
-def _encoder(known: argparse.Namespace) -> SentenceEncoder:
-  return SentenceEncoder.from_pretrained(known.encoder)
+def _encoder(
+  known: argparse.Namespace, config: EncoderConfig | None = None
+) -> SentenceEncoder:
+  """The encoder of --encoder, or else of the config, or MiniLM."""
+  if known.encoder is not None:
+    config = EncoderConfig(path=str(known.encoder))
+  return load_encoder(config or EncoderConfig())
 
 
 def _check_output(known: argparse.Namespace) -> None:
@@ -357,7 +368,8 @@ def _parser() -> argparse.ArgumentParser:
     ("merge", _merge, _add_merge, _MERGE),
     ("verify", _verify, _add_verify, _VERIFY),
   ):
-    command = _command(commands.add_parser, name)
+    short = " ".join(text.split(".")[0].split())
+    command = _command(commands.add_parser, name, help=short)
     command.description = text
     add(command)
     command.set_defaults(run=run)
@@ -365,19 +377,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-  make: Callable[..., argparse.ArgumentParser], name: str
+  make: Callable[..., argparse.ArgumentParser], name: str, **kwargs: str
 ) -> argparse.ArgumentParser:
   return make(
     name,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
+    **kwargs,
   )
 
 
 _BUILD = """\
-Builds a buffer by rolling an off-policy agent out on the training questions of
-an experiment's config, with its tools, N trajectories a question, of which the
-best K are kept (config.buffer). `--config.<path>=<value>` overrides a field.
+Builds a buffer by rolling an off-policy agent out.
+
+It is asked the training questions of an experiment's config, has its tools, and
+writes N trajectories a question, of which the best K are kept (config.buffer).
+`--config.<path>=<value>` overrides a field.
 
 The agent is either the config's own, from the work folder of the experiment
 (--workdir), or the model behind an OpenAI-compatible endpoint (--endpoint and
@@ -397,9 +412,11 @@ tool.
 An import that was interrupted goes on with the same command and --resume.
 """
 _INSPECT = """\
-Writes a page that shows what is in a buffer: agents, lengths, rewards, tools
-used, a map of the keys, samples, and the neighbours of a waiting history that
-is given. The page is one file and fetches nothing.
+Writes a page that shows what is in a buffer.
+
+It has agents, lengths, rewards, tools used, a map of the keys, samples, and the
+neighbours of a waiting history that is given. The page is one file and fetches
+nothing.
 """
 _SEARCH = """\
 Shows the steps that a waiting history finds, the nearest first.
@@ -410,9 +427,10 @@ _MERGE = """\
 Joins buffers into one. Nothing is embedded again; the index is built anew.
 """
 _VERIFY = """\
-Reads all of a buffer and compares it with its manifest: sizes, checksums,
-numbers of rows, ids. Exit status 1 if it is not as it was written; then tells
-what mends it.
+Reads all of a buffer and compares it with its manifest.
+
+Looks at sizes, checksums, numbers of rows and ids. Exit status 1 if it is not
+as it was written; then tells what mends it.
 """
 
 
@@ -510,7 +528,8 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
     "--encoder",
     type=pathlib.Path,
     metavar="FOLDER",
-    help="sentence-transformers folder (default: all-MiniLM-L6-v2)",
+    help="sentence-transformers folder (default: that of the config, if one is "
+    "given, or all-MiniLM-L6-v2)",
   )
 
 
@@ -556,7 +575,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     metavar="SHARE",
     help="leave out a step that shares this part of its word triples with "
     "another of its question and number, as its history does (0.9 is good; "
-    "needs the extra `buffer`; default: only copies are left out)",
+    "many traces of a question need the extra `buffer`; default: only copies "
+    "are left out)",
   )
 
 

@@ -294,6 +294,8 @@ def _serve(
   server = uvicorn.Server(
     uvicorn.Config(
       buffer_app(buffer, config),
+      # Its own would close the handlers of others.
+      log_config=None,
       log_level="warning",
       access_log=False,
       lifespan="on",

@@ -18,7 +18,7 @@ import transformers
 from jaxtyping import Int
 
 from experiments import input_errors
-from experiments.config import ExperimentConfig
+from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.input_errors import InputError
 from experiments.miniature.world import (
   FAMILIES,
@@ -152,6 +152,22 @@ def questions(
       "data.limit."
     )
   return queries[held_out:], queries[:held_out]
+
+
+def load_encoder(config: EncoderConfig) -> SentenceEncoder:
+  """The sentence encoder of a config.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    ValueError: it is of another kind.
+  """
+  return SentenceEncoder.from_pretrained(
+    config.path,
+    pooling=config.pooling,
+    key_prefix=config.key_prefix,
+    query_prefix=config.query_prefix,
+    dtype=config.dtype,
+  )
 
 
 @contextlib.contextmanager

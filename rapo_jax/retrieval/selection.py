@@ -15,7 +15,8 @@ from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.step_trace import StepTrace, select_top_k, step_traces
 
 _NUM_PERMUTATIONS = 64
-_SHINGLE_WORDS = 3
+# Members of a block that are compared one by one.
+_COMPARED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +118,9 @@ def select_traces(
     first_trace_id: id of the first step.
 
   Raises:
-    ModuleNotFoundError: near duplicates are to be dropped and datasketch is
-      not installed (the extra `buffer`).
+    ModuleNotFoundError: near duplicates are to be dropped, there are many
+      traces of one question, and datasketch is not installed (the extra
+      `buffer`).
   """
   seen: set[bytes] = set()
   near = None
@@ -160,69 +162,87 @@ def _digest(trace: StepTrace) -> bytes:
 class _NearDuplicates:
   """Steps that say nearly the same at nearly the same place.
 
-  Two traces count as near duplicates when they answer one question at one
-  step number, and both their steps and the steps before them share the given
-  part of their word triples (Jaccard), as MinHash estimates it (Broder, "On
-  the resemblance and containment of documents", 1997). Question and number
-  are the blocks within which signatures are compared, which leaves so few
-  pairs that hashing these into bands would gain nothing.
+  Two traces are near duplicates when they answer one question at one step
+  number, and both their steps and the steps before them share the given part
+  of their word triples (Jaccard). Traces of one question and number are few,
+  and are compared one by one. Where they are many, MinHash (Broder, "On the
+  resemblance and containment of documents", 1997) proposes whom to compare
+  with; it misses some that are just similar enough.
   """
 
   def __init__(self, min_similarity: float):
-    # Of the extra `buffer`.
-    import datasketch
-
     self._min_similarity = min_similarity
-    self._empty = datasketch.MinHash(_NUM_PERMUTATIONS, hashfunc=zlib.crc32)
-    self._blocks: dict[tuple[str, int], list[_Signature]] = (
-      collections.defaultdict(list)
+    self._blocks: dict[tuple[str, int], _Block] = collections.defaultdict(
+      lambda: _Block(min_similarity)
     )
 
   def has(self, trace: StepTrace) -> bool:
     """Whether a trace is near one seen before; if not, it is kept in mind."""
     block = self._blocks[trace.query_id, trace.step_index]
-    new = _Signature(trace, self._empty)
-    for other in block:
-      if new.similarity(other, self._min_similarity) >= self._min_similarity:
+    texts = (trace.step, *trace.history[-1:])
+    new = tuple(_shingles(text) for text in texts)
+    for other in block.candidates(new):
+      pairs = zip(new, other, strict=True)
+      if all(_similar(a, b, self._min_similarity) for a, b in pairs):
         return True
-    block.append(new)
+    block.add(new)
     return False
 
 
-class _Signature:
-  """MinHash values of a step and of the one before, computed when needed."""
+class _Block:
+  """Traces of one question and step number, as word triples."""
 
-  def __init__(self, trace: StepTrace, empty: Any):
-    self._texts = [trace.step, *trace.history[-1:]]
-    self._empty = empty
-    self._shingles = [_shingles(text) for text in self._texts]
-    self._values: list[np.ndarray] | None = None
+  def __init__(self, min_similarity: float):
+    self._min_similarity = min_similarity
+    self._members: list[tuple[np.ndarray, ...]] = []
+    self._lsh: Any = None
 
-  @property
-  def values(self) -> list[np.ndarray]:
-    if self._values is None:
-      self._values = []
-      for shingles in self._shingles:
-        minhash = self._empty.copy()
-        minhash.update_batch([s.encode("utf-8", "replace") for s in shingles])
-        self._values.append(minhash.hashvalues)
-    return self._values
+  def candidates(
+    self, new: tuple[np.ndarray, ...]
+  ) -> list[tuple[np.ndarray, ...]]:
+    """Members that may be similar."""
+    if self._lsh is None:
+      return self._members
+    return [self._members[i] for i in self._lsh.query(_minhash(new[0]))]
 
-  def similarity(self, other: _Signature, enough: float) -> float:
-    """The smaller of both similarities; 0 where sizes rule `enough` out."""
-    sizes = [
-      (len(a), len(b))
-      for a, b in zip(self._shingles, other._shingles, strict=True)
-    ]
-    if any(min(pair) < enough * max(pair) for pair in sizes):
-      return 0.0
-    return min(
-      float(np.mean(a == b))
-      for a, b in zip(self.values, other.values, strict=True)
-    )
+  def add(self, new: tuple[np.ndarray, ...]) -> None:
+    self._members.append(new)
+    if self._lsh is not None:
+      self._lsh.insert(len(self._members) - 1, _minhash(new[0]))
+    elif len(self._members) > _COMPARED:
+      # Of the extra `buffer`.
+      import datasketch
+
+      self._lsh = datasketch.MinHashLSH(
+        threshold=self._min_similarity, num_perm=_NUM_PERMUTATIONS
+      )
+      for i, member in enumerate(self._members):
+        self._lsh.insert(i, _minhash(member[0]))
 
 
-def _shingles(text: str) -> set[str]:
-  words = text.split()
-  count = max(1, len(words) - _SHINGLE_WORDS + 1)
-  return {" ".join(words[i : i + _SHINGLE_WORDS]) for i in range(count)}
+def _minhash(shingles: np.ndarray) -> Any:
+  import datasketch
+
+  # They are hashes already.
+  minhash = datasketch.MinHash(_NUM_PERMUTATIONS, hashfunc=int)
+  minhash.update_batch(shingles.tolist())
+  return minhash
+
+
+def _similar(a: np.ndarray, b: np.ndarray, enough: float) -> bool:
+  """Whether two sets' Jaccard similarity is at least `enough`."""
+  # Sizes alone rule most pairs out.
+  if min(len(a), len(b)) < enough * max(len(a), len(b)):
+    return False
+  common = len(np.intersect1d(a, b, assume_unique=True))
+  return common >= enough * (len(a) + len(b) - common)
+
+
+def _shingles(text: str) -> np.ndarray:
+  """Hashes of a text's word triples, each once."""
+  words = text.encode("utf-8", "replace").split()
+  triples = zip(words, words[1:], words[2:], strict=False)
+  hashes = [zlib.crc32(b" ".join(triple)) for triple in triples]
+  return np.unique(
+    np.array(hashes or [zlib.crc32(b" ".join(words))], np.uint32)
+  )

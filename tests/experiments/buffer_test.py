@@ -26,7 +26,7 @@ def encoder():
 
 @pytest.fixture(autouse=True)
 def one_encoder(monkeypatch, encoder):
-  monkeypatch.setattr(lib, "_encoder", lambda known: encoder)
+  monkeypatch.setattr(lib, "_encoder", lambda *_: encoder)
   monkeypatch.setattr(lib, "use_compilation_cache", lambda: None)
 
 

@@ -16,7 +16,14 @@ from rapo_jax import retrieval
 def serving(app):
   """Serves an ASGI application; gives its URL."""
   config = uvicorn.Config(
-    app, host="127.0.0.1", port=0, log_level="warning", lifespan="on"
+    app,
+    host="127.0.0.1",
+    port=0,
+    # Its own would close the handlers that are there, and absl's closes with it
+    # what a test's output goes to.
+    log_config=None,
+    log_level="warning",
+    lifespan="on",
   )
   server = uvicorn.Server(config)
   with config.bind_socket() as socket:

@@ -1,5 +1,7 @@
 """Tests of choosing trajectories and steps."""
 
+import random
+
 from absl.testing import absltest, parameterized
 
 from rapo_jax.retrieval import selection as lib
@@ -115,6 +117,24 @@ class SelectTracesTest(parameterized.TestCase):
     # With the first step its successor goes, whose history is near as well.
     self.assertEqual(counts.num_near, 2 * num_first)
     self.assertLen(found, 4 - 2 * num_first)
+
+  def test_near_copies_among_many(self):
+    rng = random.Random(0)
+    words = [f"word{i}" for i in range(500)]
+    steps = [" ".join(rng.choices(words, k=40)) for _ in range(200)]
+    first = [trajectory(i, steps=[step]) for i, step in enumerate(steps)]
+    # A word more at the end of 40: 38 of 39 triples in common.
+    again = [
+      trajectory(f"n{i}", steps=[f"{step} more"])
+      for i, step in enumerate(steps)
+    ]
+    found, counts = traces([*first, *again], near_duplicates=0.8)
+    # MinHash may miss a few, and takes none that is not near.
+    self.assertGreater(counts.num_near, 190)
+    self.assertEqual(len(found) + counts.num_near, 400)
+    self.assertTrue(
+      {t.trajectory_id for t in first} <= {t.trajectory_id for t in found}
+    )
 
   def test_near_copies_stay_without_being_asked_for(self):
     other = trajectory(1, steps=[f"{CALL} now", ANSWER])
