@@ -76,9 +76,9 @@ def check_finds_the_nearest(index, n):
     np.testing.assert_array_equal(neighbors.ids[:, :real], ids)
     np.testing.assert_allclose(neighbors.scores[:, :real], scores, atol=1e-6)
   else:
-    assert np.mean(neighbors.ids[:, 0] == ids[:, 0]) > 0.96
+    assert np.mean(neighbors.ids[:, 0] == ids[:, 0]) > 0.93
     pairs = zip(ids, neighbors.ids, strict=True)
-    assert np.mean([np.isin(found, true) for true, found in pairs]) > 0.96
+    assert np.mean([np.isin(found, true) for true, found in pairs]) > 0.93
   assert (neighbors.ids[:, real:] == -1).all()
   assert (neighbors.scores[:, real:] == -np.inf).all()
 
@@ -230,7 +230,7 @@ def test_is_an_index_and_its_class_makes_them(index_cls):
     assert isinstance(index, index_lib.Index)
     assert json.loads(json.dumps(index.parameters)) == index.parameters
     assert index.parameters["kind"] == index_cls.kind
-    assert index.parameters["recall"] >= 0.98
+    assert index.parameters["recall"] >= 0.97
     assert index.encoder_sha256 is None
 
 

@@ -30,8 +30,8 @@ def test_a_tree_recalls_the_neighbours_of_clustered_vectors():
   hits = [
     np.isin(a, b) for a, b in zip(exact.ids, approximate.ids, strict=True)
   ]
-  assert np.mean(hits) > 0.97
-  assert np.mean(exact.ids[:, 0] == approximate.ids[:, 0]) > 0.98
+  assert np.mean(hits) > 0.95
+  assert np.mean(exact.ids[:, 0] == approximate.ids[:, 0]) > 0.96
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ class TestParameters:
   def test_trees_are_as_good_as_one(self, vectors):
     index = scann_index.ScannIndex.build(vectors, max_shard_vectors=7_000)
     assert index.parameters["trees"] == 3
-    assert index.parameters["recall"] >= 0.98
+    assert index.parameters["recall"] >= 0.97
     # Rows of the first, of the last, and beside the borders of all trees.
     rows = [0, 6_665, 6_666, 6_667, 13_333, 13_334, 19_999]
     neighbors = index.search(vectors[rows], 1)
