@@ -30,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -47,12 +48,12 @@ _TRAJECTORIES = 5
 class _MadeUpVectors(retrieval.SentenceEncoder):
   """The encoder, but for its vectors."""
 
+  parts = np.random.default_rng(0).standard_normal((2, 8192, 384), np.float32)
+
   def encode(self, texts: Sequence[str]) -> np.ndarray:
-    vectors = np.empty((len(texts), self.dimension), np.float32)
-    for row, text in enumerate(texts):
-      for part, weight in ((text.partition("\n")[0], 1.0), (text, 0.5)):
-        rng = np.random.default_rng(list(part.encode()[-64:]))
-        vectors[row] += weight * rng.standard_normal(self.dimension)
+    centres = [zlib.crc32(t.partition("\n")[0].encode()) % 8192 for t in texts]
+    own = [zlib.crc32(t.encode()) % 8192 for t in texts]
+    vectors = self.parts[0, centres] + 0.5 * self.parts[1, own]
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 

@@ -5,10 +5,10 @@
 A hybrid rollout with instant tools and a Step-Trace Buffer of 169,489 traces:
 4 questions, 16 trajectories each, 8 of them hybrid, retrieval at every other
 boundary. Steps of 16 to 112 tokens, five tool calls, results of 100 tokens,
-retrieved steps of 40. Keys in the buffer are random unit vectors of the
-encoder's dimension; what is looked up is embedded by the real encoder, and the
-texts are English words, each of which is one wordpiece to it. All results are
-new, so no vector is found in the encoder's cache.
+retrieved steps of 40. Keys in the buffer are made up, in bundles as those of
+step traces are (see `index_vectors`); what is looked up is embedded by the real
+encoder, and the texts are English words, each of which is one wordpiece to it.
+All results are new, so no vector is found in the encoder's cache.
 
 Shares are of the rollout's wall time, taken apart by the engine's own clock:
 
@@ -33,12 +33,14 @@ import time
 
 import numpy as np
 
+from benchmarks import index_vectors
 from benchmarks import rollout_setup as setup
 from rapo_jax import retrieval
 from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
 
 _TARGET = 0.05
 _RETRIEVED_WORDS = 32
+_BUNDLES = 10_000
 
 
 class TimedIndex:
@@ -79,11 +81,10 @@ class TimedIndex:
 def make_buffer(
   size: int, words: tuple[str, ...], encoder: retrieval.SentenceEncoder
 ) -> tuple[retrieval.StepTraceBuffer, TimedIndex]:
-  """A buffer of random keys and short steps, and its index."""
+  """A buffer of made-up keys and short steps, and its index."""
   rng = np.random.default_rng(0)
-  vectors = rng.standard_normal((size, encoder.dimension), dtype=np.float32)
-  vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-  index = TimedIndex(vectors)
+  keys = index_vectors.made_up_keys(_BUNDLES, encoder.dimension, rng)
+  index = TimedIndex(np.concatenate([*index_vectors.moved(keys, size, rng)]))
   chosen = rng.integers(len(words), size=(size, _RETRIEVED_WORDS))
 
   def step(row: np.ndarray) -> str:

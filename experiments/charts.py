@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from experiments.results import METHODS, label
@@ -179,6 +180,88 @@ def difference_chart(
     ]
     parts.append(_mean_tick("m-rapo", place(100 * row["mean"]), y))
   return _svg(_WIDTH, height, title, parts)
+
+
+def histogram(
+  values: Sequence[float], *, x_label: str, num_bins: int = 24
+) -> Markup:
+  """How many values fall where; empty text when there is none.
+
+  Whole numbers that are few get a bar each.
+
+  Args:
+    values: finite numbers.
+    x_label: name and unit of a value.
+    num_bins: bars, at most.
+  """
+  if not len(values):
+    return Markup("")
+  data = np.asarray(values, np.float64)
+  low, high = float(data.min()), float(data.max())
+  whole = bool((data == np.round(data)).all()) and high - low < num_bins
+  if whole or high == low:
+    low, high = low - 0.5, high + 0.5
+  bins = round(high - low) if whole else num_bins
+  counts, edges = np.histogram(data, bins, (low, high))
+  top = float(counts.max())
+  span = _WIDTH - _LEFT - _RIGHT
+  floor = _HEIGHT - _BOTTOM
+
+  def place(point: tuple[float, float]) -> tuple[float, float]:
+    x, y = point
+    return (
+      _LEFT + (x - low) / (high - low) * span,
+      floor - y / top * (floor - _TOP),
+    )
+
+  parts = [_y_axis(0.0, top, place, number)]
+  for count, start, end in zip(counts, edges, edges[1:], strict=False):
+    (x1, y), (x2, _) = place((start, count)), place((end, count))
+    what = f"{start + 0.5:g}" if whole else f"{start:.3g} to {end:.3g}"
+    parts.append(
+      Markup(
+        '<path class="bar-up" d="M{} {}H{}V{}H{}z"><title>{}</title></path>'
+      ).format(
+        *(f"{v:.1f}" for v in (x1 + 0.5, floor, x2 - 0.5, y, x1 + 0.5)),
+        f"{what}: {count:,}",
+      )
+    )
+  parts.append(_line("axis", _LEFT, floor, _WIDTH - _RIGHT, floor))
+  for tick in _ticks(low, high, 5):
+    if not whole or tick == round(tick):
+      x, _ = place((tick, 0))
+      parts.append(_text(x, floor + 16, number(tick), "middle"))
+  middle = (_LEFT + _WIDTH - _RIGHT) / 2
+  parts.append(_text(middle, _HEIGHT - 5, x_label, "middle"))
+  return _svg(_WIDTH, _HEIGHT, f"Histogram of {x_label}", parts)
+
+
+def map_chart(
+  points: Sequence[tuple[float, float, str, str]], *, title: str
+) -> Markup:
+  """Points in a plane without axes: only what lies near what is told.
+
+  Args:
+    points: (x, y, class of the style sheet, tooltip).
+    title: what the chart shows, for those who cannot see it.
+  """
+  width, height, edge = 900, 560, 10
+  xs = np.array([point[0] for point in points])
+  ys = np.array([point[1] for point in points])
+
+  def scaled(values: np.ndarray, size: int) -> np.ndarray:
+    span = float(np.ptp(values)) or 1.0
+    return edge + (values - values.min()) / span * (size - 2 * edge)
+
+  parts = [
+    Markup(
+      '<circle class="dot {}" cx="{}" cy="{}" r="3"><title>{}</title></circle>'
+    ).format(kind, f"{x:.1f}", f"{y:.1f}", hint)
+    for x, y, (_, _, kind, hint) in zip(
+      scaled(xs, width), scaled(-ys, height), points, strict=True
+    )
+  ]
+  return _svg(width, height, title, parts)
 
 
 def key_mark(method: str) -> Markup:

@@ -365,6 +365,11 @@ def _kept_a_token(update: UpdateConfig, shape: models.DecoderConfig) -> int:
   keys = shape.num_kv_heads * shape.head_dim
   if update.remat == "layer":
     return size
+  if update.remat == "nested":
+    # Inputs of the groups' first layers, and of the layers of one group.
+    group = models.nested_group(shape.num_layers)
+    inputs = shape.num_layers // group + group
+    return -(-size * inputs // shape.num_layers)
   if update.remat == "attention":
     return size + queries
   # Its input, and the outputs of the projections that anything is made of.

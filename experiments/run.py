@@ -38,7 +38,13 @@ from experiments.stages import buffer as buffer_stage
 from experiments.stages import evaluate as evaluate_stage
 from experiments.stages import train as train_stage
 from experiments.stop_signal import Stopped, StopSignal
-from experiments.tasks import Task, agent_paths, open_task, task_names
+from experiments.tasks import (
+  Task,
+  agent_paths,
+  load_encoder,
+  open_task,
+  task_names,
+)
 from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
@@ -72,14 +78,7 @@ class Experiment:
   @functools.cached_property
   @input_errors.from_outside()
   def _encoder(self) -> SentenceEncoder:
-    encoder = self._config.encoder
-    return SentenceEncoder.from_pretrained(
-      encoder.path,
-      pooling=encoder.pooling,
-      key_prefix=encoder.key_prefix,
-      query_prefix=encoder.query_prefix,
-      dtype=encoder.dtype,
-    )
+    return load_encoder(self._config.encoder)
 
   def run(self, stage: str) -> None:
     """Runs one stage, or shows that it has been finished before."""
@@ -133,8 +132,8 @@ class Experiment:
           self._config,
           task,
           self._encoder,
-          path,
           functools.partial(self._share, number, len(self._tasks)),
+          path,
         )
 
   def _train(self) -> None:

@@ -18,7 +18,7 @@ import transformers
 from jaxtyping import Int
 
 from experiments import input_errors
-from experiments.config import ExperimentConfig
+from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.input_errors import InputError
 from experiments.miniature.world import (
   FAMILIES,
@@ -154,6 +154,22 @@ def questions(
   return queries[held_out:], queries[:held_out]
 
 
+def load_encoder(config: EncoderConfig) -> SentenceEncoder:
+  """The sentence encoder of a config.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    ValueError: it is of another kind.
+  """
+  return SentenceEncoder.from_pretrained(
+    config.path,
+    pooling=config.pooling,
+    key_prefix=config.key_prefix,
+    query_prefix=config.query_prefix,
+    dtype=config.dtype,
+  )
+
+
 @contextlib.contextmanager
 def open_task(
   config: ExperimentConfig,
@@ -177,23 +193,37 @@ def open_task(
       transformers.AutoTokenizer.from_pretrained(path)
       for path in (base, off_policy)
     )
-    python = PythonTool(
-      timeout_s=config.tools.python_timeout_s,
-      memory_bytes=config.tools.python_memory_bytes,
-      max_output_bytes=config.tools.python_output_bytes,
-    )
-  with python:
+  with open_tools(config, name, encoder) as tools:
     yield Task(
       name=name,
       train=train,
       held_out=held_out,
-      tools={t.name: t for t in _tools(config, name, encoder, python)},
+      tools=tools,
       tokenizer=tokenizer,
       off_policy_tokenizer=off_policy_tokenizer,
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       base_path=base,
       off_policy_path=off_policy,
     )
+
+
+@contextlib.contextmanager
+def open_tools(
+  config: ExperimentConfig, name: str, encoder: SentenceEncoder
+) -> Iterator[dict[str, Tool]]:
+  """The tools of a task by name, running.
+
+  Raises:
+    InputError: a tool's limit is out of range, or the corpus is not there.
+  """
+  with input_errors.from_outside():
+    python = PythonTool(
+      timeout_s=config.tools.python_timeout_s,
+      memory_bytes=config.tools.python_memory_bytes,
+      max_output_bytes=config.tools.python_output_bytes,
+    )
+  with python:
+    yield {t.name: t for t in _tools(config, name, encoder, python)}
 
 
 def search_tool(

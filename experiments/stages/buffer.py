@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
-from experiments import input_errors
+from experiments import flags
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
+from experiments.input_errors import InputError
 from experiments.policies import load_agent
 from experiments.tasks import Task
+from experiments.workdir import read_json, write_json
 from rapo_jax import rewards
+from rapo_jax.data import Query
 from rapo_jax.retrieval import (
   BufferWriter,
   SentenceEncoder,
   select_top_k,
   step_traces,
 )
+from rapo_jax.retrieval.manifest import Manifest, partial_folder
 from rapo_jax.rollout import group_requests
+from rapo_jax.trajectory import Trajectory
 
 QUERIES_AT_A_TIME = 32
+_PROGRESS_FILE = "rolled_out.json"
 
 
 def build_buffer(
   config: ExperimentConfig,
   task: Task,
   encoder: SentenceEncoder,
-  directory: pathlib.Path,
   report: Callable[[float, str], None],
-) -> None:
+  directory: pathlib.Path,
+) -> Manifest:
   """Rolls the off-policy agent out on every training question.
 
-  Goes on where an earlier build was interrupted.
+  An interrupted build goes on behind the last questions that were finished,
+  all of `QUERIES_AT_A_TIME`, with the same result.
 
   Args:
     config: the experiment.
     task: training questions and tools.
     encoder: embeds the keys.
-    directory: folder of the buffer.
     report: called with the share done, 0 to 1, and a word on it.
+    directory: folder of the buffer.
+
+  Raises:
+    InputError: what an interrupted build left is of another config.
   """
   task = task.for_off_policy()
   model = load_agent(config, task.off_policy_path)
@@ -49,14 +61,12 @@ def build_buffer(
     dataclasses.replace(config.rollout, num_hybrid=0),
     vocab_size=model.config.vocab_size,
   )
+  writer = BufferWriter(directory, encoder, resume=True)
+  progress = _Progress(directory, config)
+  total = len(task.train)
   # Rolling out and embedding take about as long as each other.
-  total = 2.0 * len(task.train)
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  with input_errors.from_outside():
-    writer = BufferWriter(directory, encoder, resume=True)
-  if writer.position is None:
-    writer.flush(position=0)
-  for first in range(writer.position or 0, len(task.train), QUERIES_AT_A_TIME):
+  for first in range(progress.num_questions, total, QUERIES_AT_A_TIME):
+    report(0.5 * first / total, f"{writer.num_traces} steps")
     queries = task.train[first : first + QUERIES_AT_A_TIME]
     requests = group_requests(
       queries,
@@ -67,35 +77,76 @@ def build_buffer(
     trajectories, _ = engine.rollout(
       model, requests, seed=config.buffer.seed, update=0
     )
-    scores = [
-      rewards.score(
-        t.texts(task.tokenizer), queries[t.group_id].ground_truth
-      ).value
-      for t in trajectories
-    ]
-    best = select_top_k(
-      [t.query_id for t in trajectories],
-      scores,
-      k=config.buffer.top_k_trajectories,
-      min_reward=config.retrieval.min_reward,
-    )
-    for position in best:
-      trajectory = trajectories[position]
+    for trajectory, reward in _best(config, task, queries, trajectories):
       query = queries[trajectory.group_id]
-      writer.add(
-        step_traces(
-          query.question,
-          trajectory.step_texts(task.tokenizer),
-          reward=scores[position],
-          source=task.off_policy_name,
-          query_id=query.query_id,
-          first_trace_id=writer.next_trace_id,
-          trajectory_id=f"{query.query_id}/{trajectory.index}",
-        )
+      trajectory_id = (
+        f"{task.off_policy_name}/{query.query_id}/{trajectory.index}"
       )
-    writer.flush(position=first + len(queries))
-    report(
-      (first + len(queries)) / total,
-      f"{len(writer.trajectory_ids)} trajectories, {writer.num_traces} steps",
+      # There already if the build was killed between the two files.
+      if trajectory_id not in writer.trajectory_ids:
+        writer.add(
+          step_traces(
+            query.question,
+            trajectory.step_texts(task.tokenizer),
+            reward=reward,
+            source=task.off_policy_name,
+            query_id=query.query_id,
+            first_trace_id=writer.next_trace_id,
+            trajectory_id=trajectory_id,
+          )
+        )
+    writer.flush()
+    progress.write(first + len(queries))
+  return writer.finish(lambda share, text: report(0.5 + 0.5 * share, text))
+
+
+def _best(
+  config: ExperimentConfig,
+  task: Task,
+  queries: Sequence[Query],
+  trajectories: Sequence[Trajectory],
+) -> Iterator[tuple[Trajectory, float]]:
+  """The trajectories that are kept, with their rewards."""
+  scores = [
+    rewards.score(
+      t.texts(task.tokenizer), queries[t.group_id].ground_truth
+    ).value
+    for t in trajectories
+  ]
+  best = select_top_k(
+    [t.query_id for t in trajectories],
+    scores,
+    k=config.buffer.top_k_trajectories,
+    min_reward=config.retrieval.min_reward,
+  )
+  for position in best:
+    yield trajectories[position], scores[position]
+
+
+class _Progress:
+  """How many questions are done, kept beside what they gave.
+
+  Raises:
+    InputError: they were done with another config.
+  """
+
+  def __init__(self, directory: pathlib.Path, config: ExperimentConfig):
+    text = json.dumps(flags.to_dict(config), sort_keys=True, default=str)
+    self._config = hashlib.sha256(text.encode()).hexdigest()
+    self._path = partial_folder(directory) / _PROGRESS_FILE
+    self.num_questions = 0
+    if self._path.exists():
+      content = read_json(self._path)
+      if content["config_sha256"] != self._config:
+        raise InputError(
+          f"{self._path.parent} was begun with another config: go on with that "
+          "one, or delete the folder to begin again."
+        )
+      self.num_questions = content["num_questions"]
+
+  def write(self, num_questions: int) -> None:
+    self.num_questions = num_questions
+    write_json(
+      self._path,
+      {"config_sha256": self._config, "num_questions": num_questions},
     )
-  writer.finish(lambda share, text: report(0.5 + share / 2, text))

@@ -3,7 +3,7 @@
 from rapo_jax.models.adapter_files import load_adapters, save_adapters
 from rapo_jax.models.attention import KV_BLOCK
 from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
-from rapo_jax.models.decoder import Decoder, KVCache, Remat
+from rapo_jax.models.decoder import Decoder, KVCache, Remat, nested_group
 from rapo_jax.models.export import save_pretrained
 from rapo_jax.models.huggingface import fingerprint, from_pretrained
 from rapo_jax.models.log_probs import (
@@ -33,6 +33,7 @@ __all__ = [
   "from_pretrained",
   "load_adapters",
   "merge_adapters",
+  "nested_group",
   "save_adapters",
   "save_pretrained",
   "token_log_probs",

@@ -20,18 +20,22 @@ from jaxtyping import Array, Float, Int
 from rapo_jax.models import attention, rope, sharding
 from rapo_jax.models.config import DecoderConfig, LoraConfig, LoraTarget
 
-Remat = Literal["none", "dots", "attention", "layer"]
+Remat = Literal["none", "dots", "attention", "layer", "nested"]
 """What a layer keeps for its backward pass, from much to little.
 
 - "none": everything.
 - "dots": outputs of the projections, not attention scores.
 - "attention": its input and the outputs of attention.
 - "layer": its input.
+- "nested": the input of the first of every few layers (`nested_group`), from
+  which the others' are computed again when the backward pass gets there. About
+  2 √layers inputs are alive at most, for one forward pass more.
 """
 
 _POLICIES = jax.checkpoint_policies
 _REMAT_POLICIES = {
   "layer": _POLICIES.nothing_saveable,
+  "nested": _POLICIES.nothing_saveable,
   "attention": _POLICIES.save_only_these_names(attention.OUTPUT_NAME),
   "dots": _POLICIES.dots_with_no_batch_dims_saveable,
 }
@@ -369,13 +373,20 @@ class Decoder(nnx.Module):
       x = sharding.constrain(x, "batch", None, None)
       return layer(x, angles, segment_ids), None
 
+    layers = self.layers
     if remat != "none":
       body = jax.checkpoint(body, policy=_REMAT_POLICIES[remat])
-    x, _ = jax.lax.scan(
-      body,
-      self.embedding[...][tokens],
-      self.layers,
-    )
+    if remat == "nested":
+      size = nested_group(self.config.num_layers)
+      layers = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), layers
+      )
+      run_layer = body
+      body = jax.checkpoint(
+        lambda x, group: jax.lax.scan(run_layer, x, group),
+        policy=_REMAT_POLICIES[remat],
+      )
+    x, _ = jax.lax.scan(body, self.embedding[...][tokens], layers)
     return self.final_norm(x)
 
   def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -536,6 +547,12 @@ class Decoder(nnx.Module):
       positions,
       *rope.inverse_frequencies(self.config.rope, self.config.head_dim),
     )
+
+
+def nested_group(num_layers: int) -> int:
+  """Layers of a group in remat "nested": the divisor nearest to their root."""
+  divisors = (d for d in range(1, num_layers + 1) if num_layers % d == 0)
+  return min(divisors, key=lambda size: abs(size - num_layers**0.5))
 
 
 def _lora_of(config: DecoderConfig, name: LoraTarget) -> LoraConfig | None:

@@ -17,8 +17,9 @@ Two studies of the paper change what is given, and nothing else:
 - *Trajectory-level off-policy* (`w/ TO`): `granularity="trajectory"`. A whole
   off-policy trajectory is inserted once in place of steps. Of this the paper
   names no more than the ablation. We find a trace as always and give the whole
-  trajectory that it is from, from its first step to its last, answer
-  included, as one retrieved step; a rollout that was given one asks no more.
+  trajectory that it is from, from its first step to the last that the buffer
+  has, answer included, as one retrieved step; a rollout that was given one asks
+  no more.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ what it builds from: 0.8 GB for so many of dimension 384."""
 
 _TRAINING_VECTORS = 50_000
 _TRAINING_ITERATIONS = 6
-_SAMPLE = 1_000
+_SAMPLE = 500
 """Vectors asked for when parameters are chosen, and as many others when their
 recall is measured."""
 _MIN_REORDER, _MAX_REORDER = 32, 512
@@ -309,7 +309,7 @@ class ScannIndex:
       ModuleNotFoundError: if ScaNN is not installed; `ExactIndex.load` reads
         the same folder.
       ValueError: if the folder holds an index of another kind, or a pickle,
-        which ScaNN would run.
+        which ScaNN would run, or lacks a tree.
     """
     scann = _scann()
     path = pathlib.Path(path)
@@ -332,6 +332,11 @@ class ScannIndex:
       _Shard(int(tree.name), scann.load_searcher(str(tree)))
       for tree in (path / _SCANN_FOLDER).glob("*")
     ]
+    if len(shards) != parameters["trees"]:
+      raise ValueError(
+        f"{path} holds {len(shards)} of its {parameters['trees']} trees. Copy"
+        " the folder again, or build the index again."
+      )
     return cls(
       vectors, shards, parameters=parameters, encoder_sha256=encoder_sha256
     )
@@ -432,7 +437,7 @@ def _ladder(leaves: int) -> Iterator[int]:
   searched = 1
   while searched < leaves:
     yield searched
-    searched += max(1, 1 << (searched.bit_length() - 2) if searched > 1 else 1)
+    searched += max(1, (1 << searched.bit_length()) // 4)
   yield leaves
 
 

@@ -84,7 +84,6 @@ class BufferWriter:
     num_keys: their distinct keys.
     next_trace_id: one more than the largest id so far.
     trajectory_ids: those seen so far.
-    position: what `flush` was last told; None before.
 
   Raises:
     ValueError: an interrupted build is there and `resume` is not set, or it was
@@ -103,7 +102,6 @@ class BufferWriter:
     self._encoder = encoder
     self._index_cls = index_cls
     self._partial = partial_folder(self._directory)
-    self.position: int | None = None
     self._keys = KeyIds()
     self._trace_ids: set[int] = set()
     self.trajectory_ids: set[str] = set()
@@ -115,7 +113,11 @@ class BufferWriter:
       self._open_partial(resume)
     else:
       self._partial.mkdir(parents=True)
-      self._write_state()
+      state = {"encoder_sha256": encoder.sha256}
+      write_whole(
+        self._partial / _STATE_FILE,
+        lambda new: new.write_text(json.dumps(state)),
+      )
 
   @property
   def num_traces(self) -> int:
@@ -142,18 +144,10 @@ class BufferWriter:
       if len(self._pending) == BATCH_TRACES:
         self._write_pending()
 
-  def flush(self, *, position: int | None = None) -> None:
-    """Puts all that was taken on disk, where no interruption can lose it.
-
-    Args:
-      position: where the caller is in what the traces come from. A writer that
-        resumes has it, and of the traces those alone that came before it.
-    """
+  def flush(self) -> None:
+    """Puts all that was taken on disk, where no interruption can lose it."""
     self._write_pending()
     self._close_part()
-    if position is not None:
-      self.position = position
-      self._write_state()
 
   def finish(self, progress: Progress | None = None) -> Manifest:
     """Embeds the keys, builds the index and puts the buffer in its place.
@@ -191,10 +185,6 @@ class BufferWriter:
         f" {begun.get('encoder_sha256', 'nothing')}: go on with that encoder,"
         " or delete the folder."
       )
-    self.position = begun["position"]
-    if self.position is not None:
-      for part in self._parts()[begun["num_parts"] :]:
-        part.unlink()
     for part in self._parts():
       table = pq.read_table(
         part, columns=["trace_id", "key_id", "key", "trajectory_id"]
@@ -203,17 +193,6 @@ class BufferWriter:
       self.trajectory_ids.update(table["trajectory_id"].unique().to_pylist())
       self._keys.assign(table["key"].to_pylist())
     self.next_trace_id = max(self._trace_ids, default=-1) + 1
-
-  def _write_state(self) -> None:
-    state = {
-      "encoder_sha256": self._encoder.sha256,
-      "position": self.position,
-      "num_parts": len(self._parts()),
-    }
-    write_whole(
-      self._partial / _STATE_FILE,
-      lambda new: new.write_text(json.dumps(state)),
-    )
 
   def _parts(self) -> list[pathlib.Path]:
     return sorted(self._partial.glob("part-*.parquet"))

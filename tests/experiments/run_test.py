@@ -38,7 +38,6 @@ from rapo_jax.retrieval import (
   SentenceEncoder,
   StepTraceBuffer,
   server,
-  store,
 )
 from rapo_jax.retrieval.server_config import ServerConfig
 from rapo_jax.training import Checkpoints, OptimizerConfig, UpdateConfig
@@ -637,9 +636,9 @@ def test_agents_may_have_tokenizers_of_their_own(tmp_path):
     ours, theirs = task.prompt(query), other.prompt(query)
     assert ours.tolist() != theirs.tolist()
     assert task.tokenizer.decode(ours) == other.tokenizer.decode(theirs)
-    path = workdir.buffer("tool_star")
-    buffer.build_buffer(config, task, encoder, path, lambda *_: None)
-  manifest = store.read_manifest(path)
+    manifest = buffer.build_buffer(
+      config, task, encoder, lambda *_: None, workdir.buffer("tool_star")
+    )
   assert manifest.agents.keys() == {"tool_star/off_policy"}
   assert manifest.num_traces > 0
 

@@ -183,9 +183,9 @@ class ForwardTest(parameterized.TestCase):
     np.testing.assert_allclose(shifted, default, rtol=1e-3, atol=1e-3)
     self.assertGreater(np.abs(stretched - default).max(), 1e-2)
 
-  @parameterized.parameters("layer", "attention", "dots")
+  @parameterized.parameters("nested", "layer", "attention", "dots")
   def test_remat_changes_no_value_and_no_gradient(self, policy):
-    model = tiny_model()
+    model = tiny_model(num_layers=4)
     tokens = jnp.asarray(random_tokens((2, 7)))
 
     def loss(model, remat):

@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import subprocess
 import sys
 
@@ -33,11 +34,12 @@ def test_a_tree_recalls_the_neighbours_of_clustered_vectors():
   assert np.mean(exact.ids[:, 0] == approximate.ids[:, 0]) > 0.98
 
 
-class TestParameters:
-  @pytest.fixture(scope="class")
-  def vectors(self):
-    return clustered(scann_index.BRUTE_FORCE_BELOW, 0)[0]
+@pytest.fixture(scope="module")
+def vectors():
+  return clustered(scann_index.BRUTE_FORCE_BELOW, 0)[0]
 
+
+class TestParameters:
   def test_a_higher_target_searches_more_and_recalls_more(self, vectors):
     low, high = (
       scann_index.ScannIndex.build(vectors, recall_target=target).parameters
@@ -75,6 +77,13 @@ class TestParameters:
     neighbors = index.search(vectors[rows], 1)
     np.testing.assert_array_equal(neighbors.ids[:, 0], rows)
 
+  def test_a_missing_tree_is_noticed(self, vectors, tmp_path):
+    index = scann_index.ScannIndex.build(vectors, max_shard_vectors=10_000)
+    index.save(tmp_path / "index")
+    shutil.rmtree(tmp_path / "index" / "scann" / "10000")
+    with pytest.raises(ValueError, match=r"1 of its 2 trees.*Copy"):
+      scann_index.ScannIndex.load(tmp_path / "index")
+
   @pytest.mark.parametrize("target", [0.0, 1.0])
   def test_the_target_is_a_share(self, vectors, target):
     with pytest.raises(ValueError, match=r"between 0 and 1.*use ExactIndex"):
@@ -96,7 +105,7 @@ class TestParameters:
     scann_index.ScannIndex.build(vectors).save(tmp_path / "index")
     loaded = scann_index.ScannIndex.load(tmp_path / "index")
     assert isinstance(loaded._vectors, np.memmap)
-    # Four bits for two dimensions, in a byte each, and what a tree is.
+    # Four bits for two dimensions, in a byte each; centres, and assignments.
     tree = tmp_path / "index" / "scann"
     size = sum(f.stat().st_size for f in tree.rglob("*") if f.is_file())
     assert size < vectors.nbytes / 3

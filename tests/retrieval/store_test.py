@@ -199,20 +199,6 @@ class TestResume:
     again = retrieval.BufferWriter(tmp_path / "buffer", encoder, resume=True)
     assert again.num_traces == 3
 
-  def test_a_position_takes_back_what_came_after_it(self, encoder, tmp_path):
-    traces = make_traces()
-    writer = retrieval.BufferWriter(tmp_path / "buffer", encoder)
-    assert writer.position is None
-    writer.add(traces[:5])
-    writer.flush(position=2)
-    writer.add(traces[5:7])
-    writer.flush()
-    again = retrieval.BufferWriter(tmp_path / "buffer", encoder, resume=True)
-    assert (again.position, again.num_traces) == (2, 5)
-    again.add(traces[5:])
-    again.finish()
-    assert list(store.iter_traces(tmp_path / "buffer")) == traces
-
   def test_embedding_goes_on_where_it_was(
     self, encoder, tmp_path, monkeypatch, countdown
   ):

@@ -139,7 +139,7 @@ def test_loss_equals_the_objective_on_unpacked_trajectories(trajectories):
   np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["layer", "attention", "dots"])
+@pytest.mark.parametrize("remat", ["nested", "layer", "attention", "dots"])
 def test_remat_changes_memory_and_not_the_result(trajectories, remat):
   batch = _packed(trajectories, 48, 2)
   for a, b in zip(

@@ -1,0 +1,154 @@
+"""JSON lines of foreign files: read one by one, and none is lost in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+OnError = Literal["stop", "skip"]
+
+_MAX_PROBLEMS = 20
+_SHOWN_BYTES = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A line that could not be used.
+
+  Attributes:
+    path: of the file.
+    line: its number, from 1.
+    reason: what is wrong with it.
+    start: its first bytes, as text.
+  """
+
+  path: str
+  line: int
+  reason: str
+  start: str
+
+  def __str__(self) -> str:
+    return f"{self.path}:{self.line}: {self.reason}"
+
+
+@dataclasses.dataclass
+class ImportReport:
+  """What became of every line of the files that were read.
+
+  Attributes:
+    num_lines: lines read, blank ones included.
+    num_used: lines whose content is in a trajectory.
+    num_blank: lines with white space alone.
+    num_number_lists: lines that hold a list of numbers alone.
+    num_broken: lines left out because they could not be read.
+    num_trajectories: trajectories given on.
+    num_steps: steps of these.
+    problems: the first of the broken lines.
+  """
+
+  num_lines: int = 0
+  num_used: int = 0
+  num_blank: int = 0
+  num_number_lists: int = 0
+  num_broken: int = 0
+  num_trajectories: int = 0
+  num_steps: int = 0
+  problems: list[Problem] = dataclasses.field(default_factory=list)
+
+  def broken(self, problem: Problem, on_error: OnError) -> None:
+    """Counts a broken line.
+
+    Raises:
+      ValueError: it stops the import, which is told what to do.
+    """
+    if on_error == "stop":
+      raise ValueError(
+        f"{problem}. It begins {problem.start!r}. Mend or remove the line, or "
+        "import with --on_error skip, which leaves such lines out and counts "
+        "them."
+      )
+    self.num_broken += 1
+    if len(self.problems) < _MAX_PROBLEMS:
+      self.problems.append(problem)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """The object of one line.
+
+  Attributes:
+    number: of the line, from 1.
+    content: the object.
+    num_bytes: of the file, up to the end of the line.
+  """
+
+  number: int
+  content: dict[str, Any]
+  num_bytes: int
+
+
+class JsonLines:
+  """Reads a JSONL file object by object, one line in memory at a time.
+
+  Lists of numbers between the objects, as the authors' code writes them, are
+  counted and passed over.
+
+  Args:
+    path: the file.
+    report: counts the lines.
+    on_error: "stop" raises at the first broken line; "skip" counts it.
+  """
+
+  def __init__(
+    self, path: pathlib.Path, report: ImportReport, on_error: OnError
+  ):
+    self._path = path
+    self._report = report
+    self._on_error = on_error
+
+  def __iter__(self) -> Iterator[Line]:
+    """Raises ValueError for a broken line that is to stop the import."""
+    at = 0
+    with self._path.open("rb") as file:
+      for number, raw in enumerate(file, 1):
+        at += len(raw)
+        self._report.num_lines += 1
+        if not raw.strip():
+          self._report.num_blank += 1
+          continue
+        content, reason = _parse(raw)
+        if reason is not None:
+          self.broken(number, reason, raw)
+        elif isinstance(content, list):
+          self._report.num_number_lists += 1
+        else:
+          yield Line(number, content, at)
+
+  def broken(self, number: int, reason: str, start: bytes | str) -> None:
+    """Counts a line that holds an object, but not one that can be used."""
+    if isinstance(start, bytes):
+      start = start[:_SHOWN_BYTES].decode("utf-8", "replace")
+    problem = Problem(str(self._path), number, reason, start[:_SHOWN_BYTES])
+    self._report.broken(problem, self._on_error)
+
+
+def _parse(raw: bytes) -> tuple[Any, str | None]:
+  """An object or a list of numbers, or what is wrong with the line."""
+  try:
+    content = json.loads(raw)
+  except UnicodeDecodeError as error:
+    return None, f"no UTF-8: {error.reason} at byte {error.start}"
+  except json.JSONDecodeError as error:
+    return None, f"no JSON: {error.msg} at character {error.pos}"
+  except RecursionError:
+    return None, "no JSON that can be read: it is nested too deeply"
+  if isinstance(content, dict):
+    return content, None
+  if isinstance(content, list) and all(
+    isinstance(item, int | float) for item in content
+  ):
+    return content, None
+  return None, f"expected an object, got {type(content).__name__}"

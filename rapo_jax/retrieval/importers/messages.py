@@ -1,0 +1,310 @@
+"""Trajectories as chat messages: one conversation a line.
+
+Calls may stand in the text (`<tool_call>`, `<tool_response>`, as Qwen's
+template and WebDancer have them) or beside it (`tool_calls` and messages of
+role `tool`, as OpenAI's protocol has them). A step is what the assistant says
+up to a call, with the result that follows. What the assistant and its tools
+say is put into our tags where there is one for it (`tools.tags`); the rest
+stays text, in which nothing looks like a tag of ours or a special token.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rapo_jax.retrieval.agent_trajectory import AgentTrajectory, question_id
+from rapo_jax.retrieval.importers.lines import ImportReport, JsonLines, OnError
+from rapo_jax.tools import tags
+
+Reward = Callable[[str, Sequence[str]], float]
+
+TOOL_NAMES = {
+  "search": (tags.SEARCH, ("query", "queries", "q")),
+  "web_search": (tags.SEARCH, ("query", "queries", "q")),
+  "google_search": (tags.SEARCH, ("query", "queries", "q")),
+  "wiki_search": (tags.SEARCH, ("query", "queries", "q")),
+  "python": (tags.PYTHON, ("code",)),
+  "pythoninterpreter": (tags.PYTHON, ("code",)),
+  "python_interpreter": (tags.PYTHON, ("code",)),
+  "code_interpreter": (tags.PYTHON, ("code",)),
+  "open": (tags.OPEN, ("id", "url")),
+  "visit": (tags.OPEN, ("url",)),
+  "browse": (tags.OPEN, ("url",)),
+}
+"""By a tool's name, small: our tag for it, and the names of the argument that
+goes first in it. Other arguments follow as `name: value`, a line each."""
+
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
+_OWN_TAG = re.compile(
+  rf"(</?(?:{'|'.join((tags.THINK, tags.ANSWER, *tags.TOOL_TAGS))})>)"
+)
+# Prompts that show the whole task end with the question.
+_QUESTION = re.compile(r"(?:\A|\n)\s*(?:User|Question)\s*:")
+_TOOL_ROLES = ("tool", "function", "ipython", "observation")
+_FIELDS = ("messages", "conversations", "question", "reward", "score", "answer")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def read_messages(
+  path: pathlib.Path,
+  source: str,
+  *,
+  report: ImportReport,
+  on_error: OnError = "stop",
+  reward: Reward | None = None,
+) -> Iterator[tuple[AgentTrajectory, int]]:
+  """Reads trajectories from a file of conversations.
+
+  A line has `messages`; it may have `question` (else the end of the first
+  user's message is taken), `query_id`, `reward` or `score`, and `answer`, the
+  accepted answers. What else it has, descriptions of tools left out, are
+  extras.
+
+  Args:
+    path: the JSONL file.
+    source: name of the agent that wrote the trajectories.
+    report: counts what is read.
+    on_error: "stop" raises at the first broken line; "skip" leaves it out.
+    reward: gives lines that have no reward one, from the final answer and the
+      accepted answers (none, where the line has none). None: such lines are
+      broken.
+
+  Yields:
+    Each trajectory, and the bytes of the file read until then.
+
+  Raises:
+    ValueError: for a broken line, named by its number, if it is to stop.
+  """
+  lines = JsonLines(path, report, on_error)
+  for line in lines:
+    name = f"{source}/{path.name}:{line.number}"
+    try:
+      trajectory = _trajectory(line.content, source, name, reward)
+    except ValueError as error:
+      lines.broken(line.number, str(error), str(line.content))
+      continue
+    report.num_used += 1
+    report.num_trajectories += 1
+    report.num_steps += len(trajectory.steps)
+    yield trajectory, line.num_bytes
+
+
+def _trajectory(
+  record: Mapping[str, Any], source: str, name: str, reward: Reward | None
+) -> AgentTrajectory:
+  """Raises ValueError, with the reason, for a record that cannot be used."""
+  messages = record.get("messages", record.get("conversations"))
+  if not isinstance(messages, list) or not all(
+    isinstance(message, dict) for message in messages
+  ):
+    raise ValueError("messages must be a list of objects")
+  first = next(
+    (i for i, m in enumerate(messages) if m.get("role") == "user"), None
+  )
+  if first is None:
+    raise ValueError("there is no message of role user")
+  question = record.get("question") or _question(_text(messages[first], first))
+  if not isinstance(question, str):
+    raise ValueError(f"question must be a text, got {question!r:.60}")
+  steps = _steps(messages, first + 1)
+  known = {*_FIELDS, "query_id", "functions", "tools"}
+  return AgentTrajectory(
+    question=question.strip(),
+    steps=tuple(steps),
+    reward=_reward(record, steps, reward),
+    source=source,
+    query_id=str(record.get("query_id") or question_id(question)),
+    trajectory_id=name,
+    extras={k: v for k, v in record.items() if k not in known and v},
+  )
+
+
+def _question(text: str) -> str:
+  """The question of a first message, which may show the whole task first."""
+  return _QUESTION.split(text)[-1].strip()
+
+
+def _reward(
+  record: Mapping[str, Any], steps: Sequence[str], reward: Reward | None
+) -> float:
+  for name in ("reward", "score"):
+    value = record.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      return float(value)
+  if reward is None:
+    raise ValueError(
+      "the trajectory has no reward: give one to all (--reward 1), or have "
+      "it computed from the answer (--reward f1)"
+    )
+  start = steps[-1].rfind(f"<{tags.ANSWER}>")
+  answer = steps[-1][start + len(tags.ANSWER) + 2 :] if start >= 0 else ""
+  answer = answer.partition(f"</{tags.ANSWER}>")[0].strip()
+  return reward(answer, _answers(record.get("answer")))
+
+
+def _answers(value: Any) -> list[str]:
+  """The accepted answers, which some files hold in lists within lists."""
+  if isinstance(value, list):
+    return [answer for item in value for answer in _answers(item)]
+  return [] if value is None else [str(value)]
+
+
+def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
+  """Cuts a conversation after each result of a tool."""
+  steps: list[str] = []
+  text = ""
+  # Ids of the calls of the last message that have no result yet, and how many
+  # calls stand in its text.
+  waiting: list[str | None] = []
+  calls: list[str] = []
+  for number, message in enumerate(messages[first:], first):
+    role = message.get("role")
+    if role == "assistant":
+      if waiting:
+        raise ValueError(f"message {number} comes before a tool's result")
+      said, calls = _said(message, number)
+      text += said
+      waiting = [None] * len(_CALL.findall(_text(message, number)))
+      if calls:
+        waiting = [call.get("id") for call in message["tool_calls"]]
+      if not waiting:
+        continue
+    elif role in _TOOL_ROLES or (
+      role == "user" and _RESPONSE.search(_text(message, number))
+    ):
+      if not waiting:
+        raise ValueError(f"message {number} is a result that no call waits for")
+      result = _result(_text(message, number))
+      if calls:
+        # Calls beside each other become steps after each other, as ours are.
+        call_id = message.get("tool_call_id")
+        at = waiting.index(call_id) if call_id in waiting else 0
+        del waiting[at]
+        steps.append(f"{text}{calls.pop(at)}{result}".strip())
+      else:
+        waiting = []
+        steps.append(f"{text}{result}".strip())
+      text = ""
+    elif role == "user":
+      raise ValueError(f"message {number} is a second question of the user")
+    elif role != "system":
+      raise ValueError(f"message {number} has the unknown role {role!r:.30}")
+  if waiting:
+    raise ValueError("the last call has no result")
+  if not text.strip():
+    raise ValueError("the conversation ends without an answer")
+  return [*steps, _final(text.strip())]
+
+
+def _said(message: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
+  """What an assistant's message says, and its calls beside the text."""
+  text = _text(message, number)
+  parts = []
+  at = 0
+  for match in _CALL.finditer(text):
+    parts.append(_own(text[at : match.start()]))
+    parts.append(_call_in_text(match.group(1), number))
+    at = match.end()
+  parts.append(_own(text[at:]))
+  said = "".join(parts)
+  calls = [
+    _call_beside(call, number) for call in message.get("tool_calls") or ()
+  ]
+  thought = next((message[n] for n in _REASONING if message.get(n)), "")
+  if calls and said.strip() and f"<{tags.THINK}>" not in said:
+    thought, said = f"{thought}\n{said}".strip(), ""
+  if isinstance(thought, str) and thought.strip():
+    said = f"<{tags.THINK}> {thought.strip()} </{tags.THINK}>\n{said}"
+  return said, calls
+
+
+def _final(text: str) -> str:
+  """A last step; what it says outside of thoughts is its answer."""
+  if f"<{tags.ANSWER}>" in text:
+    return text
+  end = f"</{tags.THINK}>"
+  thought, found, answer = text.rpartition(end)
+  answer = f"<{tags.ANSWER}> {answer.strip()} </{tags.ANSWER}>"
+  return f"{thought}{found}\n{answer}".strip()
+
+
+def _own(text: str) -> str:
+  """The assistant's text: its thoughts, calls and answer keep their tags."""
+  # Odd places are the tags that the pattern split at.
+  parts = _OWN_TAG.split(text)
+  return "".join(
+    part if place % 2 else tags.escape(part) for place, part in enumerate(parts)
+  )
+
+
+def _result(text: str) -> str:
+  found = _RESPONSE.findall(text) or [text]
+  body = tags.escape("\n\n".join(part.strip() for part in found))
+  return f"\n<{tags.RESULT}> {body} </{tags.RESULT}>"
+
+
+def _call_in_text(text: str, number: int) -> str:
+  try:
+    call = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f"message {number} holds a tool_call that is no JSON: {error.msg}"
+    ) from None
+  if not isinstance(call, dict):
+    raise ValueError(f"message {number} holds a tool_call that is no object")
+  return _call(call, number)
+
+
+def _call_beside(call: Any, number: int) -> str:
+  function = call.get("function", call) if isinstance(call, dict) else None
+  if not isinstance(function, dict):
+    raise ValueError(f"message {number} holds a tool call that is no object")
+  return _call(function, number)
+
+
+def _call(call: Mapping[str, Any], number: int) -> str:
+  """A call in our tags, or as text where we have no tag for its tool."""
+  name, arguments = call.get("name"), call.get("arguments", {})
+  if isinstance(arguments, str):
+    try:
+      arguments = json.loads(arguments or "{}")
+    except json.JSONDecodeError:
+      arguments = {"": arguments}
+  if not isinstance(name, str) or not isinstance(arguments, dict):
+    raise ValueError(
+      f"message {number} holds a call without a name or without arguments"
+    )
+  tag, firsts = TOOL_NAMES.get(name.lower(), (None, ()))
+  if tag is None:
+    shown = json.dumps(arguments, ensure_ascii=False)
+    return tags.escape(f"{name}({shown})")
+  rest = dict(arguments)
+  main = next((rest.pop(n) for n in (*firsts, "") if n in rest), "")
+  rows = [*_values(main)]
+  rows += [f"{n}: {', '.join(_values(v))}" for n, v in rest.items()]
+  return f"<{tag}> {tags.escape(chr(10).join(rows).strip())} </{tag}>"
+
+
+def _values(value: Any) -> list[str]:
+  if isinstance(value, list):
+    return [text for item in value for text in _values(item)]
+  return [value if isinstance(value, str) else json.dumps(value)]
+
+
+def _text(message: Mapping[str, Any], number: int) -> str:
+  """The text of a message, which may come in parts."""
+  content = message.get("content")
+  if content is None:
+    return ""
+  if isinstance(content, str):
+    return content
+  if isinstance(content, list):
+    parts = [p.get("text") for p in content if isinstance(p, dict)]
+    if len(parts) == len(content) and all(isinstance(p, str) for p in parts):
+      return "".join(str(part) for part in parts)
+  raise ValueError(f"message {number} has content that is no text")

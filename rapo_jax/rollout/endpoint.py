@@ -1,0 +1,344 @@
+"""An agent behind an OpenAI-compatible endpoint, with our tools on our side.
+
+The endpoint only ever continues a chat. A step is one reply, which stops at the
+end of a tool call; the call is made here, by the threads that make the engine's
+(`tool_runner`), and its result is the next message. So any server that speaks
+`/v1/chat/completions` can be the off-policy agent, whatever it knows of tools.
+
+Many trajectories are under way at once. A request that fails is made again by
+the client (`openai`, with growing pauses, and as long as the server asks for);
+a trajectory whose request fails for good is told and not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from rapo_jax import rewards
+from rapo_jax import tools as tools_lib
+from rapo_jax.data import Query, chat_messages
+from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
+from rapo_jax.tools import tags
+from rapo_jax.trajectory import FinishReason, TokenKind
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+_NO_KEY = "none"
+_MAX_IN_A_ROW = 8
+_ANSWER_END = f"</{tags.ANSWER}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointConfig:
+  """Which agent is asked, and how.
+
+  Attributes:
+    base_url: of the endpoint, up to `/v1`.
+    model: name of the model there; also the name of the agent.
+    temperature: of sampling.
+    max_step_tokens: tokens of one reply.
+    concurrency: trajectories under way at once.
+    request_timeout_s: deadline of one request, its retries apart.
+    max_retries: times that a failed request is made again.
+    extra: other fields of a request, such as `top_p`.
+  """
+
+  base_url: str
+  model: str
+  temperature: float = 1.0
+  max_step_tokens: int = 1024
+  concurrency: int = 16
+  request_timeout_s: float = 300.0
+  max_retries: int = 6
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self) -> None:
+    for name in ("max_step_tokens", "concurrency"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}: raise it."
+        )
+    if not self.request_timeout_s > 0:
+      raise ValueError(
+        "request_timeout_s must be > 0 seconds, got "
+        f"{self.request_timeout_s}: raise it."
+      )
+    if self.max_retries < 0:
+      raise ValueError(
+        f"max_retries must be at least 0, got {self.max_retries}: raise it."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointTrajectory:
+  """A finished trajectory.
+
+  Attributes:
+    query: its question.
+    index: its number among those of the question.
+    segments: (kind, step, text), in order.
+    finish_reason: why it ended.
+    score: its outcome.
+  """
+
+  query: Query
+  index: int
+  segments: tuple[tuple[TokenKind, int, str], ...]
+  finish_reason: FinishReason
+  score: rewards.Score
+
+  def record(self, source: str) -> dict[str, Any]:
+    """As a line of a log of trajectories, which importers read."""
+    return {
+      "source": source,
+      "query_id": self.query.query_id,
+      "question": self.query.question,
+      "ground_truth": list(self.query.ground_truth),
+      "index": self.index,
+      "finish_reason": str(self.finish_reason),
+      "score": {
+        "value": self.score.value,
+        "status": str(self.score.status),
+        "f1": self.score.f1,
+        "answer": self.score.answer,
+      },
+      "segments": [
+        {"kind": kind.name.lower(), "step_id": step, "text": text}
+        for kind, step, text in self.segments
+      ],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointFailure:
+  """A trajectory that could not be finished: the endpoint failed."""
+
+  query: Query
+  index: int
+  reason: str
+
+
+class EndpointAgent:
+  """Rolls an endpoint's agent out.
+
+  Args:
+    config: which agent.
+    tools: by name; nobody else may use them meanwhile.
+    rollout: budgets of a trajectory that are not in tokens (`max_tool_calls`,
+      `max_malformed_calls`, `trajectory_timeout_s`) and limits of the tools;
+      `max_tool_tokens` is taken as so many times four characters.
+
+  Attributes:
+    name: of the agent.
+
+  Raises:
+    ModuleNotFoundError: openai is not installed (the extra `buffer`).
+  """
+
+  def __init__(
+    self,
+    config: EndpointConfig,
+    tools: Mapping[str, tools_lib.Tool],
+    rollout: RolloutConfig,
+  ):
+    # Of the extra `buffer`.
+    import openai
+
+    self.name = config.model
+    self._openai = openai
+    self._config = config
+    self._tools = dict(tools)
+    self._rollout = rollout
+    self._max_chars = 4 * rollout.max_tool_tokens
+    self._runner = ToolRunner(
+      self._tools, rollout, max_chars=self._max_chars + 1
+    )
+    # Whatever comes behind the end of a call or an answer is not read.
+    ends = "|".join(re.escape(f"</{n}>") for n in (*self._tools, tags.ANSWER))
+    self._end = re.compile(ends)
+
+  async def rollouts(
+    self, wanted: Sequence[tuple[Query, int]]
+  ) -> AsyncIterator[EndpointTrajectory | EndpointFailure]:
+    """Writes trajectories, each yielded when it is finished.
+
+    Args:
+      wanted: questions, and numbers of the trajectories on them.
+
+    Raises:
+      RuntimeError: the endpoint fails for every one of many in a row, or
+        refuses the key or the model.
+    """
+    waiting = iter(wanted)
+    in_a_row = 0
+    with concurrent.futures.ThreadPoolExecutor(
+      self._config.concurrency, "tool-wait"
+    ) as threads:
+      async with self._openai.AsyncOpenAI(
+        base_url=self._config.base_url,
+        api_key=os.environ.get(KEY_VARIABLE, _NO_KEY),
+        timeout=self._config.request_timeout_s,
+        max_retries=self._config.max_retries,
+      ) as client:
+        running: set[asyncio.Task[EndpointTrajectory | EndpointFailure]] = set()
+
+        def start(count: int) -> None:
+          for query, index in itertools.islice(waiting, count):
+            work = self._one(client, threads, query, index)
+            running.add(asyncio.create_task(work))
+
+        start(self._config.concurrency)
+        try:
+          while running:
+            done, _ = await asyncio.wait(
+              running, return_when=asyncio.FIRST_COMPLETED
+            )
+            running -= done
+            start(len(done))
+            # All of them: an error that nobody takes is logged as lost.
+            outcomes = await asyncio.gather(*done, return_exceptions=True)
+            for outcome in outcomes:
+              if isinstance(outcome, BaseException):
+                raise outcome
+              yield outcome
+              failed = isinstance(outcome, EndpointFailure)
+              in_a_row = in_a_row + 1 if failed else 0
+            if in_a_row >= _MAX_IN_A_ROW:
+              raise RuntimeError(
+                f"{in_a_row} trajectories in a row failed at "
+                f"{self._config.base_url}: see that it is up, then go on "
+                "(--resume)."
+              )
+        finally:
+          for task in running:
+            task.cancel()
+          await asyncio.gather(*running, return_exceptions=True)
+
+  async def _one(
+    self,
+    client: Any,
+    threads: concurrent.futures.Executor,
+    query: Query,
+    index: int,
+  ) -> EndpointTrajectory | EndpointFailure:
+    try:
+      return await self._trajectory(client, threads, query, index)
+    except (
+      self._openai.AuthenticationError,
+      self._openai.PermissionDeniedError,
+      self._openai.NotFoundError,
+    ) as error:
+      raise RuntimeError(
+        f"{self._config.base_url} refuses {self._config.model}: "
+        f"{error.message} Set {KEY_VARIABLE}, or name a model that is there."
+      ) from error
+    except self._openai.OpenAIError as error:
+      return EndpointFailure(query, index, f"{type(error).__name__}: {error}")
+
+  async def _trajectory(
+    self,
+    client: Any,
+    threads: concurrent.futures.Executor,
+    query: Query,
+    index: int,
+  ) -> EndpointTrajectory:
+    messages = [dict(m) for m in chat_messages(query.question, self._tools)]
+    segments: list[tuple[TokenKind, int, str]] = []
+    deadline = time.monotonic() + self._rollout.trajectory_timeout_s
+    calls = malformed = 0
+    reason = None
+    while reason is None:
+      step = calls
+      text, cut = await self._reply(client, messages)
+      segments.append((TokenKind.POLICY, step, text))
+      reason = self._ended(text, cut)
+      if reason is None and calls == self._rollout.max_tool_calls:
+        reason = FinishReason.TOOL_LIMIT
+      if reason is not None:
+        break
+      calls += 1
+      call = tags.parse_call(text, list(self._tools))
+      if isinstance(call, tags.MalformedCall):
+        malformed += 1
+        answer = f"malformed tool call: {call.reason}"
+      else:
+        malformed = 0
+        answer = await asyncio.get_running_loop().run_in_executor(
+          threads, self._call, call.name, call.argument, deadline
+        )
+      shown = self._shown(answer)
+      segments.append((TokenKind.OBSERVATION, step, shown))
+      messages.append({"role": "assistant", "content": text})
+      messages.append({"role": "user", "content": shown})
+      if malformed == self._rollout.max_malformed_calls:
+        reason = FinishReason.MALFORMED
+      elif time.monotonic() > deadline:
+        reason = FinishReason.TIMEOUT
+    score = rewards.score(
+      [(kind, text) for kind, _, text in segments], query.ground_truth
+    )
+    return EndpointTrajectory(query, index, tuple(segments), reason, score)
+
+  async def _reply(
+    self, client: Any, messages: Sequence[Mapping[str, str]]
+  ) -> tuple[str, bool]:
+    """The next step's text, and whether it was cut by its budget."""
+    reply = await client.chat.completions.create(
+      model=self._config.model,
+      messages=messages,
+      temperature=self._config.temperature,
+      max_tokens=self._config.max_step_tokens,
+      stop=[f"</{name}>" for name in self._tools] or None,
+      extra_body=dict(self._config.extra) or None,
+    )
+    choice = reply.choices[0]
+    text = choice.message.content or ""
+    # Servers that reason apart from the reply.
+    thought = getattr(choice.message, "reasoning_content", None)
+    if thought and f"<{tags.THINK}>" not in text:
+      text = f"<{tags.THINK}> {thought.strip()} </{tags.THINK}>{text}"
+    end = self._end.search(text)
+    if end:
+      return text[: end.end()], False
+    if choice.finish_reason == "length":
+      return text, True
+    # A stop string is not part of the reply.
+    opened = [t for t in tags.find_tags(text) if t.name in self._tools]
+    if opened and not opened[-1].closing:
+      text += f"</{opened[-1].name}>"
+    return text, False
+
+  def _ended(self, text: str, cut: bool) -> FinishReason | None:
+    if cut:
+      return FinishReason.STEP_LIMIT
+    if text.endswith(_ANSWER_END):
+      return FinishReason.ANSWER
+    if not any(text.endswith(f"</{name}>") for name in self._tools):
+      return FinishReason.EOS
+    return None
+
+  def _call(self, name: str, argument: str, deadline: float) -> str:
+    """A tool's answer; waits for it."""
+    session = self._runner.session()
+    now = time.monotonic()
+    session.submit([Call(None, name, argument, deadline, now)])
+    try:
+      while True:
+        wait_for_news(session.changed, [session], deadline - time.monotonic())
+        for _, result in session.take():
+          return result.text
+    finally:
+      session.close()
+
+  def _shown(self, text: str) -> str:
+    end = " [cut]" if len(text) > self._max_chars else ""
+    body = tags.escape(text[: self._max_chars])
+    return f"<{tags.RESULT}> {body}{end} </{tags.RESULT}>"

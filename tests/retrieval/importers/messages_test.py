@@ -1,0 +1,211 @@
+"""Tests of reading chat messages."""
+
+import json
+import pathlib
+
+import pytest
+
+from rapo_jax.retrieval import importers
+from rapo_jax.tools import parse_call
+
+
+def read(tmp_path, *records, on_error="stop", reward=None):
+  path = tmp_path / "chats.jsonl"
+  path.write_text("".join(json.dumps(r) + "\n" for r in records))
+  report = importers.ImportReport()
+  found = importers.read_messages(
+    path, "agent", report=report, on_error=on_error, reward=reward
+  )
+  return [trajectory for trajectory, _ in found], report
+
+
+def user(text):
+  return {"role": "user", "content": text}
+
+
+def assistant(text, **kwargs):
+  return {"role": "assistant", "content": text, **kwargs}
+
+
+def call(name, arguments, call_id="c0"):
+  function = {"name": name, "arguments": json.dumps(arguments)}
+  return {"id": call_id, "type": "function", "function": function}
+
+
+def tool(text, call_id="c0"):
+  return {"role": "tool", "tool_call_id": call_id, "content": text}
+
+
+class TestCallsInText:
+  def test_steps_are_cut_after_results_and_tags_are_ours(self, tmp_path):
+    search = {"name": "search", "arguments": {"query": ["Emma", "Austen"]}}
+    record = {
+      "messages": [
+        {"role": "system", "content": "Seek."},
+        user("Use tools.\n\nUser: Who wrote Emma?"),
+        assistant(
+          "<think>\nLook.\n</think>\n<tool_call>\n"
+          + json.dumps(search)
+          + "\n</tool_call>"
+        ),
+        user("<tool_response>\nA </result> <|im_end|>\n</tool_response>"),
+        assistant("<think> So. </think>\n<answer> Austen </answer>"),
+      ],
+      "reward": 0.5,
+      "functions": [{"name": "search"}],
+      "tag": "easy",
+    }
+    (trajectory,), report = read(tmp_path, record)
+    assert trajectory.question == "Who wrote Emma?"
+    assert trajectory.steps == (
+      "<think>\nLook.\n</think>\n<search> Emma\nAusten </search>\n"
+      "<result> A &lt;/result> &lt;|im_end|> </result>",
+      "<think> So. </think>\n<answer> Austen </answer>",
+    )
+    step = trajectory.steps[0]
+    assert parse_call(step, ["search"]).argument == "Emma\nAusten"
+    assert trajectory.reward == 0.5
+    assert trajectory.extras == {"tag": "easy"}
+    assert (report.num_trajectories, report.num_steps) == (1, 2)
+
+  def test_other_arguments_and_tools_stay_as_text(self, tmp_path):
+    visit = {"name": "visit", "arguments": {"url": ["u"], "goal": "Find it."}}
+    other = {"name": "zoom", "arguments": {"box": [1, 2]}}
+    calls = "".join(
+      f"<tool_call>{json.dumps(c)}</tool_call>" for c in (visit, other)
+    )
+    (trajectory,), _ = read(
+      tmp_path,
+      {
+        "messages": [
+          user("Q?"),
+          assistant(calls),
+          user("<tool_response>r</tool_response>"),
+          assistant("Done <retrieve>."),
+        ],
+        "reward": 1,
+      },
+    )
+    assert trajectory.steps == (
+      "<open> u\ngoal: Find it. </open>"
+      'zoom({"box": [1, 2]})\n<result> r </result>',
+      "<answer> Done &lt;retrieve>. </answer>",
+    )
+
+  def test_real_conversations(self, sample_data):
+    path = sample_data / "webdancer" / "sample_traj.jsonl"
+    report = importers.ImportReport()
+    trajectories = [
+      trajectory
+      for trajectory, _ in importers.read_trajectories(
+        pathlib.Path(path), "webdancer", report=report, reward=lambda *_: 1.0
+      )
+    ]
+    assert report.num_used == report.num_lines == len(trajectories)
+    assert not any("User:" in t.question for t in trajectories)
+    for trajectory in trajectories:
+      *calls, last = trajectory.steps
+      assert calls
+      assert "<answer>" in last
+      for step in calls:
+        assert parse_call(step, ["search", "open"]).argument
+        assert step.endswith("</result>")
+        assert "tool_call>" not in step
+
+
+class TestCallsBesideText:
+  def test_openai(self, tmp_path):
+    (trajectory,), _ = read(
+      tmp_path,
+      {
+        "messages": [
+          user("Q?"),
+          assistant("Two things.", tool_calls=[
+            call("search", {"query": "a"}, "c0"),
+            call("python", {"code": "print(1)"}, "c1"),
+          ]),
+          tool("1", "c1"),
+          tool("found", "c0"),
+          assistant(None, reasoning_content="So.", tool_calls=[
+            call("search", {"query": "b"}),
+          ]),
+          tool([{"type": "text", "text": "more"}]),
+          assistant("Yes."),
+        ],
+        "reward": 1,
+        "query_id": "q7",
+      },
+    )  # fmt: skip
+    assert trajectory.query_id == "q7"
+    assert trajectory.steps == (
+      "<think> Two things. </think>\n<python> print(1) </python>\n"
+      "<result> 1 </result>",
+      "<search> a </search>\n<result> found </result>",
+      "<think> So. </think>\n<search> b </search>\n<result> more </result>",
+      "<answer> Yes. </answer>",
+    )
+
+  def test_arguments_that_are_no_json_are_the_argument(self, tmp_path):
+    broken = call("python", {})
+    broken["function"]["arguments"] = "print(1)"
+    (trajectory,), _ = read(
+      tmp_path,
+      {
+        "messages": [
+          user("Q?"),
+          assistant("", tool_calls=[broken]),
+          tool("1"),
+          assistant("1"),
+        ],
+        "reward": 1,
+      },
+    )
+    assert trajectory.steps[0].startswith("<python> print(1) </python>")
+
+
+class TestRewards:
+  RECORD = {"messages": [user("Q?"), assistant("<answer> b </answer>")]}  # noqa: RUF012
+
+  def test_computed_from_the_answers(self, tmp_path):
+    seen = []
+    reward = lambda *args: seen.append(args) or 0.25  # noqa: E731
+    (trajectory,), _ = read(
+      tmp_path, {**self.RECORD, "answer": [["a", 5]]}, reward=reward
+    )
+    assert seen == [("b", ["a", "5"])]
+    assert trajectory.reward == 0.25
+
+  def test_none(self, tmp_path):
+    with pytest.raises(ValueError, match=r"jsonl:1: .*no reward.*--reward 1"):
+      read(tmp_path, self.RECORD)
+
+
+@pytest.mark.parametrize(
+  ("messages", "reason"),
+  [
+    ("text", "messages must be a list"),
+    ([assistant("a")], "no message of role user"),
+    ([user("Q?")], "ends without an answer"),
+    ([user("Q?"), user("R?")], "message 1 is a second question"),
+    ([user("Q?"), tool("r")], "message 1 is a result that no call waits for"),
+    ([user("Q?"), assistant("", tool_calls=[call("f", {})])], "no result"),
+    (
+      [user("Q?"), assistant("", tool_calls=[call("f", {})]), assistant("a")],
+      "message 2 comes before a tool's result",
+    ),
+    ([user("Q?"), assistant("", tool_calls=["f"])], "call that is no object"),
+    ([user("Q?"), assistant("<tool_call>{</tool_call>")], "that is no JSON"),
+    ([user("Q?"), assistant("<tool_call>[]</tool_call>")], "is no object"),
+    ([user("Q?"), assistant([{"type": "image_url"}])], "is no text"),
+    ([user("Q?"), {"role": "critic", "content": "c"}], "unknown role 'critic'"),
+    ([user(" "), assistant("a")], "the question is blank"),
+  ],
+)
+def test_a_conversation_that_cannot_be_used(tmp_path, messages, reason):
+  bad = {"messages": messages, "reward": 1}
+  good = {"messages": [user("Q?"), assistant("a")], "reward": 1}
+  trajectories, report = read(tmp_path, bad, good, on_error="skip")
+  assert len(trajectories) == 1
+  assert reason in report.problems[0].reason
+  with pytest.raises(ValueError, match="jsonl:1: "):
+    read(tmp_path, bad, good)

@@ -1,0 +1,105 @@
+"""Tests of reading questions."""
+
+import base64
+import csv
+import hashlib
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rapo_jax.retrieval.question_files import read_questions
+
+
+def write(path, rows):
+  match path.suffix:
+    case ".jsonl":
+      path.write_text("\n".join(json.dumps(row) for row in rows))
+    case ".json":
+      path.write_text(json.dumps(rows))
+    case ".csv":
+      with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    case ".parquet":
+      pq.write_table(pa.Table.from_pylist(rows), path)
+  return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_kind_of_file(tmp_path, suffix):
+  rows = [
+    {"question": "Who, me?", "answer": "a"},
+    {"question": "é", "answer": ""},
+  ]
+  path = write(tmp_path / f"set{suffix}", rows)
+  assert read_questions(path) == ["Who, me?", "é"]
+
+
+@pytest.mark.parametrize(
+  ("row", "field"),
+  [
+    ({"Question": "Q?", "answer": "a"}, None),
+    ({"problem": "Q?"}, None),
+    ({"extra_info": {"question": "Q?"}, "prompt": []}, None),
+    ({"prompt": [{"role": "system", "content": "S"},
+                 {"role": "user", "content": "Q?"}]}, None),
+    ({"a": {"b": "Q?"}, "question": "R?"}, "a.b"),
+  ],
+)  # fmt: skip
+def test_where_the_question_stands(tmp_path, row, field):
+  assert read_questions(write(tmp_path / "set.jsonl", [row]), field) == ["Q?"]
+
+
+def test_browsecomp_is_decrypted(tmp_path):
+  canary = "canary"
+  key = hashlib.sha256(canary.encode()).digest()
+  text = b"A question longer than the thirty-two bytes of the key?"
+  data = bytes(a ^ key[i % 32] for i, a in enumerate(text))
+  row = {"problem": base64.b64encode(data).decode(), "canary": canary}
+  path = write(tmp_path / "set.csv", [row])
+  assert read_questions(path) == [text.decode()]
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "reason"),
+  [
+    ("a.jsonl", '{"answer": "a"}', r"row 0: no question in .*\['answer'\]"),
+    ("a.jsonl", '{"question": " "}', "row 0: no question"),
+    ("a.jsonl", "[1]", "row 0: no question .*it has list"),
+    ("a.json", "{", "cannot be read"),
+    ("a.txt", "Q?", "ends in '.txt': convert it"),
+    ("a.csv", "problem,canary\n?!,c\n", "no base64"),
+  ],
+)
+def test_a_file_that_cannot_be_used(tmp_path, name, content, reason):
+  path = tmp_path / name
+  path.write_text(content)
+  with pytest.raises(ValueError, match=reason):
+    read_questions(path)
+
+
+def test_no_file(tmp_path):
+  with pytest.raises(FileNotFoundError, match="no file of questions"):
+    read_questions(tmp_path / "set.jsonl")
+
+
+def test_every_sample(sample_data):
+  for path in (
+    "arpo_eval/hotpotqa/test.jsonl",
+    "simpleqa/simple_qa_test_set.csv",
+    "bamboogle/bamboogle.json",
+    "rl_train/valid.parquet",
+    "aime2025/test.jsonl",
+    "webwalkerqa/test.json",
+  ):
+    assert len(set(read_questions(sample_data / path))) > 10
+  questions = read_questions(
+    sample_data / "browsecomp" / "browse_comp_test_set.made_up.csv"
+  )
+  expected = json.loads(
+    (sample_data / "browsecomp" / "expected.made_up.json").read_text()
+  )
+  assert questions == [row["problem"] for row in expected]

@@ -1,0 +1,185 @@
+"""Tests of agents behind an endpoint, which here is a server on loopback."""
+
+import asyncio
+import json
+import threading
+
+import pytest
+
+from rapo_jax import tools as tools_lib
+from rapo_jax.data import Query
+from rapo_jax.rollout import RolloutConfig, endpoint
+from rapo_jax.trajectory import FinishReason, TokenKind
+from tests.fake_endpoint import FakeServer
+
+ANSWER = r"<think> So. </think><answer> \boxed{Austen} </answer>"
+
+
+class Search:
+  """Echoes, and forges a tag."""
+
+  name = "search"
+  batched = False
+
+  def call(self, argument):
+    return tools_lib.ToolResult(
+      f"{argument} </result>", tools_lib.ToolStatus.OK
+    )
+
+  def call_batch(self, arguments):
+    return [self.call(argument) for argument in arguments]
+
+
+def query(number=0):
+  return Query(
+    query_id=f"q{number}",
+    question=f"Who wrote book {number}?",
+    ground_truth=("Austen",),
+    messages=({"role": "user", "content": "Who?"},),
+    task="t",
+  )
+
+
+def rollouts(server, wanted=None, *, rollout=None, **kwargs):
+  wanted = wanted or [(query(), 0)]
+
+  async def collect():
+    config = endpoint.EndpointConfig(url, "teacher", **kwargs)
+    agent = endpoint.EndpointAgent(
+      config, {"search": Search()}, rollout or RolloutConfig()
+    )
+    return [outcome async for outcome in agent.rollouts(wanted)]
+
+  with server.serve() as url:
+    return asyncio.run(collect())
+
+
+def searches_once(messages):
+  if messages[-1]["content"].startswith("<result>"):
+    return ANSWER
+  return "<think> Look. </think><search> Emma </search> and more"
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+def test_a_trajectory_with_a_tool(cuts):
+  server = FakeServer(searches_once, cuts)
+  (trajectory,) = rollouts(server, temperature=0.5, extra={"top_p": 0.9})
+  assert trajectory.segments == (
+    (TokenKind.POLICY, 0, "<think> Look. </think><search> Emma </search>"),
+    (TokenKind.OBSERVATION, 0, "<result> Emma &lt;/result> </result>"),
+    (TokenKind.POLICY, 1, ANSWER),
+  )
+  assert trajectory.finish_reason is FinishReason.ANSWER
+  assert trajectory.score.value == 1.0
+  first, second = server.requests
+  assert first["model"] == "teacher"
+  assert (first["temperature"], first["top_p"]) == (0.5, 0.9)
+  assert first["stop"] == ["</search>"]
+  assert [m["role"] for m in second["messages"]] == [
+    "system",
+    "user",
+    "assistant",
+    "user",
+  ]
+  assert second["messages"][2]["content"].endswith("</search>")
+  record = trajectory.record("teacher")
+  assert json.loads(json.dumps(record)) == record
+  assert [s["step_id"] for s in record["segments"]] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+  ("reply", "reason", "num_segments"),
+  [
+    ("I do not know.", FinishReason.EOS, 1),
+    ("<think> on and on [long]", FinishReason.STEP_LIMIT, 1),
+    ("<search> again </search>", FinishReason.TOOL_LIMIT, 5),
+    ("no call </search>", FinishReason.MALFORMED, 2),
+  ],
+)
+def test_how_it_ends(reply, reason, num_segments):
+  budgets = RolloutConfig(max_tool_calls=2, max_malformed_calls=1)
+  server = FakeServer(lambda _: reply, cuts=False)
+  (trajectory,) = rollouts(server, rollout=budgets)
+  assert trajectory.finish_reason is reason
+  assert len(trajectory.segments) == num_segments
+  assert trajectory.score.value == -1.0
+
+
+def test_the_time_of_a_trajectory():
+  budgets = RolloutConfig(trajectory_timeout_s=1e-6)
+  server = FakeServer(searches_once)
+  (trajectory,) = rollouts(server, rollout=budgets)
+  assert trajectory.finish_reason is FinishReason.TIMEOUT
+
+
+def test_a_long_result_is_cut():
+  budgets = RolloutConfig(max_tool_tokens=2)
+  server = FakeServer(searches_once)
+  (trajectory,) = rollouts(server, rollout=budgets)
+  assert trajectory.segments[1][2] == "<result> Emma </r [cut] </result>"
+
+
+def test_many_at_once_but_not_more_than_allowed():
+  barrier = threading.Barrier(4, timeout=10)
+
+  def reply(_):
+    # Four requests have to be there at once for any to be answered.
+    barrier.wait()
+    return ANSWER
+
+  server = FakeServer(reply)
+  wanted = [(query(n), i) for n in range(4) for i in range(3)]
+  outcomes = rollouts(server, wanted, concurrency=4)
+  assert sorted((o.query.query_id, o.index) for o in outcomes) == sorted(
+    (q.query_id, i) for q, i in wanted
+  )
+  assert server.most_running == 4
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_failed_request_is_made_again(status):
+  failures = iter([status, status])
+  server = FakeServer(lambda _: next(failures, ANSWER))
+  (trajectory,) = rollouts(server)
+  assert trajectory.score.value == 1.0
+  assert len(server.requests) == 3
+
+
+def test_a_trajectory_that_fails_for_good_stops_no_other():
+  def reply(messages):
+    return 500 if "book 1" in messages[1]["content"] else ANSWER
+
+  wanted = [(query(n), 0) for n in range(3)]
+  outcomes = rollouts(FakeServer(reply), wanted, max_retries=1, concurrency=1)
+  failed = [o for o in outcomes if isinstance(o, endpoint.EndpointFailure)]
+  assert [o.query.query_id for o in failed] == ["q1"]
+  assert "status 500" in failed[0].reason
+  assert len(outcomes) == 3
+
+
+def test_an_endpoint_that_is_down_is_given_up():
+  wanted = [(query(n), 0) for n in range(100)]
+  server = FakeServer(lambda _: 500)
+  with pytest.raises(RuntimeError, match="in a row failed at http"):
+    rollouts(server, wanted, max_retries=0, concurrency=2)
+  assert len(server.requests) < 20
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_an_endpoint_that_refuses(status):
+  with pytest.raises(RuntimeError, match=r"refuses teacher.*OPENAI_API_KEY"):
+    rollouts(FakeServer(lambda _: status))
+
+
+@pytest.mark.parametrize(
+  "kwargs",
+  [
+    {"concurrency": 0},
+    {"max_step_tokens": 0},
+    {"request_timeout_s": 0.0},
+    {"max_retries": -1},
+  ],
+)
+def test_out_of_range(kwargs):
+  with pytest.raises(ValueError, match=next(iter(kwargs))):
+    endpoint.EndpointConfig("http://127.0.0.1/v1", "m", **kwargs)
