@@ -356,6 +356,8 @@ def test_a_buffer_that_a_server_holds_trains_as_one_s_own(
   command = [
     *("--config", str(config_file), "--workdir", str(folder)),
     "--config.train.methods=rapo",
+    # The server embeds and searches in this process.
+    "--config.train.strict_compile=false",
   ]
   with loopback.serving(server.buffer_app(buffer, ServerConfig())) as url:
     command.append(f"--config.buffer.url={url}")
