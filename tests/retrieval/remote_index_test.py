@@ -72,8 +72,9 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def end_servers():
+  """Ends them with the module: tests of the contract share some indexes."""
   with contextlib.ExitStack() as servers:
     ServedIndex.servers = servers
     yield
@@ -104,11 +105,14 @@ def test_more_than_the_server_gives_is_refused(index_cls):
 
 def test_a_dead_server_is_a_failed_search(index_cls, monkeypatch):
   monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.01)
-  url = index_cls.build(unit_vectors(5)).parameters["url"]
-  with contextlib.closing(index_cls(url)) as index:
-    ServedIndex.servers.pop_all().close()
-    with pytest.raises(RuntimeError, match="ConnectError"):
-      index.search(unit_vectors(1), 1)
+  built = retrieval.ExactIndex.build(unit_vectors(5))
+  with loopback.serving(server.index_app(built, CONFIG, dimension=24)) as url:
+    index = index_cls(url)
+  with (
+    contextlib.closing(index),
+    pytest.raises(RuntimeError, match="ConnectError"),
+  ):
+    index.search(unit_vectors(1), 1)
 
 
 def test_rows_of_others_are_refused(index_cls, monkeypatch):
