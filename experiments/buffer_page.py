@@ -11,13 +11,12 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32
 
-from experiments import charts
+from experiments import charts, pages
 from experiments.workdir import replace_text
 from rapo_jax.retrieval import store
 from rapo_jax.retrieval.manifest import TRACES_FILE, Manifest
@@ -59,15 +58,7 @@ def write_page(
   manifest = store.read_manifest(directory)
   traces = StoredTraces(directory / TRACES_FILE)
   facts = _Facts(traces)
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("experiments"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters["shown"] = _shown
-  page = environment.get_template("buffer.html.j2").render(
+  page = pages.template("buffer.html.j2", shown=_shown).render(
     title=directory.name,
     headline=f"{manifest.num_traces:,} step traces by "
     f"{_counted(len(manifest.agents), 'agent')}",

@@ -11,11 +11,10 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from experiments import charts, samples, tables
+from experiments import charts, pages, samples, tables
 from experiments import results as results_lib
 from experiments.results import MEAN, Run, label
 from experiments.workdir import replace_text
@@ -59,15 +58,8 @@ def write_report(
 def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
   runs = results_lib.load_runs(workdir)
   config = _read_config(workdir)
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("experiments"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
   trained = [m for m in results["methods"] if any(r.method == m for r in runs)]
-  return environment.get_template("report.html.j2").render(
+  return pages.template("report.html.j2").render(
     title=str(config.get("name", workdir.name)),
     headline=tables.headline(results),
     lines=[

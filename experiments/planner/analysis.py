@@ -466,13 +466,19 @@ def _roofline(
 def _notes(topology: chips.Topology, reports: list[ProgramReport]) -> list[str]:
   notes = []
   if topology.compiled_for == "cpu":
+    is_gpu = topology.chip != "cpu"
     notes.append(
       f"compiled for {len(topology.devices)} fake CPU devices"
-      + ("" if topology.chip == "cpu" else f", not for {topology.chip}")
+      + (f", not for {topology.chip}" if is_gpu else "")
       + ": there bfloat16 is widened to float32 and attention has no kernel, "
       "so that temporary memory, bytes moved by attention and bytes sent are "
       "larger than on an accelerator"
     )
+    if is_gpu:
+      notes.append(
+        "on a GPU the weights lie there twice while it decodes, stacked and "
+        "layer by layer: one more copy than is counted here"
+      )
   refused = [r.name for r in reports if r.refused]
   if refused:
     notes.append(
