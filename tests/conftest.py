@@ -9,12 +9,15 @@ import pathlib
 
 import pytest
 
+from tests import fake_devices
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A second run of the tests compiles next to nothing.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", fake_devices.QUICK_TO_COMPILE)
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 
-# Each process compiles everything, and what it compiles runs for milliseconds.
-_QUICK_TO_COMPILE = (
+# What tests compile runs for milliseconds.
+QUICK_TO_COMPILE = (
   "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -49,7 +49,6 @@ def run_processes(count: int, *arguments: str, num_devices: int) -> list[str]:
     _start(
       (*arguments, address, str(count), str(index)),
       num_devices=num_devices,
-      flags=_QUICK_TO_COMPILE,
     )
     for index in range(count)
   ]
@@ -64,7 +63,7 @@ def run_processes(count: int, *arguments: str, num_devices: int) -> list[str]:
 
 
 def _start(
-  arguments: tuple[str, ...], *, num_devices: int, flags: str = ""
+  arguments: tuple[str, ...], *, num_devices: int
 ) -> subprocess.Popen[str]:
   return subprocess.Popen(
     [sys.executable, *arguments],
@@ -72,7 +71,8 @@ def _start(
     env={
       **os.environ,
       "XLA_FLAGS": (
-        f"--xla_force_host_platform_device_count={num_devices} {flags}"
+        f"--xla_force_host_platform_device_count={num_devices} "
+        f"{QUICK_TO_COMPILE}"
       ),
       "PYTHONPATH": str(ROOT),
     },

@@ -197,7 +197,10 @@ def test_started_again_nothing_is_repeated(finished, capsys):
   assert changed <= {"results.json", folder.name}
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+  "ending",
+  [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_killed_and_started_again_it_ends_with_the_same_parameters(
   ending, finished, tmp_path
 ):
@@ -344,6 +347,7 @@ def test_a_buffer_that_is_there_trains_as_one_s_own(finished, tmp_path, capsys):
   assert _same(_parameters(folder / name), _parameters(whole / name))
 
 
+@pytest.mark.slow
 def test_a_buffer_that_a_server_holds_trains_as_one_s_own(
   finished, tmp_path, capsys
 ):

@@ -273,13 +273,13 @@ class TokenLogProbsTest(parameterized.TestCase):
     temporary = compiled.memory_analysis().temp_size_in_bytes
     self.assertLess(temporary, 0.4 * logits)
 
-  @pytest.mark.slow
   @parameterized.parameters(
     # XLA's CPU back end widens bfloat16: on other devices half of this. The
     # inputs of all 28 layers, and of every fourth.
     ("layer", 0.7),
     ("nested", 0.17),
   )
+  @pytest.mark.slow
   def test_the_7b_update_holds_no_logits(self, remat, most):
     config = models.DecoderConfig(
       vocab_size=152_064,
