@@ -90,7 +90,7 @@ class Batcher(Generic[Request, Answer]):
     return self
 
   async def __aexit__(self, *_: object) -> None:
-    """Cancels who still waits, and has a batch under way end unheard."""
+    """Cancels all requests; a batch under way ends unheard."""
     self._task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
       await self._task
@@ -158,6 +158,10 @@ class Batcher(Generic[Request, Answer]):
         answers = await loop.run_in_executor(
           self._thread, self._run_batch, [job.request for job in batch]
         )
+      except asyncio.CancelledError:
+        for job in batch:
+          job.answer.cancel()
+        raise
       # Raised again where each of the requests hears it.
       except Exception as error:
         answers = [error] * len(batch)

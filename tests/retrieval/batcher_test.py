@@ -168,7 +168,11 @@ def test_closing_cancels_who_waits():
       tasks = [asyncio.create_task(submit(batcher, t)) for t in "abcdef"]
       await until(lambda: run.batches)
       run.open.set()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    # Those of the batch that was under way, too, and none by its time.
+    answers = await asyncio.wait_for(
+      asyncio.gather(*tasks, return_exceptions=True), 10
+    )
+    assert isinstance(answers[0], asyncio.CancelledError | int)
     assert isinstance(answers[-1], asyncio.CancelledError)
 
   asyncio.run(scenario())
