@@ -163,15 +163,21 @@ def test_programs_run_at_the_same_time():
     assert time.monotonic() - start < 3
 
 
+def read(path: str) -> str:
+  """A file of /proc; nothing where its process or thread has ended."""
+  try:
+    return pathlib.Path(path).read_text()
+  except (FileNotFoundError, ProcessLookupError):
+    return ""
+
+
 def servers_of(pid: int) -> list[int]:
-  children = []
-  for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-    children += [int(c) for c in (task / "children").read_text().split()]
-  return [
-    c
-    for c in children
-    if b"python_server" in pathlib.Path(f"/proc/{c}/cmdline").read_bytes()
+  children = [
+    int(child)
+    for task in os.listdir(f"/proc/{pid}/task")
+    for child in read(f"/proc/{pid}/task/{task}/children").split()
   ]
+  return [c for c in children if "python_server" in read(f"/proc/{c}/cmdline")]
 
 
 def wait_until_gone(pids: list[int]) -> None:
