@@ -34,10 +34,11 @@ from collections.abc import Sequence
 from typing import get_args
 
 from experiments import input_errors
+from experiments.config import EncoderConfig
 from experiments.run import use_compilation_cache
+from experiments.tasks import load_encoder
 from rapo_jax.retrieval import (
   RetrievalConfig,
-  SentenceEncoder,
   StepTraceBuffer,
   protocol,
 )
@@ -248,12 +249,14 @@ def _listen(host: str, port: int) -> socket.socket:
 def _open(known: argparse.Namespace) -> StepTraceBuffer:
   directory = known.buffer
   print(f"opening {directory}", file=sys.stderr)
-  encoder = SentenceEncoder.from_pretrained(
-    known.encoder,
-    pooling=known.pooling,
-    key_prefix=known.key_prefix,
-    query_prefix=known.query_prefix,
-    dtype=known.dtype,
+  encoder = load_encoder(
+    EncoderConfig(
+      path=None if known.encoder is None else str(known.encoder),
+      pooling=known.pooling,
+      key_prefix=known.key_prefix,
+      query_prefix=known.query_prefix,
+      dtype=known.dtype,
+    )
   )
   buffer = StepTraceBuffer.load(directory, encoder)
   if not len(buffer):

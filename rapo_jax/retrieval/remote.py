@@ -33,7 +33,7 @@ from rapo_jax.retrieval.policy import (
   RetrievalConfig,
   choose_hit,
 )
-from rapo_jax.retrieval.step_trace import key_texts
+from rapo_jax.retrieval.step_trace import check_lengths, key_texts
 
 TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 8
@@ -278,11 +278,7 @@ class RemoteBuffer:
         policy needs more of the buffer than the protocol gives.
     """
     check_policy(config)
-    if len(questions) != len(histories):
-      raise ValueError(
-        f"Each question needs one history, got {len(questions)} questions and"
-        f" {len(histories)} histories."
-      )
+    check_lengths(questions, histories)
     if not questions:
       return []
     # A query's first line is its question. To the encoder all space is one.

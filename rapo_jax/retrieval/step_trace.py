@@ -64,6 +64,21 @@ def key_text(
   return key_texts([question], [history], encoder)[0]
 
 
+def check_lengths(
+  questions: Sequence[str], histories: Sequence[Sequence[str]]
+) -> None:
+  """Refuses questions and histories that are not as many.
+
+  Raises:
+    ValueError: with both numbers.
+  """
+  if len(questions) != len(histories):
+    raise ValueError(
+      f"Each question needs one history, got {len(questions)} questions and"
+      f" {len(histories)} histories."
+    )
+
+
 def key_texts(
   questions: Sequence[str],
   histories: Sequence[Sequence[str]],

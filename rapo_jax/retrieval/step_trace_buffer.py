@@ -48,6 +48,7 @@ from rapo_jax.retrieval.policy import (
 from rapo_jax.retrieval.step_trace import (
   ANSWER_TAG,
   StepTrace,
+  check_lengths,
   key_texts,
   trace_keys,
 )
@@ -186,7 +187,7 @@ class StepTraceBuffer:
         f" {0 if keys is None else len(keys)} keys and {len(questions)}"
         " questions."
       )
-    _check_lengths(questions, histories)
+    check_lengths(questions, histories)
     if not len(self):
       return [Miss("empty buffer")] * len(questions)
     if not questions:
@@ -232,7 +233,7 @@ class StepTraceBuffer:
         index refuses `num_neighbors`.
       RuntimeError: if the encoder or the index fails.
     """
-    _check_lengths(questions, histories)
+    check_lengths(questions, histories)
     if not len(self) or not questions:
       return [[] for _ in questions]
     found = self._search(questions, histories, num_neighbors)
@@ -385,16 +386,6 @@ class StepTraceBuffer:
       encoder,
       version=manifest.version,
       directory=directory,
-    )
-
-
-def _check_lengths(
-  questions: Sequence[str], histories: Sequence[Sequence[str]]
-) -> None:
-  if len(questions) != len(histories):
-    raise ValueError(
-      f"Each question needs one history, got {len(questions)} questions and"
-      f" {len(histories)} histories."
     )
 
 

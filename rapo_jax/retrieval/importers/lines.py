@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
+
+from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
 
 OnError = Literal["stop", "skip"]
 
@@ -106,7 +108,7 @@ class JsonLines:
     self, path: pathlib.Path, report: ImportReport, on_error: OnError
   ):
     self._path = path
-    self._report = report
+    self.report = report
     self._on_error = on_error
 
   def __iter__(self) -> Iterator[Line]:
@@ -115,15 +117,15 @@ class JsonLines:
     with self._path.open("rb") as file:
       for number, raw in enumerate(file, 1):
         at += len(raw)
-        self._report.num_lines += 1
+        self.report.num_lines += 1
         if not raw.strip():
-          self._report.num_blank += 1
+          self.report.num_blank += 1
           continue
         content, reason = _parse(raw)
         if reason is not None:
           self.broken(number, reason, raw)
         elif isinstance(content, list):
-          self._report.num_number_lists += 1
+          self.report.num_number_lists += 1
         else:
           yield Line(number, content, at)
 
@@ -132,7 +134,35 @@ class JsonLines:
     if isinstance(start, bytes):
       start = start[:_SHOWN_BYTES].decode("utf-8", "replace")
     problem = Problem(str(self._path), number, reason, start[:_SHOWN_BYTES])
-    self._report.broken(problem, self._on_error)
+    self.report.broken(problem, self._on_error)
+
+
+def one_a_line(
+  lines: JsonLines, make: Callable[[Line], AgentTrajectory]
+) -> Iterator[tuple[AgentTrajectory, int]]:
+  """Reads a file whose lines are a trajectory each.
+
+  Args:
+    lines: of the file.
+    make: what a line holds; raises ValueError, with the reason, for one that
+      cannot be used.
+
+  Yields:
+    Each trajectory, and the bytes of the file read until then.
+
+  Raises:
+    ValueError: for a broken line, named by its number, if it is to stop.
+  """
+  for line in lines:
+    try:
+      trajectory = make(line)
+    except ValueError as error:
+      lines.broken(line.number, str(error), str(line.content))
+      continue
+    lines.report.num_used += 1
+    lines.report.num_trajectories += 1
+    lines.report.num_steps += len(trajectory.steps)
+    yield trajectory, line.num_bytes
 
 
 def _parse(raw: bytes) -> tuple[Any, str | None]:

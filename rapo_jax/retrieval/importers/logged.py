@@ -12,7 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
-from rapo_jax.retrieval.importers.lines import ImportReport, JsonLines, OnError
+from rapo_jax.retrieval.importers.lines import (
+  ImportReport,
+  JsonLines,
+  OnError,
+  one_a_line,
+)
 
 _EXTRAS = ("update", "policy_version", "index", "finish_reason", "ground_truth")
 
@@ -38,18 +43,12 @@ def read_logged(
   Raises:
     ValueError: for a broken line, named by its number, if it is to stop.
   """
-  lines = JsonLines(path, report, on_error)
-  for line in lines:
-    name = f"{source}/{path.name}:{line.number}"
-    try:
-      trajectory = _trajectory(line.content, source, name)
-    except ValueError as error:
-      lines.broken(line.number, str(error), str(line.content))
-      continue
-    report.num_used += 1
-    report.num_trajectories += 1
-    report.num_steps += len(trajectory.steps)
-    yield trajectory, line.num_bytes
+  yield from one_a_line(
+    JsonLines(path, report, on_error),
+    lambda line: _trajectory(
+      line.content, source, f"{source}/{path.name}:{line.number}"
+    ),
+  )
 
 
 def _trajectory(
