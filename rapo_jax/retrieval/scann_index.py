@@ -406,8 +406,8 @@ def _tune(
 
   A sample of vectors looks for its nearest others. For each number of leaves,
   the candidates' order tells how many of them have to be ranked. Among those
-  that miss a quarter less than the target lets them, which leaves some room
-  for the luck of the sample, the least work is chosen.
+  that miss half as often as the target lets them, which leaves room for the
+  luck of the sample, the least work is chosen.
 
   Returns:
     The choice, and its recall on another sample.
@@ -415,7 +415,7 @@ def _tune(
   rng = np.random.default_rng(0)
   sample = rng.permutation(len(vectors))[: 2 * _SAMPLE]
   sample, held_out = np.sort(sample[::2]), np.sort(sample[1::2])
-  allowed = 0.75 * (1 - recall_target)
+  allowed = 0.5 * (1 - recall_target)
   nearest = _nearest_others(vectors, sample)
   chosen, least = None, math.inf
   codes_a_leaf = len(vectors) / len(shards) / leaves
