@@ -197,10 +197,8 @@ def test_started_again_nothing_is_repeated(finished, capsys):
   assert changed <= {"results.json", folder.name}
 
 
-@pytest.mark.parametrize(
-  "ending",
-  [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_started_again_it_ends_with_the_same_parameters(
   ending, finished, tmp_path
 ):
