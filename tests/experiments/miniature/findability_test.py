@@ -25,7 +25,7 @@ class FindabilityTest(parameterized.TestCase):
 
   @parameterized.parameters(*world_lib.FAMILIES)
   def test_nearest_key(self, family):
-    accuracy = findability.key_accuracy(WORLD.train[family][:8], self.encoder)
+    accuracy = findability.key_accuracy(WORLD.train[family][:16], self.encoder)
     self.assertGreaterEqual(accuracy, 0.98)
 
   def test_a_family_without_documents(self):
