@@ -296,7 +296,8 @@ def alternate(
   for number in range(repeats + 1):
     for name, run in runs.items():
       turn = run(number)
-      print(number, name, round(turn.seconds, 2), turn.stats, file=sys.stderr)
+      where = {figure: getattr(turn.stats, figure) for figure in SUMS}
+      print(number, name, round(turn.seconds, 2), where, file=sys.stderr)
       if number:
         turns[name].append(turn)
   return turns

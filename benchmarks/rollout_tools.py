@@ -38,6 +38,9 @@ def main() -> None:
   parser.add_argument("--tool-calls", type=int, default=5)
   parser.add_argument("--result-tokens", type=int, default=100)
   parser.add_argument("--max-delay", type=float, default=1.0, help="s")
+  parser.add_argument(
+    "--decode-chunk", type=int, default=RolloutConfig().decode_chunk
+  )
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--core", type=int, default=0)
   arguments = parser.parse_args()
@@ -89,6 +92,7 @@ def _rollouts(
     max_step_tokens=arguments.step_tokens,
     max_tool_tokens=arguments.result_tokens,
     max_tool_calls=arguments.tool_calls,
+    decode_chunk=arguments.decode_chunk,
     trajectory_timeout_s=setup.TRAJECTORY_TIMEOUT_S,
     tool_threads=arguments.sequences,
   )

@@ -406,7 +406,6 @@ def miniature_rollout() -> RolloutConfig:
     max_tool_tokens=64,
     max_tool_calls=6,
     prefill_rows=8,
-    decode_chunk=32,
     insert_chunk=32,
     # The encoder has no cores of its own here, and what decodes beside it takes
     # several times as long.

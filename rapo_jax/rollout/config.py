@@ -48,7 +48,8 @@ class RolloutConfig:
     max_malformed_calls: calls in a row that could not be parsed; the last of
       them ends the trajectory. Until then the agent reads what was wrong. 4
       by default: three explanations have been read in vain by then.
-    decode_chunk: tokens sampled between two looks by the host.
+    decode_chunk: tokens sampled between two looks by the host. A slot that
+      stops, and an answer that comes, wait for the next look.
     insert_chunk: positions of one sequence that run through the model at a
       time when a prompt, an observation or a retrieved step is cached.
     insert_rows: sequences whose observations and retrieved steps are cached at
@@ -96,7 +97,7 @@ class RolloutConfig:
   max_tool_tokens: int = 1024
   max_tool_calls: int = 5
   max_malformed_calls: int = 4
-  decode_chunk: int = 32
+  decode_chunk: int = 8
   insert_chunk: int = 32
   insert_rows: int = 8
   tool_threads: int = 32

@@ -33,7 +33,7 @@ from rapo_jax.rollout import automaton as automaton_lib
 from rapo_jax.rollout import processes, tool_runner
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.observation import ObservationEncoder
-from rapo_jax.rollout.programs import Programs, Sampled
+from rapo_jax.rollout.programs import Contents, Programs
 from rapo_jax.rollout.retriever import Question, Retriever
 from rapo_jax.trajectory import (
   FinishReason,
@@ -363,7 +363,7 @@ class _Rollout:
       collections.deque()
     )
     self._active: set[int] = set()
-    self._sampled: Sampled | None = None
+    self._contents: Contents | None = None
     self._finished: dict[int, Trajectory] = {}
     self._calls = calls
     self._retriever = retriever
@@ -456,28 +456,38 @@ class _Rollout:
   def _decode(self) -> None:
     """Samples a chunk and handles the slots that stopped in it."""
     began = time.perf_counter()
-    sampled = self._sampled = self._programs.decode()
+    progress = self._programs.decode()
+    stopped = [i for i in sorted(self._active) if not progress.active[i]]
+    if stopped:
+      self._contents = self._programs.contents()
     self._stats.decode_seconds += time.perf_counter() - began
     calls: list[_Call] = []
     most = 0
     for slot in sorted(self._active):
       sequence = self._slot(slot)
-      count = int(sampled.lengths[slot]) - sequence.length
+      count = int(progress.lengths[slot]) - sequence.length
       self._stats.sampled_tokens += count
       most = max(most, count)
-      if sampled.active[slot]:
+      if slot in stopped:
+        calls += self._stopped(sequence, count, int(progress.automaton[slot]))
+      else:
         sequence.length += count
-        continue
-      self._active.discard(slot)
-      start = sequence.segments[-1][2]
-      sequence.append(TokenKind.POLICY, sequence.step_id, count)
-      row = sampled.tokens[slot, : sequence.length]
-      text = decode(self._engine._tokenizer, row[start:])
-      sequence.steps.append(text)
-      stopped = bool(sampled.automaton[slot] == self._engine._matched_state)
-      calls += self._end_of_step(sequence, text, row, stopped=stopped)
     self._stats.decode_positions += most * len(self._slots)
     self._dispatch(calls)
+
+  def _stopped(
+    self, sequence: _Sequence, count: int, automaton: int
+  ) -> list[_Call]:
+    """Ends the step of a slot that has stopped, `count` tokens after a look."""
+    assert self._contents is not None  # Read whenever a slot stops.
+    self._active.discard(sequence.slot)
+    start = sequence.segments[-1][2]
+    sequence.append(TokenKind.POLICY, sequence.step_id, count)
+    row = self._contents.tokens[sequence.slot, : sequence.length]
+    text = decode(self._engine._tokenizer, row[start:])
+    sequence.steps.append(text)
+    matched = bool(automaton == self._engine._matched_state)
+    return self._end_of_step(sequence, text, row, stopped=matched)
 
   def _end_of_step(
     self, sequence: _Sequence, text: str, row: np.ndarray, *, stopped: bool
@@ -725,8 +735,8 @@ class _Rollout:
 
   def _finish(self, sequence: _Sequence, reason: FinishReason) -> None:
     length, slot = sequence.length, sequence.slot
-    sampled = self._sampled
-    assert sampled is not None  # Nothing ends before it has been sampled.
+    contents = self._contents
+    assert contents is not None  # Nothing ends before its slot has stopped.
     kinds = np.empty(length, np.int8)
     step_ids = np.empty(length, np.int32)
     start = 0
@@ -736,11 +746,11 @@ class _Rollout:
       start = end
     request = sequence.request
     self._finished[sequence.number] = Trajectory(
-      tokens=sampled.tokens[slot, :length].copy(),
+      tokens=contents.tokens[slot, :length].copy(),
       kinds=kinds,
       step_ids=step_ids,
-      log_probs=sampled.log_probs[slot, :length].copy(),
-      entropies=sampled.entropies[slot, :length].copy(),
+      log_probs=contents.log_probs[slot, :length].copy(),
+      entropies=contents.entropies[slot, :length].copy(),
       query_id=request.query.query_id,
       group_id=request.group_id,
       index=request.index,

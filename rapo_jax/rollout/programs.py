@@ -20,17 +20,22 @@ from rapo_jax.rollout import sampler
 from rapo_jax.rollout.config import RolloutConfig
 
 
-class Sampled(NamedTuple):
-  """Host copy of what `S` slots of up to `L` tokens hold after a chunk.
-
-  See `sampler.SlotState` for the fields. A trajectory always ends on tokens
-  that are in it: an observation or a retrieved step is only inserted if the
-  trajectory goes on.
-  """
+class Progress(NamedTuple):
+  """Host copy of where `S` slots are after a chunk; see `sampler.SlotState`."""
 
   active: Bool[np.ndarray, " S"]
   lengths: Int[np.ndarray, " S"]
   automaton: Int[np.ndarray, " S"]
+
+
+class Contents(NamedTuple):
+  """Host copy of what `S` slots of up to `L` tokens hold.
+
+  See `sampler.SlotState` for the fields. Read when a slot has stopped, it holds
+  all that a trajectory can end on: an observation or a retrieved step is only
+  inserted if the trajectory goes on.
+  """
+
   tokens: Int[np.ndarray, "S L"]
   log_probs: Float[np.ndarray, "S L"]
   entropies: Float[np.ndarray, "S L"]
@@ -142,8 +147,8 @@ class Programs:
       )
     jax.block_until_ready(self._state.lengths)
 
-  def decode(self) -> Sampled:
-    """Samples a chunk, and what the slots hold then."""
+  def decode(self) -> Progress:
+    """Samples a chunk, and says where the slots are then."""
     with sharding.use_mesh(self._mesh):
       self._state = sampler.decode(
         self._model,
@@ -154,8 +159,16 @@ class Programs:
         num_tokens=self._config.decode_chunk,
         attend_length=self._max_length,
       )
-      read = [getattr(self._state, name) for name in Sampled._fields]
-      if self._mesh is not None and self._mesh.is_multi_process:
-        read = sampler.gather(read)
+    return Progress(*self._read(Progress._fields))
+
+  def contents(self) -> Contents:
+    """What the slots hold: the larger part, for when it is needed."""
+    return Contents(*self._read(Contents._fields))
+
+  def _read(self, fields: tuple[str, ...]) -> list[np.ndarray]:
+    arrays = [getattr(self._state, name) for name in fields]
+    if self._mesh is not None and self._mesh.is_multi_process:
+      with sharding.use_mesh(self._mesh):
+        arrays = sampler.gather(arrays)
     # Copies: a view of a donated buffer would change under our hands.
-    return Sampled(*map(np.array, read))
+    return [np.array(array) for array in arrays]

@@ -266,6 +266,7 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   assert len(logged) == len(set(logged)) == UPDATES * 16
 
 
+@pytest.mark.slow
 def test_a_buffer_that_grows_is_restored_with_the_checkpoint(
   finished, tmp_path, capsys
 ):

@@ -1,9 +1,10 @@
 """Scores and gradients on several meshes of fake devices, as JSON.
 
 A program of its own, since the number of devices is fixed when JAX starts:
-`log_probs_test.py` runs it with 8 fake CPU devices. Prints, for each mesh, how
-far values and gradients are from those of one device, and how much of the
-logits one device holds.
+`log_probs_test.py` runs it with 8 fake CPU devices and the meshes' sizes, such
+as `4x2` (fsdp × tensor), as arguments. Prints, for each mesh, how far values
+and gradients are from those of one device, and how much of the logits one
+device holds.
 """
 
 import json
@@ -19,7 +20,6 @@ from rapo_jax import models
 from rapo_jax.models import log_probs, sharding
 from tests.tiny_decoder import tiny_decoder
 
-MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
 BATCH, LENGTH, VOCAB, CHUNK = 8, 24, 512, 12
 
 
@@ -87,7 +87,8 @@ def main() -> None:
   report = []
   for tie_embeddings in (True, False):
     expected = loss(model(tie_embeddings), *inputs())
-    for fsdp, tensor in MESHES:
+    for name in sys.argv[1:]:
+      fsdp, tensor = map(int, name.split("x"))
       got, program = on_mesh(fsdp, tensor, tie_embeddings)
       gaps = jax.tree.map(
         lambda a, b: float(np.max(np.abs(np.asarray(a) - np.asarray(b)))),
@@ -96,8 +97,7 @@ def main() -> None:
       )
       report.append(
         {
-          "fsdp": fsdp,
-          "tensor": tensor,
+          "mesh": name,
           "tied": tie_embeddings,
           "value_gap": gaps[0],
           "gradient_gap": max(jax.tree.leaves(gaps[1])),

@@ -196,9 +196,20 @@ class TokenLogProbsTest(parameterized.TestCase):
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
     self.assertLess(error, 0.01)
 
-  def test_meshes_give_the_values_of_one_device(self):
-    output = fake_devices.run_python("-m", "tests.models.log_probs_on_meshes")
-    for mesh in json.loads(output):
+  def test_a_mesh_gives_the_values_of_one_device(self):
+    self._check_meshes("2x4")
+
+  @pytest.mark.slow
+  def test_other_meshes_give_the_values_of_one_device(self):
+    self._check_meshes("8x1", "4x2", "1x8")
+
+  def _check_meshes(self, *meshes):
+    output = fake_devices.run_python(
+      "-m", "tests.models.log_probs_on_meshes", *meshes
+    )
+    report = json.loads(output)
+    self.assertLen(report, 2 * len(meshes))  # Heads tied and untied.
+    for mesh in report:
       with self.subTest(**mesh):
         self.assertLess(mesh["value_gap"], 1e-5)
         self.assertLess(mesh["gradient_gap"], 1e-5)

@@ -1,13 +1,15 @@
 """Runs updates and rollouts on meshes of eight fake devices, for mesh_test.
 
   XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
-      python -m tests.training.mesh_program
+      python -m tests.training.mesh_program "update 2x4" "greedy 8" adapters
 
-Prints one JSON line: how far each mesh is from one device.
+Runs the cases named (see `_cases`) and prints one JSON line, a report of each:
+how far it is from one device.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,12 +31,6 @@ from rapo_jax.training import (
 )
 from tests.tiny_decoder import tiny_decoder
 
-MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
-ROLLOUT_MESHES = (
-  {"fsdp": 4, "tensor": 2},
-  {"tensor": 8},
-  {"data": 2, "tensor": 4},
-)
 VOCABULARY, LENGTH, ROWS, SLOTS = 64, 32, 8, 8
 LORA = models.LoraConfig(4, 8.0, ("query", "value", "out", "down"))
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
@@ -214,50 +210,54 @@ def _gap(first: list[np.ndarray], second: list[np.ndarray]) -> float:
   )
 
 
-def main() -> None:
-  one = update(None)
-  meshes = {}
-  for fsdp, tensor in MESHES:
-    there = update(sharding.make_mesh(fsdp=fsdp, tensor=tensor))
-    meshes[f"{fsdp}x{tensor}"] = {
-      "loss": abs(there["loss"] - one["loss"]),
-      "gradient_norm": abs(there["gradient_norm"] / one["gradient_norm"] - 1),
-      "gradients": _gap(there["gradients"], one["gradients"]),
-      "placed": there["placed"],
-    }
-  rollouts = {}
-  for name, sampling in (
-    ("greedy", sampler.GREEDY),
-    ("filtered", sampler.sampling(FILTERED)),
-  ):
-    tokens, log_probs = rollout(None, sampling)
-    for shape in ROLLOUT_MESHES if name == "greedy" else ROLLOUT_MESHES[2:]:
-      mesh = sharding.make_mesh(**shape)
-      mesh_tokens, mesh_log_probs = rollout(mesh, sampling)
-      rollouts[f"{name} {'x'.join(map(str, shape.values()))}"] = {
-        "same_tokens": bool((mesh_tokens == tokens).all()),
-        "log_probs": float(np.abs(mesh_log_probs - log_probs).max()),
-        "num_tokens": int((tokens > 0).sum()),
-      }
-  adapters = update(None, lora=LORA)
-  there = update(sharding.make_mesh(fsdp=4, tensor=2), lora=LORA)
-  mixed = update(sharding.make_mesh(fsdp=4, tensor=2), dtype="bfloat16")
-  report = {
+def _update_on(
+  mesh: jax.sharding.Mesh,
+  dtype: str = "float32",
+  lora: models.LoraConfig | None = None,
+) -> dict[str, Any]:
+  one, there = update(None, lora=lora), update(mesh, dtype=dtype, lora=lora)
+  return {
+    "loss": abs(there["loss"] - one["loss"]),
+    "gradient_norm": abs(there["gradient_norm"] / one["gradient_norm"] - 1),
+    "gradients": _gap(there["gradients"], one["gradients"]),
     "largest_gradient": max(float(np.abs(g).max()) for g in one["gradients"]),
-    "meshes": meshes,
-    "rollouts": rollouts,
-    "adapters": {
-      "loss": abs(there["loss"] - adapters["loss"]),
-      "gradients": _gap(there["gradients"], adapters["gradients"]),
-      "largest_gradient": max(
-        float(np.abs(g).max()) for g in adapters["gradients"]
-      ),
-      "placed": there["placed"],
-    },
-    "mixed_precision_loss": abs(mixed["loss"] - one["loss"]),
-    "mixed_precision_dtype": mixed["dtype"],
+    "placed": there["placed"],
+    "dtype": there["dtype"],
   }
-  sys.stdout.write(json.dumps(report))
+
+
+def _rollout_on(
+  mesh: jax.sharding.Mesh, sampling: sampler.Sampling
+) -> dict[str, Any]:
+  tokens, log_probs = rollout(None, sampling)
+  mesh_tokens, mesh_log_probs = rollout(mesh, sampling)
+  return {
+    "same_tokens": bool((mesh_tokens == tokens).all()),
+    "log_probs": float(np.abs(mesh_log_probs - log_probs).max()),
+    "num_tokens": int((tokens > 0).sum()),
+  }
+
+
+def _cases() -> dict[str, Callable[[], dict[str, Any]]]:
+  mesh = sharding.make_mesh
+  greedy, filtered = sampler.GREEDY, sampler.sampling(FILTERED)
+  return {
+    "update 8x1": lambda: _update_on(mesh(fsdp=8)),
+    "update 4x2": lambda: _update_on(mesh(fsdp=4, tensor=2)),
+    "update 2x4": lambda: _update_on(mesh(fsdp=2, tensor=4)),
+    "update 1x8": lambda: _update_on(mesh(tensor=8)),
+    "adapters": lambda: _update_on(mesh(fsdp=4, tensor=2), lora=LORA),
+    "bfloat16": lambda: _update_on(mesh(fsdp=4, tensor=2), dtype="bfloat16"),
+    "greedy 4x2": lambda: _rollout_on(mesh(fsdp=4, tensor=2), greedy),
+    "greedy 8": lambda: _rollout_on(mesh(tensor=8), greedy),
+    "greedy 2x4": lambda: _rollout_on(mesh(data=2, tensor=4), greedy),
+    "filtered 2x4": lambda: _rollout_on(mesh(data=2, tensor=4), filtered),
+  }
+
+
+def main() -> None:
+  cases = _cases()
+  sys.stdout.write(json.dumps({name: cases[name]() for name in sys.argv[1:]}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Updates and rollouts on eight fake devices equal those on one."""
 
+import functools
 import json
 
 import jax
@@ -8,47 +9,55 @@ import pytest
 from rapo_jax.models import sharding
 from tests import fake_devices
 
+# Each tuple of cases is one process, as the number of devices is global; it
+# runs when one of its tests does.
+_QUICK = ("update 2x4", "adapters", "bfloat16", "greedy 2x4", "filtered 2x4")
+_SLOW = ("update 8x1", "update 4x2", "update 1x8", "greedy 4x2", "greedy 8")
 
-@pytest.fixture(scope="module")
-def report():
-  """What the program prints; a process of its own, as devices are global."""
+
+@functools.cache
+def _run(cases):
   return json.loads(
-    fake_devices.run_python("-m", "tests.training.mesh_program")
+    fake_devices.run_python("-m", "tests.training.mesh_program", *cases)
   )
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4", "1x8"])
-def test_an_update_is_the_same_on_any_mesh(report, mesh):
-  there = report["meshes"][mesh]
+def _report(case):
+  return _run(_QUICK if case in _QUICK else _SLOW)[case]
+
+
+def _all(*starts):
+  """Cases with a name that starts so; slow ones are marked."""
+  return [
+    case if case in _QUICK else pytest.param(case, marks=pytest.mark.slow)
+    for case in (*_QUICK, *_SLOW)
+    if case.startswith(starts)
+  ]
+
+
+@pytest.mark.parametrize("case", _all("update", "adapters"))
+def test_an_update_is_the_same_on_any_mesh(case):
+  there = _report(case)
   assert there["loss"] <= 1e-5
   assert there["gradient_norm"] <= 1e-5
   assert there["gradients"] <= 1e-5
   assert there["placed"], "state must stay where the rules put it"
   # The control: gradients are not all smaller than what is allowed.
-  assert report["largest_gradient"] > 1e-2
-
-
-def test_adapters_are_trained_the_same_on_a_mesh(report):
-  there = report["adapters"]
-  assert there["loss"] <= 1e-5
-  assert there["gradients"] <= 1e-5
-  assert there["placed"]
   assert there["largest_gradient"] > 1e-2
 
 
-@pytest.mark.parametrize(
-  "mesh", ["greedy 4x2", "greedy 8", "greedy 2x4", "filtered 2x4"]
-)
-def test_a_rollout_is_the_same_on_any_mesh(report, mesh):
-  there = report["rollouts"][mesh]
+@pytest.mark.parametrize("case", _all("greedy", "filtered"))
+def test_a_rollout_is_the_same_on_any_mesh(case):
+  there = _report(case)
   assert there["same_tokens"]
   assert there["num_tokens"] > 200
   assert there["log_probs"] <= 1e-4
 
 
-def test_computing_in_bfloat16_keeps_parameters_in_float32(report):
-  assert report["mixed_precision_dtype"] == "float32"
-  assert 0 < report["mixed_precision_loss"] <= 2e-2
+def test_computing_in_bfloat16_keeps_parameters_in_float32():
+  there = _report("bfloat16")
+  assert there["dtype"] == "float32"
+  assert 0 < there["loss"] <= 2e-2
 
 
 def test_rows_that_the_mesh_does_not_divide_are_refused():
