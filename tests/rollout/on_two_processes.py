@@ -44,16 +44,18 @@ class AnyBuffer:
   """Has a step for whatever is asked, and computes on the default device."""
 
   calls: int = 0
+  version: int = 0
 
-  def retrieve(self, questions, histories, *, config):
+  def retrieve(self, questions, histories, *, config, keys=None):
     self.calls += 1
     similarity = float(jax.jit(lambda x: x.max())(np.ones(3)))
+    step = "<search>b</search><result> ab </result>"
     return [
       retrieval.Hit(
         retrieval.StepTrace(
           question=question,
           history=tuple(history),
-          step="<search>b</search><result> ab </result>",
+          step=step,
           reward=1.0,
           source="expert",
           trace_id=0,
@@ -62,6 +64,8 @@ class AnyBuffer:
           answers=False,
         ),
         similarity,
+        text=step,
+        answers=False,
       )
       for question, history in zip(questions, histories, strict=True)
     ]
