@@ -43,6 +43,7 @@ def main() -> None:
   eos = jnp.zeros(vocab_size, bool)
   start = context - arguments.tokens
   state = sampler.init_slots(model, slots, context)
+  layers = sampler.layers_apart(model)
 
   def decode() -> sampler.SlotState:
     nonlocal state
@@ -58,6 +59,7 @@ def main() -> None:
       stop_table,
       eos,
       sampler.Sampling(temperature=jnp.float32(1.0)),
+      layers,
       num_tokens=arguments.tokens,
       attend_length=context,
     )

@@ -534,8 +534,8 @@ class Decoder(nnx.Module):
     """Returns a copy of the layers, each in arrays of its own.
 
     A GPU copies a layer's weights out of the stacked ones whenever it comes to
-    the layer, which takes as long as a decode step's own work. A loop over
-    tokens has them copied once, before it begins.
+    the layer, which takes as long as a decode step's own work. A rollout has
+    them copied once, before it begins.
     """
     return [
       jax.tree.map(lambda leaf, index=index: leaf[index], self.layers)

@@ -86,6 +86,7 @@ class Programs:
       self._prompt_cache = sampler.init_prompt_cache(
         model, config.prefill_rows, prompt_width
       )
+      self._layers = sampler.layers_apart(model)
     self._prompts = (np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
 
   def prefill(
@@ -156,6 +157,7 @@ class Programs:
         self._stop_table,
         self._eos,
         self._sampling,
+        self._layers,
         num_tokens=self._config.decode_chunk,
         attend_length=self._max_length,
       )

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from rapo_jax.models import Decoder, KVCache, attention, sharding
+from rapo_jax.models.decoder import DecoderLayer
 from rapo_jax.rollout.config import RolloutConfig
 
 # Tokens whose probabilities are summed up before those of single ones. As wide
@@ -314,6 +315,20 @@ def insert(
   )
 
 
+def layers_apart(model: Decoder) -> list[DecoderLayer] | None:
+  """The policy's layers as `decode` wants them on the devices at hand.
+
+  Apart on a GPU, which costs a second copy of their weights, see
+  `Decoder.unstack`; None elsewhere.
+  """
+  return _unstack(model) if attention.platform() == "gpu" else None
+
+
+@jax.jit
+def _unstack(model: Decoder) -> list[DecoderLayer]:
+  return model.unstack()
+
+
 @functools.partial(
   jax.jit,
   static_argnames=("num_tokens", "attend_length"),
@@ -325,6 +340,7 @@ def decode(
   stop_table: Int[Array, "states V"],
   eos: Bool[Array, " V"],
   sampling: Sampling,
+  layers: list[DecoderLayer] | None = None,
   *,
   num_tokens: int,
   attend_length: int,
@@ -343,12 +359,12 @@ def decode(
     sampling: how tokens are drawn. Stored log-probabilities and entropies are
       those of the full measure, see `SlotState`: a filter restricts what may be
       drawn and nothing else.
+    layers: what `layers_apart` returned for the policy.
     num_tokens: static bound on the tokens a slot can gain.
     attend_length: static bound on the lengths afterwards.
   """
   matched = stop_table.shape[0] - 1
   max_length = state.tokens.shape[1]
-  layers = model.unstack() if attention.platform() == "gpu" else None
 
   def step(carry: tuple[SlotState, Array]) -> tuple[SlotState, Array]:
     state, count = carry

@@ -16,7 +16,7 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import sharding
 from rapo_jax.retrieval import RetrievalConfig
-from rapo_jax.rollout import RolloutEngine, group_requests
+from rapo_jax.rollout import RolloutEngine, group_requests, sampler
 from rapo_jax.rollout import engine as engine_lib
 from rapo_jax.tools import ToolResult, ToolStatus
 from rapo_jax.tools.tags import find_tags
@@ -274,6 +274,25 @@ def test_slow_searches_change_no_bit_and_hold_up_no_other_slot(
   assert all(_same(a, b) for a, b in zip(again, trajectories, strict=True))
   assert searches[0] > 0
   assert stats.retrieval_busy_seconds > 0
+
+
+def test_layers_run_one_by_one_sample_the_same(
+  policy, tag_tokenizer, echo_tool, buffer, rolled, monkeypatch
+):
+  requests, trajectories, _ = rolled
+  monkeypatch.setattr(sampler.attention, "platform", lambda: "cpu")
+  assert sampler.layers_apart(policy) is None
+  monkeypatch.setattr(sampler.attention, "platform", lambda: "gpu")
+  layers = sampler.layers_apart(policy)
+  monkeypatch.undo()
+  assert len(layers) == policy.config.num_layers
+  # As a GPU would, all else as here.
+  monkeypatch.setattr(sampler, "layers_apart", lambda model: layers)
+  engine = _engine(tag_tokenizer, echo_tool(), buffer)
+  again, _ = engine.rollout(policy, requests, seed=1, update=3)
+  for ours, theirs in zip(again, trajectories, strict=True):
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-4)
 
 
 def test_times_and_shares_add_up(rolled):
