@@ -476,7 +476,7 @@ def _notes(topology: chips.Topology, reports: list[ProgramReport]) -> list[str]:
     )
     if is_gpu:
       notes.append(
-        "on a GPU the weights lie there twice while it decodes, stacked and "
+        "on a GPU the weights lie there twice while it rolls out, stacked and "
         "layer by layer: one more copy than is counted here"
       )
   refused = [r.name for r in reports if r.refused]
