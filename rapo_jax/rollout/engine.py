@@ -457,8 +457,7 @@ class _Rollout:
     """Samples a chunk and handles the slots that stopped in it."""
     began = time.perf_counter()
     progress = self._programs.decode()
-    stopped = [i for i in sorted(self._active) if not progress.active[i]]
-    if stopped:
+    if not progress.active[list(self._active)].all():
       self._contents = self._programs.contents()
     self._stats.decode_seconds += time.perf_counter() - began
     calls: list[_Call] = []
@@ -468,10 +467,10 @@ class _Rollout:
       count = int(progress.lengths[slot]) - sequence.length
       self._stats.sampled_tokens += count
       most = max(most, count)
-      if slot in stopped:
-        calls += self._stopped(sequence, count, int(progress.automaton[slot]))
-      else:
+      if progress.active[slot]:
         sequence.length += count
+      else:
+        calls += self._stopped(sequence, count, int(progress.automaton[slot]))
     self._stats.decode_positions += most * len(self._slots)
     self._dispatch(calls)
 

@@ -324,9 +324,7 @@ def layers_apart(model: Decoder) -> list[DecoderLayer] | None:
   return _unstack(model) if attention.platform() == "gpu" else None
 
 
-@jax.jit
-def _unstack(model: Decoder) -> list[DecoderLayer]:
-  return model.unstack()
+_unstack = jax.jit(Decoder.unstack)
 
 
 @functools.partial(

@@ -7,6 +7,7 @@ Runs the cases named (see `_cases`) and prints one JSON line, a report of each:
 how far it is from one device.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -210,12 +211,18 @@ def _gap(first: list[np.ndarray], second: list[np.ndarray]) -> float:
   )
 
 
+@functools.cache
+def _update_on_one_device(lora: models.LoraConfig | None) -> dict[str, Any]:
+  return update(None, lora=lora)
+
+
 def _update_on(
   mesh: jax.sharding.Mesh,
   dtype: str = "float32",
   lora: models.LoraConfig | None = None,
 ) -> dict[str, Any]:
-  one, there = update(None, lora=lora), update(mesh, dtype=dtype, lora=lora)
+  one = _update_on_one_device(lora)
+  there = update(mesh, dtype=dtype, lora=lora)
   return {
     "loss": abs(there["loss"] - one["loss"]),
     "gradient_norm": abs(there["gradient_norm"] / one["gradient_norm"] - 1),
