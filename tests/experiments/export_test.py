@@ -14,6 +14,7 @@ from experiments.policies import describe_policy
 from rapo_jax import models
 from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
 from tests import fake_devices
+from tests.closeness import assert_close
 from tests.tiny_decoder import tiny_decoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -109,7 +110,7 @@ def test_adapters_are_merged(tmp_path, dtype):
   loaded = models.from_pretrained(tmp_path / "out", dtype=dtype)
   assert same(loaded, models.merge_adapters(model))
   if dtype == "float32":
-    np.testing.assert_allclose(loaded(TOKENS), model(TOKENS), atol=1e-5)
+    assert_close(loaded(TOKENS), model(TOKENS))
 
 
 def test_a_wider_dtype_keeps_what_merging_would_round(tmp_path):
@@ -117,7 +118,7 @@ def test_a_wider_dtype_keeps_what_merging_would_round(tmp_path):
   export.export(tmp_path / "checkpoints", tmp_path / "out", dtype="float32")
   loaded = models.from_pretrained(tmp_path / "out")
   wide = model.astype("float32")
-  np.testing.assert_allclose(loaded(TOKENS), wide(TOKENS), atol=1e-5)
+  assert_close(loaded(TOKENS), wide(TOKENS))
 
 
 def test_adapters_are_written_apart(tmp_path, capsys):
