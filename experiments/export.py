@@ -29,8 +29,7 @@ from experiments.input_errors import InputError
 from experiments.policies import open_policy
 from rapo_jax import models
 from rapo_jax.models import folder as folders
-from rapo_jax.models.adapter_files import ADAPTER_CONFIG
-from rapo_jax.models.checkpoint_layout import CONFIG
+from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
 from rapo_jax.training import Checkpoints
 
 MERGE_BOUND = 1e-4

@@ -206,9 +206,7 @@ def check_prefix_preservation(
   )
 
 
-def _prompt_ids(
-  tokenizer: Any, query: Query, date: datetime.date
-) -> list[int]:
+def _prompt_ids(tokenizer: Any, query: Query, date: datetime.date) -> list[int]:
   return chat.encode_chat(
     tokenizer, query.messages, add_generation_prompt=True, date=date
   )
