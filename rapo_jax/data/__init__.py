@@ -4,7 +4,7 @@ from rapo_jax.data.chat import (
   PROMPT_DATE,
   TextEncoder,
   check_vocabulary,
-  turn_end,
+  end_ids,
 )
 from rapo_jax.data.corpus import load_corpus
 from rapo_jax.data.order import batch, epoch_order, updates_per_epoch
@@ -27,11 +27,11 @@ __all__ = [
   "check_prefix_preservation",
   "check_vocabulary",
   "encode_prompt",
+  "end_ids",
   "epoch_order",
   "load_corpus",
   "load_tool_star",
   "prompt_hash",
   "system_prompt",
-  "turn_end",
   "updates_per_epoch",
 ]

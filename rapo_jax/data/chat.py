@@ -258,6 +258,16 @@ def _control_tokens(
   return ControlTokens(by_text, ids, _any_of(by_text), _any_of(joined))
 
 
+def end_ids(tokenizer: Any) -> tuple[int, ...]:
+  """Tokens that end a turn: the tokenizer's end, and its chat template's.
+
+  Raises:
+    ValueError: as for `turn_end`.
+  """
+  ids = {tokenizer.eos_token_id, turn_end(tokenizer)} - {None}
+  return tuple(sorted(ids))
+
+
 def turn_end(tokenizer: Any) -> int | None:
   """The token that a chat template ends an assistant's reply with.
 

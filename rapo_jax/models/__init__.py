@@ -6,6 +6,7 @@ from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat, nested_group
 from rapo_jax.models.export import save_pretrained
 from rapo_jax.models.huggingface import (
+  check_pretrained,
   end_token_ids,
   fingerprint,
   from_pretrained,
@@ -33,6 +34,7 @@ __all__ = [
   "Remat",
   "RopeConfig",
   "add_adapters",
+  "check_pretrained",
   "end_token_ids",
   "fingerprint",
   "from_pretrained",

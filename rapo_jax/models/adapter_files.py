@@ -55,7 +55,7 @@ _WITHOUT_EFFECT = (
 )
 # Values of the other fields with which PEFT computes plain LoRA. Anything else,
 # in these or in fields that are not known here, is refused.
-_PLAIN = (None, False, "none", [], {})
+_PLAIN: tuple[Any, ...] = (None, False, "none", [], {})
 _PLAIN_VALUES = {
   # The others change the base weights too.
   "init_lora_weights": (*_PLAIN, True, "gaussian", "orthogonal", "eva"),
@@ -187,7 +187,8 @@ def _read_config(path: pathlib.Path, num_layers: int) -> LoraConfig:
         f"layer, and {path} has {name}={value!r}; merge these adapters "
         "into their base with PEFT first."
       )
-  rank, alpha = content.get("r"), content.get("lora_alpha")
+  rank: Any = content.get("r")
+  alpha: Any = content.get("lora_alpha")
   if type(rank) is not int or type(alpha) not in (int, float):
     raise ValueError(
       f"{path} must have numbers r and lora_alpha, got r={rank!r} and "
@@ -206,7 +207,7 @@ def _read_targets(
   A text is a regular expression over a module's whole name, or `all-linear`. A
   list holds names, or ends of names behind a point.
   """
-  named = content.get("target_modules")
+  named: Any = content.get("target_modules")
   if named == "all-linear":
     return get_args(LoraTarget)
   if isinstance(named, list) and all(isinstance(n, str) for n in named):

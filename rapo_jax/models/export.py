@@ -36,8 +36,6 @@ from rapo_jax.models.tensor_files import (
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Size of a weight file from which on another one is begun."""
-
-
 _TOKENIZER_FILES = (
   "tokenizer.json",
   "tokenizer_config.json",
@@ -135,7 +133,9 @@ def _configurations(
   """Returns the content of the two configuration files."""
   content = config.to_hf()
   generation: dict[str, Any] = {"_from_model_config": True}
-  ends = {*end_ids, getattr(tokenizer, "eos_token_id", None)} - {None}
+  ends = set(end_ids)
+  if tokenizer is not None and tokenizer.eos_token_id is not None:
+    ends.add(tokenizer.eos_token_id)
   if origin is not None:
     # Fields that say nothing of what the weights compute may differ.
     theirs = dataclasses.replace(

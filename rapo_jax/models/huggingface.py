@@ -91,7 +91,7 @@ def from_pretrained(
   """
   folder = hub.local_folder(path_or_hub_id)
   config = dataclasses.replace(read_config(folder), dtype=jnp.dtype(dtype).name)
-  abstract = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+  abstract = _abstract(config)
   leaves, treedef = jax.tree.flatten(abstract)
   places: list[Sharding | None] = [None] * len(leaves)
   if mesh is not None:
@@ -99,8 +99,7 @@ def from_pretrained(
       sharding.shardings(abstract, mesh, rules or sharding.TRAIN_RULES)
     )
   layouts = tensor_layouts(abstract)
-  stored = _model_tensors(folder, config)
-  _check_tensors(folder, stored, layouts)
+  stored = _model_tensors(folder, config, layouts)
   return jax.tree.unflatten(
     treedef,
     [
@@ -108,6 +107,25 @@ def from_pretrained(
       for layout, leaf, place in zip(layouts, leaves, places, strict=True)
     ],
   )
+
+
+def check_pretrained(folder: str | os.PathLike[str]) -> None:
+  """Checks all that `from_pretrained` does, without loading the weights.
+
+  Args:
+    folder: with `config.json` and safetensors.
+
+  Raises:
+    FileNotFoundError, ValueError: as `from_pretrained` says.
+  """
+  path = pathlib.Path(folder)
+  config = read_config(path)
+  _model_tensors(path, config, tensor_layouts(_abstract(config)))
+
+
+def _abstract(config: DecoderConfig) -> Decoder:
+  """A decoder that takes no memory."""
+  return jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
 
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
@@ -181,7 +199,7 @@ def end_token_ids(folder: str | os.PathLike[str]) -> tuple[int, ...]:
 
 
 def _model_tensors(
-  folder: pathlib.Path, config: DecoderConfig
+  folder: pathlib.Path, config: DecoderConfig, layouts: list[TensorLayout]
 ) -> dict[str, StoredTensor]:
   """The tensors of a folder that are the model's, each under one name.
 
@@ -208,6 +226,7 @@ def _model_tensors(
         f"{EMBEDDING}, and in {folder} they differ; set tie_word_embeddings "
         f"to false to compute with both, or delete {HEAD} from the file."
       )
+  _check_tensors(folder, stored, layouts)
   return stored
 
 

@@ -27,7 +27,8 @@ from jaxtyping import Int
 
 from rapo_jax import retrieval as retrieval_lib
 from rapo_jax import tools as tools_lib
-from rapo_jax.data import Query, TextEncoder, check_vocabulary, turn_end
+from rapo_jax.data import Query, TextEncoder, check_vocabulary
+from rapo_jax.data import end_ids as tokenizer_end_ids
 from rapo_jax.models import (
   KV_BLOCK,
   Decoder,
@@ -823,7 +824,7 @@ def _end_ids(
   Raises:
     ValueError: there is none, or one has no row in the embedding.
   """
-  ids = {tokenizer.eos_token_id, turn_end(tokenizer), *named} - {None}
+  ids = {*tokenizer_end_ids(tokenizer), *named}
   if not ids:
     raise ValueError(
       "a policy must have a token that ends its turn, and neither the "
