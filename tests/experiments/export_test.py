@@ -48,7 +48,10 @@ def write_run(root, *, lora=None, dtype="float32"):
     checkpoints.save(
       update,
       init_train_state(model, OptimizerConfig()),
-      {"update": update, **describe_policy(model, root / "base")},
+      {
+        "update": update,
+        **describe_policy(model, root / "base", end_ids=[3, 5]),
+      },
     )
   checkpoints.close()
   return model
@@ -80,7 +83,7 @@ def test_the_newest_checkpoint_is_written_bit_for_bit(tmp_path, capsys):
   # What the base agent has and a checkpoint does not.
   assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"a": 1}'
   generation = (tmp_path / "out" / "generation_config.json").read_text()
-  assert json.loads(generation) == {"top_p": 0.9}
+  assert json.loads(generation) == {"eos_token_id": [3, 5], "top_p": 0.9}
   # A numbered one is another policy, and takes the place of the first.
   assert run(tmp_path, checkpoint="checkpoints/5") == 0
   assert not same(models.from_pretrained(tmp_path / "out"), model)
