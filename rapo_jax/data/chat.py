@@ -1,9 +1,8 @@
 """Conversations as text and as token ids, by a tokenizer's chat template.
 
-A template is a program from outside. It may fail, read the clock, or join what
-users wrote to control tokens of its own. Here it renders on a fixed date, its
-errors are told in a line, and nothing that a user wrote becomes a control
-token.
+A template is a program from outside. It may fail, read the clock, or put what
+users wrote beside its control tokens. Here it renders on a fixed date, an error
+is one line, and no text of a user becomes a control token.
 """
 
 from __future__ import annotations
@@ -144,8 +143,8 @@ def render(
   template = template_of(tokenizer)
   if template is None:
     raise ValueError(
-      "prompts are written by the tokenizer's chat template, and this one has "
-      f"none: {_REMEDY}."
+      "a chat template must write the prompts, and this tokenizer has no "
+      f"template: {_REMEDY}."
     )
   turns = [dict(message) for message in messages]
   options: dict[str, Any] = {}

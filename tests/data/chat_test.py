@@ -334,7 +334,7 @@ REFUSES_SYSTEM = (
 @pytest.mark.parametrize(
   ("template", "message"),
   [
-    (None, "this one has none: put one that works into"),
+    (None, "has no template: put one that works into"),
     (REFUSES_SYSTEM, r"\(system, user\).*fails: System role not supported"),
     ("{% if %}", "fails: Expected an expression"),
     ("{{ messages[0].content.nothing() }}", "fails: .*has no attribute"),
@@ -344,7 +344,7 @@ REFUSES_SYSTEM = (
     ({"rag": CHATML, "tool_use": CHATML}, "'default', got rag, tool_use"),
   ],
 )
-def test_a_template_that_fails_is_told_in_a_line(template, message):
+def test_a_template_that_fails_is_reported_in_one_line(template, message):
   tokenizer, query = make_tokenizer(template), query_of("x")
   for call in (
     lambda: data.encode_prompt(tokenizer, query, 2048),

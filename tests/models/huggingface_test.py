@@ -220,7 +220,7 @@ class CheckpointTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "rotary_emb.weight is unknown"):
       models.from_pretrained(self.folder)
 
-  def test_a_prefix_of_all_names_is_told_in_a_short_message(self):
+  def test_a_prefix_of_all_names_makes_a_short_message(self):
     models.save_pretrained(tiny_model(), self.folder)
     tensors = {f"module.{k}": v for k, v in self.tensors().items()}
     self.write(tensors)
