@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -203,15 +203,15 @@ def encode_chat(
     }
     for message in messages
   ]
-  return _encode_around(
-    TextEncoder(tokenizer), controls, render(tokenizer, marked, **options), mark
-  )
+  text = render(tokenizer, marked, **options)
+  return _encode_around(tokenizer, controls, text, mark)
 
 
 def _encode_around(
-  encode: TextEncoder, controls: ControlTokens, text: str, mark: str
+  tokenizer: Any, controls: ControlTokens, text: str, mark: str
 ) -> list[int]:
   """Encodes what lies between control tokens as text, its marks removed."""
+  first, later = TextEncoder(tokenizer), _later_encoder(tokenizer, controls)
   ids: list[int] = []
   at, swallows = 0, False
   for found in [*controls.pattern.finditer(text), None]:
@@ -220,11 +220,35 @@ def _encode_around(
     # Some control tokens swallow the white space beside them.
     run = run.lstrip() if swallows else run
     run = run.rstrip() if token is not None and token.lstrip else run
-    ids += encode(run.replace(mark, "")) if run else []
+    if run:
+      ids += (later if at else first)(run.replace(mark, ""))
     if found is not None and token is not None:
       ids.append(controls.ids[found[0]])
       at, swallows = found.end(), token.rstrip
   return ids
+
+
+def _later_encoder(
+  tokenizer: Any, controls: ControlTokens
+) -> Callable[[str], list[int]]:
+  """Encodes text that comes after a control token, as the tokenizer does there.
+
+  Tokenizers of SentencePiece's kind put a space before a text, some of them
+  before the first text alone.
+  """
+  encode = TextEncoder(tokenizer)
+  known = next(iter(controls.ids), "")
+  both = tokenizer.encode(f"{known}a", add_special_tokens=False)
+  if both[bool(known) :] == encode("a"):
+    return encode
+  lead = encode("\n")
+
+  def encode_later(text: str) -> list[int]:
+    ids = encode(f"\n{text}")
+    # Unless the line feed has become one token with what follows.
+    return ids[len(lead) :] if ids[: len(lead)] == lead else encode(text)
+
+  return encode_later
 
 
 def control_tokens(tokenizer: Any) -> ControlTokens:
