@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -198,8 +198,7 @@ def _mesh(config: ExperimentConfig) -> jax.sharding.AbstractMesh:
 def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """Files of the agents that do not fit, dimensions that the mesh cuts."""
   mesh = _mesh(config)
-  for agent in get_args(Agent):
-    path = _agents(config)[agent]
+  for agent, path in _agents(config).items():
     try:
       if path is not None and not hub.is_hub_id(path):
         models.check_pretrained(path)
@@ -214,7 +213,7 @@ def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       yield "problem", f"{_name(agent)}: {error}"
 
 
-def _agents(config: ExperimentConfig) -> dict[str, str | None]:
+def _agents(config: ExperimentConfig) -> dict[Agent, str | None]:
   """What the config names each agent, as in `PolicyConfig`."""
   return {"base": config.policy.base, "off_policy": config.policy.off_policy}
 
@@ -275,8 +274,7 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       "note",
       f"{name}: {len(train)} training questions, {len(held_out)} held out",
     )
-    for agent in get_args(Agent):
-      path = _agents(config)[agent]
+    for agent, path in _agents(config).items():
       try:
         tokenizer = _tokenizer(config, path, train)
         check_vocabulary(tokenizer, policy_shape(config, agent).vocab_size)

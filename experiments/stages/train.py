@@ -125,9 +125,7 @@ def train(
   checkpoints = Checkpoints(folder / "checkpoints")
   origin = {
     "config_hash": flags.config_hash(config),
-    "prompt_hash": prompt_hash(
-      task.tokenizer, task.train[0], date=task.prompt_date
-    ),
+    "prompt_hash": prompt_hash(task.tokenizer, task.train[0], task.prompt_date),
   }
   described = describe_policy(
     policy, task.base_path, end_ids=end_ids(task.tokenizer)
