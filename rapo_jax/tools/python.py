@@ -59,6 +59,10 @@ class _ServerDied(Exception):
   """The server ended, or does not answer."""
 
 
+class _ServerHung(_ServerDied):
+  """The server did not end a program in time."""
+
+
 class _Run(NamedTuple):
   """What became of a program.
 
@@ -135,7 +139,7 @@ class _Server:
     """
     deadline = time.monotonic() + _START_S
     while not self.ready:
-      kind, _, _, text = self._event(deadline)
+      kind, *_ = self._event(deadline)
       if kind == python_server.NEW:
         try:
           python_wall.map_ids(self.pid)
@@ -150,6 +154,7 @@ class _Server:
 
     Raises:
       _ServerDied: the server ended, or it lost the program.
+      _ServerHung: it did not end the program in time.
     """
     deadline = time.monotonic() + self._limits.timeout_s
     # Nothing that a program can reach knows it.
@@ -187,7 +192,7 @@ class _Server:
         killed, deadline = True, time.monotonic() + _GRACE_S
         continue
       if left_s <= 0:
-        raise _ServerDied
+        raise _ServerHung
       for fd, _ in poll.poll(left_s * 1000 + 1):
         if fd == self._events:
           status = self._end_of(token, deadline)
@@ -333,11 +338,12 @@ class PythonTool:
 
   A program runs behind a wall of namespaces and a filter of system calls. It
   sees the standard library, read-only, and a folder of its own, which is empty
-  and in memory. It has no network, no environment, no other process, no right, and limits on
-  time, memory, threads, files and output. It can start no process. Nothing of
-  it is left when its call ends, and it shares nothing with another call. Set
-  order and `random` are seeded: a program's output depends on its text alone,
-  as far as Python allows.
+  and in memory. It has no network, no environment, no other process and no
+  right, and limits on time, memory, threads, files and output. It can start
+  threads, and no process. It is the first process of its namespace, so that
+  signals it sends itself do not end it. Nothing of it is left when its call
+  ends, and it shares nothing with another call. Set order and `random` are
+  seeded: a program's output depends on its text alone, as far as Python allows.
 
   Linux only. Close it, or use it in a `with` statement; its processes end with
   the calling process in any case.
@@ -447,8 +453,10 @@ class PythonTool:
     try:
       server = self._living(server)
       run = server.run(program.encode("utf-8", "replace"))
-    except _ServerDied:
+    except _ServerDied as error:
       server.close(wait_s=0.0)
+      if isinstance(error, _ServerHung):
+        return ToolResult(self._late(), ToolStatus.TIMEOUT)
       return ToolResult("The interpreter was killed.", ToolStatus.ERROR)
     finally:
       self._idle.put(server)
@@ -482,6 +490,11 @@ class PythonTool:
   def __exit__(self, *unused: object) -> None:
     self.close()
 
+  def _late(self) -> str:
+    return (
+      f"TimeoutError: the program ran longer than {self._limits.timeout_s:g} s."
+    )
+
   def _result(self, run: _Run) -> ToolResult:
     limit = self._limits.max_output_bytes
     printed = run.stdout[:limit].decode("utf-8", "replace").rstrip()
@@ -489,11 +502,7 @@ class PythonTool:
       note = f"[cut: more than {limit} bytes of output]"
       return ToolResult(f"{printed}\n{note}", ToolStatus.ERROR)
     if run.status is None or _ran_out_of_time(run.status):
-      note = (
-        "TimeoutError: the program ran longer than "
-        f"{self._limits.timeout_s:g} s."
-      )
-      text = f"{printed}\n{note}" if printed else note
+      text = f"{printed}\n{self._late()}" if printed else self._late()
       return ToolResult(text, ToolStatus.TIMEOUT)
     if run.status != 0:
       reason = _reason(run.status, run.stderr)

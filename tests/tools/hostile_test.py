@@ -117,6 +117,28 @@ def test_there_are_many():
   assert len(NAMES) >= 60
 
 
+@pytest.mark.parametrize(
+  "name",
+  [
+    "reads: the ground truth",
+    "reads: passwords",
+    "reads: the environment",
+    "reads: the machine's name",
+    "processes: sees the trainer",
+    "network: the trainer's port",
+    "network: an abstract socket",
+    "kernel: rights",
+  ],
+)
+def test_without_a_wall_they_do_reach_it(surroundings, name: str):
+  """The control: the programs would find what is there."""
+  text = hostile_programs.programs(**surroundings)[name]
+  done = subprocess.run(
+    [sys.executable, "-c", text], capture_output=True, text=True, check=False
+  )
+  assert "ESCAPED" in done.stdout, done
+
+
 def test_nothing_is_left_over(tool, results):
   """Neither processes nor files nor descriptors; the servers are the first."""
   deadline = time.monotonic() + 5
