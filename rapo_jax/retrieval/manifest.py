@@ -172,22 +172,22 @@ def describe_files(directory: pathlib.Path) -> dict[str, FileInfo]:
 
 
 def file_problems(
-  directory: pathlib.Path, manifest: Manifest, *, checksums: bool
+  directory: pathlib.Path, files: Mapping[str, FileInfo], *, checksums: bool
 ) -> list[str]:
   """What differs between a folder's files and its manifest, a line each.
 
   Args:
     directory: the folder.
-    manifest: its manifest.
+    files: what its manifest says of them, by path.
     checksums: read every file and compare its digest, not just its size.
   """
   problems = []
   there = _file_names(directory)
-  for name in sorted({*there, *manifest.files}):
-    if name not in manifest.files:
+  for name in sorted({*there, *files}):
+    if name not in files:
       problems.append(f"{name} is not in the manifest")
       continue
-    wanted, path = manifest.files[name], directory / name
+    wanted, path = files[name], directory / name
     if name not in there:
       problems.append(f"{name} is missing")
     elif (size := path.stat().st_size) != wanted.bytes:

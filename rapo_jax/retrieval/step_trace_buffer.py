@@ -366,7 +366,9 @@ class StepTraceBuffer:
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
     store.check_encoder(directory, manifest, encoder)
-    _check(directory, file_problems(directory, manifest, checksums=checksums))
+    _check(
+      directory, file_problems(directory, manifest.files, checksums=checksums)
+    )
     if partial_folder(directory).exists():
       _log.warning(
         "%s is what an interrupted build left; %s is whole and is what is"

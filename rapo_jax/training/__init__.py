@@ -1,6 +1,6 @@
 """Training: experience, packed batches, the update, checkpoints."""
 
-from rapo_jax.training.checkpoints import Checkpoints
+from rapo_jax.training.checkpoints import BrokenCheckpointError, Checkpoints
 from rapo_jax.training.config import (
   ObjectiveConfig,
   OptimizerConfig,
@@ -18,6 +18,7 @@ from rapo_jax.training.update import (
 )
 
 __all__ = [
+  "BrokenCheckpointError",
   "Checkpoints",
   "Experience",
   "ObjectiveConfig",
