@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
+
+from rapo_jax import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +40,13 @@ class Workdir:
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either the old one or all of the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  with partial.open("w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
+  """Writes a file that is either the old one or all of the new one.
+
+  It holds ground truth as likely as not: its owner alone can read it.
+  """
+  files.make_private_folder(path.parent)
+  with files.replaced_file(path) as new:
+    new.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -14,6 +14,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from rapo_jax import files as files_lib
+
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 TRACES_FILE = "traces.parquet"
@@ -93,7 +95,8 @@ def repair_command(directory: pathlib.Path) -> str:
 
 
 def partial_folder(directory: pathlib.Path) -> pathlib.Path:
-  """Where a buffer is built until it is finished."""
+  """Where a buffer is built until it is finished; a link is followed."""
+  directory = files_lib.followed(directory)
   return directory.with_name(directory.name + PARTIAL_SUFFIX)
 
 
