@@ -30,6 +30,7 @@ from experiments import (
   tables,
 )
 from experiments.config import ExperimentConfig
+from experiments.health import HealthStop
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
 from experiments.progress import Progress
@@ -48,8 +49,11 @@ from experiments.tasks import (
 from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
+from rapo_jax.rollout import NonFiniteRollout
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
+UNHEALTHY_STATUS = 3
+"""Exit status of a run that ended because it could not learn."""
 COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
@@ -143,6 +147,9 @@ class Experiment:
     for name in self._tasks:
       with StopSignal() as stop, self._open(name) as task:
         buffer = self._open_buffer(name)
+        for run in runs:
+          if run.task == name:
+            train_stage.check_buffer(self._config, run, buffer)
         for number, run in enumerate(runs):
           if run.task == name:
             train_stage.train(
@@ -153,6 +160,7 @@ class Experiment:
               buffer,
               functools.partial(self._share, number, len(runs)),
               stop,
+              self._progress.note,
             )
 
   @input_errors.from_outside()
@@ -321,6 +329,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except Stopped as stopped:
     print(f"{stopped}: start it again to go on.", file=sys.stderr)
     return 128 + signal.SIGTERM
+  except (HealthStop, NonFiniteRollout) as stopped:
+    lines = (str(stopped), *getattr(stopped, "__notes__", ()))
+    print("error:", *lines, file=sys.stderr)
+    return UNHEALTHY_STATUS
   return 0
 
 
