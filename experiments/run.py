@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import functools
 import pathlib
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from experiments import (
   checks,
   flags,
   input_errors,
+  provenance,
   report,
   results,
   tables,
@@ -325,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   workdir = Workdir(known.workdir)
   try:
     with claim_workdir(config, workdir, tasks):
-      run_stages(config, workdir, known.stage, tasks)
+      run_stages(config, workdir, known.stage, tasks, arguments)
   except Stopped as stopped:
     print(f"{stopped}: start it again to go on.", file=sys.stderr)
     return 128 + signal.SIGTERM
@@ -357,18 +359,26 @@ def use_compilation_cache() -> None:
 
 
 def run_stages(
-  config: ExperimentConfig, workdir: Workdir, stage: str, tasks: list[str]
+  config: ExperimentConfig,
+  workdir: Workdir,
+  stage: str,
+  tasks: list[str],
+  arguments: Sequence[str] | None = None,
 ) -> None:
   """Runs the stages with a live display and prints the result table."""
   use_compilation_cache()
   stages = STAGES if stage == "all" else (stage,)
+  with _one_at_a_time(workdir):
+    provenance.append_start(workdir.root, arguments)
   estimates = checks.stage_seconds(config, tasks)
   with Progress([(name, estimates[name]) for name in stages]) as progress:
     experiment = Experiment(config, workdir, progress, tasks)
     for name in stages:
       experiment.run(name)
   if "report" in stages:
-    print(tables.format_table(read_json(workdir.root / "results.json")))
+    width = shutil.get_terminal_size((100, 24)).columns
+    results_there = read_json(workdir.root / "results.json")
+    print(tables.format_table(results_there, width))
     print(f"report: {workdir.root / 'report.html'}")
 
 
