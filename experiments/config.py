@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
 from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
@@ -267,6 +268,7 @@ class TrainConfig:
     strict_compile: a run stops when JAX compiles a program after the rehearsal
       that comes before the first update. Otherwise it is told in the metrics,
       as `compile/programs` and `compile/seconds`.
+    health: what a run does about updates in which nothing can be learned.
   """
 
   methods: tuple[Method, ...] = ("grpo", "rapo")
@@ -277,6 +279,7 @@ class TrainConfig:
   log_trajectories_every: int = 5
   stop_mismatch: float = 0.1
   strict_compile: bool = False
+  health: HealthConfig = HealthConfig()
 
   def __post_init__(self) -> None:
     for name in (
@@ -422,6 +425,14 @@ def miniature_update() -> UpdateConfig:
     rows_per_microbatch=8,
     remat="none",
   )
+
+
+def miniature_health() -> HealthConfig:
+  """Health of the miniature world, which shows what GRPO does without a signal.
+
+  Its 20 updates of 8 questions are few enough to see the end of.
+  """
+  return HealthConfig(no_signal="warn")
 
 
 def miniature_retrieval() -> RetrievalConfig:

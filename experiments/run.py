@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import functools
 import pathlib
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,11 +26,13 @@ from experiments import (
   checks,
   flags,
   input_errors,
+  provenance,
   report,
   results,
   tables,
 )
 from experiments.config import ExperimentConfig
+from experiments.health import HealthStop
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
 from experiments.progress import Progress
@@ -48,8 +51,11 @@ from experiments.tasks import (
 from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
+from rapo_jax.rollout import NonFiniteRollout
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
+UNHEALTHY_STATUS = 3
+"""Exit status of a run that ended because it could not learn."""
 COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
@@ -143,6 +149,9 @@ class Experiment:
     for name in self._tasks:
       with StopSignal() as stop, self._open(name) as task:
         buffer = self._open_buffer(name)
+        for run in runs:
+          if run.task == name:
+            train_stage.check_buffer(self._config, run, buffer)
         for number, run in enumerate(runs):
           if run.task == name:
             train_stage.train(
@@ -153,6 +162,7 @@ class Experiment:
               buffer,
               functools.partial(self._share, number, len(runs)),
               stop,
+              self._progress.note,
             )
 
   @input_errors.from_outside()
@@ -317,10 +327,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   workdir = Workdir(known.workdir)
   try:
     with claim_workdir(config, workdir, tasks):
-      run_stages(config, workdir, known.stage, tasks)
+      run_stages(config, workdir, known.stage, tasks, arguments)
   except Stopped as stopped:
     print(f"{stopped}: start it again to go on.", file=sys.stderr)
     return 128 + signal.SIGTERM
+  except (HealthStop, NonFiniteRollout) as stopped:
+    lines = (str(stopped), *getattr(stopped, "__notes__", ()))
+    print("error:", *lines, file=sys.stderr)
+    return UNHEALTHY_STATUS
   return 0
 
 
@@ -345,18 +359,26 @@ def use_compilation_cache() -> None:
 
 
 def run_stages(
-  config: ExperimentConfig, workdir: Workdir, stage: str, tasks: list[str]
+  config: ExperimentConfig,
+  workdir: Workdir,
+  stage: str,
+  tasks: list[str],
+  arguments: Sequence[str] | None = None,
 ) -> None:
   """Runs the stages with a live display and prints the result table."""
   use_compilation_cache()
   stages = STAGES if stage == "all" else (stage,)
+  with _one_at_a_time(workdir):
+    provenance.append_start(workdir.root, arguments)
   estimates = checks.stage_seconds(config, tasks)
   with Progress([(name, estimates[name]) for name in stages]) as progress:
     experiment = Experiment(config, workdir, progress, tasks)
     for name in stages:
       experiment.run(name)
   if "report" in stages:
-    print(tables.format_table(read_json(workdir.root / "results.json")))
+    width = shutil.get_terminal_size((100, 24)).columns
+    results_there = read_json(workdir.root / "results.json")
+    print(tables.format_table(results_there, width))
     print(f"report: {workdir.root / 'report.html'}")
 
 

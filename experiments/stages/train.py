@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, input_errors, trajectory_log
+from experiments import flags, health, input_errors, trajectory_log
 from experiments.config import ExperimentConfig, Method
 from experiments.devices import device_mesh
 from experiments.engines import open_engine
 from experiments.input_errors import InputError
-from experiments.metrics import MetricsWriter, truncate_rows
+from experiments.metrics import MetricsWriter, read_metrics, truncate_rows
 from experiments.policies import (
   BASE_FINGERPRINT,
   describe_policy,
   load_policy,
 )
-from experiments.stages.evaluate import sample_accuracy
+from experiments.stages.evaluate import curve_point
 from experiments.stages.growth import Growth
 from experiments.stop_signal import Stopped, StopSignal
 from experiments.tasks import Task
@@ -34,7 +34,8 @@ from rapo_jax import models
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, order, prompt_hash
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
-from rapo_jax.tools import ToolStatus
+from rapo_jax.retrieval.remote import RemoteBuffer
+from rapo_jax.tools import ToolStatus as ToolStatus
 from rapo_jax.training import (
   Checkpoints,
   Trainer,
@@ -51,10 +52,8 @@ ADAPTERS_FOLDER = "adapters"
 BUFFER_FOLDER = "buffer"
 """What a run whose buffer grows has added to it."""
 
-# One call that fails may be bad luck; that many of as many are not.
-_BROKEN_CALLS = 8
-
 Report = Callable[[float, str], None]
+Note = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +91,7 @@ def train(
   buffer: Buffer | None,
   report: Report,
   stop: StopSignal,
+  note: Note,
 ) -> None:
   """Trains one run to its last update, from its newest checkpoint if any.
 
@@ -104,11 +104,13 @@ def train(
       it.
     report: called with the share done, 0 to 1, and a word on the last update.
     stop: once it is requested, the update under way is the last.
+    note: called with what a user has to see, a line each.
 
   Raises:
     Stopped: after a checkpoint of all that was done.
     InputError: the newest checkpoint is of another config or prompt template,
       the base agent cannot be read, or the mesh does not divide it.
+    health.HealthStop: the run cannot learn, and `train.health` says to stop.
   """
   folder = workdir.run(run.task, run.name)
   if (folder / DONE_FILE).exists():
@@ -140,11 +142,11 @@ def train(
     config=flags.to_dict(config),
   ) as writer:
     evaluate = functools.partial(
-      sample_accuracy, config, task, samples=config.evaluation.curve_samples
+      curve_point, config, task, samples=config.evaluation.curve_samples
     )
+    monitor = _monitor(config, run).replay(read_metrics(folder))
     if not totals:
-      accuracy = evaluate(state.model)
-      writer.write(0, {"eval/accuracy": accuracy})
+      writer.write(0, evaluate(state.model))
       totals = {"seconds": 0.0, "generated_tokens": 0.0}
     report(done / config.train.num_updates, run.name)
     with compilations() as compiled:
@@ -152,12 +154,28 @@ def train(
     report(done / config.train.num_updates, _describe_programs(run, compiled))
     for update in range(done, config.train.num_updates):
       state, row = _update(
-        config, task, run, trainer, state, update, totals, folder, growth
+        config,
+        task,
+        run,
+        trainer,
+        state,
+        update,
+        totals,
+        folder,
+        growth,
+        monitor,
       )
       number = update + 1
+      try:
+        alerts = _stop_if_broken(config, run, number, row, monitor)
+      except RuntimeError:
+        # The report shows what the run has stopped at.
+        writer.write(number, row)
+        raise
+      _tell(run, row, number, alerts, note)
       last = number == config.train.num_updates
       if last or number % config.train.eval_every == 0:
-        row["eval/accuracy"] = evaluate(state.model)
+        row |= evaluate(state.model)
       writer.write(number, row)
       stopping = stop.requested
       if last or stopping or number % config.train.checkpoint_every == 0:
@@ -174,6 +192,41 @@ def train(
   checkpoints.close()
   _write_policy(state.model, task, folder)
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
+
+
+def check_buffer(
+  config: ExperimentConfig, run: Run, buffer: Buffer | None
+) -> None:
+  """Refuses to retrieve from a buffer without a trace that may be inserted.
+
+  One that grows may begin empty.
+
+  Raises:
+    InputError: with the remedy.
+  """
+  rollout, _ = config.method(run.method)
+  if not rollout.num_hybrid or config.buffer.grow is not None:
+    return
+  least = config.retrieval.min_reward
+  if isinstance(buffer, StepTraceBuffer):
+    there, usable = len(buffer), buffer.num_above(least)
+  elif isinstance(buffer, RemoteBuffer):
+    there = usable = int(buffer.check().get("num_traces", 1))
+  else:
+    there = usable = 0
+  if usable:
+    return
+  what = (
+    f"none of the {there} traces of its buffer has a reward above "
+    f"retrieval.min_reward ({least:g})"
+    if there
+    else "its buffer holds no trace"
+  )
+  raise InputError(
+    f"{run.method} retrieves, and {what} ({run.task}): build one from "
+    "trajectories that answer right, name another in buffer.path, let it grow "
+    "(buffer.grow), or train with train.methods=grpo."
+  )
 
 
 @input_errors.from_outside()
@@ -325,20 +378,25 @@ def _update(
   totals: dict[str, float],
   folder: pathlib.Path,
   growth: Growth | None,
+  monitor: health.Monitor,
 ) -> tuple[TrainState, dict[str, float]]:
-  """One update and its row of metrics; adds to the totals."""
+  """One update and its row of metrics; adds to the totals.
+
+  Its trajectories are logged on a schedule, and where an alert begins.
+  """
   queries, prompts = _questions(config, task, run, update)
   with compilations() as compiled:
     state, experience, row = trainer.step(state, queries, prompts, update)
   row["compile/programs"] = len(compiled)
   row["compile/seconds"] = sum(c.seconds for c in compiled)
   _stop_if_compiled(config, run, update + 1, compiled)
-  _stop_if_broken(config, run, update + 1, row)
   totals["seconds"] += row["step/seconds"]
   totals["generated_tokens"] += row["rollout/generated_tokens"]
   number = update + 1
   every = config.train.log_trajectories_every
-  if number == 1 or number % every == 0:
+  alerts = monitor.look(number, row)
+  row |= monitor.metrics()
+  if number == 1 or number % every == 0 or any(a.tell for a in alerts):
     with (folder / TRAJECTORIES_FILE).open("a", encoding="utf-8") as file:
       for record in trajectory_log.records(
         experience, queries, task.tokenizer, number
@@ -371,10 +429,48 @@ def _stop_if_compiled(
     )
 
 
-def _stop_if_broken(
-  config: ExperimentConfig, run: Run, number: int, row: dict[str, float]
+def _monitor(config: ExperimentConfig, run: Run) -> health.Monitor:
+  rollout, _ = config.method(run.method)
+  return health.Monitor(config.train.health, retrieves=rollout.num_hybrid > 0)
+
+
+def _tell(
+  run: Run,
+  row: dict[str, float],
+  number: int,
+  alerts: list[health.Alert],
+  note: Note,
 ) -> None:
-  """Raises rather than train on, once nothing can be learned any more."""
+  """Notes how the first update went, and the alerts that begin or last."""
+  if number == 1:
+    note(f"{run.task} {run.name}: {health.first_update_text(row)}")
+  for alert in alerts:
+    if alert.tell:
+      note(f"warning: {run.task} {run.name}: {alert.describe()}")
+
+
+def _stop_if_broken(
+  config: ExperimentConfig,
+  run: Run,
+  number: int,
+  row: dict[str, float],
+  monitor: health.Monitor | None = None,
+) -> list[health.Alert]:
+  """Raises rather than train on, once nothing can be learned any more.
+
+  Args:
+    config: the experiment.
+    run: of which the update is.
+    number: of the update.
+    row: its metrics.
+    monitor: has seen the updates before; None for a new one, with defaults.
+
+  Returns:
+    Alerts that do not stop the run.
+
+  Raises:
+    RuntimeError: names the rule, the figures and the remedy.
+  """
   where = f"update {number} of {run.task} {run.name}"
   gap = row["mismatch/abs_log_prob_mean"]
   # Not `gap > limit`: NaN has to stop the run too.
@@ -409,14 +505,14 @@ def _stop_if_broken(
         "--stage=buffer in a fresh work folder."
       )
     raise RuntimeError(f"every retrieval of {where} failed: {remedy}")
-  for tool in sorted({n.split("/")[1] for n in row if n.startswith("tools/")}):
-    counts = {s: row[f"tools/{tool}/{s}"] for s in ToolStatus}
-    broken = counts[ToolStatus.FAILED] + counts[ToolStatus.REFUSED]
-    if broken >= _BROKEN_CALLS and broken == sum(counts.values()):
-      raise RuntimeError(
-        f"every call of {tool} in {where} failed, {broken:.0f} of them: the "
-        "tool is broken, not the agent. The log has the first error."
+  alerts = (monitor or health.Monitor()).look(number, row)
+  for alert in alerts:
+    if alert.stops:
+      raise health.HealthStop(
+        f"{where} cannot learn. {alert.describe()} To go on all the same, "
+        f"start again with --config.train.health.{alert.kind}=warn."
       )
+  return alerts
 
 
 def _describe(run: Run, row: dict[str, Any]) -> str:

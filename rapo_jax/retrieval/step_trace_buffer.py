@@ -146,6 +146,10 @@ class StepTraceBuffer:
     """Returns the number of traces."""
     return len(self.traces)
 
+  def num_above(self, min_reward: float) -> int:
+    """Number of traces whose reward is above a bound."""
+    return int(np.sum(self._rewards > min_reward))
+
   def __iter__(self) -> Iterator[StepTrace]:
     """Goes over the traces in the order in which they were given."""
     return iter(self.traces)

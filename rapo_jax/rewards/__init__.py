@@ -1,6 +1,19 @@
 """Outcome rewards of trajectories."""
 
 from rapo_jax.rewards.f1 import token_f1
-from rapo_jax.rewards.outcome import Score, ScoreStatus, last_boxed, score
+from rapo_jax.rewards.outcome import (
+  WHOLE_FORMAT,
+  Score,
+  ScoreStatus,
+  last_boxed,
+  score,
+)
 
-__all__ = ["Score", "ScoreStatus", "last_boxed", "score", "token_f1"]
+__all__ = [
+  "WHOLE_FORMAT",
+  "Score",
+  "ScoreStatus",
+  "last_boxed",
+  "score",
+  "token_f1",
+]

@@ -30,7 +30,7 @@ from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query
 from rapo_jax.models import KV_BLOCK, Decoder, sharding, with_adapters_of
 from rapo_jax.rollout import automaton as automaton_lib
-from rapo_jax.rollout import processes, tool_runner
+from rapo_jax.rollout import finite, processes, tool_runner
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.programs import Contents, Programs
@@ -269,6 +269,7 @@ class RolloutEngine:
 
     Raises:
       ValueError: a prompt is longer than `max_prompt_tokens`.
+      NonFiniteRollout: a sampled token's log-prob or entropy is not finite.
     """
     for request in requests:
       if len(request.prompt_tokens) > self._config.max_prompt_tokens:
@@ -312,8 +313,11 @@ class RolloutEngine:
         return run(requests)
 
     if self._mesh is not None and self._mesh.is_multi_process:
-      return processes.run_led(self._mesh, programs, lead)
-    return lead(programs)
+      trajectories, stats = processes.run_led(self._mesh, programs, lead)
+    else:
+      trajectories, stats = lead(programs)
+    finite.check_finite(trajectories, self._config.dtype)
+    return trajectories, stats
 
   def _place(self, model: Decoder) -> Decoder:
     return sharding.place(
