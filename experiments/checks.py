@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -17,13 +16,15 @@ from flax import nnx
 
 from experiments import flags
 from experiments.config import ExperimentConfig
+from experiments.dependencies import conflicts
+from experiments.dependencies import differences as differences
 from experiments.input_errors import InputError
 from experiments.miniature import tokenizer as miniature_tokenizer
 from experiments.policy_shape import Agent, policy_shape
 from experiments.stages import train as train_stage
 from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.tasks import make_world, questions, task_names
-from experiments.workdir import Workdir, read_json
+from experiments.workdir import Workdir, read_config
 from rapo_jax import models
 from rapo_jax.data import Query, check_prefix_preservation, encode_prompt, order
 from rapo_jax.models import hub, sharding
@@ -52,11 +53,8 @@ def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
     for kind, text in check(config):
       (problems if kind == "problem" else lines).append(text)
   if workdir is not None and Workdir(workdir).config.exists():
-    there = read_json(Workdir(workdir).config)
-    for line in differences(there, flags.to_dict(config)):
-      problems.append(
-        f"{workdir} holds an experiment with another config: {line}"
-      )
+    there = read_config(Workdir(workdir))
+    problems += conflicts(Workdir(workdir), there, flags.to_dict(config))
   _refuse(problems)
   seconds = sum(stage_seconds(config, task_names(config)).values())
   lines.append(f"about {seconds / 60:.0f} minutes on two CPU cores")
@@ -85,20 +83,6 @@ def _refuse(problems: Iterable[str]) -> None:
       f"{len(found)} problem(s):\n"
       + "\n".join(f"  {problem}" for problem in found)
     )
-
-
-def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
-  """Fields in which two plain configs differ, one line each."""
-  if isinstance(there, dict) and isinstance(wanted, dict):
-    return [
-      line
-      for key in sorted({*there, *wanted})
-      for line in differences(there.get(key), wanted.get(key), f"{path}.{key}")
-    ]
-  # JSON has no tuples.
-  if json.dumps(there, default=list) == json.dumps(wanted, default=list):
-    return []
-  return [f"{path} is {there!r} there and {wanted!r} here"]
 
 
 def stage_seconds(

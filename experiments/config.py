@@ -265,6 +265,8 @@ class TrainConfig:
     log_trajectories_every: updates between two that are kept as JSONL.
     stop_mismatch: a run stops when the trainer's log-probs differ from the
       sampler's by more than this on average, before any update on the batch.
+    stop_parameter_growth: a run has diverged when the norm of what it trains is
+      this many times what it was at the start.
     strict_compile: a run stops when JAX compiles a program after the rehearsal
       that comes before the first update. Otherwise it is told in the metrics,
       as `compile/programs` and `compile/seconds`.
@@ -278,6 +280,7 @@ class TrainConfig:
   checkpoint_every: int = 5
   log_trajectories_every: int = 5
   stop_mismatch: float = 0.1
+  stop_parameter_growth: float = 100.0
   strict_compile: bool = False
   health: HealthConfig = HealthConfig()
 
@@ -292,6 +295,11 @@ class TrainConfig:
         raise ValueError(
           f"{name} must be at least 1, got {getattr(self, name)}."
         )
+    if not self.stop_parameter_growth > 1:
+      raise ValueError(
+        "stop_parameter_growth must be above 1, got "
+        f"{self.stop_parameter_growth}."
+      )
     for name in ("methods", "seeds"):
       values = getattr(self, name)
       if not values or len(set(values)) < len(values):

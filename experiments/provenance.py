@@ -8,6 +8,8 @@ the report.
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -16,7 +18,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +64,33 @@ def describe(arguments: Sequence[str] | None = None) -> dict[str, Any]:
       "processes": jax.process_count(),
     },
   }
+
+
+@functools.cache
+def code() -> dict[str, str | None]:
+  """Which code runs: its version, commit and a digest of its source files.
+
+  The digest tells code that was changed and not committed from its commit.
+  """
+  digest = hashlib.sha256()
+  for package in ("rapo_jax", "experiments"):
+    for path in sorted((_ROOT / package).rglob("*.py")):
+      digest.update(path.relative_to(_ROOT).as_posix().encode())
+      digest.update(path.read_bytes())
+  commit = _commit()
+  return {
+    "version": _versions()["rapo_jax"],
+    "commit": commit["id"] if commit else None,
+    "source_sha256": digest.hexdigest(),
+  }
+
+
+def describe_code(code: Mapping[str, str | None]) -> str:
+  """`code()` for a message."""
+  parts = [f"version {code.get('version')}"]
+  if code.get("commit"):
+    parts.append(f"commit {str(code['commit'])[:12]}")
+  return ", ".join([*parts, f"source {str(code.get('source_sha256'))[:12]}"])
 
 
 def append_start(

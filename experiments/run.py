@@ -14,9 +14,13 @@ import argparse
 import contextlib
 import fcntl
 import functools
+import hashlib
+import json
 import pathlib
+import shlex
 import shutil
 import signal
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -32,6 +36,7 @@ from experiments import (
   tables,
 )
 from experiments.config import ExperimentConfig
+from experiments.dependencies import EVALUATE, conflicts
 from experiments.health import HealthStop
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
@@ -48,7 +53,8 @@ from experiments.tasks import (
   open_task,
   task_names,
 )
-from experiments.workdir import Workdir, read_json, write_json
+from experiments.workdir import Workdir, read_config, read_json, write_json
+from rapo_jax import files, models
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
 from rapo_jax.rollout import NonFiniteRollout
@@ -56,6 +62,7 @@ from rapo_jax.rollout import NonFiniteRollout
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3
 """Exit status of a run that ended because it could not learn."""
+_TASK_LOCK = ".lock-"
 COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
@@ -90,6 +97,8 @@ class Experiment:
     """Runs one stage, or shows that it has been finished before."""
     if self._finished(stage):
       self._progress.skip(stage)
+      if stage == "train":
+        self._note_longer_runs()
       return
     with self._progress.stage(stage):
       getattr(self, f"_{stage}")()
@@ -110,15 +119,27 @@ class Experiment:
       )
     if stage == "train":
       return all(
-        (workdir.run(run.task, run.name) / train_stage.DONE_FILE).exists()
+        train_stage.is_finished(workdir.run(run.task, run.name), config)
         for run in train_stage.runs(config, self._tasks)
       )
     if stage == "evaluate":
       return all(
-        workdir.evaluation(task, agent).exists()
-        for task, agent, _ in self._agents_to_evaluate()
+        self._is_evaluated(task, agent, run)
+        for task, agent, run in self._agents_to_evaluate()
       )
     return False
+
+  def _note_longer_runs(self) -> None:
+    """Says which runs have more updates behind them than the config asks."""
+    wanted = self._config.train.num_updates
+    for run in train_stage.runs(self._config, self._tasks):
+      folder = self._workdir.run(run.task, run.name)
+      update = train_stage.ended_update(folder)
+      if update is not None and update > wanted:
+        self._progress.note(
+          f"{run.task} {run.name} ended after {update} updates, which is more "
+          f"than train.num_updates ({wanted}): it stays as it is"
+        )
 
   def _agents(self) -> None:
     for number, name in enumerate(self._tasks):
@@ -181,22 +202,52 @@ class Experiment:
     for name in self._tasks:
       with self._open(name) as task:
         for owner, agent, run in wanted:
-          path = self._workdir.evaluation(owner, agent)
-          if owner == name and not path.exists():
-            model = load_agent(self._config, self._agent_path(task, agent, run))
-            acting = task.for_off_policy() if agent == "off_policy" else task
-            result = evaluate_stage.evaluate(self._config, acting, model)
-            result |= {
-              "task": name,
-              "agent": agent,
-              "method": run.method if run else agent,
-              "seed": run.seed if run else None,
-              "update": self._config.train.num_updates if run else 0,
-            }
-            write_json(path, result)
-          if owner == name:
-            done += 1
-            self._progress.update(done, len(wanted), f"{name} {agent}")
+          if owner != name:
+            continue
+          if not self._is_evaluated(owner, agent, run):
+            self._evaluate_agent(task, agent, run)
+          done += 1
+          self._progress.update(done, len(wanted), f"{name} {agent}")
+
+  def _evaluate_agent(
+    self, task: Task, agent: str, run: train_stage.Run | None
+  ) -> None:
+    """Evaluates one agent, and writes down what its result depends on."""
+    path = self._agent_path(task.name, agent, run)
+    if run is not None:
+      train_stage.check_policy(path.parent)
+    model = load_agent(self._config, path)
+    acting = task.for_off_policy() if agent == "off_policy" else task
+    result = evaluate_stage.evaluate(self._config, acting, model)
+    result |= {
+      "task": task.name,
+      "agent": agent,
+      "method": run.method if run else agent,
+      "seed": run.seed if run else None,
+      "update": train_stage.ended_update(path.parent) if run else 0,
+      "made_with": self._evaluated_with(path),
+    }
+    write_json(self._workdir.evaluation(task.name, agent), result)
+
+  def _is_evaluated(
+    self, task: str, agent: str, run: train_stage.Run | None
+  ) -> bool:
+    """Whether an agent's result is there, and of this agent and config."""
+    path = self._workdir.evaluation(task, agent)
+    if not path.exists():
+      return False
+    try:
+      made_with = read_json(path).get("made_with")
+    except ValueError:
+      return False  # Cut short by another program: it is made again.
+    return made_with == self._evaluated_with(self._agent_path(task, agent, run))
+
+  @input_errors.from_outside()
+  def _evaluated_with(self, agent: pathlib.Path) -> str:
+    """Changes with the agent, and with any field that its result depends on."""
+    fields = EVALUATE.of(flags.to_dict(self._config))
+    text = json.dumps([fields, models.fingerprint(agent)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
   def _report(self) -> None:
     root = self._workdir.root
@@ -221,16 +272,18 @@ class Experiment:
       yield run.task, run.name, run
 
   def _agent_path(
-    self, task: Task, agent: str, run: train_stage.Run | None
+    self, task: str, agent: str, run: train_stage.Run | None
   ) -> pathlib.Path:
     if run is not None:
-      folder = self._workdir.run(run.task, run.name)
-      if not (folder / train_stage.DONE_FILE).exists():
+      folder = self._workdir.run(task, run.name)
+      if not train_stage.is_finished(folder, self._config):
         raise InputError(
-          f"{folder} holds no finished run: run --stage=train first."
+          f"{folder} holds no finished run of {self._config.train.num_updates} "
+          "updates: run --stage=train first."
         )
       return folder / train_stage.POLICY_FOLDER
-    return task.base_path if agent == "base" else task.off_policy_path
+    base, off_policy = agent_paths(self._config, self._workdir, task)
+    return base if agent == "base" else off_policy
 
 
 @contextlib.contextmanager
@@ -246,10 +299,11 @@ def claim_workdir(
       holds another experiment; names the fields that differ.
   """
   with input_errors.from_outside():
-    workdir.root.mkdir(parents=True, exist_ok=True)
+    files.make_private_folder(workdir.root)
+  _warn_if_others_can_read(workdir)
   with contextlib.ExitStack() as locks:
     for task in tasks:
-      lock = locks.enter_context((workdir.root / f".lock-{task}").open("a"))
+      lock = locks.enter_context(_lock_path(workdir, task).open("a"))
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as error:
@@ -258,8 +312,19 @@ def claim_workdir(
           "choose another --task or --workdir."
         ) from error
     with _one_at_a_time(workdir):
-      _check_config(config, workdir)
+      _check_config(config, workdir, tasks)
     yield
+
+
+def _warn_if_others_can_read(workdir: Workdir) -> None:
+  mode = stat.S_IMODE(workdir.root.stat().st_mode)
+  if mode & (stat.S_IRGRP | stat.S_IROTH):
+    print(
+      f"warning: {workdir.root} holds ground truth, and others can read it "
+      f"(mode {mode:o}): `chmod 700 {shlex.quote(str(workdir.root))}` keeps it "
+      "for you alone.",
+      file=sys.stderr,
+    )
 
 
 @contextlib.contextmanager
@@ -270,20 +335,51 @@ def _one_at_a_time(workdir: Workdir) -> Iterator[None]:
     yield
 
 
+def _refuse_others(workdir: Workdir, tasks: list[str]) -> None:
+  """Refuses to change the config that another process works with."""
+  own = {_lock_path(workdir, task) for task in tasks}
+  for path in workdir.root.iterdir():
+    if path.name.startswith(_TASK_LOCK) and path not in own:
+      with path.open("a") as lock:
+        try:
+          fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+          raise flags.ConfigError(
+            f"another process works on {path.name.removeprefix(_TASK_LOCK)} in "
+            f"{workdir.root} with another config: use its config, wait for it, "
+            "or choose another --workdir."
+          ) from error
+
+
+def _lock_path(workdir: Workdir, task: str) -> pathlib.Path:
+  return workdir.root / f"{_TASK_LOCK}{task}"
+
+
 @input_errors.from_outside()
-def _check_config(config: ExperimentConfig, workdir: Workdir) -> None:
+def _check_config(
+  config: ExperimentConfig, workdir: Workdir, tasks: list[str]
+) -> None:
+  """Refuses a config that what is in the folder was not made with.
+
+  Any other takes the place of the one that is written down there.
+  """
   wanted = flags.to_dict(config)
-  if not workdir.config.exists():
-    write_json(workdir.config, wanted)
-    return
-  there = read_json(workdir.config)
-  differences = checks.differences(there, wanted)
-  if differences:
-    shown = "\n".join(f"  {line}" for line in differences[:10])
-    raise flags.ConfigError(
-      f"{workdir.root} holds an experiment with another config:\n{shown}\n"
-      "choose another --workdir, or undo these changes to go on with it."
-    )
+  if workdir.config.exists():
+    there = read_config(workdir)
+    if there == wanted:
+      return
+    _refuse_others(workdir, tasks)
+    found = conflicts(workdir, there, wanted)
+    if found:
+      shown = "\n".join(f"  {line}" for line in found[:10])
+      more = f"\n  and {len(found) - 10} more" if len(found) > 10 else ""
+      raise flags.ConfigError(
+        f"{workdir.root} holds what was made with another config:\n"
+        f"{shown}{more}\n"
+        "undo these changes to go on with it, delete what is named to make it "
+        "again, or choose another --workdir."
+      )
+  write_json(workdir.config, wanted)
 
 
 @input_errors.told_in_a_line

@@ -7,6 +7,7 @@ import json
 import pathlib
 from typing import Any
 
+from experiments.input_errors import InputError
 from rapo_jax import files
 
 
@@ -58,3 +59,25 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def read_json(path: pathlib.Path) -> Any:
   """Reads what `write_json` wrote."""
   return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_config(workdir: Workdir) -> dict[str, Any]:
+  """The plain config that a work folder was last used with.
+
+  Raises:
+    InputError: it cannot be read.
+  """
+  try:
+    content = read_json(workdir.config)
+  except ValueError as error:
+    raise InputError(
+      f"{workdir.config} must be the config that a run wrote, and cannot be "
+      f"read ({error}): put it back as it was, or choose another --workdir."
+    ) from error
+  if not isinstance(content, dict):
+    raise InputError(
+      f"{workdir.config} must be the config that a run wrote, and holds a "
+      f"{type(content).__name__}: put it back as it was, or choose another "
+      "--workdir."
+    )
+  return content

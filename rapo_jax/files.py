@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import TextIO
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
@@ -61,6 +62,16 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   finally:
     partial.unlink(missing_ok=True)
   sync(target.parent)
+
+
+def append_private(path: pathlib.Path) -> TextIO:
+  """Opens a text file to append to; if it is made, for its owner alone."""
+  return open(
+    path,
+    "a",
+    encoding="utf-8",
+    opener=lambda name, flags: os.open(name, flags, PRIVATE_FILE),
+  )
 
 
 def make_private_folder(path: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from experiments import flags
 from experiments.config import ExperimentConfig
+from experiments.dependencies import BUFFER
 from experiments.engines import open_engine
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
@@ -131,7 +132,8 @@ class _Progress:
   """
 
   def __init__(self, directory: pathlib.Path, config: ExperimentConfig):
-    text = json.dumps(flags.to_dict(config), sort_keys=True, default=str)
+    fields = BUFFER.of(flags.to_dict(config))
+    text = json.dumps(fields, sort_keys=True, default=str)
     self._config = hashlib.sha256(text.encode()).hexdigest()
     self._path = partial_folder(directory) / _PROGRESS_FILE
     self.num_questions = 0

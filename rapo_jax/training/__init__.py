@@ -8,6 +8,7 @@ from rapo_jax.training.config import (
 )
 from rapo_jax.training.experience import Experience, evaluate_trajectories
 from rapo_jax.training.packing import PackedBatch, pack
+from rapo_jax.training.parameters import non_finite, parameter_norm
 from rapo_jax.training.trainer import Trainer, summarise
 from rapo_jax.training.update import (
   TrainState,
@@ -31,7 +32,9 @@ __all__ = [
   "evaluate_trajectories",
   "init_train_state",
   "make_optimizer",
+  "non_finite",
   "pack",
+  "parameter_norm",
   "summarise",
   "update_minibatch",
 ]

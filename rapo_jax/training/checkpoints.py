@@ -94,9 +94,14 @@ class Checkpoints:
 
   def updates(self) -> list[int]:
     """Update numbers of all complete checkpoints, from old to new."""
+    return self.numbers(self._path)
+
+  @staticmethod
+  def numbers(path: pathlib.Path) -> list[int]:
+    """Update numbers of the checkpoints in a folder, from old to new."""
     return sorted(
       int(entry.name)
-      for entry in self._path.iterdir()
+      for entry in path.iterdir()
       if _NUMBER.fullmatch(entry.name) and entry.is_dir()
     )
 

@@ -194,7 +194,7 @@ def test_started_again_nothing_is_repeated(finished, capsys):
   assert capsys.readouterr().out.count("finished before") >= 4
   after = {p: p.stat().st_mtime_ns for p in before}
   changed = {p.name for p in before if before[p] != after[p]}
-  assert changed <= {"results.json", folder.name}
+  assert changed <= {"results.json", "starts.jsonl", folder.name}
 
 
 @pytest.mark.slow
@@ -515,12 +515,16 @@ def test_one_task_of_several_is_held_and_run_alone(tmp_path):
     run.claim_workdir(config, workdir, ["web"]),
   ):
     pass
+  # Nothing depends on the config yet, but one who works with it.
   other = dataclasses.replace(config, name="other")
   with (
-    pytest.raises(flags.ConfigError, match="choose another --workdir"),
+    run.claim_workdir(config, workdir, ["compute"]),
+    pytest.raises(flags.ConfigError, match=r"works on compute .* another conf"),
     run.claim_workdir(other, workdir, ["web"]),
   ):
     pass
+  with run.claim_workdir(other, workdir, ["web"]):
+    assert read_json(workdir.config)["name"] == "other"
 
 
 def test_a_task_that_is_not_there_is_named(finished, capsys):
