@@ -529,10 +529,11 @@ def _resume(
   # make sense of.
   metadata = checkpoints.metadata(newest)
   _check_origin(metadata, origin, folder, where)
-  if metadata["code"] != (here := provenance.code()):
+  there, here = metadata["code"], provenance.code()
+  if there["source_sha256"] != here["source_sha256"]:
     note(
       f"warning: {name}: the checkpoint of {where} was written by other code "
-      f"({provenance.describe_code(metadata['code'])}) than this "
+      f"({provenance.describe_code(there)}) than this "
       f"({provenance.describe_code(here)}); the run goes on"
     )
   if growth is not None:
