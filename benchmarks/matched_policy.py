@@ -26,7 +26,7 @@ import jax
 from experiments import checks, flags
 from experiments.config import ExperimentConfig
 from experiments.config import Method as MethodName
-from experiments.flags import apply_overrides, load_config
+from experiments.flags import apply_overrides, load_config, parse_arguments
 from experiments.run import use_compilation_cache
 from experiments.tasks import Task, open_task
 from experiments.workdir import Workdir, read_json
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--family", default="multihop")
   parser.add_argument("--repetitions", type=int, default=7)
   parser.add_argument("--tool-latency", type=float, default=0.0, help="s")
-  known, overrides = parser.parse_known_args(arguments)
+  known, overrides = parse_arguments(parser, arguments)
   config = apply_overrides(load_config(known.config), overrides)
   there = read_json(Workdir(known.workdir).config)
   differences = checks.differences(there, flags.to_dict(config))

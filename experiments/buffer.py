@@ -57,7 +57,7 @@ _SHOWN_CHARS = 240
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   parser = _parser()
-  known, overrides = parser.parse_known_args(arguments)
+  known, overrides = flags.parse_arguments(parser, arguments)
   if overrides and known.run is not _build:
     parser.error(f"unrecognized arguments: {' '.join(overrides)}")
   known.overrides = overrides

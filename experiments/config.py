@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.metrics import WandbConfig
 from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
 from rapo_jax.models import LoraConfig
+from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
 from rapo_jax.retrieval import Pooling, RetrievalConfig
 from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
 Method = Literal["grpo", "hybrid", "rapo"]
+
+
+def _check_named(config: Any, *names: str) -> None:
+  """Refuses an empty path or address, which would mean the current folder."""
+  for name in names:
+    if getattr(config, name) == "":
+      raise ValueError(
+        f"{name} must name something, got '': set it to none to leave it out."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +58,9 @@ class DataConfig:
   seed: int = 0
 
   def __post_init__(self) -> None:
+    check_seeds(self, "seed")
+    check_numbers(self, "limit", "held_out", at_least=1)
+    _check_named(self, "path", "corpus")
     if not self.families or len(set(self.families)) < len(self.families):
       raise ValueError(
         "families must name at least one family and none twice, got "
@@ -78,11 +91,21 @@ class RandomModelConfig:
   seed: int = 0
 
   def __post_init__(self) -> None:
-    if self.vocab_size < 260:
-      raise ValueError(
-        "vocab_size must hold 256 bytes and the special tokens, at least 260, "
-        f"got {self.vocab_size}."
-      )
+    check_seeds(self, "seed")
+    # 256 bytes and the special tokens.
+    check_numbers(self, "vocab_size", at_least=260)
+    check_numbers(
+      self,
+      "hidden_size",
+      "intermediate_size",
+      "num_layers",
+      "num_heads",
+      "num_kv_heads",
+      at_least=1,
+    )
+    # The rotary embedding turns pairs of a head's entries.
+    check_multiple(self, "hidden_size", 2 * self.num_heads, "2 * num_heads")
+    check_multiple(self, "num_heads", self.num_kv_heads, "num_kv_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +127,9 @@ class PolicyConfig:
   random: RandomModelConfig = RandomModelConfig()
   lora: LoraConfig | None = None
 
+  def __post_init__(self) -> None:
+    _check_named(self, "base", "off_policy")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -121,10 +147,7 @@ class MeshConfig:
   tensor: int = 1
 
   def __post_init__(self) -> None:
-    for name in ("data", "fsdp", "tensor"):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_numbers(self, "data", "fsdp", "tensor", at_least=1)
 
   def shape(self, num_devices: int) -> dict[str, int]:
     """Sizes of the three axes.
@@ -159,6 +182,16 @@ class ToolsConfig:
   python_memory_bytes: int = 512 * 1024 * 1024
   python_output_bytes: int = 4096
 
+  def __post_init__(self) -> None:
+    check_numbers(
+      self,
+      "search_top_k",
+      "python_memory_bytes",
+      "python_output_bytes",
+      at_least=1,
+    )
+    check_numbers(self, "python_timeout_s", above=0, unit="seconds")
+
 
 @dataclasses.dataclass(frozen=True)
 class GrowConfig:
@@ -181,11 +214,8 @@ class GrowConfig:
   merge_every: int = 50
 
   def __post_init__(self) -> None:
-    for name in ("top_k_trajectories", "merge_every"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}."
-        )
+    check_numbers(self, "top_k_trajectories", "merge_every", at_least=1)
+    check_numbers(self, "min_reward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +238,9 @@ class EncoderConfig:
   key_prefix: str | None = None
   query_prefix: str | None = None
   dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self) -> None:
+    _check_named(self, "path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +265,9 @@ class BufferConfig:
   grow: GrowConfig | None = None
 
   def __post_init__(self) -> None:
+    check_seeds(self, "seed")
+    check_numbers(self, "num_trajectories", "top_k_trajectories", at_least=1)
+    _check_named(self, "path", "url")
     if self.path is not None and self.url is not None:
       raise ValueError(
         f"A buffer is in a folder or with a server, got the path {self.path!r}"
@@ -242,10 +278,10 @@ class BufferConfig:
         f"A buffer that a server holds does not grow, got the url {self.url!r}"
         " and grow: set one of them to None."
       )
-    if not 1 <= self.top_k_trajectories <= self.num_trajectories:
+    if self.top_k_trajectories > self.num_trajectories:
       raise ValueError(
-        "top_k_trajectories must lie between 1 and num_trajectories "
-        f"({self.num_trajectories}), got {self.top_k_trajectories}."
+        "top_k_trajectories must be at most num_trajectories "
+        f"({self.num_trajectories}), got {self.top_k_trajectories}: lower it."
       )
 
 
@@ -279,16 +315,16 @@ class TrainConfig:
   strict_compile: bool = False
 
   def __post_init__(self) -> None:
-    for name in (
+    check_seeds(self, "seeds")
+    check_numbers(
+      self,
       "num_updates",
       "eval_every",
       "checkpoint_every",
       "log_trajectories_every",
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}."
-        )
+      at_least=1,
+    )
+    check_numbers(self, "stop_mismatch", above=0)
     for name in ("methods", "seeds"):
       values = getattr(self, name)
       if not values or len(set(values)) < len(values):
@@ -322,10 +358,12 @@ class EvaluationConfig:
   seed: int = 1_000_003
 
   def __post_init__(self) -> None:
-    if not 1 <= self.curve_samples <= self.num_samples:
+    check_seeds(self, "seed")
+    check_numbers(self, "num_samples", "curve_samples", at_least=1)
+    if self.curve_samples > self.num_samples:
       raise ValueError(
-        f"curve_samples must lie between 1 and num_samples "
-        f"({self.num_samples}), got {self.curve_samples}."
+        f"curve_samples must be at most num_samples ({self.num_samples}), got "
+        f"{self.curve_samples}: lower it."
       )
     check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 

@@ -305,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action="store_true",
     help="check everything that can be checked, write nothing",
   )
-  known, overrides = parser.parse_known_args(arguments)
+  known, overrides = flags.parse_arguments(parser, arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
   if known.dry_run:
     print(checks.dry_run(config, known.workdir))
