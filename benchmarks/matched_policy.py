@@ -28,7 +28,7 @@ from experiments.config import ExperimentConfig
 from experiments.config import Method as MethodName
 from experiments.flags import apply_overrides, load_config, parse_arguments
 from experiments.run import use_compilation_cache
-from experiments.tasks import Task, open_task
+from experiments.tasks import Task, agent_paths, open_task
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import order
@@ -133,10 +133,7 @@ def compare(
     tools: Mapping[str, Tool] = task.tools
     if latency_s:
       tools = {n: LateTool(tool, latency_s) for n, tool in tools.items()}
-    for agent, path in (
-      ("base", task.base_path),
-      ("off_policy", task.off_policy_path),
-    ):
+    for agent, path in agent_paths(config, workdir, task.name).items():
       methods = {
         name: Method(config, task, buffer, name, path, tools)
         for name in ("grpo", "rapo")

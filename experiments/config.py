@@ -116,7 +116,8 @@ class PolicyConfig:
     base: the base agent: a Hugging Face folder, or a model's name on the hub.
       None: warm-started in the miniature world, randomly initialised
       (`random`) for a data set.
-    off_policy: the off-policy agent; None likewise.
+    off_policy: the off-policy agent, which fills the buffer. None: made as
+      the base agent is, or left out beside a base agent that is named.
     random: shape of the randomly initialised model.
     lora: adapters that are trained beside the base agent, which is then frozen
       and held in `rollout.dtype`; None trains all parameters.
@@ -433,6 +434,22 @@ class ExperimentConfig:
     if name == "hybrid":
       return self.rollout, objective
     return dataclasses.replace(self.rollout, num_hybrid=0), objective
+
+  @property
+  def retrieves(self) -> bool:
+    """Whether any method asks a Step-Trace Buffer."""
+    return any(self.method(m)[0].num_hybrid for m in self.train.methods)
+
+  @property
+  def builds_buffer(self) -> bool:
+    """Whether the run fills the buffer itself, by the off-policy agent."""
+    there = self.buffer.path is not None or self.buffer.url is not None
+    return self.retrieves and not there
+
+  @property
+  def has_off_policy(self) -> bool:
+    """Whether there is one: named, or made as the base agent is."""
+    return self.policy.off_policy is not None or self.policy.base is None
 
 
 def miniature_rollout() -> RolloutConfig:

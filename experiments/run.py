@@ -14,8 +14,9 @@ import argparse
 import contextlib
 import fcntl
 import functools
+import importlib.util
 import pathlib
-import signal
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -30,6 +31,7 @@ from experiments import (
   tables,
 )
 from experiments.config import ExperimentConfig
+from experiments.devices import check_devices
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
 from experiments.progress import Progress
@@ -37,7 +39,7 @@ from experiments.stages import agents as agents_stage
 from experiments.stages import buffer as buffer_stage
 from experiments.stages import evaluate as evaluate_stage
 from experiments.stages import train as train_stage
-from experiments.stop_signal import Stopped, StopSignal
+from experiments.stop_signal import StopSignal
 from experiments.tasks import (
   Task,
   agent_paths,
@@ -60,6 +62,7 @@ class Experiment:
     config: the experiment.
     workdir: its folder.
     progress: display.
+    stop: what a signal to end does.
     tasks: names of the tasks to run, of those that the experiment has.
   """
 
@@ -68,11 +71,13 @@ class Experiment:
     config: ExperimentConfig,
     workdir: Workdir,
     progress: Progress,
+    stop: StopSignal,
     tasks: list[str],
   ):
     self._config = config
     self._workdir = workdir
     self._progress = progress
+    self._stop = stop
     self._tasks = tasks
 
   @functools.cached_property
@@ -81,40 +86,46 @@ class Experiment:
     return load_encoder(self._config.encoder)
 
   def run(self, stage: str) -> None:
-    """Runs one stage, or shows that it has been finished before."""
-    if self._finished(stage):
-      self._progress.skip(stage)
+    """Runs one stage, or shows why it need not run."""
+    reason = self._skipped(stage)
+    if reason is not None:
+      self._progress.skip(stage, reason)
       return
     with self._progress.stage(stage):
       getattr(self, f"_{stage}")()
 
-  def _finished(self, stage: str) -> bool:
+  def _skipped(self, stage: str) -> str | None:
+    """Why a stage need not run; None if it has to."""
     config, workdir = self._config, self._workdir
+    finished = False
     if stage == "agents":
-      return all(
+      finished = all(
         (path / "config.json").exists()
         for task in self._tasks
-        for path in agent_paths(config, workdir, task)
+        for path in agent_paths(config, workdir, task).values()
       )
     if stage == "buffer":
-      there = config.buffer.path is not None or config.buffer.url is not None
-      return there or all(
+      if not config.retrieves:
+        return "no method retrieves"
+      if not config.builds_buffer:
+        return "the config names a buffer"
+      finished = all(
         (workdir.buffer(task) / "manifest.json").exists()
         for task in self._tasks
       )
     if stage == "train":
-      return all(
-        (workdir.run(run.task, run.name) / train_stage.DONE_FILE).exists()
-        for run in train_stage.runs(config, self._tasks)
+      finished = all(
+        self._is_finished(run) for run in train_stage.runs(config, self._tasks)
       )
     if stage == "evaluate":
-      return all(
+      finished = all(
         workdir.evaluation(task, agent).exists()
         for task, agent, _ in self._agents_to_evaluate()
       )
-    return False
+    return "finished before" if finished else None
 
   def _agents(self) -> None:
+    self._share(0, len(self._tasks), 0.0, "")
     for number, name in enumerate(self._tasks):
       agents_stage.make_agents(
         self._config,
@@ -124,6 +135,7 @@ class Experiment:
       )
 
   def _buffer(self) -> None:
+    self._share(0, len(self._tasks), 0.0, "")
     for number, name in enumerate(self._tasks):
       path = self._workdir.buffer(name)
       if (path / "manifest.json").exists():
@@ -139,10 +151,11 @@ class Experiment:
 
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))
+    self._share(0, len(runs), 0.0, "")
     self._encoder.compile()
     for name in self._tasks:
-      with StopSignal() as stop, self._open(name) as task:
-        buffer = self._open_buffer(name)
+      with self._open(name) as task:
+        buffer = self._open_buffer(name) if self._config.retrieves else None
         for number, run in enumerate(runs):
           if run.task == name:
             train_stage.train(
@@ -152,7 +165,7 @@ class Experiment:
               run,
               buffer,
               functools.partial(self._share, number, len(runs)),
-              stop,
+              self._stop,
             )
 
   @input_errors.from_outside()
@@ -167,26 +180,38 @@ class Experiment:
 
   def _evaluate(self) -> None:
     wanted = list(self._agents_to_evaluate())
+    self._progress.update(0, len(wanted))
     done = 0
     for name in self._tasks:
       with self._open(name) as task:
         for owner, agent, run in wanted:
-          path = self._workdir.evaluation(owner, agent)
-          if owner == name and not path.exists():
-            model = load_agent(self._config, self._agent_path(task, agent, run))
-            acting = task.for_off_policy() if agent == "off_policy" else task
-            result = evaluate_stage.evaluate(self._config, acting, model)
-            result |= {
-              "task": name,
-              "agent": agent,
-              "method": run.method if run else agent,
-              "seed": run.seed if run else None,
-              "update": self._config.train.num_updates if run else 0,
-            }
-            write_json(path, result)
           if owner == name:
+            self._evaluate_agent(task, agent, run)
             done += 1
             self._progress.update(done, len(wanted), f"{name} {agent}")
+
+  def _evaluate_agent(
+    self, task: Task, agent: str, run: train_stage.Run | None
+  ) -> None:
+    """Evaluates an agent that has not been evaluated before."""
+    path = self._workdir.evaluation(task.name, agent)
+    if path.exists():
+      return
+    acting, folder = task, task.base_path
+    if agent == "off_policy":
+      acting, folder = task.for_off_policy()
+    elif run is not None:
+      folder = self._workdir.run(run.task, run.name) / train_stage.POLICY_FOLDER
+    model = load_agent(self._config, folder)
+    result = evaluate_stage.evaluate(self._config, acting, model)
+    result |= {
+      "task": task.name,
+      "agent": agent,
+      "method": run.method if run else agent,
+      "seed": run.seed if run else None,
+      "update": self._config.train.num_updates if run else 0,
+    }
+    write_json(path, result)
 
   def _report(self) -> None:
     root = self._workdir.root
@@ -206,21 +231,23 @@ class Experiment:
     """(task, agent, its run or None) in the order of the table."""
     for task in self._tasks:
       yield task, "base", None
-      yield task, "off_policy", None
+      if self._config.has_off_policy:
+        yield task, "off_policy", None
     for run in train_stage.runs(self._config, self._tasks):
-      yield run.task, run.name, run
+      if self._is_finished(run):
+        yield run.task, run.name, run
 
-  def _agent_path(
-    self, task: Task, agent: str, run: train_stage.Run | None
-  ) -> pathlib.Path:
-    if run is not None:
-      folder = self._workdir.run(run.task, run.name)
-      if not (folder / train_stage.DONE_FILE).exists():
-        raise InputError(
-          f"{folder} holds no finished run: run --stage=train first."
-        )
-      return folder / train_stage.POLICY_FOLDER
-    return task.base_path if agent == "base" else task.off_policy_path
+  def _is_finished(self, run: train_stage.Run) -> bool:
+    folder = self._workdir.run(run.task, run.name)
+    return (folder / train_stage.DONE_FILE).exists()
+
+  def unfinished_runs(self) -> list[str]:
+    """Runs that are not finished, which cannot be evaluated."""
+    return [
+      f"{run.task} {run.name}"
+      for run in train_stage.runs(self._config, self._tasks)
+      if not self._is_finished(run)
+    ]
 
 
 @contextlib.contextmanager
@@ -239,25 +266,46 @@ def claim_workdir(
     workdir.root.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as locks:
     for task in tasks:
-      lock = locks.enter_context((workdir.root / f".lock-{task}").open("a"))
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
+      held = locks.enter_context(_lock(workdir, f".lock-{task}", wait=False))
+      if not held:
         raise flags.ConfigError(
           f"another process works on {task} in {workdir.root}: wait for it, or "
           "choose another --task or --workdir."
-        ) from error
+        )
     with _one_at_a_time(workdir):
       _check_config(config, workdir)
     yield
 
 
-@contextlib.contextmanager
-def _one_at_a_time(workdir: Workdir) -> Iterator[None]:
+def _one_at_a_time(
+  workdir: Workdir,
+) -> contextlib.AbstractContextManager[bool]:
   """Waits for other processes that write files of the whole folder."""
-  with (workdir.root / ".lock").open("a") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
+  return _lock(workdir, ".lock", wait=True)
+
+
+@contextlib.contextmanager
+def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
+  """Holds a lock file; gives whether it could be had.
+
+  Raises:
+    InputError: the folder cannot be written, or its file system has no locks.
+  """
+  with input_errors.from_outside():
+    file = (workdir.root / name).open("a", encoding="utf-8")
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      held = True
+    except BlockingIOError:
+      held = False
+    except OSError as error:
+      raise InputError(
+        f"two runs must not write one folder, and the file system of "
+        f"{workdir.root} has no locks ({error}): choose a --workdir on a local "
+        "disk."
+      ) from error
+    yield held
 
 
 @input_errors.from_outside()
@@ -307,20 +355,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   known, overrides = flags.parse_arguments(parser, arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  check_devices()
   if known.dry_run:
-    print(checks.dry_run(config, known.workdir))
+    print(checks.dry_run(config, known.workdir, known.stage))
     return 0
   if known.workdir is None:
     parser.error("--workdir is needed for anything but --dry_run")
-  checks.quick_checks(config)
+  checks.quick_checks(config, known.stage)
   tasks = _chosen_tasks(config, known.task)
   workdir = Workdir(known.workdir)
-  try:
-    with claim_workdir(config, workdir, tasks):
-      run_stages(config, workdir, known.stage, tasks)
-  except Stopped as stopped:
-    print(f"{stopped}: start it again to go on.", file=sys.stderr)
-    return 128 + signal.SIGTERM
+  with claim_workdir(config, workdir, tasks):
+    run_stages(config, workdir, known.stage, tasks)
   return 0
 
 
@@ -350,14 +395,34 @@ def run_stages(
   """Runs the stages with a live display and prints the result table."""
   use_compilation_cache()
   stages = STAGES if stage == "all" else (stage,)
-  estimates = checks.stage_seconds(config, tasks)
-  with Progress([(name, estimates[name]) for name in stages]) as progress:
-    experiment = Experiment(config, workdir, progress, tasks)
+  with (
+    Progress(stages) as progress,
+    StopSignal("start it again to go on.", progress.note) as stop,
+  ):
+    experiment = Experiment(config, workdir, progress, stop, tasks)
     for name in stages:
       experiment.run(name)
+    unfinished = experiment.unfinished_runs()
+  if stage == "evaluate":
+    print(tables.format_table(results.compute_results(workdir.root)))
+    if unfinished:
+      print(
+        "Not evaluated, as they are not finished (--stage=train finishes "
+        f"them): {', '.join(unfinished)}."
+      )
   if "report" in stages:
     print(tables.format_table(read_json(workdir.root / "results.json")))
     print(f"report: {workdir.root / 'report.html'}")
+    if any(workdir.root.glob("train/*/*/tensorboard")):
+      print(_tensorboard_line(workdir.root / "train"))
+
+
+def _tensorboard_line(folder: pathlib.Path) -> str:
+  """The command that shows the event files; TensorBoard is not required."""
+  line = f"curves: tensorboard --logdir {shlex.quote(str(folder))}"
+  if importlib.util.find_spec("tensorboard") is None:
+    line += f" (after {sys.executable} -m pip install tensorboard)"
+  return line
 
 
 if __name__ == "__main__":

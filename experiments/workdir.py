@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import Any
 
+from experiments.input_errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
@@ -56,5 +58,16 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Reads what `write_json` wrote."""
-  return json.loads(path.read_text(encoding="utf-8"))
+  """Reads what `write_json` wrote.
+
+  Raises:
+    InputError: the file has been changed and is no JSON.
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  # Of a character that is no UTF-8, too.
+  except ValueError as error:
+    raise InputError(
+      f"{path} must hold the JSON that was written there, and does not "
+      f"({error}): restore it, or choose another --workdir."
+    ) from error

@@ -27,7 +27,7 @@ from experiments.policies import (
 )
 from experiments.stages.evaluate import sample_accuracy
 from experiments.stages.growth import Growth
-from experiments.stop_signal import Stopped, StopSignal
+from experiments.stop_signal import StopSignal
 from experiments.tasks import Task
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
@@ -150,7 +150,9 @@ def train(
     with compilations() as compiled:
       _rehearse(config, task, run, trainer, state)
     report(done / config.train.num_updates, _describe_programs(run, compiled))
-    for update in range(done, config.train.num_updates):
+    for update in stop.deferred(
+      range(done, config.train.num_updates), "after the update under way"
+    ):
       state, row = _update(
         config, task, run, trainer, state, update, totals, folder, growth
       )
@@ -170,10 +172,12 @@ def train(
       report(number / config.train.num_updates, _describe(run, row))
       if stopping and not last:
         checkpoints.close()
-        raise Stopped(f"{run.task} {run.name} stopped after update {number}")
+        raise stop.stop(f"{run.task} {run.name} stopped after update {number}")
   checkpoints.close()
   _write_policy(state.model, task, folder)
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
+  if stop.requested:
+    raise stop.stop(f"stopped after {run.task} {run.name} was finished")
 
 
 @input_errors.from_outside()
