@@ -31,10 +31,12 @@ from experiments import (
 )
 from experiments.buffer_import import ImportConfig, LeakConfig, OverlapPolicy
 from experiments.config import EncoderConfig, ExperimentConfig
+from experiments.devices import check_devices
 from experiments.input_errors import InputError
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
 from experiments.stages.buffer import build_buffer
+from experiments.stop_signal import StopSignal
 from experiments.tasks import (
   load_encoder,
   open_task,
@@ -57,19 +59,25 @@ _SHOWN_CHARS = 240
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   parser = _parser()
-  known, overrides = parser.parse_known_args(arguments)
+  known, overrides = flags.parse_arguments(parser, arguments)
   if overrides and known.run is not _build:
     parser.error(f"unrecognized arguments: {' '.join(overrides)}")
   known.overrides = overrides
+  check_devices()
   use_compilation_cache()
-  return known.run(known)
+  with StopSignal(
+    "go on with the same command and --resume."
+    if "resume" in known
+    else "start it again."
+  ):
+    return known.run(known)
 
 
 def _import(known: argparse.Namespace) -> int:
   _check_output(known)
   sources = [buffer_import.parse_source(text) for text in known.sources]
   encoder = _encoder(known)
-  with Progress([(name, 10.0) for name in buffer_import.STAGES]) as progress:
+  with Progress(buffer_import.STAGES) as progress:
     outcome = buffer_import.import_files(
       sources,
       known.output,
@@ -104,7 +112,7 @@ def _build(known: argparse.Namespace) -> int:
   _check_partial(known)
   encoder = _encoder(known, config.encoder)
   with (
-    Progress([("build", 600.0)]) as progress,
+    Progress(["build"]) as progress,
     progress.stage("build"),
     open_task(config, Workdir(known.workdir), task, encoder) as opened,
     input_errors.from_outside(),
@@ -145,7 +153,7 @@ def _build_from_endpoint(
   encoder = _encoder(known, config.encoder)
   train = _asked(known, *questions(config, task), encoder)
   stages = ("roll out", *buffer_import.STAGES)
-  with Progress([(name, 10.0) for name in stages]) as progress:
+  with Progress(stages) as progress:
     with (
       progress.stage("roll out"),
       open_tools(config, task, encoder) as tools,

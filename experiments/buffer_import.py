@@ -14,6 +14,7 @@ from experiments.input_errors import InputError
 from experiments.progress import Progress
 from experiments.workdir import write_json
 from rapo_jax import rewards
+from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval import SentenceEncoder, StepTrace
 from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.importers import (
@@ -63,6 +64,9 @@ class LeakConfig:
   overlap: OverlapPolicy = "refuse"
   min_similarity: float | None = None
 
+  def __post_init__(self) -> None:
+    check_numbers(self, "min_similarity", at_least=-1, at_most=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImportConfig:
@@ -82,6 +86,10 @@ class ImportConfig:
   reward: Literal["f1"] | float | None = None
   selection: Selection = Selection()
   leaks: LeakConfig = LeakConfig()
+
+  def __post_init__(self) -> None:
+    if self.reward != "f1":
+      check_numbers(self, "reward")
 
 
 @dataclasses.dataclass

@@ -4,20 +4,34 @@ A library raises ValueError for a bad mesh and for its own bugs alike, so that
 the type alone does not tell whose mistake it was. The place does: what reads a
 config, a folder or a checkpoint, or holds one against another, runs under
 `from_outside`, and what computes does not. A ValueError out of a jitted program
-in the middle of training is a bug, and is shown as one.
+in the middle of training is a bug, and is shown as one. A full or read-only
+disk is no bug anywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
+from experiments.stop_signal import Stopped
+
 _Arguments = ParamSpec("_Arguments")
 
 EXIT_STATUS = 2
+
+# What the machine refuses is no bug, wherever it happens.
+_REMEDIES = {
+  errno.ENOSPC: "free some space there, or write to another disk",
+  errno.EDQUOT: "free some of your quota, or write to another disk",
+  errno.EROFS: "choose a folder on a disk that can be written",
+  errno.EACCES: "choose a folder that you may read and write",
+  errno.EPERM: "choose a folder that you may read and write",
+}
 
 
 class InputError(ValueError):
@@ -43,7 +57,10 @@ def from_outside() -> Iterator[None]:
 def told_in_a_line(
   main: Callable[_Arguments, int],
 ) -> Callable[_Arguments, int]:
-  """Decorates a command: input errors go to standard error, with status 2."""
+  """Decorates a command: what ends it goes to standard error, in a line.
+
+  The exit status is 2 for an input error, 128 + n for a signal n.
+  """
 
   @functools.wraps(main)
   def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
@@ -52,5 +69,17 @@ def told_in_a_line(
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return EXIT_STATUS
+    except OSError as error:
+      remedy = _REMEDIES.get(error.errno or 0)
+      if remedy is None:
+        raise
+      print(f"error: {error}: {remedy}.", file=sys.stderr)
+      return EXIT_STATUS
+    except Stopped as stopped:
+      print(stopped, file=sys.stderr)
+      return stopped.exit_status
+    except KeyboardInterrupt:
+      print("stopped.", file=sys.stderr)
+      return 128 + signal.SIGINT
 
   return wrapped

@@ -47,7 +47,7 @@ _PIPED_WIDTH = 120
 @input_errors.told_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known, overrides = _parser().parse_known_args(arguments)
+  known, overrides = flags.parse_arguments(_parser(), arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
   topology = chips.open_topology(known.topology)
   plan = make_plan(

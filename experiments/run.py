@@ -15,11 +15,11 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import importlib.util
 import json
 import pathlib
 import shlex
 import shutil
-import signal
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +37,7 @@ from experiments import (
 )
 from experiments.config import ExperimentConfig
 from experiments.dependencies import EVALUATE, conflicts
+from experiments.devices import check_devices
 from experiments.health import HealthStop
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
@@ -45,7 +46,7 @@ from experiments.stages import agents as agents_stage
 from experiments.stages import buffer as buffer_stage
 from experiments.stages import evaluate as evaluate_stage
 from experiments.stages import train as train_stage
-from experiments.stop_signal import Stopped, StopSignal
+from experiments.stop_signal import StopSignal
 from experiments.tasks import (
   Task,
   agent_paths,
@@ -73,6 +74,7 @@ class Experiment:
     config: the experiment.
     workdir: its folder.
     progress: display.
+    stop: what a signal to end does.
     tasks: names of the tasks to run, of those that the experiment has.
   """
 
@@ -81,11 +83,13 @@ class Experiment:
     config: ExperimentConfig,
     workdir: Workdir,
     progress: Progress,
+    stop: StopSignal,
     tasks: list[str],
   ):
     self._config = config
     self._workdir = workdir
     self._progress = progress
+    self._stop = stop
     self._tasks = tasks
 
   @functools.cached_property
@@ -94,40 +98,45 @@ class Experiment:
     return load_encoder(self._config.encoder)
 
   def run(self, stage: str) -> None:
-    """Runs one stage, or shows that it has been finished before."""
-    if self._finished(stage):
-      self._progress.skip(stage)
+    """Runs one stage, or shows why it need not run."""
+    reason = self._skipped(stage)
+    if reason is not None:
+      self._progress.skip(stage, reason)
       if stage == "train":
         self._note_longer_runs()
       return
     with self._progress.stage(stage):
       getattr(self, f"_{stage}")()
 
-  def _finished(self, stage: str) -> bool:
+  def _skipped(self, stage: str) -> str | None:
+    """Why a stage need not run; None if it has to."""
     config, workdir = self._config, self._workdir
+    finished = False
     if stage == "agents":
-      return all(
+      finished = all(
         (path / "config.json").exists()
         for task in self._tasks
-        for path in agent_paths(config, workdir, task)
+        for path in agent_paths(config, workdir, task).values()
       )
     if stage == "buffer":
-      there = config.buffer.path is not None or config.buffer.url is not None
-      return there or all(
+      if not config.retrieves:
+        return "no method retrieves"
+      if not config.builds_buffer:
+        return "the config names a buffer"
+      finished = all(
         (workdir.buffer(task) / "manifest.json").exists()
         for task in self._tasks
       )
     if stage == "train":
-      return all(
-        train_stage.is_finished(workdir.run(run.task, run.name), config)
-        for run in train_stage.runs(config, self._tasks)
+      finished = all(
+        self._is_finished(run) for run in train_stage.runs(config, self._tasks)
       )
     if stage == "evaluate":
-      return all(
+      finished = all(
         self._is_evaluated(task, agent, run)
         for task, agent, run in self._agents_to_evaluate()
       )
-    return False
+    return "finished before" if finished else None
 
   def _note_longer_runs(self) -> None:
     """Says which runs have more updates behind them than the config asks."""
@@ -142,6 +151,7 @@ class Experiment:
         )
 
   def _agents(self) -> None:
+    self._share(0, len(self._tasks), 0.0, "")
     for number, name in enumerate(self._tasks):
       agents_stage.make_agents(
         self._config,
@@ -151,6 +161,7 @@ class Experiment:
       )
 
   def _buffer(self) -> None:
+    self._share(0, len(self._tasks), 0.0, "")
     for number, name in enumerate(self._tasks):
       path = self._workdir.buffer(name)
       if (path / "manifest.json").exists():
@@ -166,10 +177,11 @@ class Experiment:
 
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))
+    self._share(0, len(runs), 0.0, "")
     self._encoder.compile()
     for name in self._tasks:
-      with StopSignal() as stop, self._open(name) as task:
-        buffer = self._open_buffer(name)
+      with self._open(name) as task:
+        buffer = self._open_buffer(name) if self._config.retrieves else None
         for run in runs:
           if run.task == name:
             train_stage.check_buffer(self._config, run, buffer)
@@ -182,7 +194,7 @@ class Experiment:
               run,
               buffer,
               functools.partial(self._share, number, len(runs)),
-              stop,
+              self._stop,
               self._progress.note,
             )
 
@@ -198,49 +210,49 @@ class Experiment:
 
   def _evaluate(self) -> None:
     wanted = list(self._agents_to_evaluate())
+    self._progress.update(0, len(wanted))
     done = 0
     for name in self._tasks:
       with self._open(name) as task:
         for owner, agent, run in wanted:
-          if owner != name:
-            continue
-          if not self._is_evaluated(owner, agent, run):
+          if owner == name:
             self._evaluate_agent(task, agent, run)
-          done += 1
-          self._progress.update(done, len(wanted), f"{name} {agent}")
+            done += 1
+            self._progress.update(done, len(wanted), f"{name} {agent}")
 
   def _evaluate_agent(
     self, task: Task, agent: str, run: train_stage.Run | None
   ) -> None:
-    """Evaluates one agent, and writes down what its result depends on."""
-    path = self._agent_path(task.name, agent, run)
+    """Evaluates an agent whose result is not there, or of something else."""
+    if self._is_evaluated(task.name, agent, run):
+      return
+    acting, folder = task, self._agent_folder(task.name, agent, run)
+    if agent == "off_policy":
+      acting, _ = task.for_off_policy()
     if run is not None:
-      train_stage.check_policy(path.parent)
-    model = load_agent(self._config, path)
-    acting = task.for_off_policy() if agent == "off_policy" else task
+      train_stage.check_policy(folder.parent)
+    model = load_agent(self._config, folder)
     result = evaluate_stage.evaluate(self._config, acting, model)
     result |= {
       "task": task.name,
       "agent": agent,
       "method": run.method if run else agent,
       "seed": run.seed if run else None,
-      "update": train_stage.ended_update(path.parent) if run else 0,
-      "made_with": self._evaluated_with(path),
+      "update": train_stage.ended_update(folder.parent) if run else 0,
+      "made_with": self._evaluated_with(folder),
     }
     write_json(self._workdir.evaluation(task.name, agent), result)
 
   def _is_evaluated(
     self, task: str, agent: str, run: train_stage.Run | None
   ) -> bool:
-    """Whether an agent's result is there, and of this agent and config."""
+    """Whether a result is there, of this agent and of what it depends on."""
     path = self._workdir.evaluation(task, agent)
     if not path.exists():
       return False
-    try:
-      made_with = read_json(path).get("made_with")
-    except ValueError:
-      return False  # Cut short by another program: it is made again.
-    return made_with == self._evaluated_with(self._agent_path(task, agent, run))
+    made_with = read_json(path).get("made_with")
+    folder = self._agent_folder(task, agent, run)
+    return bool(made_with == self._evaluated_with(folder))
 
   @input_errors.from_outside()
   def _evaluated_with(self, agent: pathlib.Path) -> str:
@@ -248,6 +260,13 @@ class Experiment:
     fields = EVALUATE.of(flags.to_dict(self._config))
     text = json.dumps([fields, models.fingerprint(agent)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+  def _agent_folder(
+    self, task: str, agent: str, run: train_stage.Run | None
+  ) -> pathlib.Path:
+    if run is not None:
+      return self._workdir.run(task, run.name) / train_stage.POLICY_FOLDER
+    return agent_paths(self._config, self._workdir, task)[agent]
 
   def _report(self) -> None:
     root = self._workdir.root
@@ -267,23 +286,23 @@ class Experiment:
     """(task, agent, its run or None) in the order of the table."""
     for task in self._tasks:
       yield task, "base", None
-      yield task, "off_policy", None
+      if self._config.has_off_policy:
+        yield task, "off_policy", None
     for run in train_stage.runs(self._config, self._tasks):
-      yield run.task, run.name, run
+      if self._is_finished(run):
+        yield run.task, run.name, run
 
-  def _agent_path(
-    self, task: str, agent: str, run: train_stage.Run | None
-  ) -> pathlib.Path:
-    if run is not None:
-      folder = self._workdir.run(task, run.name)
-      if not train_stage.is_finished(folder, self._config):
-        raise InputError(
-          f"{folder} holds no finished run of {self._config.train.num_updates} "
-          "updates: run --stage=train first."
-        )
-      return folder / train_stage.POLICY_FOLDER
-    base, off_policy = agent_paths(self._config, self._workdir, task)
-    return base if agent == "base" else off_policy
+  def _is_finished(self, run: train_stage.Run) -> bool:
+    folder = self._workdir.run(run.task, run.name)
+    return train_stage.is_finished(folder, self._config)
+
+  def unfinished_runs(self) -> list[str]:
+    """Runs that are not finished, which cannot be evaluated."""
+    return [
+      f"{run.task} {run.name}"
+      for run in train_stage.runs(self._config, self._tasks)
+      if not self._is_finished(run)
+    ]
 
 
 @contextlib.contextmanager
@@ -303,14 +322,14 @@ def claim_workdir(
   _warn_if_others_can_read(workdir)
   with contextlib.ExitStack() as locks:
     for task in tasks:
-      lock = locks.enter_context(_lock_path(workdir, task).open("a"))
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
+      held = locks.enter_context(
+        _lock(workdir, f"{_TASK_LOCK}{task}", wait=False)
+      )
+      if not held:
         raise flags.ConfigError(
           f"another process works on {task} in {workdir.root}: wait for it, or "
           "choose another --task or --workdir."
-        ) from error
+        )
     with _one_at_a_time(workdir):
       _check_config(config, workdir, tasks)
     yield
@@ -327,32 +346,49 @@ def _warn_if_others_can_read(workdir: Workdir) -> None:
     )
 
 
-@contextlib.contextmanager
-def _one_at_a_time(workdir: Workdir) -> Iterator[None]:
+def _one_at_a_time(
+  workdir: Workdir,
+) -> contextlib.AbstractContextManager[bool]:
   """Waits for other processes that write files of the whole folder."""
-  with (workdir.root / ".lock").open("a") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
+  return _lock(workdir, ".lock", wait=True)
+
+
+@contextlib.contextmanager
+def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
+  """Holds a lock file; gives whether it could be had.
+
+  Raises:
+    InputError: the folder cannot be written, or its file system has no locks.
+  """
+  with input_errors.from_outside():
+    file = (workdir.root / name).open("a", encoding="utf-8")
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      held = True
+    except BlockingIOError:
+      held = False
+    except OSError as error:
+      raise InputError(
+        f"two runs must not write one folder, and the file system of "
+        f"{workdir.root} has no locks ({error}): choose a --workdir on a local "
+        "disk."
+      ) from error
+    yield held
 
 
 def _refuse_others(workdir: Workdir, tasks: list[str]) -> None:
   """Refuses to change the config that another process works with."""
-  own = {_lock_path(workdir, task) for task in tasks}
   for path in workdir.root.iterdir():
-    if path.name.startswith(_TASK_LOCK) and path not in own:
-      with path.open("a") as lock:
-        try:
-          fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-          raise flags.ConfigError(
-            f"another process works on {path.name.removeprefix(_TASK_LOCK)} in "
-            f"{workdir.root} with another config: use its config, wait for it, "
-            "or choose another --workdir."
-          ) from error
-
-
-def _lock_path(workdir: Workdir, task: str) -> pathlib.Path:
-  return workdir.root / f"{_TASK_LOCK}{task}"
+    task = path.name.removeprefix(_TASK_LOCK)
+    if task == path.name or task in tasks:
+      continue
+    with _lock(workdir, path.name, wait=False) as held:
+      if not held:
+        raise flags.ConfigError(
+          f"another process works on {task} in {workdir.root} with another "
+          "config: use its config, wait for it, or choose another --workdir."
+        )
 
 
 @input_errors.from_outside()
@@ -411,22 +447,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action="store_true",
     help="check everything that can be checked, write nothing",
   )
-  known, overrides = parser.parse_known_args(arguments)
+  known, overrides = flags.parse_arguments(parser, arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  check_devices()
   if known.dry_run:
-    print(checks.dry_run(config, known.workdir))
+    print(checks.dry_run(config, known.workdir, known.stage))
     return 0
   if known.workdir is None:
     parser.error("--workdir is needed for anything but --dry_run")
-  checks.quick_checks(config)
+  checks.quick_checks(config, known.stage)
   tasks = _chosen_tasks(config, known.task)
   workdir = Workdir(known.workdir)
   try:
     with claim_workdir(config, workdir, tasks):
       run_stages(config, workdir, known.stage, tasks, arguments)
-  except Stopped as stopped:
-    print(f"{stopped}: start it again to go on.", file=sys.stderr)
-    return 128 + signal.SIGTERM
   except (HealthStop, NonFiniteRollout) as stopped:
     lines = (str(stopped), *getattr(stopped, "__notes__", ()))
     print("error:", *lines, file=sys.stderr)
@@ -466,16 +500,36 @@ def run_stages(
   stages = STAGES if stage == "all" else (stage,)
   with _one_at_a_time(workdir):
     provenance.append_start(workdir.root, arguments)
-  estimates = checks.stage_seconds(config, tasks)
-  with Progress([(name, estimates[name]) for name in stages]) as progress:
-    experiment = Experiment(config, workdir, progress, tasks)
+  with (
+    Progress(stages) as progress,
+    StopSignal("start it again to go on.", progress.note) as stop,
+  ):
+    experiment = Experiment(config, workdir, progress, stop, tasks)
     for name in stages:
       experiment.run(name)
+    unfinished = experiment.unfinished_runs()
+  if stage == "evaluate":
+    print(tables.format_table(results.compute_results(workdir.root)))
+    if unfinished:
+      print(
+        "Not evaluated, as they are not finished (--stage=train finishes "
+        f"them): {', '.join(unfinished)}."
+      )
   if "report" in stages:
     width = shutil.get_terminal_size((100, 24)).columns
     results_there = read_json(workdir.root / "results.json")
     print(tables.format_table(results_there, width))
     print(f"report: {workdir.root / 'report.html'}")
+    if any(workdir.root.glob("train/*/*/tensorboard")):
+      print(_tensorboard_line(workdir.root / "train"))
+
+
+def _tensorboard_line(folder: pathlib.Path) -> str:
+  """The command that shows the event files; TensorBoard is not required."""
+  line = f"curves: tensorboard --logdir {shlex.quote(str(folder))}"
+  if importlib.util.find_spec("tensorboard") is None:
+    line += f" (after {sys.executable} -m pip install tensorboard)"
+  return line
 
 
 if __name__ == "__main__":

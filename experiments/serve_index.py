@@ -35,6 +35,7 @@ from typing import get_args
 
 from experiments import input_errors
 from experiments.config import EncoderConfig
+from experiments.devices import check_devices
 from experiments.run import use_compilation_cache
 from experiments.tasks import load_encoder
 from rapo_jax.retrieval import (
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       " install 'rapo_jax[serve]'`."
     )
   config = _config(known)
+  check_devices()
   # Before the buffer is read, which takes longer.
   listener = _listen(known.host, known.port)
   with listener:

@@ -57,27 +57,32 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Reads what `write_json` wrote."""
-  return json.loads(path.read_text(encoding="utf-8"))
+  """Reads what `write_json` wrote.
+
+  Raises:
+    InputError: the file has been changed and is no JSON.
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  # Of a character that is no UTF-8, too.
+  except ValueError as error:
+    raise InputError(
+      f"{path} must hold the JSON that was written there, and does not "
+      f"({error}): restore it, or choose another --workdir."
+    ) from error
 
 
 def read_config(workdir: Workdir) -> dict[str, Any]:
   """The plain config that a work folder was last used with.
 
   Raises:
-    InputError: it cannot be read.
+    InputError: the file has been changed.
   """
-  try:
-    content = read_json(workdir.config)
-  except ValueError as error:
-    raise InputError(
-      f"{workdir.config} must be the config that a run wrote, and cannot be "
-      f"read ({error}): put it back as it was, or choose another --workdir."
-    ) from error
+  content = read_json(workdir.config)
   if not isinstance(content, dict):
     raise InputError(
-      f"{workdir.config} must be the config that a run wrote, and holds a "
-      f"{type(content).__name__}: put it back as it was, or choose another "
+      f"{workdir.config} must hold the config that was written there, and "
+      f"holds a {type(content).__name__}: restore it, or choose another "
       "--workdir."
     )
   return content

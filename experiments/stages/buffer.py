@@ -54,8 +54,8 @@ def build_buffer(
   Raises:
     InputError: what an interrupted build left is of another config.
   """
-  task = task.for_off_policy()
-  model = load_agent(config, task.off_policy_path)
+  task, agent_path = task.for_off_policy()
+  model = load_agent(config, agent_path)
   engine = open_engine(
     config,
     task,
@@ -64,6 +64,8 @@ def build_buffer(
   )
   writer = BufferWriter(directory, encoder, resume=True)
   progress = _Progress(directory, config)
+  # Under which the agent's traces are kept.
+  source = f"{task.name}/{agent_path.name}"
   total = len(task.train)
   # Rolling out and embedding take about as long as each other.
   for first in range(progress.num_questions, total, QUERIES_AT_A_TIME):
@@ -80,9 +82,7 @@ def build_buffer(
     )
     for trajectory, reward in _best(config, task, queries, trajectories):
       query = queries[trajectory.group_id]
-      trajectory_id = (
-        f"{task.off_policy_name}/{query.query_id}/{trajectory.index}"
-      )
+      trajectory_id = f"{source}/{query.query_id}/{trajectory.index}"
       # There already if the build was killed between the two files.
       if trajectory_id not in writer.trajectory_ids:
         writer.add(
@@ -90,7 +90,7 @@ def build_buffer(
             query.question,
             trajectory.step_texts(task.tokenizer),
             reward=reward,
-            source=task.off_policy_name,
+            source=source,
             query_id=query.query_id,
             first_trace_id=writer.next_trace_id,
             trajectory_id=trajectory_id,

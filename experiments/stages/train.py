@@ -37,7 +37,7 @@ from experiments.policies import describe_policy, load_policy, model_digest
 from experiments.stages.divergence import Diverged, Watch
 from experiments.stages.evaluate import curve_point
 from experiments.stages.growth import Growth
-from experiments.stop_signal import Stopped, StopSignal
+from experiments.stop_signal import StopSignal
 from experiments.tasks import Task
 from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax import files, models
@@ -169,6 +169,8 @@ def train(
   _write_end(
     state.model, task, folder, max(resumed.update, config.train.num_updates)
   )
+  if stop.requested:
+    raise stop.stop(f"stopped after {run.task} {run.name} was finished")
 
 
 def _ends_at(config: ExperimentConfig, run: Run, update: int) -> str:
@@ -236,7 +238,9 @@ class _Updates:
       with compilations() as compiled:
         _rehearse(config, self.task, run, self.trainer, state)
       report(done / num_updates, _describe_programs(run, compiled))
-      for number in range(done + 1, num_updates + 1):
+      for number in stop.deferred(
+        range(done + 1, num_updates + 1), "after the update under way"
+      ):
         state, row = _update(
           config,
           self.task,
@@ -266,7 +270,9 @@ class _Updates:
           self._save(number, state, totals)
         report(number / num_updates, _describe(run, row))
         if stopping and not last:
-          raise Stopped(f"{run.task} {run.name} stopped after update {number}")
+          raise stop.stop(
+            f"{run.task} {run.name} stopped after update {number}"
+          )
     return state
 
   def _evaluate(self, model: models.Decoder) -> dict[str, float]:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from rapo_jax.ranges import check_numbers
+
 _REQUIRED = (
   "vocab_size",
   "hidden_size",
@@ -186,12 +188,8 @@ class LoraConfig:
   targets: tuple[LoraTarget, ...] = ("query", "key", "value", "out")
 
   def __post_init__(self):
-    if self.rank < 1:
-      raise ValueError(f"rank must be at least 1, got {self.rank}.")
-    if self.alpha <= 0:
-      raise ValueError(
-        f"alpha must be above 0, got {self.alpha}; twice the rank is usual."
-      )
+    check_numbers(self, "rank", at_least=1)
+    check_numbers(self, "alpha", above=0)
     choices = get_args(LoraTarget)
     if (
       not self.targets

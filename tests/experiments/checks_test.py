@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from experiments import checks
+from experiments import checks, memory
 from experiments.config import (
   ExperimentConfig,
   MeshConfig,
@@ -91,7 +91,7 @@ def test_what_a_layer_keeps_is_near_what_the_compiler_keeps():
   # numbers a layer and token, for rows of 512 tokens.
   for remat, measured in (("none", 8964), ("dots", 3040)):
     update = UpdateConfig(row_length=512, remat=remat)
-    kept = checks._kept_a_token(update, SHAPE)
+    kept = memory.kept_a_token(update, SHAPE)
     assert kept == pytest.approx(measured, rel=0.03)
 
 
@@ -102,7 +102,7 @@ def test_a_frozen_base_is_held_once_in_the_rollout_s_dtype():
     policy=PolicyConfig(lora=lora),
     rollout=dataclasses.replace(miniature_rollout(), dtype="bfloat16"),
   )
-  text = checks.memory_estimate(config, SHAPE)[0]
+  text = memory.estimate(config, SHAPE).told(1)
   # Embedding; q, k, v with bias, out, three of the feed-forward, two norms; the
   # last norm.
   attention = 256 * (256 + 2 * 128) + 512 + 256 * 256

@@ -1,5 +1,8 @@
 """Whose mistake an error is: a line for the user's, a traceback for ours."""
 
+import errno
+import os
+
 import pytest
 
 from experiments import input_errors
@@ -29,6 +32,24 @@ def test_what_comes_from_outside_is_a_line_and_its_notes(error, capsys):
 def test_everything_else_keeps_its_traceback(outside, error):
   with pytest.raises(type(error)):
     command(outside, error)
+
+
+@pytest.mark.parametrize(
+  ("number", "remedy"),
+  [
+    (errno.ENOSPC, "free some space there"),
+    (errno.EROFS, "on a disk that can be written"),
+    (errno.EACCES, "that you may read and write"),
+  ],
+)
+def test_what_the_machine_refuses_is_a_line_with_a_remedy(
+  number, remedy, capsys
+):
+  error = OSError(number, os.strerror(number), "/there/file")
+  assert command(False, error) == input_errors.EXIT_STATUS
+  line = capsys.readouterr().err
+  assert "/there/file" in line
+  assert remedy in line
 
 
 def test_an_input_error_stays_the_one_it_is():

@@ -564,7 +564,12 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
     ("--config.train.num_updates=-3", "num_updates must be at least 1"),
     ("--config.evaluation.temperature=0", "temperature must be > 0"),
     ("--config.data.source=tool_star", "data.path is not set"),
-    ("--config.policy.base=here", "set both policy.base and"),
+    (
+      "--config.policy.base=here",
+      "(rapo) needs a buffer, and there is no agent",
+    ),
+    ("--config.policy.off_policy=here", "name the base agent that is trained"),
+    ("--dry-run", "unknown argument '--dry-run'. Did you mean --dry_run?"),
     (
       "--config.buffer.url=http://x --config.retrieval.noise_prob=0.5",
       "buffer.url is set: A buffer that a server holds",
@@ -659,7 +664,7 @@ def test_agents_may_have_tokenizers_of_their_own(tmp_path):
   encoder = SentenceEncoder.from_pretrained()
   with tasks.open_task(config, workdir, "tool_star", encoder) as task:
     query = task.train[0]
-    other = task.for_off_policy()
+    other, _ = task.for_off_policy()
     ours, theirs = task.prompt(query), other.prompt(query)
     assert ours.tolist() != theirs.tolist()
     assert task.tokenizer.decode(ours) == other.tokenizer.decode(theirs)
