@@ -30,6 +30,7 @@ from experiments import (
   checks,
   flags,
   input_errors,
+  places,
   provenance,
   report,
   results,
@@ -428,9 +429,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--config", required=True, help="Python config file")
   parser.add_argument(
-    "--workdir", type=pathlib.Path, help="folder of the experiment"
+    "--config",
+    type=places.text_argument,
+    required=True,
+    help="Python config file",
+  )
+  parser.add_argument(
+    "--workdir", type=places.path_argument, help="folder of the experiment"
   )
   parser.add_argument(
     "--stage",
@@ -449,6 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   known, overrides = flags.parse_arguments(parser, arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  config = places.local_config(config)
   check_devices()
   if known.dry_run:
     print(checks.dry_run(config, known.workdir, known.stage))
