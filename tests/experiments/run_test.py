@@ -736,7 +736,7 @@ def test_a_wrong_path_is_corrected_in_the_same_folder(tmp_path, capsys):
 
 @pytest.mark.parametrize("umask", [0, 0o022])
 def test_a_work_folder_is_its_owner_s_alone(umask, finished, tmp_path, capsys):
-  config_file, whole = finished
+  _, whole = finished
   for path in (
     whole,
     whole / "train" / "compute" / "rapo-seed0",
