@@ -3,8 +3,9 @@
     python -m experiments.run --config experiments/configs/quickstart.py \\
         --workdir runs/quickstart
 
-Started again with the same config and folder it goes on where it stopped; what
-is finished is not repeated. `--config.<path>=<value>` overrides any field.
+Started again with the same folder it goes on where it stopped; what is finished
+is not repeated. Fields that nothing in the folder depends on may differ then,
+such as train.num_updates. `--config.<path>=<value>` overrides any field.
 `--task=<name>` runs one task of several, so that processes can share a folder.
 """
 

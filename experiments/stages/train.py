@@ -43,6 +43,7 @@ from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax import files, models
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, order, prompt_hash
+from rapo_jax.models import folder as folders
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
 from rapo_jax.retrieval.manifest import (
   MANIFEST_FILE,
@@ -133,6 +134,8 @@ def train(
   if is_finished(folder, config):
     report(1.0, "finished before")
     return
+  folders.clear_leftovers(folder / POLICY_FOLDER)
+  folders.clear_leftovers(folder / ADAPTERS_FOLDER)
   policy = load_policy(config, task.base_path, seed=run.seed)
   watch = Watch(config, workdir, folder, policy)
   growth = _open_growth(config, run, buffer, folder)

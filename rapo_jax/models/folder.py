@@ -29,8 +29,7 @@ def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   path = files.followed(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   suffix = uuid.uuid4().hex[:8]
-  new = path.with_name(f".{path.name}.new-{suffix}")
-  old = path.with_name(f".{path.name}.old-{suffix}")
+  new, old = (path.with_name(f"{prefix}{suffix}") for prefix in _prefixes(path))
   new.mkdir()
   try:
     yield new
@@ -39,6 +38,25 @@ def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     files.sync(path.parent)
   finally:
     shutil.rmtree(new, ignore_errors=True)
+
+
+def clear_leftovers(path: pathlib.Path) -> None:
+  """Deletes what writers of a folder that were killed have left beside it.
+
+  Args:
+    path: the folder, which no other process is writing.
+  """
+  path = files.followed(path)
+  if not path.parent.is_dir():
+    return
+  for entry in path.parent.iterdir():
+    if entry.name.startswith(_prefixes(path)):
+      shutil.rmtree(entry)
+
+
+def _prefixes(path: pathlib.Path) -> tuple[str, str]:
+  """How folders are called that take a folder's place, and that gave it up."""
+  return f".{path.name}.new-", f".{path.name}.old-"
 
 
 def _replace(new: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:

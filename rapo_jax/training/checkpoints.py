@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ _PARTIAL_PREFIX = ".partial-"
 # TensorStore reads paths as URLs: `[` and `\` are lost, bytes that are no
 # UTF-8 refused. These characters alone are known to be kept.
 _PLAIN_PATH = re.compile(r"[\w/ .+=,@%:~-]*")
+_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 _OPEN_FOLDERS = pathlib.Path("/proc/self/fd")
 
@@ -76,9 +78,7 @@ class Checkpoints:
     self._writing: concurrent.futures.Future[None] | None = None
     if create:
       files.make_private_folder(self._path)
-      for entry in self._path.iterdir():
-        if entry.name.startswith(_PARTIAL_PREFIX):
-          shutil.rmtree(entry)
+      self._clear_partial()
     self._handle: int | None = None
     self._orbax_path = self._safe_path()
     self._orbax = ocp.AsyncCheckpointer(
@@ -156,14 +156,15 @@ class Checkpoints:
     self._wait()
     partial = f"{_PARTIAL_PREFIX}{update}"
     named = _named(_saved(state))
-    self._orbax.save(
-      self._orbax_path / partial,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(named),
-        metadata=ocp.args.JsonSave(metadata),
-      ),
-      force=True,
-    )
+    with self._disk_errors():
+      self._orbax.save(
+        self._orbax_path / partial,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(named),
+          metadata=ocp.args.JsonSave(metadata),
+        ),
+        force=True,
+      )
     shapes = {name: tuple(leaf.shape) for name, leaf in named.items()}
     self._writing = self._pool.submit(self._finish, update, partial, shapes)
 
@@ -269,21 +270,44 @@ class Checkpoints:
     self, update: int, name: str, shapes: Mapping[str, tuple[int, ...]]
   ) -> None:
     """Verifies what was written and puts it in its place."""
-    self._orbax.wait_until_finished()
-    partial = self._path / name
-    self._check_arrays(name, shapes)
-    written = _Manifest(update, manifests.describe_files(partial))
-    (partial / _MANIFEST_FILE).write_text(written.text(), encoding="utf-8")
-    files.sync_tree(partial)
-    _forget_cached(partial)
-    found = manifests.file_problems(partial, written.files, checksums=True)
-    if found:
-      raise OSError(
-        f"checkpoint {update} in {self._path} cannot be read as it was "
-        f"written: {'; '.join(found)}. The one before it is untouched; look at "
-        "the disk."
-      )
-    self._place(update, partial)
+    with self._disk_errors():
+      self._orbax.wait_until_finished()
+      partial = self._path / name
+      self._check_arrays(name, shapes)
+      written = _Manifest(update, manifests.describe_files(partial))
+      (partial / _MANIFEST_FILE).write_text(written.text(), encoding="utf-8")
+      files.sync_tree(partial)
+      _forget_cached(partial)
+      found = manifests.file_problems(partial, written.files, checksums=True)
+      if found:
+        raise OSError(
+          f"checkpoint {update} in {self._path} cannot be read as it was "
+          f"written: {'; '.join(found)}. The one before it is untouched; look "
+          "at the disk."
+        )
+      self._place(update, partial)
+
+  @contextlib.contextmanager
+  def _disk_errors(self) -> Iterator[None]:
+    """Clears what a failed write leaves, and raises the system's own error.
+
+    Raises:
+      OSError: instead of TensorStore's ValueError, as for a full disk.
+    """
+    try:
+      yield
+    except (ValueError, OSError) as error:
+      self._clear_partial()
+      found = _SYSTEM_ERROR.search(str(error))
+      if found is None or isinstance(error, OSError):
+        raise
+      number = int(found[1])
+      raise OSError(number, os.strerror(number), str(self._path)) from error
+
+  def _clear_partial(self) -> None:
+    for entry in self._path.iterdir():
+      if entry.name.startswith(_PARTIAL_PREFIX):
+        shutil.rmtree(entry)
 
   def _check_arrays(
     self, name: str, shapes: Mapping[str, tuple[int, ...]]

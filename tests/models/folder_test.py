@@ -51,3 +51,12 @@ def test_a_folder_may_have_any_name(name, tmp_path):
   _fill(tmp_path / name, "again")
   assert os.listdir(tmp_path) == [name]
   assert (tmp_path / name / "sub" / "file").read_text() == "again"
+
+
+def test_what_killed_writers_left_is_cleared(tmp_path):
+  for name in (".out.new-1a", ".out.old-2b", ".other.new-1a", "out"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "file").write_text("")
+  folder.clear_leftovers(tmp_path / "out")
+  assert sorted(os.listdir(tmp_path)) == [".other.new-1a", "out"]
+  folder.clear_leftovers(tmp_path / "missing" / "out")

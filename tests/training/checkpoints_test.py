@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what went in."""
 
+import errno
 import os
 import shutil
 
@@ -349,6 +350,31 @@ def test_what_cannot_be_read_again_never_takes_a_place(tmp_path, monkeypatch):
     checkpoints.close()
   monkeypatch.undo()
   # The older one is deleted only after the newer one was verified.
+  assert _found(tmp_path) == (1, [])
+
+
+def test_a_full_disk_is_the_system_s_error_and_leaves_nothing(
+  tmp_path, monkeypatch
+):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, _state(0), {})
+  checkpoints._wait()
+
+  def fail(name, shapes):
+    # As TensorStore words it.
+    raise ValueError(
+      "RESOURCE_EXHAUSTED: Failed to write 6351 bytes to file 5: No space left "
+      "on device [os_error_code='28']"
+    )
+
+  monkeypatch.setattr(checkpoints, "_check_arrays", fail)
+  checkpoints.save(2, _state(0), {})
+  with pytest.raises(OSError, match="No space left on device") as error:
+    checkpoints._wait()
+  assert error.value.errno == errno.ENOSPC
+  assert error.value.filename == str(tmp_path)
+  checkpoints.close()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "kept.json"]
   assert _found(tmp_path) == (1, [])
 
 
