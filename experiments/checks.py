@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import transformers
 from flax import nnx
 
-from experiments import flags
+from experiments import flags, health
 from experiments.config import ExperimentConfig
 from experiments.input_errors import InputError
 from experiments.miniature import tokenizer as miniature_tokenizer
@@ -58,10 +58,33 @@ def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
         f"{workdir} holds an experiment with another config: {line}"
       )
   _refuse(problems)
+  lines.append(_first_signal(config))
   seconds = sum(stage_seconds(config, task_names(config)).values())
   lines.append(f"about {seconds / 60:.0f} minutes on two CPU cores")
   lines.append("all checks passed; nothing was written")
   return "\n".join(lines)
+
+
+def _first_signal(config: ExperimentConfig) -> str:
+  """What is known of the trajectories that will close their tags.
+
+  Nothing is rolled out here, so the share itself comes with the first update.
+  """
+  unknown = "share of trajectories that close their tags: "
+  if config.policy.base is not None:
+    return (
+      f"{unknown}unknown until the first update, which says it. Where it is "
+      f"below {100 * health.FEW_WHOLE:.0f} %, {health.WARM_START}"
+    )
+  if config.data.source == "miniature":
+    return (
+      f"{unknown}the agents stage warm-starts the base agent on them; the "
+      "first update says it"
+    )
+  return (
+    f"{unknown}near 0, since policy.base is not set and the base agent is "
+    f"randomly initialised: {health.WARM_START}"
+  )
 
 
 def quick_checks(config: ExperimentConfig) -> None:
@@ -128,9 +151,11 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     )
   if config.buffer.path is not None:
     try:
-      manifest.read_manifest(config.buffer.path)
+      there = manifest.read_manifest(config.buffer.path)
     except ValueError as error:
       yield "problem", f"buffer.path: {error}"
+    else:
+      yield from _empty_buffer(config, there.num_traces)
   if config.buffer.url is not None:
     try:
       remote.check_policy(config.retrieval)
@@ -201,6 +226,24 @@ def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       sharding.shardings(abstract, mesh, sharding.ROLLOUT_RULES)
     except (ValueError, FileNotFoundError) as error:
       yield "problem", f"{_name(agent)}: {error}"
+
+
+def _empty_buffer(
+  config: ExperimentConfig, num_traces: int
+) -> Iterator[tuple[str, str]]:
+  """A buffer without a trace under a method that retrieves."""
+  retrieving = [
+    method
+    for method in config.train.methods
+    if config.method(method)[0].num_hybrid
+  ]
+  if retrieving and not num_traces and config.buffer.grow is None:
+    yield (
+      "problem",
+      f"{' and '.join(retrieving)} retrieve, and the buffer at "
+      f"{config.buffer.path} holds no trace: fill it (experiments.buffer), let "
+      "it grow (buffer.grow), or train with train.methods=grpo.",
+    )
 
 
 def _agents(config: ExperimentConfig) -> dict[str, str | None]:
