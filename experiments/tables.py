@@ -145,12 +145,12 @@ def _headline_alone(results: Mapping[str, Any]) -> list[str]:
     overall = gain.get(MEAN, {}).get("sampled")
     if overall is None:
       return [f"{first}. The base agent is not evaluated.", *_few(reached)]
-    change = f"{points(overall['mean'])} points, {certainty(overall)}"
+    side = "below" if overall["mean"] < 0 else "above"
+    change = f"{abs(100 * overall['mean']):.1f} points {side} the base agent"
     unclear = overall["interval"] is not None and not overall["clear"]
     return [
-      f"No clear change: {first}, the base agent about as many ({change})."
-      if unclear
-      else f"{first} ({change} to the base agent).",
+      f"{'No clear change: ' if unclear else ''}{first}, {change} "
+      f"({certainty(overall)}).",
       *_few(overall),
       *_unfinished(results),
     ]

@@ -236,8 +236,9 @@ def test_a_method_alone_is_held_against_the_base_agent(tmp_path, method):
   results = results_lib.compute_results(tmp_path)
   lines = tables.headline(results)
   name = results_lib.label(method)
-  assert lines[0].startswith(f"{name} answers 60.0 % on t (+60.0 points, 95 %")
-  assert lines[0].endswith("to the base agent).")
+  assert lines[0].startswith(
+    f"{name} answers 60.0 % on t, 60.0 points above the base agent (95 % inter"
+  )
   assert "Only 2 seeds" in lines[1]
   assert "− base [95 %]" in tables.format_table(results)
 
