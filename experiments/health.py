@@ -333,6 +333,27 @@ class Monitor:
     return Sign("gradient_spike", text, at_once=bool(text))
 
 
+def check_tools(config: HealthConfig, row: Row, where: str) -> None:
+  """Refuses a rollout that is not trained on if a tool of it is broken.
+
+  Its accuracy, or the buffer that it fills, would be of an agent without tools.
+
+  Args:
+    config: what to do about `broken_tool`.
+    row: `tools/*` of the rollout.
+    where: which rollout it is, for the message.
+
+  Raises:
+    HealthStop: a tool is broken, and `broken_tool` is "stop".
+  """
+  for alert in Monitor(config).look(1, row):
+    if alert.kind == "broken_tool" and alert.stops:
+      raise HealthStop(
+        f"{where}: {alert.text} To go on all the same, set "
+        "train.health.broken_tool to warn."
+      )
+
+
 def alerts_of(
   rows: Iterable[Row], config: HealthConfig, *, retrieves: bool
 ) -> list[Alert]:

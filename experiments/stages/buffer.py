@@ -8,7 +8,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from experiments import flags
+from experiments import flags, health
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
 from experiments.input_errors import InputError
@@ -52,6 +52,7 @@ def build_buffer(
 
   Raises:
     InputError: what an interrupted build left is of another config.
+    health.HealthStop: a tool answered none of its calls.
   """
   task = task.for_off_policy()
   model = load_agent(config, task.off_policy_path)
@@ -74,8 +75,11 @@ def build_buffer(
       num_generations=config.buffer.num_trajectories,
       num_hybrid=0,
     )
-    trajectories, _ = engine.rollout(
+    trajectories, stats = engine.rollout(
       model, requests, seed=config.buffer.seed, update=0
+    )
+    health.check_tools(
+      config.train.health, stats.tool_numbers(), f"buffer of {task.name}"
     )
     for trajectory, reward in _best(config, task, queries, trajectories):
       query = queries[trajectory.group_id]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import health
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
 from experiments.tasks import Task
@@ -76,6 +77,7 @@ def roll_out(
 
   Raises:
     NonFiniteRollout: the model's log-probs are not finite. It has no accuracy.
+    health.HealthStop: a tool answered none of its calls.
   """
   engine = open_engine(
     config,
@@ -95,8 +97,11 @@ def roll_out(
     for group, query in enumerate(task.held_out)
     for index in range(samples)
   ]
-  trajectories, _ = engine.rollout(
+  trajectories, stats = engine.rollout(
     model, requests, seed=config.evaluation.seed, update=0, greedy=greedy
+  )
+  health.check_tools(
+    config.train.health, stats.tool_numbers(), f"evaluation on {task.name}"
   )
   return trajectories
 

@@ -234,3 +234,13 @@ def test_a_report_lists_each_stretch_once():
 def test_settings_out_of_range_are_refused(field, value):
   with pytest.raises(ValueError, match=field):
     HealthConfig(**{field: value})
+
+
+def test_a_broken_tool_stops_an_evaluation_and_one_that_errs_does_not():
+  config = HealthConfig()
+  with pytest.raises(health.HealthStop, match="evaluation on web: no call"):
+    health.check_tools(config, _tool(timeout=8.0), "evaluation on web")
+  health.check_tools(config, _tool(error=90.0), "evaluation on web")
+  health.check_tools(config, _tool(timeout=8.0, ok=1.0), "evaluation on web")
+  lenient = HealthConfig(broken_tool="warn")
+  health.check_tools(lenient, _tool(timeout=8.0), "evaluation on web")
