@@ -7,6 +7,7 @@ the rows alone, so that a resumed run and the report come to the same warnings.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from rapo_jax.rewards import ScoreStatus
+from rapo_jax.rollout import NonFiniteRollout
 from rapo_jax.tools import ToolStatus
 
 Action = Literal["off", "warn", "stop"]
@@ -331,6 +333,19 @@ class Monitor:
     if math.isfinite(norm) and norm > 0:
       self._norms.append(norm)
     return Sign("gradient_spike", text, at_once=bool(text))
+
+
+@contextlib.contextmanager
+def finite_rollout(where: str) -> Iterator[None]:
+  """Says which rollout it was whose numbers were not finite.
+
+  Raises:
+    HealthStop: for a `NonFiniteRollout`, with its message.
+  """
+  try:
+    yield
+  except NonFiniteRollout as error:
+    raise HealthStop(f"{where}: {error}") from error
 
 
 def check_tools(config: HealthConfig, row: Row, where: str) -> None:

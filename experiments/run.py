@@ -51,7 +51,6 @@ from experiments.tasks import (
 from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
-from rapo_jax.rollout import NonFiniteRollout
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3
@@ -331,9 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except Stopped as stopped:
     print(f"{stopped}: start it again to go on.", file=sys.stderr)
     return 128 + signal.SIGTERM
-  except (HealthStop, NonFiniteRollout) as stopped:
-    lines = (str(stopped), *getattr(stopped, "__notes__", ()))
-    print("error:", *lines, file=sys.stderr)
+  except HealthStop as stopped:
+    print(f"error: {stopped}", file=sys.stderr)
     return UNHEALTHY_STATUS
   return 0
 

@@ -52,7 +52,8 @@ def build_buffer(
 
   Raises:
     InputError: what an interrupted build left is of another config.
-    health.HealthStop: a tool answered none of its calls.
+    health.HealthStop: the agent's log-probs are not finite, or a tool answered
+      none of its calls.
   """
   task = task.for_off_policy()
   model = load_agent(config, task.off_policy_path)
@@ -75,12 +76,12 @@ def build_buffer(
       num_generations=config.buffer.num_trajectories,
       num_hybrid=0,
     )
-    trajectories, stats = engine.rollout(
-      model, requests, seed=config.buffer.seed, update=0
-    )
-    health.check_tools(
-      config.train.health, stats.tool_numbers(), f"buffer of {task.name}"
-    )
+    where = f"buffer of {task.name}"
+    with health.finite_rollout(where):
+      trajectories, stats = engine.rollout(
+        model, requests, seed=config.buffer.seed, update=0
+      )
+    health.check_tools(config.train.health, stats.tool_numbers(), where)
     for trajectory, reward in _best(config, task, queries, trajectories):
       query = queries[trajectory.group_id]
       trajectory_id = (

@@ -76,8 +76,8 @@ def roll_out(
   """Trajectories for every held-out question, `samples` each, in order.
 
   Raises:
-    NonFiniteRollout: the model's log-probs are not finite. It has no accuracy.
-    health.HealthStop: a tool answered none of its calls.
+    health.HealthStop: the model's log-probs are not finite, or a tool answered
+      none of its calls. There is no accuracy then.
   """
   engine = open_engine(
     config,
@@ -97,12 +97,12 @@ def roll_out(
     for group, query in enumerate(task.held_out)
     for index in range(samples)
   ]
-  trajectories, stats = engine.rollout(
-    model, requests, seed=config.evaluation.seed, update=0, greedy=greedy
-  )
-  health.check_tools(
-    config.train.health, stats.tool_numbers(), f"evaluation on {task.name}"
-  )
+  where = f"evaluation on {task.name}"
+  with health.finite_rollout(where):
+    trajectories, stats = engine.rollout(
+      model, requests, seed=config.evaluation.seed, update=0, greedy=greedy
+    )
+  health.check_tools(config.train.health, stats.tool_numbers(), where)
   return trajectories
 
 

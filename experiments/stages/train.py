@@ -110,7 +110,8 @@ def train(
     Stopped: after a checkpoint of all that was done.
     InputError: the newest checkpoint is of another config or prompt template,
       the base agent cannot be read, or the mesh does not divide it.
-    health.HealthStop: the run cannot learn, and `train.health` says to stop.
+    health.HealthStop: the run cannot learn, and `train.health` says to stop; or
+      log-probs of a rollout are not finite.
   """
   folder = workdir.run(run.task, run.name)
   if (folder / DONE_FILE).exists():
@@ -365,7 +366,8 @@ def _rehearse(
   update = config.train.num_updates
   queries, prompts = _questions(config, task, run, update)
   # A copy: the state is donated.
-  trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
+  with health.finite_rollout(f"rehearsal of {run.task} {run.name}"):
+    trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
 
 
 def _update(
@@ -385,7 +387,8 @@ def _update(
   Its trajectories are logged on a schedule, and where an alert begins.
   """
   queries, prompts = _questions(config, task, run, update)
-  with compilations() as compiled:
+  where = f"update {update + 1} of {run.task} {run.name}"
+  with compilations() as compiled, health.finite_rollout(where):
     state, experience, row = trainer.step(state, queries, prompts, update)
   row["compile/programs"] = len(compiled)
   row["compile/seconds"] = sum(c.seconds for c in compiled)

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import health
 from experiments.health import HealthConfig, Monitor
+from rapo_jax.rollout import NonFiniteRollout
 from rapo_jax.tools import ToolStatus
 
 _FINE = {
@@ -244,3 +245,11 @@ def test_a_broken_tool_stops_an_evaluation_and_one_that_errs_does_not():
   health.check_tools(config, _tool(timeout=8.0, ok=1.0), "evaluation on web")
   lenient = HealthConfig(broken_tool="warn")
   health.check_tools(lenient, _tool(timeout=8.0), "evaluation on web")
+
+
+def test_a_rollout_that_is_not_finite_is_named():
+  with (
+    pytest.raises(health.HealthStop, match="update 3 of web: no number"),
+    health.finite_rollout("update 3 of web"),
+  ):
+    raise NonFiniteRollout("no number")

@@ -189,6 +189,16 @@ def test_evaluation_never_retrieves_and_repeats_the_curve(finished):
     assert TokenKind.RETRIEVED not in trajectory.kinds
 
 
+def test_an_agent_of_nan_has_no_accuracy(finished):
+  _, folder = finished
+  config, encoder = small_config(), SentenceEncoder.from_pretrained()
+  with tasks.open_task(config, Workdir(folder), "compute", encoder) as task:
+    model = models.from_pretrained(task.base_path)
+    broken = jax.tree.map(lambda x: jax.numpy.full_like(x, np.nan), model)
+    with pytest.raises(health.HealthStop, match="evaluation on compute: log-"):
+      evaluate.evaluate(config, task, broken)
+
+
 def test_started_again_nothing_is_repeated(finished, capsys):
   config_file, folder = finished
   before = {
