@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments import health
 from experiments.results import COSTS, MEAN, label
 
 # From fewer seeds a bootstrap interval is too narrow to lean on.
@@ -222,8 +223,8 @@ def warning_name(warning: Mapping[str, Any]) -> str:
 
 def warning_updates(warning: Mapping[str, Any]) -> str:
   """Updates that showed it."""
-  first, last = warning["first"], warning["last"]
-  return f"update {last}" if first == last else f"updates {first} to {last}"
+  at = health.updates_text(warning["first"], warning["last"])
+  return f"{at}, stopped" if warning["stopped"] else at
 
 
 def hybrid_lines(results: Mapping[str, Any]) -> list[str]:

@@ -173,7 +173,7 @@ def train(
         # The report shows what the run has stopped at.
         writer.write(number, row)
         raise
-      _tell(run, row, number, alerts, note)
+      _show_alerts(run, row, number, alerts, note)
       last = number == config.train.num_updates
       if last or number % config.train.eval_every == 0:
         row |= evaluate(state.model)
@@ -399,7 +399,7 @@ def _update(
   every = config.train.log_trajectories_every
   alerts = monitor.look(number, row)
   row |= monitor.metrics()
-  if number == 1 or number % every == 0 or any(a.tell for a in alerts):
+  if number == 1 or number % every == 0 or any(a.show for a in alerts):
     with (folder / TRAJECTORIES_FILE).open("a", encoding="utf-8") as file:
       for record in trajectory_log.records(
         experience, queries, task.tokenizer, number
@@ -437,7 +437,7 @@ def _monitor(config: ExperimentConfig, run: Run) -> health.Monitor:
   return health.Monitor(config.train.health, retrieves=rollout.num_hybrid > 0)
 
 
-def _tell(
+def _show_alerts(
   run: Run,
   row: dict[str, float],
   number: int,
@@ -448,7 +448,7 @@ def _tell(
   if number == 1:
     note(f"{run.task} {run.name}: {health.first_update_text(row)}")
   for alert in alerts:
-    if alert.tell:
+    if alert.show:
       note(f"warning: {run.task} {run.name}: {alert.describe()}")
 
 

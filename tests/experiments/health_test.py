@@ -170,12 +170,12 @@ def test_a_terminal_hears_of_it_once_then_every_twenty_updates():
     update
     for update in range(1, 50)
     for alert in monitor.look(update, _FINE | _DEAD)
-    if alert.tell
+    if alert.show
   ]
   assert told == [3, 23, 43]
   monitor.look(50, _FINE)
   again = [
-    u for u in (51, 52, 53) for a in monitor.look(u, _FINE | _DEAD) if a.tell
+    u for u in (51, 52, 53) for a in monitor.look(u, _FINE | _DEAD) if a.show
   ]
   assert again == [53]
 

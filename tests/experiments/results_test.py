@@ -300,6 +300,16 @@ def test_warnings_of_runs_and_evaluations(tmp_path):
   assert "t rapo-seed0 no_retrieval (updates 1 to 3)" in line
 
 
+def test_a_stop_is_marked(tmp_path):
+  updates = dict.fromkeys(range(11), 0.0)
+  _metrics(tmp_path, "grpo-seed0", updates, groups__live_fraction=0)
+  results = results_lib.compute_results(tmp_path)
+  assert [w["stopped"] for w in results["warnings"]] == [True]
+  assert (
+    "no_signal (updates 1 to 10, stopped)" in tables.warning_lines(results)[0]
+  )
+
+
 def test_results_say_when_they_were_written_and_what_with(fake_results):
   written = datetime.datetime.fromisoformat(fake_results["written"])
   assert written.utcoffset() == datetime.timedelta(0)

@@ -747,7 +747,7 @@ def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
   assert "0.0" in capsys.readouterr().out
 
 
-def test_differences_ignore_what_json_cannot_tell():
+def test_differences_ignore_what_json_cannot_show_alerts():
   config = flags.to_dict(small_config())
   assert checks.differences(json.loads(json.dumps(config)), config) == []
 

@@ -144,11 +144,11 @@ def test_a_stop_names_its_kind_and_how_to_go_on():
 def test_the_first_update_says_how_many_close_their_tags():
   notes = []
   run = train.Run("multihop", "grpo", 0)
-  train._tell(run, {"reward/format_whole": 0.02}, 1, [], notes.append)
-  train._tell(run, {"reward/format_whole": 0.02}, 2, [], notes.append)
+  train._show_alerts(run, {"reward/format_whole": 0.02}, 1, [], notes.append)
+  train._show_alerts(run, {"reward/format_whole": 0.02}, 2, [], notes.append)
   assert len(notes) == 1
   assert "2 % of the trajectories of the first update close" in notes[0]
   assert "warm-start the base agent" in notes[0]
-  train._tell(run, {"reward/format_whole": 0.93}, 1, [], notes.append)
+  train._show_alerts(run, {"reward/format_whole": 0.93}, 1, [], notes.append)
   assert "93 %" in notes[1]
   assert "warm" not in notes[1]
