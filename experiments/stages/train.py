@@ -145,6 +145,7 @@ def train(
     evaluate = functools.partial(
       curve_point, config, task, samples=config.evaluation.curve_samples
     )
+    step = functools.partial(_update, config, task, run, trainer)
     monitor = _monitor(config, run).replay(read_metrics(folder))
     if not totals:
       writer.write(0, evaluate(state.model))
@@ -154,26 +155,9 @@ def train(
       _rehearse(config, task, run, trainer, state)
     report(done / config.train.num_updates, _describe_programs(run, compiled))
     for update in range(done, config.train.num_updates):
-      state, row = _update(
-        config,
-        task,
-        run,
-        trainer,
-        state,
-        update,
-        totals,
-        folder,
-        growth,
-        monitor,
-      )
+      state, row = step(state, update, totals, folder, growth, monitor)
       number = update + 1
-      try:
-        alerts = _stop_if_broken(config, run, number, row, monitor)
-      except RuntimeError:
-        # The report shows what the run has stopped at.
-        writer.write(number, row)
-        raise
-      _show_alerts(run, row, number, alerts, note)
+      _watch(config, run, row, number, monitor, writer, note)
       last = number == config.train.num_updates
       if last or number % config.train.eval_every == 0:
         row |= evaluate(state.model)
@@ -437,14 +421,24 @@ def _monitor(config: ExperimentConfig, run: Run) -> health.Monitor:
   return health.Monitor(config.train.health, retrieves=rollout.num_hybrid > 0)
 
 
-def _show_alerts(
+def _watch(
+  config: ExperimentConfig,
   run: Run,
   row: dict[str, float],
   number: int,
-  alerts: list[health.Alert],
+  monitor: health.Monitor,
+  writer: MetricsWriter,
   note: Note,
 ) -> None:
-  """Notes how the first update went, and the alerts that begin or last."""
+  """Notes how the first update went and what alerts begin; stops a broken run.
+
+  The row of an update that stops the run is written first, for the report.
+  """
+  try:
+    alerts = _stop_if_broken(config, run, number, row, monitor)
+  except RuntimeError:
+    writer.write(number, row)
+    raise
   if number == 1:
     note(f"{run.task} {run.name}: {health.first_update_text(row)}")
   for alert in alerts:
