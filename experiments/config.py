@@ -489,9 +489,10 @@ def miniature_update() -> UpdateConfig:
 def miniature_health() -> HealthConfig:
   """Health of the miniature world, which shows what GRPO does without a signal.
 
-  Its 20 updates of 8 questions are few enough to see the end of.
+  Its 20 updates of 8 questions are few enough to see the end of, and its tools
+  are known to work.
   """
-  return HealthConfig(no_signal="warn")
+  return HealthConfig(no_signal="warn", erring_tool="warn")
 
 
 def miniature_retrieval() -> RetrievalConfig:

@@ -7,6 +7,7 @@ the rows alone, so that a resumed run and the report come to the same warnings.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from rapo_jax.rewards import ScoreStatus
+from rapo_jax.rollout import NonFiniteRollout
 from rapo_jax.tools import ToolStatus
 
 Action = Literal["off", "warn", "stop"]
@@ -22,7 +24,7 @@ Row = Mapping[str, float]
 FEW_WHOLE = 0.1
 """With a smaller share of whole formats a run begins without a signal."""
 WARM_START = (
-  "groups without a reward to tell apart teach nothing. Start from an instruct "
+  "where all rewards are alike nothing is learned. Start from an instruct "
   "model that knows these tags, or warm-start the base agent (supervised, as "
   "the agents stage does in the miniature world) and name it in policy.base."
 )
@@ -141,7 +143,7 @@ class Sign:
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-  """A sign that has lasted long enough to be told.
+  """A sign that has lasted long enough to be shown.
 
   Attributes:
     kind: field of `HealthConfig`.
@@ -149,7 +151,7 @@ class Alert:
     first: first update of the stretch that shows the sign.
     last: latest one.
     text: what is wrong, with its numbers, and what helps.
-    tell: whether a terminal shows it at this update: when it begins, and every
+    show: whether a terminal shows it at this update: when it begins, and every
       20 updates while it lasts.
     stops: whether the run has to end.
   """
@@ -159,17 +161,12 @@ class Alert:
   first: int
   last: int
   text: str
-  tell: bool
+  show: bool
   stops: bool
 
   def describe(self) -> str:
     """One line: kind, updates and text."""
-    at = (
-      f"update {self.last}"
-      if self.first == self.last
-      else f"updates {self.first} to {self.last}"
-    )
-    return f"{self.kind}, {at}: {self.text}"
+    return f"{self.kind}, {updates_text(self.first, self.last)}: {self.text}"
 
 
 class Monitor:
@@ -187,7 +184,7 @@ class Monitor:
     self._actions = self._config.actions()
     self._retrieves = retrieves
     self._fine: dict[tuple[str, str], int] = {}
-    self._told: dict[tuple[str, str], int] = {}
+    self._shown: dict[tuple[str, str], int] = {}
     self._erring: collections.Counter[str] = collections.Counter()
     self._first_entropy: float | None = None
     self._norms: collections.deque[float] = collections.deque(
@@ -224,7 +221,7 @@ class Monitor:
       key = (sign.kind, sign.tool)
       if not sign.text:
         self._fine[key] = update
-        self._told.pop(key, None)
+        self._shown.pop(key, None)
         continue
       first = update if sign.at_once else self._fine.get(key, 0) + 1
       lasted = update - first + 1
@@ -243,13 +240,13 @@ class Monitor:
       and not sign.spares
       and (sign.at_once or lasted >= config.stop_updates)
     )
-    tell = stops or self._update - self._told.get(key, -math.inf) >= (
+    show = stops or self._update - self._shown.get(key, -math.inf) >= (
       _REPEAT_EVERY
     )
-    if tell:
-      self._told[key] = self._update
+    if show:
+      self._shown[key] = self._update
     self._alerts.append(
-      Alert(sign.kind, sign.tool, first, self._update, sign.text, tell, stops)
+      Alert(sign.kind, sign.tool, first, self._update, sign.text, show, stops)
     )
 
   def metrics(self) -> dict[str, float]:
@@ -333,6 +330,40 @@ class Monitor:
     return Sign("gradient_spike", text, at_once=bool(text))
 
 
+@contextlib.contextmanager
+def finite_rollout(where: str) -> Iterator[None]:
+  """Says which rollout it was whose numbers were not finite.
+
+  Raises:
+    HealthStop: for a `NonFiniteRollout`, with its message.
+  """
+  try:
+    yield
+  except NonFiniteRollout as error:
+    raise HealthStop(f"{where}: {error}") from error
+
+
+def check_tools(config: HealthConfig, row: Row, where: str) -> None:
+  """Refuses a rollout that is not trained on if a tool of it is broken.
+
+  Its accuracy, or the buffer that it fills, would be of an agent without tools.
+
+  Args:
+    config: what to do about `broken_tool`.
+    row: `tools/*` of the rollout.
+    where: which rollout it is, for the message.
+
+  Raises:
+    HealthStop: a tool is broken, and `broken_tool` is "stop".
+  """
+  for alert in Monitor(config).look(1, row):
+    if alert.kind == "broken_tool" and alert.stops:
+      raise HealthStop(
+        f"{where}: {alert.text} To go on all the same, set "
+        "train.health.broken_tool to warn."
+      )
+
+
 def alerts_of(
   rows: Iterable[Row], config: HealthConfig, *, retrieves: bool
 ) -> list[Alert]:
@@ -361,6 +392,11 @@ def alerts_of(
         open_ones[key] = len(stretches)
         stretches.append(alert)
   return sorted(stretches, key=lambda alert: alert.first)
+
+
+def updates_text(first: int, last: int) -> str:
+  """A stretch of updates in words."""
+  return f"update {last}" if first == last else f"updates {first} to {last}"
 
 
 def first_update_text(row: Row) -> str:

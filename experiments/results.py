@@ -584,7 +584,7 @@ def _warnings(
   """Alerts of every run, and evaluations in which nothing could be right."""
   settings, hybrid = _health_settings(workdir)
   found = [
-    {"task": run.task, "run": run.name} | dataclasses.asdict(alert)
+    _warning(run.task, run.name, alert)
     for run in runs
     for alert in health.alerts_of(
       run.rows, settings, retrieves=hybrid and run.method != "grpo"
@@ -592,17 +592,23 @@ def _warnings(
   ]
   for task, group in evaluations.items():
     for evaluation in group:
-      text = _broken_evaluation(evaluation, settings)
-      if text:
-        at = evaluation.update or 0
-        found.append(
-          {"task": task, "run": evaluation.agent, "kind": "broken_format"}
-          | {"first": at, "last": at, "tool": "", "text": text}
-        )
-  return [
-    {key: value for key, value in w.items() if key not in ("tell", "stops")}
-    for w in found
-  ]
+      alert = _broken_evaluation(evaluation, settings)
+      if alert is not None:
+        found.append(_warning(task, evaluation.agent, alert))
+  return found
+
+
+def _warning(task: str, agent: str, alert: health.Alert) -> dict[str, Any]:
+  return {
+    "task": task,
+    "run": agent,
+    "kind": alert.kind,
+    "tool": alert.tool,
+    "first": alert.first,
+    "last": alert.last,
+    "stopped": alert.stops,
+    "text": alert.text,
+  }
 
 
 def _health_settings(
@@ -618,19 +624,22 @@ def _health_settings(
 
 def _broken_evaluation(
   evaluation: Evaluation, settings: health.HealthConfig
-) -> str:
+) -> health.Alert | None:
+  """An alert where nothing is right and most trajectories break the format."""
   statuses = evaluation.score_statuses
   total = sum(statuses.values())
   whole = sum(statuses.get(status, 0) for status in rewards.WHOLE_FORMAT)
   right = any(evaluation.sampled.values())
   if not total or right or whole > (1 - settings.broken_share) * total:
-    return ""
+    return None
   broken = 100 * (1 - whole / total)
   most = max(statuses, key=lambda status: statuses[status])
-  return (
+  text = (
     f"no held-out answer is right, and {broken:.0f} % of the trajectories "
     f"break the format, most often as {most}."
   )
+  at = evaluation.update or 0
+  return health.Alert("broken_format", "", at, at, text, show=True, stops=False)
 
 
 def _now() -> str:

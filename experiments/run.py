@@ -60,7 +60,6 @@ from experiments.workdir import Workdir, read_config, read_json, write_json
 from rapo_jax import files, models
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
-from rapo_jax.rollout import NonFiniteRollout
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3
@@ -469,9 +468,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   try:
     with claim_workdir(config, workdir, tasks):
       run_stages(config, workdir, known.stage, tasks, arguments)
-  except (HealthStop, NonFiniteRollout) as stopped:
-    lines = (str(stopped), *getattr(stopped, "__notes__", ()))
-    print("error:", *lines, file=sys.stderr)
+  except HealthStop as stopped:
+    print(f"error: {stopped}", file=sys.stderr)
     return UNHEALTHY_STATUS
   return 0
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments import health
 from experiments.results import COSTS, MEAN, label
 
 # From fewer seeds a bootstrap interval is too narrow to lean on.
@@ -145,12 +146,12 @@ def _headline_alone(results: Mapping[str, Any]) -> list[str]:
     overall = gain.get(MEAN, {}).get("sampled")
     if overall is None:
       return [f"{first}. The base agent is not evaluated.", *_few(reached)]
-    change = f"{points(overall['mean'])} points, {certainty(overall)}"
+    side = "below" if overall["mean"] < 0 else "above"
+    change = f"{abs(100 * overall['mean']):.1f} points {side} the base agent"
     unclear = overall["interval"] is not None and not overall["clear"]
     return [
-      f"No clear change: {first}, the base agent about as many ({change})."
-      if unclear
-      else f"{first} ({change} to the base agent).",
+      f"{'No clear change: ' if unclear else ''}{first}, {change} "
+      f"({certainty(overall)}).",
       *_few(overall),
       *_unfinished(results),
     ]
@@ -222,8 +223,8 @@ def warning_name(warning: Mapping[str, Any]) -> str:
 
 def warning_updates(warning: Mapping[str, Any]) -> str:
   """Updates that showed it."""
-  first, last = warning["first"], warning["last"]
-  return f"update {last}" if first == last else f"updates {first} to {last}"
+  at = health.updates_text(warning["first"], warning["last"])
+  return f"{at}, stopped" if warning["stopped"] else at
 
 
 def hybrid_lines(results: Mapping[str, Any]) -> list[str]:

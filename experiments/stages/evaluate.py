@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import health
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
 from experiments.tasks import Task
@@ -75,7 +76,8 @@ def roll_out(
   """Trajectories for every held-out question, `samples` each, in order.
 
   Raises:
-    NonFiniteRollout: the model's log-probs are not finite. It has no accuracy.
+    health.HealthStop: the model's log-probs are not finite, or a tool answered
+      none of its calls. There is no accuracy then.
   """
   engine = open_engine(
     config,
@@ -95,9 +97,12 @@ def roll_out(
     for group, query in enumerate(task.held_out)
     for index in range(samples)
   ]
-  trajectories, _ = engine.rollout(
-    model, requests, seed=config.evaluation.seed, update=0, greedy=greedy
-  )
+  where = f"evaluation on {task.name}"
+  with health.finite_rollout(where):
+    trajectories, stats = engine.rollout(
+      model, requests, seed=config.evaluation.seed, update=0, greedy=greedy
+    )
+  health.check_tools(config.train.health, stats.tool_numbers(), where)
   return trajectories
 
 

@@ -128,7 +128,8 @@ def train(
       prompt template, base agent or buffer; the base agent cannot be read, or
       the mesh does not divide it.
     Diverged: the policy is not finite, or has grown beyond all bounds.
-    health.HealthStop: the run cannot learn, and `train.health` says to stop.
+    health.HealthStop: the run cannot learn, and `train.health` says to stop; or
+      log-probs of a rollout are not finite.
   """
   folder = workdir.run(run.task, run.name)
   if is_finished(folder, config):
@@ -258,12 +259,11 @@ class _Updates:
         )
         try:
           self.watch.check(number, row, state, self.checkpoints)
-          alerts = _stop_if_broken(config, run, number, row, monitor)
-        except (Diverged, RuntimeError):
+        except Diverged:
           # The report shows what the run has stopped at.
           writer.write(number, row)
           raise
-        _tell(run, row, number, alerts, note)
+        _watch(config, run, row, number, monitor, writer, note)
         last = number == num_updates
         if last or number % config.train.eval_every == 0:
           row |= self._evaluate(state.model)
@@ -639,7 +639,8 @@ def _rehearse(
   update = config.train.num_updates
   queries, prompts = _questions(config, task, run, update)
   # A copy: the state is donated.
-  trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
+  with health.finite_rollout(f"rehearsal of {run.task} {run.name}"):
+    trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
 
 
 def _update(
@@ -659,7 +660,8 @@ def _update(
   Its trajectories are logged on a schedule, and where an alert begins.
   """
   queries, prompts = _questions(config, task, run, update)
-  with compilations() as compiled:
+  where = f"update {update + 1} of {run.task} {run.name}"
+  with compilations() as compiled, health.finite_rollout(where):
     state, experience, row = trainer.step(state, queries, prompts, update)
   row["compile/programs"] = len(compiled)
   row["compile/seconds"] = sum(c.seconds for c in compiled)
@@ -670,7 +672,7 @@ def _update(
   every = config.train.log_trajectories_every
   alerts = monitor.look(number, row)
   row |= monitor.metrics()
-  if number == 1 or number % every == 0 or any(a.tell for a in alerts):
+  if number == 1 or number % every == 0 or any(a.show for a in alerts):
     with files.append_private(folder / TRAJECTORIES_FILE) as file:
       for record in trajectory_log.records(
         experience, queries, task.tokenizer, number
@@ -708,18 +710,28 @@ def _monitor(config: ExperimentConfig, run: Run) -> health.Monitor:
   return health.Monitor(config.train.health, retrieves=rollout.num_hybrid > 0)
 
 
-def _tell(
+def _watch(
+  config: ExperimentConfig,
   run: Run,
   row: dict[str, float],
   number: int,
-  alerts: list[health.Alert],
+  monitor: health.Monitor,
+  writer: MetricsWriter,
   note: Note,
 ) -> None:
-  """Notes how the first update went, and the alerts that begin or last."""
+  """Notes how the first update went and what alerts begin; stops a broken run.
+
+  The row of an update that stops the run is written first, for the report.
+  """
+  try:
+    alerts = _stop_if_broken(config, run, number, row, monitor)
+  except RuntimeError:
+    writer.write(number, row)
+    raise
   if number == 1:
     note(f"{run.task} {run.name}: {health.first_update_text(row)}")
   for alert in alerts:
-    if alert.tell:
+    if alert.show:
       note(f"warning: {run.task} {run.name}: {alert.describe()}")
 
 

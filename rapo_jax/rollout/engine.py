@@ -124,6 +124,14 @@ class RolloutStats:
       "padding_fraction": 1 - self.cached_tokens / max(self.cache_positions, 1),
     }
 
+  def tool_numbers(self) -> dict[str, float]:
+    """Counts and times of each tool, as `tools/<tool>/<figure>`."""
+    return {
+      f"tools/{tool}/{name}": value
+      for tool, stats in self.tools.items()
+      for name, value in stats.numbers().items()
+    }
+
 
 def group_requests(
   queries: Sequence[Query],

@@ -249,8 +249,5 @@ def summarise(
     # the sampler disagree about there is error, not learning.
     "mismatch/abs_log_prob_mean": float(first.gap_sum / first.tokens),
     "mismatch/abs_log_prob_max": float(first.gap_max),
-  } | {
-    f"tools/{tool}/{name}": value
-    for tool, tool_stats in stats.tools.items()
-    for name, value in tool_stats.numbers().items()
+    **stats.tool_numbers(),
   }

@@ -8,9 +8,13 @@ import pytest
 
 from experiments import checks, memory
 from experiments.config import (
+  BufferConfig,
+  DataConfig,
   ExperimentConfig,
+  GrowConfig,
   MeshConfig,
   PolicyConfig,
+  TrainConfig,
   miniature_rollout,
 )
 from experiments.miniature.world import WorldConfig
@@ -117,3 +121,44 @@ def test_an_experiment_on_several_processes_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(checks.CheckError, match="runs in one process, this is"):
     checks.quick_checks(config_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("base", "source", "words"),
+  [
+    (None, "miniature", "the agents stage warm-starts the base agent"),
+    (None, "tool_star", "near 0, since policy.base is not set"),
+    ("some/model", "tool_star", "unknown until the first update"),
+  ],
+)
+def test_the_dry_run_names_the_warm_start(base, source, words):
+  config = ExperimentConfig(
+    name="test",
+    data=DataConfig(source=source),
+    policy=PolicyConfig(base=base, off_policy=base),
+  )
+  text = checks._first_signal(config)
+  assert text.startswith("share of trajectories that close their tags: ")
+  assert words in text
+  assert ("instruct model" in text) == (source == "tool_star")
+
+
+@pytest.mark.parametrize(
+  ("methods", "grow", "refused"),
+  [
+    (("rapo",), None, True),
+    (("grpo", "hybrid"), None, True),
+    (("grpo",), None, False),
+    (("rapo",), GrowConfig(), False),
+  ],
+)
+def test_an_empty_buffer_is_refused_where_it_is_needed(methods, grow, refused):
+  config = ExperimentConfig(
+    name="test",
+    buffer=BufferConfig(path="b", grow=grow),
+    train=TrainConfig(methods=methods),
+  )
+  problems = [text for _, text in checks._empty_buffer(config, 0)]
+  assert bool(problems) == refused
+  assert all("the buffer at b holds no trace" in text for text in problems)
+  assert not list(checks._empty_buffer(config, 1))

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import health
 from experiments.health import HealthConfig, Monitor
+from rapo_jax.rollout import NonFiniteRollout
 from rapo_jax.tools import ToolStatus
 
 _FINE = {
@@ -169,12 +170,12 @@ def test_a_terminal_hears_of_it_once_then_every_twenty_updates():
     update
     for update in range(1, 50)
     for alert in monitor.look(update, _FINE | _DEAD)
-    if alert.tell
+    if alert.show
   ]
   assert told == [3, 23, 43]
   monitor.look(50, _FINE)
   again = [
-    u for u in (51, 52, 53) for a in monitor.look(u, _FINE | _DEAD) if a.tell
+    u for u in (51, 52, 53) for a in monitor.look(u, _FINE | _DEAD) if a.show
   ]
   assert again == [53]
 
@@ -234,3 +235,21 @@ def test_a_report_lists_each_stretch_once():
 def test_settings_out_of_range_are_refused(field, value):
   with pytest.raises(ValueError, match=field):
     HealthConfig(**{field: value})
+
+
+def test_a_broken_tool_stops_an_evaluation_and_one_that_errs_does_not():
+  config = HealthConfig()
+  with pytest.raises(health.HealthStop, match="evaluation on web: no call"):
+    health.check_tools(config, _tool(timeout=8.0), "evaluation on web")
+  health.check_tools(config, _tool(error=90.0), "evaluation on web")
+  health.check_tools(config, _tool(timeout=8.0, ok=1.0), "evaluation on web")
+  lenient = HealthConfig(broken_tool="warn")
+  health.check_tools(lenient, _tool(timeout=8.0), "evaluation on web")
+
+
+def test_a_rollout_that_is_not_finite_is_named():
+  with (
+    pytest.raises(health.HealthStop, match="update 3 of web: no number"),
+    health.finite_rollout("update 3 of web"),
+  ):
+    raise NonFiniteRollout("no number")

@@ -103,7 +103,7 @@ def test_shows_every_task_method_and_the_config(page):
     "jax 0.9.9",
     "scann not installed",
     "--workdir runs/t",
-    "every 5th",
+    "the multiples of 5",
     "at 15",
   ):
     assert word in page

@@ -236,8 +236,9 @@ def test_a_method_alone_is_held_against_the_base_agent(tmp_path, method):
   results = results_lib.compute_results(tmp_path)
   lines = tables.headline(results)
   name = results_lib.label(method)
-  assert lines[0].startswith(f"{name} answers 60.0 % on t (+60.0 points, 95 %")
-  assert lines[0].endswith("to the base agent).")
+  assert lines[0].startswith(
+    f"{name} answers 60.0 % on t, 60.0 points above the base agent (95 % inter"
+  )
   assert "Only 2 seeds" in lines[1]
   assert "− base [95 %]" in tables.format_table(results)
 
@@ -297,6 +298,16 @@ def test_warnings_of_runs_and_evaluations(tmp_path):
   assert "90 % of the trajectories" in results["warnings"][-1]["text"]
   line = tables.warning_lines(results)[0]
   assert "t rapo-seed0 no_retrieval (updates 1 to 3)" in line
+
+
+def test_a_stop_is_marked(tmp_path):
+  updates = dict.fromkeys(range(11), 0.0)
+  _metrics(tmp_path, "grpo-seed0", updates, groups__live_fraction=0)
+  results = results_lib.compute_results(tmp_path)
+  assert [w["stopped"] for w in results["warnings"]] == [True]
+  assert (
+    "no_signal (updates 1 to 10, stopped)" in tables.warning_lines(results)[0]
+  )
 
 
 def test_results_say_when_they_were_written_and_what_with(fake_results):

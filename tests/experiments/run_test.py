@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from experiments import checks, export, flags, run, tasks
+from experiments import checks, export, flags, health, run, tasks
 from experiments.config import (
   BufferConfig,
   DataConfig,
@@ -149,6 +150,9 @@ def test_every_stage_leaves_its_files(finished):
     assert max(r["mismatch/abs_log_prob_max"] for r in rows[1:]) < 1e-4
   results = read_json(folder / "results.json")
   assert results["unfinished_runs"] == []
+  start = results["provenance"][0]
+  assert f"--workdir {folder}" in start["command"]
+  assert start["devices"]["count"] == jax.device_count()
   assert "compute" in results["tasks"]
   page = (folder / "report.html").read_text()
   assert "rapo" in page.lower()
@@ -185,6 +189,16 @@ def test_evaluation_never_retrieves_and_repeats_the_curve(finished):
     assert TokenKind.RETRIEVED not in trajectory.kinds
 
 
+def test_an_agent_of_nan_has_no_accuracy(finished):
+  _, folder = finished
+  config, encoder = small_config(), SentenceEncoder.from_pretrained()
+  with tasks.open_task(config, Workdir(folder), "compute", encoder) as task:
+    model = models.from_pretrained(task.base_path)
+    broken = jax.tree.map(lambda x: jax.numpy.full_like(x, np.nan), model)
+    with pytest.raises(health.HealthStop, match="evaluation on compute: log-"):
+      evaluate.evaluate(config, task, broken)
+
+
 def test_started_again_nothing_is_repeated(finished, capsys):
   config_file, folder = finished
   before = {
@@ -195,6 +209,45 @@ def test_started_again_nothing_is_repeated(finished, capsys):
   after = {p: p.stat().st_mtime_ns for p in before}
   changed = {p.name for p in before if before[p] != after[p]}
   assert changed <= {"results.json", "starts.jsonl", folder.name}
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_learn_keeps_what_it_stopped_at_and_goes_on(
+  finished, tmp_path, capsys, monkeypatch
+):
+  class Second(health.Monitor):
+    """Finds fault with update 2."""
+
+    def _signs(self, row):
+      text = "it is cut off." if self._update == 2 else ""
+      yield health.Sign("cut_off", text, at_once=bool(text))
+
+  config_file, folder = finished
+  shutil.copytree(folder / "agents", tmp_path / "w" / "agents")
+  command = [
+    *("--config", str(config_file), "--workdir", str(tmp_path / "w")),
+    "--stage=train",
+    "--config.train.health.cut_off=stop",
+    "--config.train.methods=grpo,",
+    "--config.train.log_trajectories_every=100",
+    f"--config.buffer.path={folder / 'buffer' / 'compute'}",
+  ]
+  with monkeypatch.context() as patch:
+    patch.setattr(health, "Monitor", Second)
+    assert run.main(command) == run.UNHEALTHY_STATUS
+  error = capsys.readouterr().err
+  assert error.startswith("error: update 2 of compute grpo-seed0 cannot learn")
+  assert "--config.train.health.cut_off=warn" in error
+  path = tmp_path / "w" / "train" / "compute" / "grpo-seed0"
+  rows = _rows(path / "metrics.jsonl")
+  assert [row["update"] for row in rows] == [0, 1, 2]
+  assert rows[2]["health/cut_off"] == 1
+  # Update 1 is on the schedule; update 2 is kept for its alert.
+  logged = {row["update"] for row in _rows(path / "trajectories.jsonl")}
+  assert logged == {1, 2}
+  assert run.main(command) == 0
+  rows = _rows(path / "metrics.jsonl")
+  assert [row["update"] for row in rows] == list(range(UPDATES + 1))
 
 
 @pytest.mark.slow
@@ -963,7 +1016,7 @@ def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
   assert "0.0" in capsys.readouterr().out
 
 
-def test_differences_ignore_what_json_cannot_tell():
+def test_differences_ignore_what_json_cannot_show_alerts():
   config = flags.to_dict(small_config())
   assert checks.differences(json.loads(json.dumps(config)), config) == []
 

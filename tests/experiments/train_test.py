@@ -140,14 +140,36 @@ def test_a_stop_names_its_kind_and_how_to_go_on():
   assert "--config.train.health.no_signal=warn" in message
 
 
+def _watch(row, number, monitor=None):
+  """Notes given of an update."""
+  notes, writer = [], mock.Mock()
+  train._watch(
+    ExperimentConfig("test"),
+    train.Run("multihop", "grpo", 0),
+    _SOUND | row,
+    number,
+    monitor or health.Monitor(),
+    writer,
+    notes.append,
+  )
+  return notes
+
+
 def test_the_first_update_says_how_many_close_their_tags():
-  notes = []
-  run = train.Run("multihop", "grpo", 0)
-  train._tell(run, {"reward/format_whole": 0.02}, 1, [], notes.append)
-  train._tell(run, {"reward/format_whole": 0.02}, 2, [], notes.append)
+  few, many = {"reward/format_whole": 0.02}, {"reward/format_whole": 0.93}
+  notes = _watch(few, 1)
   assert len(notes) == 1
   assert "2 % of the trajectories of the first update close" in notes[0]
   assert "warm-start the base agent" in notes[0]
-  train._tell(run, {"reward/format_whole": 0.93}, 1, [], notes.append)
-  assert "93 %" in notes[1]
-  assert "warm" not in notes[1]
+  notes = _watch(many, 1)
+  assert "93 %" in notes[0]
+  assert "warm" not in notes[0]
+  assert _watch(few, 2) == []
+
+
+def test_a_warning_is_noted_where_it_begins():
+  monitor = health.Monitor(health.HealthConfig(warn_updates=2))
+  cut = {"rollout/finished_length": 1.0}
+  assert [len(_watch(cut, n, monitor)) for n in (2, 3, 4)] == [1, 0, 0]
+  notes = _watch(cut, 30, monitor)
+  assert notes[0].startswith("warning: multihop grpo-seed0: cut_off, updates 1")
