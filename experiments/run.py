@@ -1,7 +1,9 @@
 """Runs an experiment, stage by stage.
 
-    python -m experiments.run --config experiments/configs/quickstart.py \\
-        --workdir runs/quickstart
+    python -m experiments.run --config quickstart --workdir runs/mine --dry_run
+    python -m experiments.run --config quickstart --workdir runs/mine
+
+`--config` takes a Python file, or the name of a config that comes along.
 
 Started again with the same config and folder it goes on where it stopped; what
 is finished is not repeated. `--config.<path>=<value>` overrides any field.
@@ -334,15 +336,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--config", required=True, help="Python config file")
+  packaged = ", ".join(flags.packaged_configs())
   parser.add_argument(
-    "--workdir", type=pathlib.Path, help="folder of the experiment"
+    "--config",
+    metavar="FILE",
+    help=f"Python config file, or one of: {packaged}",
+  )
+  parser.add_argument(
+    "--workdir",
+    metavar="FOLDER",
+    type=pathlib.Path,
+    help="folder of the experiment",
   )
   parser.add_argument(
     "--stage",
     choices=("all", *STAGES),
     default="all",
-    help="run one stage alone (default: all, in order)",
+    metavar="STAGE",
+    help=f"run one stage alone: {', '.join(STAGES)} (default: all, in order)",
   )
   parser.add_argument(
     "--task",
@@ -354,6 +365,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help="check everything that can be checked, write nothing",
   )
   known, overrides = flags.parse_arguments(parser, arguments)
+  if known.config is None:
+    parser.error(f"--config is needed: a Python file, or one of {packaged}")
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
   check_devices()
   if known.dry_run:
