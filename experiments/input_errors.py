@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def from_outside() -> Iterator[None]:
   except InputError:
     raise
   except (ValueError, OSError) as error:
-    lines = (str(error), *getattr(error, "__notes__", ()))
+    lines = (f"{error}{_remedy(error)}", *getattr(error, "__notes__", ()))
     raise InputError("\n".join(lines)) from error
 
 
@@ -69,11 +70,11 @@ def told_in_a_line(
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return EXIT_STATUS
-    except OSError as error:
-      remedy = _REMEDIES.get(error.errno or 0)
-      if remedy is None:
+    except (OSError, ValueError) as error:
+      remedy = _remedy(error)
+      if not remedy:
         raise
-      print(f"error: {error}: {remedy}.", file=sys.stderr)
+      print(f"error: {error}{remedy}", file=sys.stderr)
       return EXIT_STATUS
     except Stopped as stopped:
       print(stopped, file=sys.stderr)
@@ -83,3 +84,13 @@ def told_in_a_line(
       return 128 + signal.SIGINT
 
   return wrapped
+
+
+def _remedy(error: Exception) -> str:
+  """What helps against what the machine refused; empty for all else."""
+  number = getattr(error, "errno", None) or 0
+  # TensorStore, which writes checkpoints, raises ValueError for all it meets.
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):
+    number = int(code[1])
+  remedy = _REMEDIES.get(number)
+  return f": {remedy}." if remedy else ""

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -168,6 +169,7 @@ def train(
           metadata["buffer"] = growth.state()
           kept = min(checkpoints.updates(), default=0)
           growth.buffer.forget_before(kept)
+        _check_room(folder, state)
         checkpoints.save(number, state, metadata)
       report(number / config.train.num_updates, _describe(run, row))
       if stopping and not last:
@@ -265,6 +267,19 @@ def _resume(
   state = checkpoints.restore(newest, state)
   truncate_rows(folder / TRAJECTORIES_FILE, newest)
   return state, newest, dict(metadata["totals"])
+
+
+def _check_room(folder: pathlib.Path, state: TrainState) -> None:
+  """Refuses to begin a checkpoint that the disk has no room for."""
+  trained = models.trainable(state.model)
+  leaves = jax.tree.leaves((trained, state.opt_state))
+  size, free = sum(x.nbytes for x in leaves), shutil.disk_usage(folder).free
+  if size > free:
+    raise InputError(
+      f"a checkpoint takes about {size / 1e6:,.1f} MB, and {folder} has "
+      f"{free / 1e6:,.1f} MB free: free some space there and start again; it "
+      "goes on from the newest checkpoint."
+    )
 
 
 def _check_origin(

@@ -1,10 +1,15 @@
 """When a run stops rather than train on what is broken."""
 
+import shutil
+
 import pytest
 
 from experiments.config import ExperimentConfig, TrainConfig
+from experiments.input_errors import InputError
 from experiments.stages import train
 from rapo_jax.compilation import Compilation
+from rapo_jax.training import TrainState
+from tests.tiny_decoder import tiny_decoder
 
 _SOUND = {
   "mismatch/abs_log_prob_mean": 1e-6,
@@ -69,3 +74,16 @@ def test_a_late_compilation_stops_a_strict_run_alone():
     RuntimeError, match=r"update 3 .* jit\(decode\), jit\(add"
   ):
     train._stop_if_compiled(strict, run, 3, late)
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_not_begun(
+  tmp_path, monkeypatch
+):
+  state = TrainState(tiny_decoder(), ())
+  train._check_room(tmp_path, state)
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(
+    shutil, "disk_usage", lambda path: usage._replace(free=1000)
+  )
+  with pytest.raises(InputError, match="0.0 MB free: free some space there"):
+    train._check_room(tmp_path, state)
