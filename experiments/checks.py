@@ -74,7 +74,7 @@ def dry_run(
     collect(_contents(config))
   if not problems:
     collect(_questions(config))
-    collect(_memory(config, workdir))
+    collect(_memory(config, workdir, stage))
   _refuse(problems)
   lines.extend(_work(config, stage))
   lines.append("all checks passed; nothing was written")
@@ -100,7 +100,8 @@ def _refuse(problems: Iterable[str]) -> None:
   if found:
     raise CheckError(
       f"{len(found)} problem(s):\n"
-      + "\n".join(f"  {problem}" for problem in found)
+      # A problem of several lines stays one.
+      + "\n".join("  " + problem.replace("\n", "\n    ") for problem in found)
     )
 
 
@@ -402,13 +403,14 @@ def _work(config: ExperimentConfig, stage: str) -> Iterator[str]:
 
 
 def _memory(
-  config: ExperimentConfig, workdir: pathlib.Path | None
+  config: ExperimentConfig, workdir: pathlib.Path | None, stage: str
 ) -> Iterator[tuple[str, str]]:
   """Whether each agent fits the devices, and a checkpoint the disk."""
-  room = memory.room()
+  room, trains = memory.room(), stage in ("all", "train")
   for agent in _agents(config):
     shape = policy_shape(config, agent)
-    estimate = memory.estimate(config, shape, trained=agent == "base")
+    trained = trains and agent == "base"
+    estimate = memory.estimate(config, shape, trained=trained)
     yield "note", f"{_name(agent)}: {estimate.told(jax.device_count())}"
     if room is not None and estimate.total > room:
       yield (
@@ -419,7 +421,7 @@ def _memory(
         "update.rows_per_microbatch, or set policy.lora. `python -m "
         "experiments.plan` tells what bounds it.",
       )
-  if workdir is None:
+  if workdir is None or not trains:
     return
   # Parameters and both moments of AdamW's.
   size = 12 * memory.count(config, policy_shape(config)).trained

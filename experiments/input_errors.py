@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
+from experiments import log_once
 from experiments.stop_signal import Stopped
 
 _Arguments = ParamSpec("_Arguments")
@@ -60,11 +61,13 @@ def told_in_a_line(
 ) -> Callable[_Arguments, int]:
   """Decorates a command: what ends it goes to standard error, in a line.
 
-  The exit status is 2 for an input error, 128 + n for a signal n.
+  The exit status is 2 for an input error, 128 + n for a signal n. Libraries
+  that repeat their warnings are heard once.
   """
 
   @functools.wraps(main)
   def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
+    log_once.show_each_once()
     try:
       return main(*args, **kwargs)
     except InputError as error:

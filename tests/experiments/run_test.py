@@ -523,6 +523,63 @@ def test_one_task_of_several_is_held_and_run_alone(tmp_path):
     pass
 
 
+def _named_base(finished):
+  """Arguments for the finished experiment's base agent, named alone."""
+  config_file, whole = finished
+  base = whole / "agents" / "compute" / "base"
+  return ["--config", str(config_file), f"--config.policy.base={base}"]
+
+
+def test_one_model_is_evaluated_without_a_run(finished, tmp_path, capsys):
+  folder = tmp_path / "evaluated"
+  arguments = [*_named_base(finished), "--workdir", str(folder)]
+  assert run.main([*arguments, "--stage=evaluate"]) == 0
+  out = capsys.readouterr().out
+  assert "compute" in out
+  assert (
+    "Not evaluated, as they are not finished (--stage=train finishes them): "
+    "compute grpo-seed0, compute rapo-seed0." in out
+  )
+  (path,) = folder.rglob("evaluate/*/*.json")
+  own = read_json(path)
+  # As in the run that made the agent.
+  there = read_json(finished[1] / "evaluate" / "compute" / "base.json")
+  assert own["sampled"] == there["sampled"]
+  assert run.main([*arguments, "--stage=evaluate"]) == 0
+  assert "finished before" in capsys.readouterr().out
+
+
+def test_grpo_needs_neither_an_off_policy_agent_nor_a_buffer(
+  finished, tmp_path, capsys
+):
+  folder = tmp_path / "grpo"
+  arguments = [
+    *(*_named_base(finished), "--workdir", str(folder)),
+    *("--config.train.methods=grpo", "--config.train.num_updates=1"),
+  ]
+  assert run.main([*arguments, "--dry_run"]) == 0
+  assert "off_policy" not in capsys.readouterr().out
+  assert run.main(arguments) == 0
+  out = capsys.readouterr().out
+  assert "buffer: no method retrieves" in out
+  assert not (folder / "buffer").exists()
+  assert {p.stem for p in folder.rglob("evaluate/*/*.json")} == {
+    "base",
+    "grpo-seed0",
+  }
+  assert (folder / "report.html").exists()
+
+
+def test_what_retrieves_without_a_buffer_says_what_is_missing(
+  finished, tmp_path, capsys
+):
+  arguments = [*_named_base(finished), "--workdir", str(tmp_path / "w")]
+  assert run.main(arguments) == 2
+  message = capsys.readouterr().err
+  assert "(rapo) needs a buffer, and there is no agent that fills it" in message
+  assert "set policy.off_policy, or buffer.path" in message
+
+
 def test_a_task_that_is_not_there_is_named(finished, capsys):
   config_file, folder = finished
   status = run.main(
