@@ -153,7 +153,8 @@ class Experiment:
 
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))
-    self._share(0, len(runs), 0.0, "")
+    updates = self._config.train.num_updates
+    self._share(0, len(runs), 0.0, "", units=updates)
     self._encoder.compile()
     for name in self._tasks:
       with self._open(name) as task:
@@ -166,7 +167,7 @@ class Experiment:
               task,
               run,
               buffer,
-              functools.partial(self._share, number, len(runs)),
+              functools.partial(self._share, number, len(runs), units=updates),
               self._stop,
             )
 
@@ -220,9 +221,21 @@ class Experiment:
     with _one_at_a_time(self._workdir):
       report.write_report(root, results.write_results(root))
 
-  def _share(self, item: int, items: int, share: float, text: str) -> None:
-    """Shows how much of a stage's items is done, `item` being under way."""
-    self._progress.update(item + share, items, text)
+  def _share(
+    self, item: int, items: int, share: float, text: str, *, units: int = 1
+  ) -> None:
+    """Shows how much of a stage's items is done, `item` being under way.
+
+    Args:
+      item: number of the item.
+      items: how many there are.
+      share: of the item that is done, in [0, 1].
+      text: what the last unit gave.
+      units: of an item, such as the updates of a run.
+    """
+    # Thirds of an item are shown as whole units.
+    done = round((item + share) * units, 6)
+    self._progress.update(done, items * units, text)
 
   def _open(self, name: str) -> contextlib.AbstractContextManager[Task]:
     return open_task(self._config, self._workdir, name, self._encoder)
