@@ -20,7 +20,7 @@ import importlib.util
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -183,30 +183,35 @@ class Experiment:
 
   def _evaluate(self) -> None:
     wanted = list(self._agents_to_evaluate())
-    self._progress.update(0, len(wanted))
     done = 0
     for name in self._tasks:
       with self._open(name) as task:
         for owner, agent, run in wanted:
-          if owner == name:
-            self._evaluate_agent(task, agent, run)
-            done += 1
-            self._progress.update(done, len(wanted), f"{name} {agent}")
+          if owner != name:
+            continue
+          if not self._workdir.evaluation(name, agent).exists():
+            report = functools.partial(
+              self._share, done, len(wanted), text=f"{name} {agent}"
+            )
+            report(0.0)
+            self._evaluate_agent(task, agent, run, report)
+          done += 1
+          self._share(done, len(wanted), 0.0, f"{name} {agent}")
 
   def _evaluate_agent(
-    self, task: Task, agent: str, run: train_stage.Run | None
+    self,
+    task: Task,
+    agent: str,
+    run: train_stage.Run | None,
+    report: Callable[[float], None],
   ) -> None:
-    """Evaluates an agent that has not been evaluated before."""
-    path = self._workdir.evaluation(task.name, agent)
-    if path.exists():
-      return
     acting, folder = task, task.base_path
     if agent == "off_policy":
       acting, folder = task.for_off_policy()
     elif run is not None:
       folder = self._workdir.run(run.task, run.name) / train_stage.POLICY_FOLDER
     model = load_agent(self._config, folder)
-    result = evaluate_stage.evaluate(self._config, acting, model)
+    result = evaluate_stage.evaluate(self._config, acting, model, report)
     result |= {
       "task": task.name,
       "agent": agent,
@@ -214,7 +219,7 @@ class Experiment:
       "seed": run.seed if run else None,
       "update": self._config.train.num_updates if run else 0,
     }
-    write_json(path, result)
+    write_json(self._workdir.evaluation(task.name, agent), result)
 
   def _report(self) -> None:
     root = self._workdir.root

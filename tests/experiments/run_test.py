@@ -1,6 +1,8 @@
 """Whole experiments, small: every stage, a kill, a dry run, bad input."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -578,6 +580,65 @@ def test_what_retrieves_without_a_buffer_says_what_is_missing(
   message = capsys.readouterr().err
   assert "(rapo) needs a buffer, and there is no agent that fills it" in message
   assert "set policy.off_policy, or buffer.path" in message
+
+
+def test_a_file_system_without_locks_is_told_in_a_line(
+  tmp_path, monkeypatch, capsys
+):
+  def flock(file, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE)
+  arguments = ["--config", str(config_file), "--workdir", str(tmp_path / "w")]
+  assert run.main(arguments) == 2
+  assert "has no locks ([Errno 37]" in capsys.readouterr().err
+
+
+def test_a_broken_config_of_the_folder_is_named(tmp_path, capsys):
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE)
+  folder = tmp_path / "w"
+  folder.mkdir()
+  arguments = ["--config", str(config_file), "--workdir", str(folder)]
+  for content in (b"{", b"\xff\xfe"):
+    (folder / "config.json").write_bytes(content)
+    for more in ([], ["--dry_run"]):
+      assert run.main([*arguments, *more]) == 2
+      assert "w/config.json must hold the JSON" in capsys.readouterr().err
+
+
+def test_a_missing_accelerator_is_told_in_a_line(monkeypatch, capsys):
+  def devices():
+    raise RuntimeError("Unable to initialize backend 'tpu': no libtpu")
+
+  monkeypatch.setattr(jax, "devices", devices)
+  assert run.main(["--config", "quickstart", "--dry_run"]) == 2
+  message = capsys.readouterr().err
+  assert "does not (Unable to initialize backend 'tpu': no libtpu)" in message
+  assert "pip install -e '.[cuda]'" in message
+
+
+def test_event_files_are_named_with_the_command_that_shows_them():
+  line = run._tensorboard_line(pathlib.Path("runs/a b/train"))
+  assert line.startswith("curves: tensorboard --logdir 'runs/a b/train'")
+
+
+def test_a_command_without_arguments_names_the_configs(capsys):
+  with pytest.raises(SystemExit) as error:
+    run.main([])
+  assert error.value.code == 2
+  assert "--config is needed: a Python file, or one of" in (
+    capsys.readouterr().err
+  )
+
+
+def test_help_fits_into_80_columns(monkeypatch, capsys):
+  monkeypatch.setenv("COLUMNS", "80")
+  with pytest.raises(SystemExit):
+    run.main(["--help"])
+  assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_a_task_that_is_not_there_is_named(finished, capsys):
