@@ -5,7 +5,7 @@ the type alone does not tell whose mistake it was. The place does: what reads a
 config, a folder or a checkpoint, or holds one against another, runs under
 `from_outside`, and what computes does not. A ValueError out of a jitted program
 in the middle of training is a bug, and is shown as one. A full or read-only
-disk is no bug anywhere.
+disk and a full device are no bug anywhere.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import ParamSpec
+
+import jax
 
 from experiments import log_once
 from experiments.stop_signal import Stopped
@@ -34,6 +36,12 @@ _REMEDIES = {
   errno.EACCES: "choose a folder that you may read and write",
   errno.EPERM: "choose a folder that you may read and write",
 }
+_OUT_OF_MEMORY = (
+  "a device has too little memory for this: lower rollout.num_slots, "
+  "update.rows_per_microbatch or update.head_chunk, set policy.lora, or take "
+  "more devices. --dry_run and `python -m experiments.plan` add up what is "
+  "needed."
+)
 
 
 class InputError(ValueError):
@@ -78,6 +86,11 @@ def told_in_a_line(
       if not remedy:
         raise
       print(f"error: {error}{remedy}", file=sys.stderr)
+      return EXIT_STATUS
+    except jax.errors.JaxRuntimeError as error:
+      if not str(error).startswith("RESOURCE_EXHAUSTED"):
+        raise
+      print(f"error: {error}\n{_OUT_OF_MEMORY}", file=sys.stderr)
       return EXIT_STATUS
     except Stopped as stopped:
       print(stopped, file=sys.stderr)
