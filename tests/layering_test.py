@@ -1,7 +1,7 @@
 """The layers of `rapo_jax`, and what its import must not do.
 
 A lower layer never imports a higher one:
-trajectory | compilation | ranges → objectives | models | tools →
+trajectory | compilation | ranges | dataset_rows → objectives | models | tools →
 retrieval | rewards | data → rollout → training → experiments.
 """
 
@@ -20,6 +20,7 @@ LAYERS = {
   "rapo_jax.trajectory": 0,
   "rapo_jax.compilation": 0,
   "rapo_jax.ranges": 0,
+  "rapo_jax.dataset_rows": 0,
   "rapo_jax.objectives": 1,
   "rapo_jax.models": 1,
   "rapo_jax.tools": 1,
