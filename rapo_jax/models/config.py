@@ -131,10 +131,19 @@ class RopeConfig:
           f"{', '.join(names) or 'theta alone'}, got {field.name}="
           f"{getattr(self, field.name)}; set rope_type, or leave it out."
         )
-    if self.factor < 1:
-      raise ValueError(
-        f"The rotary embedding's factor must be at least 1, got {self.factor}."
-      )
+    check_numbers(self, "factor", at_least=1)
+    check_numbers(self, "original_max_position_embeddings", at_least=1)
+    check_numbers(
+      self,
+      "theta",
+      "low_freq_factor",
+      "high_freq_factor",
+      "beta_fast",
+      "beta_slow",
+      "attention_factor",
+      above=0,
+    )
+    check_numbers(self, "mscale", "mscale_all_dim", at_least=0)
     if (
       "original_max_position_embeddings" in names
       and not self.original_max_position_embeddings
@@ -282,6 +291,19 @@ class DecoderConfig:
   lora: LoraConfig | None = None
 
   def __post_init__(self):
+    check_numbers(
+      self,
+      "vocab_size",
+      "hidden_size",
+      "intermediate_size",
+      "num_layers",
+      "num_heads",
+      "num_kv_heads",
+      "head_dim",
+      "max_position_embeddings",
+      at_least=1,
+    )
+    check_numbers(self, "rms_norm_eps", "initializer_range", at_least=0)
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         "num_heads must be a multiple of num_kv_heads, got "
