@@ -655,7 +655,10 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
     help="a step so far; may be repeated, the oldest first",
   )
   parser.add_argument(
-    "--num_neighbors", type=int, default=5, help="steps shown (default: 5)"
+    "--num_neighbors",
+    type=_at_least_one,
+    default=5,
+    help="steps shown (default: 5)",
   )
 
 
@@ -680,11 +683,24 @@ def _add_buffer(parser: argparse.ArgumentParser) -> None:
 
 
 def _reward(text: str) -> str | float:
-  return text if text == "f1" else float(text)
+  return text if text == "f1" else _number(text, "f1 or a number")
 
 
 def _number_or_none(text: str) -> float | None:
-  return None if text == "none" else float(text)
+  return None if text == "none" else _number(text, "none or a number")
+
+
+def _number(text: str, rule: str) -> float:
+  try:
+    return float(text)
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"must be {rule}, got {text!r}") from None
+
+
+def _at_least_one(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+  return int(text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import os
 import pathlib
@@ -10,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-import transformers
 
 from experiments import flags, health, memory, metrics
 from experiments.config import ExperimentConfig
@@ -26,11 +26,15 @@ from experiments.tasks import (
   questions,
   task_names,
 )
+from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir, read_config
+from rapo_jax import models
 from rapo_jax.data import (
   Query,
   check_prefix_preservation,
+  check_vocabulary,
   encode_prompt,
+  end_ids,
   load_corpus,
   order,
 )
@@ -75,7 +79,7 @@ def dry_run(
     collect(_contents(config))
   if not problems:
     collect(_questions(config))
-    collect(_memory(config, workdir))
+    collect(_memory(config, workdir, stage))
   _refuse(problems)
   lines.append(_first_signal(config))
   lines.extend(_work(config, stage))
@@ -124,7 +128,8 @@ def _refuse(problems: Iterable[str]) -> None:
   if found:
     raise CheckError(
       f"{len(found)} problem(s):\n"
-      + "\n".join(f"  {problem}" for problem in found)
+      # A problem of several lines stays one.
+      + "\n".join("  " + problem.replace("\n", "\n    ") for problem in found)
     )
 
 
@@ -201,10 +206,12 @@ def _mesh(config: ExperimentConfig) -> jax.sharding.AbstractMesh:
 
 
 def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-  """Dimensions of the agents that the mesh does not divide."""
+  """Files of the agents that do not fit, dimensions that the mesh cuts."""
   mesh = _mesh(config)
-  for agent in _agents(config):
+  for agent, path in _agents(config).items():
     try:
+      if path is not None and not hub.is_hub_id(path):
+        models.check_pretrained(path)
       shape = policy_shape(config, agent)
       # The off-policy agent is rolled out alone, and never trained.
       trained = agent == "base"
@@ -302,7 +309,10 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     )
     for agent, path in _agents(config).items():
       try:
-        longest = _longest_prompt(config, path, train, held_out)
+        tokenizer = _tokenizer(config, path, train)
+        check_vocabulary(tokenizer, policy_shape(config, agent).vocab_size)
+        end_ids(tokenizer)
+        longest = _longest_prompt(config, tokenizer, train, held_out)
       except (ValueError, OSError) as error:
         yield "problem", f"{_name(agent)}: {error}"
         continue
@@ -316,20 +326,20 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 def _longest_prompt(
   config: ExperimentConfig,
-  path: str | None,
+  tokenizer: Any,
   train: list[Query],
   held_out: list[Query],
 ) -> int:
   """Tokens of the longest prompt, as an agent's own tokenizer writes it.
 
   Raises:
-    ValueError: one is too long, or the chat template rewrites prompts.
-    OSError: there is no tokenizer.
+    ValueError: one is too long, or the chat template fails or rewrites prompts.
   """
-  tokenizer = _tokenizer(config, path, train)
-  check_prefix_preservation(tokenizer, train[0])
+  date = datetime.date.fromisoformat(config.data.prompt_date)
+  check_prefix_preservation(tokenizer, train[0], date=date)
+  limit = config.rollout.max_prompt_tokens
   return max(
-    len(encode_prompt(tokenizer, query, config.rollout.max_prompt_tokens))
+    len(encode_prompt(tokenizer, query, limit, date=date))
     for query in (*train, *held_out)
   )
 
@@ -337,9 +347,13 @@ def _longest_prompt(
 def _tokenizer(
   config: ExperimentConfig, path: str | None, train: list[Query]
 ) -> Any:
-  """Of an agent: as named, or as the agents stage would make it."""
+  """Of an agent: as named, or as the agents stage would make it.
+
+  Raises:
+    InputError: it is not there, or broken.
+  """
   if path is not None:
-    return transformers.AutoTokenizer.from_pretrained(path)
+    return load_tokenizer(path)
   if config.data.source == "miniature":
     return miniature_tokenizer.train_tokenizer(
       miniature_tokenizer.corpus(make_world(config.world))
@@ -429,13 +443,14 @@ def _work(config: ExperimentConfig, stage: str) -> Iterator[str]:
 
 
 def _memory(
-  config: ExperimentConfig, workdir: pathlib.Path | None
+  config: ExperimentConfig, workdir: pathlib.Path | None, stage: str
 ) -> Iterator[tuple[str, str]]:
   """Whether each agent fits the devices, and a checkpoint the disk."""
-  room = memory.room()
+  room, trains = memory.room(), stage in ("all", "train")
   for agent in _agents(config):
     shape = policy_shape(config, agent)
-    estimate = memory.estimate(config, shape, trained=agent == "base")
+    trained = trains and agent == "base"
+    estimate = memory.estimate(config, shape, trained=trained)
     yield "note", f"{_name(agent)}: {estimate.told(jax.device_count())}"
     if room is not None and estimate.total > room:
       yield (
@@ -446,7 +461,7 @@ def _memory(
         "update.rows_per_microbatch, or set policy.lora. `python -m "
         "experiments.plan` tells what bounds it.",
       )
-  if workdir is None:
+  if workdir is None or not trains:
     return
   # Parameters and both moments of AdamW's.
   size = 12 * memory.count(config, policy_shape(config)).trained

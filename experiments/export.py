@@ -26,11 +26,10 @@ from jaxtyping import Array, Int
 
 from experiments import input_errors, places
 from experiments.input_errors import InputError
-from experiments.policies import check_finite, open_policy
+from experiments.policies import END_IDS, check_finite, open_policy
 from rapo_jax import models
 from rapo_jax.models import folder as folders
-from rapo_jax.models.adapter_files import ADAPTER_CONFIG
-from rapo_jax.models.checkpoint_layout import CONFIG
+from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
 from rapo_jax.training import Checkpoints
 
 MERGE_BOUND = 1e-4
@@ -89,7 +88,7 @@ def export(
       was.
     InputError: the base agent is not there, or the output cannot be written.
   """
-  found, model, source = _restore(checkpoint, base)
+  found, model, source, end_ids = _restore(checkpoint, base)
   _check_output(output, source)
   if adapters:
     _check_adapters(model, dtype)
@@ -108,7 +107,12 @@ def export(
         models.from_pretrained(source, dtype=model.config.dtype), temporary
       )
     else:
-      models.save_pretrained(_plain(model, written), temporary, source=source)
+      models.save_pretrained(
+        _plain(model, written),
+        temporary,
+        source=source,
+        end_ids=end_ids,
+      )
       loaded = models.from_pretrained(temporary, dtype=written)
     difference = float(np.abs(np.asarray(loaded(tokens)) - expected).max())
     limit = bound * float(np.abs(expected).max())
@@ -176,8 +180,8 @@ def find_checkpoint(path: pathlib.Path) -> Found:
 
 def _restore(
   path: pathlib.Path, base: str | None
-) -> tuple[Found, models.Decoder, str]:
-  """The checkpoint, its policy, and the base agent's folder."""
+) -> tuple[Found, models.Decoder, str, list[int]]:
+  """The checkpoint, its policy, the base's folder, ends of its turns."""
   found = find_checkpoint(path)
   with input_errors.from_outside():
     metadata: dict[str, Any] = found.checkpoints.metadata(found.update)
@@ -191,7 +195,7 @@ def _restore(
   model = found.checkpoints.restore_policy(found.update, like)
   found.checkpoints.close()
   check_finite(model, f"checkpoint {found.update} of {path}")
-  return found, model, source
+  return found, model, source, metadata.get(END_IDS, [])
 
 
 def _check_output(output: pathlib.Path, source: str) -> None:

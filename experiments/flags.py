@@ -36,8 +36,6 @@ from typing import Any, NamedTuple, TypeVar
 from experiments.input_errors import InputError
 
 PREFIX = "--config."
-PACKAGED = pathlib.Path(__file__).resolve().parent / "configs"
-"""Folder of the configs that a command finds by their name alone."""
 _TRUE = ("true", "yes", "1")
 _FALSE = ("false", "no", "0")
 
@@ -121,11 +119,17 @@ def parse_arguments(
   return known, rest
 
 
+def packaged_configs() -> dict[str, pathlib.Path]:
+  """The configs that a command finds by their name alone."""
+  folder = pathlib.Path(__file__).resolve().parent / "configs"
+  return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
 def _find_config(path: pathlib.Path) -> pathlib.Path:
   """The file itself, or the packaged config of that name."""
   if path.is_file():
     return path
-  packaged = {p.stem: p for p in sorted(PACKAGED.glob("[!_]*.py"))}
+  packaged = packaged_configs()
   if str(path).removesuffix(".py") in packaged:
     return packaged[path.stem]
   what = "is a folder" if path.is_dir() else "is not there"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ _SHOWN_NAMES = 5
 
 BASE_FINGERPRINT = "base_fingerprint"
 """Where a description has `models.fingerprint` of what lies under adapters."""
+END_IDS = "end_ids"
+"""Where it has the tokens that end the policy's turns."""
 
 
 @input_errors.from_outside()
@@ -92,10 +95,20 @@ def check_finite(model: models.Decoder, path: pathlib.Path | str) -> None:
 
 
 def describe_policy(
-  model: models.Decoder, base_path: pathlib.Path
+  model: models.Decoder,
+  base_path: pathlib.Path,
+  *,
+  end_ids: Iterable[int] = (),
 ) -> dict[str, Any]:
-  """What a checkpoint has to say of a policy for `open_policy`, as JSON."""
-  description = {
+  """What a checkpoint has to say of a policy for `open_policy`, as JSON.
+
+  Args:
+    model: the policy.
+    base_path: folder of the base agent.
+    end_ids: tokens that end its turns, which an export names.
+  """
+  description: dict[str, Any] = {
+    END_IDS: list(end_ids),
     "source": str(base_path.absolute()),
     "model": dataclasses.asdict(model.config),
   }

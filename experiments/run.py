@@ -1,7 +1,9 @@
 """Runs an experiment, stage by stage.
 
-    python -m experiments.run --config experiments/configs/quickstart.py \\
-        --workdir runs/quickstart
+    python -m experiments.run --config quickstart --workdir runs/mine --dry_run
+    python -m experiments.run --config quickstart --workdir runs/mine
+
+`--config` takes a Python file, or the name of a config that comes along.
 
 Started again with the same folder it goes on where it stopped; what is finished
 is not repeated. Fields that nothing in the folder depends on may differ then,
@@ -23,7 +25,7 @@ import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -178,7 +180,8 @@ class Experiment:
 
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))
-    self._share(0, len(runs), 0.0, "")
+    updates = self._config.train.num_updates
+    self._share(0, len(runs), 0.0, "", units=updates)
     self._encoder.compile()
     for name in self._tasks:
       with self._open(name) as task:
@@ -194,7 +197,7 @@ class Experiment:
               task,
               run,
               buffer,
-              functools.partial(self._share, number, len(runs)),
+              functools.partial(self._share, number, len(runs), units=updates),
               self._stop,
               self._progress.note,
             )
@@ -211,18 +214,27 @@ class Experiment:
 
   def _evaluate(self) -> None:
     wanted = list(self._agents_to_evaluate())
-    self._progress.update(0, len(wanted))
     done = 0
     for name in self._tasks:
       with self._open(name) as task:
         for owner, agent, run in wanted:
-          if owner == name:
-            self._evaluate_agent(task, agent, run)
-            done += 1
-            self._progress.update(done, len(wanted), f"{name} {agent}")
+          if owner != name:
+            continue
+          if not self._workdir.evaluation(name, agent).exists():
+            report = functools.partial(
+              self._share, done, len(wanted), text=f"{name} {agent}"
+            )
+            report(0.0)
+            self._evaluate_agent(task, agent, run, report)
+          done += 1
+          self._share(done, len(wanted), 0.0, f"{name} {agent}")
 
   def _evaluate_agent(
-    self, task: Task, agent: str, run: train_stage.Run | None
+    self,
+    task: Task,
+    agent: str,
+    run: train_stage.Run | None,
+    report: Callable[[float], None],
   ) -> None:
     """Evaluates an agent whose result is not there, or of something else."""
     if self._is_evaluated(task.name, agent, run):
@@ -233,7 +245,7 @@ class Experiment:
     if run is not None:
       train_stage.check_policy(folder.parent)
     model = load_agent(self._config, folder)
-    result = evaluate_stage.evaluate(self._config, acting, model)
+    result = evaluate_stage.evaluate(self._config, acting, model, report)
     result |= {
       "task": task.name,
       "agent": agent,
@@ -274,9 +286,21 @@ class Experiment:
     with _one_at_a_time(self._workdir):
       report.write_report(root, results.write_results(root))
 
-  def _share(self, item: int, items: int, share: float, text: str) -> None:
-    """Shows how much of a stage's items is done, `item` being under way."""
-    self._progress.update(item + share, items, text)
+  def _share(
+    self, item: int, items: int, share: float, text: str, *, units: int = 1
+  ) -> None:
+    """Shows how much of a stage's items is done, `item` being under way.
+
+    Args:
+      item: number of the item.
+      items: how many there are.
+      share: of the item that is done, in [0, 1].
+      text: what the last unit gave.
+      units: of an item, such as the updates of a run.
+    """
+    # Thirds of an item are shown as whole units.
+    done = round((item + share) * units, 6)
+    self._progress.update(done, items * units, text)
 
   def _open(self, name: str) -> contextlib.AbstractContextManager[Task]:
     return open_task(self._config, self._workdir, name, self._encoder)
@@ -429,20 +453,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+  packaged = ", ".join(flags.packaged_configs())
   parser.add_argument(
     "--config",
     type=places.text_argument,
-    required=True,
-    help="Python config file",
+    metavar="FILE",
+    help=f"Python config file, or one of: {packaged}",
   )
   parser.add_argument(
-    "--workdir", type=places.path_argument, help="folder of the experiment"
+    "--workdir",
+    metavar="FOLDER",
+    type=places.path_argument,
+    help="folder of the experiment",
   )
   parser.add_argument(
     "--stage",
     choices=("all", *STAGES),
     default="all",
-    help="run one stage alone (default: all, in order)",
+    metavar="STAGE",
+    help=f"run one stage alone: {', '.join(STAGES)} (default: all, in order)",
   )
   parser.add_argument(
     "--task",
@@ -454,6 +483,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help="check everything that can be checked, write nothing",
   )
   known, overrides = flags.parse_arguments(parser, arguments)
+  if known.config is None:
+    parser.error(f"--config is needed: a Python file, or one of {packaged}")
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
   config = places.local_config(config)
   check_devices()

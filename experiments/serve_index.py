@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if not all(map(importlib.util.find_spec, ("starlette", "uvicorn"))):
     raise input_errors.InputError(
       "serving needs starlette and uvicorn, which are not installed: `pip"
-      " install 'rapo_jax[serve]'`."
+      " install -e '.[serve]'`."
     )
   config = _config(known)
   check_devices()

@@ -100,6 +100,6 @@ class StopSignal:
       os.write(sys.stdout.fileno(), _SHOW_CURSOR)
     if not self._deferred:
       raise self.stop("stopped")
-    line = f"stopping {self._deferred}; a second Ctrl+C or SIGTERM ends at once"
+    line = f"stopping {self._deferred}; Ctrl+C again ends at once"
     # A handler must not print: it may have interrupted a print.
     threading.Thread(target=self._tell, args=(line,), daemon=True).start()

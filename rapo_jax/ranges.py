@@ -36,8 +36,8 @@ def check_numbers(
     unit: of the numbers, for the message.
 
   Raises:
-    ValueError: a number is out of range, NaN or infinite.
-    TypeError: a field holds something else.
+    ValueError: a number is out of range, NaN or infinite, or a field holds
+      something else.
   """
   rule = _rule(at_least, above, at_most, below) + (f" {unit}" if unit else "")
   for name in names:
@@ -46,7 +46,7 @@ def check_numbers(
       if value is None:
         continue
       if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(
+        raise ValueError(
           f"{name} must be a number, got {value!r} ({type(value).__name__}): "
           "write a number without quotes."
         )
@@ -68,8 +68,7 @@ def check_seeds(config: Any, *names: str) -> None:
   """Checks fields that hold a seed, or a tuple of seeds.
 
   Raises:
-    ValueError: a seed is negative or above `MAX_SEED`.
-    TypeError: a field holds no number.
+    ValueError: a seed is negative or above `MAX_SEED`, or no number.
   """
   check_numbers(config, *names, at_least=0, at_most=MAX_SEED)
 

@@ -14,10 +14,13 @@ from experiments import flags
 from experiments.buffer_import import ImportConfig
 from experiments.config import ExperimentConfig
 from experiments.miniature.demonstrations import DemonstrationConfig
+from experiments.planner.programs import Workload
 from rapo_jax import ranges
-from rapo_jax.models import LoraConfig
+from rapo_jax.models import LoraConfig, RopeConfig
+from rapo_jax.retrieval.bert import BertConfig
 from rapo_jax.retrieval.server_config import ServerConfig
 from rapo_jax.rollout.endpoint import EndpointConfig
+from tests.tiny_decoder import tiny_config
 
 # A reward, and a bound on one, may be any number.
 _ANY_NUMBER = {"min_reward", "reward"}
@@ -30,6 +33,18 @@ _CONFIGS = (
   DemonstrationConfig(0.5),
   EndpointConfig("http://127.0.0.1/v1", "model"),
   LoraConfig(),
+  tiny_config(),
+  RopeConfig(
+    rope_type="llama3",
+    factor=8.0,
+    original_max_position_embeddings=8192,
+    attention_factor=None,
+  ),
+  RopeConfig(
+    rope_type="yarn", factor=4.0, original_max_position_embeddings=8192
+  ),
+  BertConfig(100, 8, 1, 2, 16, 64, 2, 1e-12),
+  Workload(100, 1.0, 10, 200),
 )
 
 
@@ -155,5 +170,5 @@ def test_bounds(bounds, inside, outside, rule):
 
 @pytest.mark.parametrize("value", ["3e-4", True, [1.0]])
 def test_what_is_no_number_is_named(value):
-  with pytest.raises(TypeError, match="value must be a number, got"):
+  with pytest.raises(ValueError, match="value must be a number, got"):
     ranges.check_numbers(_Numbers(value), "value", above=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,18 @@ from rapo_jax.trajectory import Trajectory
 
 
 def evaluate(
-  config: ExperimentConfig, task: Task, model: models.Decoder
+  config: ExperimentConfig,
+  task: Task,
+  model: models.Decoder,
+  report: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
   """Greedy and sampled correctness of an agent on the held-out questions.
+
+  Args:
+    config: the experiment.
+    task: questions and tools.
+    model: the agent.
+    report: called with the share of the trajectories that is done.
 
   Returns:
     `greedy` and `sampled` by query id (see `experiments.results`); finish
@@ -28,6 +38,7 @@ def evaluate(
     trajectories.
   """
   greedy = roll_out(config, task, model, samples=1, greedy=True)
+  report(1 / (1 + config.evaluation.num_samples))
   sampled = roll_out(
     config, task, model, samples=config.evaluation.num_samples, greedy=False
   )

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ from experiments.tasks import Task
 from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax import files, models
 from rapo_jax.compilation import Compilation, compilations
-from rapo_jax.data import Query, order, prompt_hash
+from rapo_jax.data import Query, end_ids, order, prompt_hash
 from rapo_jax.models import folder as folders
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
 from rapo_jax.retrieval.manifest import (
@@ -146,7 +147,7 @@ def train(
   origin = _origin(config, task, run, buffer)
   described = {
     "code": provenance.code(),
-    **describe_policy(policy, task.base_path),
+    **describe_policy(policy, task.base_path, end_ids=end_ids(task.tokenizer)),
   }
   state = init_train_state(
     policy, config.optimizer, mesh=device_mesh(config.mesh)
@@ -291,6 +292,7 @@ class _Updates:
       metadata["buffer_growth"] = self.growth.state()
       kept = min(self.checkpoints.updates(), default=0)
       self.growth.buffer.forget_before(kept)
+    _check_room(self.folder, state)
     self.checkpoints.save(number, state, metadata)
 
 
@@ -384,6 +386,7 @@ def _write_end(
     folder / POLICY_FOLDER,
     tokenizer=task.tokenizer,
     source=task.base_path,
+    end_ids=end_ids(task.tokenizer),
   )
   if model.config.lora is not None:
     models.save_adapters(
@@ -487,7 +490,9 @@ def _origin(
   return {
     "run": f"{run.task} {run.name}",
     "config": TRAIN.of(flags.to_dict(config)),
-    "prompt_hash": prompt_hash(task.tokenizer, task.train[0]),
+    "prompt_hash": prompt_hash(
+      task.tokenizer, task.train[0], date=task.prompt_date
+    ),
     "base_agent": model_digest(task.base_path),
     "buffer": _buffer_digest(buffer) if rollout.num_hybrid else None,
   }
@@ -575,6 +580,19 @@ def _begin_anew(
   if growth is not None:
     growth.restore(0, None)
   truncate_rows(folder / TRAJECTORIES_FILE, -1)
+
+
+def _check_room(folder: pathlib.Path, state: TrainState) -> None:
+  """Refuses to begin a checkpoint that the disk has no room for."""
+  trained = models.trainable(state.model)
+  leaves = jax.tree.leaves((trained, state.opt_state))
+  size, free = sum(x.nbytes for x in leaves), shutil.disk_usage(folder).free
+  if size > free:
+    raise InputError(
+      f"a checkpoint takes about {size / 1e6:,.1f} MB, and {folder} has "
+      f"{free / 1e6:,.1f} MB free: free some space there and start again; it "
+      "goes on from the newest checkpoint."
+    )
 
 
 def _check_origin(

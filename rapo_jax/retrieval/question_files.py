@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rapo_jax.dataset_rows import unpacked, user_message
+
 FIELDS = ("question", "Question", "problem", "query", "prompt")
 """Where a question stands, the first of them that a row has."""
 
@@ -81,14 +83,11 @@ def _question(row: Mapping[str, Any], field: str | None) -> Any:
     for name in field.split("."):
       value = value.get(name) if isinstance(value, Mapping) else None
     return value
-  extra = row.get("extra_info")
+  extra = unpacked(row.get("extra_info"))
   if isinstance(extra, Mapping) and isinstance(extra.get("question"), str):
     return extra["question"]
-  value = next((row[name] for name in FIELDS if row.get(name)), None)
-  if isinstance(value, list):
-    said = [m for m in value if isinstance(m, Mapping)]
-    said = [m for m in said if m.get("role") == "user"]
-    value = said[-1].get("content") if said else None
+  found = next((row[name] for name in FIELDS if row.get(name)), None)
+  value = user_message(found)
   if isinstance(value, str) and row.get("canary"):
     return _decrypted(value, str(row["canary"]))
   return value

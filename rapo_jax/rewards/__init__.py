@@ -1,6 +1,6 @@
 """Outcome rewards of trajectories."""
 
-from rapo_jax.rewards.f1 import token_f1
+from rapo_jax.rewards.f1 import is_match, token_f1
 from rapo_jax.rewards.outcome import (
   WHOLE_FORMAT,
   Score,
@@ -13,6 +13,7 @@ __all__ = [
   "WHOLE_FORMAT",
   "Score",
   "ScoreStatus",
+  "is_match",
   "last_boxed",
   "score",
   "token_f1",

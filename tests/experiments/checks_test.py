@@ -2,24 +2,29 @@
 
 import dataclasses
 import json
+import sys
+import types
 
 import jax
 import pytest
+from flax import nnx
 
-from experiments import checks, memory
+from experiments import checks, memory, metrics, tokenizer_files
 from experiments.config import (
   BufferConfig,
   DataConfig,
   ExperimentConfig,
   GrowConfig,
+  LoggingConfig,
   MeshConfig,
   PolicyConfig,
   TrainConfig,
   miniature_rollout,
 )
+from experiments.input_errors import InputError
 from experiments.miniature.world import WorldConfig
 from experiments.stages import agents
-from rapo_jax.models import LoraConfig
+from rapo_jax.models import Decoder, LoraConfig, save_pretrained
 from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
 
@@ -32,13 +37,13 @@ SHAPE = tiny_config(
 
 
 def write_agent(folder, *, template=None, **changes):
-  """An agent's folder without weights, which a dry run does not read."""
+  """An agent's folder, with weights of which a dry run reads the names."""
   tokenizer = agents.train_byte_level_tokenizer(["What is one?"], 300)
   if template is not None:
     tokenizer.chat_template = template(tokenizer.chat_template)
-  tokenizer.save_pretrained(folder)
   shape = dataclasses.replace(SHAPE, **changes)
-  (folder / "config.json").write_text(json.dumps(shape.to_hf()))
+  model = Decoder(shape, rngs=nnx.Rngs(0))
+  save_pretrained(model, folder, tokenizer=tokenizer)
 
 
 def config_of(folder):
@@ -88,6 +93,57 @@ def test_an_agent_of_an_unknown_kind_is_a_problem(tmp_path):
   path.write_text(json.dumps(SHAPE.to_hf() | {"model_type": "mistral"}))
   with pytest.raises(checks.CheckError, match=r"policy\.off_policy: .*mistral"):
     checks.dry_run(config_of(tmp_path), None)
+
+
+def test_files_that_could_not_be_loaded_are_problems(tmp_path):
+  write_agent(tmp_path / "base")
+  write_agent(tmp_path / "off_policy")
+  (tmp_path / "base" / "model.safetensors").unlink()
+  with pytest.raises(checks.CheckError) as error:
+    checks.dry_run(config_of(tmp_path), None)
+  message = str(error.value)
+  assert message.startswith("1 problem(s)")
+  assert "policy.base: A checkpoint folder holds model.safetensors" in message
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_a_problem(tmp_path):
+  write_agent(tmp_path / "base")
+  # 256 bytes, three special tokens and merges.
+  write_agent(tmp_path / "off_policy", vocab_size=260)
+  with pytest.raises(checks.CheckError) as error:
+    checks.dry_run(config_of(tmp_path), None)
+  message = str(error.value)
+  assert message.startswith("1 problem(s)")
+  assert "policy.off_policy: the embedding must have a row for" in message
+  assert "with 260 rows it has none for" in message
+
+
+def test_a_turn_end_that_is_text_is_a_problem(tmp_path):
+  write_agent(tmp_path / "base")
+  write_agent(
+    tmp_path / "off_policy", template=lambda t: t.replace("<|im_end|>", "END")
+  )
+  with pytest.raises(checks.CheckError, match=r"ends it with the text 'END"):
+    checks.dry_run(config_of(tmp_path), None)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", ""])
+def test_a_broken_tokenizer_is_told_in_a_line(tmp_path, name, content):
+  write_agent(tmp_path / "base")
+  (tmp_path / "base" / name).write_text(content)
+  if name == "tokenizer_config.json" and content == '{"a": 1}':
+    tokenizer_files.load_tokenizer(tmp_path / "base")  # An unknown key.
+    return
+  with pytest.raises(InputError, match=r"cannot be read: .* download it again"):
+    tokenizer_files.load_tokenizer(tmp_path / "base")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+  write_agent(tmp_path / "base")
+  (tmp_path / "base" / "tokenizer.json").unlink()
+  with pytest.raises(InputError, match="must hold its tokenizer"):
+    tokenizer_files.load_tokenizer(tmp_path / "base")
 
 
 def test_what_a_layer_keeps_is_near_what_the_compiler_keeps():
@@ -162,3 +218,86 @@ def test_an_empty_buffer_is_refused_where_it_is_needed(methods, grow, refused):
   assert bool(problems) == refused
   assert all("the buffer at b holds no trace" in text for text in problems)
   assert not list(checks._empty_buffer(config, 1))
+
+
+def test_a_plan_that_cannot_fit_is_a_problem_of_the_dry_run(
+  tmp_path, monkeypatch
+):
+  for name in ("base", "off_policy"):
+    write_agent(tmp_path / name)
+  config = config_of(tmp_path)
+  assert "device memory" in checks.dry_run(config, tmp_path / "w")
+  estimates = [
+    memory.estimate(config, SHAPE, trained=trained).total
+    for trained in (True, False)
+  ]
+  room = sum(estimates) / 2
+  monkeypatch.setattr(memory, "room", lambda: room)
+  with pytest.raises(checks.CheckError) as error:
+    checks.dry_run(config, None)
+  message = str(error.value)
+  assert message.startswith("1 problem(s)")
+  assert f"takes about {memory.gigabytes(estimates[0])} on each" in message
+  assert f"which has {memory.gigabytes(room)}: take a smaller" in message
+  # Evaluated alone it has neither gradients nor activations.
+  checks.dry_run(config, None, "evaluate")
+
+
+def test_room_is_what_the_host_has_within_the_container_s_limit(
+  tmp_path, monkeypatch
+):
+  meminfo = tmp_path / "meminfo"
+  meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    2000 kB\n")
+  assert memory._available(meminfo) == 2_048_000
+  limit = tmp_path / "memory.max"
+  for text, expected in (("max\n", None), ("1000000\n", 1_000_000)):
+    limit.write_text(text)
+    assert memory._limit(limit) == expected
+  assert memory._limit(tmp_path / "none") is None
+  assert memory.room() > 0
+
+
+def test_a_corpus_of_another_layout_is_a_problem_of_the_dry_run(tmp_path):
+  corpus = tmp_path / "corpus.jsonl"
+  corpus.write_text('{"id": 1, "text": "Paris"}\n')
+  config = dataclasses.replace(
+    config_of(tmp_path), data=DataConfig(corpus=str(corpus))
+  )
+  for name in ("base", "off_policy"):
+    write_agent(tmp_path / name)
+  with pytest.raises(checks.CheckError, match=r'corpus\.jsonl:1: .*"contents"'):
+    checks.dry_run(config, None)
+
+
+def test_weights_and_biases_without_a_key_is_found_before_anything_runs(
+  tmp_path, monkeypatch
+):
+  monkeypatch.delenv(metrics.WANDB_KEY, raising=False)
+  monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+  config = dataclasses.replace(
+    config_of(tmp_path),
+    policy=PolicyConfig(),
+    logging=LoggingConfig(wandb=metrics.WandbConfig()),
+  )
+  for check in (checks.quick_checks, lambda c: checks.dry_run(c, None)):
+    with pytest.raises(checks.CheckError, match="WANDB_API_KEY is not set"):
+      check(config)
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(checks.CheckError, match="not installed"):
+    checks.quick_checks(config)
+
+
+def test_a_folder_that_is_a_file_is_a_problem_of_the_dry_run(tmp_path):
+  there = tmp_path / "file"
+  there.write_text("")
+  config = dataclasses.replace(config_of(tmp_path), policy=PolicyConfig())
+  with pytest.raises(checks.CheckError, match="cannot be written, as"):
+    checks.dry_run(config, there / "w")
+
+
+def test_a_dry_run_counts_and_promises_no_minutes(tmp_path):
+  config = dataclasses.replace(config_of(tmp_path), policy=PolicyConfig())
+  text = checks.dry_run(config, tmp_path / "w")
+  # 2 methods with 2 seeds.
+  assert "4 runs × 20 updates × 512 rollouts = 40,960 rollouts" in text
+  assert "minutes" not in text

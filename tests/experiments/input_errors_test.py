@@ -3,6 +3,7 @@
 import errno
 import os
 
+import jax
 import pytest
 
 from experiments import input_errors
@@ -50,6 +51,26 @@ def test_what_the_machine_refuses_is_a_line_with_a_remedy(
   line = capsys.readouterr().err
   assert "/there/file" in line
   assert remedy in line
+
+
+def test_a_full_disk_is_told_by_tensorstore_s_code_too(capsys):
+  error = ValueError("RESOURCE_EXHAUSTED: Failed [os_error_code='28']")
+  assert command(False, error) == input_errors.EXIT_STATUS
+  assert "free some space there" in capsys.readouterr().err
+
+
+def test_what_a_check_refuses_for_the_machine_s_sake_has_the_remedy(capsys):
+  error = OSError(errno.EROFS, os.strerror(errno.EROFS), "/there")
+  assert command(True, error) == input_errors.EXIT_STATUS
+  assert "on a disk that can be written." in capsys.readouterr().err
+
+
+def test_a_full_device_is_told_with_what_takes_less(capsys):
+  error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+  assert command(False, error) == input_errors.EXIT_STATUS
+  assert "lower rollout.num_slots" in capsys.readouterr().err
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    command(False, jax.errors.JaxRuntimeError("INTERNAL: a bug"))
 
 
 def test_an_input_error_stays_the_one_it_is():

@@ -1,6 +1,8 @@
 """Whole experiments, small: every stage, a kill, a dry run, bad input."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -838,6 +840,122 @@ def test_one_task_of_several_is_held_and_run_alone(tmp_path):
     pass
   with run.claim_workdir(other, workdir, ["web"]):
     assert read_json(workdir.config)["name"] == "other"
+
+
+def _named_base(finished):
+  """Arguments for the finished experiment's base agent, named alone."""
+  config_file, whole = finished
+  base = whole / "agents" / "compute" / "base"
+  return ["--config", str(config_file), f"--config.policy.base={base}"]
+
+
+def test_one_model_is_evaluated_without_a_run(finished, tmp_path, capsys):
+  folder = tmp_path / "evaluated"
+  arguments = [*_named_base(finished), "--workdir", str(folder)]
+  assert run.main([*arguments, "--stage=evaluate"]) == 0
+  out = capsys.readouterr().out
+  assert "compute" in out
+  assert (
+    "Not evaluated, as they are not finished (--stage=train finishes them): "
+    "compute grpo-seed0, compute rapo-seed0." in out
+  )
+  (path,) = folder.rglob("evaluate/*/*.json")
+  own = read_json(path)
+  # As in the run that made the agent.
+  there = read_json(finished[1] / "evaluate" / "compute" / "base.json")
+  assert own["sampled"] == there["sampled"]
+  assert run.main([*arguments, "--stage=evaluate"]) == 0
+  assert "finished before" in capsys.readouterr().out
+
+
+def test_grpo_needs_neither_an_off_policy_agent_nor_a_buffer(
+  finished, tmp_path, capsys
+):
+  folder = tmp_path / "grpo"
+  arguments = [
+    *(*_named_base(finished), "--workdir", str(folder)),
+    *("--config.train.methods=grpo", "--config.train.num_updates=1"),
+  ]
+  assert run.main([*arguments, "--dry_run"]) == 0
+  assert "off_policy" not in capsys.readouterr().out
+  assert run.main(arguments) == 0
+  out = capsys.readouterr().out
+  assert "buffer: no method retrieves" in out
+  assert not (folder / "buffer").exists()
+  assert {p.stem for p in folder.rglob("evaluate/*/*.json")} == {
+    "base",
+    "grpo-seed0",
+  }
+  assert (folder / "report.html").exists()
+
+
+def test_what_retrieves_without_a_buffer_says_what_is_missing(
+  finished, tmp_path, capsys
+):
+  arguments = [*_named_base(finished), "--workdir", str(tmp_path / "w")]
+  assert run.main(arguments) == 2
+  message = capsys.readouterr().err
+  assert "(rapo) needs a buffer, and there is no agent that fills it" in message
+  assert "set policy.off_policy, or buffer.path" in message
+
+
+def test_a_file_system_without_locks_is_told_in_a_line(
+  tmp_path, monkeypatch, capsys
+):
+  def flock(file, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE)
+  arguments = ["--config", str(config_file), "--workdir", str(tmp_path / "w")]
+  assert run.main(arguments) == 2
+  assert "has no locks ([Errno 37]" in capsys.readouterr().err
+
+
+def test_a_broken_config_of_the_folder_is_named(tmp_path, capsys):
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE)
+  folder = tmp_path / "w"
+  folder.mkdir()
+  arguments = ["--config", str(config_file), "--workdir", str(folder)]
+  for content in (b"{", b"\xff\xfe"):
+    (folder / "config.json").write_bytes(content)
+    for more in ([], ["--dry_run"]):
+      assert run.main([*arguments, *more]) == 2
+      assert "w/config.json must hold the JSON" in capsys.readouterr().err
+
+
+def test_a_missing_accelerator_is_told_in_a_line(monkeypatch, capsys):
+  def devices():
+    raise RuntimeError("Unable to initialize backend 'tpu': no libtpu")
+
+  monkeypatch.setattr(jax, "devices", devices)
+  assert run.main(["--config", "quickstart", "--dry_run"]) == 2
+  message = capsys.readouterr().err
+  assert "does not (Unable to initialize backend 'tpu': no libtpu)" in message
+  assert "pip install -e '.[cuda]'" in message
+
+
+def test_event_files_are_named_with_the_command_that_shows_them():
+  line = run._tensorboard_line(pathlib.Path("runs/a b/train"))
+  assert line.startswith("curves: tensorboard --logdir 'runs/a b/train'")
+
+
+def test_a_command_without_arguments_names_the_configs(capsys):
+  with pytest.raises(SystemExit) as error:
+    run.main([])
+  assert error.value.code == 2
+  assert "--config is needed: a Python file, or one of" in (
+    capsys.readouterr().err
+  )
+
+
+def test_help_fits_into_80_columns(monkeypatch, capsys):
+  monkeypatch.setenv("COLUMNS", "80")
+  with pytest.raises(SystemExit):
+    run.main(["--help"])
+  assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_a_task_that_is_not_there_is_named(finished, capsys):

@@ -72,7 +72,7 @@ def test_a_signal_waits_for_the_unit_under_way(number):
   )
   assert done.returncode == 128 + number
   lines = done.stdout.splitlines()
-  assert "stopping after this unit; a second Ctrl+C" in lines[0]
+  assert "stopping after this unit; Ctrl+C again" in lines[0]
   assert lines[1] == "unit 1 is whole"
   assert done.stderr == "stopped after unit 1: start it again.\n"
 

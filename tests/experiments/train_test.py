@@ -1,5 +1,6 @@
 """When a run stops rather than train on what is broken."""
 
+import shutil
 from unittest import mock
 
 import pytest
@@ -14,6 +15,8 @@ from experiments.config import (
 from experiments.input_errors import InputError
 from experiments.stages import train
 from rapo_jax.compilation import Compilation
+from rapo_jax.training import TrainState
+from tests.tiny_decoder import tiny_decoder
 
 _SOUND = {
   "mismatch/abs_log_prob_mean": 1e-6,
@@ -173,3 +176,16 @@ def test_a_warning_is_noted_where_it_begins():
   assert [len(_watch(cut, n, monitor)) for n in (2, 3, 4)] == [1, 0, 0]
   notes = _watch(cut, 30, monitor)
   assert notes[0].startswith("warning: multihop grpo-seed0: cut_off, updates 1")
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_not_begun(
+  tmp_path, monkeypatch
+):
+  state = TrainState(tiny_decoder(), ())
+  train._check_room(tmp_path, state)
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(
+    shutil, "disk_usage", lambda path: usage._replace(free=1000)
+  )
+  with pytest.raises(InputError, match="MB free: free some space there"):
+    train._check_room(tmp_path, state)
