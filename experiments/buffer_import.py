@@ -9,11 +9,12 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from experiments import input_errors
+from experiments import input_errors, places
 from experiments.input_errors import InputError
 from experiments.progress import Progress
 from experiments.workdir import write_json
 from rapo_jax import rewards
+from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval import SentenceEncoder, StepTrace
 from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.importers import (
@@ -63,6 +64,9 @@ class LeakConfig:
   overlap: OverlapPolicy = "refuse"
   min_similarity: float | None = None
 
+  def __post_init__(self) -> None:
+    check_numbers(self, "min_similarity", at_least=-1, at_most=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImportConfig:
@@ -82,6 +86,10 @@ class ImportConfig:
   reward: Literal["f1"] | float | None = None
   selection: Selection = Selection()
   leaks: LeakConfig = LeakConfig()
+
+  def __post_init__(self) -> None:
+    if self.reward != "f1":
+      check_numbers(self, "reward")
 
 
 @dataclasses.dataclass
@@ -113,10 +121,11 @@ def parse_source(text: str) -> Source:
   """Reads `AGENT=FILE`, or `FILE` for an agent of the file's name."""
   agent, found, path = text.partition("=")
   if not found:
-    return Source(pathlib.Path(text).stem, pathlib.Path(text))
+    file = pathlib.Path(places.local(text, "a source"))
+    return Source(file.stem, file)
   if not agent or not path:
     raise InputError(f"a source is FILE or AGENT=FILE, got {text!r}.")
-  return Source(agent, pathlib.Path(path))
+  return Source(agent, pathlib.Path(places.local(path, "a source")))
 
 
 @input_errors.from_outside()

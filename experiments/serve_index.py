@@ -25,7 +25,6 @@ import importlib.util
 import json
 import logging
 import math
-import pathlib
 import shlex
 import signal
 import socket
@@ -33,8 +32,9 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from experiments import input_errors
+from experiments import input_errors, places
 from experiments.config import EncoderConfig
+from experiments.devices import check_devices
 from experiments.run import use_compilation_cache
 from experiments.tasks import load_encoder
 from rapo_jax.retrieval import (
@@ -57,9 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if not all(map(importlib.util.find_spec, ("starlette", "uvicorn"))):
     raise input_errors.InputError(
       "serving needs starlette and uvicorn, which are not installed: `pip"
-      " install 'rapo_jax[serve]'`."
+      " install -e '.[serve]'`."
     )
   config = _config(known)
+  check_devices()
   # Before the buffer is read, which takes longer.
   listener = _listen(known.host, known.port)
   with listener:
@@ -83,13 +84,13 @@ def _parser() -> argparse.ArgumentParser:
   what = parser.add_argument_group("what is served")
   what.add_argument(
     "--buffer",
-    type=pathlib.Path,
+    type=places.path_argument,
     required=True,
     help="folder of a Step-Trace Buffer",
   )
   what.add_argument(
     "--encoder",
-    type=pathlib.Path,
+    type=places.path_argument,
     help="folder of the encoder that the buffer was built with (default: the "
     "installed all-MiniLM-L6-v2)",
   )

@@ -70,7 +70,7 @@ class Task:
     max_prompt_tokens: longer prompts are refused.
     prompt_date: that chat templates which write the date are given.
     base_path: Hugging Face folder of the base agent.
-    off_policy_path: of the off-policy agent.
+    off_policy_path: of the off-policy agent; None without one.
   """
 
   name: str
@@ -82,19 +82,27 @@ class Task:
   max_prompt_tokens: int
   prompt_date: datetime.date
   base_path: pathlib.Path
-  off_policy_path: pathlib.Path
+  off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-  @property
-  def off_policy_name(self) -> str:
-    """Under which the off-policy agent's traces are kept."""
-    return f"{self.name}/{self.off_policy_path.name}"
+  def for_off_policy(self) -> tuple[Task, pathlib.Path]:
+    """The same task with the off-policy agent acting, in its own tokens.
 
-  def for_off_policy(self) -> Task:
-    """The same task with the off-policy agent acting, in its own tokens."""
-    return dataclasses.replace(
+    Returns:
+      The task, and the agent's folder.
+
+    Raises:
+      InputError: there is no off-policy agent.
+    """
+    if self.off_policy_path is None:
+      raise InputError(
+        f"{self.name} has no off-policy agent, which fills the buffer: set "
+        "policy.off_policy, or buffer.path or buffer.url to a buffer."
+      )
+    acting = dataclasses.replace(
       self, tokenizer=self.off_policy_tokenizer, _prompts={}
     )
+    return acting, self.off_policy_path
 
   @input_errors.from_outside()
   def prompt(self, query: Query) -> Int[np.ndarray, " P"]:
@@ -119,19 +127,19 @@ def task_names(config: ExperimentConfig) -> list[str]:
 @input_errors.from_outside()
 def agent_paths(
   config: ExperimentConfig, workdir: Workdir, name: str
-) -> tuple[pathlib.Path, pathlib.Path]:
-  """Folders of the base and the off-policy agent of a task.
+) -> dict[str, pathlib.Path]:
+  """Folders of the agents of a task, "base" and "off_policy" if it has one.
 
   Raises:
     InputError: an agent is named by a hub's name and cannot be had.
   """
-  base, off_policy = config.policy.base, config.policy.off_policy
-  return (
-    hub.local_folder(base) if base else workdir.agent(name, "base"),
-    hub.local_folder(off_policy)
-    if off_policy
-    else workdir.agent(name, "off_policy"),
-  )
+  named = {"base": config.policy.base}
+  if config.has_off_policy:
+    named["off_policy"] = config.policy.off_policy
+  return {
+    agent: hub.local_folder(path) if path else workdir.agent(name, agent)
+    for agent, path in named.items()
+  }
 
 
 @input_errors.from_outside()
@@ -196,25 +204,23 @@ def open_task(
       a tool's limit is out of range.
   """
   train, held_out = questions(config, name)
-  base, off_policy = agent_paths(config, workdir, name)
-  for path in (base, off_policy):
+  paths = agent_paths(config, workdir, name)
+  for path in paths.values():
     if not (path / "config.json").exists():
       raise InputError(f"{path} holds no agent: run --stage=agents first.")
-  tokenizer, off_policy_tokenizer = (
-    load_tokenizer(path) for path in (base, off_policy)
-  )
+  tokenizers = {agent: load_tokenizer(path) for agent, path in paths.items()}
   with open_tools(config, name, encoder) as tools:
     yield Task(
       name=name,
       train=train,
       held_out=held_out,
       tools=tools,
-      tokenizer=tokenizer,
-      off_policy_tokenizer=off_policy_tokenizer,
+      tokenizer=tokenizers["base"],
+      off_policy_tokenizer=tokenizers.get("off_policy"),
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
-      base_path=base,
-      off_policy_path=off_policy,
+      base_path=paths["base"],
+      off_policy_path=paths.get("off_policy"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval import RetrievalConfig, protocol
 
 
@@ -38,15 +39,6 @@ class ServerConfig:
         f"The topk of a request that gives none must lie between 1 and max_topk"
         f" ({self.limits.max_topk}), got {self.defaults.topk}."
       )
-    if self.max_batch < 1:
-      raise ValueError(f"max_batch must be at least 1, got {self.max_batch}.")
-    if self.max_queue < 1:
-      raise ValueError(f"max_queue must be at least 1, got {self.max_queue}.")
-    if self.max_wait_s < 0:
-      raise ValueError(
-        f"max_wait_s must be at least 0 seconds, got {self.max_wait_s}."
-      )
-    if self.timeout_s <= 0:
-      raise ValueError(
-        f"timeout_s must be above 0 seconds, got {self.timeout_s}."
-      )
+    check_numbers(self, "max_batch", "max_queue", at_least=1)
+    check_numbers(self, "max_wait_s", at_least=0, unit="seconds")
+    check_numbers(self, "timeout_s", above=0, unit="seconds")

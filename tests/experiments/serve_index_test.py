@@ -174,4 +174,4 @@ def test_missing_packages_say_how_to_install_them(run, folder, monkeypatch):
   )
   status, text = run(f"--buffer={folder}")
   assert status == 2
-  assert "pip install 'rapo_jax[serve]'" in text
+  assert "pip install -e '.[serve]'" in text

@@ -155,7 +155,7 @@ def test_adapters_alone_are_placed_where_the_base_lies_already():
   ("values", "message"),
   [
     ((0, 1.0, ("query",)), "rank must be at least 1, got 0"),
-    ((2, 0.0, ("query",)), "alpha must be above 0, got 0"),
+    ((2, 0.0, ("query",)), "alpha must be > 0, got 0"),
     ((2, 1.0, ()), "targets must name some of query, key"),
     ((2, 1.0, ("query", "query")), "none twice"),
   ],

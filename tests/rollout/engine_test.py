@@ -16,7 +16,12 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import sharding
 from rapo_jax.retrieval import RetrievalConfig
-from rapo_jax.rollout import RolloutEngine, group_requests, sampler
+from rapo_jax.rollout import (
+  NonFiniteRollout,
+  RolloutEngine,
+  group_requests,
+  sampler,
+)
 from rapo_jax.rollout import engine as engine_lib
 from rapo_jax.tools import ToolResult, ToolStatus
 from rapo_jax.tools.tags import find_tags
@@ -729,3 +734,16 @@ def test_a_trajectory_is_retrieved_whole_and_once(
     assert len(hits) <= 1
     several_calls += bool(hits) and len(trajectory.tool_events) > 2
   assert several_calls
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_policy_with_nan_is_refused(
+  greedy, policy, tag_tokenizer, queries, prompts, echo_tool
+):
+  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), policy)
+  engine = _engine(tag_tokenizer, echo_tool())
+  requests = _requests(queries, prompts)
+  with pytest.raises(NonFiniteRollout, match="trajectories have NaN") as error:
+    engine.rollout(broken, requests, seed=1, update=3, greedy=greedy)
+  assert f"{len(requests)} of {len(requests)} trajectories" in str(error.value)
+  assert "optimizer.learning_rate" in str(error.value)
