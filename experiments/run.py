@@ -170,6 +170,9 @@ class Experiment:
               functools.partial(self._share, number, len(runs), units=updates),
               self._stop,
             )
+            # It came during the last update.
+            if self._stop.requested:
+              raise self._stop.stop(f"stopped after {run.task} {run.name}")
 
   @input_errors.from_outside()
   def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:

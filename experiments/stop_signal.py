@@ -47,7 +47,7 @@ class StopSignal:
     self._resume = resume
     self._tell = tell
     self._number: int | None = None
-    self._deferred = ""
+    self._deferred = False
     self._before: dict[int, Any] = {}
 
   @property
@@ -70,18 +70,13 @@ class StopSignal:
     for number, before in self._before.items():
       signal.signal(number, before)
 
-  def deferred(self, items: Iterable[_Item], until: str) -> Iterator[_Item]:
-    """The items, while a signal waits; the loop looks at `requested`.
-
-    Args:
-      items: what the loop goes over.
-      until: what ends first, for the user: "after the update under way".
-    """
-    self._deferred = until
+  def deferred(self, updates: Iterable[_Item]) -> Iterator[_Item]:
+    """The updates, while a signal waits; the loop looks at `requested`."""
+    self._deferred = True
     try:
-      yield from items
+      yield from updates
     finally:
-      self._deferred = ""
+      self._deferred = False
 
   def stop(self, where: str) -> Stopped:
     """What to raise once the signal has been heeded.
@@ -100,6 +95,6 @@ class StopSignal:
       os.write(sys.stdout.fileno(), _SHOW_CURSOR)
     if not self._deferred:
       raise self.stop("stopped")
-    line = f"stopping {self._deferred}; Ctrl+C again ends at once"
+    line = "stopping after the update under way; Ctrl+C again ends at once"
     # A handler must not print: it may have interrupted a print.
     threading.Thread(target=self._tell, args=(line,), daemon=True).start()

@@ -155,9 +155,7 @@ def train(
     with compilations() as compiled:
       _rehearse(config, task, run, trainer, state)
     report(done / config.train.num_updates, _describe_programs(run, compiled))
-    for update in stop.deferred(
-      range(done, config.train.num_updates), "after the update under way"
-    ):
+    for update in stop.deferred(range(done, config.train.num_updates)):
       state, row = _update(
         config, task, run, trainer, state, update, totals, folder, growth
       )
@@ -173,8 +171,7 @@ def train(
           metadata["buffer"] = growth.state()
           kept = min(checkpoints.updates(), default=0)
           growth.buffer.forget_before(kept)
-        _check_room(folder, state)
-        checkpoints.save(number, state, metadata)
+        _save(checkpoints, number, state, metadata, folder)
       report(number / config.train.num_updates, _describe(run, row))
       if stopping and not last:
         checkpoints.close()
@@ -182,8 +179,6 @@ def train(
   checkpoints.close()
   _write_policy(state.model, task, folder)
   write_json(folder / DONE_FILE, {"update": config.train.num_updates})
-  if stop.requested:
-    raise stop.stop(f"stopped after {run.task} {run.name} was finished")
 
 
 @input_errors.from_outside()
@@ -274,8 +269,14 @@ def _resume(
   return state, newest, dict(metadata["totals"])
 
 
-def _check_room(folder: pathlib.Path, state: TrainState) -> None:
-  """Refuses to begin a checkpoint that the disk has no room for."""
+def _save(
+  checkpoints: Checkpoints,
+  number: int,
+  state: TrainState,
+  metadata: dict[str, Any],
+  folder: pathlib.Path,
+) -> None:
+  """Writes a checkpoint, or refuses to where the disk has no room for it."""
   trained = models.trainable(state.model)
   leaves = jax.tree.leaves((trained, state.opt_state))
   size, free = sum(x.nbytes for x in leaves), shutil.disk_usage(folder).free
@@ -285,6 +286,7 @@ def _check_room(folder: pathlib.Path, state: TrainState) -> None:
       f"{free / 1e6:,.1f} MB free: free some space there and start again; it "
       "goes on from the newest checkpoint."
     )
+  checkpoints.save(number, state, metadata)
 
 
 def _check_origin(

@@ -59,7 +59,7 @@ def test_a_signal_waits_for_the_unit_under_way(number):
   done = _run(
     """
     with StopSignal("start it again.") as stop:
-      for unit in stop.deferred(range(3), "after this unit"):
+      for unit in stop.deferred(range(3)):
         if unit == 1:
           print("ready", flush=True)
           while not stop.requested:
@@ -72,7 +72,7 @@ def test_a_signal_waits_for_the_unit_under_way(number):
   )
   assert done.returncode == 128 + number
   lines = done.stdout.splitlines()
-  assert "stopping after this unit; Ctrl+C again" in lines[0]
+  assert "stopping after the update under way; Ctrl+C again" in lines[0]
   assert lines[1] == "unit 1 is whole"
   assert done.stderr == "stopped after unit 1: start it again.\n"
 
@@ -81,7 +81,7 @@ def test_a_second_signal_ends_at_once_without_a_traceback():
   done = _run(
     """
     with StopSignal("start it again.", lambda _: None) as stop:
-      for _ in stop.deferred(range(1), "never"):
+      for _ in stop.deferred(range(1)):
         print("ready", flush=True)
         while not stop.requested:
           time.sleep(0.01)

@@ -1,6 +1,7 @@
 """When a run stops rather than train on what is broken."""
 
 import shutil
+import types
 
 import pytest
 
@@ -80,10 +81,13 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_is_not_begun(
   tmp_path, monkeypatch
 ):
   state = TrainState(tiny_decoder(), ())
-  train._check_room(tmp_path, state)
+  saved = []
+  checkpoints = types.SimpleNamespace(save=lambda *args: saved.append(args))
+  train._save(checkpoints, 1, state, {}, tmp_path)
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(
     shutil, "disk_usage", lambda path: usage._replace(free=1000)
   )
   with pytest.raises(InputError, match="MB free: free some space there"):
-    train._check_room(tmp_path, state)
+    train._save(checkpoints, 2, state, {}, tmp_path)
+  assert [number for number, *_ in saved] == [1]
