@@ -241,6 +241,7 @@ class Experiment:
       text: what the last unit gave.
       units: of an item, such as the updates of a run.
     """
+    self._stop.check()
     # Thirds of an item are shown as whole units.
     done = round((item + share) * units, 6)
     self._progress.update(done, items * units, text)
