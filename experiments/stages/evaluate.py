@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
+from experiments.input_errors import InputError
 from experiments.tasks import Task
 from rapo_jax import models, rewards
 from rapo_jax.rollout import RolloutRequest
 from rapo_jax.trajectory import Trajectory
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -22,17 +27,21 @@ def evaluate(
   """Greedy and sampled correctness of an agent on the held-out questions.
 
   Returns:
-    `greedy` and `sampled` by query id (see `experiments.results`), finish
+    `greedy` and `sampled` by query id (see `experiments.results`), how many
+    trajectories were left out as the system cut them (`left_out`), finish
     reasons, generated tokens and tool calls of the sampled trajectories.
+
+  Raises:
+    InputError: the system cut every trajectory.
   """
   greedy = roll_out(config, task, model, samples=1, greedy=True)
   sampled = roll_out(
     config, task, model, samples=config.evaluation.num_samples, greedy=False
   )
-  answers = _correct(task, sampled)
   return {
-    "greedy": {k: v[0] for k, v in _correct(task, greedy).items()},
-    "sampled": answers,
+    "greedy": {k: v[0] for k, v in correct(task, greedy).items()},
+    "sampled": correct(task, sampled),
+    "left_out": sum(t.is_cut_by_system for t in (*greedy, *sampled)),
     "finish_reasons": dict(
       collections.Counter(str(t.finish_reason) for t in sampled)
     ),
@@ -44,9 +53,13 @@ def evaluate(
 def sample_accuracy(
   config: ExperimentConfig, task: Task, model: models.Decoder, *, samples: int
 ) -> float:
-  """Share of right answers over the first samples of `evaluate`."""
+  """Share of right answers over the first samples of `evaluate`.
+
+  Raises:
+    InputError: the system cut every trajectory.
+  """
   rolled = roll_out(config, task, model, samples=samples, greedy=False)
-  return float(np.mean(list(_correct(task, rolled).values())))
+  return float(np.mean([x for v in correct(task, rolled).values() for x in v]))
 
 
 def roll_out(
@@ -82,13 +95,36 @@ def roll_out(
   return trajectories
 
 
-def _correct(
-  task: Task, trajectories: list[Trajectory]
+def correct(
+  task: Task, trajectories: Sequence[Trajectory]
 ) -> dict[str, list[int]]:
-  """1 or 0 for each sample of each question: F1 of 1, in a sound format."""
-  correct: dict[str, list[int]] = {}
+  """1 or 0 for each sample of each question: right, in a sound format.
+
+  Samples that the system cut are left out and logged: they say nothing of the
+  agent. A question without any other sample is missing.
+
+  Raises:
+    InputError: the system cut all of them.
+  """
+  found: dict[str, list[int]] = {}
+  cut = [t for t in trajectories if t.is_cut_by_system]
+  if cut:
+    _log.warning(
+      "%d of %d trajectories of this evaluation were cut by the system (out of "
+      "time, or tools that broke) and are left out: see the limits of "
+      "config.rollout and the tools.",
+      *(len(cut), len(trajectories)),
+    )
+  if len(cut) == len(trajectories):
+    raise InputError(
+      f"the system cut all {len(cut)} trajectories of an evaluation (out of "
+      "time, or tools that broke), so there is no accuracy: raise "
+      "rollout.trajectory_timeout_s or look into the tools."
+    )
   for trajectory in trajectories:
+    if trajectory.is_cut_by_system:
+      continue
     query = task.held_out[trajectory.group_id]
     score = rewards.score(trajectory.texts(task.tokenizer), query.ground_truth)
-    correct.setdefault(query.query_id, []).append(int(score.f1 == 1))
-  return correct
+    found.setdefault(query.query_id, []).append(int(score.correct))
+  return found

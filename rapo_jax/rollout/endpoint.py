@@ -109,6 +109,7 @@ class EndpointTrajectory:
         "status": str(self.score.status),
         "f1": self.score.f1,
         "answer": self.score.answer,
+        "correct": self.score.correct,
       },
       "segments": [
         {"kind": kind.name.lower(), "step_id": step, "text": text}

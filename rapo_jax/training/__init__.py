@@ -8,7 +8,7 @@ from rapo_jax.training.config import (
 )
 from rapo_jax.training.experience import Experience, evaluate_trajectories
 from rapo_jax.training.packing import PackedBatch, pack
-from rapo_jax.training.trainer import Trainer, summarise
+from rapo_jax.training.trainer import Trainer, minibatches, summarise
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
@@ -30,6 +30,7 @@ __all__ = [
   "evaluate_trajectories",
   "init_train_state",
   "make_optimizer",
+  "minibatches",
   "pack",
   "summarise",
   "update_minibatch",
