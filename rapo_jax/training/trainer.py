@@ -252,7 +252,9 @@ def summarise(
     "clip_fraction_high": sum(float(m.clipped_high) for m in history) / tokens,
     # The policy has not moved yet in the first minibatch: what the trainer and
     # the sampler disagree about there is error, not learning.
-    "mismatch/abs_log_prob_mean": float(first.gap_sum / max(first.tokens, 1)),
+    "mismatch/abs_log_prob_mean": float(
+      first.gap_sum / np.maximum(first.tokens, 1)
+    ),
     "mismatch/abs_log_prob_max": float(first.gap_max),
   } | {
     f"tools/{tool}/{name}": value
