@@ -58,7 +58,10 @@ _GAP = "mismatch/abs_log_prob_max"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Held-out answers of one agent; `{query_id: share right}`."""
+  """Held-out answers of one agent; `{query_id: share right}`.
+
+  `num_left_out` counts the samples that the system cut, which are in neither.
+  """
 
   method: str
   seed: int | None
@@ -66,6 +69,7 @@ class Evaluation:
   greedy: Mapping[str, float]
   sampled: Mapping[str, float]
   num_samples: int
+  num_left_out: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +122,9 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
       for run in runs
       if not run.finished
     ],
+    "left_out": sum(
+      e.num_left_out for group in evaluations.values() for e in group
+    ),
     "accuracy": _accuracy(evaluations),
     "differences": {
       f"{first} - {second}": _differences(evaluations, first, second)
@@ -147,6 +154,7 @@ def load_evaluations(
         greedy={k: float(v) for k, v in content["greedy"].items()},
         sampled={k: float(np.mean(v)) for k, v in sampled.items()},
         num_samples=max(map(len, sampled.values()), default=0),
+        num_left_out=content.get("left_out", 0),
       )
     )
   return found

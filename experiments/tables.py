@@ -140,6 +140,11 @@ def _caveats(
     )
   if results["unfinished_runs"]:
     lines.append(f"Unfinished runs: {', '.join(results['unfinished_runs'])}.")
+  if results.get("left_out"):
+    lines.append(
+      f"The system cut {results['left_out']} trajectories of the evaluations "
+      "(out of time, or tools that broke). They are left out of the accuracies."
+    )
   return lines
 
 
