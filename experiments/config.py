@@ -46,7 +46,8 @@ class DataConfig:
       its own agents, buffer and runs.
     path: Parquet file of "tool_star".
     limit: questions read from it; None for all.
-    held_out: of those, how many are kept apart for evaluation.
+    held_out: of those, how many distinct questions are kept apart for
+      evaluation.
     corpus: JSONL file (`id`, `contents`) that the search tool of "tool_star"
       reads; without one it answers that nothing was found.
     seed: of the order in which questions are asked.

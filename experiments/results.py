@@ -70,7 +70,10 @@ _GAP = "mismatch/abs_log_prob_max"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Held-out answers of one agent; `{query_id: share right}`."""
+  """Held-out answers of one agent; `{query_id: share right}`.
+
+  `num_left_out` counts the samples that the system cut, which are in neither.
+  """
 
   method: str
   seed: int | None
@@ -79,6 +82,7 @@ class Evaluation:
   sampled: Mapping[str, float]
   num_samples: int
   score_statuses: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  num_left_out: int = 0
 
   @property
   def agent(self) -> str:
@@ -145,6 +149,9 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
     "unfinished_runs": [
       f"{run.task}/{run.name}" for run in runs if not run.finished
     ],
+    "left_out": sum(
+      e.num_left_out for group in evaluations.values() for e in group
+    ),
     "accuracy": _accuracy(evaluations),
     "differences": differences,
     "reference_updates": _reference_updates(runs),
@@ -174,6 +181,7 @@ def load_evaluations(
         sampled={k: float(np.mean(v)) for k, v in sampled.items()},
         num_samples=max(map(len, sampled.values()), default=0),
         score_statuses=content.get("score_statuses", {}),
+        num_left_out=content.get("left_out", 0),
       )
     )
   return found

@@ -128,9 +128,10 @@ def _rollout(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reward_class(score: Mapping[str, Any]) -> str:
-  """right (F1 = 1), partly (F1 > 0), broken (reward < 0) or wrong."""
+  """right, partly (F1 > 0), broken (reward < 0) or wrong."""
   f1 = score["f1"] or 0.0
-  if f1 >= 1:
+  # Logs of earlier versions do not say it.
+  if score.get("correct", f1 >= 1):
     return "right"
   if f1 > 0:
     return "partly"

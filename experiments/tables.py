@@ -153,9 +153,9 @@ def _headline_alone(results: Mapping[str, Any]) -> list[str]:
       f"{'No clear change: ' if unclear else ''}{first}, {change} "
       f"({certainty(overall)}).",
       *_few(overall),
-      *_unfinished(results),
+      *_incomplete(results),
     ]
-  return [*_headline_of_curves(results), *_unfinished(results)]
+  return [*_headline_of_curves(results), *_incomplete(results)]
 
 
 def _headline_of_curves(results: Mapping[str, Any]) -> list[str]:
@@ -197,9 +197,17 @@ def _few(estimate: Mapping[str, Any]) -> list[str]:
   return []
 
 
-def _unfinished(results: Mapping[str, Any]) -> list[str]:
-  runs = results["unfinished_runs"]
-  return [f"Unfinished runs: {', '.join(runs)}."] if runs else []
+def _incomplete(results: Mapping[str, Any]) -> list[str]:
+  """Runs that have not ended, and trajectories that do not count."""
+  lines = []
+  if results["unfinished_runs"]:
+    lines.append(f"Unfinished runs: {', '.join(results['unfinished_runs'])}.")
+  if results.get("left_out"):
+    lines.append(
+      f"The system cut {results['left_out']} trajectories of the evaluations "
+      "(out of time, or tools that broke). They are left out of the accuracies."
+    )
+  return lines
 
 
 def warning_lines(results: Mapping[str, Any]) -> list[str]:
@@ -270,7 +278,7 @@ def _caveats(
       f"{clearly} and in {ahead} of {len(pairs)} pairs of runs."
     )
   lines += _few({"num_seeds": num_seeds})
-  return [*lines, *_unfinished(results)]
+  return [*lines, *_incomplete(results)]
 
 
 def speed_lines(results: Mapping[str, Any]) -> list[str]:

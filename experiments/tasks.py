@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,12 +33,17 @@ from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir
 from rapo_jax.data import (
   Query,
+  check_query_ids,
   encode_prompt,
   load_corpus,
   load_tool_star,
 )
 from rapo_jax.models import hub
-from rapo_jax.retrieval import SentenceEncoder, default_index_class
+from rapo_jax.retrieval import (
+  SentenceEncoder,
+  default_index_class,
+  normalized,
+)
 from rapo_jax.tools import (
   OpenTool,
   PythonTool,
@@ -46,6 +52,7 @@ from rapo_jax.tools import (
   Tool,
 )
 
+_log = logging.getLogger(__name__)
 DATA_SET_TOOLS = ("search", "python")
 
 
@@ -146,32 +153,70 @@ def agent_paths(
 def questions(
   config: ExperimentConfig, name: str
 ) -> tuple[list[Query], list[Query]]:
-  """Training and held-out questions of a task.
+  """Training and held-out questions of a task; no question is both.
 
   Raises:
-    InputError: the data set is not there, broken or too small.
+    InputError: the data set is not there, broken or too small, or two questions
+      have one id.
   """
   if config.data.source == "miniature":
     world = make_world(config.world)
-    return (
-      [_miniature_query(q) for q in world.train[family(name)]],
-      [_miniature_query(q) for q in world.held_out[family(name)]],
+    train, held_out = (
+      [_miniature_query(q) for q in part[family(name)]]
+      for part in (world.train, world.held_out)
     )
+  else:
+    train, held_out = _data_set_questions(config)
+  check_query_ids([*train, *held_out])
+  return train, held_out
+
+
+def _data_set_questions(
+  config: ExperimentConfig,
+) -> tuple[list[Query], list[Query]]:
   assert config.data.path is not None, "checked before a run starts"
   queries = load_tool_star(
     config.data.path,
     tools=DATA_SET_TOOLS,
     limit=config.data.limit,
   )
-  held_out = config.data.held_out
-  if len(queries) < held_out + config.update.queries_per_update:
+  wanted = config.data.held_out
+  train, held_out = split_by_question(queries, wanted)
+  at_least = config.update.queries_per_update
+  if len(held_out) < wanted or len(train) < at_least:
     raise ValueError(
       "a data set must hold data.held_out + update.queries_per_update "
-      f"questions ({held_out} + {config.update.queries_per_update}), "
-      f"{config.data.path} gives {len(queries)}: lower data.held_out or raise "
-      "data.limit."
+      f"questions ({wanted} + {at_least}), {config.data.path} gives "
+      f"{len(held_out)} + {len(train)}, none of which is both: lower "
+      "data.held_out or raise data.limit."
     )
-  return queries[held_out:], queries[:held_out]
+  return train, held_out
+
+
+def split_by_question(
+  queries: Sequence[Query], num_held_out: int
+) -> tuple[list[Query], list[Query]]:
+  """Training and held-out questions; the first ones are held out.
+
+  Questions are told apart by their text, without what only changes its looks
+  (`retrieval.normalized`). A question that is held out is evaluated once, and
+  its other copies are left out of both parts; those of a training question all
+  stay.
+  """
+  held_out: dict[str, Query] = {}
+  train = []
+  for query in queries:
+    text = normalized(query.question)
+    if text not in held_out and len(held_out) < num_held_out:
+      held_out[text] = query
+    elif text not in held_out:
+      train.append(query)
+  num_copies = len(queries) - len(held_out) - len(train)
+  if num_copies:
+    _log.warning(
+      "left out %d rows whose question is held out already.", num_copies
+    )
+  return train, list(held_out.values())
 
 
 def load_encoder(config: EncoderConfig) -> SentenceEncoder:

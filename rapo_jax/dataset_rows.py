@@ -180,7 +180,9 @@ def _joined(content: Any) -> Any:
   """The text of a message, which may come in parts."""
   if not isinstance(content, list):
     return content
-  texts = [part.get("text") for part in content if isinstance(part, Mapping)]
-  if len(texts) < len(content) or not all(isinstance(t, str) for t in texts):
-    return content
-  return "".join(texts)
+  texts = [
+    text
+    for part in content
+    if isinstance(part, Mapping) and isinstance(text := part.get("text"), str)
+  ]
+  return "".join(texts) if len(texts) == len(content) else content

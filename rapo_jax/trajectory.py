@@ -156,6 +156,20 @@ class Trajectory:
     return self.kinds != TokenKind.PROMPT
 
   @property
+  def is_cut_by_system(self) -> bool:
+    """Whether the system ended it, and its outcome says nothing of the agent.
+
+    It ran out of time, or it ran out of calls after calls that the system
+    could not make (`failed`, `refused`). A trajectory that went on after such
+    a call and came to an end of its own is the agent's.
+    """
+    if self.finish_reason is FinishReason.TIMEOUT:
+      return True
+    return self.finish_reason is FinishReason.TOOL_LIMIT and any(
+      event.status in ("failed", "refused") for event in self.tool_events
+    )
+
+  @property
   def num_steps(self) -> int:
     return int(self.step_ids[-1]) + 1 if len(self.step_ids) else 0
 

@@ -112,7 +112,11 @@ def _best(
   queries: Sequence[Query],
   trajectories: Sequence[Trajectory],
 ) -> Iterator[tuple[Trajectory, float]]:
-  """The trajectories that are kept, with their rewards."""
+  """The trajectories that are kept, with their rewards.
+
+  What the system cut is not whole, and is never kept.
+  """
+  trajectories = [t for t in trajectories if not t.is_cut_by_system]
   scores = [
     rewards.score(
       t.texts(task.tokenizer), queries[t.group_id].ground_truth

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ import numpy as np
 from experiments import health
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
+from experiments.input_errors import InputError
 from experiments.tasks import Task
 from rapo_jax import models, rewards
 from rapo_jax.rollout import RolloutRequest
 from rapo_jax.trajectory import Trajectory
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -33,25 +37,32 @@ def evaluate(
     report: called with the share of the trajectories that is done.
 
   Returns:
-    `greedy` and `sampled` by query id (see `experiments.results`); finish
-    reasons, score statuses, generated tokens and tool calls of the sampled
-    trajectories.
+    `greedy` and `sampled` by query id (see `experiments.results`); how many
+    trajectories were left out as the system cut them (`left_out`); score
+    statuses of the sampled ones that were not; finish reasons, generated tokens
+    and tool calls of all sampled trajectories.
+
+  Raises:
+    InputError: the system cut every trajectory.
   """
   greedy = roll_out(config, task, model, samples=1, greedy=True)
   report(1 / (1 + config.evaluation.num_samples))
   sampled = roll_out(
     config, task, model, samples=config.evaluation.num_samples, greedy=False
   )
-  scores = _scores(task, sampled)
+  scored = counted(task, sampled)
   return {
     "greedy": {
-      k: v[0] for k, v in _correct(task, greedy, _scores(task, greedy)).items()
+      k: v[0] for k, v in correct(task, counted(task, greedy)).items()
     },
-    "sampled": _correct(task, sampled, scores),
+    "sampled": correct(task, scored),
+    "left_out": sum(t.is_cut_by_system for t in (*greedy, *sampled)),
     "finish_reasons": dict(
       collections.Counter(str(t.finish_reason) for t in sampled)
     ),
-    "score_statuses": dict(collections.Counter(str(s.status) for s in scores)),
+    "score_statuses": dict(
+      collections.Counter(str(s.status) for _, s in scored)
+    ),
     "generated_tokens": sum(int(t.policy_mask.sum()) for t in sampled),
     "tool_calls": sum(len(t.tool_events) for t in sampled),
   }
@@ -65,13 +76,15 @@ def curve_point(
   Returns:
     `eval/accuracy`, of right answers, and `eval/format_whole`, of trajectories
     that close their tags and give an answer.
+
+  Raises:
+    InputError: the system cut every trajectory.
   """
   rolled = roll_out(config, task, model, samples=samples, greedy=False)
-  scores = _scores(task, rolled)
-  whole = [s.status in rewards.WHOLE_FORMAT for s in scores]
-  correct = _correct(task, rolled, scores)
+  scores = [score for _, score in counted(task, rolled)]
+  whole = [score.status in rewards.WHOLE_FORMAT for score in scores]
   return {
-    "eval/accuracy": float(np.mean(list(correct.values()))),
+    "eval/accuracy": float(np.mean([score.correct for score in scores])),
     "eval/format_whole": float(np.mean(whole)),
   }
 
@@ -117,21 +130,51 @@ def roll_out(
   return trajectories
 
 
-def _scores(task: Task, trajectories: list[Trajectory]) -> list[rewards.Score]:
-  return [
-    rewards.score(
-      t.texts(task.tokenizer), task.held_out[t.group_id].ground_truth
+def counted(
+  task: Task, trajectories: Sequence[Trajectory]
+) -> list[tuple[Trajectory, rewards.Score]]:
+  """Trajectories and their scores, without those that the system cut.
+
+  These say nothing of the agent; they are logged.
+
+  Raises:
+    InputError: the system cut all of them.
+  """
+  kept = [t for t in trajectories if not t.is_cut_by_system]
+  cut = len(trajectories) - len(kept)
+  if cut:
+    _log.warning(
+      "%d of %d trajectories of this evaluation were cut by the system (out of "
+      "time, or tools that broke) and are left out: see the limits of "
+      "config.rollout and the tools.",
+      *(cut, len(trajectories)),
     )
-    for t in trajectories
+  if not kept:
+    raise InputError(
+      f"the system cut all {cut} trajectories of an evaluation (out of time, "
+      "or tools that broke), so there is no accuracy: raise "
+      "rollout.trajectory_timeout_s or look into the tools."
+    )
+  return [
+    (
+      t,
+      rewards.score(
+        t.texts(task.tokenizer), task.held_out[t.group_id].ground_truth
+      ),
+    )
+    for t in kept
   ]
 
 
-def _correct(
-  task: Task, trajectories: list[Trajectory], scores: list[rewards.Score]
+def correct(
+  task: Task, scored: Sequence[tuple[Trajectory, rewards.Score]]
 ) -> dict[str, list[int]]:
-  """1 or 0 for each sample of each question: F1 of 1, in a sound format."""
-  correct: dict[str, list[int]] = {}
-  for trajectory, score in zip(trajectories, scores, strict=True):
+  """1 or 0 for each sample of each question: right, in a sound format.
+
+  A question of which every sample was left out is missing.
+  """
+  found: dict[str, list[int]] = {}
+  for trajectory, score in scored:
     query = task.held_out[trajectory.group_id]
-    correct.setdefault(query.query_id, []).append(int(score.f1 == 1))
-  return correct
+    found.setdefault(query.query_id, []).append(int(score.correct))
+  return found

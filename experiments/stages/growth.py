@@ -131,7 +131,8 @@ def own_traces(
   own = [
     number
     for number, trajectory in enumerate(experience.trajectories)
-    if not np.any(trajectory.kinds == TokenKind.RETRIEVED)
+    if not trajectory.is_cut_by_system
+    and not np.any(trajectory.kinds == TokenKind.RETRIEVED)
   ]
   best = select_top_k(
     [experience.trajectories[i].query_id for i in own],

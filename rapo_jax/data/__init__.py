@@ -15,7 +15,7 @@ from rapo_jax.data.prompts import (
   prompt_hash,
   system_prompt,
 )
-from rapo_jax.data.queries import Query
+from rapo_jax.data.queries import Query, check_query_ids
 from rapo_jax.data.tool_star import load_tool_star
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
   "batch",
   "chat_messages",
   "check_prefix_preservation",
+  "check_query_ids",
   "check_vocabulary",
   "encode_prompt",
   "end_ids",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,3 +49,23 @@ class Query:
           f"query {self.query_id}: a message has role and content, got the "
           f"keys {sorted(message)}"
         )
+
+
+def check_query_ids(queries: Iterable[Query]) -> None:
+  """Checks that no two questions have one id.
+
+  Random streams, prompts and results go by the id. The same question may come
+  more than once.
+
+  Raises:
+    ValueError: naming the id and both questions.
+  """
+  known: dict[str, Query] = {}
+  for query in queries:
+    other = known.setdefault(query.query_id, query)
+    if other is not query and other != query:
+      raise ValueError(
+        f"two questions must not have one id, and {query.query_id!r} is that "
+        f"of {other.question[:60]!r} and of {query.question[:60]!r}, or of one "
+        "question with two prompts or answers: give each an id of its own."
+      )

@@ -1,5 +1,6 @@
 """Step-Trace Buffer, its vector index and the sentence encoder."""
 
+from rapo_jax.retrieval.agent_trajectory import normalized
 from rapo_jax.retrieval.breaker import GuardedBuffer
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.exact_index import ExactIndex
@@ -53,6 +54,7 @@ __all__ = [
   "key_text",
   "key_texts",
   "load_index",
+  "normalized",
   "select_top_k",
   "step_hit",
   "step_traces",

@@ -11,11 +11,15 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rapo_jax.retrieval.encoder import SentenceEncoder
-from rapo_jax.tools.tags import ALL_TAGS
+from rapo_jax.tools.tags import (
+  ALL_TAGS,
+  leaves_thought_open,
+  with_opened_thought,
+)
 
 _RETRIEVE_TAGS = re.compile(r"</?retrieve>")
 _TAG = re.compile(rf"</?(?:{'|'.join(ALL_TAGS)})>")
@@ -197,6 +201,7 @@ def step_traces(
     question: its question.
     steps: texts of its steps in order, each with its result. Tags of a
       retrieved step are taken off: inside another retrieval they would nest.
+      A thought that the chat template opened is given its opening tag.
     reward: its outcome reward.
     source: name of the agent that wrote it.
     query_id: id of the question.
@@ -210,7 +215,10 @@ def step_traces(
   """
   if trajectory_id is None:
     trajectory_id = f"{source}/{first_trace_id}"
-  texts = tuple(_RETRIEVE_TAGS.sub("", step).strip(_SPACE) for step in steps)
+  texts = tuple(
+    _RETRIEVE_TAGS.sub("", step).strip(_SPACE)
+    for step in _with_whole_thoughts(steps)
+  )
   return [
     StepTrace(
       question=question,
@@ -227,6 +235,15 @@ def step_traces(
     )
     for step_index, text in enumerate(texts)
   ]
+
+
+def _with_whole_thoughts(steps: Sequence[str]) -> Iterator[str]:
+  """The steps, each thought with its opening tag."""
+  opened = False
+  for step in steps:
+    whole = step if opened else with_opened_thought(step)
+    opened = leaves_thought_open(whole, opened=opened)
+    yield whole
 
 
 def select_top_k(

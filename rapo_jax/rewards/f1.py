@@ -16,6 +16,7 @@ _EXACT = frozenset({"yes", "no", "noanswer"})
 _OPERATOR = re.compile(
   r"[\^_=<>/*+\\]|(?<=[A-Za-z])#"
   r"|(?<=[0-9a-z)\]}!]) ?- ?(?=[0-9a-z(\[{])|(?<![^\s(\[{,])-(?=[a-z(\[{])"
+  r"|(?<=[0-9][A-Z])-(?=[0-9])|(?<=[A-Z]) - (?=[0-9a-z(\[{])"
 )
 _COMMAND = re.compile(
   r"\\(?:begin|end) ?\{[a-z*]{1,20}\}|\\[A-Za-z]+"

@@ -6,8 +6,8 @@ counts only if all of it stands in one uninterrupted run of policy text.
 
 Tags are counted from the state in which the prompt leaves them: where the chat
 template opens the thought, the policy's text begins inside it. A tag in the
-argument of a call is part of the argument, and a tool that a thought only
-names is no call.
+argument of a call is part of the argument, and a tool or an answer that a
+thought only names is none.
 """
 
 from __future__ import annotations
@@ -74,14 +74,20 @@ class Score:
   correct: bool = False
 
 
+# What a thought may name without doing it.
+_NAMED = (tags_lib.ANSWER, *tags_lib.TOOL_TAGS)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
   """Policy text without interruption.
 
   Attributes:
     text: the text.
-    calls: tags of tools, those left out that a thought only names.
+    calls: tags of tools.
     others: all other tags that do not stand in the argument of a call.
+      Neither holds the opening tags that a thought only names, as its end
+      comes before theirs.
     engine_tags: whether there is a tag of the engine, in arguments too.
     observed: whether an observation follows.
   """
@@ -186,20 +192,18 @@ def _policy_runs(
 def _run(text: str, opened: bool, observed: bool) -> _Run:
   """Sorts the tags of a text that begins inside a thought or outside."""
   found = tags_lib.find_tags(text)
-  # For each tag, what comes behind it first: the end of a call or a thought.
+  # For each tag, the first closing one from there on.
   ends: list[str | None] = [None] * (len(found) + 1)
   for at in range(len(found) - 1, -1, -1):
-    tag = found[at]
-    is_end = tag.closing and tag.name in (tags_lib.THINK, *tags_lib.TOOL_TAGS)
-    ends[at] = tag.name if is_end else ends[at + 1]
+    ends[at] = found[at].name if found[at].closing else ends[at + 1]
   last_close = {t.name: at for at, t in enumerate(found) if t.closing}
   calls, others = [], []
   inside = False
   for at, tag in enumerate(found):
+    in_thought = opened and not inside and ends[at + 1] == tags_lib.THINK
+    if in_thought and not tag.closing and tag.name in _NAMED:
+      continue
     if tag.name in tags_lib.TOOL_TAGS:
-      named = opened and not tag.closing and ends[at + 1] == tags_lib.THINK
-      if named and not inside:
-        continue
       calls.append(tag)
       # A call that is never closed holds nothing, and its tags count.
       inside = not tag.closing and last_close.get(tag.name, -1) > at

@@ -14,6 +14,10 @@ import unicodedata
 # Compatibility forms that NFKC would run into the digits before them.
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+# Thin spaces between the thousands of a number, and a sign apart from it.
+_THIN = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
+_LOOSE_SIGN = re.compile(r"^([-+±]) (?=[0-9.])")
+_EMPHASIS = ("**", "__", "*", "'", '"')
 _MIXED = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞↉])")
 _CHARACTERS = str.maketrans(
   {
@@ -52,6 +56,7 @@ _COMMANDS = {
   **dict.fromkeys(["ne", "neq"], "!="),
   **dict.fromkeys(["lt"], "<"),
   **dict.fromkeys(["gt"], ">"),
+  "pm": "±",
   **dict.fromkeys(["dfrac", "tfrac", "cfrac"], "\\frac"),
   "div": "/",
 }
@@ -86,12 +91,22 @@ def respell(text: str) -> str:
     lambda match: "^" + match.group().translate(_SUPERSCRIPTS), text
   )
   # Some characters fall apart in NFKC, others come out of it.
+  text = _THIN.sub(",", text)
   text = _MIXED.sub(" ", text).translate(_CHARACTERS)
   text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
   text = _SPACES.sub(" ", text)
   if any(character in text for character in "\\$~{"):
     text = _SPACES.sub(" ", _without_tex(text))
-  return text.strip()
+  return _LOOSE_SIGN.sub(r"\1", _without_emphasis(text.strip()))
+
+
+def _without_emphasis(text: str) -> str:
+  """The text without Markdown's marks, or quotes, around all of it."""
+  for mark in _EMPHASIS:
+    inside = text[len(mark) : -len(mark)]
+    if inside and text == f"{mark}{inside}{mark}" and mark[0] not in inside:
+      return inside.strip()
+  return text
 
 
 def _without_tex(text: str) -> str:

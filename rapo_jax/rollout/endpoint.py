@@ -5,6 +5,10 @@ end of a tool call; the call is made here, by the threads that make the engine's
 (`tool_runner`), and its result is the next message. So any server that speaks
 `/v1/chat/completions` can be the off-policy agent, whatever it knows of tools.
 
+A thought may come apart from the reply, in a field of its own; then it is put
+before it in tags, and nothing in it is a tag. Or the server's chat template has
+opened it; then the reply has only its end, and is given the beginning.
+
 Many trajectories are under way at once. A request that fails is made again by
 the client (`openai`, with growing pauses, and as long as the server asks for);
 a trajectory whose request fails for good is told and not kept.
@@ -35,6 +39,8 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"
 _MAX_IN_A_ROW = 8
 _ANSWER_END = f"</{tags.ANSWER}>"
+# Where servers that reason apart from the reply put the thought.
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +105,7 @@ class EndpointTrajectory:
         "status": str(self.score.status),
         "f1": self.score.f1,
         "answer": self.score.answer,
+        "correct": self.score.correct,
       },
       "segments": [
         {"kind": kind.name.lower(), "step_id": step, "text": text}
@@ -131,6 +138,7 @@ class EndpointAgent:
 
   Raises:
     ModuleNotFoundError: openai is not installed (the extra `buffer`).
+    ValueError: a tool's name is no tag.
   """
 
   def __init__(
@@ -145,6 +153,7 @@ class EndpointAgent:
     self.name = config.model
     self._openai = openai
     self._config = config
+    tags.check_tool_names(tools)
     self._tools = dict(tools)
     self._rollout = rollout
     self._max_chars = 4 * rollout.max_tool_tokens
@@ -244,10 +253,12 @@ class EndpointAgent:
     segments: list[tuple[TokenKind, int, str]] = []
     deadline = time.monotonic() + self._rollout.trajectory_timeout_s
     calls = malformed = 0
+    thinking = False
     reason = None
     while reason is None:
       step = calls
-      text, cut = await self._reply(client, messages)
+      text, cut = await self._reply(client, messages, thinking)
+      thinking = tags.leaves_thought_open(text, opened=thinking)
       segments.append((TokenKind.POLICY, step, text))
       reason = self._ended(text, cut)
       if reason is None and calls == self._rollout.max_tool_calls:
@@ -278,9 +289,12 @@ class EndpointAgent:
     return EndpointTrajectory(query, index, tuple(segments), reason, score)
 
   async def _reply(
-    self, client: Any, messages: Sequence[Mapping[str, str]]
+    self, client: Any, messages: Sequence[Mapping[str, str]], thinking: bool
   ) -> tuple[str, bool]:
-    """The next step's text, and whether it was cut by its budget."""
+    """The next step's text, and whether it was cut by its budget.
+
+    `thinking`: a thought is open behind the last step.
+    """
     reply = await client.chat.completions.create(
       model=self._config.model,
       messages=messages,
@@ -290,21 +304,35 @@ class EndpointAgent:
       extra_body=dict(self._config.extra) or None,
     )
     choice = reply.choices[0]
-    text = choice.message.content or ""
-    # Servers that reason apart from the reply.
-    thought = getattr(choice.message, "reasoning_content", None)
-    if thought and f"<{tags.THINK}>" not in text:
-      text = f"<{tags.THINK}> {thought.strip()} </{tags.THINK}>{text}"
-    end = self._end.search(text)
+    said, thought = _said(choice.message)
+    end = self._end.search(said)
+    cut = end is None and choice.finish_reason == "length"
     if end:
-      return text[: end.end()], False
-    if choice.finish_reason == "length":
-      return text, True
-    # A stop string is not part of the reply.
-    opened = [t for t in tags.find_tags(text) if t.name in self._tools]
-    if opened and not opened[-1].closing:
-      text += f"</{opened[-1].name}>"
-    return text, False
+      said = said[: end.end()]
+    elif not cut:
+      said += self._stop_string(choice, said, thinking)
+    if not thinking:
+      said = tags.with_opened_thought(said)
+    return thought + said, cut
+
+  def _stop_string(self, choice: Any, said: str, thinking: bool) -> str:
+    """The end of the call that a reply stops in; it is not part of the reply.
+
+    Some servers name the stop string, or say that there was none. Others do
+    not: then the reply stops in a call if its last tag opens one. A tool that
+    a thought only names has another tag behind it, the end of the thought.
+    """
+    opened = next(reversed(tags.find_tags(said)), None)
+    named = getattr(choice, "stop_reason", None)
+    if isinstance(named, str) and self._end.fullmatch(named):
+      return named
+    if opened is None or opened.closing or opened.name not in self._tools:
+      return ""
+    # A model that ends its turn inside a thought has called nothing there.
+    before = tags.leaves_thought_open(said[: opened.start], opened=thinking)
+    if before and not said[opened.end :].strip():
+      return ""
+    return f"</{opened.name}>"
 
   def _ended(self, text: str, cut: bool) -> FinishReason | None:
     if cut:
@@ -332,3 +360,31 @@ class EndpointAgent:
     end = " [cut]" if len(text) > self._max_chars else ""
     body = tags.escape(text[: self._max_chars])
     return f"<{tags.RESULT}> {body}{end} </{tags.RESULT}>"
+
+
+def _said(message: Any) -> tuple[str, str]:
+  """What a message says, and its thought in tags, if that came apart.
+
+  Either may come in parts, as some servers send their content.
+  """
+  said, parts = "", []
+  content = message.content
+  for part in content if isinstance(content, list) else [content]:
+    field = part if isinstance(part, Mapping) else {"text": part}
+    said += _text(field.get("text"))
+    parts.append(_text(field.get("thinking")))
+  fields = (getattr(message, name, None) for name in _THOUGHT_FIELDS)
+  parts.append(next((field for field in fields if isinstance(field, str)), ""))
+  thought = "\n".join(part.strip() for part in parts if part.strip())
+  # Some servers repeat it in the reply.
+  if not thought or thought in said:
+    return said, ""
+  return said, f"<{tags.THINK}> {tags.escape(thought)} </{tags.THINK}>"
+
+
+def _text(value: Any) -> str:
+  """A text, or the texts of parts that it came in."""
+  if isinstance(value, list):
+    parts = (p.get("text") for p in value if isinstance(p, Mapping))
+    return "".join(part for part in parts if isinstance(part, str))
+  return value if isinstance(value, str) else ""

@@ -27,7 +27,12 @@ from jaxtyping import Int
 
 from rapo_jax import retrieval as retrieval_lib
 from rapo_jax import tools as tools_lib
-from rapo_jax.data import Query, TextEncoder, check_vocabulary
+from rapo_jax.data import (
+  Query,
+  TextEncoder,
+  check_query_ids,
+  check_vocabulary,
+)
 from rapo_jax.data import end_ids as tokenizer_end_ids
 from rapo_jax.models import (
   KV_BLOCK,
@@ -42,6 +47,7 @@ from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.programs import Contents, Programs
 from rapo_jax.rollout.retriever import Question, Retriever
+from rapo_jax.tools.tags import check_tool_names
 from rapo_jax.trajectory import (
   FinishReason,
   RetrievalEvent,
@@ -198,7 +204,8 @@ class RolloutEngine:
     config: budgets and shapes.
     tokenizer: Hugging Face tokenizer of the policy.
     vocab_size: rows of the policy's output head.
-    tools: tools by name; the name is the tag that calls them.
+    tools: tools by name; the name is the tag that calls them, one of
+      `tools.tags.TOOL_TAGS`.
     buffer: Step-Trace Buffer for hybrid trajectories, or None. It may grow
       between two rollouts.
     retrieval: how a trace is chosen among the nearest.
@@ -215,9 +222,9 @@ class RolloutEngine:
       chat template ends a turn with, are always among them.
 
   Raises:
-    ValueError: a limit leaves no room for a result's tags, a tool's policy is
-      out of range, the mesh does not divide the slots, the policy has no row
-      for a token of the tokenizer, or nothing ends its turn.
+    ValueError: a limit leaves no room for a result's tags, a tool's name is no
+      tag or its policy out of range, the mesh does not divide the slots, the
+      policy has no row for a token of the tokenizer, or nothing ends its turn.
   """
 
   def __init__(
@@ -236,6 +243,7 @@ class RolloutEngine:
     check_vocabulary(tokenizer, vocab_size)
     if mesh is not None:
       sharding.check_rows("num_slots", config.num_slots, mesh)
+    check_tool_names(tools)
     self._config = config
     self._mesh = mesh
     self._tokenizer = tokenizer
@@ -288,17 +296,19 @@ class RolloutEngine:
     Args:
       model: the policy, wherever it lies and in whatever dtype. It is sampled
         from in `config.dtype`.
-      requests: what is wanted. Requests of one query share its prompt, which
-        is computed once.
+      requests: what is wanted. Requests of one prompt share it; it is
+        computed once.
       seed: of all that is random here.
       update: number of updates behind the policy; part of every random key.
       greedy: take the likeliest tokens.
 
     Raises:
       ValueError: a prompt is longer than `max_prompt_tokens`, or holds an id
-        that the policy has no row for.
+        that the policy has no row for; or two questions have one id, which
+        random streams and results go by.
       NonFiniteRollout: a sampled token's log-prob or entropy is not finite.
     """
+    check_query_ids([request.query for request in requests])
     for request in requests:
       self._check_prompt(request)
     model = (
@@ -461,16 +471,18 @@ class _Rollout:
 
   def _prefill(self, waiting: collections.deque[_Sequence]) -> None:
     """Runs the next distinct prompts through the model, each once."""
-    rows: dict[str, int] = {}
+    rows: dict[bytes, int] = {}
     prompts: list[np.ndarray] = []
     while waiting:
-      query_id = waiting[0].request.query.query_id
-      if query_id not in rows:
+      prompt = waiting[0].request.prompt_tokens
+      # Ids of one width: equal bytes are equal prompts.
+      key = prompt.astype(np.int64).tobytes()
+      if key not in rows:
         if len(rows) == self._config.prefill_rows:
           break
-        rows[query_id] = len(rows)
-        prompts.append(waiting[0].request.prompt_tokens)
-      self._prefilled.append((rows[query_id], waiting.popleft()))
+        rows[key] = len(rows)
+        prompts.append(prompt)
+      self._prefilled.append((rows[key], waiting.popleft()))
     width = self._engine._prompt_width
     tokens = np.zeros((self._config.prefill_rows, width), np.int32)
     lengths = np.zeros(self._config.prefill_rows, np.int32)

@@ -9,7 +9,7 @@ from rapo_jax.training.config import (
 from rapo_jax.training.experience import Experience, evaluate_trajectories
 from rapo_jax.training.packing import PackedBatch, pack
 from rapo_jax.training.parameters import non_finite, parameter_norm
-from rapo_jax.training.trainer import Trainer, summarise
+from rapo_jax.training.trainer import Trainer, minibatches, summarise
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
@@ -32,6 +32,7 @@ __all__ = [
   "evaluate_trajectories",
   "init_train_state",
   "make_optimizer",
+  "minibatches",
   "non_finite",
   "pack",
   "parameter_norm",

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rapo_jax import objectives, rewards
 from rapo_jax.data import Query
 from rapo_jax.training.config import ObjectiveConfig
-from rapo_jax.trajectory import TokenKind, Trajectory
+from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 
 
 class Experience(NamedTuple):
@@ -25,8 +25,12 @@ class Experience(NamedTuple):
     scores: outcome reward of each, with its reasons.
     retrieval_rewards: Z_ret (Eq. 7).
     retrieved_fraction: F_ret (Eq. 8).
-    advantages: A (Eq. 10).
-    live_groups: for each group, whether its rewards differ.
+    advantages: A (Eq. 10); 0 for what is left out.
+    live_groups: for each group, whether the rewards that count differ.
+    rewards: the scores' values, less what a response's length costs.
+    counted: whether each trajectory counts. One that does not, as the system
+      cut it (`Trajectory.is_cut_by_system`) or by `length_limit="mask"`, is
+      left out of its group's mean and deviation, of the loss and of accuracy.
   """
 
   trajectories: list[Trajectory]
@@ -35,6 +39,8 @@ class Experience(NamedTuple):
   retrieved_fraction: Float[np.ndarray, " B"]
   advantages: Float[np.ndarray, " B"]
   live_groups: Bool[np.ndarray, " groups"]
+  rewards: Float[np.ndarray, " B"]
+  counted: Bool[np.ndarray, " B"]
 
 
 def evaluate_trajectories(
@@ -45,6 +51,7 @@ def evaluate_trajectories(
   *,
   max_length: int,
   max_steps: int,
+  max_response_tokens: int | None = None,
 ) -> Experience:
   """Rewards and advantages of the trajectories of one rollout.
 
@@ -55,31 +62,74 @@ def evaluate_trajectories(
     config: coefficients.
     max_length: most tokens that a trajectory can have. With it shapes are the
       same in every update, and nothing compiles again.
-    max_steps: most steps, likewise.
+    max_steps: most steps, for the same reason.
+    max_response_tokens: the response budget; `length_limit="soft"` needs it.
+
+  Raises:
+    ValueError: it is needed and not given.
   """
   scores = [
     rewards.score(t.texts(tokenizer), queries[t.group_id].ground_truth)
     for t in trajectories
   ]
-  values = np.asarray([s.value for s in scores], np.float32)
+  rewards_ = np.asarray([s.value for s in scores], np.float64)
+  if config.length_limit == "soft":
+    rewards_ = rewards_ + _length_penalties(
+      trajectories, max_response_tokens, config.soft_length_share
+    )
+  values = rewards_.astype(np.float32)
+  counted = np.asarray([_counts(t, config) for t in trajectories], bool)
   group_ids = np.asarray([t.group_id for t in trajectories], np.int32)
   retrieval, fraction, advantages = _advantages(
     *_pad(trajectories, max_length),
     values,
-    group_ids,
+    # -1 belongs to no group.
+    np.where(counted, group_ids, np.int32(-1)),
     num_steps=max_steps,
     num_groups=len(queries),
     config=config,
   )
-  live = [np.ptp(values[group_ids == g]) > 0 for g in range(len(queries))]
+  groups = [values[(group_ids == g) & counted] for g in range(len(queries))]
+  live = [len(group) > 1 and np.ptp(group) > 0 for group in groups]
   return Experience(
     list(trajectories),
     scores,
     np.asarray(retrieval),
     np.asarray(fraction),
     np.asarray(advantages),
-    np.asarray(live),
+    np.asarray(live, bool),
+    rewards_,
+    counted,
   )
+
+
+def _counts(trajectory: Trajectory, config: ObjectiveConfig) -> bool:
+  """Whether a trajectory says something of the agent, as configured."""
+  if trajectory.is_cut_by_system:
+    return False
+  at_limit = trajectory.finish_reason in (
+    FinishReason.LENGTH,
+    FinishReason.STEP_LIMIT,
+  )
+  return not (at_limit and config.length_limit == "mask")
+
+
+def _length_penalties(
+  trajectories: Sequence[Trajectory], budget: int | None, share: float
+) -> Float[np.ndarray, " B"]:
+  """Soft overlong punishment (DAPO, arXiv 2503.14476, Eq. 13), in [-1, 0].
+
+  0 for responses of up to `(1 - share) * budget` tokens, tool results and
+  retrieved steps included; from there it falls to -1 at the budget.
+  """
+  if budget is None:
+    raise ValueError(
+      'length_limit="soft" needs max_response_tokens: give the budget of the '
+      "rollout."
+    )
+  lengths = np.asarray([int(t.response_mask.sum()) for t in trajectories])
+  over = (lengths - (1 - share) * budget) / (share * budget)
+  return -np.clip(over, 0.0, 1.0)
 
 
 def _pad(
@@ -138,6 +188,7 @@ def _advantages(
     normalise(rewards_),
     normalise(retrieval),
     retrieval_coef=config.retrieval_coef,
+    min_factor=config.min_retrieval_factor,
   )
   fraction = objectives.retrieved_fraction(
     retrieved, where=(kinds >= 0) & (kinds != TokenKind.PROMPT)

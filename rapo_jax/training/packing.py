@@ -24,7 +24,7 @@ class PackedBatch(NamedTuple):
   Attributes:
     tokens: token ids, 0 where nothing is.
     segment_ids: 1, 2, … for the trajectories of a row; 0 for padding.
-    where: policy tokens, the only ones in the loss.
+    where: policy tokens with a weight, the only ones in the loss.
     old_log_probs: as sampled.
     advantages: of the token's trajectory.
     retrieved_fraction: of the token's trajectory (Eq. 8).
@@ -90,7 +90,8 @@ def pack(
     trajectories: `B` of them.
     advantages: of each trajectory.
     retrieved_fraction: of each trajectory.
-    weights: loss weight of each token of each trajectory.
+    weights: loss weight of each token of each trajectory; 0 for one that is
+      left out.
     row_length: tokens of a row.
     rows_per_microbatch: rows of a micro-batch.
   """
@@ -111,7 +112,7 @@ def pack(
       at = (row, slice(start, start + length))
       tokens[at] = trajectory.tokens
       segment_ids[at] = segment + 1
-      where[at] = trajectory.policy_mask
+      where[at] = trajectory.policy_mask & (weights[member, :length] > 0)
       old_log_probs[at] = trajectory.log_probs
       advantage[at] = advantages[member]
       fraction[at] = retrieved_fraction[member]

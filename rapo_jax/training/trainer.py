@@ -122,12 +122,13 @@ class Trainer:
       self._objective,
       max_length=self._engine.max_length,
       max_steps=self._rollout.max_steps,
+      max_response_tokens=self._rollout.max_response_tokens,
     )
     sampled = time.perf_counter()
     history: list[UpdateMetrics] = []
     padding: list[float] = []
     for _ in range(self._update.epochs):
-      for batch in self._minibatches(experience):
+      for batch in minibatches(experience, self._update, self._objective):
         with sharding.use_mesh(self._mesh):
           state, metrics = update_minibatch(
             state,
@@ -147,35 +148,47 @@ class Trainer:
     report["step/seconds"] = time.perf_counter() - began
     return state, experience, report
 
-  def _minibatches(self, experience: Experience) -> list[PackedBatch]:
-    """Packed batches of `queries_per_minibatch` groups each, in order."""
-    per_batch = self._update.queries_per_minibatch
-    trajectories = experience.trajectories
-    batches = []
-    for first in range(0, self._update.queries_per_update, per_batch):
-      members = [
-        i
-        for i, t in enumerate(trajectories)
-        if first <= t.group_id < first + per_batch
-      ]
-      chosen = [trajectories[i] for i in members]
-      where = np.zeros((len(chosen), self._update.row_length), bool)
-      for row, trajectory in enumerate(chosen):
-        where[row, : len(trajectory.tokens)] = trajectory.policy_mask
-      weights = objectives.loss_weights(
-        where, aggregation=self._objective.aggregation
+
+def minibatches(
+  experience: Experience, update: UpdateConfig, objective: ObjectiveConfig
+) -> list[PackedBatch]:
+  """Packed batches of `queries_per_minibatch` groups each, in order.
+
+  Trajectories that do not count are packed too, with weight 0: shapes are
+  those of any other minibatch.
+  """
+  per_batch = update.queries_per_minibatch
+  trajectories = experience.trajectories
+  batches = []
+  for first in range(0, update.queries_per_update, per_batch):
+    members = [
+      i
+      for i, t in enumerate(trajectories)
+      if first <= t.group_id < first + per_batch
+    ]
+    chosen = [trajectories[i] for i in members]
+    where = np.zeros((len(chosen), update.row_length), bool)
+    counted = experience.counted[members]
+    for row, trajectory in enumerate(chosen):
+      length = len(trajectory.tokens)
+      where[row, :length] = trajectory.policy_mask & counted[row]
+    weights = np.asarray(
+      objectives.loss_weights(where, aggregation=objective.aggregation)
+    )
+    if objective.aggregation == "sequence" and counted.any():
+      # The mean is over those that count. A factor of 1 changes no bit.
+      weights = weights * np.float32(len(counted) / counted.sum())
+    batches.append(
+      pack(
+        chosen,
+        advantages=experience.advantages[members],
+        retrieved_fraction=experience.retrieved_fraction[members],
+        weights=weights,
+        row_length=update.row_length,
+        rows_per_microbatch=update.rows_per_microbatch,
       )
-      batches.append(
-        pack(
-          chosen,
-          advantages=experience.advantages[members],
-          retrieved_fraction=experience.retrieved_fraction[members],
-          weights=np.asarray(weights),
-          row_length=self._update.row_length,
-          rows_per_microbatch=self._update.rows_per_microbatch,
-        )
-      )
-    return batches
+    )
+  return batches
 
 
 def summarise(
@@ -183,7 +196,8 @@ def summarise(
 ) -> dict[str, float]:
   """Metrics of one update as a flat dictionary of numbers."""
   trajectories = experience.trajectories
-  tokens = sum(float(m.tokens) for m in history)
+  # None, where every trajectory was left out.
+  tokens = max(sum(float(m.tokens) for m in history), 1.0)
   first = history[0]
 
   def count(kind: TokenKind) -> int:
@@ -201,8 +215,14 @@ def summarise(
   policy_tokens = count(TokenKind.POLICY)
   entropy = sum(float(np.sum(t.entropies)) for t in trajectories)
   finished = [t.finish_reason for t in trajectories]
-  values = [s.value for s in experience.scores]
-  statuses = [s.status for s in experience.scores]
+  counted = experience.counted
+  correct = [s.correct for s in experience.scores]
+  values = experience.rewards[counted]
+  statuses = [
+    s.status
+    for s, counts in zip(experience.scores, counted, strict=True)
+    if counts
+  ]
   return {
     **{f"rollout/{k}": value for k, value in stats.numbers().items()},
     "rollout/generated_tokens": policy_tokens,
@@ -226,12 +246,14 @@ def summarise(
       for reason in FinishReason
     },
     "rollout/repetitive_fraction": repetitive_fraction(trajectories),
-    "reward/mean": float(np.mean(values)),
-    "reward/min": float(min(values)),
-    "reward/max": float(max(values)),
-    "reward/accuracy": float(np.mean([s.f1 == 1 for s in experience.scores])),
-    "reward/format_whole": float(
-      np.mean([status in rewards.WHOLE_FORMAT for status in statuses])
+    # Of those that count; 0 where none does.
+    "rollout/left_out": int(np.sum(~counted)),
+    "reward/mean": _mean(values),
+    "reward/min": float(min(values, default=0.0)),
+    "reward/max": float(max(values, default=0.0)),
+    "reward/accuracy": _mean(np.asarray(correct, bool)[counted]),
+    "reward/format_whole": _mean(
+      np.asarray([status in rewards.WHOLE_FORMAT for status in statuses])
     ),
     **{
       f"score/{status}": statuses.count(status)
@@ -247,7 +269,13 @@ def summarise(
     "clip_fraction_high": sum(float(m.clipped_high) for m in history) / tokens,
     # The policy has not moved yet in the first minibatch: what the trainer and
     # the sampler disagree about there is error, not learning.
-    "mismatch/abs_log_prob_mean": float(first.gap_sum / first.tokens),
+    "mismatch/abs_log_prob_mean": float(
+      first.gap_sum / np.maximum(first.tokens, 1)
+    ),
     "mismatch/abs_log_prob_max": float(first.gap_max),
     **stats.tool_numbers(),
   }
+
+
+def _mean(values: np.ndarray) -> float:
+  return float(np.mean(values)) if len(values) else 0.0

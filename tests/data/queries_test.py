@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from rapo_jax.data import Query
+from rapo_jax.data import Query, check_query_ids
 
 QUERY = Query("q", "Who?", ("Paris",), ({"role": "user", "content": "?"},), "t")
 
@@ -22,3 +22,12 @@ def test_a_ground_truth_is_a_tuple_of_texts(truth):
 def test_a_query_needs_answers(truth):
   with pytest.raises(ValueError, match="drop the question"):
     dataclasses.replace(QUERY, ground_truth=truth)
+
+
+def test_one_id_for_two_questions_is_refused():
+  again = dataclasses.replace(QUERY)
+  check_query_ids([QUERY, again, dataclasses.replace(QUERY, query_id="r")])
+  for changes in ({"question": "Where?"}, {"ground_truth": ("Rome",)}):
+    other = dataclasses.replace(QUERY, **changes)
+    with pytest.raises(ValueError, match="'q' is that of 'Who"):
+      check_query_ids([QUERY, other])

@@ -341,6 +341,7 @@ def test_training_keeps_the_largest_gap_and_the_live_share(fake_results):
 def test_the_file_holds_the_results(fake, fake_results):
   assert json.loads((fake / "results.json").read_text()) == fake_results
   assert fake_results["unfinished_runs"] == []
+  assert fake_results["left_out"] == 0
 
 
 def test_the_table_shows_every_task_method_and_seed(fake_results):
@@ -388,6 +389,11 @@ def _results(low, high, mean, seeds=5):
       "rapo - grpo": {t: {"sampled": estimate} for t in ("a", "b", "mean")}
     },
   }
+
+
+def test_what_the_system_cut_is_said():
+  lines = tables.headline({**_results(0.01, 0.2, 0.1), "left_out": 3})
+  assert lines[-1].startswith("The system cut 3 trajectories")
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,26 @@ def test_rapo_advantages_by_hand():
   )
 
 
+@pytest.mark.parametrize("size", [16, 28, 32, 128])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_bad_retrieval_does_not_flip_the_sign(size, sign):
+  ids = jnp.zeros(size, int)
+  one = np.eye(1, size, dtype=np.float32)[0]
+  outcome = group_advantages(sign * one, ids, num_groups=1)
+  worth = group_advantages(-one, ids, num_groups=1)
+  # Of one among n: -(n - 1) / n over sqrt(1 / n), that is -(n - 1) / sqrt(n).
+  least = -(size - 1) / np.sqrt(size)
+  np.testing.assert_allclose(worth[0], least, rtol=1e-3)
+  final = objectives.rapo_advantages(outcome, worth)
+  np.testing.assert_array_equal(np.sign(final), np.sign(outcome))
+  factor = max(1 + 0.2 * least, 0.01)
+  np.testing.assert_allclose(final[0], factor * outcome[0], rtol=1e-2)
+  as_written = objectives.rapo_advantages(outcome, worth, min_factor=None)
+  assert (np.sign(as_written[0]) == sign) == (size < 28)
+  if size <= 16:
+    np.testing.assert_array_equal(final, as_written)
+
+
 @pytest.mark.parametrize("retrieval_coef", [0.0, 0.2, 1e6])
 def test_rapo_advantages_without_retrieval_are_the_outcome_s(retrieval_coef):
   outcome = np.random.default_rng(0).normal(size=64).astype(np.float32)
@@ -177,6 +197,8 @@ def test_wrong_inputs_are_named():
     objectives.group_advantages(rewards, ids, num_groups=1, ddof=2)
   with pytest.raises(ValueError, match="`eps` must be at least 0"):
     objectives.group_advantages(rewards, ids, num_groups=1, eps=-1e-6)
+  with pytest.raises(ValueError, match="`min_factor` must be at least 0"):
+    objectives.rapo_advantages(rewards, rewards, min_factor=-1.0)
   with pytest.raises(
     ValueError, match="`retrieval_advantages` must have shape"
   ):

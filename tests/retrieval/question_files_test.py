@@ -47,6 +47,12 @@ def test_every_kind_of_file(tmp_path, suffix):
     ({"prompt": [{"role": "system", "content": "S"},
                  {"role": "user", "content": "Q?"}]}, None),
     ({"a": {"b": "Q?"}, "question": "R?"}, "a.b"),
+    # Columns of JSON texts, a message in parts, a prompt that is a text.
+    ({"extra_info": '{"question": "Q?"}', "prompt": "R?"}, None),
+    ({"prompt": '[{"role": "user", "content": "Q?"}]'}, None),
+    ({"prompt": [{"role": "user",
+                  "content": [{"type": "text", "text": "Q?"}]}]}, None),
+    ({"prompt": "Q?"}, None),
   ],
 )  # fmt: skip
 def test_where_the_question_stands(tmp_path, row, field):

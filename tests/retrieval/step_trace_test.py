@@ -111,6 +111,31 @@ class TestStepTraces:
     )
 
 
+class TestThoughtsThatATemplateOpened:
+  def steps(self, *texts):
+    traces = retrieval.step_traces(
+      "q",
+      texts,
+      reward=1.0,
+      source="s",
+      query_id="i",
+      first_trace_id=0,
+    )
+    return [trace.step for trace in traces]
+
+  def test_get_their_opening_tag(self):
+    assert self.steps(
+      "a </think><search> b </search>", "<think> c </think>"
+    ) == [
+      "<think>a </think><search> b </search>",
+      "<think> c </think>",
+    ]
+
+  def test_one_that_goes_on_behind_a_result_keeps_the_first(self):
+    steps = ("<think> a <search> b </search>", "c </think> d")
+    assert self.steps(*steps) == list(steps)
+
+
 class TestSelectTopK:
   def test_best_of_each_question_stable(self):
     query_ids = ["a", "b", "a", "a", "b", "a"]

@@ -83,6 +83,17 @@ def policy_answer(box: str) -> tuple[TokenKind, str]:
       ],
       1.0,
     ),
+    # Nor does it answer by naming the tag.
+    (
+      [
+        (
+          POLICY,
+          "<think> In <answer> I put it. </think>"
+          r"<answer> \boxed{Paris} </answer>",
+        )
+      ],
+      1.0,
+    ),
     # What a refused call prints is neither an answer nor a thought.
     (
       [

@@ -1,8 +1,10 @@
 """Tests of agents behind an endpoint, which here is a server on loopback."""
 
 import asyncio
+import concurrent.futures
 import json
 import threading
+import types
 
 import pytest
 
@@ -23,7 +25,7 @@ class Search:
 
   def call(self, argument):
     return tools_lib.ToolResult(
-      f"{argument} </result>", tools_lib.ToolStatus.OK
+      f"{argument.strip()} </result>", tools_lib.ToolStatus.OK
     )
 
   def call_batch(self, arguments):
@@ -103,6 +105,123 @@ def test_how_it_ends(reply, reason, num_segments):
   assert trajectory.finish_reason is reason
   assert len(trajectory.segments) == num_segments
   assert trajectory.score.value == -1.0
+
+
+def replies(*messages, **choice):
+  """A client that answers with these messages, one after the other."""
+  waiting = list(messages)
+
+  async def create(**_):
+    message = {"content": None, **waiting.pop(0)}
+    return types.SimpleNamespace(
+      choices=[
+        types.SimpleNamespace(
+          message=types.SimpleNamespace(**message),
+          **{"finish_reason": "stop", **choice},
+        )
+      ]
+    )
+
+  completions = types.SimpleNamespace(create=create)
+  return types.SimpleNamespace(
+    chat=types.SimpleNamespace(completions=completions)
+  )
+
+
+def trajectory_of(*messages, **choice):
+  agent = endpoint.EndpointAgent(
+    endpoint.EndpointConfig("http://x/v1", "teacher"),
+    {"search": Search()},
+    RolloutConfig(),
+  )
+  client = replies(*messages, **choice)
+  with concurrent.futures.ThreadPoolExecutor(1) as threads:
+    return asyncio.run(agent._trajectory(client, threads, query(), 0))
+
+
+BOXED = r"<answer> \boxed{Austen} </answer>"
+
+
+@pytest.mark.parametrize(
+  "message",
+  [
+    {"content": BOXED, "reasoning_content": "because"},
+    {"content": BOXED, "reasoning": "because", "reasoning_content": None},
+    {
+      "content": [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "because"}]},
+        {"type": "text", "text": BOXED},
+      ]
+    },
+    # The chat template opened it.
+    {"content": f"because\n</think>\n{BOXED}"},
+    # Tags in a thought that comes apart are none.
+    {"content": BOXED, "reasoning": "because <search> </answer> </think>"},
+    {"content": BOXED, "reasoning": "because </search> <result>"},
+    # Repeated in the reply.
+    {"content": f"<think> because </think>{BOXED}", "reasoning": "because"},
+  ],
+)
+def test_where_thoughts_stand(message):
+  trajectory = trajectory_of(message)
+  ((_, _, text),) = trajectory.segments
+  assert text.startswith("<think>")
+  assert text.count("because") == 1
+  assert trajectory.finish_reason is FinishReason.ANSWER
+  assert trajectory.score.value == 1.0
+
+
+def test_a_template_that_opens_every_thought():
+  trajectory = trajectory_of(
+    {"content": "look </think><search> Emma"},
+    {"content": f"so </think>{BOXED}"},
+  )
+  assert [text for _, _, text in trajectory.segments] == [
+    "<think>look </think><search> Emma</search>",
+    "<result> Emma &lt;/result> </result>",
+    f"<think>so </think>{BOXED}",
+  ]
+  assert trajectory.score.value == 1.0
+
+
+def test_a_thought_that_goes_on_behind_a_result():
+  trajectory = trajectory_of(
+    {"content": "<think> look <search> Emma"},
+    {"content": f"so </think>{BOXED}"},
+  )
+  assert trajectory.segments[2][2] == f"so </think>{BOXED}"
+  assert trajectory.score.value == 1.0
+
+
+@pytest.mark.parametrize(
+  "said",
+  [
+    "<think> I could use <search> here. </think> I do not know.",
+    "I could use <search> here. </think> I do not know.",
+    "<think> I could use <search>",
+  ],
+)
+def test_a_tool_that_a_thought_only_names_is_not_called(said):
+  trajectory = trajectory_of({"content": said})
+  assert trajectory.finish_reason is FinishReason.EOS
+  assert len(trajectory.segments) == 1
+
+
+def test_a_stop_string_that_the_server_names():
+  # An answer comes without one, and the same choice serves both replies.
+  trajectory = trajectory_of(
+    {"content": "<think> look </think><search> Emma "},
+    {"content": BOXED},
+    stop_reason="</search>",
+  )
+  assert trajectory.segments[0][2].endswith("<search> Emma </search>")
+  assert trajectory.segments[2][2] == BOXED
+
+
+def test_a_tool_whose_name_is_no_tag():
+  config = endpoint.EndpointConfig("http://x/v1", "teacher")
+  with pytest.raises(ValueError, match="a tool's name must be"):
+    endpoint.EndpointAgent(config, {"calc": Search()}, RolloutConfig())
 
 
 def test_the_time_of_a_trajectory():

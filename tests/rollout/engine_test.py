@@ -496,6 +496,35 @@ def test_refuses_tokenizers_that_do_not_fit(tag_tokenizer, echo_tool):
     tag_world.make_engine(_CONFIG, endless, echo_tool())
 
 
+@pytest.mark.parametrize("name", ["calc", "answer", "web search"])
+def test_refuses_a_tool_that_no_tag_calls(tag_tokenizer, echo_tool, name):
+  with pytest.raises(ValueError, match=f"a tool's name must be .*{name!r}"):
+    _engine(tag_tokenizer, echo_tool(name=name))
+
+
+def test_refuses_two_questions_with_one_id(
+  policy, tag_tokenizer, queries, prompts, echo_tool
+):
+  twins = [queries[0], dataclasses.replace(queries[1], query_id="q0")]
+  engine = _engine(tag_tokenizer, echo_tool())
+  with pytest.raises(ValueError, match=r"'q0' .* 'question 0' .* 'question 1'"):
+    engine.rollout(policy, _requests(twins, prompts[:2]), seed=0, update=0)
+
+
+def test_a_prompt_is_shared_by_what_it_is(
+  policy, tag_tokenizer, queries, prompts, echo_tool
+):
+  # One question under two prompts: each trajectory begins with its own.
+  engine = _engine(tag_tokenizer, echo_tool())
+  requests = group_requests(
+    [queries[0], queries[0]], prompts[:2], num_generations=2, num_hybrid=0
+  )
+  trajectories, _ = engine.rollout(policy, requests, seed=1, update=3)
+  for request, trajectory in zip(requests, trajectories, strict=True):
+    own = trajectory.tokens[~trajectory.response_mask]
+    np.testing.assert_array_equal(own, request.prompt_tokens)
+
+
 def test_a_tool_that_hangs_is_an_observation(
   policy, tag_tokenizer, queries, prompts, echo_tool
 ):

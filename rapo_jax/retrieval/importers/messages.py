@@ -206,7 +206,8 @@ def _said(message: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
     parts.append(_call_in_text(match.group(1), number))
     at = match.end()
   parts.append(_own(text[at:]))
-  said = "".join(parts)
+  # A chat template that opens the thought leaves only its end in the text.
+  said = tags.with_opened_thought("".join(parts))
   calls = [
     _call_beside(call, number) for call in message.get("tool_calls") or ()
   ]

@@ -40,7 +40,7 @@ class DemonstrationsTest(parameterized.TestCase):
         parse_call(text, ("search", "python", "open")) for text in texts[:-1]
       ]
       self.assertEqual(
-        [(c.name, c.argument) for c in calls],
+        [(c.name, c.argument.strip()) for c in calls],
         [(s.tool, s.argument) for s in question.steps],
       )
       observed = [t for kind, t in segments if kind == TokenKind.OBSERVATION]

@@ -185,6 +185,29 @@ def test_an_indented_program_stays_as_it_is(tmp_path):
   assert called.argument == "    x = 6\n    print(x * 7)"
 
 
+def test_a_thought_that_the_template_opened_is_whole(tmp_path):
+  (trajectory,), _ = read(
+    tmp_path,
+    {
+      "messages": [
+        user("Q?"),
+        {
+          "role": "assistant",
+          "content": "look\n</think>\n",
+          "tool_calls": [call("search", {"query": "q"})],
+        },
+        tool("found"),
+        assistant("so\n</think>\n\nAusten"),
+      ],
+      "reward": 1,
+    },
+  )
+  for step in trajectory.steps:
+    assert step.count("<think>") == step.count("</think>") == 1
+  assert trajectory.steps[0].startswith("<think>look\n</think>")
+  assert trajectory.steps[1].endswith("<answer> Austen </answer>")
+
+
 class TestRewards:
   RECORD = {"messages": [user("Q?"), assistant("<answer> b </answer>")]}  # noqa: RUF012
 
