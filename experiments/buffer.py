@@ -28,6 +28,7 @@ from experiments import (
   checks,
   flags,
   input_errors,
+  places,
 )
 from experiments.buffer_import import ImportConfig, LeakConfig, OverlapPolicy
 from experiments.config import EncoderConfig, ExperimentConfig
@@ -97,6 +98,7 @@ def _build(known: argparse.Namespace) -> int:
   _check_output(known)
   config = flags.load_config(known.config)
   config = flags.apply_overrides(config, known.overrides)
+  config = places.local_config(config)
   names = task_names(config)
   task = known.task or names[0]
   if task not in names or (known.task is None and len(names) > 1):
@@ -443,7 +445,12 @@ as it was written; then tells what mends it.
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--config", required=True, help="Python config file")
+  parser.add_argument(
+    "--config",
+    type=places.text_argument,
+    required=True,
+    help="Python config file",
+  )
   parser.add_argument(
     "--task", help="task (family) of the experiment, if it has several"
   )
@@ -451,7 +458,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
   _add_resume(parser)
   parser.add_argument(
     "--workdir",
-    type=pathlib.Path,
+    type=places.path_argument,
     help="work folder of the experiment, with its agents",
   )
   group = parser.add_argument_group("an agent behind an endpoint")
@@ -514,7 +521,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
   _add_leaks(parser)
   parser.add_argument(
     "--report",
-    type=pathlib.Path,
+    type=places.path_argument,
     metavar="FILE",
     help="write what was read, left out and found held out as JSON, also when "
     "the import is refused",
@@ -523,7 +530,10 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--output", type=pathlib.Path, required=True, help="folder of the buffer"
+    "--output",
+    type=places.path_argument,
+    required=True,
+    help="folder of the buffer",
   )
   parser.add_argument(
     "--replace", action="store_true", help="replace what is at --output"
@@ -534,7 +544,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _add_encoder(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--encoder",
-    type=pathlib.Path,
+    type=places.path_argument,
     metavar="FOLDER",
     help="sentence-transformers folder (default: that of the config, if one is "
     "given, or all-MiniLM-L6-v2)",
@@ -593,7 +603,7 @@ def _add_leaks(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("held-out questions")
   group.add_argument(
     "--held_out",
-    type=pathlib.Path,
+    type=places.path_argument,
     action="append",
     default=[],
     metavar="FILE",
@@ -621,7 +631,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
   _add_buffer(parser)
   parser.add_argument(
     "--output",
-    type=pathlib.Path,
+    type=places.path_argument,
     metavar="FILE",
     help="HTML file to write (default: BUFFER.html)",
   )
@@ -654,7 +664,7 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "buffers", nargs="+", type=pathlib.Path, help="folders of buffers"
+    "buffers", nargs="+", type=places.path_argument, help="folders of buffers"
   )
   _add_output(parser)
 
@@ -665,7 +675,10 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _add_buffer(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--buffer", type=pathlib.Path, required=True, help="folder of the buffer"
+    "--buffer",
+    type=places.path_argument,
+    required=True,
+    help="folder of the buffer",
   )
 
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from experiments import input_errors
+from experiments import input_errors, places
 from experiments.input_errors import InputError
 from experiments.progress import Progress
 from experiments.workdir import write_json
@@ -121,10 +121,11 @@ def parse_source(text: str) -> Source:
   """Reads `AGENT=FILE`, or `FILE` for an agent of the file's name."""
   agent, found, path = text.partition("=")
   if not found:
-    return Source(pathlib.Path(text).stem, pathlib.Path(text))
+    file = pathlib.Path(places.local(text, "a source"))
+    return Source(file.stem, file)
   if not agent or not path:
     raise InputError(f"a source is FILE or AGENT=FILE, got {text!r}.")
-  return Source(agent, pathlib.Path(path))
+  return Source(agent, pathlib.Path(places.local(path, "a source")))
 
 
 @input_errors.from_outside()

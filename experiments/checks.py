@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import json
 import os
 import pathlib
 import shutil
@@ -13,8 +12,10 @@ from typing import Any
 
 import jax
 
-from experiments import flags, memory, metrics
+from experiments import flags, health, memory, metrics
 from experiments.config import ExperimentConfig
+from experiments.dependencies import conflicts
+from experiments.dependencies import differences as differences
 from experiments.input_errors import InputError
 from experiments.miniature import tokenizer as miniature_tokenizer
 from experiments.policy_shape import Agent, policy_shape
@@ -26,7 +27,7 @@ from experiments.tasks import (
   task_names,
 )
 from experiments.tokenizer_files import load_tokenizer
-from experiments.workdir import Workdir, read_json
+from experiments.workdir import Workdir, read_config
 from rapo_jax import models
 from rapo_jax.data import (
   Query,
@@ -80,9 +81,32 @@ def dry_run(
     collect(_questions(config))
     collect(_memory(config, workdir, stage))
   _refuse(problems)
+  lines.append(_first_signal(config))
   lines.extend(_work(config, stage))
   lines.append("all checks passed; nothing was written")
   return "\n".join(lines)
+
+
+def _first_signal(config: ExperimentConfig) -> str:
+  """What is known of the trajectories that will close their tags.
+
+  Nothing is rolled out here, so the share itself comes with the first update.
+  """
+  unknown = "share of trajectories that close their tags: "
+  if config.policy.base is not None:
+    return (
+      f"{unknown}unknown until the first update, which says it. Where it is "
+      f"below {100 * health.FEW_WHOLE:.0f} %, {health.WARM_START}"
+    )
+  if config.data.source == "miniature":
+    return (
+      f"{unknown}the agents stage warm-starts the base agent on them; the "
+      "first update says it"
+    )
+  return (
+    f"{unknown}near 0, since policy.base is not set and the base agent is "
+    f"randomly initialised: {health.WARM_START}"
+  )
 
 
 def quick_checks(config: ExperimentConfig, stage: str = "all") -> None:
@@ -109,20 +133,6 @@ def _refuse(problems: Iterable[str]) -> None:
     )
 
 
-def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
-  """Fields in which two plain configs differ, one line each."""
-  if isinstance(there, dict) and isinstance(wanted, dict):
-    return [
-      line
-      for key in sorted({*there, *wanted})
-      for line in differences(there.get(key), wanted.get(key), f"{path}.{key}")
-    ]
-  # JSON has no tuples.
-  if json.dumps(there, default=list) == json.dumps(wanted, default=list):
-    return []
-  return [f"{path} is {there!r} there and {wanted!r} here"]
-
-
 def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """Budgets that do not fit each other, each with what would."""
   if jax.process_count() > 1:
@@ -134,9 +144,11 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     )
   if config.buffer.path is not None:
     try:
-      manifest.read_manifest(config.buffer.path)
+      there = manifest.read_manifest(config.buffer.path)
     except ValueError as error:
       yield "problem", f"buffer.path: {error}"
+    else:
+      yield from _empty_buffer(config, there.num_traces)
   if config.buffer.url is not None:
     try:
       remote.check_policy(config.retrieval)
@@ -209,6 +221,24 @@ def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       sharding.shardings(abstract, mesh, sharding.ROLLOUT_RULES)
     except (ValueError, FileNotFoundError) as error:
       yield "problem", f"{_name(agent)}: {error}"
+
+
+def _empty_buffer(
+  config: ExperimentConfig, num_traces: int
+) -> Iterator[tuple[str, str]]:
+  """A buffer without a trace under a method that retrieves."""
+  retrieving = [
+    method
+    for method in config.train.methods
+    if config.method(method)[0].num_hybrid
+  ]
+  if retrieving and not num_traces and config.buffer.grow is None:
+    yield (
+      "problem",
+      f"{' and '.join(retrieving)} retrieve, and the buffer at "
+      f"{config.buffer.path} holds no trace: fill it (experiments.buffer), let "
+      "it grow (buffer.grow), or train with train.methods=grpo.",
+    )
 
 
 def _agents(config: ExperimentConfig) -> dict[Agent, str | None]:
@@ -354,12 +384,9 @@ def _folder(
     )
   if not Workdir(workdir).config.exists():
     return
-  held = read_json(Workdir(workdir).config)
-  for line in differences(held, flags.to_dict(config)):
-    yield (
-      "problem",
-      f"{workdir} holds an experiment with another config: {line}",
-    )
+  held = read_config(Workdir(workdir))
+  for line in conflicts(Workdir(workdir), held, flags.to_dict(config)):
+    yield "problem", line
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

@@ -12,6 +12,7 @@ import datetime
 import math
 from typing import Any, Literal
 
+from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
 from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
@@ -180,20 +181,34 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PythonToolConfig:
+  """The python tool.
+
+  Attributes:
+    timeout_s: wall-clock deadline of one call.
+    memory_bytes: address space of one call.
+    output_bytes: output kept of one call.
+    trust_code: run programs with limits alone where this machine allows no
+      namespaces; they can then read what the user of this process can read.
+  """
+
+  timeout_s: float = 5.0
+  memory_bytes: int = 512 * 1024 * 1024
+  output_bytes: int = 4096
+  trust_code: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ToolsConfig:
-  """Limits of the tools.
+  """The tools.
 
   Attributes:
     search_top_k: documents that one search returns.
-    python_timeout_s: wall-clock deadline of one python call.
-    python_memory_bytes: address space of one python call.
-    python_output_bytes: output kept of one python call.
+    python: limits of the programs, and what keeps them in.
   """
 
   search_top_k: int = 1
-  python_timeout_s: float = 5.0
-  python_memory_bytes: int = 512 * 1024 * 1024
-  python_output_bytes: int = 4096
+  python: PythonToolConfig = PythonToolConfig()
 
   def __post_init__(self) -> None:
     check_numbers(
@@ -313,9 +328,12 @@ class TrainConfig:
     log_trajectories_every: updates between two that are kept as JSONL.
     stop_mismatch: a run stops when the trainer's log-probs differ from the
       sampler's by more than this on average, before any update on the batch.
+    stop_parameter_growth: a run has diverged when the norm of what it trains is
+      this many times what it was at the start.
     strict_compile: a run stops when JAX compiles a program after the rehearsal
       that comes before the first update. Otherwise it is told in the metrics,
       as `compile/programs` and `compile/seconds`.
+    health: what a run does about updates in which nothing can be learned.
   """
 
   methods: tuple[Method, ...] = ("grpo", "rapo")
@@ -325,7 +343,9 @@ class TrainConfig:
   checkpoint_every: int = 5
   log_trajectories_every: int = 5
   stop_mismatch: float = 0.1
+  stop_parameter_growth: float = 100.0
   strict_compile: bool = False
+  health: HealthConfig = HealthConfig()
 
   def __post_init__(self) -> None:
     check_seeds(self, "seeds")
@@ -338,6 +358,7 @@ class TrainConfig:
       at_least=1,
     )
     check_numbers(self, "stop_mismatch", above=0)
+    check_numbers(self, "stop_parameter_growth", above=1)
     for name in ("methods", "seeds"):
       values = getattr(self, name)
       if not values or len(set(values)) < len(values):
@@ -489,6 +510,15 @@ def miniature_update() -> UpdateConfig:
     rows_per_microbatch=8,
     remat="none",
   )
+
+
+def miniature_health() -> HealthConfig:
+  """Health of the miniature world, which shows what GRPO does without a signal.
+
+  Its 20 updates of 8 questions are few enough to see the end of, and its tools
+  are known to work.
+  """
+  return HealthConfig(no_signal="warn", erring_tool="warn")
 
 
 def miniature_retrieval() -> RetrievalConfig:

@@ -5,8 +5,9 @@
 
 `--config` takes a Python file, or the name of a config that comes along.
 
-Started again with the same config and folder it goes on where it stopped; what
-is finished is not repeated. `--config.<path>=<value>` overrides any field.
+Started again with the same folder it goes on where it stopped; what is finished
+is not repeated. Fields that nothing in the folder depends on may differ then,
+such as train.num_updates. `--config.<path>=<value>` overrides any field.
 `--task=<name>` runs one task of several, so that processes can share a folder.
 """
 
@@ -16,9 +17,13 @@ import argparse
 import contextlib
 import fcntl
 import functools
+import hashlib
 import importlib.util
+import json
 import pathlib
 import shlex
+import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -28,12 +33,16 @@ from experiments import (
   checks,
   flags,
   input_errors,
+  places,
+  provenance,
   report,
   results,
   tables,
 )
 from experiments.config import ExperimentConfig
+from experiments.dependencies import EVALUATE, conflicts
 from experiments.devices import check_devices
+from experiments.health import HealthStop
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
 from experiments.progress import Progress
@@ -49,11 +58,15 @@ from experiments.tasks import (
   open_task,
   task_names,
 )
-from experiments.workdir import Workdir, read_json, write_json
+from experiments.workdir import Workdir, read_config, read_json, write_json
+from rapo_jax import files, models
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
+UNHEALTHY_STATUS = 3
+"""Exit status of a run that ended because it could not learn."""
+_TASK_LOCK = ".lock-"
 COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
@@ -92,6 +105,8 @@ class Experiment:
     reason = self._skipped(stage)
     if reason is not None:
       self._progress.skip(stage, reason)
+      if stage == "train":
+        self._note_longer_runs()
       return
     with self._progress.stage(stage):
       getattr(self, f"_{stage}")()
@@ -121,10 +136,22 @@ class Experiment:
       )
     if stage == "evaluate":
       finished = all(
-        workdir.evaluation(task, agent).exists()
-        for task, agent, _ in self._agents_to_evaluate()
+        self._is_evaluated(task, agent, run)
+        for task, agent, run in self._agents_to_evaluate()
       )
     return "finished before" if finished else None
+
+  def _note_longer_runs(self) -> None:
+    """Says which runs have more updates behind them than the config asks."""
+    wanted = self._config.train.num_updates
+    for run in train_stage.runs(self._config, self._tasks):
+      folder = self._workdir.run(run.task, run.name)
+      update = train_stage.ended_update(folder)
+      if update is not None and update > wanted:
+        self._progress.note(
+          f"{run.task} {run.name} ended after {update} updates, which is more "
+          f"than train.num_updates ({wanted}): it stays as it is"
+        )
 
   def _agents(self) -> None:
     self._share(0, len(self._tasks), 0.0, "")
@@ -159,6 +186,9 @@ class Experiment:
     for name in self._tasks:
       with self._open(name) as task:
         buffer = self._open_buffer(name) if self._config.retrieves else None
+        for run in runs:
+          if run.task == name:
+            train_stage.check_buffer(self._config, run, buffer)
         for number, run in enumerate(runs):
           if run.task == name:
             train_stage.train(
@@ -169,6 +199,7 @@ class Experiment:
               buffer,
               functools.partial(self._share, number, len(runs), units=updates),
               self._stop,
+              self._progress.note,
             )
             # It came during the last update.
             if self._stop.requested:
@@ -208,11 +239,14 @@ class Experiment:
     run: train_stage.Run | None,
     report: Callable[[float], None],
   ) -> None:
-    acting, folder = task, task.base_path
+    """Evaluates an agent whose result is not there, or of something else."""
+    if self._is_evaluated(task.name, agent, run):
+      return
+    acting, folder = task, self._agent_folder(task.name, agent, run)
     if agent == "off_policy":
-      acting, folder = task.for_off_policy()
-    elif run is not None:
-      folder = self._workdir.run(run.task, run.name) / train_stage.POLICY_FOLDER
+      acting, _ = task.for_off_policy()
+    if run is not None:
+      train_stage.check_policy(folder.parent)
     model = load_agent(self._config, folder)
     result = evaluate_stage.evaluate(self._config, acting, model, report)
     result |= {
@@ -220,9 +254,35 @@ class Experiment:
       "agent": agent,
       "method": run.method if run else agent,
       "seed": run.seed if run else None,
-      "update": self._config.train.num_updates if run else 0,
+      "update": train_stage.ended_update(folder.parent) if run else 0,
+      "made_with": self._evaluated_with(folder),
     }
     write_json(self._workdir.evaluation(task.name, agent), result)
+
+  def _is_evaluated(
+    self, task: str, agent: str, run: train_stage.Run | None
+  ) -> bool:
+    """Whether a result is there, of this agent and of what it depends on."""
+    path = self._workdir.evaluation(task, agent)
+    if not path.exists():
+      return False
+    made_with = read_json(path).get("made_with")
+    folder = self._agent_folder(task, agent, run)
+    return bool(made_with == self._evaluated_with(folder))
+
+  @input_errors.from_outside()
+  def _evaluated_with(self, agent: pathlib.Path) -> str:
+    """Changes with the agent, and with any field that its result depends on."""
+    fields = EVALUATE.of(flags.to_dict(self._config))
+    text = json.dumps([fields, models.fingerprint(agent)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  def _agent_folder(
+    self, task: str, agent: str, run: train_stage.Run | None
+  ) -> pathlib.Path:
+    if run is not None:
+      return self._workdir.run(task, run.name) / train_stage.POLICY_FOLDER
+    return agent_paths(self._config, self._workdir, task)[agent]
 
   def _report(self) -> None:
     root = self._workdir.root
@@ -263,7 +323,7 @@ class Experiment:
 
   def _is_finished(self, run: train_stage.Run) -> bool:
     folder = self._workdir.run(run.task, run.name)
-    return (folder / train_stage.DONE_FILE).exists()
+    return train_stage.is_finished(folder, self._config)
 
   def unfinished_runs(self) -> list[str]:
     """Runs that are not finished, which cannot be evaluated."""
@@ -287,18 +347,32 @@ def claim_workdir(
       holds another experiment; names the fields that differ.
   """
   with input_errors.from_outside():
-    workdir.root.mkdir(parents=True, exist_ok=True)
+    files.make_private_folder(workdir.root)
+  _warn_if_others_can_read(workdir)
   with contextlib.ExitStack() as locks:
     for task in tasks:
-      held = locks.enter_context(_lock(workdir, f".lock-{task}", wait=False))
+      held = locks.enter_context(
+        _lock(workdir, f"{_TASK_LOCK}{task}", wait=False)
+      )
       if not held:
         raise flags.ConfigError(
           f"another process works on {task} in {workdir.root}: wait for it, or "
           "choose another --task or --workdir."
         )
     with _one_at_a_time(workdir):
-      _check_config(config, workdir)
+      _check_config(config, workdir, tasks)
     yield
+
+
+def _warn_if_others_can_read(workdir: Workdir) -> None:
+  mode = stat.S_IMODE(workdir.root.stat().st_mode)
+  if mode & (stat.S_IRGRP | stat.S_IROTH):
+    print(
+      f"warning: {workdir.root} holds ground truth, and others can read it "
+      f"(mode {mode:o}): `chmod 700 {shlex.quote(str(workdir.root))}` keeps it "
+      "for you alone.",
+      file=sys.stderr,
+    )
 
 
 def _one_at_a_time(
@@ -332,20 +406,45 @@ def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
     yield held
 
 
+def _refuse_others(workdir: Workdir, tasks: list[str]) -> None:
+  """Refuses to change the config that another process works with."""
+  for path in workdir.root.iterdir():
+    task = path.name.removeprefix(_TASK_LOCK)
+    if task == path.name or task in tasks:
+      continue
+    with _lock(workdir, path.name, wait=False) as held:
+      if not held:
+        raise flags.ConfigError(
+          f"another process works on {task} in {workdir.root} with another "
+          "config: use its config, wait for it, or choose another --workdir."
+        )
+
+
 @input_errors.from_outside()
-def _check_config(config: ExperimentConfig, workdir: Workdir) -> None:
+def _check_config(
+  config: ExperimentConfig, workdir: Workdir, tasks: list[str]
+) -> None:
+  """Refuses a config that what is in the folder was not made with.
+
+  Any other takes the place of the one that is written down there.
+  """
   wanted = flags.to_dict(config)
-  if not workdir.config.exists():
-    write_json(workdir.config, wanted)
-    return
-  there = read_json(workdir.config)
-  differences = checks.differences(there, wanted)
-  if differences:
-    shown = "\n".join(f"  {line}" for line in differences[:10])
-    raise flags.ConfigError(
-      f"{workdir.root} holds an experiment with another config:\n{shown}\n"
-      "choose another --workdir, or undo these changes to go on with it."
-    )
+  if workdir.config.exists():
+    there = read_config(workdir)
+    if there == wanted:
+      return
+    _refuse_others(workdir, tasks)
+    found = conflicts(workdir, there, wanted)
+    if found:
+      shown = "\n".join(f"  {line}" for line in found[:10])
+      more = f"\n  and {len(found) - 10} more" if len(found) > 10 else ""
+      raise flags.ConfigError(
+        f"{workdir.root} holds what was made with another config:\n"
+        f"{shown}{more}\n"
+        "undo these changes to go on with it, delete what is named to make it "
+        "again, or choose another --workdir."
+      )
+  write_json(workdir.config, wanted)
 
 
 @input_errors.told_in_a_line
@@ -361,13 +460,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   packaged = ", ".join(flags.packaged_configs())
   parser.add_argument(
     "--config",
+    type=places.text_argument,
     metavar="FILE",
     help=f"Python config file, or one of: {packaged}",
   )
   parser.add_argument(
     "--workdir",
     metavar="FOLDER",
-    type=pathlib.Path,
+    type=places.path_argument,
     help="folder of the experiment",
   )
   parser.add_argument(
@@ -390,6 +490,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if known.config is None:
     parser.error(f"--config is needed: a Python file, or one of {packaged}")
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  config = places.local_config(config)
   check_devices()
   if known.dry_run:
     print(checks.dry_run(config, known.workdir, known.stage))
@@ -399,8 +500,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
   checks.quick_checks(config, known.stage)
   tasks = _chosen_tasks(config, known.task)
   workdir = Workdir(known.workdir)
-  with claim_workdir(config, workdir, tasks):
-    run_stages(config, workdir, known.stage, tasks)
+  try:
+    with claim_workdir(config, workdir, tasks):
+      run_stages(config, workdir, known.stage, tasks, arguments)
+  except HealthStop as stopped:
+    print(f"error: {stopped}", file=sys.stderr)
+    return UNHEALTHY_STATUS
   return 0
 
 
@@ -425,11 +530,17 @@ def use_compilation_cache() -> None:
 
 
 def run_stages(
-  config: ExperimentConfig, workdir: Workdir, stage: str, tasks: list[str]
+  config: ExperimentConfig,
+  workdir: Workdir,
+  stage: str,
+  tasks: list[str],
+  arguments: Sequence[str] | None = None,
 ) -> None:
   """Runs the stages with a live display and prints the result table."""
   use_compilation_cache()
   stages = STAGES if stage == "all" else (stage,)
+  with _one_at_a_time(workdir):
+    provenance.append_start(workdir.root, arguments)
   with (
     Progress(stages) as progress,
     StopSignal("start it again to go on.", progress.note) as stop,
@@ -446,7 +557,9 @@ def run_stages(
         f"them): {', '.join(unfinished)}."
       )
   if "report" in stages:
-    print(tables.format_table(read_json(workdir.root / "results.json")))
+    width = shutil.get_terminal_size((100, 24)).columns
+    results_there = read_json(workdir.root / "results.json")
+    print(tables.format_table(results_there, width))
     print(f"report: {workdir.root / 'report.html'}")
     if any(workdir.root.glob("train/*/*/tensorboard")):
       print(_tensorboard_line(workdir.root / "train"))

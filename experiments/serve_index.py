@@ -25,7 +25,6 @@ import importlib.util
 import json
 import logging
 import math
-import pathlib
 import shlex
 import signal
 import socket
@@ -33,7 +32,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from experiments import input_errors
+from experiments import input_errors, places
 from experiments.config import EncoderConfig
 from experiments.devices import check_devices
 from experiments.run import use_compilation_cache
@@ -85,13 +84,13 @@ def _parser() -> argparse.ArgumentParser:
   what = parser.add_argument_group("what is served")
   what.add_argument(
     "--buffer",
-    type=pathlib.Path,
+    type=places.path_argument,
     required=True,
     help="folder of a Step-Trace Buffer",
   )
   what.add_argument(
     "--encoder",
-    type=pathlib.Path,
+    type=places.path_argument,
     help="folder of the encoder that the buffer was built with (default: the "
     "installed all-MiniLM-L6-v2)",
   )

@@ -8,8 +8,9 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from experiments import flags
+from experiments import flags, health
 from experiments.config import ExperimentConfig
+from experiments.dependencies import BUFFER
 from experiments.engines import open_engine
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
@@ -52,6 +53,8 @@ def build_buffer(
 
   Raises:
     InputError: what an interrupted build left is of another config.
+    health.HealthStop: the agent's log-probs are not finite, or a tool answered
+      none of its calls.
   """
   task, agent_path = task.for_off_policy()
   model = load_agent(config, agent_path)
@@ -76,9 +79,12 @@ def build_buffer(
       num_generations=config.buffer.num_trajectories,
       num_hybrid=0,
     )
-    trajectories, _ = engine.rollout(
-      model, requests, seed=config.buffer.seed, update=0
-    )
+    where = f"buffer of {task.name}"
+    with health.finite_rollout(where):
+      trajectories, stats = engine.rollout(
+        model, requests, seed=config.buffer.seed, update=0
+      )
+    health.check_tools(config.train.health, stats.tool_numbers(), where)
     for trajectory, reward in _best(config, task, queries, trajectories):
       query = queries[trajectory.group_id]
       trajectory_id = f"{source}/{query.query_id}/{trajectory.index}"
@@ -131,7 +137,8 @@ class _Progress:
   """
 
   def __init__(self, directory: pathlib.Path, config: ExperimentConfig):
-    text = json.dumps(flags.to_dict(config), sort_keys=True, default=str)
+    fields = BUFFER.of(flags.to_dict(config))
+    text = json.dumps(fields, sort_keys=True, default=str)
     self._config = hashlib.sha256(text.encode()).hexdigest()
     self._path = partial_folder(directory) / _PROGRESS_FILE
     self.num_questions = 0

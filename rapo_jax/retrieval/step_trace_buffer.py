@@ -146,6 +146,10 @@ class StepTraceBuffer:
     """Returns the number of traces."""
     return len(self.traces)
 
+  def num_above(self, min_reward: float) -> int:
+    """Number of traces whose reward is above a bound."""
+    return int(np.sum(self._rewards > min_reward))
+
   def __iter__(self) -> Iterator[StepTrace]:
     """Goes over the traces in the order in which they were given."""
     return iter(self.traces)
@@ -366,7 +370,9 @@ class StepTraceBuffer:
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
     store.check_encoder(directory, manifest, encoder)
-    _check(directory, file_problems(directory, manifest, checksums=checksums))
+    _check(
+      directory, file_problems(directory, manifest.files, checksums=checksums)
+    )
     if partial_folder(directory).exists():
       _log.warning(
         "%s is what an interrupted build left; %s is whole and is what is"

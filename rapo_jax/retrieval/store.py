@@ -19,7 +19,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
+from rapo_jax import files
 from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
 from rapo_jax.retrieval import scann_index
@@ -109,10 +109,11 @@ class BufferWriter:
     self._pending: list[StepTrace] = []
     self._writer: pq.ParquetWriter | None = None
     self._rows_in_part = 0
-    if self._partial.exists():
+    # One that was killed as it began has left an empty folder.
+    if self._partial.exists() and _begun(self._partial):
       self._open_partial(resume)
     else:
-      self._partial.mkdir(parents=True)
+      self._partial.mkdir(parents=True, exist_ok=True)
       state = {"encoder_sha256": encoder.sha256}
       write_whole(
         self._partial / _STATE_FILE,
@@ -222,10 +223,11 @@ class BufferWriter:
     self._writer.close()
     self._writer = None
     number = len(self._parts())
-    _sync(self._partial / "part.writing")
+    files.sync(self._partial / "part.writing")
     (self._partial / "part.writing").rename(
       self._partial / f"part-{number:05d}.parquet"
     )
+    files.sync(self._partial)
 
   def _tables(self) -> Iterator[pa.Table]:
     for part in self._parts():
@@ -381,7 +383,7 @@ def verify(directory: str | pathlib.Path) -> list[str]:
     manifest = read_manifest(directory)
   except ValueError as error:
     return [str(error)]
-  problems = file_problems(directory, manifest, checksums=True)
+  problems = file_problems(directory, manifest.files, checksums=True)
   if partial_folder(directory).exists():
     problems.append(
       f"{partial_folder(directory)} is what an interrupted build left: go on"
@@ -546,16 +548,20 @@ def write_whole(
 ) -> None:
   """Has a file written that is there whole, and on the disk, or not at all."""
   writing = path.with_suffix(".writing")
-  write(writing)
-  _sync(writing)
-  writing.rename(path)
+  try:
+    write(writing)
+    files.sync(writing)
+    writing.rename(path)
+  finally:
+    writing.unlink(missing_ok=True)
+  files.sync(path.parent)
+
+
+def _begun(partial: pathlib.Path) -> bool:
+  """Whether a build has put anything down, and is not just an empty folder."""
+  return any(path.suffix != ".writing" for path in partial.iterdir())
 
 
 def _save_vectors(path: pathlib.Path, vectors: np.ndarray) -> None:
   with path.open("wb") as file:
     np.save(file, vectors)
-
-
-def _sync(path: pathlib.Path) -> None:
-  with path.open("rb") as file:
-    os.fsync(file.fileno())

@@ -53,7 +53,8 @@ class OptimizerConfig:
 
   Attributes:
     learning_rate: after the warm-up.
-    warmup_updates: minibatch updates of the warm-up; 0 for none.
+    warmup_updates: minibatch updates of the warm-up; 0 for none. Of these,
+      update i (from 1) has i / warmup_updates of the learning rate.
     weight_decay: decoupled, per update.
     b1: decay of the first moment.
     b2: decay of the second moment.

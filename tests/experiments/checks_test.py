@@ -11,17 +11,25 @@ from flax import nnx
 
 from experiments import checks, memory, metrics, tokenizer_files
 from experiments.config import (
+  BufferConfig,
   DataConfig,
   ExperimentConfig,
+  GrowConfig,
   LoggingConfig,
   MeshConfig,
   PolicyConfig,
+  TrainConfig,
   miniature_rollout,
 )
 from experiments.input_errors import InputError
 from experiments.miniature.world import WorldConfig
 from experiments.stages import agents
-from rapo_jax.models import Decoder, LoraConfig, save_pretrained
+from rapo_jax.models import (
+  Decoder,
+  LoraConfig,
+  end_token_ids,
+  save_pretrained,
+)
 from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
 
@@ -126,7 +134,7 @@ def test_a_turn_end_that_is_text_is_a_problem(tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", ""])
-def test_a_broken_tokenizer_is_told_in_a_line(tmp_path, name, content):
+def test_a_broken_tokenizer_is_reported_in_one_line(tmp_path, name, content):
   write_agent(tmp_path / "base")
   (tmp_path / "base" / name).write_text(content)
   if name == "tokenizer_config.json" and content == '{"a": 1}':
@@ -134,6 +142,14 @@ def test_a_broken_tokenizer_is_told_in_a_line(tmp_path, name, content):
     return
   with pytest.raises(InputError, match=r"cannot be read: .* download it again"):
     tokenizer_files.load_tokenizer(tmp_path / "base")
+
+
+def test_a_rollout_finds_the_files_beside_a_tokenizer(tmp_path):
+  # `RolloutEngine` reads end tokens there.
+  write_agent(tmp_path / "base")
+  tokenizer = tokenizer_files.load_tokenizer(tmp_path / "base")
+  assert tokenizer.name_or_path == str(tmp_path / "base")
+  assert end_token_ids(tokenizer.name_or_path) == (tokenizer.eos_token_id,)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
@@ -174,6 +190,47 @@ def test_an_experiment_on_several_processes_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(checks.CheckError, match="runs in one process, this is"):
     checks.quick_checks(config_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("base", "source", "words"),
+  [
+    (None, "miniature", "the agents stage warm-starts the base agent"),
+    (None, "tool_star", "near 0, since policy.base is not set"),
+    ("some/model", "tool_star", "unknown until the first update"),
+  ],
+)
+def test_the_dry_run_names_the_warm_start(base, source, words):
+  config = ExperimentConfig(
+    name="test",
+    data=DataConfig(source=source),
+    policy=PolicyConfig(base=base, off_policy=base),
+  )
+  text = checks._first_signal(config)
+  assert text.startswith("share of trajectories that close their tags: ")
+  assert words in text
+  assert ("instruct model" in text) == (source == "tool_star")
+
+
+@pytest.mark.parametrize(
+  ("methods", "grow", "refused"),
+  [
+    (("rapo",), None, True),
+    (("grpo", "hybrid"), None, True),
+    (("grpo",), None, False),
+    (("rapo",), GrowConfig(), False),
+  ],
+)
+def test_an_empty_buffer_is_refused_where_it_is_needed(methods, grow, refused):
+  config = ExperimentConfig(
+    name="test",
+    buffer=BufferConfig(path="b", grow=grow),
+    train=TrainConfig(methods=methods),
+  )
+  problems = [text for _, text in checks._empty_buffer(config, 0)]
+  assert bool(problems) == refused
+  assert all("the buffer at b holds no trace" in text for text in problems)
+  assert not list(checks._empty_buffer(config, 1))
 
 
 def test_a_plan_that_cannot_fit_is_a_problem_of_the_dry_run(
