@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
+from rapo_jax.ranges import check_numbers
 from rapo_jax.rewards import ScoreStatus
 from rapo_jax.rollout import NonFiniteRollout
 from rapo_jax.tools import ToolStatus
@@ -89,20 +90,23 @@ class HealthConfig:
   gradient_ratio: float = 20.0
 
   def __post_init__(self) -> None:
-    for name in ("warn_updates", "stop_updates", "tool_calls", "erring_calls"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}."
-        )
-    for name in ("broken_share", "entropy_share", "clip_fraction"):
-      if not 0 < getattr(self, name) <= 1:
-        raise ValueError(
-          f"{name} must lie in (0, 1], got {getattr(self, name)}."
-        )
-    if not self.gradient_ratio > 1:
-      raise ValueError(
-        f"gradient_ratio must be above 1, got {self.gradient_ratio}."
-      )
+    check_numbers(
+      self,
+      "warn_updates",
+      "stop_updates",
+      "tool_calls",
+      "erring_calls",
+      at_least=1,
+    )
+    check_numbers(
+      self,
+      "broken_share",
+      "entropy_share",
+      "clip_fraction",
+      above=0,
+      at_most=1,
+    )
+    check_numbers(self, "gradient_ratio", above=1)
 
   def actions(self) -> dict[str, Action]:
     """What to do about each kind, by its name."""

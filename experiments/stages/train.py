@@ -243,9 +243,7 @@ class _Updates:
       with compilations() as compiled:
         _rehearse(config, self.task, run, self.trainer, state)
       report(done / num_updates, _describe_programs(run, compiled))
-      for number in stop.deferred(
-        range(done + 1, num_updates + 1), "after the update under way"
-      ):
+      for number in stop.deferred(range(done + 1, num_updates + 1)):
         state, row = _update(
           config,
           self.task,

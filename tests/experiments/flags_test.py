@@ -261,6 +261,12 @@ def test_load_config_then_override(tmp_path):
     ('"""Doc."""\nraise SystemExit(3)\n', "line 2: SystemExit: 3"),
     ('"""Doc."""\n\0', "sample.py: .*null bytes"),
     (
+      '"""Doc."""\nfrom experiments.config import TrainConfig\n\n'
+      'def get_config():\n  return TrainConfig(stop_mismatch="0.1")\n',
+      r"line 5: stop_mismatch must be a number, got '0.1' \(str\): .* quotes\."
+      " Correct",
+    ),
+    (
       '"""Doc."""\ndef get_config():\n  return get_config.x\n',
       "line 3: AttributeError: .* Correct the config file",
     ),
