@@ -66,6 +66,7 @@ BUFFER = Fields(
   (
     *_QUESTIONS,
     "data.corpus",
+    "data.prompt_date",
     "world",
     "policy.off_policy",
     "tools",
@@ -119,6 +120,7 @@ EVALUATE = Fields(
   (
     *_QUESTIONS,
     "data.corpus",
+    "data.prompt_date",
     "world",
     "tools",
     "encoder",
