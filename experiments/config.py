@@ -181,20 +181,34 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PythonToolConfig:
+  """The python tool.
+
+  Attributes:
+    timeout_s: wall-clock deadline of one call.
+    memory_bytes: address space of one call.
+    output_bytes: output kept of one call.
+    trust_code: run programs with limits alone where this machine allows no
+      namespaces; they can then read what the user of this process can read.
+  """
+
+  timeout_s: float = 5.0
+  memory_bytes: int = 512 * 1024 * 1024
+  output_bytes: int = 4096
+  trust_code: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ToolsConfig:
-  """Limits of the tools.
+  """The tools.
 
   Attributes:
     search_top_k: documents that one search returns.
-    python_timeout_s: wall-clock deadline of one python call.
-    python_memory_bytes: address space of one python call.
-    python_output_bytes: output kept of one python call.
+    python: limits of the programs, and what keeps them in.
   """
 
   search_top_k: int = 1
-  python_timeout_s: float = 5.0
-  python_memory_bytes: int = 512 * 1024 * 1024
-  python_output_bytes: int = 4096
+  python: PythonToolConfig = PythonToolConfig()
 
   def __post_init__(self) -> None:
     check_numbers(

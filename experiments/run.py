@@ -201,6 +201,9 @@ class Experiment:
               self._stop,
               self._progress.note,
             )
+            # It came during the last update.
+            if self._stop.requested:
+              raise self._stop.stop(f"stopped after {run.task} {run.name}")
 
   @input_errors.from_outside()
   def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:
@@ -298,6 +301,7 @@ class Experiment:
       text: what the last unit gave.
       units: of an item, such as the updates of a run.
     """
+    self._stop.check()
     # Thirds of an item are shown as whole units.
     done = round((item + share) * units, 6)
     self._progress.update(done, items * units, text)

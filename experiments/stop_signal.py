@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SHOW_CURSOR = b"\x1b[?25h"
+# Functions that Python calls and whose exceptions it drops.
+_DROPPING = frozenset({"_xla_gc_callback", "__del__"})
+_RETRY_S = 0.05
 
 _Item = TypeVar("_Item")
 
@@ -47,7 +50,7 @@ class StopSignal:
     self._resume = resume
     self._tell = tell
     self._number: int | None = None
-    self._deferred = ""
+    self._deferred = False
     self._before: dict[int, Any] = {}
 
   @property
@@ -70,18 +73,21 @@ class StopSignal:
     for number, before in self._before.items():
       signal.signal(number, before)
 
-  def deferred(self, items: Iterable[_Item], until: str) -> Iterator[_Item]:
-    """The items, while a signal waits; the loop looks at `requested`.
-
-    Args:
-      items: what the loop goes over.
-      until: what ends first, for the user: "after the update under way".
-    """
-    self._deferred = until
+  def deferred(self, updates: Iterable[_Item]) -> Iterator[_Item]:
+    """The updates, while a signal waits; the loop looks at `requested`."""
+    self._deferred = True
     try:
-      yield from items
+      yield from updates
     finally:
-      self._deferred = ""
+      self._deferred = False
+
+  def check(self) -> None:
+    """Raises `Stopped` if a signal has come; work calls it now and then.
+
+    What the handler raises may be lost in a callback of a library's.
+    """
+    if self.requested and not self._deferred:
+      raise self.stop("stopped")
 
   def stop(self, where: str) -> Stopped:
     """What to raise once the signal has been heeded.
@@ -93,6 +99,11 @@ class StopSignal:
 
   def _handle(self, number: int, frame: FrameType | None) -> None:
     self._number = number
+    if not self._deferred and _is_dropping(frame):
+      again = threading.Timer(_RETRY_S, os.kill, (os.getpid(), number))
+      again.daemon = True
+      again.start()
+      return
     for other in _SIGNALS:
       signal.signal(other, signal.SIG_DFL)
     # The live display hides it, and a second signal leaves no time.
@@ -100,6 +111,15 @@ class StopSignal:
       os.write(sys.stdout.fileno(), _SHOW_CURSOR)
     if not self._deferred:
       raise self.stop("stopped")
-    line = f"stopping {self._deferred}; Ctrl+C again ends at once"
+    line = "stopping after the update under way; Ctrl+C again ends at once"
     # A handler must not print: it may have interrupted a print.
     threading.Thread(target=self._tell, args=(line,), daemon=True).start()
+
+
+def _is_dropping(frame: FrameType | None) -> bool:
+  """Whether what is raised in a frame would not reach the program."""
+  while frame is not None:
+    if frame.f_code.co_name in _DROPPING:
+      return True
+    frame = frame.f_back
+  return False

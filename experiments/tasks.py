@@ -38,7 +38,13 @@ from rapo_jax.data import (
 )
 from rapo_jax.models import hub
 from rapo_jax.retrieval import SentenceEncoder, default_index_class
-from rapo_jax.tools import OpenTool, PythonTool, SearchTool, Tool
+from rapo_jax.tools import (
+  OpenTool,
+  PythonTool,
+  PythonWallError,
+  SearchTool,
+  Tool,
+)
 
 DATA_SET_TOOLS = ("search", "python")
 
@@ -227,14 +233,29 @@ def open_tools(
   Raises:
     InputError: a tool's limit is out of range, or the corpus is not there.
   """
-  with input_errors.from_outside():
-    python = PythonTool(
-      timeout_s=config.tools.python_timeout_s,
-      memory_bytes=config.tools.python_memory_bytes,
-      max_output_bytes=config.tools.python_output_bytes,
+  with contextlib.ExitStack() as stack:
+    tools = _tools(config, name, encoder)
+    if _has_python(config, name):
+      tools.append(stack.enter_context(_python_tool(config)))
+    yield {tool.name: tool for tool in tools}
+
+
+def _has_python(config: ExperimentConfig, name: str) -> bool:
+  return config.data.source != "miniature" or name == "compute"
+
+
+@input_errors.from_outside()
+def _python_tool(config: ExperimentConfig) -> PythonTool:
+  limits = config.tools.python
+  try:
+    return PythonTool(
+      timeout_s=limits.timeout_s,
+      memory_bytes=limits.memory_bytes,
+      max_output_bytes=limits.output_bytes,
+      trust_code=limits.trust_code,
     )
-  with python:
-    yield {t.name: t for t in _tools(config, name, encoder, python)}
+  except PythonWallError as error:
+    raise InputError(str(error)) from error
 
 
 def search_tool(
@@ -249,13 +270,13 @@ def _tools(
   config: ExperimentConfig,
   name: str,
   encoder: SentenceEncoder,
-  python: PythonTool,
 ) -> list[Tool]:
+  """The tools that read; `open_tools` adds python."""
   top_k = config.tools.search_top_k
   if config.data.source == "miniature":
     world = make_world(config.world)
     if name == "compute":
-      return [python]
+      return []
     search = search_tool(world.documents(family(name)), encoder, top_k)
     if name == "web":
       return [search, OpenTool(world.page_texts())]
@@ -264,7 +285,7 @@ def _tools(
   if config.data.corpus is not None:
     with input_errors.from_outside():
       documents = load_corpus(config.data.corpus)
-  return [search_tool(documents, encoder, top_k), python]
+  return [search_tool(documents, encoder, top_k)]
 
 
 def family(name: str) -> Family:

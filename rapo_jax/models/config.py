@@ -550,6 +550,10 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
       f"one each for {', '.join(layers)}; other patterns are not implemented."
     )
   rope_type = rope.get("rope_type", rope.get("type", "default"))
+  if not isinstance(rope_type, str):
+    raise ValueError(
+      f"rope_type must be a text, got {rope_type!r}; correct the configuration."
+    )
   read = _ROPE_FIELDS.get(rope_type, ())
   stretching = {*_UNREAD_ROPE_FIELDS, *itertools.chain(*_ROPE_FIELDS.values())}
   stretching -= {*read, "original_max_position_embeddings"}

@@ -349,6 +349,11 @@ class RolloutEngine:
         f"(max_prompt_tokens), that of question {question!r} has "
         f"{len(prompt)}: raise the limit or drop the question."
       )
+    if not len(prompt):
+      raise ValueError(
+        f"a prompt holds at least one token, that of question {question!r} "
+        "has none: correct the chat template."
+      )
     rows = len(self._eos)
     # An id beyond them would be read as another one, without an error.
     beyond = prompt[(prompt < 0) | (prompt >= rows)]

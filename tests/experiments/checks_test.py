@@ -24,7 +24,12 @@ from experiments.config import (
 from experiments.input_errors import InputError
 from experiments.miniature.world import WorldConfig
 from experiments.stages import agents
-from rapo_jax.models import Decoder, LoraConfig, save_pretrained
+from rapo_jax.models import (
+  Decoder,
+  LoraConfig,
+  end_token_ids,
+  save_pretrained,
+)
 from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
 
@@ -129,7 +134,7 @@ def test_a_turn_end_that_is_text_is_a_problem(tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", ""])
-def test_a_broken_tokenizer_is_told_in_a_line(tmp_path, name, content):
+def test_a_broken_tokenizer_is_reported_in_one_line(tmp_path, name, content):
   write_agent(tmp_path / "base")
   (tmp_path / "base" / name).write_text(content)
   if name == "tokenizer_config.json" and content == '{"a": 1}':
@@ -137,6 +142,14 @@ def test_a_broken_tokenizer_is_told_in_a_line(tmp_path, name, content):
     return
   with pytest.raises(InputError, match=r"cannot be read: .* download it again"):
     tokenizer_files.load_tokenizer(tmp_path / "base")
+
+
+def test_a_rollout_finds_the_files_beside_a_tokenizer(tmp_path):
+  # `RolloutEngine` reads end tokens there.
+  write_agent(tmp_path / "base")
+  tokenizer = tokenizer_files.load_tokenizer(tmp_path / "base")
+  assert tokenizer.name_or_path == str(tmp_path / "base")
+  assert end_token_ids(tokenizer.name_or_path) == (tokenizer.eos_token_id,)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):

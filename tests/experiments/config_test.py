@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from experiments import flags
+from experiments.config import DataConfig
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _CONFIGS = sorted(
@@ -103,3 +104,9 @@ def test_every_field_of_the_experiment_config_is_read():
 def test_every_shipped_config_loads(path):
   config = flags.load_config(path)
   assert flags.to_dict(config)
+
+
+@pytest.mark.parametrize("date", ["", "today", "26 Jul 2024", "2024-13-01"])
+def test_a_prompt_date_that_is_no_day_is_refused(date):
+  with pytest.raises(ValueError, match="a day as YYYY-MM-DD, got"):
+    DataConfig(prompt_date=date)

@@ -253,7 +253,9 @@ def test_a_run_that_cannot_learn_keeps_what_it_stopped_at_and_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+  "ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+)
 def test_killed_and_started_again_it_ends_with_the_same_parameters(
   ending, finished, tmp_path
 ):
@@ -295,9 +297,10 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   _, errors = process.communicate()
   assert not (run_folder / "done.json").exists()
   rows_kept = 3
-  if ending == signal.SIGTERM:
+  if ending != signal.SIGKILL:
     # It ends after an update of its own choice, and that one is saved.
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + ending
+    assert "Traceback" not in errors
     assert "stopped after update" in errors
     assert "start it again to go on" in errors
     rows_kept = len(_rows(metrics))

@@ -59,7 +59,7 @@ def test_a_signal_waits_for_the_unit_under_way(number):
   done = _run(
     """
     with StopSignal("start it again.") as stop:
-      for unit in stop.deferred(range(3), "after this unit"):
+      for unit in stop.deferred(range(3)):
         if unit == 1:
           print("ready", flush=True)
           while not stop.requested:
@@ -72,16 +72,63 @@ def test_a_signal_waits_for_the_unit_under_way(number):
   )
   assert done.returncode == 128 + number
   lines = done.stdout.splitlines()
-  assert "stopping after this unit; Ctrl+C again" in lines[0]
+  assert "stopping after the update under way; Ctrl+C again" in lines[0]
   assert lines[1] == "unit 1 is whole"
   assert done.stderr == "stopped after unit 1: start it again.\n"
+
+
+def test_a_signal_in_a_finalizer_is_not_lost():
+  # Python drops what is raised there.
+  done = _run(
+    """
+    class Slow:
+      def __del__(self):
+        print("ready", flush=True)
+        for _ in range(20):
+          time.sleep(0.01)
+
+    with StopSignal("start it again."):
+      Slow()
+      time.sleep(60)
+    """,
+    signal.SIGINT,
+  )
+  assert done.returncode == 130
+  assert done.stderr == "stopped: start it again.\n"
+
+
+def test_what_a_callback_dropped_is_raised_at_the_next_check():
+  done = _run(
+    """
+    import weakref
+
+    class Kept:
+      pass
+
+    def slow(_):
+      print("ready", flush=True)
+      while not stop.requested:
+        time.sleep(0.01)
+
+    with StopSignal("start it again.") as stop:
+      kept = Kept()
+      reference = weakref.ref(kept, slow)
+      del kept
+      stop.check()
+      print("not reached")
+    """,
+    signal.SIGTERM,
+  )
+  assert done.returncode == 128 + signal.SIGTERM
+  assert "not reached" not in done.stdout
+  assert done.stderr.endswith("stopped: start it again.\n")
 
 
 def test_a_second_signal_ends_at_once_without_a_traceback():
   done = _run(
     """
     with StopSignal("start it again.", lambda _: None) as stop:
-      for _ in stop.deferred(range(1), "never"):
+      for _ in stop.deferred(range(1)):
         print("ready", flush=True)
         while not stop.requested:
           time.sleep(0.01)
