@@ -174,8 +174,6 @@ def train(
   _write_end(
     state.model, task, folder, max(resumed.update, config.train.num_updates)
   )
-  if stop.requested:
-    raise stop.stop(f"stopped after {run.task} {run.name} was finished")
 
 
 def _ends_at(config: ExperimentConfig, run: Run, update: int) -> str:
@@ -243,9 +241,7 @@ class _Updates:
       with compilations() as compiled:
         _rehearse(config, self.task, run, self.trainer, state)
       report(done / num_updates, _describe_programs(run, compiled))
-      for number in stop.deferred(
-        range(done + 1, num_updates + 1), "after the update under way"
-      ):
+      for number in stop.deferred(range(done + 1, num_updates + 1)):
         state, row = _update(
           config,
           self.task,

@@ -17,6 +17,7 @@ FREE = (
   "buffer.path",
   "buffer.url",
   "evaluation.curve_samples",
+  "tools.python.trust_code",
   "train",
   "logging",
 )
@@ -66,6 +67,7 @@ def _conflicts(workdir, *overrides):
     "train.checkpoint_every=1",
     "evaluation.num_samples=8",
     "evaluation.seed=7",
+    "tools.python.trust_code=true",
     "logging.tensorboard=false",
     "data.families=multihop,web",
     "optimizer.weight_decay=0",
