@@ -197,6 +197,10 @@ class PythonToolConfig:
   output_bytes: int = 4096
   trust_code: bool = False
 
+  def __post_init__(self) -> None:
+    check_numbers(self, "memory_bytes", "output_bytes", at_least=1)
+    check_numbers(self, "timeout_s", above=0, unit="seconds")
+
 
 @dataclasses.dataclass(frozen=True)
 class ToolsConfig:
@@ -211,14 +215,7 @@ class ToolsConfig:
   python: PythonToolConfig = PythonToolConfig()
 
   def __post_init__(self) -> None:
-    check_numbers(
-      self,
-      "search_top_k",
-      "python_memory_bytes",
-      "python_output_bytes",
-      at_least=1,
-    )
-    check_numbers(self, "python_timeout_s", above=0, unit="seconds")
+    check_numbers(self, "search_top_k", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
