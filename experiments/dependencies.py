@@ -58,6 +58,8 @@ class Fields:
 
 
 _QUESTIONS = ("data.source", "data.path", "data.limit", "data.held_out")
+# What keeps programs in changes nothing that they answer.
+_TRUST = "tools.python.trust_code"
 
 AGENTS = Fields((*_QUESTIONS, "world", "agents", "policy.random"))
 """What the agents that a folder holds were made with."""
@@ -66,6 +68,7 @@ BUFFER = Fields(
   (
     *_QUESTIONS,
     "data.corpus",
+    "data.prompt_date",
     "world",
     "policy.off_policy",
     "tools",
@@ -81,6 +84,7 @@ BUFFER = Fields(
     "rollout.num_generations",
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
+    _TRUST,
   ),
 )
 """What a buffer that a folder holds was built with."""
@@ -111,6 +115,7 @@ TRAIN = Fields(
     "buffer.num_trajectories",
     "buffer.top_k_trajectories",
     "buffer.seed",
+    _TRUST,
   ),
 )
 """What a run with a checkpoint was trained with."""
@@ -119,6 +124,7 @@ EVALUATE = Fields(
   (
     *_QUESTIONS,
     "data.corpus",
+    "data.prompt_date",
     "world",
     "tools",
     "encoder",
@@ -130,6 +136,7 @@ EVALUATE = Fields(
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
     "evaluation.curve_samples",
+    _TRUST,
   ),
 )
 """What an evaluation was made with; it is made again where that differs."""

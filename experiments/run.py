@@ -223,7 +223,7 @@ class Experiment:
         for owner, agent, run in wanted:
           if owner != name:
             continue
-          if not self._workdir.evaluation(name, agent).exists():
+          if not self._is_evaluated(name, agent, run):
             report = functools.partial(
               self._share, done, len(wanted), text=f"{name} {agent}"
             )
@@ -239,9 +239,7 @@ class Experiment:
     run: train_stage.Run | None,
     report: Callable[[float], None],
   ) -> None:
-    """Evaluates an agent whose result is not there, or of something else."""
-    if self._is_evaluated(task.name, agent, run):
-      return
+    """Evaluates one agent, and writes down what its result depends on."""
     acting, folder = task, self._agent_folder(task.name, agent, run)
     if agent == "off_policy":
       acting, _ = task.for_off_policy()
@@ -255,7 +253,7 @@ class Experiment:
       "method": run.method if run else agent,
       "seed": run.seed if run else None,
       "update": train_stage.ended_update(folder.parent) if run else 0,
-      "made_with": self._evaluated_with(folder),
+      "made_with": self._evaluated_with(folder, run),
     }
     write_json(self._workdir.evaluation(task.name, agent), result)
 
@@ -268,13 +266,18 @@ class Experiment:
       return False
     made_with = read_json(path).get("made_with")
     folder = self._agent_folder(task, agent, run)
-    return bool(made_with == self._evaluated_with(folder))
+    return bool(made_with == self._evaluated_with(folder, run))
 
   @input_errors.from_outside()
-  def _evaluated_with(self, agent: pathlib.Path) -> str:
+  def _evaluated_with(
+    self, agent: pathlib.Path, run: train_stage.Run | None
+  ) -> str:
     """Changes with the agent, and with any field that its result depends on."""
     fields = EVALUATE.of(flags.to_dict(self._config))
-    text = json.dumps([fields, models.fingerprint(agent)], sort_keys=True)
+    content = [fields, models.fingerprint(agent)]
+    if run is not None:
+      content.append(read_json(agent.parent / train_stage.DONE_FILE))
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
   def _agent_folder(

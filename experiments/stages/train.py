@@ -174,8 +174,6 @@ def train(
   _write_end(
     state.model, task, folder, max(resumed.update, config.train.num_updates)
   )
-  if stop.requested:
-    raise stop.stop(f"stopped after {run.task} {run.name} was finished")
 
 
 def _ends_at(config: ExperimentConfig, run: Run, update: int) -> str:

@@ -1,6 +1,5 @@
 """What in a work folder depends on which fields."""
 
-import dataclasses
 import json
 
 import pytest
@@ -17,6 +16,7 @@ FREE = (
   "buffer.path",
   "buffer.url",
   "evaluation.curve_samples",
+  "tools.python.trust_code",
   "train",
   "logging",
 )
@@ -66,6 +66,7 @@ def _conflicts(workdir, *overrides):
     "train.checkpoint_every=1",
     "evaluation.num_samples=8",
     "evaluation.seed=7",
+    "tools.python.trust_code=true",
     "logging.tensorboard=false",
     "data.families=multihop,web",
     "optimizer.weight_decay=0",
@@ -161,10 +162,3 @@ def test_every_name_of_a_field_is_one():
   for fields in (*FIELDS, dependencies.AFTER_DIVERGENCE):
     for name in (*fields.sections, *fields.apart):
       assert any(p == name or p.startswith(f"{name}.") for p in known), name
-
-
-def test_fields_of_a_method_are_in_the_config():
-  # `retrieval_prob` and the like are read by hybrid rollouts alone.
-  rollout = {f.name for f in dataclasses.fields(ExperimentConfig("").rollout)}
-  apart = [n.partition(".")[2] for n in dependencies.BUFFER.apart]
-  assert set(apart) <= rollout

@@ -73,6 +73,37 @@ def same(first, second):
   )
 
 
+def test_a_broken_checkpoint_is_passed_over_or_refused(tmp_path, capsys):
+  write_run(tmp_path)
+  path = tmp_path / "checkpoints" / "10" / "metadata" / "metadata"
+  path.write_bytes(path.read_bytes()[:-1])
+  assert run(tmp_path, checkpoint="checkpoints/10") == 2
+  assert "checkpoint 10 in" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+  # Through a link, which stays.
+  (tmp_path / "link").symlink_to(tmp_path / "far")
+  assert run(tmp_path, output="link") == 0
+  printed = capsys.readouterr()
+  assert "warning: checkpoint 10: metadata/metadata has" in printed.err
+  assert "policy after update 5" in printed.out
+  assert (tmp_path / "link").is_symlink()
+  assert (tmp_path / "far" / "config.json").is_file()
+
+
+def test_a_policy_that_is_not_finite_is_not_exported(tmp_path, capsys):
+  model = write_run(tmp_path)
+  model.final_norm.scale[...] = model.final_norm.scale[...].at[0].set(np.nan)
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  state = init_train_state(model, OptimizerConfig())
+  described = describe_policy(model, tmp_path / "base", end_ids=[3, 5])
+  checkpoints.save(15, state, {"update": 15, **described})
+  checkpoints.close()
+  assert run(tmp_path) == 2
+  message = capsys.readouterr().err
+  assert "NaN or infinity is in final_norm.scale" in message
+  assert not (tmp_path / "out").exists()
+
+
 def test_the_newest_checkpoint_is_written_bit_for_bit(tmp_path, capsys):
   model = write_run(tmp_path)
   assert run(tmp_path) == 0

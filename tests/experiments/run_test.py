@@ -544,7 +544,7 @@ def test_a_checkpoint_of_another_prompt_is_not_gone_on_with(
     raise AssertionError("what is refused is not to be restored")
 
   with monkeypatch.context() as patched:
-    patched.setattr(train, "prompt_hash", lambda *_: "another")
+    patched.setattr(train, "prompt_hash", lambda *_, **__: "another")
     patched.setattr(Checkpoints, "restore", refuse)
     assert run.main(arguments) == 2
   assert "prompt_hash that it began with" in capsys.readouterr().err
