@@ -589,8 +589,8 @@ def _add_leaks(parser: argparse.ArgumentParser) -> None:
     action="append",
     default=[],
     metavar="FILE",
-    help="questions that must not be in the buffer: .jsonl, .json, .csv or "
-    ".parquet with a field question, problem, query or prompt; may be repeated",
+    help="questions that must not be in the buffer: .jsonl, .json, .csv, .tsv "
+    "or .parquet with a field question, problem, query or prompt; may be repeated",
   )
   group.add_argument(
     "--overlap",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterator
 from typing import ParamSpec
@@ -47,6 +48,9 @@ def told_in_a_line(
 
   @functools.wraps(main)
   def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+      # A locale of Latin-1 has no arrows and no Chinese.
+      sys.stdout.reconfigure(errors="backslashreplace")
     try:
       return main(*args, **kwargs)
     except InputError as error:

@@ -239,7 +239,7 @@ def claim_workdir(
     workdir.root.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as locks:
     for task in tasks:
-      lock = locks.enter_context((workdir.root / f".lock-{task}").open("a"))
+      lock = locks.enter_context((workdir.root / f".lock-{task}").open("ab"))
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as error:
@@ -255,7 +255,7 @@ def claim_workdir(
 @contextlib.contextmanager
 def _one_at_a_time(workdir: Workdir) -> Iterator[None]:
   """Waits for other processes that write files of the whole folder."""
-  with (workdir.root / ".lock").open("a") as lock:
+  with (workdir.root / ".lock").open("ab") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     yield
 

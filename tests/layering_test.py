@@ -1,7 +1,7 @@
 """The layers of `rapo_jax`, and what its import must not do.
 
 A lower layer never imports a higher one:
-trajectory | compilation → objectives | models | tools →
+trajectory | compilation | text_files → objectives | models | tools →
 retrieval | rewards | data → rollout → training → experiments.
 """
 
@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = {
   "rapo_jax.trajectory": 0,
   "rapo_jax.compilation": 0,
+  "rapo_jax.text_files": 0,
   "rapo_jax.objectives": 1,
   "rapo_jax.models": 1,
   "rapo_jax.tools": 1,
@@ -80,7 +81,7 @@ def imported_modules(tree: ast.AST, module: str, *, package: bool) -> set[str]:
 
 def imports_of(path: pathlib.Path) -> set[str]:
   return imported_modules(
-    ast.parse(path.read_text()),
+    ast.parse(path.read_text(encoding="utf-8")),
     module_name(path),
     package=path.name == "__init__.py",
   )
@@ -103,7 +104,7 @@ def run_python(code: str) -> None:
     [sys.executable, "-c", textwrap.dedent(code)],
     cwd=ROOT,
     capture_output=True,
-    text=True,
+    encoding="utf-8",
     timeout=240,
     check=False,
   )
@@ -151,7 +152,9 @@ class LayeringTest(parameterized.TestCase):
   def test_importing_changes_nothing(self):
     wrong = []
     for path in sources("rapo_jax"):
-      for node in import_time_statements(ast.parse(path.read_text())):
+      for node in import_time_statements(
+        ast.parse(path.read_text(encoding="utf-8"))
+      ):
         if isinstance(node, ast.Attribute | ast.Call):
           text = ast.unparse(node)
           if text.startswith(SIDE_EFFECTS):
@@ -163,7 +166,7 @@ class LayeringTest(parameterized.TestCase):
       f"{path.relative_to(ROOT)}:{node.lineno}"
       for path in sources("rapo_jax")
       if str(path.relative_to(ROOT)) not in PROGRAMS
-      for node in ast.walk(ast.parse(path.read_text()))
+      for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
       if isinstance(node, ast.Call)
       and isinstance(node.func, ast.Name)
       and node.func.id == "print"

@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 
 from rapo_jax.models.checkpoint_layout import INDEX, WEIGHTS
+from rapo_jax.text_files import read_json
 
 _DTYPES = {
   "F32": np.dtype(np.float32),
@@ -64,23 +65,10 @@ class StoredTensor:
     )
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Parses a JSON file.
-
-  Raises:
-    ValueError: it is not JSON; names the file.
-  """
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(
-      f"{path} must be JSON ({error}); copy or download it again."
-    ) from error
-
-
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON file with sorted keys."""
-  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+  text = json.dumps(content, indent=2, sort_keys=True)
+  path.write_text(text + "\n", encoding="utf-8")
 
 
 def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:

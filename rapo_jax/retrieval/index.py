@@ -221,7 +221,9 @@ def write_meta(path: pathlib.Path, index: Index) -> None:
   encoder.
   """
   meta = {**index.parameters, "encoder_sha256": index.encoder_sha256}
-  (path / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
+  (path / META_FILE).write_text(
+    json.dumps(meta, indent=2) + "\n", encoding="utf-8"
+  )
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
@@ -232,4 +234,4 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
   """
   if not (path / META_FILE).is_file():
     raise ValueError(f"{path} holds no index: it has no {META_FILE}.")
-  return json.loads((path / META_FILE).read_text())
+  return json.loads((path / META_FILE).read_text(encoding="utf-8"))

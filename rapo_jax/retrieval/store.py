@@ -116,7 +116,7 @@ class BufferWriter:
       state = {"encoder_sha256": encoder.sha256}
       write_whole(
         self._partial / _STATE_FILE,
-        lambda new: new.write_text(json.dumps(state)),
+        lambda new: new.write_text(json.dumps(state), encoding="utf-8"),
       )
 
   @property
@@ -177,7 +177,11 @@ class BufferWriter:
         " (--resume), or delete it to begin again."
       )
     state_file = self._partial / _STATE_FILE
-    begun = json.loads(state_file.read_text()) if state_file.is_file() else {}
+    begun = (
+      json.loads(state_file.read_text(encoding="utf-8"))
+      if state_file.is_file()
+      else {}
+    )
     if begun.get("encoder_sha256") != self._encoder.sha256:
       raise ValueError(
         f"{self._partial} must have been begun with the encoder"

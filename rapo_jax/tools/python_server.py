@@ -210,7 +210,7 @@ def _kill_children() -> None:
   try:
     while True:
       if os.waitpid(-1, os.WNOHANG) == (0, 0):
-        with open(path) as file:
+        with open(path, "rb") as file:
           for pid in file.read().split():
             os.kill(int(pid), signal.SIGKILL)
         os.waitpid(-1, 0)

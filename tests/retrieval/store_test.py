@@ -242,7 +242,7 @@ class TestResume:
   def test_another_encoder_cannot_go_on(self, encoder, tmp_path):
     retrieval.BufferWriter(tmp_path / "buffer", encoder)
     state = tmp_path / "buffer.partial" / "build.json"
-    state.write_text(json.dumps({"encoder_sha256": "0" * 64}))
+    state.write_text(json.dumps({"encoder_sha256": "0" * 64}), encoding="utf-8")
     with pytest.raises(ValueError, match="must have been begun with"):
       retrieval.BufferWriter(tmp_path / "buffer", encoder, resume=True)
 
@@ -278,8 +278,10 @@ class TestReadManifest:
   @pytest.mark.parametrize("version", [1, 99, None])
   def test_another_format(self, saved, version):
     path = saved / "manifest.json"
-    content = json.loads(path.read_text()) | {"format_version": version}
-    path.write_text(json.dumps(content))
+    content = json.loads(path.read_text(encoding="utf-8")) | {
+      "format_version": version
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(
       ValueError, match=rf"version {version}, this code reads 2.*Build it again"
     ):
@@ -289,7 +291,7 @@ class TestReadManifest:
     "text", ["", "[]", '{"format_version": 2', '{"format_version": 2}']
   )
   def test_a_broken_manifest(self, saved, text):
-    (saved / "manifest.json").write_text(text)
+    (saved / "manifest.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot be read.*buffer verify"):
       store.read_manifest(saved)
 
@@ -382,8 +384,8 @@ class TestMerge:
   def test_of_another_encoder(self, encoder, tmp_path):
     retrieval.StepTraceBuffer.build([], encoder).save(tmp_path / "a")
     path = tmp_path / "a" / "manifest.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["encoder"]["sha256"] = "0" * 64
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match="do not compare"):
       store.merge([tmp_path / "a"], tmp_path / "out", encoder)
