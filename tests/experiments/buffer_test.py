@@ -41,7 +41,9 @@ def teacher(tmp_path):
     rows.append({"key": prompt, "value": step, "reward": reward})
     answer = ANSWER.format(f"Person {number}")
     rows.append({"key": prompt + step, "value": answer, "reward": reward})
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  path.write_text(
+    "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+  )
   return path
 
 
@@ -55,7 +57,7 @@ def chats(tmp_path):
     ],
     "answer": "Person 0",
   }
-  path.write_text(json.dumps(record) + "\n")
+  path.write_text(json.dumps(record) + "\n", encoding="utf-8")
   return path
 
 
@@ -100,31 +102,37 @@ class TestImport:
 
   def test_a_broken_line_stops_or_is_counted(self, tmp_path, teacher, capsys):
     out, report = tmp_path / "out", tmp_path / "report.json"
-    lines = teacher.read_text().splitlines()
-    teacher.write_text("\n".join([*lines[:2], '{"key": ', *lines[2:]]))
+    lines = teacher.read_text(encoding="utf-8").splitlines()
+    teacher.write_text(
+      "\n".join([*lines[:2], '{"key": ', *lines[2:]]), encoding="utf-8"
+    )
     arguments = ("import", "--output", out, teacher, "--report", report)
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "teacher.jsonl:3: no JSON" in error
     assert not out.exists()
-    assert json.loads(report.read_text())["lines"]["num_lines"] == 3
+    assert (
+      json.loads(report.read_text(encoding="utf-8"))["lines"]["num_lines"] == 3
+    )
     assert run(*arguments, "--on_error", "skip") == 0
     printed = capsys.readouterr().out
     assert "left out 1 broken lines" in printed
     assert "teacher.jsonl:3: no JSON" in printed
-    assert json.loads(report.read_text())["lines"]["num_broken"] == 1
+    assert (
+      json.loads(report.read_text(encoding="utf-8"))["lines"]["num_broken"] == 1
+    )
 
   def test_held_out_questions(self, tmp_path, teacher, capsys):
     out, held_out = tmp_path / "out", tmp_path / "test.jsonl"
-    held_out.write_text(json.dumps({"question": "who is 0"}))
+    held_out.write_text(json.dumps({"question": "who is 0"}), encoding="utf-8")
     report = tmp_path / "report.json"
     arguments = ("import", "--output", out, teacher, "--held_out", held_out)
     assert run(*arguments, "--report", report) == 2
     error = capsys.readouterr().err
     assert "test.jsonl: 1 by text, 0 by meaning" in error
     assert "--overlap drop" in error
-    (overlap,) = json.loads(report.read_text())["overlaps"]
+    (overlap,) = json.loads(report.read_text(encoding="utf-8"))["overlaps"]
     assert (overlap["question"], overlap["name"]) == (
       "Who is 0?",
       str(held_out),
@@ -229,7 +237,7 @@ class TestBuildFromAnEndpoint:
       assert "go on with it (--resume)" in capsys.readouterr().err
       failing.clear()
       # A line that the interruption cut off.
-      with (tmp_path / "out.journal.jsonl").open("a") as file:
+      with (tmp_path / "out.journal.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"query_id": ')
       server.requests.clear()
       assert self.build(out, url, "--resume") == 0
@@ -248,7 +256,9 @@ class TestBuildFromAnEndpoint:
 
   def test_held_out_questions_are_not_asked(self, tmp_path, truths, capsys):
     held_out = tmp_path / "test.jsonl"
-    held_out.write_text(json.dumps({"question": next(iter(truths))}))
+    held_out.write_text(
+      json.dumps({"question": next(iter(truths))}), encoding="utf-8"
+    )
     server = FakeServer(lambda _: "<answer> no </answer>")
     leaks = ("--held_out", held_out, "--similarity", "none")
     with server.serve() as url:
@@ -357,7 +367,7 @@ class TestInspect:
       "inspect", "--buffer", out, "--question", "Who is 1?",
       "--history", CALL.format("who 1", "A person 1."),
     ) == 0  # fmt: skip
-    page = (tmp_path / "out.html").read_text()
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
     assert str(tmp_path / "out.html") in capsys.readouterr().out
     assert "5 step traces by 2 agents" in page
     for fetched in ("http://", "https://", "<script", "<link", "src="):
@@ -374,14 +384,14 @@ class TestInspect:
     assert neighbors.index("Person 1 &lt;") < neighbors.index("Samples")
 
   def test_text_of_traces_is_no_markup(self, tmp_path, chats):
-    record = json.loads(chats.read_text())
+    record = json.loads(chats.read_text(encoding="utf-8"))
     record["messages"][0]["content"] = "<script>alert(1)</script>?"
-    chats.write_text(json.dumps(record))
+    chats.write_text(json.dumps(record), encoding="utf-8")
     out, page = tmp_path / "out", tmp_path / "page.html"
     assert run("import", "--output", out, chats, "--reward", 1) == 0
     assert run("inspect", "--buffer", out, "--output", page) == 0
-    assert "<script" not in page.read_text()
-    assert "&lt;script&gt;alert(1)" in page.read_text()
+    assert "<script" not in page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in page.read_text(encoding="utf-8")
 
   def test_a_history_needs_its_question(self, tmp_path, capsys):
     assert run("inspect", "--buffer", tmp_path, "--history", "step") == 2

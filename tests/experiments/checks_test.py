@@ -34,7 +34,9 @@ def write_agent(folder, *, template=None, **changes):
     tokenizer.chat_template = template(tokenizer.chat_template)
   tokenizer.save_pretrained(folder)
   shape = dataclasses.replace(SHAPE, **changes)
-  (folder / "config.json").write_text(json.dumps(shape.to_hf()))
+  (folder / "config.json").write_text(
+    json.dumps(shape.to_hf()), encoding="utf-8"
+  )
 
 
 def config_of(folder):
@@ -81,7 +83,9 @@ def test_an_agent_of_an_unknown_kind_is_a_problem(tmp_path):
   write_agent(tmp_path / "base")
   write_agent(tmp_path / "off_policy")
   path = tmp_path / "off_policy" / "config.json"
-  path.write_text(json.dumps(SHAPE.to_hf() | {"model_type": "mistral"}))
+  path.write_text(
+    json.dumps(SHAPE.to_hf() | {"model_type": "mistral"}), encoding="utf-8"
+  )
   with pytest.raises(checks.CheckError, match=r"policy\.off_policy: .*mistral"):
     checks.dry_run(config_of(tmp_path), None)
 

@@ -109,7 +109,7 @@ def test_small_enough(page):
 
 
 def test_a_work_folder_without_anything_gives_a_page(tmp_path):
-  text = report.write_report(tmp_path).read_text()
+  text = report.write_report(tmp_path).read_text(encoding="utf-8")
   assert "No comparison yet" in text
   assert "Nothing is evaluated yet" in text
 
@@ -123,7 +123,7 @@ def test_one_task_without_a_mean(tmp_path):
     num_updates=2,
     num_questions=5,
   )
-  text = report.write_report(workdir).read_text()
+  text = report.write_report(workdir).read_text(encoding="utf-8")
   assert "One seed a method" in text
   assert "<h3>Mean over tasks" not in text
   assert "hybrid alone" not in text

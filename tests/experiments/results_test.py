@@ -24,7 +24,7 @@ def fake_results(fake):
 
 def _write(path, content):
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content))
+  path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _evaluation(workdir, method, seed, sampled, task="t"):
@@ -52,7 +52,7 @@ def _metrics(workdir, name, accuracies, task="t", **series):
     if update:
       row |= {k.replace("__", "/"): v for k, v in series.items()}
     rows.append(json.dumps(row))
-  path.write_text("\n".join(rows) + "\n")
+  path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def test_accuracy_and_difference_by_hand(tmp_path):
@@ -160,7 +160,10 @@ def test_training_keeps_the_largest_gap_and_the_live_share(fake_results):
 
 
 def test_the_file_holds_the_results(fake, fake_results):
-  assert json.loads((fake / "results.json").read_text()) == fake_results
+  assert (
+    json.loads((fake / "results.json").read_text(encoding="utf-8"))
+    == fake_results
+  )
   assert fake_results["unfinished_runs"] == []
 
 

@@ -104,14 +104,16 @@ def finished(tmp_path_factory):
   """The work folder of an experiment that ran in one go."""
   folder = tmp_path_factory.mktemp("runs") / "whole"
   config_file = folder.with_suffix(".py")
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   status = run.main(["--config", str(config_file), "--workdir", str(folder)])
   assert status == 0
   return config_file, folder
 
 
 def _rows(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return [
+    json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+  ]
 
 
 def _parameters(run_folder):
@@ -137,9 +139,9 @@ def test_every_stage_leaves_its_files(finished):
   _, folder = finished
   for agent in ("base", "off_policy"):
     path = folder / "agents" / "compute" / agent
-    assert json.loads((path / "config.json").read_text())["model_type"] == (
-      "qwen2"
-    )
+    assert json.loads((path / "config.json").read_text(encoding="utf-8"))[
+      "model_type"
+    ] == ("qwen2")
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     assert tokenizer.decode(tokenizer.encode("<think> Now")) == "<think> Now"
   assert (folder / "buffer" / "compute" / "manifest.json").exists()
@@ -150,7 +152,7 @@ def test_every_stage_leaves_its_files(finished):
   results = read_json(folder / "results.json")
   assert results["unfinished_runs"] == []
   assert "compute" in results["tasks"]
-  page = (folder / "report.html").read_text()
+  page = (folder / "report.html").read_text(encoding="utf-8")
   assert "rapo" in page.lower()
 
 
@@ -227,7 +229,7 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
     env=environment,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
-    text=True,
+    encoding="utf-8",
   )
   deadline = time.monotonic() + 240
   # After update 3: one update beyond the checkpoint of update 2 is lost.
@@ -450,7 +452,11 @@ def test_adapters_are_trained_merged_written_apart_and_exported(
 
 
 def _whole_rows(path):
-  return [line for line in path.read_text().splitlines(True) if "\n" in line]
+  return [
+    line
+    for line in path.read_text(encoding="utf-8").splitlines(True)
+    if "\n" in line
+  ]
 
 
 def test_another_config_does_not_go_on_in_the_folder(finished, capsys):
@@ -535,7 +541,7 @@ def test_a_task_that_is_not_there_is_named(finished, capsys):
 
 def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
   config_file = tmp_path / "config.py"
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   folder = tmp_path / "never"
   arguments = ["--config", str(config_file), "--workdir", str(folder)]
   assert run.main([*arguments, "--dry_run"]) == 0
@@ -573,7 +579,7 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
 )
 def test_bad_overrides_fail_at_once(override, message, tmp_path, capsys):
   config_file = tmp_path / "config.py"
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   status = run.main(
     [
       *("--config", str(config_file), "--workdir", str(tmp_path / "w")),
@@ -595,7 +601,7 @@ def test_missing_data_is_named():
 
 def test_a_stage_without_the_ones_before_it_says_which(tmp_path, capsys):
   config_file = tmp_path / "config.py"
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   arguments = ["--config", str(config_file), "--workdir", str(tmp_path / "w")]
   assert run.main([*arguments, "--stage=train"]) == 2
   assert "run --stage=agents first" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def process(folder, encoder_folder):
     cwd=ROOT,
     env={**os.environ, "PYTHONPATH": search},
     stdout=subprocess.PIPE,
-    text=True,
+    encoding="utf-8",
   )
   try:
     yield process

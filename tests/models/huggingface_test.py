@@ -144,7 +144,7 @@ class CheckpointTest(parameterized.TestCase):
         self.folder / shard,
       )
     (self.folder / "model.safetensors.index.json").write_text(
-      json.dumps({"metadata": {}, "weight_map": weight_map})
+      json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8"
     )
     self.assert_same(models.from_pretrained(self.folder), model)
 
@@ -186,11 +186,11 @@ class CheckpointTest(parameterized.TestCase):
     tokenizer = mock.Mock(bos_token_id=None, eos_token_id=5, pad_token_id=0)
     tokenizer.save_pretrained.side_effect = lambda folder: (
       pathlib.Path(folder) / "tokenizer.json"
-    ).write_text("{}")
+    ).write_text("{}", encoding="utf-8")
     models.save_pretrained(tiny_model(), self.folder, tokenizer=tokenizer)
     self.assertTrue((self.folder / "tokenizer.json").is_file())
     for name in ("config.json", "generation_config.json"):
-      content = json.loads((self.folder / name).read_text())
+      content = json.loads((self.folder / name).read_text(encoding="utf-8"))
       self.assertEqual(content["eos_token_id"], 5)
       self.assertEqual(content["pad_token_id"], 0)
       self.assertNotIn("bos_token_id", content)
@@ -286,7 +286,7 @@ class CheckpointTest(parameterized.TestCase):
       weights.write_bytes(content)
       with self.assertRaisesRegex(ValueError, "model.safetensors must be a"):
         models.from_pretrained(self.folder)
-    (self.folder / "config.json").write_text("{")
+    (self.folder / "config.json").write_text("{", encoding="utf-8")
     with self.assertRaisesRegex(ValueError, "config.json must be JSON"):
       models.from_pretrained(self.folder)
 

@@ -171,7 +171,9 @@ def test_adapters_are_added_once():
 def test_files_are_those_of_peft(tmp_path):
   model = adapted(tiny_decoder())
   models.save_adapters(model, tmp_path / "adapters", base_model="some/base")
-  content = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
+  content = json.loads(
+    (tmp_path / "adapters/adapter_config.json").read_text(encoding="utf-8")
+  )
   assert content["peft_type"] == "LORA"
   assert (content["r"], content["lora_alpha"]) == (4, 8)
   assert content["target_modules"] == [

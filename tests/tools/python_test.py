@@ -166,7 +166,7 @@ def test_programs_run_at_the_same_time():
 def read(path: str) -> str:
   """A file of /proc; nothing where its process or thread has ended."""
   try:
-    return pathlib.Path(path).read_text()
+    return pathlib.Path(path).read_text(encoding="utf-8")
   except (FileNotFoundError, ProcessLookupError):
     return ""
 
