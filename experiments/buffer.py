@@ -32,6 +32,7 @@ from experiments import (
 from experiments.buffer_import import ImportConfig, LeakConfig, OverlapPolicy
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.input_errors import InputError
+from experiments.places import place
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
 from experiments.stages.buffer import build_buffer
@@ -320,6 +321,8 @@ def _encoder(
 
 
 def _check_output(known: argparse.Namespace) -> None:
+  # The folder behind a link is replaced, not the link.
+  known.output = known.output.resolve()
   if known.output.exists() and not known.replace:
     raise InputError(
       f"there is something at {known.output} already: choose another --output, "
@@ -429,8 +432,8 @@ Joins buffers into one. Nothing is embedded again; the index is built anew.
 _VERIFY = """\
 Reads all of a buffer and compares it with its manifest.
 
-Looks at sizes, checksums, numbers of rows and ids. Exit status 1 if it is not
-as it was written; then tells what mends it.
+Looks at sizes, checksums, every row and every vector. Exit status 1 if it is
+not as it was written; then says how to repair it.
 """
 
 
@@ -443,7 +446,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
   _add_resume(parser)
   parser.add_argument(
     "--workdir",
-    type=pathlib.Path,
+    type=place,
     help="work folder of the experiment, with its agents",
   )
   group = parser.add_argument_group("an agent behind an endpoint")
@@ -506,7 +509,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
   _add_leaks(parser)
   parser.add_argument(
     "--report",
-    type=pathlib.Path,
+    type=place,
     metavar="FILE",
     help="write what was read, left out and found held out as JSON, also when "
     "the import is refused",
@@ -515,7 +518,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--output", type=pathlib.Path, required=True, help="folder of the buffer"
+    "--output", type=place, required=True, help="folder of the buffer"
   )
   parser.add_argument(
     "--replace", action="store_true", help="replace what is at --output"
@@ -526,7 +529,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _add_encoder(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--encoder",
-    type=pathlib.Path,
+    type=place,
     metavar="FOLDER",
     help="sentence-transformers folder (default: that of the config, if one is "
     "given, or all-MiniLM-L6-v2)",
@@ -585,12 +588,13 @@ def _add_leaks(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("held-out questions")
   group.add_argument(
     "--held_out",
-    type=pathlib.Path,
+    type=place,
     action="append",
     default=[],
     metavar="FILE",
     help="questions that must not be in the buffer: .jsonl, .json, .csv, .tsv "
-    "or .parquet with a field question, problem, query or prompt; may be repeated",
+    "or .parquet with a field question, problem, query or prompt; may be "
+    "repeated",
   )
   group.add_argument(
     "--overlap",
@@ -613,7 +617,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
   _add_buffer(parser)
   parser.add_argument(
     "--output",
-    type=pathlib.Path,
+    type=place,
     metavar="FILE",
     help="HTML file to write (default: BUFFER.html)",
   )
@@ -643,7 +647,7 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "buffers", nargs="+", type=pathlib.Path, help="folders of buffers"
+    "buffers", nargs="+", type=place, help="folders of buffers"
   )
   _add_output(parser)
 
@@ -654,7 +658,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _add_buffer(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--buffer", type=pathlib.Path, required=True, help="folder of the buffer"
+    "--buffer", type=place, required=True, help="folder of the buffer"
   )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from experiments import input_errors
 from experiments.input_errors import InputError
+from experiments.places import place
 from experiments.progress import Progress
 from experiments.workdir import write_json
 from rapo_jax import rewards
@@ -112,11 +114,13 @@ class Outcome:
 def parse_source(text: str) -> Source:
   """Reads `AGENT=FILE`, or `FILE` for an agent of the file's name."""
   agent, found, path = text.partition("=")
-  if not found:
-    return Source(pathlib.Path(text).stem, pathlib.Path(text))
-  if not agent or not path:
+  if found and not (agent and path):
     raise InputError(f"a source is FILE or AGENT=FILE, got {text!r}.")
-  return Source(agent, pathlib.Path(path))
+  try:
+    file = place(path if found else text)
+  except argparse.ArgumentTypeError as error:
+    raise InputError(str(error)) from error
+  return Source(agent if found else file.stem, file)
 
 
 @input_errors.from_outside()
@@ -201,7 +205,11 @@ def _read(
   total = sum(source.path.stat().st_size for source in sources)
   trajectories: list[AgentTrajectory] = []
   done = 0
-  for source in sources:
+  taken: set[tuple[str, str]] = set()
+  for number, source in enumerate(sources):
+    # Two files of one agent may have one name, in two folders.
+    named_again = (source.agent, source.path.name) in taken
+    taken.add((source.agent, source.path.name))
     found = read_trajectories(
       source.path,
       source.agent,
@@ -211,6 +219,9 @@ def _read(
       reward=_reward(config.reward),
     )
     for trajectory, num_bytes in found:
+      if named_again:
+        name = f"{number}:{trajectory.trajectory_id}"
+        trajectory = dataclasses.replace(trajectory, trajectory_id=name)
       trajectories.append(trajectory)
       if len(trajectories) % _EVERY == 0:
         share = (done + num_bytes) / max(total, 1)

@@ -25,7 +25,6 @@ import importlib.util
 import json
 import logging
 import math
-import pathlib
 import shlex
 import signal
 import socket
@@ -35,6 +34,7 @@ from typing import get_args
 
 from experiments import input_errors
 from experiments.config import EncoderConfig
+from experiments.places import place
 from experiments.run import use_compilation_cache
 from experiments.tasks import load_encoder
 from rapo_jax.retrieval import (
@@ -83,13 +83,13 @@ def _parser() -> argparse.ArgumentParser:
   what = parser.add_argument_group("what is served")
   what.add_argument(
     "--buffer",
-    type=pathlib.Path,
+    type=place,
     required=True,
     help="folder of a Step-Trace Buffer",
   )
   what.add_argument(
     "--encoder",
-    type=pathlib.Path,
+    type=place,
     help="folder of the encoder that the buffer was built with (default: the "
     "installed all-MiniLM-L6-v2)",
   )

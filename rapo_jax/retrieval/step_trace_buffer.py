@@ -24,8 +24,8 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from rapo_jax.models import folder
+from rapo_jax.retrieval import buffer_checks, scann_index, store
 from rapo_jax.retrieval import index as index_lib
-from rapo_jax.retrieval import scann_index, store
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.manifest import (
   INDEX_FOLDER,
@@ -351,8 +351,9 @@ class StepTraceBuffer:
     Args:
       directory: the folder, also after it was moved.
       encoder: must be the encoder that the buffer was built with.
-      checksums: read all files once and compare their digests with the
-        manifest. Otherwise their sizes alone are compared.
+      checksums: read all files once, compare their digests with the manifest,
+        and look for nulls and for vectors of another norm than 1. Otherwise
+        their sizes alone are compared.
 
     Returns:
       The buffer, with the saved index as it is: a rebuilt ScaNN tree would
@@ -374,11 +375,16 @@ class StepTraceBuffer:
         partial_folder(directory),
         directory,
       )
+    if checksums:
+      nulls = buffer_checks.null_problems(directory / TRACES_FILE)
+      _check(directory, nulls)
     traces = StoredTraces(directory / TRACES_FILE)
     index = scann_index.load_index(
       directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
     )
     _check(directory, _count_problems(traces, index, manifest))
+    if checksums:
+      _check(directory, buffer_checks.vector_problems(directory, manifest))
     return cls(
       traces,
       traces.key_ids,

@@ -169,6 +169,24 @@ class TestImport:
     assert store.read_manifest(out).num_traces == 4
     assert [t.trace_id for t in store.iter_traces(out)] == [0, 1, 2, 3]
 
+  def test_two_files_of_one_name_have_other_trajectories(
+    self, tmp_path, teacher
+  ):
+    (tmp_path / "more").mkdir()
+    more = tmp_path / "more" / "teacher.jsonl"
+    text = teacher.read_text(encoding="utf-8").replace("Who is", "Where is")
+    more.write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    assert run("import", "--output", out, teacher, more) == 0
+    assert run("verify", "--buffer", out) == 0
+    names = {t.trajectory_id for t in store.iter_traces(out)}
+    assert names == {
+      "teacher/teacher.jsonl:1",
+      "teacher/teacher.jsonl:3",
+      "1:teacher/teacher.jsonl:1",
+      "1:teacher/teacher.jsonl:3",
+    }
+
   @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -189,6 +207,63 @@ class TestImport:
     assert error in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+class TestPlaces:
+  @pytest.fixture
+  def out(self, tmp_path, teacher):
+    assert run("import", "--output", tmp_path / "out", teacher) == 0
+    return tmp_path / "out"
+
+  @pytest.mark.parametrize(
+    ("within", "buffer"),
+    [
+      ("out", "."),
+      ("out", "./"),
+      ("out/index", ".."),
+      ("", "out/"),
+      ("", "./out"),
+      ("", "out/index/.."),
+      ("", "~/out"),
+    ],
+  )
+  def test_a_buffer_by_any_path(self, out, within, buffer, monkeypatch):
+    monkeypatch.chdir(out.parent / within)
+    monkeypatch.setenv("HOME", str(out.parent))
+    assert run("inspect", "--buffer", buffer) == 0
+    assert (out.parent / "out.html").is_file()
+    assert run("verify", "--buffer", buffer) == 0
+    assert run("search", "--buffer", buffer, "--question", "Who is 0?") == 0
+
+  def test_a_link_to_a_buffer(self, out, tmp_path):
+    (tmp_path / "link").symlink_to(out)
+    assert run("inspect", "--buffer", tmp_path / "link") == 0
+    assert (tmp_path / "link.html").is_file()
+
+  def test_what_a_link_leads_to_is_replaced(self, out, tmp_path, teacher):
+    (tmp_path / "link").symlink_to(out)
+    arguments = ("import", "--output", tmp_path / "link", f"new={teacher}")
+    assert run(*arguments) == 2
+    assert run(*arguments, "--replace") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert list(store.read_manifest(out).agents) == ["new"]
+
+  def test_an_output_in_the_home_folder(self, tmp_path, teacher, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run("import", "--output", "~/b", "x=~/teacher.jsonl") == 0
+    assert (tmp_path / "b" / "manifest.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+  @pytest.mark.parametrize("url", ["gs://b/run", "s3://b", "file:///tmp/b"])
+  def test_a_url_is_refused(self, url, tmp_path, teacher, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+      run("import", "--output", url, teacher)
+    assert ended.value.code == 2
+    assert "must be a path on this machine" in capsys.readouterr().err
+    assert run("import", "--output", "out", f"x={url}") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher.jsonl"]
 
 
 CONFIG = "experiments/configs/quickstart.py"
