@@ -15,7 +15,7 @@ from experiments.metrics import WandbConfig
 from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
 from rapo_jax.models import LoraConfig
-from rapo_jax.retrieval import Pooling, RetrievalConfig
+from rapo_jax.retrieval import Pooling, RetrievalConfig, remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
@@ -232,6 +232,8 @@ class BufferConfig:
   grow: GrowConfig | None = None
 
   def __post_init__(self) -> None:
+    if self.url is not None:
+      remote.check_url(self.url)
     if self.path is not None and self.url is not None:
       raise ValueError(
         f"A buffer is in a folder or with a server, got the path {self.path!r}"

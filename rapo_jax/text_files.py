@@ -57,11 +57,12 @@ def decode(raw: bytes) -> str:
     ) from error
 
 
-def parse_json(text: bytes | str) -> Any:
+def parse_json(text: bytes | str, *, allow_nul: bool = False) -> Any:
   """Parses JSON whose values every other reader of JSON takes too.
 
   Args:
     text: one JSON value; bytes are UTF-8, with a byte order mark or without.
+    allow_nul: take texts that hold U+0000, as what a policy writes may.
 
   Returns:
     The value. Its numbers are finite, as float64 too, and its texts can be
@@ -86,7 +87,7 @@ def parse_json(text: bytes | str) -> Any:
   # An integer of more digits than Python converts.
   except ValueError as error:
     raise TextError("it holds a number that is too large") from error
-  _check_values(value)
+  _check_values(value, allow_nul)
   return value
 
 
@@ -104,18 +105,19 @@ def _too_deep() -> str:
   return f"it is nested too deeply: lists and objects may be {MAX_DEPTH} deep"
 
 
-def _check_values(value: Any) -> None:
+def _check_values(value: Any, allow_nul: bool) -> None:
+  check = check_unicode if allow_nul else check_text
   pending = [(value, 1)]
   while pending:
     value, depth = pending.pop()
     if isinstance(value, str):
-      check_text(value)
+      check(value)
     elif isinstance(value, dict | list):
       if depth > MAX_DEPTH:
         raise TextError(_too_deep())
       if isinstance(value, dict):
         for name in value:
-          check_text(name)
+          check(name)
       inner = value.values() if isinstance(value, dict) else value
       pending.extend((item, depth + 1) for item in inner)
     elif isinstance(value, int | float) and not _is_finite(value):
@@ -139,6 +141,15 @@ def check_text(text: str) -> None:
     raise TextError(
       f"a text holds the character U+0000: {_around(text, text.index(chr(0)))}"
     )
+  check_unicode(text)
+
+
+def check_unicode(text: str) -> None:
+  """Refuses a text that cannot be written as UTF-8.
+
+  Raises:
+    TextError: with the first such character.
+  """
   if text.isascii():
     return
   try:

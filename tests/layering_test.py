@@ -1,8 +1,9 @@
 """The layers of `rapo_jax`, and what its import must not do.
 
 A lower layer never imports a higher one:
-trajectory | compilation | text_files → objectives | models | tools →
-retrieval | rewards | data → rollout → training → experiments.
+trajectory | compilation | text_files | web_address →
+objectives | models | tools → retrieval | rewards | data →
+rollout → training → experiments.
 """
 
 import ast
@@ -20,6 +21,7 @@ LAYERS = {
   "rapo_jax.trajectory": 0,
   "rapo_jax.compilation": 0,
   "rapo_jax.text_files": 0,
+  "rapo_jax.web_address": 0,
   "rapo_jax.objectives": 1,
   "rapo_jax.models": 1,
   "rapo_jax.tools": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from rapo_jax.retrieval import RetrievalConfig, protocol
 
@@ -15,13 +16,16 @@ class ServerConfig:
     limits: what one request may ask for.
     defaults: what it gets where it does not say.
     retrieval: how a trace is chosen where a request wants one chosen.
-    max_batch: queries that are embedded and searched at once; a request with
-      more is a batch of its own.
+    max_batch: queries that are embedded and searched at once. Clients take
+      turns, by parts of a quarter of a batch.
     max_wait_s: for how long an idle server waits for more requests to batch.
     max_queue: queries that may wait or be under way. A single request is
       always let in where nothing waits.
     timeout_s: in which a request is read, searched and answered. Search-R1
       waits for ever, RAPO's authors for 30 s and then ask again.
+    header_timeout_s: in which the head of a request has to come.
+    max_connections: open at a time. One more closes one that waits for nothing,
+      or is refused where all wait for answers.
   """
 
   limits: protocol.Limits = protocol.Limits()
@@ -31,6 +35,13 @@ class ServerConfig:
   max_wait_s: float = 0.005
   max_queue: int = 16_384
   timeout_s: float = 120.0
+  header_timeout_s: float = 10.0
+  max_connections: int = 1024
+
+  @property
+  def part_queries(self) -> int:
+    """Queries of one client in a row."""
+    return max(1, self.max_batch // 4)
 
   def __post_init__(self) -> None:
     if not 1 <= self.defaults.topk <= self.limits.max_topk:
@@ -40,13 +51,18 @@ class ServerConfig:
       )
     if self.max_batch < 1:
       raise ValueError(f"max_batch must be at least 1, got {self.max_batch}.")
-    if self.max_queue < 1:
-      raise ValueError(f"max_queue must be at least 1, got {self.max_queue}.")
-    if self.max_wait_s < 0:
+    for name in ("max_queue", "max_connections"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}."
+        )
+    if not 0 <= self.max_wait_s < math.inf:
       raise ValueError(
         f"max_wait_s must be at least 0 seconds, got {self.max_wait_s}."
       )
-    if self.timeout_s <= 0:
-      raise ValueError(
-        f"timeout_s must be above 0 seconds, got {self.timeout_s}."
-      )
+    for name in ("timeout_s", "header_timeout_s"):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(
+          f"{name} must be above 0 seconds and finite, got"
+          f" {getattr(self, name)}."
+        )

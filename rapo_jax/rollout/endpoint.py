@@ -22,7 +22,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from rapo_jax import rewards
+from rapo_jax import rewards, web_address
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.rollout.config import RolloutConfig
@@ -71,6 +71,11 @@ class EndpointConfig:
         "request_timeout_s must be > 0 seconds, got "
         f"{self.request_timeout_s}: raise it."
       )
+    web_address.check_address(
+      self.base_url,
+      "an endpoint",
+      "Set OPENAI_API_KEY in the environment.",
+    )
     if self.max_retries < 0:
       raise ValueError(
         f"max_retries must be at least 0, got {self.max_retries}: raise it."

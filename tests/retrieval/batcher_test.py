@@ -33,8 +33,13 @@ def make(run, *, max_batch=4, max_wait_s=0.0, max_queue=100):
   )
 
 
-async def submit(batcher, request, *, size=1, timeout_s=20.0):
-  return await batcher.submit(request, size=size, timeout_s=timeout_s)
+async def submit(
+  batcher, request, *, size=1, timeout_s=20.0, client=(None, None)
+):
+  batcher.check_room(size, client[0])
+  return await batcher.submit(
+    request, size=size, timeout_s=timeout_s, client=client
+  )
 
 
 async def until(condition):
@@ -174,5 +179,78 @@ def test_closing_cancels_who_waits():
     )
     assert isinstance(answers[0], asyncio.CancelledError | int)
     assert isinstance(answers[-1], asyncio.CancelledError)
+
+  asyncio.run(scenario())
+
+
+def order_of(*jobs):
+  """Batches of jobs (request, size, client) that came during another one."""
+
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run, max_batch=4) as batcher:
+      tasks = [asyncio.create_task(submit(batcher, "first"))]
+      await until(lambda: run.batches)
+      for request, size, client in jobs:
+        tasks.append(
+          asyncio.create_task(
+            submit(batcher, request, size=size, client=client)
+          )
+        )
+        await asyncio.sleep(0)
+      await until(lambda: batcher.num_queued == 1 + sum(s for _, s, _ in jobs))
+      run.open.set()
+      await asyncio.gather(*tasks)
+      assert (batcher._turns, batcher._waiting) == ({}, {})
+      assert not batcher._queued_of
+    return run.batches[1:]
+
+  return asyncio.run(scenario())
+
+
+def test_machines_take_turns():
+  many = [(f"a{i}", 1, ("a", 1)) for i in range(6)]
+  one = [("b", 1, ("b", 1)), ("c", 1, ("c", 1))]
+  assert order_of(*many, *one) == [
+    ["a0", "b", "c", "a1"],
+    ["a2", "a3", "a4", "a5"],
+  ]
+
+
+def test_connections_of_a_machine_take_turns():
+  many = [(f"a{i}", 2, ("a", 1)) for i in range(3)]
+  others = [("b", 1, ("a", 2)), ("c", 1, ("b", 1))]
+  # A turn of machine a goes to its first connection, the next to its second.
+  assert order_of(*many, *others) == [["a0", "c", "b"], ["a1", "a2"]]
+
+
+def test_what_does_not_fit_is_first_in_the_next_batch():
+  jobs = [("a", 3, ("a", 1)), ("b", 3, ("b", 1)), ("c", 1, ("c", 1))]
+  assert order_of(*jobs) == [["a"], ["b", "c"]]
+
+
+def test_one_machine_does_not_fill_the_queue():
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run, max_queue=8) as batcher:
+      tasks = [
+        asyncio.create_task(submit(batcher, "a", size=3, client=("a", i)))
+        for i in range(2)
+      ]
+      await until(lambda: batcher.num_queued == 6)
+      with pytest.raises(
+        OverloadedError, match="6 queries of this client wait"
+      ):
+        await submit(batcher, "a", client=("a", 9))
+      tasks.append(
+        asyncio.create_task(submit(batcher, "b", size=2, client=("b", 1)))
+      )
+      await until(lambda: batcher.num_queued == 8)
+      with pytest.raises(OverloadedError, match="8 queries wait, 1 more"):
+        await submit(batcher, "c", client=("c", 1))
+      run.open.set()
+      await asyncio.gather(*tasks)
 
   asyncio.run(scenario())
