@@ -26,8 +26,8 @@ PIP_FLAGS := --disable-pip-version-check --no-input
 SOURCES := rapo_jax experiments tests benchmarks
 INPUTS := Makefile pyproject.toml scripts/create_venv.sh
 
-.PHONY: help install install-dev quickstart test test-slow test-parity \
-  test-plan lint types format clean
+.PHONY: help install install-dev quickstart test test-slow test-isa \
+  test-parity test-plan lint types format clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -94,6 +94,19 @@ test: lint types  ## lint, types and the default tests
 
 test-slow: install-dev  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
+
+# Sums are rounded in another order, with other instructions and by the compiler.
+test-isa: install-dev  ## the tests under older instruction sets
+	@quick=$$($(BIN)/python -c \
+	  "from tests import fake_devices; print(fake_devices.QUICK_TO_COMPILE)"); \
+	for isa in AVX2 SSE4_2; do \
+	  for level in "$$quick" ""; do \
+	    flags="--xla_cpu_max_isa=$$isa $$level"; \
+	    echo "XLA_FLAGS=$$flags"; \
+	    XLA_FLAGS="$$flags" $(BIN)/python -m pytest -q -n $(WORKERS) \
+	      --dist loadfile || exit 1; \
+	  done; \
+	done
 
 test-parity: $(PARITY_VENV)/.installed  ## compare with torch, in .venv-parity
 	$(PARITY_BIN)/python -m pytest -m parity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import json
 import math
@@ -12,7 +13,6 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import transformers
 from flax import nnx
 
 from experiments import flags
@@ -23,9 +23,17 @@ from experiments.policy_shape import Agent, policy_shape
 from experiments.stages import train as train_stage
 from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.tasks import make_world, questions, task_names
+from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
-from rapo_jax.data import Query, check_prefix_preservation, encode_prompt, order
+from rapo_jax.data import (
+  Query,
+  check_prefix_preservation,
+  check_vocabulary,
+  encode_prompt,
+  end_ids,
+  order,
+)
 from rapo_jax.models import hub, sharding
 from rapo_jax.retrieval import manifest, remote
 from rapo_jax.training import UpdateConfig
@@ -188,10 +196,13 @@ def _mesh(config: ExperimentConfig) -> jax.sharding.AbstractMesh:
 
 
 def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-  """Dimensions of the agents that the mesh does not divide."""
+  """Files of the agents that do not fit, dimensions that the mesh cuts."""
   mesh = _mesh(config)
   for agent in get_args(Agent):
+    path = _agents(config)[agent]
     try:
+      if path is not None and not hub.is_hub_id(path):
+        models.check_pretrained(path)
       shape = policy_shape(config, agent)
       # The off-policy agent is rolled out alone, and never trained.
       trained = agent == "base"
@@ -264,9 +275,13 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       "note",
       f"{name}: {len(train)} training questions, {len(held_out)} held out",
     )
-    for agent, path in _agents(config).items():
+    for agent in get_args(Agent):
+      path = _agents(config)[agent]
       try:
-        longest = _longest_prompt(config, path, train, held_out)
+        tokenizer = _tokenizer(config, path, train)
+        check_vocabulary(tokenizer, policy_shape(config, agent).vocab_size)
+        end_ids(tokenizer)
+        longest = _longest_prompt(config, tokenizer, train, held_out)
       except (ValueError, OSError) as error:
         yield "problem", f"{_name(agent)}: {error}"
         continue
@@ -282,20 +297,20 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 def _longest_prompt(
   config: ExperimentConfig,
-  path: str | None,
+  tokenizer: Any,
   train: list[Query],
   held_out: list[Query],
 ) -> int:
   """Tokens of the longest prompt, as an agent's own tokenizer writes it.
 
   Raises:
-    ValueError: one is too long, or the chat template rewrites prompts.
-    OSError: there is no tokenizer.
+    ValueError: one is too long, or the chat template fails or rewrites prompts.
   """
-  tokenizer = _tokenizer(config, path, train)
-  check_prefix_preservation(tokenizer, train[0])
+  date = datetime.date.fromisoformat(config.data.prompt_date)
+  check_prefix_preservation(tokenizer, train[0], date=date)
+  limit = config.rollout.max_prompt_tokens
   return max(
-    len(encode_prompt(tokenizer, query, config.rollout.max_prompt_tokens))
+    len(encode_prompt(tokenizer, query, limit, date=date))
     for query in (*train, *held_out)
   )
 
@@ -303,9 +318,13 @@ def _longest_prompt(
 def _tokenizer(
   config: ExperimentConfig, path: str | None, train: list[Query]
 ) -> Any:
-  """Of an agent: as named, or as the agents stage would make it."""
+  """Of an agent: as named, or as the agents stage would make it.
+
+  Raises:
+    InputError: it is not there, or broken.
+  """
   if path is not None:
-    return transformers.AutoTokenizer.from_pretrained(path)
+    return load_tokenizer(path)
   if config.data.source == "miniature":
     return miniature_tokenizer.train_tokenizer(
       miniature_tokenizer.corpus(make_world(config.world))

@@ -8,12 +8,14 @@ dataclasses that are imported here, nowhere else.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from typing import Literal
 
 from experiments.metrics import WandbConfig
 from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
+from rapo_jax.data import PROMPT_DATE
 from rapo_jax.models import LoraConfig
 from rapo_jax.retrieval import Pooling, RetrievalConfig, remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
@@ -37,6 +39,8 @@ class DataConfig:
     corpus: JSONL file (`id`, `contents`) that the search tool of "tool_star"
       reads; without one it answers that nothing was found.
     seed: of the order in which questions are asked.
+    prompt_date: day (YYYY-MM-DD) that a chat template which writes the date is
+      given, whatever the day. So prompts are the same when a run goes on.
   """
 
   source: Literal["miniature", "tool_star"] = "miniature"
@@ -46,8 +50,16 @@ class DataConfig:
   held_out: int = 32
   corpus: str | None = None
   seed: int = 0
+  prompt_date: str = PROMPT_DATE.isoformat()
 
   def __post_init__(self) -> None:
+    try:
+      datetime.date.fromisoformat(self.prompt_date)
+    except ValueError as error:
+      raise ValueError(
+        "prompt_date must be a day as YYYY-MM-DD, got "
+        f"{self.prompt_date!r}: {error}."
+      ) from error
     if not self.families or len(set(self.families)) < len(self.families):
       raise ValueError(
         "families must name at least one family and none twice, got "

@@ -26,11 +26,10 @@ from jaxtyping import Array, Int
 
 from experiments import input_errors
 from experiments.input_errors import InputError
-from experiments.policies import open_policy
+from experiments.policies import END_IDS, open_policy
 from rapo_jax import models
 from rapo_jax.models import folder as folders
-from rapo_jax.models.adapter_files import ADAPTER_CONFIG
-from rapo_jax.models.checkpoint_layout import CONFIG
+from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
 from rapo_jax.training import Checkpoints
 
 MERGE_BOUND = 1e-4
@@ -87,7 +86,7 @@ def export(
       was.
     InputError: the base agent is not there, or the output cannot be written.
   """
-  update, model, source = _restore(checkpoint, base)
+  update, model, source, end_ids = _restore(checkpoint, base)
   _check_output(output, source)
   if adapters:
     _check_adapters(model, dtype)
@@ -106,7 +105,12 @@ def export(
         models.from_pretrained(source, dtype=model.config.dtype), temporary
       )
     else:
-      models.save_pretrained(_plain(model, written), temporary, source=source)
+      models.save_pretrained(
+        _plain(model, written),
+        temporary,
+        source=source,
+        end_ids=end_ids,
+      )
       loaded = models.from_pretrained(temporary, dtype=written)
     difference = float(np.abs(np.asarray(loaded(tokens)) - expected).max())
     limit = bound * float(np.abs(expected).max())
@@ -153,8 +157,8 @@ def find_checkpoint(path: pathlib.Path) -> tuple[Checkpoints, int]:
 
 def _restore(
   path: pathlib.Path, base: str | None
-) -> tuple[int, models.Decoder, str]:
-  """The update's number, its policy, and the base agent's folder."""
+) -> tuple[int, models.Decoder, str, list[int]]:
+  """The update's number, its policy, the base's folder, ends of its turns."""
   checkpoints, update = find_checkpoint(path)
   metadata: dict[str, Any] = checkpoints.metadata(update)
   if "model" not in metadata:
@@ -166,7 +170,7 @@ def _restore(
   like = open_policy(metadata, source)
   model = checkpoints.restore_policy(update, like)
   checkpoints.close()
-  return update, model, source
+  return update, model, source, metadata.get(END_IDS, [])
 
 
 def _check_output(output: pathlib.Path, source: str) -> None:

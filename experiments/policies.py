@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from rapo_jax.models import LoraConfig, RopeConfig, sharding
 
 BASE_FINGERPRINT = "base_fingerprint"
 """Where a description has `models.fingerprint` of what lies under adapters."""
+END_IDS = "end_ids"
+"""Where it has the tokens that end the policy's turns."""
 
 
 @input_errors.from_outside()
@@ -48,10 +51,20 @@ def load_policy(
 
 
 def describe_policy(
-  model: models.Decoder, base_path: pathlib.Path
+  model: models.Decoder,
+  base_path: pathlib.Path,
+  *,
+  end_ids: Iterable[int] = (),
 ) -> dict[str, Any]:
-  """What a checkpoint has to say of a policy for `open_policy`, as JSON."""
-  description = {
+  """What a checkpoint has to say of a policy for `open_policy`, as JSON.
+
+  Args:
+    model: the policy.
+    base_path: folder of the base agent.
+    end_ids: tokens that end its turns, which an export names.
+  """
+  description: dict[str, Any] = {
+    END_IDS: list(end_ids),
     "source": str(base_path.absolute()),
     "model": dataclasses.asdict(model.config),
   }

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import transformers
 from jaxtyping import Int
 
 from experiments import input_errors
@@ -28,6 +28,7 @@ from experiments.miniature.world import (
   WorldConfig,
 )
 from experiments.miniature.world import make_world as draw_world
+from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir
 from rapo_jax.data import (
   Query,
@@ -61,6 +62,7 @@ class Task:
     off_policy_tokenizer: of the off-policy agent. It may be another: what the
       agents exchange is text.
     max_prompt_tokens: longer prompts are refused.
+    prompt_date: that chat templates which write the date are given.
     base_path: Hugging Face folder of the base agent.
     off_policy_path: of the off-policy agent.
   """
@@ -72,6 +74,7 @@ class Task:
   tokenizer: Any
   off_policy_tokenizer: Any
   max_prompt_tokens: int
+  prompt_date: datetime.date
   base_path: pathlib.Path
   off_policy_path: pathlib.Path
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -92,7 +95,10 @@ class Task:
     """Token ids of a question's prompt."""
     if query.query_id not in self._prompts:
       self._prompts[query.query_id] = encode_prompt(
-        self.tokenizer, query, self.max_prompt_tokens
+        self.tokenizer,
+        query,
+        self.max_prompt_tokens,
+        date=self.prompt_date,
       )
     return self._prompts[query.query_id]
 
@@ -188,11 +194,9 @@ def open_task(
   for path in (base, off_policy):
     if not (path / "config.json").exists():
       raise InputError(f"{path} holds no agent: run --stage=agents first.")
-  with input_errors.from_outside():
-    tokenizer, off_policy_tokenizer = (
-      transformers.AutoTokenizer.from_pretrained(path)
-      for path in (base, off_policy)
-    )
+  tokenizer, off_policy_tokenizer = (
+    load_tokenizer(path) for path in (base, off_policy)
+  )
   with open_tools(config, name, encoder) as tools:
     yield Task(
       name=name,
@@ -202,6 +206,7 @@ def open_task(
       tokenizer=tokenizer,
       off_policy_tokenizer=off_policy_tokenizer,
       max_prompt_tokens=config.rollout.max_prompt_tokens,
+      prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
       base_path=base,
       off_policy_path=off_policy,
     )

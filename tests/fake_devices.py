@@ -72,7 +72,8 @@ def _start(
       **os.environ,
       "XLA_FLAGS": (
         f"--xla_force_host_platform_device_count={num_devices} "
-        f"{QUICK_TO_COMPILE}"
+        # As this process compiles, see conftest.py.
+        + os.environ["XLA_FLAGS"]
       ),
       "PYTHONPATH": str(ROOT),
     },

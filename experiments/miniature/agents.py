@@ -193,7 +193,12 @@ def train_agents(
       report((done + step) / total, f"{family} {name}: loss {loss:.3f}")
     done += phase.num_steps
     if name != "clean":
-      models.save_pretrained(model, output_dir / name, tokenizer=tokenizer)
+      models.save_pretrained(
+        model,
+        output_dir / name,
+        tokenizer=tokenizer,
+        end_ids=tokenizer_lib.end_ids(tokenizer),
+      )
   replace_text(
     output_dir / "metrics.jsonl",
     "".join(f"{json.dumps(row)}\n" for row in rows),

@@ -78,6 +78,11 @@ def untrained_tokenizer() -> Qwen2Tokenizer:
   )
 
 
+def end_ids(tokenizer: Qwen2Tokenizer) -> tuple[int, ...]:
+  """Tokens that end a turn: of a turn and of a text, as Qwen's models say."""
+  return tokenizer.eos_token_id, tokenizer.pad_token_id
+
+
 def corpus(world: World) -> Iterator[str]:
   """Texts with every word that agents and tools of the world write."""
   yield from ("user\n", "assistant\n")

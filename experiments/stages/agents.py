@@ -10,7 +10,7 @@ from transformers import Qwen2Tokenizer
 from experiments.config import ExperimentConfig, RandomModelConfig
 from experiments.input_errors import InputError
 from experiments.miniature.agents import train_agents
-from experiments.miniature.tokenizer import untrained_tokenizer
+from experiments.miniature.tokenizer import end_ids, untrained_tokenizer
 from experiments.policy_shape import random_shape
 from experiments.tasks import agent_paths, family, make_world, questions
 from experiments.workdir import Workdir
@@ -53,7 +53,9 @@ def make_agents(
   for number, path in enumerate(paths):
     if not (path / "config.json").exists():
       model = random_model(config.policy.random, seed_offset=number)
-      models.save_pretrained(model, path, tokenizer=tokenizer)
+      models.save_pretrained(
+        model, path, tokenizer=tokenizer, end_ids=end_ids(tokenizer)
+      )
     report((number + 1) / 2, f"wrote {path.name}")
 
 

@@ -32,7 +32,7 @@ from experiments.tasks import Task
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
 from rapo_jax.compilation import Compilation, compilations
-from rapo_jax.data import Query, order, prompt_hash
+from rapo_jax.data import Query, end_ids, order, prompt_hash
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
 from rapo_jax.tools import ToolStatus
 from rapo_jax.training import (
@@ -125,9 +125,13 @@ def train(
   checkpoints = Checkpoints(folder / "checkpoints")
   origin = {
     "config_hash": flags.config_hash(config),
-    "prompt_hash": prompt_hash(task.tokenizer, task.train[0]),
+    "prompt_hash": prompt_hash(
+      task.tokenizer, task.train[0], date=task.prompt_date
+    ),
   }
-  described = describe_policy(policy, task.base_path)
+  described = describe_policy(
+    policy, task.base_path, end_ids=end_ids(task.tokenizer)
+  )
   if policy.config.lora is not None:
     # The checkpoint holds adapters, which mean nothing over another base.
     origin[BASE_FINGERPRINT] = described[BASE_FINGERPRINT]
@@ -231,6 +235,7 @@ def _write_policy(
     folder / POLICY_FOLDER,
     tokenizer=task.tokenizer,
     source=task.base_path,
+    end_ids=end_ids(task.tokenizer),
   )
   if model.config.lora is not None:
     models.save_adapters(

@@ -1,5 +1,11 @@
 """Questions, prompts and the order in which questions are taken."""
 
+from rapo_jax.data.chat import (
+  PROMPT_DATE,
+  TextEncoder,
+  check_vocabulary,
+  end_ids,
+)
 from rapo_jax.data.corpus import load_corpus
 from rapo_jax.data.order import batch, epoch_order, updates_per_epoch
 from rapo_jax.data.prompts import (
@@ -13,11 +19,15 @@ from rapo_jax.data.queries import Query
 from rapo_jax.data.tool_star import load_tool_star
 
 __all__ = [
+  "PROMPT_DATE",
   "Query",
+  "TextEncoder",
   "batch",
   "chat_messages",
   "check_prefix_preservation",
+  "check_vocabulary",
   "encode_prompt",
+  "end_ids",
   "epoch_order",
   "load_corpus",
   "load_tool_star",

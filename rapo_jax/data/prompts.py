@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from rapo_jax.data import chat
 from rapo_jax.data.queries import Query
 
 _TOOLS = {
@@ -37,6 +40,9 @@ _ANSWER_EXAMPLE = (
 )
 # Qwen-like agents think in tags; a template that rewrites them is caught too.
 _SAMPLE_REPLY = r"<think> Let me see. </think><answer> \boxed{42} </answer>"
+# A prompt's last word: a thought that is open, or one that is empty. It always
+# matches, in the end with nothing.
+_OPENED_THOUGHT = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
 
 
 def system_prompt(tools: Collection[str]) -> str:
@@ -96,23 +102,31 @@ def chat_messages(
 
 
 def encode_prompt(
-  tokenizer: Any, query: Query, max_prompt_tokens: int
+  tokenizer: Any,
+  query: Query,
+  max_prompt_tokens: int,
+  *,
+  date: datetime.date = chat.PROMPT_DATE,
 ) -> Int[np.ndarray, " P"]:
   """Token ids of a query's prompt, up to where the agent starts to write.
+
+  Only the chat template writes control tokens: `<|im_end|>` in a question is
+  text, as it is in a tool's result.
 
   Args:
     tokenizer: a Hugging Face tokenizer with a chat template.
     query: the question.
     max_prompt_tokens: most tokens a prompt may have, template included.
+    date: that a template which asks for the date is given.
 
   Returns:
     int32 ids.
 
   Raises:
-    ValueError: if the prompt is longer. It is never cut, because a cut prompt
-      is another question.
+    ValueError: if the template cannot render the prompt, or if the prompt is
+      longer. It is never cut, because a cut prompt is another question.
   """
-  ids = _template_ids(tokenizer, query.messages, add_generation_prompt=True)
+  ids = _prompt_ids(tokenizer, query, date)
   if len(ids) > max_prompt_tokens:
     raise ValueError(
       f"the prompt of query {query.query_id} has {len(ids)} tokens, over "
@@ -122,39 +136,61 @@ def encode_prompt(
   return np.asarray(ids, dtype=np.int32)
 
 
-def prompt_hash(tokenizer: Any, query: Query) -> str:
+def prompt_hash(
+  tokenizer: Any, query: Query, *, date: datetime.date = chat.PROMPT_DATE
+) -> str:
   """Sixteen hex digits that change when prompts are written otherwise.
 
   Args:
     tokenizer: a Hugging Face tokenizer with a chat template.
     query: the same one every time.
+    date: that a template which asks for the date is given.
 
   Returns:
     Hash of the chat template and of the ids that it gives for the query.
   """
-  ids = _template_ids(tokenizer, query.messages, add_generation_prompt=True)
-  text = f"{tokenizer.chat_template}\0{ids}"
+  ids = _prompt_ids(tokenizer, query, date)
+  text = f"{chat.template_of(tokenizer)}\0{ids}"
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_prefix_preservation(tokenizer: Any, query: Query) -> None:
+def check_prefix_preservation(
+  tokenizer: Any, query: Query, *, date: datetime.date = chat.PROMPT_DATE
+) -> None:
   """Checks that the chat template only ever appends.
 
   What the agent writes is put after the prompt's ids. If the template renders
   the prompt otherwise once a reply follows, the agent is trained on prompts
-  that it is never given.
+  that it is never given. A thought that the prompt opens (`<think>`), or opens
+  and closes, is no part of this: templates drop thoughts of earlier turns, and
+  our prompts have no earlier turn of the agent.
 
   Args:
     tokenizer: a Hugging Face tokenizer with a chat template.
     query: any query.
+    date: that a template which asks for the date is given.
 
   Raises:
-    ValueError: naming the first token that differs.
+    ValueError: naming the first token that differs; or the template cannot
+      render the prompt, or renders it otherwise the second time.
   """
-  prompt = _template_ids(tokenizer, query.messages, add_generation_prompt=True)
+  text = _prompt_text(tokenizer, query, date)
+  if _prompt_text(tokenizer, query, date) != text:
+    raise ValueError(
+      "the chat template must write the same prompt every time, and writes "
+      f"that of query {query.query_id} in two ways: take what is random out "
+      "of it"
+    )
+  prompt = _encode(tokenizer, _OPENED_THOUGHT.sub("", text))
   reply = {"role": "assistant", "content": _SAMPLE_REPLY}
-  whole = _template_ids(
-    tokenizer, (*query.messages, reply), add_generation_prompt=False
+  whole = _encode(
+    tokenizer,
+    chat.render(
+      tokenizer,
+      (*query.messages, reply),
+      add_generation_prompt=False,
+      date=date,
+    ),
   )
   if whole[: len(prompt)] == prompt:
     return
@@ -170,17 +206,17 @@ def check_prefix_preservation(tokenizer: Any, query: Query) -> None:
   )
 
 
-def _template_ids(
-  tokenizer: Any,
-  messages: Collection[Mapping[str, str]],
-  *,
-  add_generation_prompt: bool,
-) -> list[int]:
-  # return_dict: version 5 of transformers returns a dict unless told not to.
-  ids = tokenizer.apply_chat_template(
-    [dict(message) for message in messages],
-    add_generation_prompt=add_generation_prompt,
-    tokenize=True,
-    return_dict=False,
+def _prompt_ids(tokenizer: Any, query: Query, date: datetime.date) -> list[int]:
+  return chat.encode_chat(
+    tokenizer, query.messages, add_generation_prompt=True, date=date
   )
-  return list(ids)
+
+
+def _prompt_text(tokenizer: Any, query: Query, date: datetime.date) -> str:
+  return chat.render(
+    tokenizer, query.messages, add_generation_prompt=True, date=date
+  )
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+  return tokenizer.encode(text, add_special_tokens=False)

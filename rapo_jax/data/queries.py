@@ -26,6 +26,14 @@ class Query:
   task: str
 
   def __post_init__(self):
+    # A text is a sequence of texts too: its letters would be the answers.
+    if not isinstance(self.ground_truth, tuple | list) or not all(
+      isinstance(truth, str) for truth in self.ground_truth
+    ):
+      raise ValueError(
+        f"query {self.query_id}: ground_truth must be a tuple of texts, got "
+        f"{self.ground_truth!r:.80}; read it with dataset_rows.accepted_answers"
+      )
     if not self.ground_truth or not all(t.strip() for t in self.ground_truth):
       raise ValueError(
         f"query {self.query_id}: ground_truth needs an answer and none that "

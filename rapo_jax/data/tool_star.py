@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 
 from rapo_jax.data.prompts import chat_messages
 from rapo_jax.data.queries import Query
+from rapo_jax.dataset_rows import accepted_answers, row_question, unpacked
 
 TASK = "tool_star"
-_COLUMNS = ("prompt", "reward_model", "extra_info")
+_COLUMNS = ("prompt", "reward_model")
+_OPTIONAL_COLUMNS = ("extra_info", "question")
 _BATCH_ROWS = 1024
 _log = logging.getLogger(__name__)
 
@@ -24,14 +26,16 @@ def load_tool_star(
   tools: Collection[str] = ("search", "python"),
   limit: int | None = None,
 ) -> list[Query]:
-  r"""Reads questions in the layout that RAPO and ARPO train on.
+  r"""Reads questions in the layout that RAPO, ARPO, verl and Search-R1 use.
 
-  The question is `extra_info.question`, else the last user message; the answer
-  is `reward_model.ground_truth`. The file's own system prompt is not used (it
-  has a backspace in the place of `\b` of `\boxed`); ours is.
+  The question is `extra_info.question` or `question`, else the last user
+  message; the answer is `reward_model.ground_truth`, in any form that
+  `accepted_answers` reads. Columns may hold JSON texts. The file's own system
+  prompt is not used (it has a backspace in the place of `\b` of `\boxed`);
+  ours is.
 
-  A row whose answer is blank cannot be scored and is left out with a warning:
-  `train_10k.parquet` has one, a construction task.
+  A row whose answers are all blank cannot be scored and is left out with a
+  warning: `train_10k.parquet` has one, a construction task.
 
   Args:
     path: a parquet file.
@@ -57,7 +61,7 @@ def load_tool_star(
     where = f"{path}, row {row}"
     truths = _ground_truth(record, where)
     question = _question(record, where)
-    if not all(truth.strip() for truth in truths):
+    if not truths:
       blank.append(row)
       continue
     queries.append(
@@ -85,7 +89,8 @@ def _rows(
         f"{path}: the columns {missing} are missing; the file has {names}"
       )
     row = 0
-    for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
+    wanted = [n for n in (*_COLUMNS, *_OPTIONAL_COLUMNS) if n in names]
+    for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
       for record in batch.to_pylist():
         if row == limit:
           return
@@ -94,28 +99,21 @@ def _rows(
 
 
 def _question(record: Mapping[str, Any], where: str) -> str:
-  question = (record["extra_info"] or {}).get("question")
-  if question is None:
-    users = [
-      message["content"]
-      for message in record["prompt"] or []
-      if message["role"] == "user"
-    ]
-    question = users[-1] if users else None
+  question = row_question(record)
   if not isinstance(question, str) or not question.strip():
     raise ValueError(
-      f"{where}: no question in extra_info.question or in a user message of "
-      f"prompt, got {question!r}"
+      f"{where}: no question in extra_info.question, in question or in a user "
+      f"message of prompt, got {question!r:.80}: correct the row."
     )
   return question
 
 
 def _ground_truth(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
-  truth = (record["reward_model"] or {}).get("ground_truth")
-  truths = (truth,) if isinstance(truth, str) else tuple(truth or ())
-  if not truths or not all(isinstance(t, str) for t in truths):
+  where = f"{where}: reward_model.ground_truth"
+  model = unpacked(record["reward_model"])
+  if not isinstance(model, Mapping):
     raise ValueError(
-      f"{where}: reward_model.ground_truth must be a string or a list of "
-      f"strings, got {truth!r}"
+      f"{where} is missing, as reward_model is {model!r:.80}: give it a "
+      "structure, or the JSON text of one."
     )
-  return truths
+  return accepted_answers(model.get("ground_truth"), where)

@@ -5,7 +5,12 @@ from rapo_jax.models.attention import KV_BLOCK
 from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat, nested_group
 from rapo_jax.models.export import save_pretrained
-from rapo_jax.models.huggingface import fingerprint, from_pretrained
+from rapo_jax.models.huggingface import (
+  check_pretrained,
+  end_token_ids,
+  fingerprint,
+  from_pretrained,
+)
 from rapo_jax.models.log_probs import (
   HEAD_CHUNK,
   token_log_probs,
@@ -29,6 +34,8 @@ __all__ = [
   "Remat",
   "RopeConfig",
   "add_adapters",
+  "check_pretrained",
+  "end_token_ids",
   "fingerprint",
   "from_pretrained",
   "load_adapters",

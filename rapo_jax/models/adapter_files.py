@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import get_args
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from rapo_jax.models.checkpoint_layout import (
+  ADAPTER_CONFIG,
   TensorLayout,
+  module_paths,
   peft_module,
   tensor_layouts,
 )
@@ -22,13 +26,40 @@ from rapo_jax.models.folder import replaced_folder
 from rapo_jax.models.lora import add_adapters, trainable, with_trainable
 from rapo_jax.models.tensor_files import (
   file_tensors,
-  read_json,
+  name_some,
+  read_object,
   write_file,
   write_json,
 )
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# Fields of PEFT's configuration that are read here, or that change nothing of
+# what an adapter computes once it is trained.
+_READ = ("peft_type", "r", "lora_alpha", "target_modules")
+_WITHOUT_EFFECT = (
+  "arrow_config",
+  "auto_mapping",
+  "base_model_name_or_path",
+  "corda_config",
+  "eva_config",
+  "inference_mode",
+  "loftq_config",
+  "lora_dropout",
+  "megatron_core",
+  "peft_version",
+  "qalora_group_size",  # Read with use_qalora alone.
+  "revision",
+  "runtime_config",
+  "task_type",
+)
+# Values of the other fields with which PEFT computes plain LoRA. Anything else,
+# in these or in fields that are not known here, is refused.
+_PLAIN: tuple[Any, ...] = (None, False, "none", [], {})
+_PLAIN_VALUES = {
+  # The others change the base weights too.
+  "init_lora_weights": (*_PLAIN, True, "gaussian", "orthogonal", "eva"),
+}
 
 
 def save_adapters(
@@ -92,8 +123,9 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
 
   Raises:
     FileNotFoundError: there are no adapters.
-    ValueError: the file is broken, or its tensors are not those of the
-      configuration and the base; names them.
+    ValueError: the file is broken, its tensors are not those of the
+      configuration and the base, or the configuration asks for more than plain
+      LoRA; names them.
   """
   folder = pathlib.Path(path)
   if not (folder / ADAPTER_CONFIG).is_file():
@@ -101,24 +133,25 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
       f"An adapter folder holds {ADAPTER_CONFIG}, and {folder} does not; give "
       "a folder that save_adapters wrote."
     )
-  content = read_json(folder / ADAPTER_CONFIG)
-  targets = tuple(
-    name
-    for name in get_args(LoraTarget)
-    if peft_module(name) in content["target_modules"]
-  )
-  lora = LoraConfig(content["r"], float(content["lora_alpha"]), targets)
+  lora = _read_config(folder / ADAPTER_CONFIG, model.config.num_layers)
   adapted = add_adapters(model, lora, rngs=nnx.Rngs(0))
   layouts = _adapter_layouts(adapted)
+  if not (folder / ADAPTER_WEIGHTS).is_file():
+    raise FileNotFoundError(
+      f"An adapter folder holds {ADAPTER_WEIGHTS}, and {folder} does not; "
+      "convert other formats to safetensors first."
+    )
   stored = file_tensors(folder / ADAPTER_WEIGHTS)
   expected = {name: layout.shape for layout in layouts for name in layout.names}
-  found = {name: tensor.shape for name, tensor in stored.items()}
-  if found != expected:
-    wrong = sorted(dict(found.items() ^ expected.items()))
+  found = {n: t.shape for n, t in stored.items() if t.readable}
+  if found != expected or len(found) < len(stored):
+    wrong = {*dict(found.items() ^ expected.items()), *stored} - {
+      name for name in found if found[name] == expected.get(name)
+    }
     raise ValueError(
       f"The tensors of {folder / ADAPTER_WEIGHTS} must be those of its "
-      f"{ADAPTER_CONFIG} for this base, and these are missing, unknown or of "
-      f"another shape: {', '.join(wrong)}."
+      f"{ADAPTER_CONFIG} for this base, and these are missing, unknown, of "
+      f"another shape or no floats: {name_some(sorted(wrong))}."
     )
   values = {
     layout.path: jnp.asarray(
@@ -130,6 +163,78 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
     adapted,
     {name: v.replace(values[name]) for name, v in trainable(adapted).items()},
   )
+
+
+def _read_config(path: pathlib.Path, num_layers: int) -> LoraConfig:
+  """Reads a configuration of PEFT's that asks for plain LoRA.
+
+  Raises:
+    ValueError: it asks for something else; names the field.
+  """
+  content = read_object(path)
+  if content.get("peft_type") != "LORA":
+    raise ValueError(
+      f"Only LoRA adapters are read (peft_type 'LORA'), and {path} has "
+      f"peft_type={content.get('peft_type')!r}; merge others into their base "
+      "with PEFT first."
+    )
+  for name in sorted(content.keys() - {*_READ, *_WITHOUT_EFFECT}):
+    value, plain = content[name], _PLAIN_VALUES.get(name, _PLAIN)
+    # 0 is False by value, and may be the number of a layer.
+    if type(value) is int or value not in plain:
+      raise ValueError(
+        "Only plain LoRA is computed, the same rank and strength in every "
+        f"layer, and {path} has {name}={value!r}; merge these adapters "
+        "into their base with PEFT first."
+      )
+  rank: Any = content.get("r")
+  alpha: Any = content.get("lora_alpha")
+  if type(rank) is not int or type(alpha) not in (int, float):
+    raise ValueError(
+      f"{path} must have numbers r and lora_alpha, got r={rank!r} and "
+      f"lora_alpha={alpha!r}; copy or download it again."
+    )
+  return LoraConfig(
+    rank, float(alpha), _read_targets(path, content, num_layers)
+  )
+
+
+def _read_targets(
+  path: pathlib.Path, content: Mapping[str, Any], num_layers: int
+) -> tuple[LoraTarget, ...]:
+  """The projections that a configuration names, by PEFT's rules.
+
+  A text is a regular expression over a module's whole name, or `all-linear`. A
+  list holds names, or ends of names behind a point.
+  """
+  named: Any = content.get("target_modules")
+  if named == "all-linear":
+    return get_args(LoraTarget)
+  if isinstance(named, list) and all(isinstance(n, str) for n in named):
+    pattern = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, named))})"
+  else:
+    pattern = named
+  try:
+    ends = re.compile(pattern)
+  except (TypeError, re.error) as error:
+    raise ValueError(
+      f"{path} must name the projections under target_modules, in a list or "
+      f"by a regular expression, got {named!r}; copy or download it again."
+    ) from error
+  targets = []
+  for target in get_args(LoraTarget):
+    modules = module_paths(target, num_layers)
+    matched = [bool(ends.fullmatch(module)) for module in modules]
+    if any(matched) and not all(matched):
+      raise ValueError(
+        "A projection must have an adapter in every layer or in none, and "
+        f"target_modules of {path} names {modules[matched.index(True)]} but "
+        f"not {modules[matched.index(False)]}; merge these adapters into their "
+        "base with PEFT first."
+      )
+    if all(matched):
+      targets.append(target)
+  return tuple(targets)
 
 
 def _adapter_layouts(model: Decoder) -> list[TensorLayout]:

@@ -10,6 +10,8 @@ from rapo_jax.models.config import LoraTarget
 from rapo_jax.models.decoder import Decoder
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDING = "model.embed_tokens.weight"
@@ -72,9 +74,15 @@ class TensorLayout:
 
 def peft_module(target: LoraTarget) -> str:
   """PEFT's name of a projection."""
+  return module_paths(target, 1)[0].split(".")[-1]
+
+
+def module_paths(target: LoraTarget, num_layers: int) -> list[str]:
+  """Hugging Face's names of a projection's module, one a layer."""
   for theirs, ours in _LAYER_TENSORS.items():
     if ours.endswith(f".{target}.kernel"):
-      return theirs.split(".")[-2]
+      module = theirs.removesuffix(".weight")
+      return [f"model.layers.{i}.{module}" for i in range(num_layers)]
   raise KeyError(target)
 
 

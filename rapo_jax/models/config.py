@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -14,6 +16,22 @@ _REQUIRED = (
   "num_attention_heads",
 )
 _DTYPES = ("float32", "bfloat16", "float16")
+
+# What the fields that are read may hold. Optional ones may be null too.
+_INTEGERS = (
+  *_REQUIRED,
+  "num_key_value_heads",
+  "head_dim",
+  "max_position_embeddings",
+)
+_NUMBERS = ("rms_norm_eps", "initializer_range", "rope_theta")
+_FLAGS = (
+  "attention_bias",
+  "mlp_bias",
+  "tie_word_embeddings",
+  "use_sliding_window",
+)
+_OBJECTS = ("rope_scaling", "rope_parameters")
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 AttentionImplementation = Literal["auto", "xla", "cudnn", "splash"]
@@ -164,6 +182,8 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
+_UNREAD_ROPE_FIELDS = ("long_factor", "short_factor", "mrope_section")
+
 LoraTarget = Literal["query", "key", "value", "out", "gate", "up", "down"]
 """Projections of a layer that may have an adapter."""
 
@@ -306,12 +326,15 @@ class DecoderConfig:
         weights and give other logits.
     """
     family = _family(hf.get("model_type"))
-    missing = [name for name in _REQUIRED if name not in hf]
+    missing = [name for name in _REQUIRED if hf.get(name) is None]
     if missing:
       raise ValueError(
         f"A {hf['model_type']} configuration must have {', '.join(missing)}."
       )
+    _check_types(hf)
     _check_supported(hf)
+    # A field that is null is one that the file leaves out.
+    hf = {name: value for name, value in hf.items() if value is not None}
     num_heads = hf["num_attention_heads"]
     bias = family.attention_bias
     max_position_embeddings = hf.get(
@@ -404,22 +427,46 @@ def _family(model_type: str | None) -> _Family:
   return _FAMILIES[model_type]
 
 
+def _check_types(hf: Mapping[str, Any]) -> None:
+  """Rejects values that are not of their field's kind; names the field."""
+  for names, kind, fits in (
+    (_INTEGERS, "a positive integer", lambda v: type(v) is int and v > 0),
+    (_NUMBERS, "a positive number", lambda v: _is_number(v) and v > 0),
+    (_FLAGS, "true or false", lambda v: isinstance(v, bool)),
+    (_OBJECTS, "an object", lambda v: isinstance(v, Mapping)),
+  ):
+    for name in names:
+      value = hf.get(name)
+      if value is not None and not fits(value):
+        raise ValueError(
+          f"{name} must be {kind}, got {value!r}; correct the configuration."
+        )
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
+
+
 def _check_supported(hf: Mapping[str, Any]) -> None:
   """Rejects what the file asks for and the decoder would not compute."""
   activation = hf.get("hidden_act", "silu")
-  if activation != "silu":
-    raise ValueError(f"hidden_act must be 'silu', got {activation!r}.")
+  # Two names of one function.
+  if activation not in ("silu", "swish"):
+    raise ValueError(
+      f"hidden_act must be 'silu', got {activation!r}; other activations are "
+      "not implemented."
+    )
   if hf.get("mlp_bias"):
     raise ValueError(
       "mlp_bias must be false, got true; feed-forward layers with biases are "
       "not implemented."
     )
-  if hf.get("quantization_config"):
-    raise ValueError(
-      "Only plain floating-point weights are read, and the configuration has "
-      f"quantization_config={hf['quantization_config']}; load the "
-      "unquantized model."
-    )
+  for name in ("quantization_config", "compression_config"):
+    if hf.get(name):
+      raise ValueError(
+        "Only plain floating-point weights are read, and the configuration "
+        f"has {name}={hf[name]}; load the unquantized model."
+      )
   layer_types = set(hf.get("layer_types") or ())
   if hf.get("use_sliding_window") or layer_types - {"full_attention"}:
     raise ValueError(
@@ -436,6 +483,7 @@ def _read_rope(
   rope = {"rope_theta": hf["rope_theta"]} if "rope_theta" in hf else {}
   rope |= hf.get("rope_scaling") or {}
   rope |= hf.get("rope_parameters") or {}
+  _check_rope(rope)
   rope_type = rope.get("rope_type", rope.get("type", "default"))
   partial = rope.get(
     "partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)
@@ -471,6 +519,33 @@ def _read_rope(
     rope_type=rope_type,
     **fields,
   )
+
+
+def _check_rope(rope: Mapping[str, Any]) -> None:
+  """Rejects rotary parameters that would be read as others, or not at all."""
+  layers = sorted(n for n, v in rope.items() if isinstance(v, Mapping))
+  if layers:
+    raise ValueError(
+      "All layers must have one rotary embedding, and the configuration has "
+      f"one each for {', '.join(layers)}; other patterns are not implemented."
+    )
+  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  read = _ROPE_FIELDS.get(rope_type, ())
+  stretching = {*_UNREAD_ROPE_FIELDS, *itertools.chain(*_ROPE_FIELDS.values())}
+  stretching -= {*read, "original_max_position_embeddings"}
+  ignored = sorted(n for n in stretching if rope.get(n) is not None)
+  if rope_type in _ROPE_FIELDS and ignored:
+    raise ValueError(
+      f"The rotary type {rope_type} reads {', '.join(read) or 'theta alone'}, "
+      f"and the configuration has {ignored[0]}={rope[ignored[0]]!r} too; name "
+      "the type that reads it as rope_type, or leave it out."
+    )
+  for name in {*read, "rope_theta"} - {"truncate"}:
+    if rope.get(name) is not None and not _is_number(rope[name]):
+      raise ValueError(
+        f"{name} of the rotary embedding must be a number, got "
+        f"{rope[name]!r}; correct the configuration."
+      )
 
 
 def _written_rope(rope: RopeConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import operator
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,24 +19,23 @@ import numpy as np
 from rapo_jax.models import hub
 from rapo_jax.models.checkpoint_layout import (
   CONFIG,
+  GENERATION_CONFIG,
   TensorLayout,
   tensor_layouts,
 )
 from rapo_jax.models.config import DecoderConfig
 from rapo_jax.models.decoder import Decoder
 from rapo_jax.models.folder import replaced_folder
-from rapo_jax.models.huggingface import read_config
+from rapo_jax.models.huggingface import end_token_ids, read_config
 from rapo_jax.models.tensor_files import (
   TensorToWrite,
-  read_json,
+  read_object,
   write_json,
   write_weights,
 )
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Size of a weight file from which on another one is begun."""
-
-_GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER_FILES = (
   "tokenizer.json",
   "tokenizer_config.json",
@@ -56,6 +55,7 @@ def save_pretrained(
   *,
   tokenizer: Any = None,
   source: str | os.PathLike[str] | None = None,
+  end_ids: Collection[int] = (),
   max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a folder that transformers, vLLM and `from_pretrained` load.
@@ -73,6 +73,9 @@ def save_pretrained(
       name. What it has and a `Decoder` does not is carried over: other keys
       of its configuration, its generation configuration and, unless
       `tokenizer` is given, its tokenizer and chat template.
+    end_ids: tokens that end a turn of the model. The generation configuration
+      names them, those of `source` and that of the tokenizer, so that whoever
+      generates stops at each.
     max_shard_bytes: most bytes of weights in a file; above it there are
       several and an index. A larger tensor has a file of its own.
 
@@ -90,12 +93,12 @@ def save_pretrained(
     )
   target = pathlib.Path(path)
   origin = None if source is None else hub.local_folder(source)
-  config, generation = _configurations(model.config, tokenizer, origin)
+  config, generation = _configurations(model.config, tokenizer, origin, end_ids)
   tensors = list(tensors_to_write(model, tensor_layouts(model)))
   with space_noted(target, tensors), replaced_folder(target) as temporary:
     write_weights(temporary, tensors, max_shard_bytes)
     write_json(temporary / CONFIG, config)
-    write_json(temporary / _GENERATION_CONFIG, generation)
+    write_json(temporary / GENERATION_CONFIG, generation)
     if tokenizer is not None:
       tokenizer.save_pretrained(temporary)
     elif origin is not None:
@@ -122,11 +125,17 @@ def space_noted(
 
 
 def _configurations(
-  config: DecoderConfig, tokenizer: Any, origin: pathlib.Path | None
+  config: DecoderConfig,
+  tokenizer: Any,
+  origin: pathlib.Path | None,
+  end_ids: Collection[int],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Returns the content of the two configuration files."""
   content = config.to_hf()
   generation: dict[str, Any] = {"_from_model_config": True}
+  ends = set(end_ids)
+  if tokenizer is not None and tokenizer.eos_token_id is not None:
+    ends.add(tokenizer.eos_token_id)
   if origin is not None:
     # Fields that say nothing of what the weights compute may differ.
     theirs = dataclasses.replace(
@@ -146,9 +155,13 @@ def _configurations(
         f"source must be what the model was trained from, and {origin} "
         f"differs from it in {'; '.join(different)}."
       )
-    content = read_json(origin / CONFIG) | content
-    if (origin / _GENERATION_CONFIG).is_file():
-      generation = read_json(origin / _GENERATION_CONFIG)
+    content = read_object(origin / CONFIG) | content
+    if (origin / GENERATION_CONFIG).is_file():
+      generation = read_object(origin / GENERATION_CONFIG)
+    ends |= set(end_token_ids(origin))
+  if ends:
+    # One id alone is written as such, which every reader knows.
+    generation["eos_token_id"] = sorted(ends) if len(ends) > 1 else min(ends)
   for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
     token_id = getattr(tokenizer, name, None)
     if token_id is not None:

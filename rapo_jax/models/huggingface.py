@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,10 @@ from jax.sharding import Mesh, Sharding
 
 from rapo_jax.models import hub, sharding
 from rapo_jax.models.checkpoint_layout import (
+  ADAPTER_CONFIG,
   CONFIG,
+  EMBEDDING,
+  GENERATION_CONFIG,
   HEAD,
   TensorLayout,
   tensor_layouts,
@@ -29,7 +33,8 @@ from rapo_jax.models.config import DecoderConfig
 from rapo_jax.models.decoder import Decoder
 from rapo_jax.models.tensor_files import (
   StoredTensor,
-  read_json,
+  name_some,
+  read_object,
   stored_tensors,
 )
 
@@ -42,6 +47,12 @@ _ALIGNMENT = 64
 
 _FINGERPRINT_BYTES = 2**14
 """Of each tensor that a fingerprint is taken of."""
+
+# What older versions stored of the rotary embedding. It follows from the
+# configuration, and transformers passes it over too.
+_BUFFERS = re.compile(
+  r"(?:.*\.)?rotary_emb\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)"
+)
 
 _Slices = tuple[slice, ...]
 
@@ -74,12 +85,13 @@ def from_pretrained(
     FileNotFoundError: if the configuration or weights are not there, or the
       name is not a model's that can be reached.
     ValueError: if the configuration is not supported; if a file is broken; if
-      tensors are missing, unknown or of the wrong shape, all of them named; or
-      if the mesh does not divide a dimension.
+      tensors are missing, unknown or of the wrong shape, the first of them
+      named; if the folder holds two models; or if the mesh does not divide a
+      dimension.
   """
   folder = hub.local_folder(path_or_hub_id)
   config = dataclasses.replace(read_config(folder), dtype=jnp.dtype(dtype).name)
-  abstract = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+  abstract = _abstract(config)
   leaves, treedef = jax.tree.flatten(abstract)
   places: list[Sharding | None] = [None] * len(leaves)
   if mesh is not None:
@@ -87,8 +99,7 @@ def from_pretrained(
       sharding.shardings(abstract, mesh, rules or sharding.TRAIN_RULES)
     )
   layouts = tensor_layouts(abstract)
-  stored = stored_tensors(folder)
-  _check_tensors(folder, stored, layouts, config)
+  stored = _model_tensors(folder, config, layouts)
   return jax.tree.unflatten(
     treedef,
     [
@@ -96,6 +107,25 @@ def from_pretrained(
       for layout, leaf, place in zip(layouts, leaves, places, strict=True)
     ],
   )
+
+
+def check_pretrained(folder: str | os.PathLike[str]) -> None:
+  """Checks all that `from_pretrained` does, without loading the weights.
+
+  Args:
+    folder: with `config.json` and safetensors.
+
+  Raises:
+    FileNotFoundError, ValueError: as `from_pretrained` says.
+  """
+  path = pathlib.Path(folder)
+  config = read_config(path)
+  _model_tensors(path, config, tensor_layouts(_abstract(config)))
+
+
+def _abstract(config: DecoderConfig) -> Decoder:
+  """A decoder that takes no memory."""
+  return jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
 
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
@@ -113,7 +143,7 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     ValueError: if a file is broken.
   """
   path = pathlib.Path(folder)
-  config = json.dumps(read_json(path / CONFIG), sort_keys=True)
+  config = json.dumps(read_object(path / CONFIG), sort_keys=True)
   digest = hashlib.sha256(config.encode())
   for name, tensor in sorted(stored_tensors(path).items()):
     digest.update(f"{name} {tensor.dtype_name} {tensor.shape}".encode())
@@ -135,25 +165,105 @@ def read_config(folder: pathlib.Path) -> DecoderConfig:
       f"A checkpoint folder holds {CONFIG}, and {folder} does not; give such "
       "a folder, or a hub's name for one."
     )
-  return DecoderConfig.from_hf(read_json(folder / CONFIG))
+  try:
+    return DecoderConfig.from_hf(read_object(folder / CONFIG))
+  except ValueError as error:
+    error.add_note(f"It is read from {folder / CONFIG}.")
+    raise
+
+
+def end_token_ids(folder: str | os.PathLike[str]) -> tuple[int, ...]:
+  """Tokens that end what a model writes, by its own files.
+
+  Args:
+    folder: with `config.json`, `generation_config.json`, both or neither.
+
+  Returns:
+    The `eos_token_id` of both files, each one id or several; sorted.
+
+  Raises:
+    ValueError: a file is broken, or names something that is no id.
+  """
+  ids: set[int] = set()
+  for name in (CONFIG, GENERATION_CONFIG):
+    path = pathlib.Path(folder) / name
+    said = read_object(path).get("eos_token_id") if path.is_file() else None
+    listed = said if isinstance(said, list) else [said]
+    if said is not None and not all(type(i) is int and i >= 0 for i in listed):
+      raise ValueError(
+        "eos_token_id must be the id of a token or a list of such ids, and in "
+        f"{path} it is {said!r}; correct it."
+      )
+    ids |= set(listed) - {None}
+  return tuple(sorted(ids))
+
+
+def _model_tensors(
+  folder: pathlib.Path, config: DecoderConfig, layouts: list[TensorLayout]
+) -> dict[str, StoredTensor]:
+  """The tensors of a folder that are the model's, each under one name.
+
+  Raises:
+    FileNotFoundError, ValueError: as `from_pretrained` says.
+  """
+  if (folder / ADAPTER_CONFIG).is_file():
+    raise ValueError(
+      f"A model folder must hold no adapters, and {folder} holds "
+      f"{ADAPTER_CONFIG}, with which transformers computes another model; move "
+      "the adapters into a folder of their own, or merge them."
+    )
+  stored = {
+    name: tensor
+    for name, tensor in stored_tensors(folder).items()
+    if not _BUFFERS.fullmatch(name)
+  }
+  if config.tie_embeddings and HEAD in stored:
+    # Some writers store the tied head once more, or it alone.
+    head = stored.pop(HEAD)
+    if not _equal(head, stored.setdefault(EMBEDDING, head)):
+      raise ValueError(
+        f"{CONFIG} says tie_word_embeddings, so that {HEAD} must be "
+        f"{EMBEDDING}, and in {folder} they differ; set tie_word_embeddings "
+        f"to false to compute with both, or delete {HEAD} from the file."
+      )
+  _check_tensors(folder, stored, layouts)
+  return stored
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+  """Whether two tensors hold the same, whatever their dtypes.
+
+  Tensors that cannot be read, or of other shapes, are named by
+  `_check_tensors`.
+  """
+  if one == other or not (one.readable and other.readable):
+    return True
+  if one.shape != other.shape or len(one.shape) != 2:
+    return one.shape == other.shape
+  ours, theirs = one.map(), other.map()
+  rows = max(1, _BLOCK_BYTES // (4 * max(1, one.shape[1])))
+  return all(
+    np.array_equal(
+      ours[start : start + rows].astype(np.float32),
+      theirs[start : start + rows].astype(np.float32),
+      equal_nan=True,
+    )
+    for start in range(0, one.shape[0], rows)
+  )
 
 
 def _check_tensors(
   folder: pathlib.Path,
   stored: Mapping[str, StoredTensor],
   layouts: list[TensorLayout],
-  config: DecoderConfig,
 ) -> None:
   """Compares names and shapes with the configuration's, all at once."""
   expected = {name: layout.shape for layout in layouts for name in layout.names}
-  # Some writers store the tied head once more.
-  ignored = {HEAD} if config.tie_embeddings else set()
   problems = [
     f"{name} is missing" for name in sorted(expected.keys() - stored.keys())
   ]
   problems += [
-    f"{name} is unknown"
-    for name in sorted(stored.keys() - expected.keys() - ignored)
+    f"{name} is unknown" for name in sorted(stored.keys() - expected.keys())
   ]
   for name in sorted(expected.keys() & stored.keys()):
     tensor = stored[name]
@@ -164,9 +274,21 @@ def _check_tensors(
   if problems:
     raise ValueError(
       f"The tensors in {folder} must be those of its {CONFIG}: "
-      + "; ".join(problems)
-      + "."
+      + name_some(problems, "; ")
+      + f".{_prefix_hint(stored, expected)}"
     )
+
+
+def _prefix_hint(
+  stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
+) -> str:
+  """Says so if only a prefix of all names is wrong, as wrappers leave one."""
+  for name in stored:
+    for wanted in expected:
+      if name.endswith(f".{wanted}"):
+        prefix = name.removesuffix(wanted)
+        return f" Names begin with {prefix!r}: save the model without it."
+  return ""
 
 
 def _load(

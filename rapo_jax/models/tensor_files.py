@@ -27,6 +27,8 @@ _DTYPES = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MOST_NAMED = 8
+"""Tensors or files that a message lists."""
 _LENGTH_BYTES = 8
 """In front of the header stands its length."""
 
@@ -65,10 +67,25 @@ class StoredTensor:
     )
 
 
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+  """Parses a JSON file that holds an object.
+
+  Raises:
+    ValueError: it is not JSON, or another value; names the file.
+  """
+  content = read_json(path)
+  if not isinstance(content, dict):
+    raise ValueError(
+      f"{path} must hold a JSON object, and holds a "
+      f"{type(content).__name__}; copy or download it again."
+    )
+  return content
+
+
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON file with sorted keys."""
-  text = json.dumps(content, indent=2, sort_keys=True)
-  path.write_text(text + "\n", encoding="utf-8")
+  text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+  path.write_text(text, encoding="utf-8")
 
 
 def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
@@ -80,16 +97,11 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
   Raises:
     FileNotFoundError: there are no weights, or a file that the index names is
       absent.
-    ValueError: a file is cut short or otherwise broken; names it.
+    ValueError: a file is cut short or otherwise broken; names it. Or weights
+      are there twice.
   """
   if (folder / INDEX).is_file():
-    shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-    absent = [shard for shard in shards if not (folder / shard).is_file()]
-    if absent:
-      raise FileNotFoundError(
-        f"{folder / INDEX} names files that must lie beside it, and these do "
-        f"not: {', '.join(absent)}; copy or download them."
-      )
+    shards = _indexed_files(folder)
   elif (folder / WEIGHTS).is_file():
     shards = [WEIGHTS]
   else:
@@ -99,8 +111,60 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
     )
   tensors: dict[str, StoredTensor] = {}
   for shard in shards:
-    tensors |= file_tensors(folder / shard)
+    found = file_tensors(folder / shard)
+    twice = sorted(found.keys() & tensors.keys())
+    if twice:
+      raise ValueError(
+        f"A tensor must lie in one file, and {folder / shard} and "
+        f"{tensors[twice[0]].path.name} both hold {name_some(twice)}; download "
+        "the model again."
+      )
+    tensors |= found
   return tensors
+
+
+def name_some(items: Iterable[str], separator: str = ", ") -> str:
+  """Lists the first items, and says how many more there are."""
+  listed = list(items)
+  shown = separator.join(listed[:_MOST_NAMED])
+  more = len(listed) - _MOST_NAMED
+  return f"{shown}{separator}and {more} more" if more > 0 else shown
+
+
+def _indexed_files(folder: pathlib.Path) -> list[str]:
+  """Names of the files that an index spreads a checkpoint over."""
+  index = folder / INDEX
+  weight_map = read_object(index).get("weight_map")
+  if (
+    not isinstance(weight_map, dict)
+    or not weight_map
+    or not all(isinstance(name, str) for name in weight_map.values())
+  ):
+    raise ValueError(
+      f"{index} must name the file of each tensor under weight_map; copy or "
+      "download it again."
+    )
+  shards = sorted(set(weight_map.values()))
+  outside = [shard for shard in shards if pathlib.Path(shard).name != shard]
+  if outside:
+    raise ValueError(
+      f"{index} must name files beside it, got {name_some(outside)}; download "
+      "the model again."
+    )
+  if (folder / WEIGHTS).is_file() and WEIGHTS not in shards:
+    raise ValueError(
+      f"A checkpoint folder must hold its weights once, and {folder} holds "
+      f"{WEIGHTS} beside an index of other files. transformers reads the "
+      f"former, other programs read the latter: delete {WEIGHTS}, or {INDEX} "
+      "with its files."
+    )
+  absent = [shard for shard in shards if not (folder / shard).is_file()]
+  if absent:
+    raise FileNotFoundError(
+      f"{index} names files that must lie beside it, and these do not: "
+      f"{name_some(absent)}; copy or download them."
+    )
+  return shards
 
 
 def file_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:

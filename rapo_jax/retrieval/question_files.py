@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rapo_jax import text_files
+from rapo_jax.dataset_rows import unpacked, user_message
 
 FIELDS = ("question", "problem", "query", "prompt")
 """Where a question stands, the first of them that a row has. Capitals and
@@ -178,15 +179,12 @@ def _question(row: Mapping[str, Any], field: str | None) -> Any:
     for name in field.split("."):
       value = value.get(name) if isinstance(value, Mapping) else None
     return value
-  extra = row.get("extra_info")
+  extra = unpacked(row.get("extra_info"))
   if isinstance(extra, Mapping) and isinstance(extra.get("question"), str):
     return extra["question"]
   by_name = _lowered(row)
-  value = next((by_name[name] for name in FIELDS if by_name.get(name)), None)
-  if isinstance(value, list):
-    said = [m for m in value if isinstance(m, Mapping)]
-    said = [m for m in said if m.get("role") == "user"]
-    value = said[-1].get("content") if said else None
+  found = next((by_name[name] for name in FIELDS if by_name.get(name)), None)
+  value = user_message(found)
   if isinstance(value, str) and by_name.get("canary"):
     return _decrypted(value, str(by_name["canary"]))
   return value

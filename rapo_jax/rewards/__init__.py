@@ -1,6 +1,13 @@
 """Outcome rewards of trajectories."""
 
-from rapo_jax.rewards.f1 import token_f1
+from rapo_jax.rewards.f1 import is_match, token_f1
 from rapo_jax.rewards.outcome import Score, ScoreStatus, last_boxed, score
 
-__all__ = ["Score", "ScoreStatus", "last_boxed", "score", "token_f1"]
+__all__ = [
+  "Score",
+  "ScoreStatus",
+  "is_match",
+  "last_boxed",
+  "score",
+  "token_f1",
+]

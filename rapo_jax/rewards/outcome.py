@@ -3,22 +3,31 @@
 Only what the policy wrote can earn or lose anything. Whether a call has a
 result is read off the segment that follows it, never off text, and a tag
 counts only if all of it stands in one uninterrupted run of policy text.
+
+Tags are counted from the state in which the prompt leaves them: where the chat
+template opens the thought, the policy's text begins inside it. A tag in the
+argument of a call is part of the argument, and a tool that a thought only
+names is no call.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rapo_jax.rewards.f1 import token_f1
+from rapo_jax.rewards.f1 import is_match, token_f1
 from rapo_jax.tools import tags as tags_lib
 from rapo_jax.trajectory import TokenKind
 
 FORMAT_PENALTY = -1.0
 TOOLS_BONUS = 0.1
 BONUS_TOOLS = frozenset({tags_lib.SEARCH, tags_lib.PYTHON})
-_BOX = "\\boxed{"
+# A run of backslashes, the start of a box behind it, or a brace. More
+# backslashes than one: models escape them as in JSON.
+_BRACES = re.compile(r"(\\++)((?:boxed|fbox)[ \t\n]*+\{)?|[{}]")
 
 
 class ScoreStatus(enum.StrEnum):
@@ -39,7 +48,7 @@ class ScoreStatus(enum.StrEnum):
   ANSWER_REPEATED = "answer_repeated"
   """More than one opening or closing answer tag."""
   BOX_MISSING = "box_missing"
-  r"""No `\boxed{…}` with balanced braces in the answer."""
+  r"""No `\boxed{…}` or `\fbox{…}` with balanced braces in the answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,21 +59,33 @@ class Score:
     value: -1 for a broken format, else F1 in [0, 1], plus 0.1 if earned.
     status: the rule that decided.
     f1: F1 with the best of the ground truths; 0 for a broken format.
-    answer: content of the answer's last box; None if there is none.
+    answer: content of the answer's last closed box; None if there is none.
+    correct: whether the answer counts as right, see `rewards.is_match`.
   """
 
   value: float
   status: ScoreStatus
   f1: float
   answer: str | None
+  correct: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """Policy text without interruption, and whether an observation follows."""
+  """Policy text without interruption.
+
+  Attributes:
+    text: the text.
+    calls: tags of tools, those left out that a thought only names.
+    others: all other tags that do not stand in the argument of a call.
+    engine_tags: whether there is a tag of the engine, in arguments too.
+    observed: whether an observation follows.
+  """
 
   text: str
-  tags: list[tags_lib.Tag]
+  calls: list[tags_lib.Tag]
+  others: list[tags_lib.Tag]
+  engine_tags: bool
   observed: bool
 
 
@@ -86,23 +107,21 @@ def score(
 
   Args:
     segments: kind and text of each run of tokens, in order.
-    ground_truth: the accepted answer or answers, none of them blank.
+    ground_truth: the accepted answer or answers, none of them blank. Of one
+      that holds a box, the box alone counts.
 
   Returns:
     The score. The time taken is linear in the length of the text.
 
   Raises:
     ValueError: if there is no ground truth or a blank one, since nothing could
-      be right; drop such a question.
+      be right; drop such a question. Or if it is neither a text nor a sequence
+      of texts.
   """
-  truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
-  if not truths or not all(truth.strip() for truth in truths):
-    raise ValueError(
-      "ground_truth needs at least one answer and none that is blank, got "
-      f"{ground_truth!r}; drop the question"
-    )
-  runs = _policy_runs(segments)
-  status, answer = _check_format(runs)
+  truths = _checked_truths(ground_truth)
+  opened = _opened_by_prompt(segments)
+  runs = _policy_runs(segments, opened)
+  status, answer = _check_format(runs, opened)
   if status is not ScoreStatus.OK:
     return Score(FORMAT_PENALTY, status, 0.0, answer)
   assert answer is not None
@@ -111,10 +130,39 @@ def score(
   f1 = max(token_f1(answer, truth) for truth in truths)
   earned = f1 > 0 and _tools_used(runs) >= BONUS_TOOLS
   value = f1 + TOOLS_BONUS if earned else f1
-  return Score(value, ScoreStatus.OK, f1, answer)
+  correct = any(is_match(answer, truth) for truth in truths)
+  return Score(value, ScoreStatus.OK, f1, answer, correct)
 
 
-def _policy_runs(segments: Sequence[tuple[TokenKind, str]]) -> list[_Run]:
+def _checked_truths(ground_truth: Any) -> Sequence[str]:
+  truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
+  if isinstance(truths, Mapping) or not all(isinstance(t, str) for t in truths):
+    raise ValueError(
+      "ground_truth must be a text or a sequence of texts, got "
+      f"{ground_truth!r:.200}; read it with dataset_rows.accepted_answers"
+    )
+  if not truths or not all(truth.strip() for truth in truths):
+    raise ValueError(
+      "ground_truth needs at least one answer and none that is blank, got "
+      f"{ground_truth!r}; drop the question"
+    )
+  # Some data sets keep the sentence that the answer was boxed in.
+  return [last_boxed(truth) or truth for truth in truths]
+
+
+def _opened_by_prompt(segments: Sequence[tuple[TokenKind, str]]) -> bool:
+  """Whether the prompt, all that stands before the rest, opens a thought."""
+  prompt = []
+  for kind, text in segments:
+    if kind != TokenKind.PROMPT:
+      break
+    prompt.append(text)
+  return tags_lib.opens_thought("".join(prompt))
+
+
+def _policy_runs(
+  segments: Sequence[tuple[TokenKind, str]], opened: bool
+) -> list[_Run]:
   """Joins adjacent policy segments; anything else between them parts them."""
   runs = []
   parts: list[str] = []
@@ -123,23 +171,62 @@ def _policy_runs(segments: Sequence[tuple[TokenKind, str]]) -> list[_Run]:
     if kind == TokenKind.POLICY:
       parts.append(text)
     elif parts:
-      joined = "".join(parts)
-      found = tags_lib.find_tags(joined)
-      runs.append(_Run(joined, found, kind == TokenKind.OBSERVATION))
+      run = _run("".join(parts), opened, kind == TokenKind.OBSERVATION)
+      runs.append(run)
+      thoughts = [t for t in run.others if t.name == tags_lib.THINK]
+      opened = not thoughts[-1].closing if thoughts else opened
       parts = []
   return runs
 
 
-def _check_format(runs: Sequence[_Run]) -> tuple[ScoreStatus, str | None]:
+def _run(text: str, opened: bool, observed: bool) -> _Run:
+  """Sorts the tags of a text that begins inside a thought or outside."""
+  found = tags_lib.find_tags(text)
+  # For each tag, what comes behind it first: the end of a call or a thought.
+  ends: list[str | None] = [None] * (len(found) + 1)
+  for at in range(len(found) - 1, -1, -1):
+    tag = found[at]
+    is_end = tag.closing and tag.name in (tags_lib.THINK, *tags_lib.TOOL_TAGS)
+    ends[at] = tag.name if is_end else ends[at + 1]
+  last_close = {t.name: at for at, t in enumerate(found) if t.closing}
+  calls, others = [], []
+  inside = False
+  for at, tag in enumerate(found):
+    if tag.name in tags_lib.TOOL_TAGS:
+      named = opened and not tag.closing and ends[at + 1] == tags_lib.THINK
+      if named and not inside:
+        continue
+      calls.append(tag)
+      # A call that is never closed holds nothing, and its tags count.
+      inside = not tag.closing and last_close.get(tag.name, -1) > at
+    elif not inside:
+      others.append(tag)
+      if tag.name == tags_lib.THINK:
+        opened = not tag.closing
+  engine_tags = any(tag.name in tags_lib.ENGINE_TAGS for tag in found)
+  return _Run(text, calls, others, engine_tags, observed)
+
+
+def _check_format(
+  runs: Sequence[_Run], opened: bool
+) -> tuple[ScoreStatus, str | None]:
   """The first rule that fails, and the boxed answer if all hold."""
-  every = [tag for run in runs for tag in run.tags]
-  if any(tag.name in tags_lib.ENGINE_TAGS for tag in every):
+  if any(run.engine_tags for run in runs):
     return ScoreStatus.ENGINE_TAG, None
-  if not _alternates([t for t in every if t.name == tags_lib.THINK]):
+  every = [tag for run in runs for tag in run.others]
+  thoughts = [t for t in every if t.name == tags_lib.THINK]
+  if not _alternates(thoughts, opened=opened):
     return ScoreStatus.THINK_UNPAIRED, None
   if not all(_calls_have_results(run) for run in runs):
     return ScoreStatus.TOOL_WITHOUT_RESULT, None
-  answer_tags = [t for t in every if t.name == tags_lib.ANSWER]
+  # What a call prints, one that was refused too, is no answer.
+  answer_tags = [
+    tag
+    for run in runs
+    if not run.calls
+    for tag in run.others
+    if tag.name == tags_lib.ANSWER
+  ]
   num_closing = sum(t.closing for t in answer_tags)
   if num_closing > 1 or len(answer_tags) - num_closing > 1:
     return ScoreStatus.ANSWER_REPEATED, None
@@ -152,10 +239,13 @@ def _check_format(runs: Sequence[_Run]) -> tuple[ScoreStatus, str | None]:
   return ScoreStatus.OK, answer
 
 
-def _alternates(tags: Sequence[tags_lib.Tag]) -> bool:
-  """Whether tags are opened and closed by turns, with none left open."""
-  return len(tags) % 2 == 0 and all(
-    tag.closing == bool(i % 2) for i, tag in enumerate(tags)
+def _alternates(tags: Sequence[tags_lib.Tag], *, opened: bool = False) -> bool:
+  """Whether tags are opened and closed by turns, with none left open.
+
+  `opened`: one is open before the first of them.
+  """
+  return (len(tags) + opened) % 2 == 0 and all(
+    tag.closing == bool((i + opened) % 2) for i, tag in enumerate(tags)
   )
 
 
@@ -168,24 +258,23 @@ def _calls_have_results(run: _Run) -> bool:
   closing tag alone was answered with an error and is forgiven, as in the
   recipe.
   """
-  tags = [t for t in run.tags if t.name in tags_lib.TOOL_TAGS]
-  closing = [t for t in tags if t.closing]
-  if not tags:
+  closing = [t for t in run.calls if t.closing]
+  if not run.calls:
     return True
   if len(closing) != 1 or not run.observed:
     return False
   return all(
     t.name == closing[0].name and t.start < closing[0].start
-    for t in tags
+    for t in run.calls
     if not t.closing
   )
 
 
 def _answer_block(run: _Run) -> str | None:
   """The answer of a run; a call may print one, but it is none."""
-  if any(t.name in tags_lib.TOOL_TAGS for t in run.tags):
+  if run.calls:
     return None
-  tags = [t for t in run.tags if t.name == tags_lib.ANSWER]
+  tags = [t for t in run.others if t.name == tags_lib.ANSWER]
   if len(tags) != 2 or not _alternates(tags):
     return None
   return run.text[tags[0].end : tags[1].start]
@@ -201,30 +290,31 @@ def _tools_used(runs: Sequence[_Run]) -> set[str]:
   return {
     call.name
     for call in calls
-    if isinstance(call, tags_lib.ToolCall) and call.argument
+    if isinstance(call, tags_lib.ToolCall) and call.argument.strip()
   }
 
 
 def last_boxed(text: str) -> str | None:
-  r"""Content of the last `\boxed{…}`; None without one that is closed.
+  r"""Content of the last box that is closed: `\boxed{…}` or `\fbox{…}`.
 
   Braces are matched by counting; `\{` and `\}` are characters, not braces.
+  White space may stand before the brace, as in TeX. None without such a box.
   """
-  start = text.rfind(_BOX)
-  if start < 0:
-    return None
-  start += len(_BOX)
-  depth = 1
-  position = start
-  while position < len(text):
-    character = text[position]
-    if character == "\\":
-      position += 1
-    elif character == "{":
-      depth += 1
-    elif character == "}":
-      depth -= 1
-      if depth == 0:
-        return text[start:position]
-    position += 1
-  return None
+  last: tuple[int, int] | None = None
+  # For each open brace the start of its box, -1 for a brace of another kind.
+  opened: list[int] = []
+  escaped = -1
+  for match in _BRACES.finditer(text):
+    if match.group(2):
+      opened.append(match.end())
+    elif match.group(1):
+      escaped = match.end() if len(match.group(1)) % 2 else -1
+    elif match.start() == escaped:
+      continue
+    elif match.group() == "{":
+      opened.append(-1)
+    elif opened:
+      start = opened.pop()
+      if start >= 0 and (last is None or start > last[0]):
+        last = (start, match.start())
+  return None if last is None else text[last[0] : last[1]]

@@ -18,7 +18,7 @@ import dataclasses
 import math
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,8 +27,15 @@ from jaxtyping import Int
 
 from rapo_jax import retrieval as retrieval_lib
 from rapo_jax import tools as tools_lib
-from rapo_jax.data import Query
-from rapo_jax.models import KV_BLOCK, Decoder, sharding, with_adapters_of
+from rapo_jax.data import Query, TextEncoder, check_vocabulary
+from rapo_jax.data import end_ids as tokenizer_end_ids
+from rapo_jax.models import (
+  KV_BLOCK,
+  Decoder,
+  end_token_ids,
+  sharding,
+  with_adapters_of,
+)
 from rapo_jax.rollout import automaton as automaton_lib
 from rapo_jax.rollout import processes, tool_runner
 from rapo_jax.rollout.config import RolloutConfig
@@ -194,10 +201,15 @@ class RolloutEngine:
     policy: one with adapters whose base is that of every rollout. On a mesh
       what is frozen is placed once, here, and stays there between rollouts;
       without it each rollout places the whole model.
+    end_ids: tokens that end the policy's turn, as its model's files name them
+      (`models.end_token_ids`); None reads those in the folder that the
+      tokenizer was loaded from. The tokenizer's end of text, and what its
+      chat template ends a turn with, are always among them.
 
   Raises:
     ValueError: a limit leaves no room for a result's tags, a tool's policy is
-      out of range, or the mesh does not divide the slots.
+      out of range, the mesh does not divide the slots, the policy has no row
+      for a token of the tokenizer, or nothing ends its turn.
   """
 
   def __init__(
@@ -211,7 +223,9 @@ class RolloutEngine:
     retrieval: retrieval_lib.RetrievalConfig | None = None,
     mesh: jax.sharding.Mesh | None = None,
     policy: Decoder | None = None,
+    end_ids: Iterable[int] | None = None,
   ):
+    check_vocabulary(tokenizer, vocab_size)
     if mesh is not None:
       sharding.check_rows("num_slots", config.num_slots, mesh)
     self._config = config
@@ -227,8 +241,13 @@ class RolloutEngine:
     table = automaton_lib.stop_automaton(self.stop_strings, vocabulary)
     self._matched_state = table.matched_state
     self._eos = np.zeros(vocab_size, bool)
-    self._eos[_eos_ids(tokenizer)] = True
+    if end_ids is None:
+      folder = tokenizer.name_or_path
+      end_ids = end_token_ids(folder) if folder else ()
+    self._eos[_end_ids(tokenizer, end_ids, vocab_size)] = True
     self._on_device = sharding.replicate((table.table, self._eos), mesh)
+    # Nothing in a tool's text or in a retrieved step becomes a control token.
+    self._encode = TextEncoder(tokenizer)
     self._observation = ObservationEncoder(
       self._encode,
       tokenizer,
@@ -268,16 +287,11 @@ class RolloutEngine:
       greedy: take the likeliest tokens.
 
     Raises:
-      ValueError: a prompt is longer than `max_prompt_tokens`.
+      ValueError: a prompt is longer than `max_prompt_tokens`, or holds an id
+        that the policy has no row for.
     """
     for request in requests:
-      if len(request.prompt_tokens) > self._config.max_prompt_tokens:
-        raise ValueError(
-          f"a prompt holds at most {self._config.max_prompt_tokens} tokens "
-          f"(max_prompt_tokens), that of question {request.query.query_id!r} "
-          f"has {len(request.prompt_tokens)}: raise the limit or drop the "
-          "question."
-        )
+      self._check_prompt(request)
     model = (
       self._place(model)
       if self._placed is None
@@ -315,6 +329,24 @@ class RolloutEngine:
       return processes.run_led(self._mesh, programs, lead)
     return lead(programs)
 
+  def _check_prompt(self, request: RolloutRequest) -> None:
+    prompt, question = request.prompt_tokens, request.query.query_id
+    if len(prompt) > self._config.max_prompt_tokens:
+      raise ValueError(
+        f"a prompt holds at most {self._config.max_prompt_tokens} tokens "
+        f"(max_prompt_tokens), that of question {question!r} has "
+        f"{len(prompt)}: raise the limit or drop the question."
+      )
+    rows = len(self._eos)
+    # An id beyond them would be read as another one, without an error.
+    beyond = prompt[(prompt < 0) | (prompt >= rows)]
+    if len(beyond):
+      raise ValueError(
+        f"a prompt holds ids from 0 to {rows - 1}, one for each row of the "
+        f"embedding, that of question {question!r} has {int(beyond[0])}: "
+        "encode it with the tokenizer of the policy."
+      )
+
   def _place(self, model: Decoder) -> Decoder:
     return sharding.place(
       model,
@@ -332,12 +364,6 @@ class RolloutEngine:
       return None
     placed = self._place(policy)
     return None if placed is policy else placed
-
-  def _encode(self, text: str) -> list[int]:
-    """Ids of text; nothing in it becomes a special token."""
-    return self._tokenizer.encode(
-      text, add_special_tokens=False, split_special_tokens=True
-    )
 
 
 class _Rollout:
@@ -788,10 +814,30 @@ def _refusal(reason: str) -> tools_lib.ToolResult:
   )
 
 
-def _eos_ids(tokenizer: Any) -> list[int]:
-  """End-of-turn and end-of-text ids of a tokenizer."""
-  ids = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-  return sorted(i for i in ids if i is not None)
+def _end_ids(
+  tokenizer: Any, named: Iterable[int], vocab_size: int
+) -> list[int]:
+  """Tokens that end a turn: by tokenizer, chat template and model files.
+
+  Padding is none of them.
+
+  Raises:
+    ValueError: there is none, or one has no row in the embedding.
+  """
+  ids = {*tokenizer_end_ids(tokenizer), *named}
+  if not ids:
+    raise ValueError(
+      "a policy must have a token that ends its turn, and neither the "
+      "tokenizer (eos_token), its chat template nor the model's "
+      "generation_config.json (eos_token_id) names one: set eos_token."
+    )
+  if not all(0 <= token_id < vocab_size for token_id in ids):
+    raise ValueError(
+      f"tokens that end a turn must have ids from 0 to {vocab_size - 1}, one "
+      f"for each row of the embedding, got {sorted(ids)}: correct "
+      "eos_token_id in the model's config.json and generation_config.json."
+    )
+  return sorted(ids)
 
 
 def _round_up(value: int, multiple: int) -> int:

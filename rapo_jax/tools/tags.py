@@ -42,6 +42,13 @@ _FORGEABLE = re.compile(
   re.IGNORECASE,
 )
 _TAG = re.compile(rf"<(/?)({'|'.join(ALL_TAGS)})>")
+_TAG_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# What ends a turn, or its header, in the chat templates of common models.
+_CONTROL_TOKEN = re.compile(
+  r"<\|[^<>|\s]{1,40}\|>|<｜[^<>｜\s]{1,40}｜>|\[/INST\]|</s>"
+  r"|<(?:start|end)_of_turn>"
+)
+_NEWLINES = ("\r\n", "\n")
 
 
 class Tag(NamedTuple):
@@ -55,7 +62,7 @@ class Tag(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ToolCall:
-  """A call that can be run. The argument has no space at either end."""
+  """A call that can be run; the argument is as written, see `parse_call`."""
 
   name: str
   argument: str
@@ -76,6 +83,63 @@ def find_tags(text: str) -> list[Tag]:
   ]
 
 
+def opens_thought(prompt: str) -> bool:
+  """Whether a prompt ends inside a thought, as Qwen3-Thinking's template does.
+
+  Only the header of the last turn counts: what follows the last control token.
+  A question that names `<think>` opens no thought. A prompt without control
+  tokens opens one only if it ends with the tag.
+
+  Args:
+    prompt: the text that the policy goes on from.
+  """
+  end = 0
+  for match in _CONTROL_TOKEN.finditer(prompt):
+    end = match.end()
+  if not end:
+    return prompt.rstrip().endswith(f"<{THINK}>")
+  thoughts = [t for t in find_tags(prompt[end:]) if t.name == THINK]
+  return bool(thoughts) and not thoughts[-1].closing
+
+
+def leaves_thought_open(text: str, *, opened: bool = False) -> bool:
+  """Whether a thought is open behind a text; `opened`: one is before it."""
+  thoughts = [t for t in find_tags(text) if t.name == THINK]
+  return not thoughts[-1].closing if thoughts else opened
+
+
+def with_opened_thought(text: str) -> str:
+  """Gives a text the opening tag that a template wrote before it.
+
+  A text whose first think tag is a closing one began inside a thought. Any
+  other text stays as it is.
+  """
+  first = next((t for t in find_tags(text) if t.name == THINK), None)
+  return f"<{THINK}>{text}" if first is not None and first.closing else text
+
+
+def check_tool_names(names: Collection[str]) -> None:
+  """Checks that each name is a tag that calls are read by.
+
+  Raises:
+    ValueError: a name cannot be a tag, is a tag with another meaning, or is
+      not known to the parser. Every call of such a tool would be malformed.
+  """
+  for name in names:
+    if not _TAG_NAME.fullmatch(name):
+      fault = "cannot be a tag (a small letter, then letters, digits and _)"
+    elif name in ALL_TAGS and name not in TOOL_TAGS:
+      fault = f"is the tag <{name}>, which has another meaning"
+    elif name not in TOOL_TAGS:
+      fault = "is no tag that the parser reads"
+    else:
+      continue
+    raise ValueError(
+      f"a tool's name must be one of {', '.join(TOOL_TAGS)}, and {name!r} "
+      f"{fault}: rename the tool, or add its tag to rapo_jax/tools/tags.py."
+    )
+
+
 def parse_call(
   step_text: str, tool_names: Collection[str]
 ) -> ToolCall | MalformedCall:
@@ -86,6 +150,9 @@ def parse_call(
   It starts at the last opening tag of the same tool before that, so a thought
   may name `<search>` without calling it. An argument that holds another of
   our tags is refused: it is either nested or a tag that was never closed.
+
+  White space has a meaning in programs. Only one newline beside each tag is
+  not part of the argument; a tool strips what means nothing to it.
 
   Args:
     step_text: text of one policy step.
@@ -117,7 +184,19 @@ def parse_call(
       f"the argument of {name} holds the tag {slash}{inside.name}; "
       "close one call before the next tag"
     )
-  return ToolCall(name, step_text[opening.end : close.start].strip())
+  return ToolCall(name, _between_tags(step_text[opening.end : close.start]))
+
+
+def _between_tags(text: str) -> str:
+  """The text without one newline at each end."""
+  for newline in _NEWLINES:
+    if text.startswith(newline):
+      text = text[len(newline) :]
+      break
+  for newline in _NEWLINES:
+    if text.endswith(newline):
+      return text[: -len(newline)]
+  return text
 
 
 def escape(text: str) -> str:

@@ -62,6 +62,47 @@ def test_several_ground_truths(tmp_path):
   assert data.load_tool_star(path)[0].ground_truth == ("a b", "c")
 
 
+@pytest.mark.parametrize(
+  ("truth", "expected"),
+  [
+    ({"target": ["Paris", "Lutetia"]}, ("Paris", "Lutetia")),
+    (42, ("42",)),
+    (3.5, ("3.5",)),
+    (["Paris", "", "Paris"], ("Paris",)),
+    ('{"target": ["Paris"]}', ("Paris",)),
+    (b"Paris", ("Paris",)),
+  ],
+)
+def test_forms_of_a_ground_truth(tmp_path, truth, expected):
+  path = write(tmp_path, [record(reward_model={"ground_truth": truth})])
+  assert data.load_tool_star(path)[0].ground_truth == expected
+
+
+def test_columns_of_json_texts_and_a_prompt_that_is_a_text(tmp_path):
+  texts = {
+    "reward_model": '{"ground_truth": {"target": ["Paris"]}}',
+    "extra_info": '{"index": 0, "question": "Which town?"}',
+  }
+  query = data.load_tool_star(write(tmp_path, [record(**texts)]))[0]
+  assert (query.question, query.ground_truth) == ("Which town?", ("Paris",))
+  row = record(prompt="Which town?", extra_info={"index": 0})
+  assert (
+    data.load_tool_star(write(tmp_path, [row]))[0].question == "Which town?"
+  )
+
+
+def test_the_column_of_questions_goes_before_a_prompt_around_it(tmp_path):
+  row = record(question="Which town?", extra_info={"index": 0})
+  row["prompt"] = [{"role": "user", "content": "Use tools. Which town?"}]
+  assert (
+    data.load_tool_star(write(tmp_path, [row]))[0].question == "Which town?"
+  )
+  del row["extra_info"]
+  assert (
+    data.load_tool_star(write(tmp_path, [row]))[0].question == "Which town?"
+  )
+
+
 def test_a_blank_answer_is_left_out_and_said(tmp_path, caplog):
   blank = record(1, reward_model={"ground_truth": " ", "style": "rule"})
   path = write(tmp_path, [record(0), blank, record(2)])
@@ -78,6 +119,10 @@ def test_a_blank_answer_is_left_out_and_said(tmp_path, caplog):
       "row 1: reward_model.ground_truth",
     ),
     ({"reward_model": None}, "row 1: reward_model.ground_truth"),
+    (
+      {"reward_model": {"ground_truth": None, "style": "rule", "town": "x"}},
+      "row 1: reward_model.ground_truth holds no answer",
+    ),
     (
       {"extra_info": None, "prompt": [{"content": "x", "role": "system"}]},
       "row 1: no question in extra_info.question",

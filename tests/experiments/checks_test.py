@@ -5,17 +5,19 @@ import json
 
 import jax
 import pytest
+from flax import nnx
 
-from experiments import checks
+from experiments import checks, tokenizer_files
 from experiments.config import (
   ExperimentConfig,
   MeshConfig,
   PolicyConfig,
   miniature_rollout,
 )
+from experiments.input_errors import InputError
 from experiments.miniature.world import WorldConfig
 from experiments.stages import agents
-from rapo_jax.models import LoraConfig
+from rapo_jax.models import Decoder, LoraConfig, save_pretrained
 from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
 
@@ -28,15 +30,13 @@ SHAPE = tiny_config(
 
 
 def write_agent(folder, *, template=None, **changes):
-  """An agent's folder without weights, which a dry run does not read."""
+  """An agent's folder, with weights of which a dry run reads the names."""
   tokenizer = agents.train_byte_level_tokenizer(["What is one?"], 300)
   if template is not None:
     tokenizer.chat_template = template(tokenizer.chat_template)
-  tokenizer.save_pretrained(folder)
   shape = dataclasses.replace(SHAPE, **changes)
-  (folder / "config.json").write_text(
-    json.dumps(shape.to_hf()), encoding="utf-8"
-  )
+  model = Decoder(shape, rngs=nnx.Rngs(0))
+  save_pretrained(model, folder, tokenizer=tokenizer)
 
 
 def config_of(folder):
@@ -88,6 +88,57 @@ def test_an_agent_of_an_unknown_kind_is_a_problem(tmp_path):
   )
   with pytest.raises(checks.CheckError, match=r"policy\.off_policy: .*mistral"):
     checks.dry_run(config_of(tmp_path), None)
+
+
+def test_files_that_could_not_be_loaded_are_problems(tmp_path):
+  write_agent(tmp_path / "base")
+  write_agent(tmp_path / "off_policy")
+  (tmp_path / "base" / "model.safetensors").unlink()
+  with pytest.raises(checks.CheckError) as error:
+    checks.dry_run(config_of(tmp_path), None)
+  message = str(error.value)
+  assert message.startswith("1 problem(s)")
+  assert "policy.base: A checkpoint folder holds model.safetensors" in message
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_a_problem(tmp_path):
+  write_agent(tmp_path / "base")
+  # 256 bytes, three special tokens and merges.
+  write_agent(tmp_path / "off_policy", vocab_size=260)
+  with pytest.raises(checks.CheckError) as error:
+    checks.dry_run(config_of(tmp_path), None)
+  message = str(error.value)
+  assert message.startswith("1 problem(s)")
+  assert "policy.off_policy: the embedding must have a row for" in message
+  assert "with 260 rows it has none for" in message
+
+
+def test_a_turn_end_that_is_text_is_a_problem(tmp_path):
+  write_agent(tmp_path / "base")
+  write_agent(
+    tmp_path / "off_policy", template=lambda t: t.replace("<|im_end|>", "END")
+  )
+  with pytest.raises(checks.CheckError, match=r"ends it with the text 'END"):
+    checks.dry_run(config_of(tmp_path), None)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", ""])
+def test_a_broken_tokenizer_is_told_in_a_line(tmp_path, name, content):
+  write_agent(tmp_path / "base")
+  (tmp_path / "base" / name).write_text(content, encoding="utf-8")
+  if name == "tokenizer_config.json" and content == '{"a": 1}':
+    tokenizer_files.load_tokenizer(tmp_path / "base")  # An unknown key.
+    return
+  with pytest.raises(InputError, match=r"cannot be read: .* download it again"):
+    tokenizer_files.load_tokenizer(tmp_path / "base")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+  write_agent(tmp_path / "base")
+  (tmp_path / "base" / "tokenizer.json").unlink()
+  with pytest.raises(InputError, match="must hold its tokenizer"):
+    tokenizer_files.load_tokenizer(tmp_path / "base")
 
 
 def test_what_a_layer_keeps_is_near_what_the_compiler_keeps():

@@ -14,6 +14,7 @@ from experiments.policies import describe_policy
 from rapo_jax import models
 from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
 from tests import fake_devices
+from tests.closeness import assert_close
 from tests.tiny_decoder import tiny_decoder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -49,7 +50,10 @@ def write_run(root, *, lora=None, dtype="float32"):
     checkpoints.save(
       update,
       init_train_state(model, OptimizerConfig()),
-      {"update": update, **describe_policy(model, root / "base")},
+      {
+        "update": update,
+        **describe_policy(model, root / "base", end_ids=[3, 5]),
+      },
     )
   checkpoints.close()
   return model
@@ -85,7 +89,7 @@ def test_the_newest_checkpoint_is_written_bit_for_bit(tmp_path, capsys):
   generation = (tmp_path / "out" / "generation_config.json").read_text(
     encoding="utf-8"
   )
-  assert json.loads(generation) == {"top_p": 0.9}
+  assert json.loads(generation) == {"eos_token_id": [3, 5], "top_p": 0.9}
   # A numbered one is another policy, and takes the place of the first.
   assert run(tmp_path, checkpoint="checkpoints/5") == 0
   assert not same(models.from_pretrained(tmp_path / "out"), model)
@@ -117,7 +121,7 @@ def test_adapters_are_merged(tmp_path, dtype):
   loaded = models.from_pretrained(tmp_path / "out", dtype=dtype)
   assert same(loaded, models.merge_adapters(model))
   if dtype == "float32":
-    np.testing.assert_allclose(loaded(TOKENS), model(TOKENS), atol=1e-5)
+    assert_close(loaded(TOKENS), model(TOKENS))
 
 
 def test_a_wider_dtype_keeps_what_merging_would_round(tmp_path):
@@ -125,7 +129,7 @@ def test_a_wider_dtype_keeps_what_merging_would_round(tmp_path):
   export.export(tmp_path / "checkpoints", tmp_path / "out", dtype="float32")
   loaded = models.from_pretrained(tmp_path / "out")
   wide = model.astype("float32")
-  np.testing.assert_allclose(loaded(TOKENS), wide(TOKENS), atol=1e-5)
+  assert_close(loaded(TOKENS), wide(TOKENS))
 
 
 def test_adapters_are_written_apart(tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from rapo_jax.models import attention, splash
+from tests.closeness import assert_close
 
 
 def arrays(batch, length, heads, kv_heads, head_dim, dtype="float32"):
@@ -58,11 +59,6 @@ def value_and_gradients(function, inputs):
   )(*inputs)
 
 
-def assert_same(got, expected, atol):
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_allclose(a, b, atol=atol, rtol=atol)
-
-
 @pytest.mark.parametrize("block", [512, 8, 5])
 @pytest.mark.parametrize("packed", [True, False])
 def test_xla_equals_the_definition(block, packed):
@@ -70,7 +66,7 @@ def test_xla_equals_the_definition(block, packed):
   ids = segments(2, 24) if packed else None
   with mock.patch.object(attention, "QUERY_BLOCK", block):
     got = attention.attend(*inputs, segment_ids=ids, implementation="xla")
-  np.testing.assert_allclose(got, by_hand(*inputs, ids), atol=1e-5)
+  assert_close(got, by_hand(*inputs, ids))
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -84,7 +80,7 @@ def test_blocks_of_queries_change_nothing(packed):
     dense = value_and_gradients(attend, inputs)
   with mock.patch.object(attention, "QUERY_BLOCK", 32):
     blocks = value_and_gradients(attend, inputs)
-  assert_same(blocks, dense, 1e-5)
+  assert_close(blocks, dense)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +96,7 @@ def test_splash_equals_xla(length, heads, kv_heads, head_dim):
   )
   got = value_and_gradients(kernel, inputs)
   expected = value_and_gradients(plain, inputs)
-  assert_same(got, expected, 1e-4)
+  assert_close(got, expected)
 
 
 @pytest.mark.parametrize("head_dim", [64, 192])
@@ -133,7 +129,7 @@ def test_splash_without_segments_is_causal():
   inputs = arrays(1, 128, 2, 1, 64)
   got = splash.attend(*inputs, None, interpret=True)
   expected = attention.attend(*inputs, segment_ids=None, implementation="xla")
-  np.testing.assert_allclose(got, expected, atol=1e-5)
+  assert_close(got, expected)
 
 
 def test_long_rows_make_no_array_of_all_scores():

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from rapo_jax.models import attention, cache_kernel
+from tests.closeness import assert_close
 
 LAYER, CACHE_ROWS, BLOCKS = 1, 6, 4
 LENGTH = BLOCKS * attention.KV_BLOCK
@@ -61,7 +62,7 @@ def test_the_kernel_equals_xla(rows, chunk, heads, kv_heads, head_dim):
   expected = attention.attend_cache(
     *inputs, jnp.int32(BLOCKS), None if rows is None else jnp.asarray(rows)
   )
-  np.testing.assert_allclose(got, expected, atol=1e-5)
+  assert_close(got, expected)
 
 
 def test_in_bfloat16_too():
@@ -71,8 +72,8 @@ def test_in_bfloat16_too():
   expected = attention.attend_cache(
     *inputs, jnp.int32(BLOCKS), jnp.asarray(ROWS)
   )
-  np.testing.assert_allclose(
-    got.astype(jnp.float32), expected.astype(jnp.float32), atol=0.01
+  assert_close(
+    got.astype(jnp.float32), expected.astype(jnp.float32), tolerance=0.01
   )
 
 

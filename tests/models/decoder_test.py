@@ -12,6 +12,7 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import rope
 from tests import tiny_decoder
+from tests.closeness import assert_close
 
 # Compiled once for all tests; unjitted, each call compiles its scan anew.
 logits_of = jax.jit(models.Decoder.__call__)
@@ -153,9 +154,7 @@ class ForwardTest(parameterized.TestCase):
     logits = logits_of(model, jnp.asarray(tokens))
     self.assertEqual(logits.dtype, jnp.float32)
     for row, got in zip(tokens, logits, strict=True):
-      np.testing.assert_allclose(
-        got, oracle_logits(model, row), rtol=1e-4, atol=1e-4
-      )
+      assert_close(got, oracle_logits(model, row))
 
   def test_packed_segments_equal_separate_sequences(self):
     model = tiny_model()
@@ -168,9 +167,7 @@ class ForwardTest(parameterized.TestCase):
     )
     self.assertTrue(np.isfinite(logits).all())
     alone = [logits_of(model, jnp.asarray(piece[None]))[0] for piece in pieces]
-    np.testing.assert_allclose(
-      logits[0, :-3], np.concatenate(alone), rtol=1e-4, atol=1e-5
-    )
+    assert_close(logits[0, :-3], np.concatenate(alone))
 
   def test_positions_can_be_given(self):
     # Rotary embeddings see differences only: a shift changes nothing, a
@@ -180,7 +177,7 @@ class ForwardTest(parameterized.TestCase):
     default = logits_of(model, tokens)
     shifted = logits_of(model, tokens, positions=jnp.arange(6)[None] + 100)
     stretched = logits_of(model, tokens, positions=3 * jnp.arange(6)[None])
-    np.testing.assert_allclose(shifted, default, rtol=1e-3, atol=1e-3)
+    assert_close(shifted, default)
     self.assertGreater(np.abs(stretched - default).max(), 1e-2)
 
   @parameterized.parameters("nested", "layer", "attention", "dots")
@@ -193,11 +190,7 @@ class ForwardTest(parameterized.TestCase):
 
     plain = jax.value_and_grad(loss)(model, "none")
     remat = jax.value_and_grad(loss)(model, policy)
-    jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-      plain,
-      remat,
-    )
+    assert_close(remat, plain)
 
 
 class ExtendTest(parameterized.TestCase):
@@ -210,11 +203,8 @@ class ExtendTest(parameterized.TestCase):
       model.init_cache(1, 64), tokens[:, :7], jnp.zeros(1, int), jnp.full(1, 7)
     )
     second, _ = extend(cache, tokens[:, 7:], jnp.full(1, 7), jnp.full(1, 5))
-    np.testing.assert_allclose(
-      jnp.concatenate([first, second], axis=1),
-      hidden_of(model, tokens),
-      rtol=1e-4,
-      atol=1e-4,
+    assert_close(
+      jnp.concatenate([first, second], axis=1), hidden_of(model, tokens)
     )
 
   @parameterized.parameters({"changes": changes} for changes in VARIANTS)
@@ -230,11 +220,7 @@ class ExtendTest(parameterized.TestCase):
     layers = model.unstack()
     self.assertLen(layers, model.config.num_layers)
     got = model.extend(*arguments, attend_length=64, layers=layers)
-    jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-      got,
-      stacked,
-    )
+    assert_close(got, stacked)
 
   @parameterized.parameters(64, 128)
   def test_any_cut_into_calls_gives_the_full_forward(self, attend_length):
@@ -261,7 +247,7 @@ class ExtendTest(parameterized.TestCase):
       starts = starts + count
     self.assertEqual(starts.tolist(), [40, 40])
     expected = hidden_of(model, jnp.asarray(tokens))
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    assert_close(got, expected)
     # Tokens that were not real wrote nothing.
     for part in cache:
       # Positions behind the row, blocks and heads away.
@@ -281,7 +267,7 @@ class ExtendTest(parameterized.TestCase):
       attend_length=192,
     )
     expected = hidden_of(model, jnp.asarray(tokens))
-    np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-4)
+    assert_close(hidden, expected)
 
   def decode(self, tokens, prompts, attend_length, num_steps=12):
     """Prefills, then decodes greedily inside one `while_loop`."""

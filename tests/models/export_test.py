@@ -65,7 +65,9 @@ class SavePretrainedTest(parameterized.TestCase):
     self.assertEqual(config["eos_token_id"], [1, 8, 9])
     self.assertEqual(config["transformers_version"], "4.42.3")
     self.assertEqual(config["pretraining_tp"], 1)
-    self.assertEqual(self.read("generation_config.json"), {"top_p": 0.9})
+    # End tokens too, where the source's own file leaves them out.
+    generation = {"eos_token_id": [1, 8, 9], "top_p": 0.9}
+    self.assertEqual(self.read("generation_config.json"), generation)
     self.assertEqual(self.read("tokenizer.json"), {"a": 1})
     template = (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
     self.assertEqual(template, "{{ messages }}")
@@ -85,12 +87,14 @@ class SavePretrainedTest(parameterized.TestCase):
     # The source knows three end tokens, and no first token.
     self.assertEqual(self.read("config.json")["eos_token_id"], [1, 8, 9])
     self.assertEqual(self.read("config.json")["bos_token_id"], 7)
+    generation = self.read("generation_config.json")
+    self.assertEqual(generation["eos_token_id"], [1, 5, 8, 9])
 
   def test_the_source_may_be_what_is_replaced(self):
     models.save_pretrained(self.model, self.folder, source=self.source())
     trained = jax.tree.map(lambda x: x + 1, self.model)
     models.save_pretrained(trained, self.folder, source=self.folder)
-    self.assertEqual(self.read("generation_config.json"), {"top_p": 0.9})
+    self.assertEqual(self.read("generation_config.json")["top_p"], 0.9)
     self.assert_loads(trained)
 
   def test_what_the_weights_do_not_know_of_may_differ(self):

@@ -16,6 +16,7 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import log_probs as log_probs_lib
 from tests import fake_devices
+from tests.closeness import assert_close
 from tests.tiny_decoder import tiny_decoder
 
 VOCAB = 37
@@ -123,11 +124,7 @@ class TokenLogProbsTest(parameterized.TestCase):
     expected = jax.jit(
       jax.value_and_grad(functools.partial(loss, function=direct), has_aux=True)
     )(model)
-    jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-      got,
-      expected,
-    )
+    assert_close(got, expected)
     for values in got[0][1]:
       np.testing.assert_array_equal(values[~where], 0)
 
@@ -168,10 +165,9 @@ class TokenLogProbsTest(parameterized.TestCase):
 
     expected = jax.jit(jax.value_and_grad(direct, has_aux=True))(model)
     got = jax.jit(jax.value_and_grad(ours, has_aux=True))(model)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    jax.tree.map(close, got, expected)
+    assert_close(got, expected)
     # Without a gradient another path computes the values.
-    jax.tree.map(close, jax.jit(ours)(model), expected[0])
+    assert_close(jax.jit(ours)(model), expected[0])
 
   @parameterized.product(tied=(True, False))
   def test_bfloat16_gradients_sum_in_float32(self, tied):
@@ -224,8 +220,8 @@ class TokenLogProbsTest(parameterized.TestCase):
     log_probs, entropies = score(
       model, random_tokens((1, 4)), where=where, temperature=2.0
     )
-    np.testing.assert_allclose(log_probs, [[0, -3.6109, 0, -3.6109]], atol=1e-4)
-    np.testing.assert_allclose(entropies, [[0, 3.6109, 0, 3.6109]], atol=1e-4)
+    expected = np.asarray([[0, 3.6109, 0, 3.6109]])
+    assert_close((log_probs, entropies), (-expected, expected))
 
   def test_packed_segments_equal_separate_sequences(self):
     model = tiny_model()
@@ -238,7 +234,7 @@ class TokenLogProbsTest(parameterized.TestCase):
     ]
     for values, parts in zip(got, zip(*alone, strict=True), strict=True):
       expected = jnp.concatenate([*parts, jnp.zeros((1, 2))], axis=1)
-      np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
+      assert_close(values, expected)
       # A segment's first token follows nothing, in particular not the token
       # that happens to lie before it.
       self.assertEqual(values[0, 0], 0)
@@ -347,4 +343,4 @@ class TokenLogProbsTest(parameterized.TestCase):
       where=jnp.asarray(where),
       temperature=temperature,
     )
-    np.testing.assert_allclose(got, sampled, atol=1e-5)
+    assert_close(np.asarray(got), sampled)

@@ -14,6 +14,7 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import sharding
 from rapo_jax.models.decoder import AdapterParam
+from tests.closeness import assert_close
 from tests.tiny_decoder import tiny_decoder
 
 LORA = models.LoraConfig(4, 8.0, ("query", "value", "out", "gate", "down"))
@@ -79,7 +80,7 @@ def test_merged_equals_unmerged(tie_embeddings):
   model = adapted(base)
   merged = models.merge_adapters(model)
   assert jax.tree.structure(merged) == jax.tree.structure(base)
-  np.testing.assert_allclose(merged(TOKENS), model(TOKENS), atol=1e-5)
+  assert_close(merged(TOKENS), model(TOKENS))
   # The control: the adapters do something.
   assert np.abs(model(TOKENS) - base(TOKENS)).max() > 0.1
 
@@ -93,7 +94,7 @@ def test_the_product_counts_alpha_over_rank_times():
     "lir,lro->lio", up.lora_a[...], up.lora_b[...]
   )
   actual = merged.layers.feed_forward.up.kernel[...]
-  np.testing.assert_allclose(actual, expected, atol=1e-5)
+  assert_close(actual, expected)
   np.testing.assert_array_equal(
     merged.layers.feed_forward.gate.kernel[...],
     base.layers.feed_forward.gate.kernel[...],
@@ -109,9 +110,7 @@ def test_cached_decoding_applies_the_adapters():
     jnp.full(2, 12),
     attend_length=models.KV_BLOCK,
   )
-  np.testing.assert_allclose(
-    hidden, model.hidden_states(TOKENS), atol=2e-5, rtol=1e-5
-  )
+  assert_close(hidden, model.hidden_states(TOKENS))
 
 
 def test_a_cast_reaches_adapters_over_a_base_that_has_the_dtype():

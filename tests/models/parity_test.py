@@ -15,6 +15,7 @@ from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.models import rope
+from tests.closeness import assert_close
 from tests.models import real_configs
 
 torch = pytest.importorskip("torch")
@@ -90,11 +91,8 @@ class ParityTest(parameterized.TestCase):
     self.folder = pathlib.Path(folder.name)
     self.tokens = np.random.default_rng(0).integers(0, 97, (2, LENGTH))
 
-  def assert_close(self, got, expected):
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
-
   def check_plain(self, ours, model):
-    self.assert_close(
+    assert_close(
       logits_of(ours, jnp.asarray(self.tokens)),
       their_logits(model, self.tokens),
     )
@@ -113,7 +111,7 @@ class ParityTest(parameterized.TestCase):
     got = logits_of(
       ours, jnp.asarray(self.tokens), segment_ids=jnp.asarray(real)
     )
-    self.assert_close(got[real == 1], expected[real == 1])
+    assert_close(got[real == 1], expected[real == 1])
 
   def check_packed(self, ours, model):
     lengths = [[30, 1, 25, 14], [5, 50, 15]]
@@ -130,7 +128,7 @@ class ParityTest(parameterized.TestCase):
     got = logits_of(
       ours, jnp.asarray(self.tokens), segment_ids=jnp.asarray(ids)
     )
-    self.assert_close(got, expected)
+    assert_close(got, expected)
 
   def check_cached(self, ours, model):
     """A prompt, then tokens one by one, through either's cache."""
@@ -146,7 +144,7 @@ class ParityTest(parameterized.TestCase):
     )
     with torch.no_grad():
       theirs_so_far = model(torch.as_tensor(self.tokens[:, :prompt]))
-    self.assert_close(ours.unembed(hidden), theirs_so_far.logits.numpy())
+    assert_close(ours.unembed(hidden), theirs_so_far.logits.numpy())
     for at in range(prompt, prompt + steps):
       hidden, cache = extend(
         ours,
@@ -161,7 +159,7 @@ class ParityTest(parameterized.TestCase):
           torch.as_tensor(self.tokens[:, at : at + 1]),
           past_key_values=theirs_so_far.past_key_values,
         )
-      self.assert_close(ours.unembed(hidden), theirs_so_far.logits.numpy())
+      assert_close(ours.unembed(hidden), theirs_so_far.logits.numpy())
 
   @parameterized.product(
     family=tuple(FAMILIES), tied=(True, False), rope_type=tuple(ROPES)

@@ -7,6 +7,7 @@ import pytest
 
 from rapo_jax.retrieval import SentenceEncoder, key_text, sentence_folder
 from rapo_jax.retrieval import encoder as encoder_lib
+from tests.closeness import assert_close
 from tests.retrieval import tiny_bert
 
 TEXTS = [
@@ -26,7 +27,7 @@ def test_vectors_are_float32_of_unit_norm(encoder):
   vectors = encoder.encode(TEXTS)
   assert vectors.shape == (len(TEXTS), 384)
   assert vectors.dtype == np.float32
-  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+  assert_close(np.linalg.norm(vectors, axis=1), np.ones(len(vectors)))
 
 
 def test_no_texts_give_no_vectors(encoder):
@@ -179,9 +180,7 @@ def test_pooling_is_the_folders(tmp_path, pooling, normalize):
   pool = {"mean": lambda s: s.mean(0), "cls": lambda s: s[0]}
   pool["last"] = lambda s: s[-1]
   expected = [pool[pooling](states_of(encoder, text)) for text in SHORT_TEXTS]
-  np.testing.assert_allclose(
-    encoder.encode(SHORT_TEXTS), unit(np.stack(expected)), atol=1e-5
-  )
+  assert_close(encoder.encode(SHORT_TEXTS), unit(np.stack(expected)))
 
 
 def test_pooling_is_read_in_the_newer_spelling_and_can_be_given(tmp_path):
@@ -306,7 +305,7 @@ def test_bfloat16_is_near_float32(tmp_path):
   cosines = (vectors * exact).sum(axis=1)
   assert cosines.min() > 0.998
   assert np.abs(vectors - exact).max() > 1e-5
-  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+  assert_close(np.linalg.norm(vectors, axis=1), np.ones(len(vectors)))
 
 
 @pytest.mark.parametrize(
@@ -429,15 +428,11 @@ def test_parity_of_folders(tmp_path, pooling, normalize, prompts):
   model = reference.SentenceTransformer(str(folder), device="cpu")
   ours = SentenceEncoder.from_pretrained(folder)
   expected = model.encode_query(SHORT_TEXTS)
-  np.testing.assert_allclose(
-    ours.encode_queries(SHORT_TEXTS), unit(expected), atol=1e-4
-  )
+  assert_close(ours.encode_queries(SHORT_TEXTS), unit(expected))
   # encode_document would take an empty prompt "document", which it always has.
   name = "passage" if prompts else None
   expected = model.encode(SHORT_TEXTS, prompt_name=name)
-  np.testing.assert_allclose(
-    ours.encode(SHORT_TEXTS), unit(expected), atol=1e-4
-  )
+  assert_close(ours.encode(SHORT_TEXTS), unit(expected))
 
 
 @pytest.mark.parity
@@ -451,10 +446,9 @@ def test_parity_of_a_given_prefix_and_lower_case(tmp_path):
   model = reference.SentenceTransformer(str(folder), device="cpu")
   instruction = "the query of the passage: "
   ours = SentenceEncoder.from_pretrained(folder, query_prefix=instruction)
-  np.testing.assert_allclose(
+  assert_close(
     ours.encode_queries(SHORT_TEXTS),
     model.encode(SHORT_TEXTS, prompt=instruction),
-    atol=1e-4,
   )
 
 
@@ -465,4 +459,4 @@ def test_parity_with_sentence_transformers(encoder):
     str(sentence_folder.default_path()), device="cpu"
   )
   expected = model.encode(TEXTS, normalize_embeddings=True)
-  np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-4)
+  assert_close(encoder.encode(TEXTS), expected)

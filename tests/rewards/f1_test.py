@@ -1,8 +1,23 @@
 from __future__ import annotations
 
+import time
+import unicodedata
+
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
-from rapo_jax.rewards import f1
+from rapo_jax.rewards import f1, spelling
+
+PIECES = st.sampled_from(
+  [
+    *(r"\text{", r"\frac{", r"\dfrac12", "{", "}", "\\", "$", "~", "^", "_"),
+    *("-", "+", "−", "–", ".", ",", "/", ":", "=", "<", "(", "]", " ", "\n"),
+    *("1", "23", "1,000", "½", "²", "°", "a", "the", "Paris", "北京", "。"),
+    *("é", "’", "“", r"\ ", r"^\circ", r"\left", r"\boxed{"),
+  ]
+)
+TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=15).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -24,14 +39,18 @@ from rapo_jax.rewards import f1
     ("", "Paris", 0.0),
     (" ", "Paris", 0.0),
     ("the", "Paris", 0.0),
-    # Nothing is left of the truth: compared as it stands.
+    # An article alone is the answer.
     ("a", "A", 1.0),
+    ("A.", "A", 1.0),
+    ("(A)", "A", 1.0),
     ("B", "A", 0.0),
     ("", "A", 0.0),
+    # Nothing is left of the truth: compared as it stands.
+    ("?", "?", 1.0),
+    ("!", "?", 0.0),
     ("+", "+", 1.0),
-    # The recipe's F1 does not see signs.
-    ("-3", "3", 1.0),
-    ("3\\sqrt{3} - 6", "3\\sqrt{3}-6", 0.0),
+    # The equals sign parts a formula: 1 shared of 2 and 1.
+    ("x = 5", "5", 2 / 3),
     ("東京", "東京", 1.0),
   ],
 )
@@ -39,5 +58,125 @@ def test_token_f1(prediction: str, truth: str, expected: float):
   assert f1.token_f1(prediction, truth) == pytest.approx(expected)
 
 
-def test_normalize_keeps_words_that_begin_like_articles():
-  assert f1.normalize("The  Theatre, an ant & a cat") == "theatre ant cat"
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [
+    (r"\text{Paris}", "Paris"),
+    (r"\textbf{Paris}", "Paris"),
+    (r"\mathrm{Paris}", "Paris"),
+    (r"\text {Marie}~\text{Curie}", "Marie Curie"),
+    (r"\dfrac{1}{2}", r"\frac{1}{2}"),
+    (r"\tfrac12", "1/2"),
+    ("½", r"\frac{1}{2}"),
+    ("2½", r"2\frac{1}{2}"),
+    (r"5\ \text{cm}", "5 cm"),
+    (r"90^\circ", "90"),
+    (r"90^{\circ}", "90°"),
+    ("\u22123", "-3"),
+    ("2\u20135", "2-5"),
+    ("1939 \u2013 1945", "1939-1945"),
+    ("Schrödinger\u2019s cat", "Schrödinger's cat"),
+    ("\u201cHello\u201d", "Hello"),
+    ("«Hello»", "Hello"),
+    (unicodedata.normalize("NFD", "café"), "café"),
+    ("\uff11\uff12", "12"),
+    ("北京。", "北京"),
+    ("1,000", "1000"),
+    (r"1{,}000", "1000"),
+    (r"1\,000", "1000"),
+    ("+5", "5"),
+    (".5", "0.5"),
+    ("(1,2)", "(1, 2)"),
+    (r"\$5", "5"),
+    (r"\left[0, 1\right)", "[0,1)"),
+    (r"3\sqrt{3} - 6", r"3\sqrt{3}-6"),
+    ("x²", "x^{2}"),
+    ("F-16", "F16"),
+    ("July 4, 1776", "July 4 1776"),
+    ("3.", "3"),
+  ],
+)
+def test_spellings_of_one_answer(one: str, other: str):
+  assert f1.token_f1(one, other) == 1.0
+  assert f1.is_match(one, other)
+  assert f1.is_match(other, one)
+
+
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [
+    ("3", "-3"),
+    ("35", "3.5"),
+    ("11/2", "1/12"),
+    (r"\frac{1}{12}", r"\frac{11}{2}"),
+    (r"2\frac{1}{2}", r"\frac{21}{2}"),
+    (r"\frac{x+1}{2}", r"x+\frac{1}{2}"),
+    (r"-\sqrt{3}", r"\sqrt{3}"),
+    ("x+3", "x-3"),
+    ("2(x+1)", "2x+1"),
+    ("2³", "23"),
+    ("x<3", "x>3"),
+    ("1:30", "13:0"),
+    ("1939-1945", "19391945"),
+    ("1,2", "12"),
+    ("C++", "C"),
+    ("10^{-3}", "10^{3}"),
+  ],
+)
+def test_two_answers(one: str, other: str):
+  assert f1.token_f1(one, other) < 1.0
+  assert not f1.is_match(one, other)
+
+
+@pytest.mark.parametrize(
+  ("one", "other"), [("(2, 1)", "(1, 2)"), ("[0, 1)", "(0, 1]")]
+)
+def test_the_order_of_numbers_and_their_brackets(one: str, other: str):
+  assert not f1.is_match(one, other)
+  assert f1.is_match("Curie Marie", "Marie Curie")
+  assert f1.is_match("0, 1", other) == (other == "(0, 1]")
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("The  Theatre, an ant & a cat", ["theatre", "ant", "cat"]),
+    ("9/11 attacks at 8:46", ["9/11", "attacks", "at", "8:46"]),
+    ("U.S. Route 95.", ["us", "route", "95"]),
+    ("Marie-Anne", ["marieanne"]),
+    ("-1, -2", ["-1", "-2"]),
+    (r"\begin{cases} x - 1 \end{cases}", [r"\begin{cases}x-1\end{cases}"]),
+  ],
+)
+def test_words(text: str, expected: list[str]):
+  assert f1.words(text) == expected
+
+
+@hypothesis.given(TEXTS)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_every_answer_matches_itself(text: str):
+  hypothesis.assume(spelling.respell(text))
+  assert f1.token_f1(text, text) == 1.0
+  assert f1.is_match(text, text)
+  if "\\" not in text and "{" not in text and "}" not in text:
+    assert f1.is_match(f"\\text{{{text}}}", text)
+
+
+@hypothesis.given(TEXTS, TEXTS)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_f1_is_a_share_and_a_match_is_full(one: str, other: str):
+  value = f1.token_f1(one, other)
+  assert 0 <= value <= 1
+  assert not f1.is_match(one, other) or value == 1
+
+
+@pytest.mark.parametrize(
+  "piece",
+  [r"\frac{", r"\frac1", "{", "\\", "1,", "1.", "1 - ", "^{\\circ}", "½", "~"],
+)
+def test_long_answers_take_linear_time(piece: str):
+  text = piece * (100_000 // len(piece))
+  start = time.perf_counter()
+  f1.is_match(text, text + "1")
+  # Some 0.2 s; quadratic time would be minutes.
+  assert time.perf_counter() - start < 5

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import time
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from rapo_jax import rewards
@@ -62,6 +64,43 @@ def policy_answer(box: str) -> tuple[TokenKind, str]:
     ),
     # A malformed call was answered with an error; the agent recovered.
     ([(POLICY, "<think> t </think> q </search>"), RESULT, RIGHT], 1.0),
+    # A thought only names a tool: no call, and no answer is lost.
+    (
+      [
+        (
+          POLICY,
+          "<think> I could <search>, or <python>. </think>"
+          r"<answer> \boxed{Paris} </answer>",
+        )
+      ],
+      1.0,
+    ),
+    (
+      [
+        (POLICY, "<think> Not <python>. </think><search> q </search>"),
+        RESULT,
+        RIGHT,
+      ],
+      1.0,
+    ),
+    # What a refused call prints is neither an answer nor a thought.
+    (
+      [
+        (POLICY, "<think> t </think><python> '<answer>' </python>"),
+        RESULT,
+        RIGHT,
+      ],
+      1.0,
+    ),
+    (
+      [
+        (POLICY, "<think> t </think><python> '<think>' </python>"),
+        RESULT,
+        RIGHT,
+      ],
+      1.0,
+    ),
+    ([(POLICY, "<think> t </think> <answer> </python>"), RESULT, RIGHT], 1.0),
   ],
 )
 def test_whole_format(segments, value: float):
@@ -98,7 +137,6 @@ def test_whole_format(segments, value: float):
     (r"\boxed{Paris}<answer> Paris </answer>", Status.BOX_MISSING),
     (r"<answer> Paris </answer>\boxed{Paris}", Status.BOX_MISSING),
     (r"<answer> \boxed{Paris </answer>", Status.BOX_MISSING),
-    (r"<answer> \boxed{Paris} \boxed{ </answer>", Status.BOX_MISSING),
     (r"<answer> \boxed Paris </answer>", Status.BOX_MISSING),
     ("<answer> \boxed{Paris} </answer>", Status.BOX_MISSING),  # a backspace
   ],
@@ -106,6 +144,44 @@ def test_whole_format(segments, value: float):
 def test_broken_format(text: str, status: Status):
   result = rewards.score([QUESTION, (POLICY, text)], GOLD)
   assert result == rewards.Score(-1.0, status, 0.0, None)
+
+
+OPENED = "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+
+
+@pytest.mark.parametrize(
+  ("texts", "status"),
+  [
+    ([r"I know. </think><answer> \boxed{Paris} </answer>"], Status.OK),
+    # The thought goes on behind the result.
+    (
+      [
+        "Look. <search> q </search>",
+        r"So. </think><answer>\boxed{Paris}</answer>",
+      ],
+      Status.OK,
+    ),
+    (
+      [
+        "Look. </think><search> q </search>",
+        r"<think> So. </think><answer>\boxed{Paris}</answer>",
+      ],
+      Status.OK,
+    ),
+    # Never closed, or opened once more.
+    ([r"I know. <answer> \boxed{Paris} </answer>"], Status.THINK_UNPAIRED),
+    ([RIGHT[1]], Status.THINK_UNPAIRED),
+    # Only named, inside the thought that the prompt opened.
+    ([r"Not <search>. </think><answer>\boxed{Paris}</answer>"], Status.OK),
+  ],
+)
+def test_a_thought_that_the_prompt_opens(texts, status: Status):
+  segments = [(PROMPT, OPENED)]
+  for text in texts:
+    segments += [(POLICY, text), RESULT]
+  result = rewards.score(segments[:-1], GOLD)
+  assert result.status is status
+  assert result.value == (1.0 if status is Status.OK else -1.0)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +351,7 @@ def test_text_of_others_spoils_nothing(kind: TokenKind, text: str):
   else:
     segments = [QUESTION, SEARCH, RESULT, (kind, text), RIGHT]
   assert rewards.score(segments, GOLD) == rewards.Score(
-    1.0, Status.OK, 1.0, "Paris"
+    1.0, Status.OK, 1.0, "Paris", correct=True
   )
 
 
@@ -291,7 +367,16 @@ def test_text_of_others_spoils_nothing(kind: TokenKind, text: str):
     (r"\boxed{[0, 1\}}", r"[0, 1\}"),
     (r"\boxed{a\\}", r"a\\"),
     (r"\boxed{a", None),
-    (r"\fbox{a}", None),
+    (r"\fbox{a}", "a"),
+    (r"\boxed {a}", "a"),
+    ("\\boxed\n{a}", "a"),
+    (r"\\boxed{a}", "a"),
+    (r"\boxed{5} so \boxed{", "5"),
+    (r"\boxed{a} \boxed{b \boxed{c", "a"),
+    (r"\boxed{a \boxed{b}", "b"),
+    (r"} \boxed{a}", "a"),
+    (r"{ \boxed{a}", "a"),
+    (r"\boxedness{a}", None),
     (r"\boxed{}", ""),
     ("\\boxed{a\\", None),
   ],
@@ -300,9 +385,49 @@ def test_last_boxed(text: str, expected: str | None):
   assert outcome.last_boxed(text) == expected
 
 
+@hypothesis.given(
+  st.lists(
+    st.sampled_from(["\\boxed{", "\\fbox {", "{", "}", "\\", "a", " "]),
+    max_size=30,
+  ).map("".join)
+)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_a_box_is_whole(text: str):
+  found = outcome.last_boxed(text)
+  # A closed box behind all of it is always the last.
+  assert outcome.last_boxed(text + " \\boxed{z}") == "z"
+  if found is not None:
+    assert found + "}" in text
+    assert outcome.last_boxed(f"\\boxed{{{found}}}") is not None
+
+
+def test_what_counts_as_right():
+  def correct(answer: str, truth: str) -> bool:
+    return rewards.score([policy_answer(f"\\boxed{{{answer}}}")], truth).correct
+
+  assert correct("-3", "-3")
+  assert correct(r"\text{Paris}", "Paris")
+  assert not correct("3", "-3")
+  assert not correct("Paris France", "Paris")
+  assert not rewards.score([SEARCH], "Paris").correct
+
+
+def test_a_truth_that_holds_a_box():
+  result = rewards.score([RIGHT], r"The final answer is \(\boxed{Paris}\).")
+  assert result.value == 1.0
+
+
 def test_best_of_several_ground_truths_counts():
   result = rewards.score([RIGHT], ("Rome", "Paris France", "Paris"))
   assert (result.value, result.answer) == (1.0, "Paris")
+
+
+@pytest.mark.parametrize("truth", [{"target": ["Paris"]}, [42], [["Paris"]]])
+def test_a_ground_truth_of_another_form_is_an_error(truth):
+  # The checker of types would come first.
+  unchecked = getattr(rewards.score, "__wrapped__", rewards.score)
+  with pytest.raises(ValueError, match="sequence of texts"):
+    unchecked([RIGHT], truth)
 
 
 @pytest.mark.parametrize("truth", ["", " ", [], ["Paris", ""]])
@@ -324,6 +449,10 @@ def test_no_ground_truth_is_an_error(truth):
     "the ",
     "<search>",
     "</think><think>",
+    "\\boxed ",
+    "\\frac{1",
+    "1,000",
+    "1 - ",
   ],
 )
 def test_long_text_takes_linear_time(piece: str):

@@ -21,6 +21,7 @@ from rapo_jax.rollout import engine as engine_lib
 from rapo_jax.tools import ToolResult, ToolStatus
 from rapo_jax.tools.tags import find_tags
 from rapo_jax.trajectory import FinishReason, TokenKind, decode
+from tests.closeness import assert_close
 from tests.rollout import tag_world
 
 _CONFIG = tag_world.CONFIG
@@ -184,12 +185,8 @@ def test_stored_log_probs_equal_the_trainers(
   )
   for row, trajectory in enumerate(trajectories):
     size = len(trajectory.tokens)
-    np.testing.assert_allclose(
-      trajectory.log_probs, log_probs[row, :size], atol=1e-4
-    )
-    np.testing.assert_allclose(
-      trajectory.entropies, entropies[row, :size], atol=1e-4
-    )
+    assert_close(trajectory.log_probs, log_probs[row, :size])
+    assert_close(trajectory.entropies, entropies[row, :size])
     assert not trajectory.log_probs[~trajectory.policy_mask].any()
 
 
@@ -292,7 +289,7 @@ def test_layers_run_one_by_one_sample_the_same(
   again, _ = engine.rollout(policy, requests, seed=1, update=3)
   for ours, theirs in zip(again, trajectories, strict=True):
     np.testing.assert_array_equal(ours.tokens, theirs.tokens)
-    np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-4)
+    assert_close(ours.log_probs, theirs.log_probs)
 
 
 def test_times_and_shares_add_up(rolled):

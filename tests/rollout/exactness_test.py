@@ -12,6 +12,7 @@ import pytest
 
 from rapo_jax import models
 from rapo_jax.trajectory import TokenKind
+from tests.closeness import assert_close
 from tests.rollout import tag_world
 
 _CONFIG = dataclasses.replace(
@@ -115,9 +116,7 @@ def test_other_numbers_of_slots_give_the_same_but_for_rounding(
     differs = got.tokens[:size] != expected.tokens[:size]
     size = np.argmax(differs) if differs.any() else size
     for name in ("log_probs", "entropies"):
-      np.testing.assert_allclose(
-        getattr(got, name)[:size], getattr(expected, name)[:size], atol=1e-4
-      )
+      assert_close(getattr(got, name)[:size], getattr(expected, name)[:size])
     compared += size / len(expected.tokens)
   # A draw lies on such an edge once in some ten thousand tokens.
   assert compared > 0.9 * len(rolled)
@@ -142,8 +141,8 @@ def test_log_probs_of_packed_trajectories_are_the_stored_ones(
     temperature=temperature,
     segment_ids=jnp.asarray(segments + 1, jnp.int32)[None],
   )
-  np.testing.assert_allclose(packed("log_probs"), log_probs[0], atol=1e-4)
-  np.testing.assert_allclose(packed("entropies"), entropies[0], atol=1e-4)
+  assert_close(packed("log_probs"), log_probs[0])
+  assert_close(packed("entropies"), entropies[0])
 
 
 def test_nothing_of_the_policy_before_an_update_is_used_after_it(

@@ -8,6 +8,7 @@ import pytest
 
 from rapo_jax.rollout import processes
 from tests import fake_devices
+from tests.closeness import assert_close
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,7 @@ def test_both_processes_return_the_trajectories_of_one_device(
   for report in reports:
     assert report["devices"] == [4, 8]
     assert report["rollout"]["trajectories"] == expected["trajectories"]
-    np.testing.assert_allclose(
-      report["rollout"]["log_probs"], expected["log_probs"], atol=1e-4
-    )
+    assert_close(report["rollout"]["log_probs"], expected["log_probs"])
 
 
 @pytest.mark.slow
@@ -74,10 +73,8 @@ def test_an_update_is_that_of_one_device(reports, one_device):
   assert np.abs(expected["gradients"]).max() > 1e-2
   for report in reports:
     assert report["update"]["placed"]
-    assert abs(report["update"]["loss"] - expected["loss"]) <= 1e-5
-    np.testing.assert_allclose(
-      report["update"]["gradients"], expected["gradients"], atol=1e-5
-    )
+    assert_close(report["update"]["loss"], expected["loss"])
+    assert_close(report["update"]["gradients"], expected["gradients"])
 
 
 def test_a_mesh_without_some_process_is_refused(monkeypatch):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapo_jax.rollout import RolloutConfig, sampler
+from tests.closeness import assert_close
 from tests.tiny_decoder import tiny_decoder
 
 
@@ -233,14 +234,11 @@ def test_stored_log_probs_and_entropies_are_of_the_full_measure(model):
   state = _decode(model, sampler.sampling(config))
   tokens = np.asarray(state.tokens[:, :41])
   full = jax.nn.log_softmax(model(state.tokens[:, :41])[:, :-1] / 0.7)
-  np.testing.assert_allclose(
+  assert_close(
     state.log_probs[:, 1:41],
     np.take_along_axis(np.asarray(full), tokens[:, 1:, None], axis=2)[..., 0],
-    atol=1e-4,
   )
-  np.testing.assert_allclose(
-    state.entropies[:, 1:41], -np.sum(np.exp(full) * full, axis=2), atol=1e-4
-  )
+  assert_close(state.entropies[:, 1:41], -np.sum(np.exp(full) * full, axis=2))
   # Every token is one that the filters let pass, and not always the likeliest.
   probs = np.exp(np.asarray(full)).reshape(-1, _VOCABULARY)
   allowed = np.stack([_kept_by_sorting(row, 8, 0.9, 0.02) for row in probs])

@@ -31,22 +31,27 @@ TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=20).map(
 @pytest.mark.parametrize(
   ("text", "name", "argument"),
   [
-    ("<think> t </think><search> who is it </search>", "search", "who is it"),
+    ("<think> t </think><search> who is it </search>", "search", " who is it "),
     (
       "<python>\nx = 1\nprint(x < 2)\n</python>",
       "python",
       "x = 1\nprint(x < 2)",
     ),
-    ("<open> p1 </open>", "open", "p1"),
+    ("<open> p1 </open>", "open", " p1 "),
+    # Only the newline beside a tag is not part of it.
+    ("<python>\n  x = 1\n  x\n</python>", "python", "  x = 1\n  x"),
+    ("<python>\r\n\tx\r\n</python>", "python", "\tx"),
+    ("<python>\n\n x\n\n</python>", "python", "\n x\n"),
+    ("<python>\n</python>", "python", ""),
     ("<search></search>", "search", ""),
     # What the last token brought along does not matter.
-    ("<search> q </search>\n", "search", "q"),
-    ("<search> q </search><python> 1 </python>", "search", "q"),
+    ("<search> q </search>\n", "search", " q "),
+    ("<search> q </search><python> 1 </python>", "search", " q "),
     # A thought may name tags.
-    ("I use <search>. <search> q </search>", "search", "q"),
-    ("I use <python>. <search> q </search>", "search", "q"),
-    ("</think> <search> q </search>", "search", "q"),
-    ("<search> a <b>bold</b> </search>", "search", "a <b>bold</b>"),
+    ("I use <search>. <search> q </search>", "search", " q "),
+    ("I use <python>. <search> q </search>", "search", " q "),
+    ("</think> <search> q </search>", "search", " q "),
+    ("<search> a <b>bold</b> </search>", "search", " a <b>bold</b> "),
   ],
 )
 def test_calls(text: str, name: str, argument: str):
@@ -81,6 +86,75 @@ def test_tools_that_the_agent_has_not():
   assert isinstance(call, tools.MalformedCall)
   assert call.reason == "there is no tool 'open'; tools: python, search"
   assert isinstance(tools.parse_call("<open> </open>", ()), tools.MalformedCall)
+
+
+@pytest.mark.parametrize(
+  ("prompt", "opened"),
+  [
+    (
+      "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+      True,
+    ),
+    ("<|im_start|>assistant\n<think>\nOkay, ", True),
+    ("<｜User｜>Why?<｜Assistant｜><think>\n", True),
+    ("<start_of_turn>model\n<think>", True),
+    ("[INST] Why? [/INST]<think>", True),
+    # Qwen3 with its thoughts switched off.
+    ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
+    # A question names the tag; no template opens it.
+    (
+      "<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n",
+      False,
+    ),
+    (
+      "<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n<think>",
+      True,
+    ),
+    # No control tokens: only a tag at the end is a template's.
+    ("Why? <think>\n", True),
+    ("What is <think>? Answer:", False),
+    ("", False),
+  ],
+)
+def test_prompts_that_open_a_thought(prompt: str, opened: bool):
+  assert tags.opens_thought(prompt) is opened
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("so </think> x", "<think>so </think> x"),
+    ("<think> so </think> x", "<think> so </think> x"),
+    ("no thought", "no thought"),
+  ],
+)
+def test_the_opening_tag_of_a_template(text: str, expected: str):
+  assert tags.with_opened_thought(text) == expected
+  assert not tags.leaves_thought_open(expected)
+
+
+def test_whether_a_thought_is_open_behind_a_text():
+  assert tags.leaves_thought_open("<think> a")
+  assert tags.leaves_thought_open("a", opened=True)
+  assert not tags.leaves_thought_open("a</think>", opened=True)
+
+
+@pytest.mark.parametrize(
+  ("name", "fault"),
+  [
+    ("calc", "no tag that the parser reads"),
+    ("think", "another meaning"),
+    ("result", "another meaning"),
+    ("web search", "cannot be a tag"),
+    ("Search", "cannot be a tag"),
+    ("", "cannot be a tag"),
+    ("a>", "cannot be a tag"),
+  ],
+)
+def test_names_that_no_tool_can_have(name: str, fault: str):
+  with pytest.raises(ValueError, match=fault):
+    tags.check_tool_names(["search", name])
+  tags.check_tool_names(NAMES)
 
 
 @hypothesis.given(TEXTS)
@@ -150,4 +224,5 @@ def test_escape_takes_linear_time(piece: str):
   tools.escape(piece * 100_000)
   tools.escape("<" + piece[1:] * 100_000)
   tools.parse_call(piece * 100_000, NAMES)
+  tags.opens_thought(piece * 100_000)
   assert time.perf_counter() - start < 5

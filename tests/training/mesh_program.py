@@ -30,6 +30,7 @@ from rapo_jax.training import (
   init_train_state,
   update_minibatch,
 )
+from tests.closeness import relative_gap
 from tests.tiny_decoder import tiny_decoder
 
 VOCABULARY, LENGTH, ROWS, SLOTS = 64, 32, 8, 8
@@ -205,12 +206,6 @@ def _decode(
   )
 
 
-def _gap(first: list[np.ndarray], second: list[np.ndarray]) -> float:
-  return max(
-    float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True)
-  )
-
-
 @functools.cache
 def _update_on_one_device(lora: models.LoraConfig | None) -> dict[str, Any]:
   return update(None, lora=lora)
@@ -224,9 +219,9 @@ def _update_on(
   one = _update_on_one_device(lora)
   there = update(mesh, dtype=dtype, lora=lora)
   return {
-    "loss": abs(there["loss"] - one["loss"]),
-    "gradient_norm": abs(there["gradient_norm"] / one["gradient_norm"] - 1),
-    "gradients": _gap(there["gradients"], one["gradients"]),
+    name: relative_gap(there[name], one[name])
+    for name in ("loss", "gradient_norm", "gradients")
+  } | {
     "largest_gradient": max(float(np.abs(g).max()) for g in one["gradients"]),
     "placed": there["placed"],
     "dtype": there["dtype"],
@@ -240,7 +235,7 @@ def _rollout_on(
   mesh_tokens, mesh_log_probs = rollout(mesh, sampling)
   return {
     "same_tokens": bool((mesh_tokens == tokens).all()),
-    "log_probs": float(np.abs(mesh_log_probs - log_probs).max()),
+    "log_probs": relative_gap(mesh_log_probs, log_probs),
     "num_tokens": int((tokens > 0).sum()),
   }
 

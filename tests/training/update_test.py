@@ -18,6 +18,7 @@ from rapo_jax.training import (
   update_minibatch,
 )
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+from tests.closeness import assert_close
 from tests.tiny_decoder import tiny_decoder
 
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
@@ -96,7 +97,9 @@ def _update(batch, objective=None, *, remat="none"):
     remat=remat,
     head_chunk=32,
   )
-  return jax.tree.leaves(state.model), metrics
+  # The first moment: a step of Adam's divides gradients by their own size, and
+  # rounding of one near 0 would become a difference of a whole step.
+  return jax.tree.leaves(optax.tree.get(state.opt_state, "mu")), metrics
 
 
 @pytest.mark.parametrize(
@@ -107,13 +110,10 @@ def test_any_split_into_rows_and_microbatches_gives_the_same(
 ):
   expected, expected_metrics = _update(_packed(trajectories, 48, 4))
   actual, metrics = _update(_packed(trajectories, row_length, rows))
-  np.testing.assert_allclose(metrics.loss, expected_metrics.loss, rtol=1e-5)
-  np.testing.assert_allclose(
-    metrics.gradient_norm, expected_metrics.gradient_norm, rtol=1e-5
-  )
+  assert_close(metrics.loss, expected_metrics.loss)
+  assert_close(metrics.gradient_norm, expected_metrics.gradient_norm)
   assert metrics.tokens == expected_metrics.tokens
-  for a, b in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(a, b, atol=2e-4)
+  assert_close(actual, expected)
 
 
 def test_loss_equals_the_objective_on_unpacked_trajectories(trajectories):
@@ -136,16 +136,13 @@ def test_loss_equals_the_objective_on_unpacked_trajectories(trajectories):
     where=jnp.asarray(where),
   )
   _, metrics = _update(_packed(trajectories, 48, 2))
-  np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
+  assert_close(metrics.loss, expected)
 
 
 @pytest.mark.parametrize("remat", ["nested", "layer", "attention", "dots"])
 def test_remat_changes_memory_and_not_the_result(trajectories, remat):
   batch = _packed(trajectories, 48, 2)
-  for a, b in zip(
-    _update(batch)[0], _update(batch, remat=remat)[0], strict=True
-  ):
-    np.testing.assert_allclose(a, b, atol=1e-5)
+  assert_close(_update(batch, remat=remat)[0], _update(batch)[0])
 
 
 def test_nan_outside_the_policy_tokens_changes_nothing(trajectories):
@@ -179,8 +176,8 @@ def test_gap_is_the_distance_to_the_samplers_log_probs(trajectories):
   )
   assert batch.num_microbatches == 1
   gap = np.abs(log_probs - batch.old_log_probs[0])[batch.where[0]]
-  np.testing.assert_allclose(metrics.gap_sum, gap.sum(), rtol=1e-4)
-  np.testing.assert_allclose(metrics.gap_max, gap.max(), rtol=1e-4)
+  assert_close(metrics.gap_sum, gap.sum())
+  assert_close(metrics.gap_max, gap.max())
 
 
 def _lora_state(lora=_LORA, dtype="float32"):
@@ -244,11 +241,7 @@ def test_gradients_of_adapters_are_those_of_the_merged_weights(trajectories):
   by_weight, by_b = gradient(whole, "kernel"), gradient(adapters, "lora_b")
   expected = 2 * np.einsum("lir,lio->lro", a, by_weight)
   # Both were clipped, each by a factor of its own.
-  np.testing.assert_allclose(
-    by_b / np.linalg.norm(by_b),
-    expected / np.linalg.norm(expected),
-    atol=1e-5,
-  )
+  assert_close(by_b / np.linalg.norm(by_b), expected / np.linalg.norm(expected))
   np.testing.assert_array_equal(gradient(adapters, "lora_a"), 0)
 
 

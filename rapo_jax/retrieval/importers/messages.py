@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rapo_jax import text_files
+from rapo_jax.dataset_rows import accepted_answers
 from rapo_jax.retrieval.agent_trajectory import AgentTrajectory, question_id
 from rapo_jax.retrieval.importers.lines import (
   ImportReport,
@@ -158,14 +159,9 @@ def _reward(
   start = steps[-1].rfind(f"<{tags.ANSWER}>")
   answer = steps[-1][start + len(tags.ANSWER) + 2 :] if start >= 0 else ""
   answer = answer.partition(f"</{tags.ANSWER}>")[0].strip()
-  return reward(answer, _answers(record.get("answer")))
-
-
-def _answers(value: Any) -> list[str]:
-  """The accepted answers, which some files hold in lists within lists."""
-  if isinstance(value, list):
-    return [answer for item in value for answer in _answers(item)]
-  return [] if value is None else [str(value)]
+  given = record.get("answer")
+  accepted = [] if given is None else [*accepted_answers(given, "answer")]
+  return reward(answer, accepted)
 
 
 def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
@@ -274,7 +270,7 @@ def _own(text: str) -> str:
 
 def _result(text: str) -> str:
   found = _RESPONSE.findall(text) or [text]
-  body = tags.escape("\n\n".join(part.strip() for part in found))
+  body = tags.escape("\n\n".join(part.strip("\n") for part in found).rstrip())
   return f"\n<{tags.RESULT}> {body} </{tags.RESULT}>"
 
 
@@ -321,7 +317,11 @@ def _call(call: Mapping[str, Any], number: int) -> str:
   main = next((rest.pop(n) for n in (*firsts, "") if n in rest), "")
   rows = [*_values(main)]
   rows += [f"{n}: {', '.join(_values(v))}" for n, v in rest.items()]
-  return f"<{tag}> {tags.escape(chr(10).join(rows).strip())} </{tag}>"
+  body = tags.escape("\n".join(rows)).strip("\n")
+  if tag == tags.PYTHON and body[:1] in (" ", "\t"):
+    # The indentation of a program's first line has a meaning.
+    return f"<{tag}>\n{body}\n</{tag}>"
+  return f"<{tag}> {body.strip()} </{tag}>"
 
 
 def _values(value: Any) -> list[str]:

@@ -65,7 +65,7 @@ class TestCallsInText:
       "<think> So. </think>\n<answer> Austen </answer>",
     )
     step = trajectory.steps[0]
-    assert parse_call(step, ["search"]).argument == "Emma\nAusten"
+    assert parse_call(step, ["search"]).argument == " Emma\nAusten "
     assert trajectory.reward == 0.5
     assert trajectory.extras == {"tag": "easy"}
     assert (report.num_trajectories, report.num_steps) == (1, 2)
@@ -165,6 +165,28 @@ class TestCallsBesideText:
     assert trajectory.steps[0].startswith("<python> print(1) </python>")
 
 
+def test_an_indented_program_stays_as_it_is(tmp_path):
+  program = "    x = 6\n    print(x * 7)\n"
+  (trajectory,), _ = read(
+    tmp_path,
+    {
+      "messages": [
+        user("Q?"),
+        {
+          "role": "assistant",
+          "content": "",
+          "tool_calls": [call("python", {"code": program})],
+        },
+        tool("42"),
+        assistant("<answer> 42 </answer>"),
+      ],
+      "reward": 1,
+    },
+  )
+  called = parse_call(trajectory.steps[0], ["python"])
+  assert called.argument == "    x = 6\n    print(x * 7)"
+
+
 class TestRewards:
   RECORD = {"messages": [user("Q?"), assistant("<answer> b </answer>")]}  # noqa: RUF012
 
@@ -176,6 +198,17 @@ class TestRewards:
     )
     assert seen == [("b", ["a", "5"])]
     assert trajectory.reward == 0.25
+
+  def test_a_structure_around_the_answers(self, tmp_path):
+    reward = lambda _, accepted: float(accepted == ["b"])  # noqa: E731
+    record = {**self.RECORD, "answer": {"target": ["b", ""]}}
+    (trajectory,), _ = read(tmp_path, record, reward=reward)
+    assert trajectory.reward == 1.0
+
+  def test_answers_that_cannot_be_read(self, tmp_path):
+    record = {**self.RECORD, "answer": {"town": "b"}}
+    with pytest.raises(ValueError, match=r"jsonl:1: .*exactly one of target"):
+      read(tmp_path, record, reward=lambda *_: 1.0)
 
   def test_none(self, tmp_path):
     with pytest.raises(ValueError, match=r"jsonl:1: .*no reward.*--reward 1"):

@@ -1,0 +1,356 @@
+"""Conversations as text and as token ids, by a tokenizer's chat template.
+
+A template is a program from outside. It may fail, read the clock, or join what
+users wrote to control tokens of its own. Here it renders on a fixed date, its
+errors are told in a line, and nothing that a user wrote becomes a control
+token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from rapo_jax.tools import tags
+
+PROMPT_DATE = datetime.date(2024, 7, 26)
+"""Day that templates write where none is given: Llama 3.2's own fallback."""
+
+_CLOCK = "strftime_now"
+# A macro of that name stands before the clock that transformers gives to
+# templates. The line feed is dropped (trim_blocks), so that the template itself
+# begins a line, as it does without the macro.
+_FIXED_CLOCK = (
+  "{%- macro strftime_now(format) -%}"
+  "{%- set fixed = namespace(text=format) -%}"
+  "{%- for directive, value in date_parts.items() -%}"
+  "{%- set fixed.text = fixed.text.replace(directive, value) -%}"
+  "{%- endfor -%}{{- fixed.text -}}{%- endmacro %}\n"
+)
+_DIRECTIVES = "aAbBcdDeFGHIjmMpSTuUVwWxXyY"
+_NUMBERS = "dmHIMSj"
+
+# What runs is a program of somebody else's: these are its own mistakes.
+_TEMPLATE_ERRORS = (
+  jinja2.TemplateError,
+  ArithmeticError,
+  AttributeError,
+  LookupError,
+  RecursionError,
+  TypeError,
+  ValueError,
+)
+_REMEDY = (
+  "put one that works into the model's folder as chat_template.jinja, or use "
+  "the tokenizer of an instruction-tuned model"
+)
+
+_SAMPLE_REPLY = "REPLY7f3a"
+_DELIMITED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlTokens:
+  """Tokens that structure a conversation, which only a template may write.
+
+  These are the special tokens, and other added tokens in brackets that the
+  chat template writes (`<｜User｜>` is none of the special ones). Tags of the
+  agent's own protocol are text.
+
+  Attributes:
+    by_text: the tokens, as the tokenizer describes them.
+    ids: their ids.
+    pattern: finds them in a text, the longest first.
+    joined: finds those of them that `split_special_tokens` does not split.
+  """
+
+  by_text: Mapping[str, Any]
+  ids: Mapping[str, int]
+  pattern: re.Pattern[str]
+  joined: re.Pattern[str]
+
+
+class TextEncoder:
+  """Encodes text from outside; nothing in it becomes a control token.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+  """
+
+  def __init__(self, tokenizer: Any):
+    self._tokenizer = tokenizer
+    self._joined = control_tokens(tokenizer).joined
+
+  def __call__(self, text: str) -> list[int]:
+    """Ids of a text, without tokens before or behind it."""
+    ids: list[int] = []
+    at = 0
+    for found in self._joined.finditer(text):
+      # Encoded in two parts, it is no token any more.
+      ids += self._encode(text[at : found.start() + 1])
+      at = found.start() + 1
+    return ids + self._encode(text[at:])
+
+  def _encode(self, text: str) -> list[int]:
+    return self._tokenizer.encode(
+      text, add_special_tokens=False, split_special_tokens=True
+    )
+
+
+def template_of(tokenizer: Any) -> str | None:
+  """Source of the chat template that renders prompts; None if there is none.
+
+  Raises:
+    ValueError: there are several templates and none is called `default`.
+  """
+  template = tokenizer.chat_template
+  if isinstance(template, list):
+    template = {entry["name"]: entry["template"] for entry in template}
+  if not isinstance(template, Mapping):
+    return template
+  if "default" not in template:
+    raise ValueError(
+      "one of several chat templates must be called 'default', got "
+      f"{', '.join(sorted(template))}: set tokenizer.chat_template to the one "
+      f"to use, or {_REMEDY}."
+    )
+  return template["default"]
+
+
+def render(
+  tokenizer: Any,
+  messages: Iterable[Mapping[str, str]],
+  *,
+  add_generation_prompt: bool,
+  date: datetime.date = PROMPT_DATE,
+) -> str:
+  """Text of a conversation.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer with a chat template.
+    messages: the turns, each with `role` and `content`.
+    add_generation_prompt: whether a reply of the assistant is begun.
+    date: that a template which asks for the date is given.
+
+  Raises:
+    ValueError: there is no template, or it fails on these turns.
+  """
+  template = template_of(tokenizer)
+  if template is None:
+    raise ValueError(
+      "prompts are written by the tokenizer's chat template, and this one has "
+      f"none: {_REMEDY}."
+    )
+  turns = [dict(message) for message in messages]
+  options: dict[str, Any] = {}
+  if _CLOCK in template:
+    template = _FIXED_CLOCK + template
+    options["date_parts"] = _date_parts(date)
+  try:
+    text: str = tokenizer.apply_chat_template(
+      turns,
+      chat_template=template,
+      add_generation_prompt=add_generation_prompt,
+      tokenize=False,
+      **options,
+    )
+  except _TEMPLATE_ERRORS as error:
+    roles = ", ".join(turn.get("role", "no role") for turn in turns)
+    reason = " ".join(str(error).split())
+    raise ValueError(
+      f"the chat template must render the turns ({roles}) of a prompt, and "
+      f"fails: {reason} ({type(error).__name__}): {_REMEDY}."
+    ) from error
+  return text
+
+
+def encode_chat(
+  tokenizer: Any,
+  messages: Sequence[Mapping[str, str]],
+  *,
+  add_generation_prompt: bool,
+  date: datetime.date = PROMPT_DATE,
+) -> list[int]:
+  """Token ids of a conversation; only the template writes control tokens.
+
+  Where no message holds the text of a control token these are the ids that
+  `apply_chat_template` gives.
+
+  Args and errors: as for `render`.
+  """
+  controls = control_tokens(tokenizer)
+  options: dict[str, Any] = {
+    "add_generation_prompt": add_generation_prompt,
+    "date": date,
+  }
+  values = [value for message in messages for value in message.values()]
+  if not any(controls.pattern.search(value) for value in values):
+    text = render(tokenizer, messages, **options)
+    return tokenizer.encode(text, add_special_tokens=False)
+  # A mark inside them tells those of the messages from the template's own.
+  mark = _unused_character(values)
+  marked = [
+    {
+      key: controls.pattern.sub(
+        lambda found: found[0][0] + mark + found[0][1:], value
+      )
+      for key, value in message.items()
+    }
+    for message in messages
+  ]
+  return _encode_around(
+    TextEncoder(tokenizer), controls, render(tokenizer, marked, **options), mark
+  )
+
+
+def _encode_around(
+  encode: TextEncoder, controls: ControlTokens, text: str, mark: str
+) -> list[int]:
+  """Encodes what lies between control tokens as text, its marks removed."""
+  ids: list[int] = []
+  at, swallows = 0, False
+  for found in [*controls.pattern.finditer(text), None]:
+    run = text[at : found.start() if found else len(text)]
+    token = controls.by_text[found[0]] if found else None
+    # Some control tokens swallow the white space beside them.
+    run = run.lstrip() if swallows else run
+    run = run.rstrip() if token is not None and token.lstrip else run
+    ids += encode(run.replace(mark, "")) if run else []
+    if found is not None and token is not None:
+      ids.append(controls.ids[found[0]])
+      at, swallows = found.end(), token.rstrip
+  return ids
+
+
+def control_tokens(tokenizer: Any) -> ControlTokens:
+  """The tokens that only a template may write.
+
+  Raises:
+    ValueError: there are several templates and none is called `default`.
+  """
+  return _control_tokens(tokenizer, template_of(tokenizer), len(tokenizer))
+
+
+@functools.lru_cache(maxsize=8)
+def _control_tokens(
+  tokenizer: Any, template: str | None, _size: int
+) -> ControlTokens:
+  """Cached for a tokenizer as it is: vocabularies can be large."""
+  names = {f"<{slash}{name}>" for name in tags.ALL_TAGS for slash in ("", "/")}
+  by_text, ids = {}, {}
+  for token_id, token in tokenizer.added_tokens_decoder.items():
+    text = token.content
+    written = (
+      template is not None
+      and text in template
+      and text not in names
+      and _DELIMITED.fullmatch(text)
+    )
+    if text and (token.special or written):
+      by_text[text], ids[text] = token, token_id
+  joined = [text for text, token in by_text.items() if not token.special]
+  return ControlTokens(by_text, ids, _any_of(by_text), _any_of(joined))
+
+
+def end_ids(tokenizer: Any) -> tuple[int, ...]:
+  """Tokens that end a turn: the tokenizer's end, and its chat template's.
+
+  Raises:
+    ValueError: as for `turn_end`.
+  """
+  ids = {tokenizer.eos_token_id, turn_end(tokenizer)} - {None}
+  return tuple(sorted(ids))
+
+
+def turn_end(tokenizer: Any) -> int | None:
+  """The token that a chat template ends an assistant's reply with.
+
+  Returns:
+    Its id; None if there is no template, or if it writes nothing behind a
+    reply.
+
+  Raises:
+    ValueError: the template fails, leaves the reply out, or ends it with text
+      in which there is no control token. A policy would write on behind it.
+  """
+  if template_of(tokenizer) is None:
+    return None
+  text = render(
+    tokenizer,
+    (
+      {"role": "user", "content": "question"},
+      {"role": "assistant", "content": _SAMPLE_REPLY},
+    ),
+    add_generation_prompt=False,
+  )
+  _, found, behind = text.rpartition(_SAMPLE_REPLY)
+  if not found:
+    raise ValueError(
+      "a chat template must write the assistant's reply, and this one leaves "
+      f"it out: {_REMEDY}."
+    )
+  if not behind.strip():
+    return None
+  controls = control_tokens(tokenizer)
+  end = controls.pattern.search(behind)
+  if end is None:
+    raise ValueError(
+      "a chat template must end an assistant's turn with a special token of "
+      f"the tokenizer, and this one ends it with the text {behind!r}: add the "
+      "token to the tokenizer as a special one, or end the turn with "
+      "eos_token in the template."
+    )
+  return controls.ids[end[0]]
+
+
+def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
+  """Checks that a model has a row for every token of its tokenizer.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+    vocab_size: rows of the model's embedding. It may have more of them.
+
+  Raises:
+    ValueError: naming tokens that have none.
+  """
+  beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= vocab_size}
+  if not beyond:
+    return
+  shown = ", ".join(f"{beyond[i]!r} ({i})" for i in sorted(beyond)[:5])
+  more = ", …" if len(beyond) > 5 else ""
+  raise ValueError(
+    "the embedding must have a row for every token of the tokenizer, and with "
+    f"{vocab_size} rows it has none for {len(beyond)} of them: {shown}{more}; "
+    "resize the embedding (resize_token_embeddings in transformers), or use "
+    "the tokenizer that the model was trained with."
+  )
+
+
+def _date_parts(date: datetime.date) -> dict[str, str]:
+  """What each directive of `strftime` stands for, at the start of a day."""
+  start = datetime.datetime.combine(date, datetime.time())
+  parts = {f"%{letter}": start.strftime(f"%{letter}") for letter in _DIRECTIVES}
+  # Not padded with zeros: glibc's, which templates use.
+  parts |= {
+    f"%-{letter}": str(int(start.strftime(f"%{letter}"))) for letter in _NUMBERS
+  }
+  return parts | {"%z": "", "%Z": "", "%%": "%"}
+
+
+def _unused_character(texts: Iterable[str]) -> str:
+  """A character that is in none of the texts, and in no template."""
+  used = set("".join(texts))
+  # For private use: no template or tokenizer gives them a meaning.
+  return next(c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in used)
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+  """Finds any of some texts, the longest first."""
+  longest_first = sorted(texts, key=len, reverse=True)
+  return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

@@ -1,0 +1,186 @@
+"""What rows of data sets hold, in whatever form: answers and questions.
+
+Data sets keep one thing in many ways: as text, as a list, as a structure, or
+as the JSON text of one. Each form is read here, once, or refused; no reader
+guesses.
+"""
+
+from __future__ import annotations
+
+import ast
+import decimal
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+ANSWER_KEYS = ("target", "ground_truth", "answer", "answers")
+"""Under which of them a structure holds its answers."""
+_FORMS = (
+  "a text, a number, a list of these, or a structure with one of "
+  f"{', '.join(ANSWER_KEYS)}"
+)
+
+
+def accepted_answers(value: Any, where: str) -> tuple[str, ...]:
+  """The accepted answers that a data set gives for a question.
+
+  Search-R1's `{"target": [...]}`, lists within lists, arrays, numbers, and the
+  JSON text of a structure or of a list are read. Only a list of numbers, such
+  as `[1, 2]`, is an answer when it is a text: an interval or a tuple. 42.0
+  becomes "42": a column of integers is one of floats as soon as one is missing.
+  Blank aliases are dropped, and so is what stands twice.
+
+  Args:
+    value: what the row holds.
+    where: file, row and column, for errors.
+
+  Returns:
+    The answers in order; none if all of them are blank.
+
+  Raises:
+    ValueError: there is no answer, or it has another form.
+  """
+  answers = _answers(value, where)
+  if not answers:
+    raise ValueError(
+      f"{where} holds no answer, got {value!r:.80}; give it one."
+    )
+  return tuple(dict.fromkeys(text for text in answers if text.strip()))
+
+
+def _answers(value: Any, where: str) -> list[str]:
+  """All answers, blank ones too; missing values give none."""
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  match value:
+    case None:
+      return []
+    case str():
+      unpacked = _unpacked_answers(value)
+      return [value] if unpacked is None else _answers(unpacked, where)
+    case bytes():
+      try:
+        return _answers(value.decode("utf-8"), where)
+      except UnicodeDecodeError as error:
+        raise ValueError(f"{where} must be UTF-8 text: {error}.") from None
+    case bool():
+      raise ValueError(
+        f"{where} is {value}, which may be spelled True or yes: give a text."
+      )
+    case int() | float() | decimal.Decimal():
+      return [_number(value, where)]
+    case Mapping():
+      return _answers(_only_answer(value, where), where)
+    case list() | tuple():
+      return [text for item in value for text in _answers(item, where)]
+  raise ValueError(
+    f"{where} must be {_FORMS}, got {type(value).__name__}: convert it."
+  )
+
+
+def _number(value: float | decimal.Decimal, where: str) -> str:
+  if isinstance(value, int):
+    return str(value)
+  if not math.isfinite(value):
+    raise ValueError(
+      f"{where} must be a finite number, got {value}: correct it."
+    )
+  if isinstance(value, float):
+    return np.format_float_positional(value, trim="-")
+  return f"{value:f}"
+
+
+def _only_answer(value: Mapping[str, Any], where: str) -> Any:
+  """The part of a structure that holds the answers."""
+  found = [name for name in ANSWER_KEYS if value.get(name) is not None]
+  if len(found) == 1:
+    return value[found[0]]
+  raise ValueError(
+    f"{where} must hold its answers under exactly one of "
+    f"{', '.join(ANSWER_KEYS)}; it has {sorted(map(str, value))}: rename it."
+  )
+
+
+def _unpacked_answers(text: str) -> Any:
+  """The structure or the list that a text stands for, or None.
+
+  Numbers in brackets are an answer of mathematics and no list.
+  """
+  bare = text.strip()
+  if bare[:1] not in ("[", "{"):
+    return None
+  value = unpacked(bare)
+  if isinstance(value, Mapping):
+    return value
+  if isinstance(value, list) and not (value and _are_numbers(value)):
+    return value
+  return None
+
+
+def _are_numbers(value: list[Any]) -> bool:
+  return all(
+    _are_numbers(item)
+    if isinstance(item, list)
+    else isinstance(item, int | float | complex) and not isinstance(item, bool)
+    for item in value
+  )
+
+
+def unpacked(value: Any) -> Any:
+  """What a JSON text stands for, or one of Python; other values as they are."""
+  if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+    return value
+  for read in (json.loads, ast.literal_eval):
+    try:
+      return read(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+      continue
+  return value
+
+
+def row_question(row: Mapping[str, Any]) -> Any:
+  """The question of a row in the layouts of verl, Search-R1 and Tool-Star.
+
+  It is the text under `extra_info.question` or `question`, else the last
+  message of the user in `prompt`, which may be a text itself. `extra_info` and
+  `prompt` may be JSON texts, and a message may come in parts.
+
+  Returns:
+    What was found, no text if the row has no question.
+  """
+  extra = unpacked(row.get("extra_info"))
+  if isinstance(extra, Mapping) and isinstance(extra.get("question"), str):
+    return extra["question"]
+  if isinstance(row.get("question"), str):
+    return row["question"]
+  return user_message(row.get("prompt"))
+
+
+def user_message(prompt: Any) -> Any:
+  """The last message of the user in a chat, or the prompt that is a text."""
+  value = unpacked(prompt)
+  if isinstance(value, np.ndarray):
+    value = value.tolist()
+  if isinstance(value, Mapping):
+    value = [value]
+  if not isinstance(value, list) or not _are_messages(value):
+    return prompt
+  said = [m.get("content") for m in value if m.get("role") == "user"]
+  return _joined(said[-1]) if said else None
+
+
+def _are_messages(value: Sequence[Any]) -> bool:
+  return all(isinstance(item, Mapping) and "role" in item for item in value)
+
+
+def _joined(content: Any) -> Any:
+  """The text of a message, which may come in parts."""
+  if not isinstance(content, list):
+    return content
+  texts = [part.get("text") for part in content if isinstance(part, Mapping)]
+  if len(texts) < len(content) or not all(isinstance(t, str) for t in texts):
+    return content
+  return "".join(texts)
