@@ -44,6 +44,7 @@ from experiments.tasks import (
   task_names,
 )
 from experiments.workdir import Workdir
+from rapo_jax import text_files
 from rapo_jax.data import Query
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer, store
 from rapo_jax.retrieval.leaks import MIN_SIMILARITY, LeakCheck
@@ -621,13 +622,15 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="HTML file to write (default: BUFFER.html)",
   )
-  parser.add_argument("--question", help="show what it finds")
+  parser.add_argument("--question", type=_text, help="show what it finds")
   _add_history(parser)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
   _add_buffer(parser)
-  parser.add_argument("--question", required=True, help="the question")
+  parser.add_argument(
+    "--question", type=_text, required=True, help="the question"
+  )
   _add_history(parser)
 
 
@@ -635,6 +638,7 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
   _add_encoder(parser)
   parser.add_argument(
     "--history",
+    type=_text,
     action="append",
     default=[],
     metavar="STEP",
@@ -660,6 +664,15 @@ def _add_buffer(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--buffer", type=place, required=True, help="folder of the buffer"
   )
+
+
+def _text(text: str) -> str:
+  """What a shell gave, which need not be UTF-8; a type for argparse."""
+  try:
+    text_files.check_text(text)
+  except text_files.TextError as error:
+    raise argparse.ArgumentTypeError(f"it must be UTF-8: {error}") from error
+  return text
 
 
 def _reward(text: str) -> str | float:

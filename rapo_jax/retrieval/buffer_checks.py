@@ -136,7 +136,21 @@ def row_problems(path: pathlib.Path, manifest: Manifest) -> list[str]:
   return [*problems, *_trajectory_problems(pa.table(columns))]
 
 
-def null_problems(path: pathlib.Path) -> list[str]:
+def value_problems(directory: pathlib.Path, manifest: Manifest) -> list[str]:
+  """Nulls and vectors that keep a buffer from being searched rightly.
+
+  It is what of `verify` costs little enough to be done whenever one is opened.
+
+  Raises:
+    ValueError: a file cannot be read.
+  """
+  return [
+    *_null_problems(directory / TRACES_FILE),
+    *vector_problems(directory, manifest),
+  ]
+
+
+def _null_problems(path: pathlib.Path) -> list[str]:
   """Columns of a file of traces that have nulls; the longest are not read.
 
   Raises:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapo_jax import text_files
@@ -266,6 +266,20 @@ def _unreadable(path: pathlib.Path, reason: str) -> str:
     f" ({reason}). Copy the folder again; `{repair_command(path.parent)}`"
     " checks the copy."
   )
+
+
+def check_folder(directory: pathlib.Path, problems: Sequence[str]) -> None:
+  """Refuses a buffer with problems.
+
+  Raises:
+    ValueError: there are some; says with which command to go on.
+  """
+  if problems:
+    raise ValueError(
+      f"{directory} is not as it was saved: {'; '.join(problems)}. Copy the"
+      f" folder again, or build the buffer again;"
+      f" `{repair_command(directory)}` checks all of it."
+    )
 
 
 def describe_files(directory: pathlib.Path) -> dict[str, FileInfo]:

@@ -31,10 +31,10 @@ from rapo_jax.retrieval.manifest import (
   INDEX_FOLDER,
   TRACES_FILE,
   Manifest,
+  check_folder,
   file_problems,
   partial_folder,
   read_manifest,
-  repair_command,
 )
 from rapo_jax.retrieval.policy import (
   Failed,
@@ -367,7 +367,9 @@ class StepTraceBuffer:
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
     store.check_encoder(directory, manifest, encoder)
-    _check(directory, file_problems(directory, manifest, checksums=checksums))
+    check_folder(
+      directory, file_problems(directory, manifest, checksums=checksums)
+    )
     if partial_folder(directory).exists():
       _log.warning(
         "%s is what an interrupted build left; %s is whole and is what is"
@@ -376,15 +378,12 @@ class StepTraceBuffer:
         directory,
       )
     if checksums:
-      nulls = buffer_checks.null_problems(directory / TRACES_FILE)
-      _check(directory, nulls)
+      check_folder(directory, buffer_checks.value_problems(directory, manifest))
     traces = StoredTraces(directory / TRACES_FILE)
     index = scann_index.load_index(
       directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
     )
-    _check(directory, _count_problems(traces, index, manifest))
-    if checksums:
-      _check(directory, buffer_checks.vector_problems(directory, manifest))
+    check_folder(directory, _count_problems(traces, index, manifest))
     return cls(
       traces,
       traces.key_ids,
@@ -414,12 +413,3 @@ def _count_problems(
       f" from {ids.min()} to {ids.max()}"
     )
   return problems
-
-
-def _check(directory: pathlib.Path, problems: Sequence[str]) -> None:
-  if problems:
-    raise ValueError(
-      f"{directory} is not as it was saved: {'; '.join(problems)}. Copy the"
-      f" folder again, or build the buffer again;"
-      f" `{repair_command(directory)}` checks all of it."
-    )

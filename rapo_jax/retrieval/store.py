@@ -35,6 +35,7 @@ from rapo_jax import text_files
 from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
 from rapo_jax.retrieval import scann_index
+from rapo_jax.retrieval.buffer_checks import value_problems
 from rapo_jax.retrieval.buffer_checks import verify as verify
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.manifest import (
@@ -42,7 +43,9 @@ from rapo_jax.retrieval.manifest import (
   TRACES_FILE,
   EncoderInfo,
   Manifest,
+  check_folder,
   describe_files,
+  file_problems,
   partial_folder,
   read_manifest,
   write_manifest,
@@ -349,7 +352,7 @@ def _check_text(trace_id: int, name: str, text: str) -> None:
       " trace."
     )
   try:
-    text_files.check_text(text)
+    text_files.check_unicode(text)
   except text_files.TextError as error:
     raise ValueError(
       f"{where} cannot be written: {error}. Drop or fix the trajectory."
@@ -451,6 +454,8 @@ def merge(
   manifests = [read_manifest(path) for path in paths]
   for path, manifest in zip(paths, manifests, strict=True):
     check_encoder(path, manifest, encoder)
+    check_folder(path, file_problems(path, manifest, checksums=True))
+    check_folder(path, value_problems(path, manifest))
   sources = [StoredTraces(path / TRACES_FILE) for path in paths]
   keys = KeyIds()
   vectors = [np.empty((0, encoder.dimension), np.float32)]

@@ -310,6 +310,8 @@ class EndpointAgent:
     thought = getattr(choice.message, "reasoning_content", None)
     if thought and f"<{tags.THINK}>" not in text:
       text = f"<{tags.THINK}> {thought.strip()} </{tags.THINK}>{text}"
+    # Half a character cannot be stored, nor sent back; NUL cannot be imported.
+    text = text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
     end = self._end.search(text)
     if end:
       return text[: end.end()], False

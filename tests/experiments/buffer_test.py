@@ -209,6 +209,15 @@ class TestImport:
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_question_that_is_no_utf8(tmp_path, teacher, capsys):
+  assert run("import", "--output", tmp_path / "out", teacher) == 0
+  for command in ("search", "inspect"):
+    with pytest.raises(SystemExit) as ended:
+      run(command, "--buffer", tmp_path / "out", "--question", "\udcff")
+    assert ended.value.code == 2
+    assert "--question: it must be UTF-8" in capsys.readouterr().err
+
+
 class TestPlaces:
   @pytest.fixture
   def out(self, tmp_path, teacher):

@@ -413,6 +413,17 @@ class TestMerge:
       store.key_vectors(tmp_path / "out"), store.key_vectors(tmp_path / "whole")
     )
 
+  @pytest.mark.parametrize("name", ["traces.parquet", "index/vectors.npy"])
+  def test_a_damaged_buffer_is_not_merged(self, encoder, tmp_path, name):
+    retrieval.StepTraceBuffer.build(make_traces(), encoder).save(tmp_path / "a")
+    path = tmp_path / "a" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} has another checksum"):
+      store.merge([tmp_path / "a"], tmp_path / "out", encoder)
+    assert not (tmp_path / "out").exists()
+
   def test_of_another_encoder(self, encoder, tmp_path):
     retrieval.StepTraceBuffer.build([], encoder).save(tmp_path / "a")
     path = tmp_path / "a" / "manifest.json"
