@@ -50,6 +50,7 @@ class _Job(Generic[Request, Answer]):
   request: Request
   size: int
   client: tuple[Hashable, Hashable]
+  cost: float
   arrived: float
   answer: asyncio.Future[Answer]
 
@@ -65,6 +66,8 @@ class Batcher(Generic[Request, Answer]):
     max_batch: queries in a batch. A request with more is a batch of its own.
     max_wait_s: for how long a batch waits for more requests.
     max_queue: queries that may wait or be under way.
+    max_batch_s: for how long a batch may run, by what earlier ones took for
+      their cost; one job always may.
 
   Attributes:
     num_queued: queries that wait or are under way.
@@ -78,11 +81,15 @@ class Batcher(Generic[Request, Answer]):
     max_batch: int,
     max_wait_s: float,
     max_queue: int,
+    max_batch_s: float = math.inf,
   ):
     self._run_batch = run
     self._max_batch = max_batch
     self._max_wait_s = max_wait_s
     self._max_queue = max_queue
+    self._max_batch_s = max_batch_s
+    self._seconds_per_cost = 0.0
+    self._last_batch: list[_Job[Request, Answer]] = []
     # In order of arrival; a request whose time is up leaves from the middle.
     self._waiting: dict[_Job[Request, Answer], None] = {}
     # The same by machine and connection, whose turn is next first.
@@ -146,6 +153,7 @@ class Batcher(Generic[Request, Answer]):
     size: int,
     timeout_s: float,
     client: tuple[Hashable, Hashable] = (None, None),
+    cost: float = 1.0,
   ) -> Answer:
     """Waits for the answer to one request.
 
@@ -154,6 +162,7 @@ class Batcher(Generic[Request, Answer]):
       size: its queries; see `check_room`.
       timeout_s: for how long.
       client: whose it is: a machine and a connection.
+      cost: what it takes, beside others; in any unit.
 
     Raises:
       TimeoutError: there is no answer in time. It is not run if it still
@@ -162,7 +171,7 @@ class Batcher(Generic[Request, Answer]):
     """
     loop = asyncio.get_running_loop()
     job = _Job[Request, Answer](
-      request, size, client, time.monotonic(), loop.create_future()
+      request, size, client, cost, time.monotonic(), loop.create_future()
     )
     self._waiting[job] = None
     machine, connection = client
@@ -220,7 +229,9 @@ class Batcher(Generic[Request, Answer]):
       except Exception as error:
         answers = [error] * len(batch)
       self.num_batches += 1
-      self._learn_rate(size / max(time.monotonic() - began, 1e-6))
+      seconds = max(time.monotonic() - began, 1e-6)
+      self._learn_rate(size / seconds)
+      self._seconds_per_cost = seconds / sum(job.cost for job in batch)
       for job, answer in zip(batch, answers, strict=True):
         if job.answer.done():  # Its time was up.
           continue
@@ -254,20 +265,28 @@ class Batcher(Generic[Request, Answer]):
 
   def _take(self) -> list[_Job[Request, Answer]]:
     """Jobs for a batch, by turns; what does not fit is first in the next."""
+    # Whoever came during the last batch goes before who was in it.
+    for job in self._last_batch:
+      self._to_the_end(*job.client)
     batch: list[_Job[Request, Answer]] = []
-    size = 0
+    size, seconds = 0, 0.0
     while self._turns:
-      machine, connections = next(iter(self._turns.items()))
-      connection, jobs = next(iter(connections.items()))
+      jobs = next(iter(next(iter(self._turns.values())).values()))
       job = next(iter(jobs))
-      if batch and size + job.size > self._max_batch:
+      size += job.size
+      seconds += job.cost * self._seconds_per_cost
+      if batch and (size > self._max_batch or seconds > self._max_batch_s):
         break
       batch.append(job)
-      size += job.size
       self._forget(job)
-      # To the end of the line, if more of it waits.
-      if machine in self._turns:
-        self._turns[machine] = connections = self._turns.pop(machine)
-        if connection in connections:
-          connections[connection] = connections.pop(connection)
+      self._to_the_end(*job.client)
+    self._last_batch = batch
     return batch
+
+  def _to_the_end(self, machine: Hashable, connection: Hashable) -> None:
+    """Puts a client behind all others, if more of it waits."""
+    if machine not in self._turns:
+      return
+    self._turns[machine] = connections = self._turns.pop(machine)
+    if connection in connections:
+      connections[connection] = connections.pop(connection)

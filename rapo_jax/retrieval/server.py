@@ -51,6 +51,10 @@ from rapo_jax.retrieval.server_config import ServerConfig
 _log = logging.getLogger(__name__)
 
 _LATENCIES_KEPT = 4096
+_COUNTED_CHARS = 2048
+"""Of a query; an encoder of 512 wordpieces reads no more."""
+_CHARS_A_QUERY = 64
+"""As much as which what does not grow with the text takes."""
 # Nobody reads it; it is counted, under the number that nginx gave it.
 _CLIENT_GONE = 499
 
@@ -207,6 +211,7 @@ class _App:
       max_batch=self._config.max_batch,
       max_wait_s=self._config.max_wait_s,
       max_queue=self._config.max_queue,
+      max_batch_s=self._config.max_batch_s,
     )
     async with self._batcher:
       yield
@@ -268,7 +273,11 @@ class _App:
     parts = [
       asyncio.ensure_future(
         self._batcher.submit(
-          part, size=max(len(part), 1), timeout_s=timeout_s, client=client
+          part,
+          size=max(len(part), 1),
+          timeout_s=timeout_s,
+          client=client,
+          cost=_cost(part),
         )
       )
       for part in parsed.parts(self._config.part_queries)
@@ -347,6 +356,18 @@ def _client(request: Request) -> tuple[str, Hashable]:
   host, port = request.client or ("", 0)
   name = request.headers.get(protocol.CLIENT_HEADER, "")
   return f"{host} {name}", port
+
+
+def _cost(request: protocol.RetrieveRequest) -> float:
+  """What a search takes: it grows with the text, as far as that is read."""
+  lengths = (
+    len(question) + sum(map(len, history))
+    for question, history in zip(
+      request.questions, request.histories, strict=True
+    )
+  )
+  texts = sum(min(length, _COUNTED_CHARS) for length in lengths)
+  return texts + _CHARS_A_QUERY * max(len(request), 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ class ServerConfig:
     retrieval: how a trace is chosen where a request wants one chosen.
     max_batch: queries that are embedded and searched at once. Clients take
       turns, by parts of a quarter of a batch.
+    max_batch_s: for how long a batch may run, by what earlier ones took, so
+      that who comes meanwhile waits no longer; one part always may.
     max_wait_s: for how long an idle server waits for more requests to batch.
     max_queue: queries that may wait or be under way. A single request is
       always let in where nothing waits.
@@ -32,6 +34,7 @@ class ServerConfig:
   defaults: protocol.Defaults = protocol.Defaults()
   retrieval: RetrievalConfig = RetrievalConfig()
   max_batch: int = 64
+  max_batch_s: float = 0.5
   max_wait_s: float = 0.005
   max_queue: int = 16_384
   timeout_s: float = 120.0
@@ -60,7 +63,7 @@ class ServerConfig:
       raise ValueError(
         f"max_wait_s must be at least 0 seconds, got {self.max_wait_s}."
       )
-    for name in ("timeout_s", "header_timeout_s"):
+    for name in ("timeout_s", "header_timeout_s", "max_batch_s"):
       if not 0 < getattr(self, name) < math.inf:
         raise ValueError(
           f"{name} must be above 0 seconds and finite, got"

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -228,6 +229,55 @@ def test_connections_of_a_machine_take_turns():
 def test_what_does_not_fit_is_first_in_the_next_batch():
   jobs = [("a", 3, ("a", 1)), ("b", 3, ("b", 1)), ("c", 1, ("c", 1))]
   assert order_of(*jobs) == [["a"], ["b", "c"]]
+
+
+def test_who_comes_during_a_batch_goes_before_who_was_in_it():
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run, max_batch=2) as batcher:
+      tasks = [
+        asyncio.create_task(submit(batcher, f"a{i}", client=("a", 1)))
+        for i in range(6)
+      ]
+      await until(lambda: run.batches)
+      tasks.append(asyncio.create_task(submit(batcher, "b", client=("b", 1))))
+      await until(lambda: batcher.num_queued == 7)
+      run.open.set()
+      await asyncio.gather(*tasks)
+    assert run.batches == [["a0", "a1"], ["b", "a2"], ["a3", "a4"], ["a5"]]
+
+  asyncio.run(scenario())
+
+
+def test_a_batch_ends_where_it_would_take_too_long():
+  async def scenario():
+    run = Run()
+    batcher = Batcher(
+      run, max_batch=9, max_wait_s=0.0, max_queue=99, max_batch_s=0.5
+    )
+    async with batcher:
+      ask = lambda text, cost: batcher.submit(  # noqa: E731
+        text, size=1, timeout_s=20, cost=cost
+      )
+      await ask("first", 1.0)
+      run.open.clear()
+      tasks = [asyncio.create_task(ask("under way", 1.0))]
+      await until(lambda: len(run.batches) == 2)
+      tasks += [
+        asyncio.create_task(ask(text, cost))
+        for text, cost in (("a", 1), ("b", 3), ("c", 3), ("d", 9))
+      ]
+      await until(lambda: batcher.num_queued == 5)
+      began = time.monotonic()
+      while time.monotonic() - began < 0.1:
+        await asyncio.sleep(0.01)
+      run.open.set()
+      await asyncio.gather(*tasks)
+    # The one under way took at least 0.1 s for a cost of 1.
+    assert run.batches[2] in (["a"], ["a", "b"])
+
+  asyncio.run(scenario())
 
 
 def test_one_machine_does_not_fill_the_queue():

@@ -465,6 +465,9 @@ class TestLoad:
     ({"max_batch": 0}, "max_batch"),
     ({"max_queue": 0}, "max_queue"),
     ({"max_wait_s": -1.0}, "max_wait_s"),
+    ({"max_batch_s": 0.0}, "max_batch_s"),
+    ({"header_timeout_s": float("inf")}, "header_timeout_s"),
+    ({"max_connections": 0}, "max_connections"),
     ({"timeout_s": 0.0}, "timeout_s"),
   ],
 )
