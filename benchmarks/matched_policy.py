@@ -26,9 +26,9 @@ import jax
 from experiments import checks, flags
 from experiments.config import ExperimentConfig
 from experiments.config import Method as MethodName
-from experiments.flags import apply_overrides, load_config
+from experiments.flags import apply_overrides, load_config, parse_arguments
 from experiments.run import use_compilation_cache
-from experiments.tasks import Task, open_task
+from experiments.tasks import Task, agent_paths, open_task
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import order
@@ -133,10 +133,7 @@ def compare(
     tools: Mapping[str, Tool] = task.tools
     if latency_s:
       tools = {n: LateTool(tool, latency_s) for n, tool in tools.items()}
-    for agent, path in (
-      ("base", task.base_path),
-      ("off_policy", task.off_policy_path),
-    ):
+    for agent, path in agent_paths(config, workdir, task.name).items():
       methods = {
         name: Method(config, task, buffer, name, path, tools)
         for name in ("grpo", "rapo")
@@ -176,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--family", default="multihop")
   parser.add_argument("--repetitions", type=int, default=7)
   parser.add_argument("--tool-latency", type=float, default=0.0, help="s")
-  known, overrides = parser.parse_known_args(arguments)
+  known, overrides = parse_arguments(parser, arguments)
   config = apply_overrides(load_config(known.config), overrides)
   there = read_json(Workdir(known.workdir).config)
   differences = checks.differences(there, flags.to_dict(config))

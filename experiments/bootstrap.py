@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -63,6 +63,31 @@ def mean_interval(
   low, high = np.quantile(estimates, (tail, 1 - tail))
   mean = float(np.mean([table.mean() for table in tables]))
   return Interval(mean, float(low), float(high))
+
+
+def statistic_interval(
+  num: int,
+  statistic: Callable[[Sequence[int]], float],
+  num_resamples: int = 1_000,
+) -> tuple[float, float]:
+  """Interval of a statistic of some items, by resampling the items.
+
+  Args:
+    num: number of items.
+    statistic: of the items at some positions, which may repeat; their order
+      does not matter.
+    num_resamples: number of bootstrap resamples.
+
+  Returns:
+    Ends of the percentile interval.
+  """
+  rng = np.random.default_rng(_SEED)
+  picks = np.sort(rng.integers(num, size=(num_resamples, num)), axis=1)
+  distinct, counts = np.unique(picks, axis=0, return_counts=True)
+  values = np.repeat([statistic(row.tolist()) for row in distinct], counts)
+  tail = (1 - LEVEL) / 2
+  low, high = np.quantile(values, (tail, 1 - tail))
+  return float(low), float(high)
 
 
 @functools.lru_cache(maxsize=32)

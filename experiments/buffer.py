@@ -28,14 +28,16 @@ from experiments import (
   checks,
   flags,
   input_errors,
+  places,
 )
 from experiments.buffer_import import ImportConfig, LeakConfig, OverlapPolicy
 from experiments.config import EncoderConfig, ExperimentConfig
+from experiments.devices import check_devices
 from experiments.input_errors import InputError
-from experiments.places import place
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
 from experiments.stages.buffer import build_buffer
+from experiments.stop_signal import StopSignal
 from experiments.tasks import (
   load_encoder,
   open_task,
@@ -59,19 +61,25 @@ _SHOWN_CHARS = 240
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   parser = _parser()
-  known, overrides = parser.parse_known_args(arguments)
+  known, overrides = flags.parse_arguments(parser, arguments)
   if overrides and known.run is not _build:
     parser.error(f"unrecognized arguments: {' '.join(overrides)}")
   known.overrides = overrides
+  check_devices()
   use_compilation_cache()
-  return known.run(known)
+  with StopSignal(
+    "go on with the same command and --resume."
+    if "resume" in known
+    else "start it again."
+  ):
+    return known.run(known)
 
 
 def _import(known: argparse.Namespace) -> int:
   _check_output(known)
   sources = [buffer_import.parse_source(text) for text in known.sources]
   encoder = _encoder(known)
-  with Progress([(name, 10.0) for name in buffer_import.STAGES]) as progress:
+  with Progress(buffer_import.STAGES) as progress:
     outcome = buffer_import.import_files(
       sources,
       known.output,
@@ -91,6 +99,7 @@ def _build(known: argparse.Namespace) -> int:
   _check_output(known)
   config = flags.load_config(known.config)
   config = flags.apply_overrides(config, known.overrides)
+  config = places.local_config(config)
   names = task_names(config)
   task = known.task or names[0]
   if task not in names or (known.task is None and len(names) > 1):
@@ -106,7 +115,7 @@ def _build(known: argparse.Namespace) -> int:
   _check_partial(known)
   encoder = _encoder(known, config.encoder)
   with (
-    Progress([("build", 600.0)]) as progress,
+    Progress(["build"]) as progress,
     progress.stage("build"),
     open_task(config, Workdir(known.workdir), task, encoder) as opened,
     input_errors.from_outside(),
@@ -147,7 +156,7 @@ def _build_from_endpoint(
   encoder = _encoder(known, config.encoder)
   train = _asked(known, *questions(config, task), encoder)
   stages = ("roll out", *buffer_import.STAGES)
-  with Progress([(name, 10.0) for name in stages]) as progress:
+  with Progress(stages) as progress:
     with (
       progress.stage("roll out"),
       open_tools(config, task, encoder) as tools,
@@ -439,7 +448,12 @@ not as it was written; then says how to repair it.
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--config", required=True, help="Python config file")
+  parser.add_argument(
+    "--config",
+    type=places.text_argument,
+    required=True,
+    help="Python config file",
+  )
   parser.add_argument(
     "--task", help="task (family) of the experiment, if it has several"
   )
@@ -447,7 +461,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
   _add_resume(parser)
   parser.add_argument(
     "--workdir",
-    type=place,
+    type=places.path_argument,
     help="work folder of the experiment, with its agents",
   )
   group = parser.add_argument_group("an agent behind an endpoint")
@@ -510,7 +524,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
   _add_leaks(parser)
   parser.add_argument(
     "--report",
-    type=place,
+    type=places.path_argument,
     metavar="FILE",
     help="write what was read, left out and found held out as JSON, also when "
     "the import is refused",
@@ -519,7 +533,10 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--output", type=place, required=True, help="folder of the buffer"
+    "--output",
+    type=places.path_argument,
+    required=True,
+    help="folder of the buffer",
   )
   parser.add_argument(
     "--replace", action="store_true", help="replace what is at --output"
@@ -530,7 +547,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _add_encoder(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--encoder",
-    type=place,
+    type=places.path_argument,
     metavar="FOLDER",
     help="sentence-transformers folder (default: that of the config, if one is "
     "given, or all-MiniLM-L6-v2)",
@@ -589,7 +606,7 @@ def _add_leaks(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("held-out questions")
   group.add_argument(
     "--held_out",
-    type=place,
+    type=places.path_argument,
     action="append",
     default=[],
     metavar="FILE",
@@ -618,7 +635,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
   _add_buffer(parser)
   parser.add_argument(
     "--output",
-    type=place,
+    type=places.path_argument,
     metavar="FILE",
     help="HTML file to write (default: BUFFER.html)",
   )
@@ -645,13 +662,16 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
     help="a step so far; may be repeated, the oldest first",
   )
   parser.add_argument(
-    "--num_neighbors", type=int, default=5, help="steps shown (default: 5)"
+    "--num_neighbors",
+    type=_at_least_one,
+    default=5,
+    help="steps shown (default: 5)",
   )
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "buffers", nargs="+", type=place, help="folders of buffers"
+    "buffers", nargs="+", type=places.path_argument, help="folders of buffers"
   )
   _add_output(parser)
 
@@ -662,7 +682,10 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _add_buffer(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--buffer", type=place, required=True, help="folder of the buffer"
+    "--buffer",
+    type=places.path_argument,
+    required=True,
+    help="folder of the buffer",
   )
 
 
@@ -676,11 +699,24 @@ def _text(text: str) -> str:
 
 
 def _reward(text: str) -> str | float:
-  return text if text == "f1" else float(text)
+  return text if text == "f1" else _number(text, "f1 or a number")
 
 
 def _number_or_none(text: str) -> float | None:
-  return None if text == "none" else float(text)
+  return None if text == "none" else _number(text, "none or a number")
+
+
+def _number(text: str, rule: str) -> float:
+  try:
+    return float(text)
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"must be {rule}, got {text!r}") from None
+
+
+def _at_least_one(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+  return int(text)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -10,12 +9,12 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from experiments import input_errors
+from experiments import input_errors, places
 from experiments.input_errors import InputError
-from experiments.places import place
 from experiments.progress import Progress
 from experiments.workdir import write_json
 from rapo_jax import rewards
+from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval import SentenceEncoder, StepTrace
 from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.importers import (
@@ -65,6 +64,9 @@ class LeakConfig:
   overlap: OverlapPolicy = "refuse"
   min_similarity: float | None = None
 
+  def __post_init__(self) -> None:
+    check_numbers(self, "min_similarity", at_least=-1, at_most=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImportConfig:
@@ -84,6 +86,10 @@ class ImportConfig:
   reward: Literal["f1"] | float | None = None
   selection: Selection = Selection()
   leaks: LeakConfig = LeakConfig()
+
+  def __post_init__(self) -> None:
+    if self.reward != "f1":
+      check_numbers(self, "reward")
 
 
 @dataclasses.dataclass
@@ -114,13 +120,12 @@ class Outcome:
 def parse_source(text: str) -> Source:
   """Reads `AGENT=FILE`, or `FILE` for an agent of the file's name."""
   agent, found, path = text.partition("=")
-  if found and not (agent and path):
+  if not found:
+    file = pathlib.Path(places.local(text, "a source"))
+    return Source(file.stem, file)
+  if not agent or not path:
     raise InputError(f"a source is FILE or AGENT=FILE, got {text!r}.")
-  try:
-    file = place(path if found else text)
-  except argparse.ArgumentTypeError as error:
-    raise InputError(str(error)) from error
-  return Source(agent if found else file.stem, file)
+  return Source(agent, pathlib.Path(places.local(path, "a source")))
 
 
 @input_errors.from_outside()

@@ -14,11 +14,14 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from experiments.results import METHODS, label
+from rapo_jax.rewards import ScoreStatus
 
 _WIDTH, _HEIGHT = 340, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 38
 _ROW = 24
 _MARKED_POINTS = 12
+STATUSES = tuple(str(status) for status in ScoreStatus)
+"""Bands of a share chart, from the bottom."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -120,10 +123,11 @@ def dot_chart(rows: Sequence[tuple[str, Mapping]], *, title: str) -> Markup:
   )
   for i, (method, estimate) in enumerate(rows):
     y = _ROW * (i + 0.5) + 2
-    low, high = (left + span * v for v in estimate["interval"])
     mean = left + span * estimate["mean"]
     parts.append(_row_text(left, y, label(method)))
-    parts.append(_interval(_class(method), low, high, y))
+    if estimate["interval"] is not None:
+      low, high = (left + span * v for v in estimate["interval"])
+      parts.append(_interval(_class(method), low, high, y))
     parts += [
       _mark(
         method,
@@ -139,16 +143,22 @@ def dot_chart(rows: Sequence[tuple[str, Mapping]], *, title: str) -> Markup:
 
 
 def difference_chart(
-  rows: Sequence[tuple[str, Mapping]], *, title: str
+  rows: Sequence[tuple[str, Mapping]], *, title: str, method: str = "rapo"
 ) -> Markup:
-  """One row a task: a dot a pair of runs, the mean, its interval, a 0 line."""
+  """One row a task: a dot a pair of runs, the mean, its interval, a 0 line.
+
+  Args:
+    rows: (task, estimate) as in `results["differences"]`.
+    title: what the chart shows, for those who cannot see it.
+    method: which is compared, for the colour.
+  """
   left, height = 108, len(rows) * _ROW + 30
   # A signed number under the last tick is wider than a plain one.
   span = _WIDTH - left - 1.5 * _RIGHT
   values = [
     100 * value
     for _, row in rows
-    for value in (*row["interval"], *row["seeds"].values())
+    for value in (*(row["interval"] or ()), *row["seeds"].values())
   ]
   low, high = _range([*values, 0.0])
 
@@ -165,12 +175,13 @@ def difference_chart(
   parts.append(_line("zero", place(0), 2, place(0), height - 26))
   for i, (task, row) in enumerate(rows):
     y = _ROW * (i + 0.5) + 2
-    ends = [place(100 * v) for v in row["interval"]]
     parts.append(_row_text(left, y, task))
-    parts.append(_interval("m-rapo", ends[0], ends[1], y))
+    if row["interval"] is not None:
+      ends = [place(100 * v) for v in row["interval"]]
+      parts.append(_interval(_class(method), ends[0], ends[1], y))
     parts += [
       _mark(
-        "rapo",
+        method,
         place(100 * value),
         y,
         f"{task}, seed {seed}: {100 * value:+.1f} points",
@@ -178,7 +189,7 @@ def difference_chart(
       )
       for seed, value in row["seeds"].items()
     ]
-    parts.append(_mean_tick("m-rapo", place(100 * row["mean"]), y))
+    parts.append(_mean_tick(_class(method), place(100 * row["mean"]), y))
   return _svg(_WIDTH, height, title, parts)
 
 
@@ -234,6 +245,51 @@ def histogram(
   middle = (_LEFT + _WIDTH - _RIGHT) / 2
   parts.append(_text(middle, _HEIGHT - 5, x_label, "middle"))
   return _svg(_WIDTH, _HEIGHT, f"Histogram of {x_label}", parts)
+
+
+def share_chart(
+  points: Sequence[tuple[float, Sequence[float]]], *, title: str
+) -> Markup:
+  """Shares of score statuses as bands over updates; empty without a point.
+
+  Args:
+    points: (update, count of each of `STATUSES`), ascending.
+    title: what the chart shows, for those who cannot see it.
+  """
+  if not points:
+    return Markup("")
+  counts = np.array([values for _, values in points], np.float64)
+  edges = np.cumsum(counts / counts.sum(axis=1, keepdims=True), axis=1)
+  edges = np.concatenate([np.zeros((len(points), 1)), edges], axis=1)
+  right = points[-1][0] or 1.0
+  floor = _HEIGHT - _BOTTOM
+
+  def place(point: tuple[float, float]) -> tuple[float, float]:
+    x, y = point
+    return (
+      _LEFT + x / right * (_WIDTH - _LEFT - _RIGHT),
+      floor - min(y, 1.0) * (floor - _TOP),
+    )
+
+  # One update has no width: it is drawn as wide as it can be.
+  updates = [update for update, _ in points]
+  if len(updates) == 1:
+    updates, edges = [0.0, updates[0]], np.repeat(edges, 2, axis=0)
+  parts = [_y_axis(0.0, 1.0, place, lambda v: f"{100 * v:.0f} %")]
+  for band, status in enumerate(STATUSES):
+    if not counts[:, band].any():
+      continue
+    lower = list(zip(updates, edges[:, band], strict=True))
+    upper = list(zip(updates, edges[:, band + 1], strict=True))
+    parts.append(
+      Markup('<path class="band s-{}" d="{}z"><title>{}</title></path>').format(
+        status,
+        _path(map(place, [*lower, *reversed(upper)])),
+        f"{status.replace('_', ' ')}: {counts[:, band].sum():,.0f}",
+      )
+    )
+  parts.append(_x_axis(right, place, "updates"))
+  return _svg(_WIDTH, _HEIGHT, title, parts)
 
 
 def map_chart(

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import difflib
-import json
-import math
+import os
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 
-from experiments import flags
+from experiments import flags, health, memory, metrics
 from experiments.config import ExperimentConfig
+from experiments.dependencies import conflicts
+from experiments.dependencies import differences as differences
 from experiments.input_errors import InputError
 from experiments.miniature import tokenizer as miniature_tokenizer
 from experiments.policy_shape import Agent, policy_shape
-from experiments.stages import train as train_stage
 from experiments.stages.agents import train_byte_level_tokenizer
-from experiments.tasks import make_world, questions, task_names
+from experiments.tasks import (
+  load_encoder,
+  make_world,
+  questions,
+  task_names,
+)
 from experiments.tokenizer_files import load_tokenizer
-from experiments.workdir import Workdir, read_json
+from experiments.workdir import Workdir, read_config
 from rapo_jax import models
 from rapo_jax.data import (
   Query,
@@ -32,19 +35,26 @@ from rapo_jax.data import (
   check_vocabulary,
   encode_prompt,
   end_ids,
+  load_corpus,
   order,
 )
 from rapo_jax.models import hub, sharding
-from rapo_jax.retrieval import manifest, remote
-from rapo_jax.training import UpdateConfig
+from rapo_jax.retrieval import StepTraceBuffer, manifest, remote
 
 
 class CheckError(InputError):
   """The experiment cannot run as configured."""
 
 
-def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
+def dry_run(
+  config: ExperimentConfig, workdir: pathlib.Path | None, stage: str = "all"
+) -> str:
   """Checks everything that can be checked without running or writing.
+
+  Args:
+    config: the experiment.
+    workdir: its folder, if one is named.
+    stage: what is to run: "all", or one stage.
 
   Returns:
     What was found, for people.
@@ -54,36 +64,63 @@ def dry_run(config: ExperimentConfig, workdir: pathlib.Path | None) -> str:
   """
   problems: list[str] = []
   lines = [f"{config.name}: {config.data.source}"]
-  for check in (_shapes, _files, _models, _questions):
-    if check in (_models, _questions) and problems:
-      continue  # They read the files.
-    for kind, text in check(config):
+
+  def collect(found: Iterator[tuple[str, str]]) -> None:
+    for kind, text in found:
       (problems if kind == "problem" else lines).append(text)
-  if workdir is not None and Workdir(workdir).config.exists():
-    there = read_json(Workdir(workdir).config)
-    for line in differences(there, flags.to_dict(config)):
-      problems.append(
-        f"{workdir} holds an experiment with another config: {line}"
-      )
+
+  collect(_shapes(config))
+  collect(_files(config, stage))
+  collect(_services(config))
+  if workdir is not None:
+    collect(_folder(config, workdir))
+  if not problems:  # What follows reads the files.
+    collect(_models(config))
+    collect(_contents(config))
+  if not problems:
+    collect(_questions(config))
+    collect(_memory(config, workdir, stage))
   _refuse(problems)
-  seconds = sum(stage_seconds(config, task_names(config)).values())
-  lines.append(f"about {seconds / 60:.0f} minutes on two CPU cores")
+  lines.append(_first_signal(config))
+  lines.extend(_work(config, stage))
   lines.append("all checks passed; nothing was written")
   return "\n".join(lines)
 
 
-def quick_checks(config: ExperimentConfig) -> None:
+def _first_signal(config: ExperimentConfig) -> str:
+  """What is known of the trajectories that will close their tags.
+
+  Nothing is rolled out here, so the share itself comes with the first update.
+  """
+  unknown = "share of trajectories that close their tags: "
+  if config.policy.base is not None:
+    return (
+      f"{unknown}unknown until the first update, which says it. Where it is "
+      f"below {100 * health.FEW_WHOLE:.0f} %, {health.WARM_START}"
+    )
+  if config.data.source == "miniature":
+    return (
+      f"{unknown}the agents stage warm-starts the base agent on them; the "
+      "first update says it"
+    )
+  return (
+    f"{unknown}near 0, since policy.base is not set and the base agent is "
+    f"randomly initialised: {health.WARM_START}"
+  )
+
+
+def quick_checks(config: ExperimentConfig, stage: str = "all") -> None:
   """What costs nothing to check before a run writes anything.
+
+  Args:
+    config: the experiment.
+    stage: what is to run: "all", or one stage.
 
   Raises:
     CheckError: with every problem and its remedy.
   """
-  _refuse(
-    text
-    for check in (_shapes, _files)
-    for kind, text in check(config)
-    if kind == "problem"
-  )
+  found = (*_shapes(config), *_files(config, stage), *_services(config))
+  _refuse(text for kind, text in found if kind == "problem")
 
 
 def _refuse(problems: Iterable[str]) -> None:
@@ -91,38 +128,9 @@ def _refuse(problems: Iterable[str]) -> None:
   if found:
     raise CheckError(
       f"{len(found)} problem(s):\n"
-      + "\n".join(f"  {problem}" for problem in found)
+      # A problem of several lines stays one.
+      + "\n".join("  " + problem.replace("\n", "\n    ") for problem in found)
     )
-
-
-def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
-  """Fields in which two plain configs differ, one line each."""
-  if isinstance(there, dict) and isinstance(wanted, dict):
-    return [
-      line
-      for key in sorted({*there, *wanted})
-      for line in differences(there.get(key), wanted.get(key), f"{path}.{key}")
-    ]
-  # JSON has no tuples.
-  if json.dumps(there, default=list) == json.dumps(wanted, default=list):
-    return []
-  return [f"{path} is {there!r} there and {wanted!r} here"]
-
-
-def stage_seconds(
-  config: ExperimentConfig, tasks: list[str]
-) -> dict[str, float]:
-  """Rough seconds of each stage on two CPU cores, for the progress display."""
-  runs = len(list(train_stage.runs(config, tasks)))
-  made = config.data.source == "miniature"
-  samples = config.evaluation.num_samples
-  return {
-    "agents": (150.0 if made else 5.0) * len(tasks),
-    "buffer": 90.0 * len(tasks),
-    "train": 3.0 * config.train.num_updates * runs + 20.0 * len(tasks),
-    "evaluate": 3.0 * samples * (runs + 2 * len(tasks)),
-    "report": 5.0,
-  }
 
 
 def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
@@ -136,9 +144,11 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     )
   if config.buffer.path is not None:
     try:
-      manifest.read_manifest(config.buffer.path)
+      there = manifest.read_manifest(config.buffer.path)
     except ValueError as error:
       yield "problem", f"buffer.path: {error}"
+    else:
+      yield from _empty_buffer(config, there.num_traces)
   if config.buffer.url is not None:
     try:
       remote.check_policy(config.retrieval)
@@ -198,15 +208,14 @@ def _mesh(config: ExperimentConfig) -> jax.sharding.AbstractMesh:
 def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """Files of the agents that do not fit, dimensions that the mesh cuts."""
   mesh = _mesh(config)
-  for agent in get_args(Agent):
-    path = _agents(config)[agent]
+  for agent, path in _agents(config).items():
     try:
       if path is not None and not hub.is_hub_id(path):
         models.check_pretrained(path)
       shape = policy_shape(config, agent)
       # The off-policy agent is rolled out alone, and never trained.
       trained = agent == "base"
-      abstract = _abstract(shape, config.policy.lora if trained else None)
+      abstract = memory.abstract(shape, config.policy.lora if trained else None)
       if trained:
         sharding.shardings(abstract, mesh, sharding.TRAIN_RULES)
       sharding.shardings(abstract, mesh, sharding.ROLLOUT_RULES)
@@ -214,31 +223,54 @@ def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       yield "problem", f"{_name(agent)}: {error}"
 
 
-def _agents(config: ExperimentConfig) -> dict[str, str | None]:
-  """What the config names each agent, as in `PolicyConfig`."""
-  return {"base": config.policy.base, "off_policy": config.policy.off_policy}
+def _empty_buffer(
+  config: ExperimentConfig, num_traces: int
+) -> Iterator[tuple[str, str]]:
+  """A buffer without a trace under a method that retrieves."""
+  retrieving = [
+    method
+    for method in config.train.methods
+    if config.method(method)[0].num_hybrid
+  ]
+  if retrieving and not num_traces and config.buffer.grow is None:
+    yield (
+      "problem",
+      f"{' and '.join(retrieving)} retrieve, and the buffer at "
+      f"{config.buffer.path} holds no trace: fill it (experiments.buffer), let "
+      "it grow (buffer.grow), or train with train.methods=grpo.",
+    )
+
+
+def _agents(config: ExperimentConfig) -> dict[Agent, str | None]:
+  """What the config names each agent that it has, as in `PolicyConfig`."""
+  named: dict[Agent, str | None] = {"base": config.policy.base}
+  if config.has_off_policy:
+    named["off_policy"] = config.policy.off_policy
+  return named
 
 
 def _name(agent: str) -> str:
   return f"policy.{agent}"
 
 
-def _abstract(
-  shape: models.DecoderConfig, lora: models.LoraConfig | None
-) -> models.Decoder:
-  """A model that takes no memory."""
-  shape = dataclasses.replace(shape, lora=lora)
-  return jax.eval_shape(lambda: models.Decoder(shape, rngs=nnx.Rngs(0)))
-
-
-def _files(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+def _files(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, str]]:
   """Files that are needed and not named, or named and not there."""
-  base, off_policy = config.policy.base, config.policy.off_policy
-  if (base is None) != (off_policy is None):
+  if config.policy.base is None and config.policy.off_policy is not None:
     yield (
       "problem",
-      "an agent that is named needs the other one named: set both policy.base "
-      "and policy.off_policy, or neither.",
+      "policy.off_policy is set and policy.base is not: name the base agent "
+      "that is trained, too.",
+    )
+  needs_buffer = config.builds_buffer and stage in ("all", "buffer", "train")
+  if needs_buffer and not config.has_off_policy:
+    retrieving = ", ".join(
+      m for m in config.train.methods if config.method(m)[0].num_hybrid
+    )
+    yield (
+      "problem",
+      f"a method that retrieves ({retrieving}) needs a buffer, and there is no "
+      "agent that fills it: set policy.off_policy, or buffer.path or "
+      "buffer.url to a buffer, or leave the method out of train.methods.",
     )
   if config.data.source == "tool_star" and config.data.path is None:
     yield (
@@ -275,8 +307,7 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       "note",
       f"{name}: {len(train)} training questions, {len(held_out)} held out",
     )
-    for agent in get_args(Agent):
-      path = _agents(config)[agent]
+    for agent, path in _agents(config).items():
       try:
         tokenizer = _tokenizer(config, path, train)
         check_vocabulary(tokenizer, policy_shape(config, agent).vocab_size)
@@ -291,8 +322,6 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
         f"{config.rollout.max_prompt_tokens} tokens; the chat template only "
         "appends",
       )
-    for text in memory_estimate(config, policy_shape(config)):
-      yield "note", f"{name}: {text}"
 
 
 def _longest_prompt(
@@ -334,76 +363,112 @@ def _tokenizer(
   )
 
 
-def memory_estimate(
-  config: ExperimentConfig, shape: models.DecoderConfig
-) -> list[str]:
-  """Bytes on one device by kind; `experiments.plan` knows better.
-
-  What is trained has gradients and two moments of AdamW's in float32; what is
-  frozen has rollout.dtype, in which it is loaded. The rollout has a copy of its
-  own of what lies otherwise or is of another dtype.
-  """
-  abstract = _abstract(shape, config.policy.lora)
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract))
-  trained = sum(
-    leaf.size for leaf in jax.tree.leaves(models.trainable(abstract))
-  )
-  rollout, update = config.rollout, config.update
-  mesh = config.mesh.shape(jax.device_count())
-  devices, slices = math.prod(mesh.values()), mesh["fsdp"] * mesh["tensor"]
-  width = jnp.dtype(rollout.dtype).itemsize
-  copied = trained if rollout.dtype != "float32" else 0
-  if devices > 1:
-    copied = parameters
-  length = rollout.max_prompt_tokens + rollout.max_response_tokens
-  kv = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
-  tokens = update.rows_per_microbatch * update.row_length
-  parts = {
-    "parameters": (4 * trained + width * (parameters - trained)) / slices,
-    "gradients and optimizer": 12 * trained / slices,
-    "rollout copy": width * copied / mesh["tensor"],
-    "KV cache": width * kv * rollout.num_slots * length / devices,
-    "activations": width
-    * tokens
-    * shape.num_layers
-    * _kept_a_token(update, shape)
-    / (mesh["data"] * mesh["fsdp"]),
-  }
-  shown = ", ".join(
-    f"{name} {_gigabytes(size)}" for name, size in parts.items() if size
-  )
-  where = "device memory" if devices == 1 else f"memory on each of {devices}"
-  return [
-    f"{parameters:,} parameters; about {_gigabytes(sum(parts.values()))} of "
-    f"{where}: {shown}"
-  ]
+def _services(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+  """What metrics are sent to."""
+  try:
+    metrics.check_wandb(config.logging.wandb)
+  except InputError as error:
+    yield "problem", str(error)
 
 
-def _kept_a_token(update: UpdateConfig, shape: models.DecoderConfig) -> int:
-  """Numbers that a layer keeps of a token for its backward pass.
-
-  Attention keeps no scores: `attention.attend` computes them again.
-  """
-  size, wide = shape.hidden_size, shape.intermediate_size
-  queries = shape.num_heads * shape.head_dim
-  keys = shape.num_kv_heads * shape.head_dim
-  if update.remat == "layer":
-    return size
-  if update.remat == "nested":
-    # Inputs of the groups' first layers, and of the layers of one group.
-    group = models.nested_group(shape.num_layers)
-    inputs = shape.num_layers // group + group
-    return -(-size * inputs // shape.num_layers)
-  if update.remat == "attention":
-    return size + queries
-  # Its input, and the outputs of the projections that anything is made of.
-  kept = 2 * size + queries + 2 * keys + 2 * wide
-  if update.remat == "none":
-    # Rotated and attended heads, the gate's parts, norms and residual sums, as
-    # XLA's CPU back end keeps them.
-    kept += 2 * queries + keys + 3 * wide + 8 * size
-  return kept
+def _folder(
+  config: ExperimentConfig, workdir: pathlib.Path
+) -> Iterator[tuple[str, str]]:
+  """The work folder: whether it can be written, and what is in it."""
+  there = _existing(workdir)
+  if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    yield (
+      "problem",
+      f"--workdir {workdir} cannot be written, as {there} is no folder or is "
+      "read-only here: choose another --workdir.",
+    )
+  if not Workdir(workdir).config.exists():
+    return
+  held = read_config(Workdir(workdir))
+  for line in conflicts(Workdir(workdir), held, flags.to_dict(config)):
+    yield "problem", line
 
 
-def _gigabytes(size: float) -> str:
-  return f"{size / 1e9:.2f} GB" if size > 1e8 else f"{size / 1e6:.1f} MB"
+def _existing(path: pathlib.Path) -> pathlib.Path:
+  """The path, or the nearest folder above it that is there."""
+  return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def _contents(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+  """Corpus, encoder and buffer, read as a run reads them."""
+  if config.data.corpus is not None:
+    try:
+      documents = load_corpus(config.data.corpus)
+      yield "note", f"data.corpus: {len(documents)} documents"
+    except (ValueError, OSError) as error:
+      yield "problem", f"data.corpus {config.data.corpus}: {error}"
+  try:
+    encoder = load_encoder(config.encoder)
+  except (ValueError, OSError) as error:
+    yield "problem", f"encoder.path: {error}"
+    return
+  buffer = config.buffer
+  try:
+    if buffer.url is not None:
+      there = remote.RemoteBuffer(buffer.url, encoder).check()
+      yield "note", f"buffer.url: {there['num_traces']} step traces"
+    elif buffer.path is not None:
+      traces = StepTraceBuffer.load(buffer.path, encoder)
+      yield "note", f"buffer.path: {len(traces)} step traces"
+  except (ValueError, OSError) as error:
+    yield "problem", f"the buffer: {error}"
+
+
+def _work(config: ExperimentConfig, stage: str) -> Iterator[str]:
+  """How much is to be generated; how long that takes is not known yet."""
+  rollout, update, train = config.rollout, config.update, config.train
+  limit = f"of at most {rollout.max_response_tokens:,} tokens"
+  tasks = len(task_names(config))
+  if config.builds_buffer and stage in ("all", "buffer"):
+    yield (
+      f"buffer: {config.buffer.num_trajectories} rollouts a training question, "
+      f"{limit}"
+    )
+  if stage in ("all", "train"):
+    runs = tasks * len(train.methods) * len(train.seeds)
+    rollouts = update.queries_per_update * rollout.num_generations
+    yield (
+      f"train: {runs} runs × {train.num_updates} updates × {rollouts} rollouts "
+      f"= {runs * train.num_updates * rollouts:,} rollouts {limit}"
+    )
+  if stage in ("all", "evaluate"):
+    samples = 1 + config.evaluation.num_samples
+    yield f"evaluate: {samples} rollouts a held-out question and agent, {limit}"
+  yield "how long that takes is shown once the first update is measured"
+
+
+def _memory(
+  config: ExperimentConfig, workdir: pathlib.Path | None, stage: str
+) -> Iterator[tuple[str, str]]:
+  """Whether each agent fits the devices, and a checkpoint the disk."""
+  room, trains = memory.room(), stage in ("all", "train")
+  for agent in _agents(config):
+    shape = policy_shape(config, agent)
+    trained = trains and agent == "base"
+    estimate = memory.estimate(config, shape, trained=trained)
+    yield "note", f"{_name(agent)}: {estimate.told(jax.device_count())}"
+    if room is not None and estimate.total > room:
+      yield (
+        "problem",
+        f"{_name(agent)} takes about {memory.gigabytes(estimate.total)} on "
+        f"each device, which has {memory.gigabytes(room)}: take a smaller "
+        "model or more devices, lower rollout.num_slots or "
+        "update.rows_per_microbatch, or set policy.lora. `python -m "
+        "experiments.plan` tells what bounds it.",
+      )
+  if workdir is None or not trains:
+    return
+  # Parameters and both moments of AdamW's.
+  size = 12 * memory.count(config, policy_shape(config)).trained
+  free = shutil.disk_usage(_existing(workdir)).free
+  if size > free:
+    yield (
+      "problem",
+      f"a checkpoint takes about {memory.gigabytes(size)} and {workdir} has "
+      f"{memory.gigabytes(free)} free: choose another --workdir.",
+    )

@@ -10,18 +10,29 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from typing import Literal
+from typing import Any, Literal
 
+from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
 from experiments.miniature.agents import AgentsConfig
 from experiments.miniature.world import WorldConfig
 from rapo_jax.data import PROMPT_DATE
 from rapo_jax.models import LoraConfig
+from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
 from rapo_jax.retrieval import Pooling, RetrievalConfig, remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
 Method = Literal["grpo", "hybrid", "rapo"]
+
+
+def _check_named(config: Any, *names: str) -> None:
+  """Refuses an empty path or address, which would mean the current folder."""
+  for name in names:
+    if getattr(config, name) == "":
+      raise ValueError(
+        f"{name} must name something, got '': set it to none to leave it out."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +64,9 @@ class DataConfig:
   prompt_date: str = PROMPT_DATE.isoformat()
 
   def __post_init__(self) -> None:
+    check_seeds(self, "seed")
+    check_numbers(self, "limit", "held_out", at_least=1)
+    _check_named(self, "path", "corpus")
     try:
       datetime.date.fromisoformat(self.prompt_date)
     except ValueError as error:
@@ -90,11 +104,21 @@ class RandomModelConfig:
   seed: int = 0
 
   def __post_init__(self) -> None:
-    if self.vocab_size < 260:
-      raise ValueError(
-        "vocab_size must hold 256 bytes and the special tokens, at least 260, "
-        f"got {self.vocab_size}."
-      )
+    check_seeds(self, "seed")
+    # 256 bytes and the special tokens.
+    check_numbers(self, "vocab_size", at_least=260)
+    check_numbers(
+      self,
+      "hidden_size",
+      "intermediate_size",
+      "num_layers",
+      "num_heads",
+      "num_kv_heads",
+      at_least=1,
+    )
+    # The rotary embedding turns pairs of a head's entries.
+    check_multiple(self, "hidden_size", 2 * self.num_heads, "2 * num_heads")
+    check_multiple(self, "num_heads", self.num_kv_heads, "num_kv_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +129,8 @@ class PolicyConfig:
     base: the base agent: a Hugging Face folder, or a model's name on the hub.
       None: warm-started in the miniature world, randomly initialised
       (`random`) for a data set.
-    off_policy: the off-policy agent; None likewise.
+    off_policy: the off-policy agent, which fills the buffer. None: made as
+      the base agent is, or left out beside a base agent that is named.
     random: shape of the randomly initialised model.
     lora: adapters that are trained beside the base agent, which is then frozen
       and held in `rollout.dtype`; None trains all parameters.
@@ -115,6 +140,9 @@ class PolicyConfig:
   off_policy: str | None = None
   random: RandomModelConfig = RandomModelConfig()
   lora: LoraConfig | None = None
+
+  def __post_init__(self) -> None:
+    _check_named(self, "base", "off_policy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +161,7 @@ class MeshConfig:
   tensor: int = 1
 
   def __post_init__(self) -> None:
-    for name in ("data", "fsdp", "tensor"):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_numbers(self, "data", "fsdp", "tensor", at_least=1)
 
   def shape(self, num_devices: int) -> dict[str, int]:
     """Sizes of the three axes.
@@ -156,20 +181,44 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PythonToolConfig:
+  """The python tool.
+
+  Attributes:
+    timeout_s: wall-clock deadline of one call.
+    memory_bytes: address space of one call.
+    output_bytes: output kept of one call.
+    trust_code: run programs with limits alone where this machine allows no
+      namespaces; they can then read what the user of this process can read.
+  """
+
+  timeout_s: float = 5.0
+  memory_bytes: int = 512 * 1024 * 1024
+  output_bytes: int = 4096
+  trust_code: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ToolsConfig:
-  """Limits of the tools.
+  """The tools.
 
   Attributes:
     search_top_k: documents that one search returns.
-    python_timeout_s: wall-clock deadline of one python call.
-    python_memory_bytes: address space of one python call.
-    python_output_bytes: output kept of one python call.
+    python: limits of the programs, and what keeps them in.
   """
 
   search_top_k: int = 1
-  python_timeout_s: float = 5.0
-  python_memory_bytes: int = 512 * 1024 * 1024
-  python_output_bytes: int = 4096
+  python: PythonToolConfig = PythonToolConfig()
+
+  def __post_init__(self) -> None:
+    check_numbers(
+      self,
+      "search_top_k",
+      "python_memory_bytes",
+      "python_output_bytes",
+      at_least=1,
+    )
+    check_numbers(self, "python_timeout_s", above=0, unit="seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,11 +242,8 @@ class GrowConfig:
   merge_every: int = 50
 
   def __post_init__(self) -> None:
-    for name in ("top_k_trajectories", "merge_every"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}."
-        )
+    check_numbers(self, "top_k_trajectories", "merge_every", at_least=1)
+    check_numbers(self, "min_reward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +266,9 @@ class EncoderConfig:
   key_prefix: str | None = None
   query_prefix: str | None = None
   dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self) -> None:
+    _check_named(self, "path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +295,9 @@ class BufferConfig:
   def __post_init__(self) -> None:
     if self.url is not None:
       remote.check_url(self.url)
+    check_seeds(self, "seed")
+    check_numbers(self, "num_trajectories", "top_k_trajectories", at_least=1)
+    _check_named(self, "path", "url")
     if self.path is not None and self.url is not None:
       raise ValueError(
         f"A buffer is in a folder or with a server, got the path {self.path!r}"
@@ -256,10 +308,10 @@ class BufferConfig:
         f"A buffer that a server holds does not grow, got the url {self.url!r}"
         " and grow: set one of them to None."
       )
-    if not 1 <= self.top_k_trajectories <= self.num_trajectories:
+    if self.top_k_trajectories > self.num_trajectories:
       raise ValueError(
-        "top_k_trajectories must lie between 1 and num_trajectories "
-        f"({self.num_trajectories}), got {self.top_k_trajectories}."
+        "top_k_trajectories must be at most num_trajectories "
+        f"({self.num_trajectories}), got {self.top_k_trajectories}: lower it."
       )
 
 
@@ -278,9 +330,12 @@ class TrainConfig:
     log_trajectories_every: updates between two that are kept as JSONL.
     stop_mismatch: a run stops when the trainer's log-probs differ from the
       sampler's by more than this on average, before any update on the batch.
+    stop_parameter_growth: a run has diverged when the norm of what it trains is
+      this many times what it was at the start.
     strict_compile: a run stops when JAX compiles a program after the rehearsal
       that comes before the first update. Otherwise it is told in the metrics,
       as `compile/programs` and `compile/seconds`.
+    health: what a run does about updates in which nothing can be learned.
   """
 
   methods: tuple[Method, ...] = ("grpo", "rapo")
@@ -290,19 +345,22 @@ class TrainConfig:
   checkpoint_every: int = 5
   log_trajectories_every: int = 5
   stop_mismatch: float = 0.1
+  stop_parameter_growth: float = 100.0
   strict_compile: bool = False
+  health: HealthConfig = HealthConfig()
 
   def __post_init__(self) -> None:
-    for name in (
+    check_seeds(self, "seeds")
+    check_numbers(
+      self,
       "num_updates",
       "eval_every",
       "checkpoint_every",
       "log_trajectories_every",
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}."
-        )
+      at_least=1,
+    )
+    check_numbers(self, "stop_mismatch", above=0)
+    check_numbers(self, "stop_parameter_growth", above=1)
     for name in ("methods", "seeds"):
       values = getattr(self, name)
       if not values or len(set(values)) < len(values):
@@ -336,10 +394,12 @@ class EvaluationConfig:
   seed: int = 1_000_003
 
   def __post_init__(self) -> None:
-    if not 1 <= self.curve_samples <= self.num_samples:
+    check_seeds(self, "seed")
+    check_numbers(self, "num_samples", "curve_samples", at_least=1)
+    if self.curve_samples > self.num_samples:
       raise ValueError(
-        f"curve_samples must lie between 1 and num_samples "
-        f"({self.num_samples}), got {self.curve_samples}."
+        f"curve_samples must be at most num_samples ({self.num_samples}), got "
+        f"{self.curve_samples}: lower it."
       )
     check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
@@ -410,6 +470,22 @@ class ExperimentConfig:
       return self.rollout, objective
     return dataclasses.replace(self.rollout, num_hybrid=0), objective
 
+  @property
+  def retrieves(self) -> bool:
+    """Whether any method asks a Step-Trace Buffer."""
+    return any(self.method(m)[0].num_hybrid for m in self.train.methods)
+
+  @property
+  def builds_buffer(self) -> bool:
+    """Whether the run fills the buffer itself, by the off-policy agent."""
+    there = self.buffer.path is not None or self.buffer.url is not None
+    return self.retrieves and not there
+
+  @property
+  def has_off_policy(self) -> bool:
+    """Whether there is one: named, or made as the base agent is."""
+    return self.policy.off_policy is not None or self.policy.base is None
+
 
 def miniature_rollout() -> RolloutConfig:
   """Rollouts of the miniature world: some 100 tokens a trajectory."""
@@ -436,6 +512,15 @@ def miniature_update() -> UpdateConfig:
     rows_per_microbatch=8,
     remat="none",
   )
+
+
+def miniature_health() -> HealthConfig:
+  """Health of the miniature world, which shows what GRPO does without a signal.
+
+  Its 20 updates of 8 questions are few enough to see the end of, and its tools
+  are known to work.
+  """
+  return HealthConfig(no_signal="warn", erring_tool="warn")
 
 
 def miniature_retrieval() -> RetrievalConfig:

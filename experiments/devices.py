@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 
 from experiments import input_errors
 from experiments.config import MeshConfig
+from experiments.input_errors import InputError
 from rapo_jax.models import sharding
+
+
+def check_devices() -> None:
+  """Checks that JAX has the devices that the environment asks for.
+
+  Raises:
+    InputError: it has not.
+  """
+  try:
+    jax.devices()
+  # JAX asserts that a platform it was given has a plugin.
+  except (RuntimeError, AssertionError) as error:
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no plugin"
+    raise InputError(
+      f"JAX must find the devices that JAX_PLATFORMS={wanted} names, and does "
+      f"not ({reason}): unset it, or install JAX for them (`pip install -e "
+      "'.[cuda]'` or '.[tpu]')."
+    ) from error
 
 
 @input_errors.from_outside()

@@ -17,16 +17,16 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from experiments import input_errors
+from experiments import input_errors, places
 from experiments.input_errors import InputError
-from experiments.policies import END_IDS, open_policy
+from experiments.policies import END_IDS, check_finite, open_policy
 from rapo_jax import models
 from rapo_jax.models import folder as folders
 from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
@@ -55,12 +55,14 @@ class Exported:
     dtype: of the weights.
     difference: largest absolute difference of a logit from the checkpoint's.
     limit: that it could have had.
+    passed_over: what is wrong with later checkpoints, a line each.
   """
 
   update: int
   dtype: str
   difference: float
   limit: float
+  passed_over: list[str]
 
 
 def export(
@@ -86,7 +88,7 @@ def export(
       was.
     InputError: the base agent is not there, or the output cannot be written.
   """
-  update, model, source, end_ids = _restore(checkpoint, base)
+  found, model, source, end_ids = _restore(checkpoint, base)
   _check_output(output, source)
   if adapters:
     _check_adapters(model, dtype)
@@ -121,17 +123,34 @@ def export(
         f"{limit:.3g}, and they differ by {difference:.3g}: {output} is as it "
         "was; try --dtype float32, and another disk if that fails too."
       )
-  return Exported(update, written, difference, limit)
+  return Exported(found.update, written, difference, limit, found.passed_over)
 
 
-def find_checkpoint(path: pathlib.Path) -> tuple[Checkpoints, int]:
+class Found(NamedTuple):
+  """The checkpoint that is meant.
+
+  Attributes:
+    checkpoints: of its run.
+    update: its number.
+    passed_over: what is wrong with later ones, a line each.
+  """
+
+  checkpoints: Checkpoints
+  update: int
+  passed_over: list[str]
+
+
+@input_errors.from_outside()
+def find_checkpoint(path: pathlib.Path) -> Found:
   """The checkpoints of a run, and the number of the one that is meant.
 
   Args:
-    path: a folder of checkpoints, for its newest, or a numbered folder in one.
+    path: a folder of checkpoints, for its newest that is sound, or a numbered
+      folder in one.
 
   Raises:
     ExportError: there is none; names those that are there.
+    InputError: it is not as it was written.
   """
   parent = path.parent if path.name.isdigit() else path
   if not parent.is_dir():
@@ -146,31 +165,37 @@ def find_checkpoint(path: pathlib.Path) -> tuple[Checkpoints, int]:
       f"--checkpoint must be a folder of checkpoints, and {parent} holds none: "
       "give <workdir>/train/<task>/<run>/checkpoints."
     )
-  update = int(path.name) if path.name.isdigit() else there[-1]
+  if not path.name.isdigit():
+    newest, problems = checkpoints.newest_sound()
+    assert newest is not None, "there are some"
+    return Found(checkpoints, newest, problems)
+  update = int(path.name)
   if update not in there:
     raise ExportError(
       f"--checkpoint must name a checkpoint that is there, got {update}: "
       f"{parent} holds {', '.join(map(str, there))}."
     )
-  return checkpoints, update
+  return Found(checkpoints, update, [])
 
 
 def _restore(
   path: pathlib.Path, base: str | None
-) -> tuple[int, models.Decoder, str, list[int]]:
-  """The update's number, its policy, the base's folder, ends of its turns."""
-  checkpoints, update = find_checkpoint(path)
-  metadata: dict[str, Any] = checkpoints.metadata(update)
+) -> tuple[Found, models.Decoder, str, list[int]]:
+  """The checkpoint, its policy, the base's folder, ends of its turns."""
+  found = find_checkpoint(path)
+  with input_errors.from_outside():
+    metadata: dict[str, Any] = found.checkpoints.metadata(found.update)
   if "model" not in metadata:
     raise ExportError(
-      f"a checkpoint says which model it is of, and update {update} in {path} "
-      "does not: export it with the version that wrote it."
+      f"a checkpoint says which model it is of, and update {found.update} in "
+      f"{path} does not: export it with the version that wrote it."
     )
   source = base or metadata["source"]
   like = open_policy(metadata, source)
-  model = checkpoints.restore_policy(update, like)
-  checkpoints.close()
-  return update, model, source, metadata.get(END_IDS, [])
+  model = found.checkpoints.restore_policy(found.update, like)
+  found.checkpoints.close()
+  check_finite(model, f"checkpoint {found.update} of {path}")
+  return found, model, source, metadata.get(END_IDS, [])
 
 
 def _check_output(output: pathlib.Path, source: str) -> None:
@@ -237,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adapters=known.adapters,
     base=known.base,
   )
+  for line in exported.passed_over:
+    print(f"warning: {line}", file=sys.stderr)
   print(
     f"wrote {known.output}: the {'adapters' if known.adapters else 'policy'} "
     f"after update {exported.update}, in {exported.dtype}\n"
@@ -256,14 +283,14 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--checkpoint",
-    type=pathlib.Path,
+    type=places.path_argument,
     required=True,
     help="a run's folder of checkpoints, for its newest, or a numbered folder "
     "in it",
   )
   parser.add_argument(
     "--output",
-    type=pathlib.Path,
+    type=places.path_argument,
     required=True,
     help="folder to create, or an earlier export to replace",
   )
@@ -279,6 +306,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--base",
+    type=places.text_argument,
     help="folder or hub name of the base agent, if it is no longer where the "
     "run found it",
   )

@@ -14,19 +14,23 @@ nearest name or the expected type in the message.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import difflib
 import enum
+import functools
 import hashlib
 import importlib.util
 import json
 import math
 import pathlib
+import re
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from experiments.input_errors import InputError
@@ -50,33 +54,31 @@ def load_config(path: str | pathlib.Path) -> Any:
   """Runs a config file and returns what its `get_config()` returns.
 
   Args:
-    path: Python file with a docstring and `get_config()`.
+    path: Python file with a docstring and `get_config()`, or the name of a
+      config in `experiments/configs`, such as `quickstart`.
 
   Returns:
     A frozen dataclass whose values all fit their annotations.
 
   Raises:
-    ConfigError: if the file is missing, has no docstring or no `get_config`,
-      returns anything but a frozen dataclass, or holds a value of a wrong type.
+    ConfigError: the file is missing, cannot be read or fails; it has no
+      docstring or no `get_config`; it returns anything but a frozen dataclass,
+      or holds a value of a wrong type.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise ConfigError(f"no config file at {path}.{_nearby_files(path)}")
+  path = _find_config(pathlib.Path(path).expanduser())
   module = _run_file(path)
   if not (module.__doc__ or "").strip():
     raise ConfigError(
       f"{path} has no docstring: a config says what it reproduces, with which"
       " command and on which hardware. Add one at the top of the file."
     )
-  if not callable(getattr(module, "get_config", None)):
+  get_config = getattr(module, "get_config", None)
+  if not callable(get_config):
     raise ConfigError(
       f"{path} has no get_config(): define a function of that name that"
       " returns the config."
     )
-  try:
-    config = module.get_config()
-  except ValueError as error:
-    raise ConfigError(f"get_config() of {path}: {error}") from error
+  config = _call(path, get_config)
   if not _is_instance(config) or not type(config).__dataclass_params__.frozen:
     raise ConfigError(
       f"get_config() of {path} returned a {type(config).__name__}: return an"
@@ -84,6 +86,63 @@ def load_config(path: str | pathlib.Path) -> Any:
     )
   check_types(config)
   return config
+
+
+def parse_arguments(
+  parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+  """Parses a command line; what begins with `--config.` comes back as it is.
+
+  Args:
+    parser: knows all other arguments.
+    arguments: of the command line; None for those of the process.
+
+  Returns:
+    What the parser knows, and the overrides.
+
+  Raises:
+    ConfigError: there is another argument; names the nearest one.
+  """
+  known, rest = parser.parse_known_args(arguments)
+  for argument in rest:
+    name = argument.partition("=")[0]
+    if name.startswith(PREFIX) or not name.startswith("--"):
+      continue
+    # Usage names all that the command has; argparse has no list of its own.
+    known_flags = re.findall(r"--[a-z_]+", parser.format_usage())
+    letters = {re.sub(r"[-_]", "", flag): flag for flag in known_flags}
+    near = difflib.get_close_matches(re.sub(r"[-_]", "", name), letters, n=1)
+    if near:
+      raise ConfigError(
+        f"unknown argument {name!r}. Did you mean {letters[near[0]]}?"
+      )
+  return known, rest
+
+
+def packaged_configs() -> dict[str, pathlib.Path]:
+  """The configs that a command finds by their name alone."""
+  folder = pathlib.Path(__file__).resolve().parent / "configs"
+  return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+def _find_config(path: pathlib.Path) -> pathlib.Path:
+  """The file itself, or the packaged config of that name."""
+  if path.is_file():
+    return path
+  packaged = packaged_configs()
+  if str(path).removesuffix(".py") in packaged:
+    return packaged[path.stem]
+  what = "is a folder" if path.is_dir() else "is not there"
+  names = sorted(p.name for p in path.parent.glob("*.py"))
+  near = difflib.get_close_matches(path.name, names, n=1)
+  hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+  if not near:
+    near = difflib.get_close_matches(path.stem, packaged, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+  raise ConfigError(
+    f"a config is a Python file, and {path} {what}.{hint} These are named"
+    f" without a path: {', '.join(packaged)}."
+  )
 
 
 def _run_file(path: pathlib.Path) -> types.ModuleType:
@@ -94,16 +153,23 @@ def _run_file(path: pathlib.Path) -> types.ModuleType:
   module = importlib.util.module_from_spec(spec)
   # Dataclasses look their own module up by name to resolve annotations.
   sys.modules[name] = module
-  spec.loader.exec_module(module)
+  _call(path, functools.partial(spec.loader.exec_module, module))
   return module
 
 
-def _nearby_files(path: pathlib.Path) -> str:
-  names = sorted(p.name for p in path.parent.glob("*.py"))
-  near = difflib.get_close_matches(path.name, names, n=1)
-  if near:
-    return f" Did you mean {path.parent / near[0]}?"
-  return f" {path.parent} holds: {', '.join(names) or 'no Python files'}."
+def _call(path: pathlib.Path, function: Callable[[], Any]) -> Any:
+  """Runs the user's code; whatever it raises is the config file's fault."""
+  try:
+    return function()
+  except (Exception, SystemExit) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(path)]
+    if isinstance(error, SyntaxError):
+      lines = [error.lineno]
+    where = f"{path}, line {lines[-1]}" if lines and lines[-1] else str(path)
+    raise ConfigError(
+      f"{where}: {type(error).__name__}: {error}. Correct the config file."
+    ) from error
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
@@ -129,9 +195,12 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
   for override in overrides:
     name, separator, text = override.removeprefix(PREFIX).partition("=")
     if not override.startswith(PREFIX) or not separator or not name:
+      example = next(field_paths(config), "seed")
+      if override.startswith(PREFIX) and name in field_paths(config):
+        example = name
       raise ConfigError(
         f"cannot read {override!r}: write {PREFIX}<field>=<value>, for example"
-        f" {PREFIX}{next(field_paths(config), 'seed')}=…"
+        f" {PREFIX}{example}=…"
       )
     _collect(config, config, tuple(name.split(".")), (), text, changes)
   return _rebuild(config, changes, ())
@@ -249,7 +318,11 @@ def _rebuild(node: Any, changes: _Changes, above: tuple[str, ...]) -> Any:
   try:
     return dataclasses.replace(node, **values)
   except ValueError as error:
-    raise ConfigError(f"{PREFIX}{'.'.join((*above, ''))}: {error}") from error
+    name, message = ".".join((PREFIX[:-1], *above)), str(error)
+    field = message.partition(" ")[0]
+    if field in {f.name for f in dataclasses.fields(node)}:
+      raise ConfigError(f"{name}.{message}") from error
+    raise ConfigError(f"{name}: {message}") from error
 
 
 def _child(node: Any, name: str, path: str) -> Any:
@@ -298,7 +371,24 @@ def _parse(path: str, text: str, annotation: Any) -> Any:
   except _Mismatch:
     raise ConfigError(
       f"{PREFIX}{path} must be {_describe(annotation)}, but got {text!r}."
+      f"{_near_choice(text, annotation)}"
     ) from None
+
+
+def _near_choice(text: str, annotation: Any) -> str:
+  """Names the choice that a text comes near: `bf16` means bfloat16."""
+  for option in _options(annotation):
+    if typing.get_origin(option) is tuple:
+      entry = typing.get_args(option)[0]
+      return _near_choice(text, entry) or " Separate its entries by commas."
+    if typing.get_origin(option) is typing.Literal:
+      choices = {str(c).lower(): str(c) for c in typing.get_args(option)}
+      near_text = difflib.get_close_matches(
+        text.strip("'\"").lower(), choices, n=1, cutoff=0.5
+      )
+      if near_text:
+        return f" Did you mean {choices[near_text[0]]}?"
+  return ""
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

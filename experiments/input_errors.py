@@ -4,21 +4,45 @@ A library raises ValueError for a bad mesh and for its own bugs alike, so that
 the type alone does not tell whose mistake it was. The place does: what reads a
 config, a folder or a checkpoint, or holds one against another, runs under
 `from_outside`, and what computes does not. A ValueError out of a jitted program
-in the middle of training is a bug, and is shown as one.
+in the middle of training is a bug, and is shown as one. A full or read-only
+disk and a full device are no bug anywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
+import jax
+
+from experiments import log_once
+from experiments.stop_signal import Stopped
+
 _Arguments = ParamSpec("_Arguments")
 
 EXIT_STATUS = 2
+
+# What the machine refuses is no bug, wherever it happens.
+_REMEDIES = {
+  errno.ENOSPC: "free some space there, or write to another disk",
+  errno.EDQUOT: "free some of your quota, or write to another disk",
+  errno.EROFS: "choose a folder on a disk that can be written",
+  errno.EACCES: "choose a folder that you may read and write",
+  errno.EPERM: "choose a folder that you may read and write",
+}
+_OUT_OF_MEMORY = (
+  "a device has too little memory for this: lower rollout.num_slots, "
+  "update.rows_per_microbatch or update.head_chunk, set policy.lora, or take "
+  "more devices. --dry_run and `python -m experiments.plan` add up what is "
+  "needed."
+)
 
 
 class InputError(ValueError):
@@ -37,24 +61,56 @@ def from_outside() -> Iterator[None]:
   except InputError:
     raise
   except (ValueError, OSError) as error:
-    lines = (str(error), *getattr(error, "__notes__", ()))
+    lines = (f"{error}{_remedy(error)}", *getattr(error, "__notes__", ()))
     raise InputError("\n".join(lines)) from error
 
 
 def told_in_a_line(
   main: Callable[_Arguments, int],
 ) -> Callable[_Arguments, int]:
-  """Decorates a command: input errors go to standard error, with status 2."""
+  """Decorates a command: what ends it goes to standard error, in a line.
+
+  The exit status is 2 for an input error, 128 + n for a signal n. Libraries
+  that repeat their warnings are heard once.
+  """
 
   @functools.wraps(main)
   def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
       # A locale of Latin-1 has no arrows and no Chinese.
       sys.stdout.reconfigure(errors="backslashreplace")
+    log_once.show_each_once()
     try:
       return main(*args, **kwargs)
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return EXIT_STATUS
+    except (OSError, ValueError) as error:
+      remedy = _remedy(error)
+      if not remedy:
+        raise
+      print(f"error: {error}{remedy}", file=sys.stderr)
+      return EXIT_STATUS
+    except jax.errors.JaxRuntimeError as error:
+      if not str(error).startswith("RESOURCE_EXHAUSTED"):
+        raise
+      print(f"error: {error}\n{_OUT_OF_MEMORY}", file=sys.stderr)
+      return EXIT_STATUS
+    except Stopped as stopped:
+      print(stopped, file=sys.stderr)
+      return stopped.exit_status
+    except KeyboardInterrupt:
+      print("stopped.", file=sys.stderr)
+      return 128 + signal.SIGINT
 
   return wrapped
+
+
+def _remedy(error: Exception) -> str:
+  """What helps against what the machine refused; empty for all else."""
+  number = getattr(error, "errno", None) or 0
+  # TensorStore, which writes checkpoints, raises ValueError for all it meets.
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):
+    number = int(code[1])
+  remedy = _REMEDIES.get(number)
+  return f": {remedy}." if remedy else ""

@@ -113,6 +113,24 @@ class MetricsWriter:
     self.close()
 
 
+def check_wandb(config: WandbConfig | None) -> None:
+  """Checks whether Weights & Biases can get metrics.
+
+  Raises:
+    InputError: it is wanted and not installed, or online and the environment
+      holds no key.
+  """
+  if config is None:
+    return
+  _import_wandb()
+  if config.mode == "online" and not os.environ.get(WANDB_KEY):
+    raise InputError(
+      f"Weights & Biases is on and {WANDB_KEY} is not set: export it, or use"
+      " mode=offline, or set wandb to none. A key is read from the environment"
+      " alone, never from a config."
+    )
+
+
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
   """Rows of a `metrics.jsonl`, in order; null comes back as NaN.
 
@@ -184,13 +202,8 @@ def _start_wandb(
 ) -> Any:
   if config is None:
     return None
+  check_wandb(config)
   wandb = _import_wandb()
-  if config.mode == "online" and not os.environ.get(WANDB_KEY):
-    raise InputError(
-      f"Weights & Biases is on and {WANDB_KEY} is not set: export it, or use"
-      " mode=offline, or set wandb to none. A key is read from the environment"
-      " alone, never from a config."
-    )
   run_id = directory / "wandb_run_id"
   if not run_id.exists():
     run_id.write_text(uuid.uuid4().hex[:12], encoding="utf-8")

@@ -1,30 +1,83 @@
-"""Paths as people write them on a command line."""
+"""Places that a user names: folders and files on this machine's disks."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import pathlib
 import re
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+from experiments.config import ExperimentConfig
+from experiments.input_errors import InputError
+
+# One slash is enough: `gs:/bucket` is what a path makes of `gs://bucket`.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+CONFIG_PLACES = (
+  "data.path",
+  "data.corpus",
+  "policy.base",
+  "policy.off_policy",
+  "encoder.path",
+  "buffer.path",
+)
+"""Fields of a config that name a file or a folder, or a model on the hub."""
 
 
-def place(text: str) -> pathlib.Path:
-  """Reads the path of a file or folder on this machine; a type for argparse.
+def local(text: str, name: str) -> str:
+  """A place as it is meant: `~` and `~user` become home folders.
 
-  `~` is expanded. `.` and `..` get the name of their folder, so that another
-  name can be made of it.
+  Args:
+    text: what the user wrote.
+    name: of the option or field, for the message.
 
   Raises:
-    argparse.ArgumentTypeError: it is a URL, or of an unknown user.
+    InputError: it is a URL, which is not read or written.
   """
   if _SCHEME.match(text):
-    raise argparse.ArgumentTypeError(
-      f"{text!r} must be a path on this machine, not a URL: copy or mount it,"
-      " and give the path."
+    raise InputError(
+      f"{name} must be a path on this machine, got {text!r}: a scheme such as "
+      "gs:// or s3:// is not read or written. Copy it here, or mount it, and "
+      "give its path."
     )
+  expanded = os.path.expanduser(text)
+  if text.startswith("~") and expanded == text:
+    raise InputError(
+      f"{name} begins with ~, and there is no such home folder, got {text!r}: "
+      "write the path out, or ./~… for a folder of that name."
+    )
+  return expanded
+
+
+def text_argument(text: str) -> str:
+  """A place on a command line, as text: it may be a name that is no path."""
   try:
-    path = pathlib.Path(text).expanduser()
-  except RuntimeError as error:
-    raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+    return local(text, "a path")
+  except InputError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def path_argument(text: str) -> pathlib.Path:
+  """A place on a command line that is a path, for `type=` of argparse.
+
+  `.` and `..` get the name of their folder, so that another can be made of it.
+  """
+  path = pathlib.Path(text_argument(text))
   return path.resolve() if path.name in ("", "..") else path
+
+
+def local_config(config: ExperimentConfig) -> ExperimentConfig:
+  """A config whose places are meant as they stand.
+
+  Raises:
+    InputError: a field holds a URL; names it.
+  """
+  for name in CONFIG_PLACES:
+    section, field = name.split(".")
+    values = getattr(config, section)
+    text = getattr(values, field)
+    if text is not None:
+      values = dataclasses.replace(values, **{field: local(text, name)})
+      config = dataclasses.replace(config, **{section: values})
+  return config

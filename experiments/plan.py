@@ -13,7 +13,6 @@ GPUs (`h100:8`) are worked out from the programs that fake CPU devices get.
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-from experiments import flags, input_errors
+from experiments import flags, input_errors, places
 from experiments.config import ExperimentConfig
 from experiments.planner import chips, units
 from experiments.planner.analysis import (
@@ -47,8 +46,9 @@ _PIPED_WIDTH = 120
 @input_errors.told_in_a_line
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known, overrides = _parser().parse_known_args(arguments)
+  known, overrides = flags.parse_arguments(_parser(), arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  config = places.local_config(config)
   topology = chips.open_topology(known.topology)
   plan = make_plan(
     config,
@@ -74,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--config", required=True, help="Python config file")
+  parser.add_argument(
+    "--config",
+    type=places.text_argument,
+    required=True,
+    help="Python config file",
+  )
   parser.add_argument(
     "--topology",
     required=True,
@@ -93,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     help="find the most slots, rows of a micro-batch, or both, that fit and "
     "are of use, by compiling a few more times",
   )
-  parser.add_argument("--json", type=pathlib.Path, help="write the plan here")
+  parser.add_argument(
+    "--json", type=places.path_argument, help="write the plan here"
+  )
   parser.add_argument(
     "--policy_tokens",
     type=int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +17,10 @@ from experiments.devices import device_mesh
 from experiments.input_errors import InputError
 from rapo_jax import models
 from rapo_jax.models import LoraConfig, RopeConfig, sharding
+from rapo_jax.training import non_finite
+
+_MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+_SHOWN_NAMES = 5
 
 BASE_FINGERPRINT = "base_fingerprint"
 """Where a description has `models.fingerprint` of what lies under adapters."""
@@ -45,9 +50,48 @@ def load_policy(
     mesh=mesh,
     rules=sharding.TRAIN_RULES,
   )
+  check_finite(model, base_path)
   if lora is None:
     return model
   return models.add_adapters(model, lora, rngs=nnx.Rngs(seed), mesh=mesh)
+
+
+def model_digest(folder: pathlib.Path) -> str:
+  """SHA-256 that changes with any byte of a model's or its tokenizer's files.
+
+  Args:
+    folder: a Hugging Face folder. Its files are read whole.
+  """
+  digest = hashlib.sha256()
+  for path in sorted(folder.iterdir()):
+    if path.is_file() and path.suffix in _MODEL_SUFFIXES:
+      with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256")
+      digest.update(f"{path.name} {content.hexdigest()}\n".encode())
+  return digest.hexdigest()
+
+
+def check_finite(model: models.Decoder, path: pathlib.Path | str) -> None:
+  """Refuses a model whose parameters are not numbers.
+
+  Such a model still writes tokens, and would read as one that knows nothing.
+
+  Args:
+    model: any.
+    path: where it is from, for the message.
+
+  Raises:
+    InputError: names the tensors.
+  """
+  broken = [name.removesuffix(".value") for name in non_finite(model)]
+  if broken:
+    more = len(broken) - _SHOWN_NAMES
+    raise InputError(
+      f"a model's parameters must be finite, and in {path} NaN or infinity is "
+      f"in {', '.join(name.lstrip('.') for name in broken[:_SHOWN_NAMES])}"
+      + (f" and {more} others" if more > 0 else "")
+      + ": take a checkpoint or a copy from before it diverged or was damaged."
+    )
 
 
 def describe_policy(
@@ -109,10 +153,16 @@ def open_policy(description: dict[str, Any], source: str) -> models.Decoder:
 
 @input_errors.from_outside()
 def load_agent(config: ExperimentConfig, path: pathlib.Path) -> models.Decoder:
-  """An agent where, and in the dtype in which, it is rolled out."""
-  return models.from_pretrained(
+  """An agent where, and in the dtype in which, it is rolled out.
+
+  Raises:
+    InputError: it is not there, broken, or not finite.
+  """
+  model = models.from_pretrained(
     path,
     dtype=config.rollout.dtype,
     mesh=device_mesh(config.mesh),
     rules=sharding.ROLLOUT_RULES,
   )
+  check_finite(model, path)
+  return model

@@ -31,8 +31,12 @@ def policy_shape(
   Raises:
     FileNotFoundError: the policy section names a model whose config.json is
       neither here, nor on a hub within reach, nor that of a published model we
-      know.
+      know, or there is no off-policy agent.
   """
+  if agent == "off_policy" and not config.has_off_policy:
+    raise FileNotFoundError(
+      "the config has no off-policy agent: set policy.off_policy."
+    )
   named = config.policy.base if agent == "base" else config.policy.off_policy
   if named is not None:
     return named_shape(named)

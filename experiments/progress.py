@@ -3,30 +3,36 @@
 On a terminal a live table of stages; elsewhere (logs of a CI job, a file) plain
 lines at most every `interval_s` seconds.
 
-    with Progress([("agents", 240), ("train", 300)]) as progress:
+    with Progress(["agents", "train"]) as progress:
       with progress.stage("agents"):
+        progress.update(0, num_steps)
         for step in range(num_steps):
           ...
           progress.update(step + 1, num_steps, f"loss {loss:.2f}")
       progress.skip("train", "finished before")
 
-Time left blends the estimate that a stage comes with and the rate measured so
-far, and scales the stages to come by how wrong the estimates were until now.
+Time left is measured: the average of the last updates, times what is left. It
+is unknown until a unit is finished, and it grows while a unit takes longer than
+those before it.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import enum
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from rich import cells
 from rich import console as rich_console
+from rich import control as rich_control
 from rich import live as rich_live
-from rich import progress_bar as rich_bar
-from rich import table as rich_table
 from rich import text as rich_text
+
+from experiments.stop_signal import Stopped
 
 
 class StageState(enum.StrEnum):
@@ -36,18 +42,28 @@ class StageState(enum.StrEnum):
   RUNNING = "running"
   DONE = "done"
   SKIPPED = "skipped"
+  STOPPED = "stopped"
   FAILED = "failed"
 
 
+# Mark, mark where the terminal has ASCII alone, style.
 _MARKS = {
-  StageState.WAITING: ("·", "dim"),
-  StageState.RUNNING: ("▶", "bold cyan"),
-  StageState.DONE: ("✓", "green"),
-  StageState.SKIPPED: ("✓", "dim green"),
-  StageState.FAILED: ("✗", "bold red"),
+  StageState.WAITING: ("·", ".", "dim"),
+  StageState.RUNNING: ("▶", ">", "bold cyan"),
+  StageState.DONE: ("✓", "+", "green"),
+  StageState.SKIPPED: ("✓", "+", "dim green"),
+  StageState.STOPPED: ("■", "#", "yellow"),
+  StageState.FAILED: ("✗", "x", "bold red"),
 }
-# Measured rate counts fully once this share of the stage has been seen.
-_TRUSTED_SHARE = 0.3
+# Updates that the average goes over.
+_WINDOW = 16
+# A unit that takes longer than those before it: how much longer it will take
+# in all than it has taken.
+_OVERDUE = 1.25
+_REFRESH_S = 0.25
+_BAR_WIDTHS = (6, 22)
+_MESSAGE_LINES = 3
+_UNKNOWN = "left unknown"
 
 
 @dataclasses.dataclass
@@ -55,19 +71,21 @@ class _Stage:
   """One row of the display."""
 
   name: str
-  estimate_s: float
   state: StageState = StageState.WAITING
   done: float = 0
   total: float = 0
   message: str = ""
   start_s: float = 0.0
   seconds: float = 0.0
-  # First update in this process: a resumed stage does not start at 0.
-  first_done: float | None = None
-  first_s: float = 0.0
+  # (when, units done) of the last updates; the first one is no speed.
+  recent: collections.deque[tuple[float, float]] = dataclasses.field(
+    default_factory=lambda: collections.deque(maxlen=_WINDOW + 1)
+  )
 
   @property
   def share(self) -> float:
+    if self.state in (StageState.DONE, StageState.SKIPPED):
+      return 1.0
     return min(self.done / self.total, 1.0) if self.total else 0.0
 
   @property
@@ -79,12 +97,37 @@ class _Stage:
       return f"{self.done:g}/{self.total:g}"
     return f"{100 * self.share:.0f} %"
 
+  def advance(self, now: float, done: float) -> None:
+    """Keeps when a unit was finished."""
+    if len(self.recent) == 1 and done == self.recent[0][1]:
+      # Nothing is done yet: what came before was preparation.
+      self.recent.clear()
+    if not self.recent or done > self.recent[-1][1]:
+      self.recent.append((now, done))
+
+  def left(self, now: float) -> float | None:
+    """Seconds until it is done; None if unknown."""
+    if self.state is StageState.WAITING:
+      return None
+    if self.state is not StageState.RUNNING:
+      return 0.0
+    if len(self.recent) < 2:
+      return None
+    first_s, first = self.recent[0]
+    last_s, last = self.recent[-1]
+    a_unit = (last_s - first_s) / (last - first)
+    step = last - self.recent[-2][1]
+    since = now - last_s
+    if since > a_unit * step:
+      a_unit = _OVERDUE * since / step
+    return max((self.total - last) * a_unit - since, 0.0)
+
 
 class Progress:
   """Live display of the stages of a run.
 
   Args:
-    stages: (name, estimated seconds) in the order in which they run.
+    stages: names in the order in which they run.
     console: where to write; standard output by default.
     interval_s: least seconds between two plain lines of one stage.
     clock: seconds that never go back; replaced in tests.
@@ -92,36 +135,31 @@ class Progress:
 
   def __init__(
     self,
-    stages: Sequence[tuple[str, float]],
+    stages: Sequence[str],
     *,
     console: rich_console.Console | None = None,
     interval_s: float = 15.0,
     clock: Callable[[], float] = time.monotonic,
   ):
-    self._stages = {name: _Stage(name, float(s)) for name, s in stages}
+    self._stages = {name: _Stage(name) for name in stages}
     self._console = console or rich_console.Console()
     self._interval_s = interval_s
     self._clock = clock
     self._start_s = clock()
     self._line_s = -float("inf")
     self._current: _Stage | None = None
-    self._live: rich_live.Live | None = None
+    self._display: _Display | None = None
 
   def __enter__(self) -> Progress:
     self._start_s = self._clock()
     if self._console.is_terminal and not self._console.is_dumb_terminal:
-      self._live = rich_live.Live(
-        get_renderable=self._render,
-        console=self._console,
-        refresh_per_second=4,
-      )
-      self._live.start()
+      self._display = _Display(self._console, self.lines)
     return self
 
   def __exit__(self, *_: object) -> None:
-    if self._live is not None:
-      self._live.stop()
-      self._live = None
+    if self._display is not None:
+      self._display.close()
+      self._display = None
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
@@ -129,29 +167,36 @@ class Progress:
     stage = self._find(name)
     stage.state, stage.start_s = StageState.RUNNING, self._clock()
     self._current, self._line_s = stage, self._clock()
-    self._line(stage, f"started, about {_duration(self._stage_left(stage))}")
+    self._line(stage, "started")
     state = StageState.FAILED
     try:
       yield
       state = StageState.DONE
+    except (Stopped, KeyboardInterrupt):
+      state = StageState.STOPPED
+      raise
     finally:
-      stage.state, stage.seconds = state, self._clock() - stage.start_s
-      self._current = None
-      word = "done in" if state is StageState.DONE else "FAILED after"
+      stage.seconds = self._clock() - stage.start_s
+      stage.state, self._current = state, None
+      word = {
+        StageState.DONE: "done in",
+        StageState.STOPPED: "stopped after",
+        StageState.FAILED: "FAILED after",
+      }[state]
       message = f" ({stage.message})" if stage.message else ""
       self._line(stage, f"{word} {_duration(stage.seconds)}{message}")
 
   def skip(self, name: str, message: str = "finished before") -> None:
     """Marks a stage that a resumed run need not repeat as done."""
     stage = self._find(name)
-    stage.state, stage.message = StageState.SKIPPED, message
-    self._line(stage, message)
+    stage.state, stage.message = StageState.SKIPPED, _one_line(message)
+    self._line(stage, stage.message)
 
   def update(self, done: float, total: float, message: str = "") -> None:
     """Says what the current stage has reached.
 
-    Call it once at the start of a stage that resumes, so that what was there
-    before does not count as speed.
+    Call it once at the start of a stage, so that neither what was there before
+    nor preparation counts as speed.
 
     Args:
       done: units finished, those of earlier runs included.
@@ -167,25 +212,77 @@ class Progress:
         " progress.stage(name):`."
       )
     stage, now = self._current, self._clock()
-    if stage.first_done is None:
-      stage.first_done, stage.first_s = done, now
-    stage.done, stage.total, stage.message = done, total, message
+    stage.advance(now, done)
+    stage.done, stage.total = done, total
+    stage.message = _one_line(message)
     if now - self._line_s >= self._interval_s:
       self._line_s = now
-      self._line(
-        stage,
-        f"{stage.reached} {message} | {_duration(now - stage.start_s)}"
-        f" gone, {_duration(self._stage_left(stage))} left;"
-        f" whole run {_duration(self.time_left())} left",
-      )
+      words = " ".join(filter(None, (stage.reached, stage.message)))
+      gone = _duration(now - stage.start_s)
+      self._line(stage, f"{words} | {gone} gone, {_left(stage.left(now))}")
 
   def note(self, text: str) -> None:
     """Prints a line that stays, above the live display."""
-    self._console.print(text, markup=False, highlight=False)
+    self._console.print(
+      self._printable(text), markup=False, highlight=False, soft_wrap=True
+    )
 
-  def time_left(self) -> float:
-    """Estimated seconds until the last stage is done."""
-    return sum(self._stage_left(stage) for stage in self._stages.values())
+  def time_left(self) -> float | None:
+    """Seconds until the last stage is done; None if unknown."""
+    left = [stage.left(self._clock()) for stage in self._stages.values()]
+    known = [seconds for seconds in left if seconds is not None]
+    return sum(known) if len(known) == len(left) else None
+
+  def lines(self, width: int) -> list[rich_text.Text]:
+    """The live display, none of its lines wider than a terminal.
+
+    Names and numbers stay whole. What is left of the width is for the bar; the
+    message of the running stage is below, at most `_MESSAGE_LINES` lines.
+
+    Args:
+      width: columns of the terminal.
+    """
+    now = self._clock()
+    rows = [self._cells(stage, now) for stage in self._stages.values()]
+    gone = _duration(now - self._start_s)
+    rows.append(("", "whole run", "", gone, self._whole_left(now)))
+    columns = [
+      max(map(cells.cell_len, column)) for column in zip(*rows, strict=True)
+    ]
+    # The last column stays free: some terminals wrap there.
+    width -= 1
+    gap = 2 if sum(columns) + 2 * (len(columns) - 1) <= width else 1
+    fixed = sum(columns) + gap * (len(columns) - 1)
+    smallest, largest = _BAR_WIDTHS
+    bar = min(width - fixed - gap, largest)
+    bar = bar if bar >= smallest else 0
+    lines, below = [], []
+    for stage, row in zip((*self._stages.values(), None), rows, strict=True):
+      line = self._row(stage, row, columns, gap, bar)
+      if stage is not None and stage.message:
+        if stage.state is StageState.RUNNING:
+          below = _wrapped(stage.message, width - 2, self._ellipsis)
+        elif line.cell_len + gap + cells.cell_len(stage.message) <= width:
+          line.append(" " * gap + stage.message, style="dim")
+      line.truncate(width)
+      lines.append(line)
+    lines += [rich_text.Text(f"  {text}", style="dim") for text in below]
+    for line in lines:
+      line.plain = self._printable(line.plain)
+    return lines
+
+  @property
+  def _ascii(self) -> bool:
+    return not self._console.encoding.lower().startswith("utf")
+
+  @property
+  def _ellipsis(self) -> str:
+    return "..." if self._ascii else "…"
+
+  def _printable(self, text: str) -> str:
+    """What the terminal's encoding has; `?` for the rest."""
+    encoding = self._console.encoding
+    return text.encode(encoding, "replace").decode(encoding)
 
   def _find(self, name: str) -> _Stage:
     if name not in self._stages:
@@ -194,87 +291,165 @@ class Progress:
       )
     return self._stages[name]
 
-  def _slowness(self) -> float:
-    """Seconds taken per second estimated, over the stages that have run."""
-    ran = [s for s in self._stages.values() if s.state is StageState.DONE]
-    estimated = sum(stage.estimate_s for stage in ran)
-    if estimated <= 0:
-      return 1.0
-    taken = sum(stage.seconds for stage in ran)
-    return min(max(taken / estimated, 0.2), 5.0)
-
-  def _stage_left(self, stage: _Stage) -> float:
-    estimate = stage.estimate_s * self._slowness()
-    if stage.state is StageState.WAITING:
-      return estimate
-    if stage.state is not StageState.RUNNING:
-      return 0.0
-    now = self._clock()
-    gone = now - stage.start_s
-    if not stage.total:
-      # Over its estimate and silent: it will take a little longer yet.
-      return max(estimate - gone, 0.1 * gone)
-    prior = estimate * (1 - stage.share)
-    first = stage.first_done or 0
-    advanced = stage.done - first
-    seconds = now - stage.first_s
-    if advanced <= 0 or seconds <= 0:
-      return prior
-    measured = (stage.total - stage.done) * seconds / advanced
-    trust = min(advanced / stage.total / _TRUSTED_SHARE, 1.0)
-    return max(trust * measured + (1 - trust) * prior, 0.0)
+  def _whole_left(self, now: float) -> str:
+    """Of all stages, or that it is more than the running one's."""
+    if self._current is None:
+      return ""
+    left = self.time_left()
+    if left is not None:
+      return _left(left)
+    running = self._current.left(now)
+    return _UNKNOWN if running is None else f"> {_left(running)}"
 
   def _line(self, stage: _Stage, text: str) -> None:
     """One plain line, where there is no live display."""
-    if self._live is None:
+    if self._display is None:
       number = list(self._stages).index(stage.name) + 1
-      self._console.print(
-        f"[{number}/{len(self._stages)}] {stage.name}: {text}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-      )
+      self.note(f"[{number}/{len(self._stages)}] {stage.name}: {text}")
 
-  def _render(self) -> rich_table.Table:
-    table = rich_table.Table.grid(padding=(0, 2))
-    for justify in ("left", "left", "left", "right", "right", "right"):
-      table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for stage in self._stages.values():
-      table.add_row(*self._row(stage))
-    gone = _duration(self._clock() - self._start_s)
-    table.add_row(
-      "",
-      rich_text.Text("whole run", style="bold"),
-      "",
-      "",
-      rich_text.Text(gone, style="bold"),
-      rich_text.Text(f"{_duration(self.time_left())} left", style="bold"),
-      "",
-    )
-    return table
-
-  def _row(self, stage: _Stage) -> tuple[rich_console.RenderableType, ...]:
-    mark, style = _MARKS[stage.state]
+  def _cells(self, stage: _Stage, now: float) -> tuple[str, ...]:
+    """Mark, name, what is reached, seconds gone and left."""
     running = stage.state is StageState.RUNNING
-    finished = stage.state in (StageState.DONE, StageState.SKIPPED)
-    seconds = self._clock() - stage.start_s if running else stage.seconds
-    left = self._stage_left(stage)
+    seconds = now - stage.start_s if running else stage.seconds
     return (
-      rich_text.Text(mark, style=style),
-      rich_text.Text(stage.name, style="bold" if running else ""),
-      rich_bar.ProgressBar(
-        total=1.0,
-        completed=1.0 if finished else stage.share,
-        width=22,
-        pulse=running and not stage.total,
-        animation_time=self._clock(),
-      ),
+      _MARKS[stage.state][self._ascii],
+      stage.name,
       stage.reached,
       _duration(seconds) if seconds else "",
-      f"{_duration(left)} left" if left else "",
-      rich_text.Text(stage.message, style="dim"),
+      _left(stage.left(now)) if running else "",
     )
+
+  def _row(
+    self,
+    stage: _Stage | None,
+    row: Sequence[str],
+    columns: Sequence[int],
+    gap: int,
+    bar: int,
+  ) -> rich_text.Text:
+    """One line of the table; the whole run has neither mark nor bar."""
+    state = stage.state if stage is not None else StageState.WAITING
+    bold = "bold" if stage is None or state is StageState.RUNNING else ""
+    texts = [
+      rich_text.Text(row[0].ljust(columns[0]), style=_MARKS[state][2]),
+      rich_text.Text(row[1].ljust(columns[1]), style=bold),
+    ]
+    if bar:
+      full = round(bar * stage.share) if stage is not None else 0
+      empty = bar - full if stage is not None else 0
+      mark = "=" if self._ascii else "━"
+      texts.append(
+        rich_text.Text.assemble(
+          (mark * full, "green" if full == bar else "cyan"),
+          (("-" if self._ascii else mark) * empty, "bright_black"),
+          " " * (bar - full - empty),
+        )
+      )
+    texts += [
+      rich_text.Text(text.rjust(width), style="bold" if stage is None else "")
+      for text, width in zip(row[2:], columns[2:], strict=True)
+    ]
+    line = rich_text.Text(" " * gap, no_wrap=True).join(texts)
+    line.rstrip()
+    return line
+
+
+class _Display:
+  """Keeps the lines of a progress display on a terminal up to date.
+
+  Lines that are printed meanwhile come above it.
+
+  Args:
+    console: a terminal.
+    lines: the display for a number of columns.
+  """
+
+  def __init__(
+    self,
+    console: rich_console.Console,
+    lines: Callable[[int], list[rich_text.Text]],
+  ):
+    self._console = console
+    self._lines = lines
+    self._width = console.width
+    self._shown: list[rich_text.Text] = []
+    self._live = self._start()
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._refresh, daemon=True)
+    self._thread.start()
+
+  def close(self) -> None:
+    """Shows the last state, which stays, and ends the display."""
+    self._closed.set()
+    self._thread.join()
+    self._live.refresh()
+    self._live.stop()
+
+  def _start(self) -> rich_live.Live:
+    live = rich_live.Live(
+      get_renderable=self._render, console=self._console, auto_refresh=False
+    )
+    live.start()
+    return live
+
+  def _refresh(self) -> None:
+    while not self._closed.wait(_REFRESH_S):
+      if self._console.width < self._width:
+        self._shrink()
+      self._width = self._console.width
+      self._live.refresh()
+
+  def _shrink(self) -> None:
+    """Removes a display that the terminal has wrapped, and begins anew."""
+    width = self._console.width
+    wrapped = sum(max(line.cell_len - 1, 0) // width for line in self._shown)
+    self._live.transient = True
+    self._live.stop()
+    up = (
+      (rich_control.ControlType.CURSOR_UP, 1),
+      (rich_control.ControlType.ERASE_IN_LINE, 2),
+    )
+    self._console.control(rich_control.Control(*up * wrapped))
+    self._live = self._start()
+
+  def _render(self) -> rich_console.Group:
+    self._shown = self._lines(self._console.width)
+    return rich_console.Group(*self._shown)
+
+
+def _wrapped(text: str, width: int, ellipsis: str) -> list[str]:
+  """Whole words in at most `_MESSAGE_LINES` lines; what does not fit goes.
+
+  A word is cut where it alone is wider than a line.
+  """
+  lines: list[str] = []
+  for word in text.split():
+    if lines and cells.cell_len(f"{lines[-1]} {word}") <= width:
+      lines[-1] += f" {word}"
+    elif len(lines) < _MESSAGE_LINES:
+      lines.append(_cut(word, width, ellipsis))
+    else:
+      while lines[-1] and cells.cell_len(f"{lines[-1]} {ellipsis}") > width:
+        lines[-1] = lines[-1].rpartition(" ")[0]
+      lines[-1] = f"{lines[-1]} {ellipsis}"
+      break
+  return lines
+
+
+def _cut(word: str, width: int, ellipsis: str) -> str:
+  if cells.cell_len(word) <= width:
+    return word
+  room = max(width - cells.cell_len(ellipsis), 0)
+  return cells.set_cell_size(word, room).rstrip() + ellipsis
+
+
+def _one_line(text: str) -> str:
+  """Without line breaks and control characters, which move the cursor."""
+  return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def _left(seconds: float | None) -> str:
+  return _UNKNOWN if seconds is None else f"{_duration(seconds)} left"
 
 
 def _duration(seconds: float) -> str:

@@ -62,6 +62,13 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
   return pages.template("report.html.j2").render(
     title=str(config.get("name", workdir.name)),
     headline=tables.headline(results),
+    warnings=_warning_table(results),
+    status_charts=list(_status_charts(results, runs)),
+    statuses=[(s, status_label(s)) for s in charts.STATUSES],
+    references=results["reference_updates"],
+    written=results["written"],
+    log_every=config.get("train", {}).get("log_trajectories_every"),
+    provenance=list(_provenance(results)),
     lines=[
       *tables.hybrid_lines(results),
       *tables.speed_lines(results),
@@ -104,23 +111,22 @@ def _json(content: Any) -> Markup:
 
 def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
   """(figure, what it is, how sure or against what)."""
-  difference = (
-    results["differences"].get("rapo - grpo", {}).get(MEAN, {}).get("sampled")
-  )
-  if difference:
-    low, high = map(tables.points, difference["interval"])
-    yield (
-      tables.points(difference["mean"]),
-      "points, RAPO − GRPO",
-      f"95 % interval {low} to {high}",
-    )
+  for name in tables.comparisons(results):
+    difference = results["differences"][name].get(MEAN, {}).get("sampled")
+    if difference:
+      yield (
+        tables.points(difference["mean"]),
+        f"points, {tables.shown_comparison(name)}",
+        tables.certainty(difference),
+      )
   learning = results["learning"].get(MEAN, {})
-  if "speedup" in learning:
+  speedup = learning.get("speedup", {}).get("halfway")
+  if tables.clear_ratio(speedup):
     yield (
-      tables.speedup_text(learning["speedup"]["half"]),
-      "updates to 50 %, GRPO ÷ RAPO",
+      tables.speedup_text(speedup),
+      "updates to half of the gain, GRPO ÷ RAPO",
       ", ".join(
-        f"{label(m)} {tables.updates(c['updates_to']['half']['mean'], c)}"
+        f"{label(m)} {tables.updates(c['updates_to']['halfway']['mean'], c)}"
         for m, c in learning["methods"].items()
         if m in ("grpo", "rapo")
       ),
@@ -163,9 +169,8 @@ def _accuracy_table(results: Mapping[str, Any]) -> dict[str, Any]:
       content = accuracy.get(task, {}).get(method, {})
       cells.append((content.get("sampled"), content.get("greedy")))
     comparisons = [
-      by_task.get(task, {}).get("sampled")
-      for by_task in results["differences"].values()
-      if by_task
+      results["differences"][name].get(task, {}).get("sampled")
+      for name in tables.comparisons(results)
     ]
     rows.append((task, cells, [*map(_difference_cell, comparisons)]))
   counts = [
@@ -176,11 +181,7 @@ def _accuracy_table(results: Mapping[str, Any]) -> dict[str, Any]:
   ]
   return {
     "methods": [(m, label(m)) for m in methods],
-    "comparisons": [
-      name.replace(" - ", " − ").replace("rapo", "RAPO").replace("grpo", "GRPO")
-      for name, by_task in results["differences"].items()
-      if by_task
-    ],
+    "comparisons": [*map(tables.shown_comparison, tables.comparisons(results))],
     "rows": rows,
     "num_samples": max((c["num_samples"] for c in counts), default=0),
     "num_questions": min(
@@ -193,9 +194,11 @@ def _accuracy_table(results: Mapping[str, Any]) -> dict[str, Any]:
 def _difference_cell(
   estimate: Mapping[str, Any] | None,
 ) -> tuple[str, str, bool] | None:
-  """Mean, interval, and whether the interval leaves 0 out."""
+  """Mean, interval if any, and whether the interval leaves 0 out."""
   if estimate is None:
     return None
+  if estimate["interval"] is None:
+    return tables.points(estimate["mean"]), "", False
   low, high = estimate["interval"]
   return (
     tables.points(estimate["mean"]),
@@ -220,7 +223,8 @@ def _seed_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
 
 def _difference_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
   found = []
-  for name, by_task in results["differences"].items():
+  for name in tables.comparisons(results):
+    by_task = results["differences"][name]
     rows = [
       (task, by_task[task]["sampled"])
       for task in tables.task_rows(results, "accuracy")
@@ -229,7 +233,9 @@ def _difference_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     if rows:
       first, _, second = name.partition(" - ")
       title = f"{label(first)} − {label(second)}, points"
-      found.append((title, charts.difference_chart(rows, title=title)))
+      found.append(
+        (title, charts.difference_chart(rows, title=title, method=first))
+      )
   return found
 
 
@@ -351,13 +357,13 @@ def _progress_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             tables.percent(
               (content["at_updates"].get(str(u)) or {}).get("mean")
             )
-            for u in results_lib.AT_UPDATES
+            for u in results["reference_updates"]
           ],
           "to": [
             tables.updates(content["updates_to"][name]["mean"], content)
             if name in content["updates_to"]
             else "–"
-            for name in ("half", "grpo_final")
+            for name in ("halfway", "grpo_final")
           ],
           "live": tables.percent(live["mean"] if live else None),
         }
@@ -394,6 +400,66 @@ def _cost_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
       }
     )
   return [table for table in found if table["rows"]]
+
+
+def _warning_table(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+  """Task, run, kind, updates and text of each warning."""
+  return [
+    (
+      w["task"],
+      w["run"],
+      tables.warning_name(w),
+      tables.warning_updates(w),
+      w["text"],
+    )
+    for w in results["warnings"]
+  ]
+
+
+def status_label(status: str) -> str:
+  return status.replace("_", " ")
+
+
+def _status_charts(
+  results: Mapping[str, Any], runs: Sequence[Run]
+) -> Iterator[tuple[str, Markup]]:
+  """Shares of the score statuses by update, mean over seeds."""
+  for task in results["tasks"]:
+    for method in results["methods"]:
+      own = [run for run in runs if (run.task, run.method) == (task, method)]
+      counts: dict[float, list[dict[str, float]]] = {}
+      for run in own:
+        for row in run.rows:
+          here = {s: row.get(f"score/{s}", 0.0) for s in charts.STATUSES}
+          if sum(here.values()) > 0:
+            counts.setdefault(row["update"], []).append(here)
+      points = [
+        (update, [sum(c[s] for c in there) for s in charts.STATUSES])
+        for update, there in sorted(counts.items())
+      ]
+      chart = charts.share_chart(points, title=f"Score status, {task} {method}")
+      if chart:
+        yield f"{task}, {label(method)}", chart
+
+
+def _provenance(
+  results: Mapping[str, Any],
+) -> Iterator[tuple[str, str, str, str, str]]:
+  """Date, commit, devices, versions and command of each start."""
+  for start in results["provenance"]:
+    commit, devices = start["commit"], start["devices"]
+    yield (
+      start["date"],
+      "unknown"
+      if commit is None
+      else commit["id"][:12] + (" (changed)" if commit["changed"] else ""),
+      f"{devices['count']} × {devices['kind']} ({devices['backend']})",
+      ", ".join(
+        f"{name} {version or 'not installed'}"
+        for name, version in start["versions"].items()
+      ),
+      start["command"],
+    )
 
 
 def _flat(content: Any, above: str = "config") -> Iterator[tuple[str, str]]:

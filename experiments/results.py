@@ -1,14 +1,15 @@
 """Every figure of a run, computed from the files of its work folder.
 
-Reads `evaluate/<task>/<agent>.json` (held-out accuracy) and
-`train/<task>/<method>-seed<k>/metrics.jsonl` (curves and cost); writes
-`results.json`. Whatever is missing is left out, so that a run that is half done
-can be looked at.
+Reads `evaluate/<task>/<agent>.json` (held-out accuracy),
+`train/<task>/<method>-seed<k>/metrics.jsonl` (curves, cost and warnings) and
+`starts.jsonl` (what ran, where and when); writes `results.json`. Whatever is
+missing is left out, so that a run that is half done can be looked at.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
 import pathlib
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import bootstrap
+from experiments import bootstrap, health, provenance
 from experiments.metrics import read_metrics
-from experiments.workdir import write_json
+from experiments.workdir import read_json, write_json
+from rapo_jax import rewards
 
 METHODS = ("base", "off_policy", "grpo", "hybrid", "rapo")
 LABELS = {
@@ -29,10 +31,20 @@ LABELS = {
   "hybrid": "hybrid alone",
   "rapo": "RAPO",
 }
-COMPARISONS = (("rapo", "grpo"), ("rapo", "hybrid"))
+BASE = "base"
+COMPARISONS = (
+  ("rapo", "grpo"),
+  ("rapo", "hybrid"),
+  ("grpo", BASE),
+  ("hybrid", BASE),
+  ("rapo", BASE),
+)
 MEAN = "mean"
-AT_UPDATES = (5, 10, 15, 20)
-HALF = 0.5
+# Parts of a run at whose ends accuracy is compared.
+_PARTS = 4
+# Below this a cost is noise, and a ratio to it says nothing.
+_LEAST_SECONDS = 0.05
+_LEAST_COUNT = 1.0
 
 COSTS = {
   "rollout/seconds": "rollout, s",
@@ -66,6 +78,13 @@ class Evaluation:
   greedy: Mapping[str, float]
   sampled: Mapping[str, float]
   num_samples: int
+  score_statuses: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+  @property
+  def agent(self) -> str:
+    return (
+      self.method if self.seed is None else f"{self.method}-seed{self.seed}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +97,10 @@ class Run:
   path: pathlib.Path
   finished: bool
   rows: Sequence[Mapping[str, float]]
+
+  @property
+  def name(self) -> str:
+    return f"{self.method}-seed{self.seed}"
 
   def series(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     """Two metrics over the updates that have both."""
@@ -105,27 +128,30 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
     JSON-ready content of `results.json`. Each part is keyed by task, with
     "mean" for the mean over tasks (of the methods that every task has), then
     by method. Accuracies are shares in [0, 1]; intervals are 95 %, see
-    `experiments.bootstrap`.
+    `experiments.bootstrap`, and null where a method has one seed.
   """
   evaluations = load_evaluations(workdir)
   runs = load_runs(workdir)
   tasks = sorted({*evaluations, *(run.task for run in runs)})
+  differences = {
+    f"{first} - {second}": _differences(evaluations, first, second)
+    for first, second in COMPARISONS
+  }
   results = {
+    "written": _now(),
+    "provenance": provenance.read_starts(workdir),
     "tasks": tasks,
     "methods": _methods(evaluations, runs),
     "unfinished_runs": [
-      f"{run.task}/{run.method}-seed{run.seed}"
-      for run in runs
-      if not run.finished
+      f"{run.task}/{run.name}" for run in runs if not run.finished
     ],
     "accuracy": _accuracy(evaluations),
-    "differences": {
-      f"{first} - {second}": _differences(evaluations, first, second)
-      for first, second in COMPARISONS
-    },
-    "learning": _learning(runs),
+    "differences": differences,
+    "reference_updates": _reference_updates(runs),
+    "learning": _learning(runs, differences),
     "training": _training(runs),
     "cost": _cost(runs),
+    "warnings": _warnings(workdir, runs, evaluations),
     "bootstrap_resamples": bootstrap.NUM_RESAMPLES,
   }
   return _without_nan(results)
@@ -147,6 +173,7 @@ def load_evaluations(
         greedy={k: float(v) for k, v in content["greedy"].items()},
         sampled={k: float(np.mean(v)) for k, v in sampled.items()},
         num_samples=max(map(len, sampled.values()), default=0),
+        score_statuses=content.get("score_statuses", {}),
       )
     )
   return found
@@ -212,6 +239,14 @@ def _paired(first: _Table | None, second: _Table | None) -> _Table | None:
   """Difference over the seeds and questions that both tables have."""
   if first is None or second is None:
     return None
+  if second.seeds == (None,):
+    # One agent that is not trained stands beside every seed.
+    num_seeds = len(first.seeds)
+    second = dataclasses.replace(
+      second,
+      seeds=first.seeds,
+      values=np.repeat(second.values, num_seeds, axis=0),
+    )
   seeds = [seed for seed in first.seeds if seed in second.seeds]
   questions = sorted(set(first.questions) & set(second.questions))
   if not seeds or not questions:
@@ -230,11 +265,16 @@ def _paired(first: _Table | None, second: _Table | None) -> _Table | None:
 def _estimate(tables: Sequence[_Table]) -> dict[str, Any]:
   """Mean over tables with its interval, and the same for each seed."""
   interval = bootstrap.mean_interval([table.values for table in tables])
+  num_seeds = min(len(table.seeds) for table in tables)
+  # Questions alone would give one trained policy too narrow an interval. An
+  # agent that is not trained has no seed to be drawn again.
+  claimed = num_seeds > 1 or all(t.seeds == (None,) for t in tables)
   shared = [s for s in tables[0].seeds if all(s in t.seeds for t in tables)]
   return {
     "mean": interval.mean,
-    "interval": [interval.low, interval.high],
-    "num_seeds": min(len(table.seeds) for table in tables),
+    "interval": [interval.low, interval.high] if claimed else None,
+    "clear": interval.low > 0 or interval.high < 0,
+    "num_seeds": num_seeds,
     "num_questions": min(len(table.questions) for table in tables),
     "seeds": {
       str(seed): float(
@@ -385,7 +425,27 @@ def _speedup(
   return {"ratio": slow / fast, "bound": "exactly"}
 
 
-def _learning(runs: Sequence[Run]) -> dict[str, Any]:
+def _reference_updates(runs: Sequence[Run]) -> list[int]:
+  """Evaluated updates nearest to the quarters of the longest run."""
+  evaluated = sorted(
+    {
+      int(update)
+      for run in runs
+      for update in run.series("update", "eval/accuracy")[0]
+      if update > 0
+    }
+  )
+  if not evaluated:
+    return []
+  wanted = [evaluated[-1] * part / _PARTS for part in range(1, _PARTS + 1)]
+  return sorted(
+    {min(evaluated, key=lambda update: abs(update - at)) for at in wanted}
+  )
+
+
+def _learning(
+  runs: Sequence[Run], differences: Mapping[str, Any]
+) -> dict[str, Any]:
   tasks = sorted({run.task for run in runs})
   methods = sorted({run.method for run in runs}, key=_order)
   curves: dict[str, dict[str, _Curve]] = {}
@@ -398,13 +458,49 @@ def _learning(runs: Sequence[Run]) -> dict[str, Any]:
     for task, curve in own.items():
       if curve is not None:
         curves.setdefault(task, {})[method] = curve
-  return {task: _learning_of_task(by) for task, by in curves.items()}
+  references = _reference_updates(runs)
+  return {
+    task: _learning_of_task(
+      by, references, _targets(by, _above_base(differences, task))
+    )
+    for task, by in curves.items()
+  }
 
 
-def _learning_of_task(curves: Mapping[str, _Curve]) -> dict[str, Any]:
-  targets = {"half": HALF}
-  if "grpo" in curves:
-    targets["grpo_final"] = float(curves["grpo"].mean[-1])
+def _above_base(differences: Mapping[str, Any], task: str) -> set[str]:
+  """Methods whose final accuracy is above the base agent's beyond noise."""
+  found = set()
+  for name, by_task in differences.items():
+    method, _, second = name.partition(" - ")
+    estimate = by_task.get(task, {}).get("sampled")
+    if second != BASE or estimate is None:
+      continue
+    if estimate["clear"] and estimate["mean"] > 0:
+      found.add(method)
+  return found
+
+
+def _targets(curves: Mapping[str, _Curve], above: set[str]) -> dict[str, float]:
+  """Accuracies that speed is measured by; none that is noise.
+
+  Half of the way from the first accuracy to the best final one, and GRPO's
+  final one, of methods that are above the base agent.
+  """
+  finals = {m: float(curves[m].mean[-1]) for m in above if m in curves}
+  if not finals:
+    return {}
+  start = float(np.mean([curve.mean[0] for curve in curves.values()]))
+  targets = {"halfway": (start + max(finals.values())) / 2}
+  if "grpo" in finals:
+    targets["grpo_final"] = finals["grpo"]
+  return targets
+
+
+def _learning_of_task(
+  curves: Mapping[str, _Curve],
+  references: Sequence[int],
+  targets: Mapping[str, float],
+) -> dict[str, Any]:
   methods: dict[str, Any] = {}
   for method, curve in curves.items():
     at = {int(u): i for i, u in enumerate(curve.updates)}
@@ -419,7 +515,7 @@ def _learning_of_task(curves: Mapping[str, _Curve]) -> dict[str, Any]:
           "mean": float(curve.mean[at[u]]),
           "seeds": {str(s): float(y[at[u]]) for s, y in curve.seeds.items()},
         }
-        for u in AT_UPDATES
+        for u in references
         if u in at
       },
       "updates_to": {
@@ -434,7 +530,7 @@ def _learning_of_task(curves: Mapping[str, _Curve]) -> dict[str, Any]:
       },
       "last_update": int(curve.updates[-1]),
     }
-  content: dict[str, Any] = {"targets": targets, "methods": methods}
+  content: dict[str, Any] = {"targets": dict(targets), "methods": methods}
   if "grpo" in methods and "rapo" in methods:
     last = min(methods[m]["last_update"] for m in ("grpo", "rapo"))
     content["speedup"] = {
@@ -443,9 +539,111 @@ def _learning_of_task(curves: Mapping[str, _Curve]) -> dict[str, Any]:
         methods["rapo"]["updates_to"][name]["mean"],
         last,
       )
-      for name in targets
+      | {"interval": _speed_interval(curves["grpo"], curves["rapo"], target)}
+      for name, target in targets.items()
     }
   return content
+
+
+def _speed_interval(
+  slow: _Curve, fast: _Curve, target: float
+) -> list[float] | None:
+  """Interval of `_speedup` over pairs of seeds; None for fewer than two.
+
+  A curve that does not reach the target counts as reaching it at its end,
+  which keeps the interval nearer to 1.
+  """
+  seeds = sorted(set(slow.seeds) & set(fast.seeds))
+  if len(seeds) < 2:
+    return None
+
+  def reached(curve: _Curve, chosen: Sequence[int]) -> float:
+    mean = np.mean([curve.seeds[seed] for seed in chosen], axis=0)
+    at = updates_to(curve.updates, mean, target)
+    # Reached before anything was learned: the first evaluation decides.
+    least = curve.updates[curve.updates > 0].min(initial=curve.updates[-1])
+    return float(max(curve.updates[-1] if at is None else at, least))
+
+  def ratio(chosen: Sequence[int]) -> float:
+    return reached(slow, chosen) / reached(fast, chosen)
+
+  low, high = bootstrap.statistic_interval(
+    len(seeds), lambda picks: ratio([seeds[i] for i in picks])
+  )
+  return [low, high]
+
+
+# Warnings.
+
+
+def _warnings(
+  workdir: str | pathlib.Path,
+  runs: Sequence[Run],
+  evaluations: Mapping[str, Sequence[Evaluation]],
+) -> list[dict[str, Any]]:
+  """Alerts of every run, and evaluations in which nothing could be right."""
+  settings, hybrid = _health_settings(workdir)
+  found = [
+    _warning(run.task, run.name, alert)
+    for run in runs
+    for alert in health.alerts_of(
+      run.rows, settings, retrieves=hybrid and run.method != "grpo"
+    )
+  ]
+  for task, group in evaluations.items():
+    for evaluation in group:
+      alert = _broken_evaluation(evaluation, settings)
+      if alert is not None:
+        found.append(_warning(task, evaluation.agent, alert))
+  return found
+
+
+def _warning(task: str, agent: str, alert: health.Alert) -> dict[str, Any]:
+  return {
+    "task": task,
+    "run": agent,
+    "kind": alert.kind,
+    "tool": alert.tool,
+    "first": alert.first,
+    "last": alert.last,
+    "stopped": alert.stops,
+    "text": alert.text,
+  }
+
+
+def _health_settings(
+  workdir: str | pathlib.Path,
+) -> tuple[health.HealthConfig, bool]:
+  """What the run's config says, and whether its hybrid methods retrieve."""
+  path = pathlib.Path(workdir) / "config.json"
+  config = read_json(path) if path.exists() else {}
+  settings = config.get("train", {}).get("health", {})
+  hybrid = config.get("rollout", {}).get("num_hybrid", 1) > 0
+  return health.HealthConfig(**settings), hybrid
+
+
+def _broken_evaluation(
+  evaluation: Evaluation, settings: health.HealthConfig
+) -> health.Alert | None:
+  """An alert where nothing is right and most trajectories break the format."""
+  statuses = evaluation.score_statuses
+  total = sum(statuses.values())
+  whole = sum(statuses.get(status, 0) for status in rewards.WHOLE_FORMAT)
+  right = any(evaluation.sampled.values())
+  if not total or right or whole > (1 - settings.broken_share) * total:
+    return None
+  broken = 100 * (1 - whole / total)
+  most = max(statuses, key=lambda status: statuses[status])
+  text = (
+    f"no held-out answer is right, and {broken:.0f} % of the trajectories "
+    f"break the format, most often as {most}."
+  )
+  at = evaluation.update or 0
+  return health.Alert("broken_format", "", at, at, text, show=True, stops=False)
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 # Training and cost.
@@ -538,7 +736,7 @@ def _cost_ratios(by_method: Mapping[str, Any]) -> dict[str, Any]:
     f"{first} / {second}": {
       name: {
         when: _ratio(
-          by_method[first][name][when], by_method[second][name][when]
+          by_method[first][name][when], by_method[second][name][when], name
         )
         for when in ("mean", "first_update")
       }
@@ -549,8 +747,10 @@ def _cost_ratios(by_method: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _ratio(first: float, second: float) -> float:
-  return first / second if second else math.nan
+def _ratio(first: float, second: float, name: str) -> float:
+  """NaN where either is too small to be compared."""
+  least = _LEAST_SECONDS if name.endswith("seconds") else _LEAST_COUNT
+  return first / second if min(first, second) >= least else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,10 +1,13 @@
 """Runs an experiment, stage by stage.
 
-    python -m experiments.run --config experiments/configs/quickstart.py \\
-        --workdir runs/quickstart
+    python -m experiments.run --config quickstart --workdir runs/mine --dry_run
+    python -m experiments.run --config quickstart --workdir runs/mine
 
-Started again with the same config and folder it goes on where it stopped; what
-is finished is not repeated. `--config.<path>=<value>` overrides any field.
+`--config` takes a Python file, or the name of a config that comes along.
+
+Started again with the same folder it goes on where it stopped; what is finished
+is not repeated. Fields that nothing in the folder depends on may differ then,
+such as train.num_updates. `--config.<path>=<value>` overrides any field.
 `--task=<name>` runs one task of several, so that processes can share a folder.
 """
 
@@ -14,10 +17,15 @@ import argparse
 import contextlib
 import fcntl
 import functools
+import hashlib
+import importlib.util
+import json
 import pathlib
-import signal
+import shlex
+import shutil
+import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -25,11 +33,16 @@ from experiments import (
   checks,
   flags,
   input_errors,
+  places,
+  provenance,
   report,
   results,
   tables,
 )
 from experiments.config import ExperimentConfig
+from experiments.dependencies import EVALUATE, conflicts
+from experiments.devices import check_devices
+from experiments.health import HealthStop
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
 from experiments.progress import Progress
@@ -37,7 +50,7 @@ from experiments.stages import agents as agents_stage
 from experiments.stages import buffer as buffer_stage
 from experiments.stages import evaluate as evaluate_stage
 from experiments.stages import train as train_stage
-from experiments.stop_signal import Stopped, StopSignal
+from experiments.stop_signal import StopSignal
 from experiments.tasks import (
   Task,
   agent_paths,
@@ -45,11 +58,15 @@ from experiments.tasks import (
   open_task,
   task_names,
 )
-from experiments.workdir import Workdir, read_json, write_json
+from experiments.workdir import Workdir, read_config, read_json, write_json
+from rapo_jax import files, models
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
+UNHEALTHY_STATUS = 3
+"""Exit status of a run that ended because it could not learn."""
+_TASK_LOCK = ".lock-"
 COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
@@ -60,6 +77,7 @@ class Experiment:
     config: the experiment.
     workdir: its folder.
     progress: display.
+    stop: what a signal to end does.
     tasks: names of the tasks to run, of those that the experiment has.
   """
 
@@ -68,11 +86,13 @@ class Experiment:
     config: ExperimentConfig,
     workdir: Workdir,
     progress: Progress,
+    stop: StopSignal,
     tasks: list[str],
   ):
     self._config = config
     self._workdir = workdir
     self._progress = progress
+    self._stop = stop
     self._tasks = tasks
 
   @functools.cached_property
@@ -81,40 +101,60 @@ class Experiment:
     return load_encoder(self._config.encoder)
 
   def run(self, stage: str) -> None:
-    """Runs one stage, or shows that it has been finished before."""
-    if self._finished(stage):
-      self._progress.skip(stage)
+    """Runs one stage, or shows why it need not run."""
+    reason = self._skipped(stage)
+    if reason is not None:
+      self._progress.skip(stage, reason)
+      if stage == "train":
+        self._note_longer_runs()
       return
     with self._progress.stage(stage):
       getattr(self, f"_{stage}")()
 
-  def _finished(self, stage: str) -> bool:
+  def _skipped(self, stage: str) -> str | None:
+    """Why a stage need not run; None if it has to."""
     config, workdir = self._config, self._workdir
+    finished = False
     if stage == "agents":
-      return all(
+      finished = all(
         (path / "config.json").exists()
         for task in self._tasks
-        for path in agent_paths(config, workdir, task)
+        for path in agent_paths(config, workdir, task).values()
       )
     if stage == "buffer":
-      there = config.buffer.path is not None or config.buffer.url is not None
-      return there or all(
+      if not config.retrieves:
+        return "no method retrieves"
+      if not config.builds_buffer:
+        return "the config names a buffer"
+      finished = all(
         (workdir.buffer(task) / "manifest.json").exists()
         for task in self._tasks
       )
     if stage == "train":
-      return all(
-        (workdir.run(run.task, run.name) / train_stage.DONE_FILE).exists()
-        for run in train_stage.runs(config, self._tasks)
+      finished = all(
+        self._is_finished(run) for run in train_stage.runs(config, self._tasks)
       )
     if stage == "evaluate":
-      return all(
-        workdir.evaluation(task, agent).exists()
-        for task, agent, _ in self._agents_to_evaluate()
+      finished = all(
+        self._is_evaluated(task, agent, run)
+        for task, agent, run in self._agents_to_evaluate()
       )
-    return False
+    return "finished before" if finished else None
+
+  def _note_longer_runs(self) -> None:
+    """Says which runs have more updates behind them than the config asks."""
+    wanted = self._config.train.num_updates
+    for run in train_stage.runs(self._config, self._tasks):
+      folder = self._workdir.run(run.task, run.name)
+      update = train_stage.ended_update(folder)
+      if update is not None and update > wanted:
+        self._progress.note(
+          f"{run.task} {run.name} ended after {update} updates, which is more "
+          f"than train.num_updates ({wanted}): it stays as it is"
+        )
 
   def _agents(self) -> None:
+    self._share(0, len(self._tasks), 0.0, "")
     for number, name in enumerate(self._tasks):
       agents_stage.make_agents(
         self._config,
@@ -124,6 +164,7 @@ class Experiment:
       )
 
   def _buffer(self) -> None:
+    self._share(0, len(self._tasks), 0.0, "")
     for number, name in enumerate(self._tasks):
       path = self._workdir.buffer(name)
       if (path / "manifest.json").exists():
@@ -139,10 +180,15 @@ class Experiment:
 
   def _train(self) -> None:
     runs = list(train_stage.runs(self._config, self._tasks))
+    updates = self._config.train.num_updates
+    self._share(0, len(runs), 0.0, "", units=updates)
     self._encoder.compile()
     for name in self._tasks:
-      with StopSignal() as stop, self._open(name) as task:
-        buffer = self._open_buffer(name)
+      with self._open(name) as task:
+        buffer = self._open_buffer(name) if self._config.retrieves else None
+        for run in runs:
+          if run.task == name:
+            train_stage.check_buffer(self._config, run, buffer)
         for number, run in enumerate(runs):
           if run.task == name:
             train_stage.train(
@@ -151,9 +197,13 @@ class Experiment:
               task,
               run,
               buffer,
-              functools.partial(self._share, number, len(runs)),
-              stop,
+              functools.partial(self._share, number, len(runs), units=updates),
+              self._stop,
+              self._progress.note,
             )
+            # It came during the last update.
+            if self._stop.requested:
+              raise self._stop.stop(f"stopped after {run.task} {run.name}")
 
   @input_errors.from_outside()
   def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:
@@ -171,31 +221,90 @@ class Experiment:
     for name in self._tasks:
       with self._open(name) as task:
         for owner, agent, run in wanted:
-          path = self._workdir.evaluation(owner, agent)
-          if owner == name and not path.exists():
-            model = load_agent(self._config, self._agent_path(task, agent, run))
-            acting = task.for_off_policy() if agent == "off_policy" else task
-            result = evaluate_stage.evaluate(self._config, acting, model)
-            result |= {
-              "task": name,
-              "agent": agent,
-              "method": run.method if run else agent,
-              "seed": run.seed if run else None,
-              "update": self._config.train.num_updates if run else 0,
-            }
-            write_json(path, result)
-          if owner == name:
-            done += 1
-            self._progress.update(done, len(wanted), f"{name} {agent}")
+          if owner != name:
+            continue
+          if not self._workdir.evaluation(name, agent).exists():
+            report = functools.partial(
+              self._share, done, len(wanted), text=f"{name} {agent}"
+            )
+            report(0.0)
+            self._evaluate_agent(task, agent, run, report)
+          done += 1
+          self._share(done, len(wanted), 0.0, f"{name} {agent}")
+
+  def _evaluate_agent(
+    self,
+    task: Task,
+    agent: str,
+    run: train_stage.Run | None,
+    report: Callable[[float], None],
+  ) -> None:
+    """Evaluates an agent whose result is not there, or of something else."""
+    if self._is_evaluated(task.name, agent, run):
+      return
+    acting, folder = task, self._agent_folder(task.name, agent, run)
+    if agent == "off_policy":
+      acting, _ = task.for_off_policy()
+    if run is not None:
+      train_stage.check_policy(folder.parent)
+    model = load_agent(self._config, folder)
+    result = evaluate_stage.evaluate(self._config, acting, model, report)
+    result |= {
+      "task": task.name,
+      "agent": agent,
+      "method": run.method if run else agent,
+      "seed": run.seed if run else None,
+      "update": train_stage.ended_update(folder.parent) if run else 0,
+      "made_with": self._evaluated_with(folder),
+    }
+    write_json(self._workdir.evaluation(task.name, agent), result)
+
+  def _is_evaluated(
+    self, task: str, agent: str, run: train_stage.Run | None
+  ) -> bool:
+    """Whether a result is there, of this agent and of what it depends on."""
+    path = self._workdir.evaluation(task, agent)
+    if not path.exists():
+      return False
+    made_with = read_json(path).get("made_with")
+    folder = self._agent_folder(task, agent, run)
+    return bool(made_with == self._evaluated_with(folder))
+
+  @input_errors.from_outside()
+  def _evaluated_with(self, agent: pathlib.Path) -> str:
+    """Changes with the agent, and with any field that its result depends on."""
+    fields = EVALUATE.of(flags.to_dict(self._config))
+    text = json.dumps([fields, models.fingerprint(agent)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  def _agent_folder(
+    self, task: str, agent: str, run: train_stage.Run | None
+  ) -> pathlib.Path:
+    if run is not None:
+      return self._workdir.run(task, run.name) / train_stage.POLICY_FOLDER
+    return agent_paths(self._config, self._workdir, task)[agent]
 
   def _report(self) -> None:
     root = self._workdir.root
     with _one_at_a_time(self._workdir):
       report.write_report(root, results.write_results(root))
 
-  def _share(self, item: int, items: int, share: float, text: str) -> None:
-    """Shows how much of a stage's items is done, `item` being under way."""
-    self._progress.update(item + share, items, text)
+  def _share(
+    self, item: int, items: int, share: float, text: str, *, units: int = 1
+  ) -> None:
+    """Shows how much of a stage's items is done, `item` being under way.
+
+    Args:
+      item: number of the item.
+      items: how many there are.
+      share: of the item that is done, in [0, 1].
+      text: what the last unit gave.
+      units: of an item, such as the updates of a run.
+    """
+    self._stop.check()
+    # Thirds of an item are shown as whole units.
+    done = round((item + share) * units, 6)
+    self._progress.update(done, items * units, text)
 
   def _open(self, name: str) -> contextlib.AbstractContextManager[Task]:
     return open_task(self._config, self._workdir, name, self._encoder)
@@ -206,21 +315,23 @@ class Experiment:
     """(task, agent, its run or None) in the order of the table."""
     for task in self._tasks:
       yield task, "base", None
-      yield task, "off_policy", None
+      if self._config.has_off_policy:
+        yield task, "off_policy", None
     for run in train_stage.runs(self._config, self._tasks):
-      yield run.task, run.name, run
+      if self._is_finished(run):
+        yield run.task, run.name, run
 
-  def _agent_path(
-    self, task: Task, agent: str, run: train_stage.Run | None
-  ) -> pathlib.Path:
-    if run is not None:
-      folder = self._workdir.run(run.task, run.name)
-      if not (folder / train_stage.DONE_FILE).exists():
-        raise InputError(
-          f"{folder} holds no finished run: run --stage=train first."
-        )
-      return folder / train_stage.POLICY_FOLDER
-    return task.base_path if agent == "base" else task.off_policy_path
+  def _is_finished(self, run: train_stage.Run) -> bool:
+    folder = self._workdir.run(run.task, run.name)
+    return train_stage.is_finished(folder, self._config)
+
+  def unfinished_runs(self) -> list[str]:
+    """Runs that are not finished, which cannot be evaluated."""
+    return [
+      f"{run.task} {run.name}"
+      for run in train_stage.runs(self._config, self._tasks)
+      if not self._is_finished(run)
+    ]
 
 
 @contextlib.contextmanager
@@ -236,44 +347,104 @@ def claim_workdir(
       holds another experiment; names the fields that differ.
   """
   with input_errors.from_outside():
-    workdir.root.mkdir(parents=True, exist_ok=True)
+    files.make_private_folder(workdir.root)
+  _warn_if_others_can_read(workdir)
   with contextlib.ExitStack() as locks:
     for task in tasks:
-      lock = locks.enter_context((workdir.root / f".lock-{task}").open("ab"))
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
+      held = locks.enter_context(
+        _lock(workdir, f"{_TASK_LOCK}{task}", wait=False)
+      )
+      if not held:
         raise flags.ConfigError(
           f"another process works on {task} in {workdir.root}: wait for it, or "
           "choose another --task or --workdir."
-        ) from error
+        )
     with _one_at_a_time(workdir):
-      _check_config(config, workdir)
+      _check_config(config, workdir, tasks)
     yield
+
+
+def _warn_if_others_can_read(workdir: Workdir) -> None:
+  mode = stat.S_IMODE(workdir.root.stat().st_mode)
+  if mode & (stat.S_IRGRP | stat.S_IROTH):
+    print(
+      f"warning: {workdir.root} holds ground truth, and others can read it "
+      f"(mode {mode:o}): `chmod 700 {shlex.quote(str(workdir.root))}` keeps it "
+      "for you alone.",
+      file=sys.stderr,
+    )
+
+
+def _one_at_a_time(
+  workdir: Workdir,
+) -> contextlib.AbstractContextManager[bool]:
+  """Waits for other processes that write files of the whole folder."""
+  return _lock(workdir, ".lock", wait=True)
 
 
 @contextlib.contextmanager
-def _one_at_a_time(workdir: Workdir) -> Iterator[None]:
-  """Waits for other processes that write files of the whole folder."""
-  with (workdir.root / ".lock").open("ab") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
+def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
+  """Holds a lock file; gives whether it could be had.
+
+  Raises:
+    InputError: the folder cannot be written, or its file system has no locks.
+  """
+  with input_errors.from_outside():
+    file = (workdir.root / name).open("a", encoding="utf-8")
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      held = True
+    except BlockingIOError:
+      held = False
+    except OSError as error:
+      raise InputError(
+        f"two runs must not write one folder, and the file system of "
+        f"{workdir.root} has no locks ({error}): choose a --workdir on a local "
+        "disk."
+      ) from error
+    yield held
+
+
+def _refuse_others(workdir: Workdir, tasks: list[str]) -> None:
+  """Refuses to change the config that another process works with."""
+  for path in workdir.root.iterdir():
+    task = path.name.removeprefix(_TASK_LOCK)
+    if task == path.name or task in tasks:
+      continue
+    with _lock(workdir, path.name, wait=False) as held:
+      if not held:
+        raise flags.ConfigError(
+          f"another process works on {task} in {workdir.root} with another "
+          "config: use its config, wait for it, or choose another --workdir."
+        )
 
 
 @input_errors.from_outside()
-def _check_config(config: ExperimentConfig, workdir: Workdir) -> None:
+def _check_config(
+  config: ExperimentConfig, workdir: Workdir, tasks: list[str]
+) -> None:
+  """Refuses a config that what is in the folder was not made with.
+
+  Any other takes the place of the one that is written down there.
+  """
   wanted = flags.to_dict(config)
-  if not workdir.config.exists():
-    write_json(workdir.config, wanted)
-    return
-  there = read_json(workdir.config)
-  differences = checks.differences(there, wanted)
-  if differences:
-    shown = "\n".join(f"  {line}" for line in differences[:10])
-    raise flags.ConfigError(
-      f"{workdir.root} holds an experiment with another config:\n{shown}\n"
-      "choose another --workdir, or undo these changes to go on with it."
-    )
+  if workdir.config.exists():
+    there = read_config(workdir)
+    if there == wanted:
+      return
+    _refuse_others(workdir, tasks)
+    found = conflicts(workdir, there, wanted)
+    if found:
+      shown = "\n".join(f"  {line}" for line in found[:10])
+      more = f"\n  and {len(found) - 10} more" if len(found) > 10 else ""
+      raise flags.ConfigError(
+        f"{workdir.root} holds what was made with another config:\n"
+        f"{shown}{more}\n"
+        "undo these changes to go on with it, delete what is named to make it "
+        "again, or choose another --workdir."
+      )
+  write_json(workdir.config, wanted)
 
 
 @input_errors.told_in_a_line
@@ -286,15 +457,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--config", required=True, help="Python config file")
+  packaged = ", ".join(flags.packaged_configs())
   parser.add_argument(
-    "--workdir", type=pathlib.Path, help="folder of the experiment"
+    "--config",
+    type=places.text_argument,
+    metavar="FILE",
+    help=f"Python config file, or one of: {packaged}",
+  )
+  parser.add_argument(
+    "--workdir",
+    metavar="FOLDER",
+    type=places.path_argument,
+    help="folder of the experiment",
   )
   parser.add_argument(
     "--stage",
     choices=("all", *STAGES),
     default="all",
-    help="run one stage alone (default: all, in order)",
+    metavar="STAGE",
+    help=f"run one stage alone: {', '.join(STAGES)} (default: all, in order)",
   )
   parser.add_argument(
     "--task",
@@ -305,22 +486,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action="store_true",
     help="check everything that can be checked, write nothing",
   )
-  known, overrides = parser.parse_known_args(arguments)
+  known, overrides = flags.parse_arguments(parser, arguments)
+  if known.config is None:
+    parser.error(f"--config is needed: a Python file, or one of {packaged}")
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  config = places.local_config(config)
+  check_devices()
   if known.dry_run:
-    print(checks.dry_run(config, known.workdir))
+    print(checks.dry_run(config, known.workdir, known.stage))
     return 0
   if known.workdir is None:
     parser.error("--workdir is needed for anything but --dry_run")
-  checks.quick_checks(config)
+  checks.quick_checks(config, known.stage)
   tasks = _chosen_tasks(config, known.task)
   workdir = Workdir(known.workdir)
   try:
     with claim_workdir(config, workdir, tasks):
-      run_stages(config, workdir, known.stage, tasks)
-  except Stopped as stopped:
-    print(f"{stopped}: start it again to go on.", file=sys.stderr)
-    return 128 + signal.SIGTERM
+      run_stages(config, workdir, known.stage, tasks, arguments)
+  except HealthStop as stopped:
+    print(f"error: {stopped}", file=sys.stderr)
+    return UNHEALTHY_STATUS
   return 0
 
 
@@ -345,19 +530,47 @@ def use_compilation_cache() -> None:
 
 
 def run_stages(
-  config: ExperimentConfig, workdir: Workdir, stage: str, tasks: list[str]
+  config: ExperimentConfig,
+  workdir: Workdir,
+  stage: str,
+  tasks: list[str],
+  arguments: Sequence[str] | None = None,
 ) -> None:
   """Runs the stages with a live display and prints the result table."""
   use_compilation_cache()
   stages = STAGES if stage == "all" else (stage,)
-  estimates = checks.stage_seconds(config, tasks)
-  with Progress([(name, estimates[name]) for name in stages]) as progress:
-    experiment = Experiment(config, workdir, progress, tasks)
+  with _one_at_a_time(workdir):
+    provenance.append_start(workdir.root, arguments)
+  with (
+    Progress(stages) as progress,
+    StopSignal("start it again to go on.", progress.note) as stop,
+  ):
+    experiment = Experiment(config, workdir, progress, stop, tasks)
     for name in stages:
       experiment.run(name)
+    unfinished = experiment.unfinished_runs()
+  if stage == "evaluate":
+    print(tables.format_table(results.compute_results(workdir.root)))
+    if unfinished:
+      print(
+        "Not evaluated, as they are not finished (--stage=train finishes "
+        f"them): {', '.join(unfinished)}."
+      )
   if "report" in stages:
-    print(tables.format_table(read_json(workdir.root / "results.json")))
+    width = shutil.get_terminal_size((100, 24)).columns
+    results_there = read_json(workdir.root / "results.json")
+    print(tables.format_table(results_there, width))
     print(f"report: {workdir.root / 'report.html'}")
+    if any(workdir.root.glob("train/*/*/tensorboard")):
+      print(_tensorboard_line(workdir.root / "train"))
+
+
+def _tensorboard_line(folder: pathlib.Path) -> str:
+  """The command that shows the event files; TensorBoard is not required."""
+  line = f"curves: tensorboard --logdir {shlex.quote(str(folder))}"
+  if importlib.util.find_spec("tensorboard") is None:
+    line += f" (after {sys.executable} -m pip install tensorboard)"
+  return line
 
 
 if __name__ == "__main__":

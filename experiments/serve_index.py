@@ -33,9 +33,9 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from experiments import input_errors
+from experiments import input_errors, places
 from experiments.config import EncoderConfig
-from experiments.places import place
+from experiments.devices import check_devices
 from experiments.run import use_compilation_cache
 from experiments.tasks import load_encoder
 from rapo_jax.retrieval import (
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
   config = _config(known)
   _allow_files(config.max_connections + _OTHER_FILES)
+  check_devices()
   # Before the buffer is read, which takes longer.
   listener = _listen(known.host, known.port)
   with listener:
@@ -87,13 +88,13 @@ def _parser() -> argparse.ArgumentParser:
   what = parser.add_argument_group("what is served")
   what.add_argument(
     "--buffer",
-    type=place,
+    type=places.path_argument,
     required=True,
     help="folder of a Step-Trace Buffer",
   )
   what.add_argument(
     "--encoder",
-    type=place,
+    type=places.path_argument,
     help="folder of the encoder that the buffer was built with (default: the "
     "installed all-MiniLM-L6-v2)",
   )

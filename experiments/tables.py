@@ -2,38 +2,89 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.results import COSTS, HALF, MEAN, label
+from experiments import health
+from experiments.results import COSTS, MEAN, label
 
 # From fewer seeds a bootstrap interval is too narrow to lean on.
 FEW_SEEDS = 5
+_SHOWN_WARNINGS = 5
 
 _SHORT = {"base": "base", "off_policy": "off-policy", "hybrid": "hybrid"}
 
 
-def format_table(results: Mapping[str, Any]) -> str:
+def format_table(results: Mapping[str, Any], width: int = 100) -> str:
   """The result table, every seed, speed and cost, for a terminal.
 
   Args:
     results: what `experiments.results.compute_results` returns.
+    width: columns of the terminal. A table that is wider is turned around,
+      with a line for each task and method; sentences are wrapped.
 
   Returns:
     Lines of text without a newline at the end.
   """
   header, rows = _accuracy_rows(results)
+  sentences = [*_sentences(results), *warning_lines(results)]
   if not rows:
-    return "No evaluation yet: nothing to compare."
-  parts = [
+    return _wrapped(["No evaluation yet.", *sentences], width)
+  title = (
     "Held-out accuracy in %, sampled at T = 1, never retrieving"
-    " (greedy in brackets)",
-    _aligned([header, *rows]),
-  ]
+    " (greedy in brackets)"
+  )
+  table = _aligned([header, *rows])
+  if _too_wide(table, width):
+    table = _aligned(_turned(header, rows))
+  parts = [_wrapped([title], width), table]
   seeds = _seed_rows(results)
   if seeds:
-    parts += ["", "Every seed", _aligned(seeds)]
-  return "\n".join([*parts, "", *_sentences(results)])
+    table = _aligned(seeds)
+    if _too_wide(table, width):
+      table = _aligned(_turned_seeds(seeds))
+    parts += ["", "Every seed", table]
+  return "\n".join([*parts, "", _wrapped(sentences, width)])
+
+
+def _too_wide(table: str, width: int) -> bool:
+  return max(map(len, table.splitlines())) > width
+
+
+def _wrapped(sentences: Sequence[str], width: int) -> str:
+  return "\n".join(
+    textwrap.fill(
+      sentence, width, break_long_words=False, break_on_hyphens=False
+    )
+    for sentence in sentences
+  )
+
+
+def _turned(
+  header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[list[str]]:
+  """A line for each task and column."""
+  return [
+    ["task", "method", "accuracy"],
+    *(
+      [row[0], name, cell]
+      for row in rows
+      for name, cell in zip(header[1:], row[1:], strict=True)
+    ),
+  ]
+
+
+def _turned_seeds(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+  """A line for each task, method and seed."""
+  return [
+    ["task", "method", "seed", "accuracy"],
+    *(
+      [row[0], row[1], name.removeprefix("seed "), cell]
+      for row in rows[1:]
+      for name, cell in zip(rows[0][2:], row[2:], strict=True)
+    ),
+  ]
 
 
 def format_markdown(results: Mapping[str, Any]) -> str:
@@ -58,35 +109,122 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
 
 
 def headline(results: Mapping[str, Any]) -> list[str]:
-  """What the comparison of RAPO with GRPO says, in sentences.
+  """What the run has found, in sentences: the finding, then what limits it.
 
-  The first sentence is the finding, the rest are what to keep in mind: an
-  interval that includes 0 is called no clear difference, few seeds are named.
+  RAPO against GRPO where both are evaluated, else what was trained against the
+  base agent. An interval that includes 0 is called no clear difference, few
+  seeds are named, and from one seed no interval is claimed.
   """
   differences = results["differences"].get("rapo - grpo", {})
   overall = differences.get(MEAN, {}).get("sampled")
   if overall is None:
-    return [
-      "No comparison yet: it needs RAPO and GRPO, evaluated with the same seed"
-      " on every task."
-    ]
-  low, high = overall["interval"]
+    return _headline_alone(results)
   size = f"{abs(100 * overall['mean']):.1f} points"
   where = _where(results["tasks"])
-  interval = f"95 % interval {points(low)} to {points(high)}"
-  if low > 0:
-    first = f"RAPO is ahead of GRPO by {size} {where} ({interval})."
-  elif high < 0:
-    first = f"RAPO is behind GRPO by {size} {where} ({interval})."
-  elif overall["mean"] == 0:
-    first = f"No difference between RAPO and GRPO {where} ({interval})."
+  side = "ahead of" if overall["mean"] > 0 else "behind"
+  if overall["mean"] == 0:
+    first = f"No difference between RAPO and GRPO {where}"
+  elif overall["interval"] is not None and not overall["clear"]:
+    first = f"No clear difference: RAPO is {side} GRPO by {size} {where}"
   else:
-    side = "ahead" if overall["mean"] > 0 else "behind"
-    first = (
-      f"No clear difference: RAPO is {side} of GRPO by {size} {where}, and the"
-      f" interval includes 0 ({interval})."
-    ).replace("behind of", "behind")
-  return [first, *_caveats(results, differences, overall["num_seeds"])]
+    first = f"RAPO is {side} GRPO by {size} {where}"
+  return [
+    f"{first} ({certainty(overall)}).",
+    *_caveats(results, differences, overall["num_seeds"]),
+  ]
+
+
+def _headline_alone(results: Mapping[str, Any]) -> list[str]:
+  """The headline of a run without RAPO or without GRPO."""
+  where = _where(results["tasks"])
+  for method in ("rapo", "hybrid", "grpo"):
+    reached = results["accuracy"].get(MEAN, {}).get(method, {}).get("sampled")
+    if reached is None:
+      continue
+    first = f"{label(method)} answers {percent(reached['mean'])} % {where}"
+    gain = results["differences"].get(f"{method} - base", {})
+    overall = gain.get(MEAN, {}).get("sampled")
+    if overall is None:
+      return [f"{first}. The base agent is not evaluated.", *_few(reached)]
+    side = "below" if overall["mean"] < 0 else "above"
+    change = f"{abs(100 * overall['mean']):.1f} points {side} the base agent"
+    unclear = overall["interval"] is not None and not overall["clear"]
+    return [
+      f"{'No clear change: ' if unclear else ''}{first}, {change} "
+      f"({certainty(overall)}).",
+      *_few(overall),
+      *_unfinished(results),
+    ]
+  return [*_headline_of_curves(results), *_unfinished(results)]
+
+
+def _headline_of_curves(results: Mapping[str, Any]) -> list[str]:
+  """The headline of runs that have not been evaluated yet."""
+  curves = results["learning"].get(MEAN, {}).get("methods", {})
+  parts = [
+    f"{label(method)} {percent(content['curve']['mean'][0])} % to "
+    f"{percent(content['curve']['mean'][-1])} % in {content['last_update']} "
+    "updates"
+    for method, content in curves.items()
+  ]
+  if not parts:
+    return ["No comparison yet: no trained agent is evaluated."]
+  return [
+    "No comparison yet. Accuracy on held-out questions while training: "
+    f"{', '.join(parts)}."
+  ]
+
+
+def certainty(estimate: Mapping[str, Any]) -> str:
+  """The interval of a difference, or that one seed has none."""
+  if estimate["interval"] is None:
+    return "one seed, so no interval"
+  low, high = estimate["interval"]
+  ends = f"95 % interval {points(low)} to {points(high)}"
+  return ends if estimate["clear"] else f"{ends}, which includes 0"
+
+
+def _few(estimate: Mapping[str, Any]) -> list[str]:
+  """A caution where seeds are few."""
+  num_seeds = estimate["num_seeds"]
+  if num_seeds == 1:
+    return ["One seed a method: another seed can turn the result around."]
+  if num_seeds < FEW_SEEDS:
+    return [
+      f"Only {num_seeds} seeds a method: an interval from so few is too narrow."
+      f" Trust it from {FEW_SEEDS} seeds on."
+    ]
+  return []
+
+
+def _unfinished(results: Mapping[str, Any]) -> list[str]:
+  runs = results["unfinished_runs"]
+  return [f"Unfinished runs: {', '.join(runs)}."] if runs else []
+
+
+def warning_lines(results: Mapping[str, Any]) -> list[str]:
+  """Warnings of the runs: how many, and where and when each was."""
+  found = results.get("warnings", [])
+  parts = [
+    f"{w['task']} {w['run']} {warning_name(w)} ({warning_updates(w)})"
+    for w in found[:_SHOWN_WARNINGS]
+  ]
+  if not parts:
+    return []
+  more = len(found) - len(parts)
+  rest = f", and {more} more in the report" if more else ""
+  return [f"Warnings: {'; '.join(parts)}{rest}."]
+
+
+def warning_name(warning: Mapping[str, Any]) -> str:
+  """Its kind, and the tool that it is about if any."""
+  return f"{warning['kind']} {warning['tool']}".strip()
+
+
+def warning_updates(warning: Mapping[str, Any]) -> str:
+  """Updates that showed it."""
+  at = health.updates_text(warning["first"], warning["last"])
+  return f"{at}, stopped" if warning["stopped"] else at
 
 
 def hybrid_lines(results: Mapping[str, Any]) -> list[str]:
@@ -122,29 +260,25 @@ def _caveats(
   lines = [f"RAPO is ahead in {ahead} of {len(pairs)} pairs of runs."]
   if len(tasks) > 1:
     means = [differences[task]["sampled"]["mean"] for task in tasks]
-    clear = [differences[task]["sampled"]["interval"][0] > 0 for task in tasks]
+    clear = [
+      d["clear"] and d["mean"] > 0
+      for d in (differences[task]["sampled"] for task in tasks)
+    ]
+    clearly = f" (clearly on {sum(clear)})" if num_seeds > 1 else ""
     lines[0] = (
       f"It is ahead on {sum(mean > 0 for mean in means)} of {len(tasks)} tasks"
-      f" (clearly on {sum(clear)}) and in {ahead} of {len(pairs)} pairs of"
-      " runs."
+      f"{clearly} and in {ahead} of {len(pairs)} pairs of runs."
     )
-  if num_seeds == 1:
-    lines.append(
-      "One seed a method: the interval covers the choice of questions alone;"
-      " another seed can turn the result around."
-    )
-  elif num_seeds < FEW_SEEDS:
-    lines.append(
-      f"Only {num_seeds} seeds a method: an interval from so few is too narrow."
-      f" Trust it from {FEW_SEEDS} seeds on."
-    )
-  if results["unfinished_runs"]:
-    lines.append(f"Unfinished runs: {', '.join(results['unfinished_runs'])}.")
-  return lines
+  lines += _few({"num_seeds": num_seeds})
+  return [*lines, *_unfinished(results)]
 
 
 def speed_lines(results: Mapping[str, Any]) -> list[str]:
-  """Updates to 50 % and to GRPO's final accuracy, on the curve over tasks."""
+  """Updates to each target on the curve over tasks; a ratio where it is clear.
+
+  There is no target where no method is above the base agent: crossing noise
+  says nothing of speed.
+  """
   learning = results["learning"].get(MEAN, {})
   lines = []
   for name, target in learning.get("targets", {}).items():
@@ -156,15 +290,28 @@ def speed_lines(results: Mapping[str, Any]) -> list[str]:
       f"{label(method)} {updates(value, learning['methods'][method])}"
       for method, value in reached.items()
     ]
-    goal = (
-      f"{100 * HALF:.0f} %"
-      if name == "half"
-      else f"GRPO's final accuracy ({100 * target:.1f} %)"
-    )
     speedup = learning.get("speedup", {}).get(name)
-    ratio = f" (GRPO ÷ RAPO: {speedup_text(speedup)})" if speedup else ""
-    lines.append(f"Updates to {goal}: {', '.join(words)}{ratio}.")
+    ratio = (
+      f" (GRPO ÷ RAPO: {speedup_text(speedup)})" if clear_ratio(speedup) else ""
+    )
+    lines.append(
+      f"Updates to {target_text(name, target)}: {', '.join(words)}{ratio}."
+    )
   return lines
+
+
+def target_text(name: str, target: float) -> str:
+  """A target in words, with its accuracy."""
+  what = "GRPO's final accuracy" if name == "grpo_final" else "half of the gain"
+  return f"{what} ({100 * target:.1f} %)"
+
+
+def clear_ratio(speedup: Mapping[str, Any] | None) -> bool:
+  """Whether a ratio is more than chance: its interval leaves 1 out."""
+  if speedup is None or speedup["ratio"] is None or not speedup["interval"]:
+    return False
+  low, high = speedup["interval"]
+  return low > 1 or high < 1
 
 
 def cost_lines(results: Mapping[str, Any]) -> list[str]:
@@ -213,8 +360,25 @@ def speedup_text(speedup: Mapping[str, Any]) -> str:
 def difference_text(estimate: Mapping[str, Any] | None) -> str:
   if estimate is None:
     return "–"
+  if estimate["interval"] is None:
+    return points(estimate["mean"])
   low, high = estimate["interval"]
   return f"{points(estimate['mean'])} [{points(low)}, {points(high)}]"
+
+
+def shown_comparison(name: str) -> str:
+  """`rapo - grpo` as people write it."""
+  first, _, second = name.partition(" - ")
+  return (
+    f"{_SHORT.get(first, label(first))} − {_SHORT.get(second, label(second))}"
+  )
+
+
+def comparisons(results: Mapping[str, Any]) -> list[str]:
+  """Names of the differences to show: of methods, else from the base agent."""
+  there = [name for name, by_task in results["differences"].items() if by_task]
+  between = [name for name in there if not name.endswith(" - base")]
+  return between or there
 
 
 def task_rows(results: Mapping[str, Any], part: str) -> list[str]:
@@ -228,17 +392,16 @@ def _accuracy_rows(
 ) -> tuple[list[str], list[list[str]]]:
   accuracy, methods = results["accuracy"], results["methods"]
   evaluated = [m for m in methods if any(m in t for t in accuracy.values())]
-  differences = results["differences"]["rapo - grpo"]
+  names = comparisons(results)[:1]
   header = ["task", *(_SHORT.get(m, label(m)) for m in evaluated)]
+  header += [f"{shown_comparison(name)} [95 %]" for name in names]
   rows = []
   for task in task_rows(results, "accuracy"):
     cells = accuracy.get(task, {})
     rows.append([task, *(_cell(cells.get(m)) for m in evaluated)])
-    if differences:
-      estimate = differences.get(task, {}).get("sampled")
+    for name in names:
+      estimate = results["differences"][name].get(task, {}).get("sampled")
       rows[-1].append(difference_text(estimate))
-  if differences:
-    header.append("RAPO − GRPO [95 %]")
   return header, rows
 
 

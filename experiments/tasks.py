@@ -38,7 +38,13 @@ from rapo_jax.data import (
 )
 from rapo_jax.models import hub
 from rapo_jax.retrieval import SentenceEncoder, default_index_class
-from rapo_jax.tools import OpenTool, PythonTool, SearchTool, Tool
+from rapo_jax.tools import (
+  OpenTool,
+  PythonTool,
+  PythonWallError,
+  SearchTool,
+  Tool,
+)
 
 DATA_SET_TOOLS = ("search", "python")
 
@@ -64,7 +70,7 @@ class Task:
     max_prompt_tokens: longer prompts are refused.
     prompt_date: that chat templates which write the date are given.
     base_path: Hugging Face folder of the base agent.
-    off_policy_path: of the off-policy agent.
+    off_policy_path: of the off-policy agent; None without one.
   """
 
   name: str
@@ -76,19 +82,27 @@ class Task:
   max_prompt_tokens: int
   prompt_date: datetime.date
   base_path: pathlib.Path
-  off_policy_path: pathlib.Path
+  off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-  @property
-  def off_policy_name(self) -> str:
-    """Under which the off-policy agent's traces are kept."""
-    return f"{self.name}/{self.off_policy_path.name}"
+  def for_off_policy(self) -> tuple[Task, pathlib.Path]:
+    """The same task with the off-policy agent acting, in its own tokens.
 
-  def for_off_policy(self) -> Task:
-    """The same task with the off-policy agent acting, in its own tokens."""
-    return dataclasses.replace(
+    Returns:
+      The task, and the agent's folder.
+
+    Raises:
+      InputError: there is no off-policy agent.
+    """
+    if self.off_policy_path is None:
+      raise InputError(
+        f"{self.name} has no off-policy agent, which fills the buffer: set "
+        "policy.off_policy, or buffer.path or buffer.url to a buffer."
+      )
+    acting = dataclasses.replace(
       self, tokenizer=self.off_policy_tokenizer, _prompts={}
     )
+    return acting, self.off_policy_path
 
   @input_errors.from_outside()
   def prompt(self, query: Query) -> Int[np.ndarray, " P"]:
@@ -113,19 +127,19 @@ def task_names(config: ExperimentConfig) -> list[str]:
 @input_errors.from_outside()
 def agent_paths(
   config: ExperimentConfig, workdir: Workdir, name: str
-) -> tuple[pathlib.Path, pathlib.Path]:
-  """Folders of the base and the off-policy agent of a task.
+) -> dict[str, pathlib.Path]:
+  """Folders of the agents of a task, "base" and "off_policy" if it has one.
 
   Raises:
     InputError: an agent is named by a hub's name and cannot be had.
   """
-  base, off_policy = config.policy.base, config.policy.off_policy
-  return (
-    hub.local_folder(base) if base else workdir.agent(name, "base"),
-    hub.local_folder(off_policy)
-    if off_policy
-    else workdir.agent(name, "off_policy"),
-  )
+  named = {"base": config.policy.base}
+  if config.has_off_policy:
+    named["off_policy"] = config.policy.off_policy
+  return {
+    agent: hub.local_folder(path) if path else workdir.agent(name, agent)
+    for agent, path in named.items()
+  }
 
 
 @input_errors.from_outside()
@@ -190,25 +204,23 @@ def open_task(
       a tool's limit is out of range.
   """
   train, held_out = questions(config, name)
-  base, off_policy = agent_paths(config, workdir, name)
-  for path in (base, off_policy):
+  paths = agent_paths(config, workdir, name)
+  for path in paths.values():
     if not (path / "config.json").exists():
       raise InputError(f"{path} holds no agent: run --stage=agents first.")
-  tokenizer, off_policy_tokenizer = (
-    load_tokenizer(path) for path in (base, off_policy)
-  )
+  tokenizers = {agent: load_tokenizer(path) for agent, path in paths.items()}
   with open_tools(config, name, encoder) as tools:
     yield Task(
       name=name,
       train=train,
       held_out=held_out,
       tools=tools,
-      tokenizer=tokenizer,
-      off_policy_tokenizer=off_policy_tokenizer,
+      tokenizer=tokenizers["base"],
+      off_policy_tokenizer=tokenizers.get("off_policy"),
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
-      base_path=base,
-      off_policy_path=off_policy,
+      base_path=paths["base"],
+      off_policy_path=paths.get("off_policy"),
     )
 
 
@@ -221,14 +233,29 @@ def open_tools(
   Raises:
     InputError: a tool's limit is out of range, or the corpus is not there.
   """
-  with input_errors.from_outside():
-    python = PythonTool(
-      timeout_s=config.tools.python_timeout_s,
-      memory_bytes=config.tools.python_memory_bytes,
-      max_output_bytes=config.tools.python_output_bytes,
+  with contextlib.ExitStack() as stack:
+    tools = _tools(config, name, encoder)
+    if _has_python(config, name):
+      tools.append(stack.enter_context(_python_tool(config)))
+    yield {tool.name: tool for tool in tools}
+
+
+def _has_python(config: ExperimentConfig, name: str) -> bool:
+  return config.data.source != "miniature" or name == "compute"
+
+
+@input_errors.from_outside()
+def _python_tool(config: ExperimentConfig) -> PythonTool:
+  limits = config.tools.python
+  try:
+    return PythonTool(
+      timeout_s=limits.timeout_s,
+      memory_bytes=limits.memory_bytes,
+      max_output_bytes=limits.output_bytes,
+      trust_code=limits.trust_code,
     )
-  with python:
-    yield {t.name: t for t in _tools(config, name, encoder, python)}
+  except PythonWallError as error:
+    raise InputError(str(error)) from error
 
 
 def search_tool(
@@ -243,13 +270,13 @@ def _tools(
   config: ExperimentConfig,
   name: str,
   encoder: SentenceEncoder,
-  python: PythonTool,
 ) -> list[Tool]:
+  """The tools that read; `open_tools` adds python."""
   top_k = config.tools.search_top_k
   if config.data.source == "miniature":
     world = make_world(config.world)
     if name == "compute":
-      return [python]
+      return []
     search = search_tool(world.documents(family(name)), encoder, top_k)
     if name == "web":
       return [search, OpenTool(world.page_texts())]
@@ -258,7 +285,7 @@ def _tools(
   if config.data.corpus is not None:
     with input_errors.from_outside():
       documents = load_corpus(config.data.corpus)
-  return [search_tool(documents, encoder, top_k), python]
+  return [search_tool(documents, encoder, top_k)]
 
 
 def family(name: str) -> Family:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
+
+from experiments.input_errors import InputError
+from rapo_jax import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +41,13 @@ class Workdir:
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either the old one or all of the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  with partial.open("w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
+  """Writes a file that is either the old one or all of the new one.
+
+  It holds ground truth as likely as not: its owner alone can read it.
+  """
+  files.make_private_folder(path.parent)
+  with files.replaced_file(path) as new:
+    new.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -56,5 +57,32 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Reads what `write_json` wrote."""
-  return json.loads(path.read_text(encoding="utf-8"))
+  """Reads what `write_json` wrote.
+
+  Raises:
+    InputError: the file has been changed and is no JSON.
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  # Of a character that is no UTF-8, too.
+  except ValueError as error:
+    raise InputError(
+      f"{path} must hold the JSON that was written there, and does not "
+      f"({error}): restore it, or choose another --workdir."
+    ) from error
+
+
+def read_config(workdir: Workdir) -> dict[str, Any]:
+  """The plain config that a work folder was last used with.
+
+  Raises:
+    InputError: the file has been changed.
+  """
+  content = read_json(workdir.config)
+  if not isinstance(content, dict):
+    raise InputError(
+      f"{workdir.config} must hold the config that was written there, and "
+      f"holds a {type(content).__name__}: restore it, or choose another "
+      "--workdir."
+    )
+  return content

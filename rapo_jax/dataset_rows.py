@@ -183,4 +183,4 @@ def _joined(content: Any) -> Any:
   texts = [part.get("text") for part in content if isinstance(part, Mapping)]
   if len(texts) < len(content) or not all(isinstance(t, str) for t in texts):
     return content
-  return "".join(texts)
+  return "".join(map(str, texts))

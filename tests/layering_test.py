@@ -1,8 +1,8 @@
 """The layers of `rapo_jax`, and what its import must not do.
 
 A lower layer never imports a higher one:
-trajectory | compilation | dataset_rows | text_files | web_address →
-objectives | models | tools → retrieval | rewards | data →
+trajectory | compilation | files | ranges | dataset_rows | text_files |
+web_address → objectives | models | tools → retrieval | rewards | data →
 rollout → training → experiments.
 """
 
@@ -20,6 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = {
   "rapo_jax.trajectory": 0,
   "rapo_jax.compilation": 0,
+  "rapo_jax.files": 0,
+  "rapo_jax.ranges": 0,
   "rapo_jax.dataset_rows": 0,
   "rapo_jax.text_files": 0,
   "rapo_jax.web_address": 0,

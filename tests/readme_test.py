@@ -98,3 +98,20 @@ def test_every_target_is_described_in_help():
   phony = makefile.partition(".PHONY:")[2].partition("\n\n")[0]
   for target in phony.replace("\\\n", " ").split():
     assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), target
+
+
+def test_nothing_names_the_package_of_a_registry():
+  # The name is not ours there, and anyone could register it.
+  by_name = re.compile(r"pip\"?\s+\"?\s*install\s+['\"]*rapo[-_]jax")
+  wrong = [
+    path
+    for folder in ("rapo_jax", "experiments", "benchmarks", "docs", ".")
+    for pattern in ("*.py", "*.md", "*.sh", "Makefile")
+    for path in (
+      (ROOT / folder).glob(pattern)
+      if folder == "."
+      else (ROOT / folder).rglob(pattern)
+    )
+    if by_name.search(path.read_text(encoding="utf-8"))
+  ]
+  assert not wrong

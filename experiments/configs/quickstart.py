@@ -11,6 +11,8 @@ need the seeds of `testbed.py`. Expect RAPO ahead on the mean.
 
 from experiments.config import (
   ExperimentConfig,
+  TrainConfig,
+  miniature_health,
   miniature_optimizer,
   miniature_retrieval,
   miniature_rollout,
@@ -25,4 +27,5 @@ def get_config() -> ExperimentConfig:
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),
     update=miniature_update(),
+    train=TrainConfig(health=miniature_health()),
   )

@@ -21,6 +21,7 @@ from experiments.config import (
   DataConfig,
   ExperimentConfig,
   TrainConfig,
+  miniature_health,
   miniature_optimizer,
   miniature_retrieval,
   miniature_rollout,
@@ -41,5 +42,6 @@ def get_config() -> ExperimentConfig:
     train=TrainConfig(
       methods=("grpo", "hybrid", "rapo"),
       seeds=(0, 1, 2, 3, 4),
+      health=miniature_health(),
     ),
   )

@@ -13,6 +13,7 @@ update has a reward to learn from. Expect RAPO to learn and GRPO mostly not to
 from experiments.config import (
   ExperimentConfig,
   TrainConfig,
+  miniature_health,
   miniature_optimizer,
   miniature_retrieval,
   miniature_rollout,
@@ -29,5 +30,5 @@ def get_config() -> ExperimentConfig:
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),
     update=miniature_update(),
-    train=TrainConfig(seeds=(0, 1, 2, 3, 4)),
+    train=TrainConfig(seeds=(0, 1, 2, 3, 4), health=miniature_health()),
   )

@@ -14,6 +14,7 @@ from experiments.config import (
   DataConfig,
   EvaluationConfig,
   ExperimentConfig,
+  GrowConfig,
   ToolsConfig,
   TrainConfig,
 )
@@ -26,7 +27,10 @@ def get_config() -> ExperimentConfig:
     name="tool_star_smoke",
     data=DataConfig(source="tool_star", limit=16, held_out=8),
     tools=ToolsConfig(search_top_k=3),
-    buffer=BufferConfig(num_trajectories=2, top_k_trajectories=1),
+    # The random agent fills no buffer, and an empty one has to be able to grow.
+    buffer=BufferConfig(
+      num_trajectories=2, top_k_trajectories=1, grow=GrowConfig()
+    ),
     rollout=RolloutConfig(
       num_generations=4,
       num_hybrid=2,

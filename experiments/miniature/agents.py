@@ -36,6 +36,7 @@ from experiments.miniature import tokenizer as tokenizer_lib
 from experiments.miniature.demonstrations import DemonstrationConfig
 from experiments.miniature.world import (
   FAMILIES,
+  MAX_HOPS,
   Family,
   Question,
   World,
@@ -43,6 +44,7 @@ from experiments.miniature.world import (
 )
 from experiments.workdir import replace_text
 from rapo_jax import models
+from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
 
 Report = Callable[[float, str], None]
 
@@ -66,11 +68,9 @@ class PhaseConfig:
   learning_rate: float
 
   def __post_init__(self) -> None:
-    if self.num_steps < 1 or self.num_steps % _STEPS_PER_CALL:
-      raise ValueError(
-        f"num_steps must be a positive multiple of {_STEPS_PER_CALL}, got"
-        f" {self.num_steps}; round it."
-      )
+    check_numbers(self, "num_steps", at_least=1)
+    check_multiple(self, "num_steps", _STEPS_PER_CALL)
+    check_numbers(self, "learning_rate", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +124,37 @@ class AgentsConfig:
   expert_correct_prob: float = 0.99
   corrupted_correct_prob: float = 0.1
   retrieved_share: float = 0.5
+
+  def __post_init__(self) -> None:
+    check_seeds(self, "seed")
+    check_numbers(
+      self,
+      "hidden_size",
+      "intermediate_size",
+      "num_layers",
+      "num_heads",
+      "rows",
+      "row_length",
+      at_least=1,
+    )
+    # The rotary embedding turns pairs of a head's entries.
+    check_multiple(self, "hidden_size", 2 * self.num_heads, "2 * num_heads")
+    check_numbers(self, "weight_decay", at_least=0)
+    check_numbers(
+      self, "initializer_range", "embedding_scale", "rope_theta", above=0
+    )
+    check_numbers(
+      self,
+      "clean_correct_prob",
+      "expert_correct_prob",
+      "corrupted_correct_prob",
+      "retrieved_share",
+      at_least=0,
+      at_most=1,
+    )
+    check_numbers(self, "hops", at_least=1, at_most=MAX_HOPS)
+    if not self.hops:
+      raise ValueError("hops must hold at least one number, got (): add one.")
 
 
 class Batches(NamedTuple):

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int
 
 from experiments.miniature import lexicon
 from experiments.miniature.world import Chain, Question, Step
+from rapo_jax.ranges import check_numbers
 from rapo_jax.tools import escape
 from rapo_jax.trajectory import TokenKind
 
@@ -45,6 +46,17 @@ class DemonstrationConfig:
   early_answer_share: float = 0.85
   retrieved_share: float = 0.0
   retrieved_prob: float = 0.4
+
+  def __post_init__(self) -> None:
+    check_numbers(
+      self,
+      "correct_prob",
+      "early_answer_share",
+      "retrieved_share",
+      "retrieved_prob",
+      at_least=0,
+      at_most=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,15 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from experiments.miniature import lexicon
+from rapo_jax.ranges import check_numbers, check_seeds
 
 Family = Literal["multihop", "compute", "web"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 MODULUS = 97
 """Prime, so that a product hides none of its factors."""
+MAX_HOPS = 4
+"""Longest chain of a question."""
 
 _SYMBOLS = {"plus": "+", "minus": "-", "times": "*"}
 # Tries to find one new question before the space counts as exhausted.
@@ -62,6 +65,8 @@ class WorldConfig:
   web_hops: tuple[int, ...] = (2, 3, 4)
 
   def __post_init__(self) -> None:
+    check_seeds(self, "seed")
+    check_numbers(self, "num_train", "num_held_out", at_least=1)
     for name, low, high in (
       ("num_entities", 150, len(lexicon.NAMES)),
       ("num_relations", 4, len(lexicon.RELATIONS)),
@@ -74,10 +79,10 @@ class WorldConfig:
         )
     for name in ("multihop_hops", "compute_hops", "web_hops"):
       hops = getattr(self, name)
-      if not hops or not all(1 <= h <= 4 for h in hops):
+      if not hops or not all(1 <= h <= MAX_HOPS for h in hops):
         raise ValueError(
-          f"{name} must hold numbers from 1 to 4, got {hops}: longer chains do"
-          " not fit the miniature agents' 160 tokens."
+          f"{name} must hold numbers from 1 to {MAX_HOPS}, got {hops}: longer "
+          "chains do not fit the miniature agents' 160 tokens."
         )
 
   def hops(self, family: Family) -> tuple[int, ...]:

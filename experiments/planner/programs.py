@@ -17,6 +17,7 @@ from experiments.policy_shape import Agent
 from experiments.stages.buffer import QUERIES_AT_A_TIME
 from rapo_jax import models
 from rapo_jax.models import KV_BLOCK, sharding
+from rapo_jax.ranges import check_numbers
 from rapo_jax.rollout import sampler
 from rapo_jax.training import (
   PackedBatch,
@@ -49,16 +50,8 @@ class Workload:
   longest_response: int
 
   def __post_init__(self) -> None:
-    for name, least in (
-      ("policy_tokens", 1),
-      ("tool_calls", 0),
-      ("tool_tokens", 0),
-    ):
-      if getattr(self, name) < least:
-        raise ValueError(
-          f"{name} must be at least {least}, got {getattr(self, name)}: give "
-          "the mean of a run, or leave it out for the default."
-        )
+    check_numbers(self, "policy_tokens", "longest_response", at_least=1)
+    check_numbers(self, "tool_calls", "tool_tokens", at_least=0)
     if self.longest_response < self.response_tokens:
       raise ValueError(
         "longest_response must be at least the mean response, policy_tokens + "

@@ -31,9 +31,18 @@ def make_agents(
     report: called with the share done, 0 to 1, and a word on it.
   """
   paths = agent_paths(config, workdir, task)
-  if all((path / "config.json").exists() for path in paths):
+  missing = [
+    path for path in paths.values() if not (path / "config.json").exists()
+  ]
+  if not missing:
     report(1.0, "finished before")
     return
+  if config.policy.base or config.policy.off_policy:
+    raise InputError(
+      "an agent that is named must be a folder with a config.json, and "
+      f"{' and '.join(map(str, missing))} has none: correct policy.base or "
+      "policy.off_policy."
+    )
   if config.data.source == "miniature":
     train_agents(
       make_world(config.world),
@@ -43,15 +52,10 @@ def make_agents(
       report=report,
     )
     return
-  if config.policy.base or config.policy.off_policy:
-    raise InputError(
-      "policy.base and policy.off_policy must both hold a config.json, or "
-      f"neither be set: {paths[0]} and {paths[1]} do not."
-    )
   texts = [query.question for query in questions(config, task)[0]]
   tokenizer = train_byte_level_tokenizer(texts, config.policy.random.vocab_size)
-  for number, path in enumerate(paths):
-    if not (path / "config.json").exists():
+  for number, path in enumerate(paths.values()):
+    if path in missing:
       model = random_model(config.policy.random, seed_offset=number)
       models.save_pretrained(
         model, path, tokenizer=tokenizer, end_ids=end_ids(tokenizer)

@@ -8,8 +8,9 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from experiments import flags
+from experiments import flags, health
 from experiments.config import ExperimentConfig
+from experiments.dependencies import BUFFER
 from experiments.engines import open_engine
 from experiments.input_errors import InputError
 from experiments.policies import load_agent
@@ -52,9 +53,11 @@ def build_buffer(
 
   Raises:
     InputError: what an interrupted build left is of another config.
+    health.HealthStop: the agent's log-probs are not finite, or a tool answered
+      none of its calls.
   """
-  task = task.for_off_policy()
-  model = load_agent(config, task.off_policy_path)
+  task, agent_path = task.for_off_policy()
+  model = load_agent(config, agent_path)
   engine = open_engine(
     config,
     task,
@@ -63,6 +66,8 @@ def build_buffer(
   )
   writer = BufferWriter(directory, encoder, resume=True)
   progress = _Progress(directory, config)
+  # Under which the agent's traces are kept.
+  source = f"{task.name}/{agent_path.name}"
   total = len(task.train)
   # Rolling out and embedding take about as long as each other.
   for first in range(progress.num_questions, total, QUERIES_AT_A_TIME):
@@ -74,21 +79,22 @@ def build_buffer(
       num_generations=config.buffer.num_trajectories,
       num_hybrid=0,
     )
-    trajectories, _ = engine.rollout(
-      model, requests, seed=config.buffer.seed, update=0
-    )
+    where = f"buffer of {task.name}"
+    with health.finite_rollout(where):
+      trajectories, stats = engine.rollout(
+        model, requests, seed=config.buffer.seed, update=0
+      )
+    health.check_tools(config.train.health, stats.tool_numbers(), where)
     for trajectory, reward in _best(config, task, queries, trajectories):
       query = queries[trajectory.group_id]
-      trajectory_id = (
-        f"{task.off_policy_name}/{query.query_id}/{trajectory.index}"
-      )
+      trajectory_id = f"{source}/{query.query_id}/{trajectory.index}"
       # There already if the build was killed between the two files.
       if trajectory_id not in writer.trajectory_ids:
         traces = step_traces(
           query.question,
           trajectory.step_texts(task.tokenizer),
           reward=reward,
-          source=task.off_policy_name,
+          source=source,
           query_id=query.query_id,
           first_trace_id=writer.next_trace_id,
           trajectory_id=trajectory_id,
@@ -131,7 +137,8 @@ class _Progress:
   """
 
   def __init__(self, directory: pathlib.Path, config: ExperimentConfig):
-    text = json.dumps(flags.to_dict(config), sort_keys=True, default=str)
+    fields = BUFFER.of(flags.to_dict(config))
+    text = json.dumps(fields, sort_keys=True, default=str)
     self._config = hashlib.sha256(text.encode()).hexdigest()
     self._path = partial_folder(directory) / _PROGRESS_FILE
     self.num_questions = 0

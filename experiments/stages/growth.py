@@ -46,12 +46,16 @@ class Growth:
     self._retrieval = config.retrieval
     self.buffer = GrowingBuffer(base, folder)
 
-  def state(self) -> dict[str, int]:
+  def state(self) -> dict[str, int | str]:
     """What a checkpoint says of the buffer."""
-    return {"version": self.buffer.version, "num_traces": len(self.buffer)}
+    return {
+      "version": self.buffer.version,
+      "num_traces": len(self.buffer),
+      "sha256": self.buffer.digest(),
+    }
 
   @input_errors.from_outside()
-  def restore(self, update: int, state: dict[str, int] | None) -> None:
+  def restore(self, update: int, state: dict[str, int | str] | None) -> None:
     """Goes back to the buffer of an update.
 
     Args:

@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
+import hashlib
 import json
-import math
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, input_errors, trajectory_log
+from experiments import (
+  flags,
+  health,
+  input_errors,
+  provenance,
+  trajectory_log,
+)
 from experiments.config import ExperimentConfig, Method
+from experiments.dependencies import (
+  CHECKPOINTS_FOLDER,
+  DIVERGED_FILE,
+  DONE_FILE,
+  TRAIN,
+  train_differences,
+)
 from experiments.devices import device_mesh
 from experiments.engines import open_engine
 from experiments.input_errors import InputError
-from experiments.metrics import MetricsWriter, truncate_rows
-from experiments.policies import (
-  BASE_FINGERPRINT,
-  describe_policy,
-  load_policy,
-)
-from experiments.stages.evaluate import sample_accuracy
+from experiments.metrics import MetricsWriter, read_metrics, truncate_rows
+from experiments.policies import describe_policy, load_policy, model_digest
+from experiments.stages.divergence import Diverged, Watch
+from experiments.stages.evaluate import curve_point
 from experiments.stages.growth import Growth
-from experiments.stop_signal import Stopped, StopSignal
+from experiments.stop_signal import StopSignal
 from experiments.tasks import Task
-from experiments.workdir import Workdir, write_json
-from rapo_jax import models
+from experiments.workdir import Workdir, read_json, write_json
+from rapo_jax import files, models
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, end_ids, order, prompt_hash
+from rapo_jax.models import folder as folders
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
-from rapo_jax.tools import ToolStatus
+from rapo_jax.retrieval.manifest import (
+  MANIFEST_FILE,
+  FileInfo,
+  describe_files,
+  file_problems,
+)
+from rapo_jax.retrieval.remote import RemoteBuffer
+from rapo_jax.tools import ToolStatus as ToolStatus
 from rapo_jax.training import (
   Checkpoints,
   Trainer,
@@ -43,7 +62,6 @@ from rapo_jax.training import (
 )
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
-DONE_FILE = "done.json"
 POLICY_FOLDER = "policy"
 """Hugging Face folder of a finished run's policy, adapters merged."""
 ADAPTERS_FOLDER = "adapters"
@@ -51,10 +69,8 @@ ADAPTERS_FOLDER = "adapters"
 BUFFER_FOLDER = "buffer"
 """What a run whose buffer grows has added to it."""
 
-# One call that fails may be bad luck; that many of as many are not.
-_BROKEN_CALLS = 8
-
 Report = Callable[[float, str], None]
+Note = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +108,7 @@ def train(
   buffer: Buffer | None,
   report: Report,
   stop: StopSignal,
+  note: Note,
 ) -> None:
   """Trains one run to its last update, from its newest checkpoint if any.
 
@@ -104,80 +121,214 @@ def train(
       it.
     report: called with the share done, 0 to 1, and a word on the last update.
     stop: once it is requested, the update under way is the last.
+    note: called with what a user has to see, a line each.
 
   Raises:
     Stopped: after a checkpoint of all that was done.
-    InputError: the newest checkpoint is of another config or prompt template,
-      the base agent cannot be read, or the mesh does not divide it.
+    InputError: no checkpoint is sound, or the newest is of another run, config,
+      prompt template, base agent or buffer; the base agent cannot be read, or
+      the mesh does not divide it.
+    Diverged: the policy is not finite, or has grown beyond all bounds.
+    health.HealthStop: the run cannot learn, and `train.health` says to stop; or
+      log-probs of a rollout are not finite.
   """
   folder = workdir.run(run.task, run.name)
-  if (folder / DONE_FILE).exists():
+  if is_finished(folder, config):
     report(1.0, "finished before")
     return
+  folders.clear_leftovers(folder / POLICY_FOLDER)
+  folders.clear_leftovers(folder / ADAPTERS_FOLDER)
   policy = load_policy(config, task.base_path, seed=run.seed)
+  watch = Watch(config, workdir, folder, policy)
   growth = _open_growth(config, run, buffer, folder)
   trainer = _make_trainer(
     config, task, run, buffer if growth is None else growth.buffer, policy
   )
+  origin = _origin(config, task, run, buffer)
+  described = {
+    "code": provenance.code(),
+    **describe_policy(policy, task.base_path, end_ids=end_ids(task.tokenizer)),
+  }
   state = init_train_state(
     policy, config.optimizer, mesh=device_mesh(config.mesh)
   )
-  checkpoints = Checkpoints(folder / "checkpoints")
-  origin = {
-    "config_hash": flags.config_hash(config),
-    "prompt_hash": prompt_hash(
-      task.tokenizer, task.train[0], date=task.prompt_date
-    ),
-  }
-  described = describe_policy(
-    policy, task.base_path, end_ids=end_ids(task.tokenizer)
-  )
-  if policy.config.lora is not None:
-    # The checkpoint holds adapters, which mean nothing over another base.
-    origin[BASE_FINGERPRINT] = described[BASE_FINGERPRINT]
-  state, done, totals = _resume(checkpoints, state, folder, origin, growth)
-  with MetricsWriter(
-    folder,
-    tensorboard=config.logging.tensorboard,
-    wandb=config.logging.wandb,
-    resumed_update=done if totals else -1,
-    config=flags.to_dict(config),
-  ) as writer:
-    evaluate = functools.partial(
-      sample_accuracy, config, task, samples=config.evaluation.curve_samples
+  with contextlib.closing(_open_checkpoints(folder)) as checkpoints:
+    resumed = _resume(checkpoints, state, run, folder, origin, growth, note)
+    (folder / DONE_FILE).unlink(missing_ok=True)
+    updates = _Updates(
+      config,
+      task,
+      run,
+      folder,
+      trainer,
+      growth,
+      checkpoints,
+      watch,
+      saved_with={**origin, **described},
     )
-    if not totals:
-      accuracy = evaluate(state.model)
-      writer.write(0, {"eval/accuracy": accuracy})
-      totals = {"seconds": 0.0, "generated_tokens": 0.0}
-    report(done / config.train.num_updates, run.name)
-    with compilations() as compiled:
-      _rehearse(config, task, run, trainer, state)
-    report(done / config.train.num_updates, _describe_programs(run, compiled))
-    for update in range(done, config.train.num_updates):
-      state, row = _update(
-        config, task, run, trainer, state, update, totals, folder, growth
-      )
-      number = update + 1
-      last = number == config.train.num_updates
-      if last or number % config.train.eval_every == 0:
-        row["eval/accuracy"] = evaluate(state.model)
-      writer.write(number, row)
-      stopping = stop.requested
-      if last or stopping or number % config.train.checkpoint_every == 0:
-        metadata = {"update": number, "totals": totals, **origin, **described}
-        if growth is not None:
-          metadata["buffer"] = growth.state()
-          kept = min(checkpoints.updates(), default=0)
-          growth.buffer.forget_before(kept)
-        checkpoints.save(number, state, metadata)
-      report(number / config.train.num_updates, _describe(run, row))
-      if stopping and not last:
-        checkpoints.close()
-        raise Stopped(f"{run.task} {run.name} stopped after update {number}")
-  checkpoints.close()
-  _write_policy(state.model, task, folder)
-  write_json(folder / DONE_FILE, {"update": config.train.num_updates})
+    if resumed.update < config.train.num_updates:
+      state = updates.all(resumed, report, stop, note)
+    else:
+      state = resumed.state
+      note(_ends_at(config, run, resumed.update))
+  _write_end(
+    state.model, task, folder, max(resumed.update, config.train.num_updates)
+  )
+  if stop.requested:
+    raise stop.stop(f"stopped after {run.task} {run.name} was finished")
+
+
+def _ends_at(config: ExperimentConfig, run: Run, update: int) -> str:
+  """What is said of a run whose newest checkpoint is its last."""
+  text = f"{run.task} {run.name}: all of its {update} updates were done before"
+  if update > config.train.num_updates:
+    text += (
+      f", which is more than train.num_updates ({config.train.num_updates}): "
+      "it ends there"
+    )
+  return text
+
+
+@dataclasses.dataclass
+class _Updates:
+  """The updates of one run, with what they need.
+
+  Attributes:
+    config: the experiment.
+    task: questions and tools.
+    run: method and seed.
+    folder: of the run.
+    trainer: does an update.
+    growth: what the run adds to its buffer, or None.
+    checkpoints: of the run.
+    watch: sees when it diverges.
+    saved_with: what each checkpoint says of where it is from.
+  """
+
+  config: ExperimentConfig
+  task: Task
+  run: Run
+  folder: pathlib.Path
+  trainer: Trainer
+  growth: Growth | None
+  checkpoints: Checkpoints
+  watch: Watch
+  saved_with: dict[str, Any]
+
+  def all(
+    self, resumed: _Resumed, report: Report, stop: StopSignal, note: Note
+  ) -> TrainState:
+    """Trains to the last update; returns the state after it.
+
+    Raises:
+      Stopped: after a checkpoint of all that was done.
+      health.HealthStop: the run cannot learn.
+      Diverged: nor can it ever again.
+    """
+    config, run = self.config, self.run
+    state, done, totals = resumed
+    num_updates = config.train.num_updates
+    with MetricsWriter(
+      self.folder,
+      tensorboard=config.logging.tensorboard,
+      wandb=config.logging.wandb,
+      resumed_update=done if totals else -1,
+      config=flags.to_dict(config),
+    ) as writer:
+      monitor = _monitor(config, run).replay(read_metrics(self.folder))
+      if not totals:
+        writer.write(0, self._evaluate(state.model))
+        totals = {"seconds": 0.0, "generated_tokens": 0.0}
+      report(done / num_updates, run.name)
+      with compilations() as compiled:
+        _rehearse(config, self.task, run, self.trainer, state)
+      report(done / num_updates, _describe_programs(run, compiled))
+      for number in stop.deferred(
+        range(done + 1, num_updates + 1), "after the update under way"
+      ):
+        state, row = _update(
+          config,
+          self.task,
+          run,
+          self.trainer,
+          state,
+          number - 1,
+          totals,
+          self.folder,
+          self.growth,
+          monitor,
+        )
+        try:
+          self.watch.check(number, row, state, self.checkpoints)
+        except Diverged:
+          # The report shows what the run has stopped at.
+          writer.write(number, row)
+          raise
+        _watch(config, run, row, number, monitor, writer, note)
+        last = number == num_updates
+        if last or number % config.train.eval_every == 0:
+          row |= self._evaluate(state.model)
+        writer.write(number, row)
+        stopping = stop.requested
+        if last or stopping or number % config.train.checkpoint_every == 0:
+          self._save(number, state, totals)
+        report(number / num_updates, _describe(run, row))
+        if stopping and not last:
+          raise stop.stop(
+            f"{run.task} {run.name} stopped after update {number}"
+          )
+    return state
+
+  def _evaluate(self, model: models.Decoder) -> dict[str, float]:
+    samples = self.config.evaluation.curve_samples
+    return curve_point(self.config, self.task, model, samples=samples)
+
+  def _save(
+    self, number: int, state: TrainState, totals: dict[str, float]
+  ) -> None:
+    """Saves what the run has to go back to."""
+    metadata = {"update": number, "totals": totals, **self.saved_with}
+    if self.growth is not None:
+      metadata["buffer_growth"] = self.growth.state()
+      kept = min(self.checkpoints.updates(), default=0)
+      self.growth.buffer.forget_before(kept)
+    _check_room(self.folder, state)
+    self.checkpoints.save(number, state, metadata)
+
+
+def check_buffer(
+  config: ExperimentConfig, run: Run, buffer: Buffer | None
+) -> None:
+  """Refuses to retrieve from a buffer without a trace that may be inserted.
+
+  One that grows may begin empty.
+
+  Raises:
+    InputError: with the remedy.
+  """
+  rollout, _ = config.method(run.method)
+  if not rollout.num_hybrid or config.buffer.grow is not None:
+    return
+  least = config.retrieval.min_reward
+  if isinstance(buffer, StepTraceBuffer):
+    there, usable = len(buffer), buffer.num_above(least)
+  elif isinstance(buffer, RemoteBuffer):
+    there = usable = int(buffer.check().get("num_traces", 1))
+  else:
+    there = usable = 0
+  if usable:
+    return
+  what = (
+    f"none of the {there} traces of its buffer has a reward above "
+    f"retrieval.min_reward ({least:g})"
+    if there
+    else "its buffer holds no trace"
+  )
+  raise InputError(
+    f"{run.method} retrieves, and {what} ({run.task}): build one from "
+    "trajectories that answer right, name another in buffer.path, let it grow "
+    "(buffer.grow), or train with train.methods=grpo."
+  )
 
 
 @input_errors.from_outside()
@@ -226,10 +377,10 @@ def _make_trainer(
   )
 
 
-def _write_policy(
-  model: models.Decoder, task: Task, folder: pathlib.Path
+def _write_end(
+  model: models.Decoder, task: Task, folder: pathlib.Path, update: int
 ) -> None:
-  """Writes the trained policy, and its adapters apart if it has any."""
+  """Writes the trained policy, adapters if it has any, and that it ended."""
   models.save_pretrained(
     models.merge_adapters(model),
     folder / POLICY_FOLDER,
@@ -241,38 +392,217 @@ def _write_policy(
     models.save_adapters(
       model, folder / ADAPTERS_FOLDER, base_model=task.base_path.absolute()
     )
+  written = describe_files(folder / POLICY_FOLDER)
+  write_json(
+    folder / DONE_FILE,
+    {
+      "update": update,
+      "policy": {name: dataclasses.asdict(f) for name, f in written.items()},
+    },
+  )
+  (folder / DIVERGED_FILE).unlink(missing_ok=True)
 
 
+def ended_update(folder: pathlib.Path) -> int | None:
+  """Updates behind the policy that a run has ended with.
+
+  Args:
+    folder: of the run.
+
+  Returns:
+    None if it has not ended, or if its policy is not there whole.
+  """
+  done = _read_end(folder)
+  if done is None:
+    return None
+  update, written = done
+  if file_problems(folder / POLICY_FOLDER, written, checksums=False):
+    return None
+  return update
+
+
+def is_finished(folder: pathlib.Path, config: ExperimentConfig) -> bool:
+  """Whether a run has as many updates behind it as the config asks for."""
+  update = ended_update(folder)
+  return update is not None and update >= config.train.num_updates
+
+
+@input_errors.from_outside()
+def check_policy(folder: pathlib.Path) -> None:
+  """Reads the policy of a run that has ended, and compares it byte by byte.
+
+  Raises:
+    InputError: it is not as it was written; says how to have it again.
+  """
+  done = _read_end(folder)
+  found = (
+    file_problems(folder / POLICY_FOLDER, done[1], checksums=True)
+    if done
+    else [f"{DONE_FILE} cannot be read"]
+  )
+  if found:
+    raise InputError(
+      f"{folder / POLICY_FOLDER} is not as it was written: "
+      f"{'; '.join(found)}. Delete {folder / DONE_FILE} and start "
+      "--stage=train again: the policy is written once more, from the newest "
+      "checkpoint."
+    )
+
+
+def _read_end(
+  folder: pathlib.Path,
+) -> tuple[int, dict[str, FileInfo]] | None:
+  """What `_write_end` wrote of a run; None if it is not there or broken."""
+  try:
+    done = read_json(folder / DONE_FILE)
+    return int(done["update"]), {
+      name: FileInfo(**info) for name, info in done["policy"].items()
+    }
+  except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    return None
+
+
+@input_errors.from_outside()
+def _open_checkpoints(folder: pathlib.Path) -> Checkpoints:
+  return Checkpoints(folder / CHECKPOINTS_FOLDER)
+
+
+class _Resumed(NamedTuple):
+  """Where a run goes on.
+
+  Attributes:
+    state: after `update` updates.
+    update: updates that are done.
+    totals: running totals; none for a fresh run.
+  """
+
+  state: TrainState
+  update: int
+  totals: dict[str, float]
+
+
+@input_errors.from_outside()
+def _origin(
+  config: ExperimentConfig, task: Task, run: Run, buffer: Buffer | None
+) -> dict[str, Any]:
+  """What a run goes on with alone: what it would be another run without."""
+  rollout, _ = config.method(run.method)
+  return {
+    "run": f"{run.task} {run.name}",
+    "config": TRAIN.of(flags.to_dict(config)),
+    "prompt_hash": prompt_hash(
+      task.tokenizer, task.train[0], date=task.prompt_date
+    ),
+    "base_agent": model_digest(task.base_path),
+    "buffer": _buffer_digest(buffer) if rollout.num_hybrid else None,
+  }
+
+
+def _buffer_digest(buffer: Buffer | None) -> str | None:
+  """Changes with any byte of a buffer's files, or with what its server says."""
+  if isinstance(buffer, StepTraceBuffer) and buffer.directory is not None:
+    content = (buffer.directory / MANIFEST_FILE).read_bytes()
+    return hashlib.sha256(content).hexdigest()
+  if isinstance(buffer, RemoteBuffer):
+    said = buffer.check()
+    return f"version {said['version']}, {said.get('num_traces')} traces"
+  return None
+
+
+@input_errors.from_outside()
 def _resume(
   checkpoints: Checkpoints,
   state: TrainState,
+  run: Run,
   folder: pathlib.Path,
-  origin: dict[str, str],
+  origin: dict[str, Any],
   growth: Growth | None,
-) -> tuple[TrainState, int, dict[str, float]]:
-  """State, updates done and running totals; no totals for a fresh run."""
-  newest = checkpoints.latest()
+  note: Note,
+) -> _Resumed:
+  """Goes back to the newest sound checkpoint, and says what is lost.
+
+  Metrics, trajectories and what the buffer has grown by go back with it.
+
+  Raises:
+    InputError: no checkpoint is sound, or the newest is of something else.
+  """
+  newest, problems = checkpoints.newest_sound()
+  name = f"{run.task} {run.name}"
+  for line in problems:
+    note(f"warning: {name}: {line}")
   if newest is None:
-    if growth is not None:
-      growth.restore(0, None)
-    truncate_rows(folder / TRAJECTORIES_FILE, -1)
-    return state, 0, {}
+    _begin_anew(folder, name, growth, note)
+    return _Resumed(state, 0, {})
+  where = f"update {newest} in {folder}"
+  if problems:
+    note(
+      f"warning: {name} goes on from the checkpoint of update {newest}, the "
+      "newest that is sound; what came after it is dropped and done again"
+    )
   # Of another experiment it may have other shapes too, which nobody could
   # make sense of.
   metadata = checkpoints.metadata(newest)
-  _check_origin(metadata, origin, f"update {newest} in {folder}")
+  _check_origin(metadata, origin, folder, where)
+  there, here = metadata["code"], provenance.code()
+  if there["source_sha256"] != here["source_sha256"]:
+    note(
+      f"warning: {name}: the checkpoint of {where} was written by other code "
+      f"({provenance.describe_code(there)}) than this "
+      f"({provenance.describe_code(here)}); the run goes on"
+    )
   if growth is not None:
-    growth.restore(newest, metadata.get("buffer"))
+    growth.restore(newest, metadata.get("buffer_growth"))
   state = checkpoints.restore(newest, state)
   truncate_rows(folder / TRAJECTORIES_FILE, newest)
-  return state, newest, dict(metadata["totals"])
+  return _Resumed(state, newest, dict(metadata["totals"]))
+
+
+def _begin_anew(
+  folder: pathlib.Path, name: str, growth: Growth | None, note: Note
+) -> None:
+  """Clears what a run without a checkpoint has left.
+
+  Raises:
+    InputError: the run has ended, so that there must be checkpoints.
+  """
+  if (folder / DONE_FILE).exists():
+    raise InputError(
+      f"{name} has ended, and a run goes on from a checkpoint: "
+      f"{folder / CHECKPOINTS_FOLDER} holds none. Put them back, or delete "
+      f"{folder} to train it from the start."
+    )
+  lost = [row for row in read_metrics(folder) if row["update"] > 0]
+  if lost:
+    note(
+      f"{name} has no checkpoint yet: the {len(lost)} updates that were done "
+      "are done again"
+    )
+  if growth is not None:
+    growth.restore(0, None)
+  truncate_rows(folder / TRAJECTORIES_FILE, -1)
+
+
+def _check_room(folder: pathlib.Path, state: TrainState) -> None:
+  """Refuses to begin a checkpoint that the disk has no room for."""
+  trained = models.trainable(state.model)
+  leaves = jax.tree.leaves((trained, state.opt_state))
+  size, free = sum(x.nbytes for x in leaves), shutil.disk_usage(folder).free
+  if size > free:
+    raise InputError(
+      f"a checkpoint takes about {size / 1e6:,.1f} MB, and {folder} has "
+      f"{free / 1e6:,.1f} MB free: free some space there and start again; it "
+      "goes on from the newest checkpoint."
+    )
 
 
 def _check_origin(
-  metadata: dict[str, Any], origin: dict[str, str], where: str
+  metadata: dict[str, Any],
+  origin: dict[str, Any],
+  folder: pathlib.Path,
+  where: str,
 ) -> None:
   """Refuses a checkpoint that another experiment, or version, wrote."""
-  missing = sorted({"totals", *origin} - metadata.keys())
+  missing = sorted({"totals", "code", *origin} - metadata.keys())
   if missing:
     raise InputError(
       f"a checkpoint says what it is of, and that of {where} has no "
@@ -280,10 +610,20 @@ def _check_origin(
       "another --workdir."
     )
   for name, here in origin.items():
-    if metadata[name] != here:
+    there = metadata[name]
+    if name == "config":
+      lines = train_differences(TRAIN.complete(there), here, folder)
+      if lines:
+        raise InputError(
+          f"a run goes on with the config that it began with; of that of "
+          f"{where}\n"
+          + "\n".join(f"  {line}" for line in lines)
+          + "\nundo what has changed, or choose another --workdir."
+        )
+    elif there != here:
       raise InputError(
         f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"{where} has {metadata[name]}, this run {here}: undo what has "
+        f"{where} has {there}, this run {here}: undo what has "
         "changed, or choose another --workdir."
       )
 
@@ -317,7 +657,8 @@ def _rehearse(
   update = config.train.num_updates
   queries, prompts = _questions(config, task, run, update)
   # A copy: the state is donated.
-  trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
+  with health.finite_rollout(f"rehearsal of {run.task} {run.name}"):
+    trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
 
 
 def _update(
@@ -330,21 +671,27 @@ def _update(
   totals: dict[str, float],
   folder: pathlib.Path,
   growth: Growth | None,
+  monitor: health.Monitor,
 ) -> tuple[TrainState, dict[str, float]]:
-  """One update and its row of metrics; adds to the totals."""
+  """One update and its row of metrics; adds to the totals.
+
+  Its trajectories are logged on a schedule, and where an alert begins.
+  """
   queries, prompts = _questions(config, task, run, update)
-  with compilations() as compiled:
+  where = f"update {update + 1} of {run.task} {run.name}"
+  with compilations() as compiled, health.finite_rollout(where):
     state, experience, row = trainer.step(state, queries, prompts, update)
   row["compile/programs"] = len(compiled)
   row["compile/seconds"] = sum(c.seconds for c in compiled)
   _stop_if_compiled(config, run, update + 1, compiled)
-  _stop_if_broken(config, run, update + 1, row)
   totals["seconds"] += row["step/seconds"]
   totals["generated_tokens"] += row["rollout/generated_tokens"]
   number = update + 1
   every = config.train.log_trajectories_every
-  if number == 1 or number % every == 0:
-    with (folder / TRAJECTORIES_FILE).open("a", encoding="utf-8") as file:
+  alerts = monitor.look(number, row)
+  row |= monitor.metrics()
+  if number == 1 or number % every == 0 or any(a.show for a in alerts):
+    with files.append_private(folder / TRAJECTORIES_FILE) as file:
       for record in trajectory_log.records(
         experience, queries, task.tokenizer, number
       ):
@@ -376,10 +723,58 @@ def _stop_if_compiled(
     )
 
 
-def _stop_if_broken(
-  config: ExperimentConfig, run: Run, number: int, row: dict[str, float]
+def _monitor(config: ExperimentConfig, run: Run) -> health.Monitor:
+  rollout, _ = config.method(run.method)
+  return health.Monitor(config.train.health, retrieves=rollout.num_hybrid > 0)
+
+
+def _watch(
+  config: ExperimentConfig,
+  run: Run,
+  row: dict[str, float],
+  number: int,
+  monitor: health.Monitor,
+  writer: MetricsWriter,
+  note: Note,
 ) -> None:
-  """Raises rather than train on, once nothing can be learned any more."""
+  """Notes how the first update went and what alerts begin; stops a broken run.
+
+  The row of an update that stops the run is written first, for the report.
+  """
+  try:
+    alerts = _stop_if_broken(config, run, number, row, monitor)
+  except RuntimeError:
+    writer.write(number, row)
+    raise
+  if number == 1:
+    note(f"{run.task} {run.name}: {health.first_update_text(row)}")
+  for alert in alerts:
+    if alert.show:
+      note(f"warning: {run.task} {run.name}: {alert.describe()}")
+
+
+def _stop_if_broken(
+  config: ExperimentConfig,
+  run: Run,
+  number: int,
+  row: dict[str, float],
+  monitor: health.Monitor | None = None,
+) -> list[health.Alert]:
+  """Raises rather than train on, once nothing can be learned any more.
+
+  Args:
+    config: the experiment.
+    run: of which the update is.
+    number: of the update.
+    row: its metrics.
+    monitor: has seen the updates before; None for a new one, with defaults.
+
+  Returns:
+    Alerts that do not stop the run.
+
+  Raises:
+    RuntimeError: names the rule, the figures and the remedy.
+  """
   where = f"update {number} of {run.task} {run.name}"
   gap = row["mismatch/abs_log_prob_mean"]
   # Not `gap > limit`: NaN has to stop the run too.
@@ -389,12 +784,6 @@ def _stop_if_broken(
       f"{config.train.stop_mismatch} on average (train.stop_mismatch), {where} "
       f"has {gap:.4f}: the two do not compute the same model."
     )
-  for name in ("loss", "gradient_norm"):
-    if not math.isfinite(row[name]):
-      raise RuntimeError(
-        f"{name} must be finite, {where} has {row[name]}: lower "
-        "optimizer.learning_rate; the newest checkpoint is from before."
-      )
   if row["rollout/retrievals_failed"] and not (
     row["rollout/retrievals"] or row["rollout/retrievals_missed"]
   ):
@@ -414,14 +803,14 @@ def _stop_if_broken(
         "--stage=buffer in a fresh work folder."
       )
     raise RuntimeError(f"every retrieval of {where} failed: {remedy}")
-  for tool in sorted({n.split("/")[1] for n in row if n.startswith("tools/")}):
-    counts = {s: row[f"tools/{tool}/{s}"] for s in ToolStatus}
-    broken = counts[ToolStatus.FAILED] + counts[ToolStatus.REFUSED]
-    if broken >= _BROKEN_CALLS and broken == sum(counts.values()):
-      raise RuntimeError(
-        f"every call of {tool} in {where} failed, {broken:.0f} of them: the "
-        "tool is broken, not the agent. The log has the first error."
+  alerts = (monitor or health.Monitor()).look(number, row)
+  for alert in alerts:
+    if alert.stops:
+      raise health.HealthStop(
+        f"{where} cannot learn. {alert.describe()} To go on all the same, "
+        f"start again with --config.train.health.{alert.kind}=warn."
       )
+  return alerts
 
 
 def _describe(run: Run, row: dict[str, Any]) -> str:

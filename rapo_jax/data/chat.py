@@ -1,9 +1,8 @@
 """Conversations as text and as token ids, by a tokenizer's chat template.
 
-A template is a program from outside. It may fail, read the clock, or join what
-users wrote to control tokens of its own. Here it renders on a fixed date, its
-errors are told in a line, and nothing that a user wrote becomes a control
-token.
+A template is a program from outside. It may fail, read the clock, or put what
+users wrote beside its control tokens. Here it renders on a fixed date, an error
+is one line, and no text of a user becomes a control token.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import dataclasses
 import datetime
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -144,8 +143,8 @@ def render(
   template = template_of(tokenizer)
   if template is None:
     raise ValueError(
-      "prompts are written by the tokenizer's chat template, and this one has "
-      f"none: {_REMEDY}."
+      "a chat template must write the prompts, and this tokenizer has no "
+      f"template: {_REMEDY}."
     )
   turns = [dict(message) for message in messages]
   options: dict[str, Any] = {}
@@ -204,15 +203,15 @@ def encode_chat(
     }
     for message in messages
   ]
-  return _encode_around(
-    TextEncoder(tokenizer), controls, render(tokenizer, marked, **options), mark
-  )
+  text = render(tokenizer, marked, **options)
+  return _encode_around(tokenizer, controls, text, mark)
 
 
 def _encode_around(
-  encode: TextEncoder, controls: ControlTokens, text: str, mark: str
+  tokenizer: Any, controls: ControlTokens, text: str, mark: str
 ) -> list[int]:
   """Encodes what lies between control tokens as text, its marks removed."""
+  first, later = TextEncoder(tokenizer), _later_encoder(tokenizer, controls)
   ids: list[int] = []
   at, swallows = 0, False
   for found in [*controls.pattern.finditer(text), None]:
@@ -221,11 +220,35 @@ def _encode_around(
     # Some control tokens swallow the white space beside them.
     run = run.lstrip() if swallows else run
     run = run.rstrip() if token is not None and token.lstrip else run
-    ids += encode(run.replace(mark, "")) if run else []
+    if run:
+      ids += (later if at else first)(run.replace(mark, ""))
     if found is not None and token is not None:
       ids.append(controls.ids[found[0]])
       at, swallows = found.end(), token.rstrip
   return ids
+
+
+def _later_encoder(
+  tokenizer: Any, controls: ControlTokens
+) -> Callable[[str], list[int]]:
+  """Encodes text that comes after a control token, as the tokenizer does there.
+
+  Tokenizers of SentencePiece's kind put a space before a text, some of them
+  before the first text alone.
+  """
+  encode = TextEncoder(tokenizer)
+  known = next(iter(controls.ids), "")
+  both = tokenizer.encode(f"{known}a", add_special_tokens=False)
+  if both[bool(known) :] == encode("a"):
+    return encode
+  lead = encode("\n")
+
+  def encode_later(text: str) -> list[int]:
+    ids = encode(f"\n{text}")
+    # Unless the line feed has become one token with what follows.
+    return ids[len(lead) :] if ids[: len(lead)] == lead else encode(text)
+
+  return encode_later
 
 
 def control_tokens(tokenizer: Any) -> ControlTokens:

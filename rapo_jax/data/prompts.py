@@ -137,7 +137,7 @@ def encode_prompt(
 
 
 def prompt_hash(
-  tokenizer: Any, query: Query, *, date: datetime.date = chat.PROMPT_DATE
+  tokenizer: Any, query: Query, date: datetime.date = chat.PROMPT_DATE
 ) -> str:
   """Sixteen hex digits that change when prompts are written otherwise.
 

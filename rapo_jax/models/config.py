@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from rapo_jax.ranges import check_numbers
+
 _REQUIRED = (
   "vocab_size",
   "hidden_size",
@@ -129,10 +131,19 @@ class RopeConfig:
           f"{', '.join(names) or 'theta alone'}, got {field.name}="
           f"{getattr(self, field.name)}; set rope_type, or leave it out."
         )
-    if self.factor < 1:
-      raise ValueError(
-        f"The rotary embedding's factor must be at least 1, got {self.factor}."
-      )
+    check_numbers(self, "factor", at_least=1)
+    check_numbers(self, "original_max_position_embeddings", at_least=1)
+    check_numbers(
+      self,
+      "theta",
+      "low_freq_factor",
+      "high_freq_factor",
+      "beta_fast",
+      "beta_slow",
+      "attention_factor",
+      above=0,
+    )
+    check_numbers(self, "mscale", "mscale_all_dim", at_least=0)
     if (
       "original_max_position_embeddings" in names
       and not self.original_max_position_embeddings
@@ -206,12 +217,8 @@ class LoraConfig:
   targets: tuple[LoraTarget, ...] = ("query", "key", "value", "out")
 
   def __post_init__(self):
-    if self.rank < 1:
-      raise ValueError(f"rank must be at least 1, got {self.rank}.")
-    if self.alpha <= 0:
-      raise ValueError(
-        f"alpha must be above 0, got {self.alpha}; twice the rank is usual."
-      )
+    check_numbers(self, "rank", at_least=1)
+    check_numbers(self, "alpha", above=0)
     choices = get_args(LoraTarget)
     if (
       not self.targets
@@ -284,6 +291,19 @@ class DecoderConfig:
   lora: LoraConfig | None = None
 
   def __post_init__(self):
+    check_numbers(
+      self,
+      "vocab_size",
+      "hidden_size",
+      "intermediate_size",
+      "num_layers",
+      "num_heads",
+      "num_kv_heads",
+      "head_dim",
+      "max_position_embeddings",
+      at_least=1,
+    )
+    check_numbers(self, "rms_norm_eps", "initializer_range", at_least=0)
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         "num_heads must be a multiple of num_kv_heads, got "
@@ -530,6 +550,10 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
       f"one each for {', '.join(layers)}; other patterns are not implemented."
     )
   rope_type = rope.get("rope_type", rope.get("type", "default"))
+  if not isinstance(rope_type, str):
+    raise ValueError(
+      f"rope_type must be a text, got {rope_type!r}; correct the configuration."
+    )
   read = _ROPE_FIELDS.get(rope_type, ())
   stretching = {*_UNREAD_ROPE_FIELDS, *itertools.chain(*_ROPE_FIELDS.values())}
   stretching -= {*read, "original_max_position_embeddings"}

@@ -19,6 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from rapo_jax.ranges import check_multiple, check_numbers
 from rapo_jax.text_files import read_json
 
 WEIGHTS_FILE = "model.safetensors"
@@ -40,6 +41,14 @@ class BertConfig:
   max_position_embeddings: int
   type_vocab_size: int
   layer_norm_eps: float
+
+  def __post_init__(self) -> None:
+    names = [field.name for field in dataclasses.fields(self)]
+    check_numbers(self, *names[:-1], at_least=1)
+    check_numbers(self, "layer_norm_eps", at_least=0)
+    check_multiple(
+      self, "hidden_size", self.num_attention_heads, "num_attention_heads"
+    )
 
   @classmethod
   def from_hf(cls, config: Mapping[str, Any]) -> BertConfig:
@@ -67,7 +76,14 @@ class BertConfig:
           f" {config[name]!r}. Use a BERT model such as all-MiniLM-L6-v2,"
           " e5-base-v2 or bge-base-en-v1.5."
         )
-    return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
+    names = [field.name for field in dataclasses.fields(cls)]
+    missing = [name for name in names if name not in config]
+    if missing:
+      raise ValueError(
+        f"The sentence encoder needs {', '.join(missing)} in {CONFIG_FILE}: "
+        "take the file that was published with the weights."
+      )
+    return cls(**{name: config[name] for name in names})
 
 
 class BertLayer(nnx.Module):

@@ -67,7 +67,7 @@ def verify(directory: str | pathlib.Path) -> list[str]:
     manifest = read_manifest(directory)
   except ValueError as error:
     return [str(error)]
-  problems = file_problems(directory, manifest, checksums=True)
+  problems = file_problems(directory, manifest.files, checksums=True)
   if partial_folder(directory).exists():
     problems.append(
       f"{partial_folder(directory)} is what an interrupted build left: go on"

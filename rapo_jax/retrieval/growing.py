@@ -15,6 +15,7 @@ once more: two ScaNN trees of the same vectors give different neighbours.
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import re
 import shutil
@@ -30,6 +31,7 @@ from jaxtyping import Float, Float32
 from rapo_jax.models import folder as folder_lib
 from rapo_jax.retrieval import index as index_lib
 from rapo_jax.retrieval import store
+from rapo_jax.retrieval.manifest import MANIFEST_FILE
 from rapo_jax.retrieval.policy import Failed, Hit, Miss, RetrievalConfig
 from rapo_jax.retrieval.step_trace import StepTrace, trace_keys
 from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
@@ -156,6 +158,18 @@ class GrowingBuffer:
   def __len__(self) -> int:
     return len(self._buffer)
 
+  def digest(self) -> str:
+    """SHA-256 of what the buffer is restored from, apart from its base.
+
+    That is the manifest of the newest merged buffer, which has a digest of each
+    of its files, and the additions since.
+    """
+    digest = hashlib.sha256()
+    for path in self._parts:
+      content = path.read_bytes()
+      digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
   def retrieve(
     self,
     questions: Sequence[str],
@@ -209,6 +223,7 @@ class GrowingBuffer:
       ),
     )
     self._append(table, vectors)
+    self._parts.append(path)
 
   def merge(self, *, update: int) -> None:
     """Builds one index over everything, and empties the tail.
@@ -262,6 +277,7 @@ class GrowingBuffer:
           table,
           vectors.to_numpy().reshape(len(table), self._encoder.dimension),
         )
+        self._parts.append(path)
 
   def forget_before(self, update: int) -> None:
     """Deletes what going back to an update, or a later one, does not need."""
@@ -277,6 +293,10 @@ class GrowingBuffer:
     """Takes a loaded buffer as it is, without a tail."""
     assert isinstance(main.traces, ColumnarTraces)
     self._main = main
+    self._parts: list[pathlib.Path] = []
+    if main is not self._base:
+      assert main.directory is not None
+      self._parts.append(main.directory / MANIFEST_FILE)
     self._main_traces = main.traces
     self._buffer = main
     self._added = SCHEMA.empty_table()

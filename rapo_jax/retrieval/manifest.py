@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rapo_jax import files as files_lib
 from rapo_jax import text_files
 
 FORMAT_VERSION = 2
@@ -97,12 +98,9 @@ def repair_command(directory: pathlib.Path) -> str:
 
 
 def partial_folder(directory: pathlib.Path) -> pathlib.Path:
-  """Where a buffer is built until it is finished.
-
-  `.` and `..` have no name to put the suffix behind, and a link is followed.
-  """
-  directory = directory.resolve()
-  return directory.parent / f"{directory.name}{PARTIAL_SUFFIX}"
+  """Where a buffer is built until it is finished; a link is followed."""
+  directory = files_lib.followed(directory)
+  return directory.with_name(directory.name + PARTIAL_SUFFIX)
 
 
 def write_manifest(directory: pathlib.Path, manifest: Manifest) -> None:
@@ -291,22 +289,22 @@ def describe_files(directory: pathlib.Path) -> dict[str, FileInfo]:
 
 
 def file_problems(
-  directory: pathlib.Path, manifest: Manifest, *, checksums: bool
+  directory: pathlib.Path, files: Mapping[str, FileInfo], *, checksums: bool
 ) -> list[str]:
   """What differs between a folder's files and its manifest, a line each.
 
   Args:
     directory: the folder.
-    manifest: its manifest.
+    files: what its manifest says of them, by path.
     checksums: read every file and compare its digest, not just its size.
   """
   problems = []
   there = _file_names(directory)
-  for name in sorted({*there, *manifest.files}):
-    if name not in manifest.files:
+  for name in sorted({*there, *files}):
+    if name not in files:
       problems.append(f"{name} is not in the manifest")
       continue
-    wanted, path = manifest.files[name], directory / name
+    wanted, path = files[name], directory / name
     if name not in there:
       problems.append(f"{name} is missing")
     elif (size := path.stat().st_size) != wanted.bytes:

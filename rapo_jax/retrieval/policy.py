@@ -32,6 +32,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
+from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval.step_trace import StepTrace
 
 _NOISE_STREAM = 1
@@ -67,28 +68,20 @@ class RetrievalConfig:
   breaker_cooldown_s: float = 60.0
 
   def __post_init__(self) -> None:
-    if self.top_k < 1:
-      raise ValueError(f"top_k must be at least 1, got {self.top_k}.")
-    if not -1 <= self.min_similarity <= 1:
-      raise ValueError(
-        "min_similarity is a cosine and must lie in [-1, 1], got"
-        f" {self.min_similarity}."
-      )
-    if not 0 <= self.noise_prob <= 1:
-      raise ValueError(
-        f"noise_prob must lie in [0, 1], got {self.noise_prob}: 0 gives what"
-        " was found, 1 always a random trace."
-      )
+    check_numbers(
+      self, "top_k", "breaker_failures", "breaker_window", at_least=1
+    )
+    # A cosine.
+    check_numbers(self, "min_similarity", at_least=-1, at_most=1)
+    check_numbers(self, "min_reward")
+    # 0 gives what was found, 1 always a random trace.
+    check_numbers(self, "noise_prob", at_least=0, at_most=1)
+    check_numbers(self, "breaker_cooldown_s", at_least=0, unit="seconds")
     if not 1 <= self.breaker_failures <= self.breaker_window:
       raise ValueError(
         "breaker_failures must lie between 1 and breaker_window "
         f"({self.breaker_window}), got {self.breaker_failures}: lower it or "
         "raise breaker_window."
-      )
-    if self.breaker_cooldown_s < 0:
-      raise ValueError(
-        "breaker_cooldown_s must be at least 0 seconds, got "
-        f"{self.breaker_cooldown_s}: raise it."
       )
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rapo_jax import text_files
+from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval import Hit, StepTrace, step_hit
 
 PATH = "/retrieve"
@@ -81,10 +82,8 @@ class Limits:
   max_topk: int = 100
 
   def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if value < 1:
-        raise ValueError(f"{field.name} must be at least 1, got {value}.")
+    names = (field.name for field in dataclasses.fields(self))
+    check_numbers(self, *names, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +99,9 @@ class Defaults:
   topk: int = 3
   document: Document = "object"
   mode: Mode = "list"
+
+  def __post_init__(self) -> None:
+    check_numbers(self, "topk", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.step_trace import StepTrace, select_top_k, step_traces
 
@@ -42,17 +43,10 @@ class Selection:
   near_duplicates: float | None = None
 
   def __post_init__(self) -> None:
-    for name in ("num_trajectories", "top_k"):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {value}: leave it unset for all."
-        )
-    if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
-      raise ValueError(
-        "near_duplicates is a share of common word triples and must lie in "
-        f"(0, 1], got {self.near_duplicates}: 0.9 is a good value."
-      )
+    check_numbers(self, "num_trajectories", "top_k", at_least=1)
+    check_numbers(self, "min_reward")
+    # A share of common word triples; 0.9 is a good value.
+    check_numbers(self, "near_duplicates", above=0, at_most=1)
 
 
 def select_trajectories(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
+from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval import RetrievalConfig, protocol
 
 
@@ -52,20 +52,13 @@ class ServerConfig:
         f"The topk of a request that gives none must lie between 1 and max_topk"
         f" ({self.limits.max_topk}), got {self.defaults.topk}."
       )
-    if self.max_batch < 1:
-      raise ValueError(f"max_batch must be at least 1, got {self.max_batch}.")
-    for name in ("max_queue", "max_connections"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}."
-        )
-    if not 0 <= self.max_wait_s < math.inf:
-      raise ValueError(
-        f"max_wait_s must be at least 0 seconds, got {self.max_wait_s}."
-      )
-    for name in ("timeout_s", "header_timeout_s", "max_batch_s"):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(
-          f"{name} must be above 0 seconds and finite, got"
-          f" {getattr(self, name)}."
-        )
+    check_numbers(self, "max_batch", "max_queue", "max_connections", at_least=1)
+    check_numbers(self, "max_wait_s", at_least=0, unit="seconds")
+    check_numbers(
+      self,
+      "timeout_s",
+      "header_timeout_s",
+      "max_batch_s",
+      above=0,
+      unit="seconds",
+    )

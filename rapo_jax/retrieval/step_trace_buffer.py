@@ -146,6 +146,10 @@ class StepTraceBuffer:
     """Returns the number of traces."""
     return len(self.traces)
 
+  def num_above(self, min_reward: float) -> int:
+    """Number of traces whose reward is above a bound."""
+    return int(np.sum(self._rewards > min_reward))
+
   def __iter__(self) -> Iterator[StepTrace]:
     """Goes over the traces in the order in which they were given."""
     return iter(self.traces)
@@ -368,7 +372,7 @@ class StepTraceBuffer:
     manifest = read_manifest(directory)
     store.check_encoder(directory, manifest, encoder)
     check_folder(
-      directory, file_problems(directory, manifest, checksums=checksums)
+      directory, file_problems(directory, manifest.files, checksums=checksums)
     )
     if partial_folder(directory).exists():
       _log.warning(

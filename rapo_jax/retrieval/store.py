@@ -19,7 +19,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from rapo_jax import text_files
+from rapo_jax import files, text_files
 from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
 from rapo_jax.retrieval import scann_index
@@ -115,10 +114,11 @@ class BufferWriter:
     self._pending: list[StepTrace] = []
     self._writer: pq.ParquetWriter | None = None
     self._rows_in_part = 0
-    if self._partial.exists():
+    # One that was killed as it began has left an empty folder.
+    if self._partial.exists() and _begun(self._partial):
       self._open_partial(resume)
     else:
-      self._partial.mkdir(parents=True)
+      self._partial.mkdir(parents=True, exist_ok=True)
       state = {"encoder_sha256": encoder.sha256}
       write_whole(
         self._partial / _STATE_FILE,
@@ -231,10 +231,11 @@ class BufferWriter:
     self._writer.close()
     self._writer = None
     number = len(self._parts())
-    _sync(self._partial / "part.writing")
+    files.sync(self._partial / "part.writing")
     (self._partial / "part.writing").rename(
       self._partial / f"part-{number:05d}.parquet"
     )
+    files.sync(self._partial)
 
   def _tables(self) -> Iterator[pa.Table]:
     for part in self._parts():
@@ -454,7 +455,7 @@ def merge(
   manifests = [read_manifest(path) for path in paths]
   for path, manifest in zip(paths, manifests, strict=True):
     check_encoder(path, manifest, encoder)
-    check_folder(path, file_problems(path, manifest, checksums=True))
+    check_folder(path, file_problems(path, manifest.files, checksums=True))
     check_folder(path, value_problems(path, manifest))
   sources = [StoredTraces(path / TRACES_FILE) for path in paths]
   keys = KeyIds()
@@ -529,16 +530,20 @@ def write_whole(
 ) -> None:
   """Has a file written that is there whole, and on the disk, or not at all."""
   writing = path.with_suffix(".writing")
-  write(writing)
-  _sync(writing)
-  writing.rename(path)
+  try:
+    write(writing)
+    files.sync(writing)
+    writing.rename(path)
+  finally:
+    writing.unlink(missing_ok=True)
+  files.sync(path.parent)
+
+
+def _begun(partial: pathlib.Path) -> bool:
+  """Whether a build has put anything down, and is not just an empty folder."""
+  return any(path.suffix != ".writing" for path in partial.iterdir())
 
 
 def _save_vectors(path: pathlib.Path, vectors: np.ndarray) -> None:
   with path.open("wb") as file:
     np.save(file, vectors)
-
-
-def _sync(path: pathlib.Path) -> None:
-  with path.open("rb") as file:
-    os.fsync(file.fileno())

@@ -1,9 +1,16 @@
 """Outcome rewards of trajectories."""
 
 from rapo_jax.rewards.f1 import is_match, token_f1
-from rapo_jax.rewards.outcome import Score, ScoreStatus, last_boxed, score
+from rapo_jax.rewards.outcome import (
+  WHOLE_FORMAT,
+  Score,
+  ScoreStatus,
+  last_boxed,
+  score,
+)
 
 __all__ = [
+  "WHOLE_FORMAT",
   "Score",
   "ScoreStatus",
   "is_match",

@@ -51,6 +51,10 @@ class ScoreStatus(enum.StrEnum):
   r"""No `\boxed{…}` or `\fbox{…}` with balanced braces in the answer."""
 
 
+WHOLE_FORMAT = frozenset({ScoreStatus.OK, ScoreStatus.BOX_EMPTY})
+"""Where the trajectory closes its tags and gives an answer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
   """Outcome reward of a trajectory.

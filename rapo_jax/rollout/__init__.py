@@ -7,9 +7,11 @@ from rapo_jax.rollout.engine import (
   RolloutStats,
   group_requests,
 )
+from rapo_jax.rollout.finite import NonFiniteRollout
 from rapo_jax.rollout.tool_runner import ToolStats
 
 __all__ = [
+  "NonFiniteRollout",
   "RolloutConfig",
   "RolloutEngine",
   "RolloutRequest",

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from rapo_jax.ranges import check_numbers
 from rapo_jax.tools.tags import TOOL_TAGS
 
 
@@ -117,19 +118,8 @@ class RolloutConfig:
     return 2 * self.max_tool_calls + 1
 
   def __post_init__(self) -> None:
-    if not 0 <= self.num_hybrid <= self.num_generations:
-      raise ValueError(
-        "num_hybrid must lie between 0 and num_generations "
-        f"({self.num_generations}), got {self.num_hybrid}: lower num_hybrid or "
-        "raise num_generations."
-      )
-    if not 0.0 <= self.retrieval_prob <= 1.0:
-      raise ValueError(
-        f"retrieval_prob must lie in [0, 1], got {self.retrieval_prob}: 0 "
-        "never retrieves, 1 at every boundary."
-      )
-    check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
-    for name in (
+    check_numbers(
+      self,
       "num_generations",
       "num_slots",
       "prefill_rows",
@@ -143,26 +133,23 @@ class RolloutConfig:
       "tool_threads",
       "max_malformed_calls",
       "max_hung_calls",
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}: raise it."
-        )
-    for name in (
-      "max_tool_calls",
-      "tool_retries",
-      "tool_backoff_s",
-      "gather_s",
-    ):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f"{name} must be at least 0, got {getattr(self, name)}: raise it."
-        )
-    for name in ("tool_timeout_s", "trajectory_timeout_s"):
-      if getattr(self, name) <= 0:
-        raise ValueError(
-          f"{name} must be > 0 seconds, got {getattr(self, name)}: raise it."
-        )
+      at_least=1,
+    )
+    check_numbers(self, "max_tool_calls", "tool_retries", at_least=0)
+    check_numbers(
+      self, "tool_backoff_s", "gather_s", at_least=0, unit="seconds"
+    )
+    check_numbers(
+      self, "tool_timeout_s", "trajectory_timeout_s", above=0, unit="seconds"
+    )
+    check_numbers(self, "retrieval_prob", at_least=0, at_most=1)
+    check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+    if not 0 <= self.num_hybrid <= self.num_generations:
+      raise ValueError(
+        "num_hybrid must lie between 0 and num_generations "
+        f"({self.num_generations}), got {self.num_hybrid}: lower num_hybrid or "
+        "raise num_generations."
+      )
     _check_by_tool("tool_limits", self.tool_limits, at_least=1)
     _check_by_tool("tool_timeouts_s", self.tool_timeouts_s, above=0.0)
 
@@ -176,10 +163,10 @@ def check_sampling(
     ValueError: one is out of its range.
   """
   # `not` of what is right, so that NaN is refused, too.
-  if not temperature > 0:
+  if not 0 < temperature < math.inf:
     raise ValueError(
-      f"temperature must be > 0, got {temperature}: ask for greedy decoding "
-      "where the rollout is started instead."
+      f"temperature must be > 0 and finite, got {temperature}: ask for greedy "
+      "decoding where the rollout is started instead."
     )
   if top_k < 0:
     raise ValueError(f"top_k must be at least 0, got {top_k}: 0 keeps all.")
@@ -203,7 +190,7 @@ def _check_by_tool(
       f"{', '.join(tools)}: correct the names."
     )
   for tool, value in values:
-    if not (value >= at_least and value > above):
+    if not (math.inf > value >= at_least and value > above):
       rule = f"> {above:g}" if above > at_least else f"at least {at_least:g}"
       raise ValueError(
         f"{name} must be {rule}, got {value} for {tool}: raise it."

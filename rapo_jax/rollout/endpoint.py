@@ -25,6 +25,7 @@ from typing import Any
 from rapo_jax import rewards, web_address
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query, chat_messages
+from rapo_jax.ranges import check_numbers
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
 from rapo_jax.tools import tags
@@ -61,25 +62,12 @@ class EndpointConfig:
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
-    for name in ("max_step_tokens", "concurrency"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}: raise it."
-        )
-    if not self.request_timeout_s > 0:
-      raise ValueError(
-        "request_timeout_s must be > 0 seconds, got "
-        f"{self.request_timeout_s}: raise it."
-      )
+    check_numbers(self, "max_step_tokens", "concurrency", at_least=1)
+    check_numbers(self, "request_timeout_s", above=0, unit="seconds")
+    check_numbers(self, "temperature", "max_retries", at_least=0)
     web_address.check_address(
-      self.base_url,
-      "an endpoint",
-      "Set OPENAI_API_KEY in the environment.",
+      self.base_url, "an endpoint", "Set OPENAI_API_KEY in the environment."
     )
-    if self.max_retries < 0:
-      raise ValueError(
-        f"max_retries must be at least 0, got {self.max_retries}: raise it."
-      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ from rapo_jax.models import (
   with_adapters_of,
 )
 from rapo_jax.rollout import automaton as automaton_lib
-from rapo_jax.rollout import processes, tool_runner
+from rapo_jax.rollout import finite, processes, tool_runner
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.programs import Contents, Programs
@@ -129,6 +129,14 @@ class RolloutStats:
       "device_idle_fraction": 1 - device / seconds,
       "slot_occupancy": self.sampled_tokens / max(self.decode_positions, 1),
       "padding_fraction": 1 - self.cached_tokens / max(self.cache_positions, 1),
+    }
+
+  def tool_numbers(self) -> dict[str, float]:
+    """Counts and times of each tool, as `tools/<tool>/<figure>`."""
+    return {
+      f"tools/{tool}/{name}": value
+      for tool, stats in self.tools.items()
+      for name, value in stats.numbers().items()
     }
 
 
@@ -289,6 +297,7 @@ class RolloutEngine:
     Raises:
       ValueError: a prompt is longer than `max_prompt_tokens`, or holds an id
         that the policy has no row for.
+      NonFiniteRollout: a sampled token's log-prob or entropy is not finite.
     """
     for request in requests:
       self._check_prompt(request)
@@ -326,8 +335,11 @@ class RolloutEngine:
         return run(requests)
 
     if self._mesh is not None and self._mesh.is_multi_process:
-      return processes.run_led(self._mesh, programs, lead)
-    return lead(programs)
+      trajectories, stats = processes.run_led(self._mesh, programs, lead)
+    else:
+      trajectories, stats = lead(programs)
+    finite.check_finite(trajectories, self._config.dtype)
+    return trajectories, stats
 
   def _check_prompt(self, request: RolloutRequest) -> None:
     prompt, question = request.prompt_tokens, request.query.query_id
@@ -336,6 +348,11 @@ class RolloutEngine:
         f"a prompt holds at most {self._config.max_prompt_tokens} tokens "
         f"(max_prompt_tokens), that of question {question!r} has "
         f"{len(prompt)}: raise the limit or drop the question."
+      )
+    if not len(prompt):
+      raise ValueError(
+        f"a prompt holds at least one token, that of question {question!r} "
+        "has none: correct the chat template."
       )
     rows = len(self._eos)
     # An id beyond them would be read as another one, without an error.

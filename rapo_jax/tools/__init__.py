@@ -8,7 +8,7 @@ from rapo_jax.tools.base import (
   call_policy,
 )
 from rapo_jax.tools.pages import OpenTool
-from rapo_jax.tools.python import PythonTool
+from rapo_jax.tools.python import PythonTool, PythonWallError
 from rapo_jax.tools.search import SearchTool
 from rapo_jax.tools.tags import MalformedCall, ToolCall, escape, parse_call
 
@@ -17,6 +17,7 @@ __all__ = [
   "MalformedCall",
   "OpenTool",
   "PythonTool",
+  "PythonWallError",
   "SearchTool",
   "Tool",
   "ToolCall",

@@ -1,63 +1,126 @@
-"""Runs the agent's Python programs in confined, pre-forked processes."""
+"""Runs the agent's Python programs behind a wall, in pre-forked processes."""
 
 from __future__ import annotations
 
+import functools
+import json
+import logging
+import math
 import os
 import pathlib
 import queue
+import re
 import select
-import shutil
-import struct
+import signal
+import socket
 import subprocess
 import sys
-import tempfile
-import textwrap
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
+from rapo_jax.tools import python_server, python_wall
 from rapo_jax.tools.base import ToolResult, ToolStatus
 
 _SERVER = pathlib.Path(__file__).with_name("python_server.py")
-# What a server may take beyond a program's deadline before it counts as hung.
+# -S: standard library only. Not -I, which would ignore the hash seed, and with
+# it the order of a set would differ between servers.
+_FLAGS = ("-S", "-s", "-P", "-B")
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+# How long a server may take to start, and to tell of an end, on a busy machine.
+_START_S = 60.0
 _GRACE_S = 5.0
-_OK, _ERROR, _TIMEOUT, _OUTPUT_LIMIT = range(4)
+_FOLDER_BYTES = 16 * 2**20
+_STDERR_BYTES = 64 * 2**10
+_READ_BYTES = 2**16
+NO_OUTPUT = "[no output]"
+# The whole argument in a fence of Markdown, which may be left open.
+_FENCE = re.compile(
+  r"\s*```[^\S\n]*[\w+-]*[^\S\n]*\n(.*?)\n?(?:```\s*)?", re.DOTALL
+)
+_log = logging.getLogger(__name__)
+
+
+class PythonWallError(RuntimeError):
+  """Programs cannot be kept in on this machine."""
+
+
+class _Limits(NamedTuple):
+  """What a program may take; see `PythonTool`."""
+
+  timeout_s: float
+  memory_bytes: int
+  max_output_bytes: int
 
 
 class _ServerDied(Exception):
-  """The fork server ended before it answered."""
+  """The server ended, or does not answer."""
 
 
-class _ServerHung(Exception):
-  """The fork server did not answer in time."""
+class _ServerHung(_ServerDied):
+  """The server did not end a program in time."""
+
+
+class _Run(NamedTuple):
+  """What became of a program.
+
+  Attributes:
+    status: its wait status; None if it was ended here.
+    stdout: what it printed, up to the limit and a little more.
+    stderr: the end of its standard error.
+  """
+
+  status: int | None
+  stdout: bytes
+  stderr: bytes
+
+
+@functools.cache
+def library_folders() -> list[str]:
+  """Folders of the shared objects that the standard library can load."""
+  found = subprocess.run(
+    [sys.executable, *_FLAGS, str(_SERVER), "libraries"],
+    env=_ENVIRONMENT,
+    stdout=subprocess.PIPE,
+    stdin=subprocess.DEVNULL,
+    check=True,
+  )
+  return json.loads(found.stdout)
 
 
 class _Server:
-  """One fork server process and the pipes to it; used by one thread."""
+  """One server process, and one program at a time in it; used by one thread."""
 
-  def __init__(
-    self, timeout_s: float, memory_bytes: int, max_output_bytes: int
-  ):
-    folder = tempfile.mkdtemp(prefix="rapo-python-")
-    # Readable, so that a program can list it; nobody's to write in.
-    os.chmod(folder, 0o555)
-    self._folder = folder
-    self._deadline_s = timeout_s + _GRACE_S
-    # -S: standard library only. Not -I, which would ignore the hash seed, and
-    # with it the order of a set would differ between servers.
-    self._process = subprocess.Popen(
-      [
-        *(sys.executable, "-S", "-s", "-P", "-B", str(_SERVER)),
-        *(str(timeout_s), str(memory_bytes), str(max_output_bytes), folder),
-      ],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
-      bufsize=0,
-      start_new_session=True,
+  def __init__(self, limits: _Limits, *, wall: bool):
+    self._limits = limits
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    settings = python_server.Settings(
+      control=theirs.fileno(),
+      wall=wall,
+      cpu_s=math.ceil(limits.timeout_s) + 1,
+      memory_bytes=limits.memory_bytes,
+      folder_bytes=_FOLDER_BYTES,
+      libraries=library_folders() if wall else [],
     )
+    self._control = ours
+    with theirs:
+      self._process = subprocess.Popen(
+        [sys.executable, *_FLAGS, str(_SERVER), json.dumps(settings._asdict())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=_ENVIRONMENT,
+        bufsize=0,
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,
+      )
+    assert self._process.stdin is not None
+    assert self._process.stdout is not None
+    self._commands = self._process.stdin.fileno()
+    self._events = self._process.stdout.fileno()
+    self.ready = False
 
   @property
   def pid(self) -> int:
@@ -67,46 +130,138 @@ class _Server:
   def alive(self) -> bool:
     return self._process.poll() is None
 
-  def request(self, source: bytes) -> tuple[int, bytes]:
-    """Runs one program.
-
-    Returns:
-      The server's outcome code and the program's output.
+  def wait_until_ready(self) -> None:
+    """Goes through the start with the server.
 
     Raises:
-      _ServerDied: when it ended before it answered.
-      _ServerHung: when it did not answer within the deadline and the grace.
+      PythonWallError: a layer of the wall cannot be built; says which.
+      _ServerDied: it ended without a word.
     """
-    deadline = time.monotonic() + self._deadline_s
-    stdin = self._process.stdin
-    assert stdin is not None
+    deadline = time.monotonic() + _START_S
+    while not self.ready:
+      kind, *_ = self._event(deadline)
+      if kind == python_server.NEW:
+        try:
+          python_wall.map_ids(self.pid)
+        except OSError as error:
+          raise PythonWallError(f"mapping of users: {error}") from error
+        self._command(python_server.GO, python_server.NO_TOKEN)
+      elif kind == python_server.READY:
+        self.ready = True
+
+  def run(self, program: bytes) -> _Run:
+    """Runs one program, up to its deadline.
+
+    Raises:
+      _ServerDied: the server ended, or it lost the program.
+      _ServerHung: it did not end the program in time.
+    """
+    deadline = time.monotonic() + self._limits.timeout_s
+    # Nothing that a program can reach knows it.
+    token = os.urandom(len(python_server.NO_TOKEN))
+    ends = _Ends()
     try:
-      view = memoryview(struct.pack("<I", len(source)) + source)
-      while view:
-        view = view[stdin.write(view) or 0 :]
-    except BrokenPipeError as error:
+      self._command(python_server.GO, token)
+      try:
+        socket.send_fds(self._control, [b"p"], ends.theirs)
+      except OSError as error:
+        raise _ServerDied from error
+      ends.close_theirs()
+      return self._watch(ends, memoryview(program), token, deadline)
+    finally:
+      ends.close()
+
+  def _watch(
+    self, ends: _Ends, program: memoryview, token: bytes, deadline: float
+  ) -> _Run:
+    """Feeds a program, reads its output and waits for its end."""
+    poll = select.poll()
+    poll.register(self._events, select.POLLIN)
+    poll.register(ends.stdout, select.POLLIN)
+    poll.register(ends.stderr, select.POLLIN)
+    poll.register(ends.program, select.POLLOUT)
+    stdout, stderr = bytearray(), bytearray()
+    status: int | None = None
+    ended = killed = False
+    while not ended:
+      left_s = deadline - time.monotonic()
+      if not killed and (
+        left_s <= 0 or len(stdout) > self._limits.max_output_bytes
+      ):
+        self._command(python_server.KILL, token)
+        killed, deadline = True, time.monotonic() + _GRACE_S
+        continue
+      if left_s <= 0:
+        raise _ServerHung
+      for fd, _ in poll.poll(left_s * 1000 + 1):
+        if fd == self._events:
+          status = self._end_of(token, deadline)
+          ended = True
+        elif fd == ends.program:
+          program = ends.feed(program)
+          if not program:
+            poll.unregister(fd)
+            ends.close_program()
+        elif not _take(fd, stdout if fd == ends.stdout else stderr):
+          poll.unregister(fd)
+        del stderr[:-_STDERR_BYTES]
+    # It has ended: nobody writes any more.
+    while _take(ends.stdout, stdout) and not killed:
+      pass
+    while _take(ends.stderr, stderr) and not killed:
+      pass
+    if not ends.started(stderr) and not killed:
+      raise _ServerDied
+    return _Run(None if killed else status, bytes(stdout), bytes(stderr))
+
+  def _end_of(self, token: bytes, deadline: float) -> int:
+    """Wait status of the program that runs.
+
+    Raises:
+      _ServerDied: the event is of something else.
+    """
+    kind, there, status, _ = self._event(deadline)
+    if kind != python_server.DONE or there != token:
+      raise _ServerDied
+    return status
+
+  def _command(self, kind: int, token: bytes) -> None:
+    try:
+      os.write(self._commands, python_server.COMMAND.pack(kind, token))
+    except OSError as error:
       raise _ServerDied from error
-    outcome, size = struct.unpack("<BI", self._read(5, deadline))
-    return outcome, self._read(size, deadline)
+
+  def _event(self, deadline: float) -> tuple[int, bytes, int, bytes]:
+    """The next event.
+
+    Raises:
+      PythonWallError: it is that a layer could not be built.
+      _ServerDied: the server has ended, or says nothing until the deadline.
+    """
+    header = self._read(python_server.EVENT.size, deadline)
+    kind, token, status, size = python_server.EVENT.unpack(header)
+    text = self._read(size, deadline)
+    if kind == python_server.FAILED:
+      raise PythonWallError(text.decode("utf-8", "replace"))
+    return kind, token, status, text
 
   def _read(self, size: int, deadline: float) -> bytes:
-    stdout = self._process.stdout
-    assert stdout is not None
     poll = select.poll()
-    poll.register(stdout, select.POLLIN)
-    data = bytearray()
+    poll.register(self._events, select.POLLIN)
+    data = b""
     while len(data) < size:
       left_s = deadline - time.monotonic()
       if left_s <= 0 or not poll.poll(left_s * 1000):
-        raise _ServerHung
-      part = os.read(stdout.fileno(), size - len(data))
+        raise _ServerDied
+      part = os.read(self._events, size - len(data))
       if not part:
         raise _ServerDied
       data += part
-    return bytes(data)
+    return data
 
   def close(self, wait_s: float = 1.0) -> None:
     """Ends the server and whatever it runs."""
+    self._control.close()
     for pipe in (self._process.stdin, self._process.stdout):
       assert pipe is not None
       pipe.close()
@@ -115,27 +270,83 @@ class _Server:
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
-    shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Ends:
+  """The pipes of one call: ends that the program gets, and ends kept here."""
+
+  def __init__(self) -> None:
+    theirs_in, self.program = os.pipe()
+    self.stdout, theirs_out = os.pipe()
+    self.stderr, theirs_err = os.pipe()
+    for fd in (self.program, self.stdout, self.stderr):
+      os.set_blocking(fd, False)
+    self.theirs = [theirs_in, theirs_out, theirs_err]
+    self._open = {self.program, self.stdout, self.stderr, *self.theirs}
+    self._started = False
+
+  def close_theirs(self) -> None:
+    for fd in self.theirs:
+      self._close(fd)
+
+  def close_program(self) -> None:
+    self._close(self.program)
+
+  def close(self) -> None:
+    for fd in list(self._open):
+      self._close(fd)
+
+  def _close(self, fd: int) -> None:
+    if fd in self._open:
+      self._open.remove(fd)
+      os.close(fd)
+
+  def feed(self, program: memoryview) -> memoryview:
+    """Writes some of a program; what is left of it, nothing if nobody reads."""
+    try:
+      return program[os.write(self.program, program) :]
+    except BlockingIOError:
+      return program
+    except BrokenPipeError:
+      return program[:0]
+
+  @staticmethod
+  def started(stderr: bytearray) -> bool:
+    """Whether a process took the program, as far as its messages are kept."""
+    return len(stderr) >= _STDERR_BYTES or stderr.startswith(
+      python_server.STARTED
+    )
+
+
+def _take(fd: int, kept: bytearray) -> bool:
+  """Reads from a non-blocking pipe; False if there is nothing, or no more."""
+  try:
+    part = os.read(fd, _READ_BYTES)
+  except BlockingIOError:
+    return False
+  kept += part
+  return bool(part)
 
 
 class PythonTool:
   """Runs a program and answers what it printed.
 
   A program that printed nothing and ends with an expression answers with that
-  expression's `repr`, as a notebook does. A program that raises answers with
-  the last line of the traceback and status `error`.
+  expression's `repr`, as a notebook does. One that raises answers with what it
+  printed before, the error and its line, and status `error`. One that printed
+  nothing at all answers `[no output]`.
 
-  Programs have the standard library only, no environment, no input, an empty
-  folder that cannot be written to, no more processes or threads, and limits
-  on time, memory and output. Under root they run as `nobody`, and where nobody
-  may not read the Python installation, `import` finds what the server has
-  loaded already and no more. They can still read world-readable files and open
-  sockets: this keeps accidents in, it is no wall against an attacker. Set
-  order and `random` are seeded: a program's output depends on nothing but its
-  text, as far as Python allows.
+  A program runs behind a wall of namespaces and a filter of system calls. It
+  sees the standard library, read-only, and a folder of its own, which is empty
+  and in memory. It has no network, no environment, no other process and no
+  right, and limits on time, memory, threads, files and output. It can start
+  threads, and no process. It is the first process of its namespace, so that
+  signals it sends itself do not end it. Nothing of it is left when its call
+  ends, and it shares nothing with another call. Set order and `random` are
+  seeded: a program's output depends on its text alone, as far as Python allows.
 
-  Linux only. Close it, or use it in a `with` statement; its processes end
-  with the calling process in any case.
+  Linux only. Close it, or use it in a `with` statement; its processes end with
+  the calling process in any case.
 
   Attributes:
     name: "python".
@@ -152,8 +363,9 @@ class PythonTool:
     memory_bytes: int = 512 * 2**20,
     max_output_bytes: int = 16 * 2**10,
     num_workers: int = 4,
+    trust_code: bool = False,
   ):
-    """Starts the fork servers.
+    """Starts the servers.
 
     Args:
       timeout_s: seconds a program may run, > 0; waiting for a free worker
@@ -162,11 +374,14 @@ class PythonTool:
       max_output_bytes: bytes of output kept, >= 1. A program that prints more
         is ended there, with status `error`.
       num_workers: programs that run at the same time, >= 1.
+      trust_code: run programs with limits alone where the wall cannot be built.
+        They can then read what this user, or `nobody` under root, can read.
 
     Raises:
       ValueError: for a value out of range.
+      PythonWallError: the wall cannot be built on this machine; says why.
     """
-    if timeout_s <= 0:
+    if not timeout_s > 0:
       raise ValueError(f"timeout_s must be > 0, got {timeout_s}")
     if memory_bytes < 64 * 2**20:
       raise ValueError(
@@ -178,16 +393,50 @@ class PythonTool:
         "max_output_bytes and num_workers must be >= 1, got "
         f"{max_output_bytes} and {num_workers}"
       )
-    self._limits = (timeout_s, memory_bytes, max_output_bytes)
+    self._limits = _Limits(timeout_s, memory_bytes, max_output_bytes)
     self.max_concurrency = num_workers
     self._closed = False
     self._lock = threading.Lock()
     self._idle: queue.LifoQueue[_Server] = queue.LifoQueue()
-    for _ in range(num_workers):
-      self._idle.put(_Server(*self._limits))
+    self._wall = True
+    first = self._first_server(trust_code)
+    self._idle.put(first)
+    for _ in range(num_workers - 1):
+      self._idle.put(_Server(self._limits, wall=self._wall))
     self._threads = ThreadPoolExecutor(
       num_workers, thread_name_prefix="python-tool"
     )
+
+  def _first_server(self, trust_code: bool) -> _Server:
+    """The server that shows which layers this machine has."""
+    server = _Server(self._limits, wall=True)
+    try:
+      server.wait_until_ready()
+    except (PythonWallError, _ServerDied) as error:
+      server.close(wait_s=0.0)
+      reason = str(error) or "its server ended without a word"
+      if not trust_code:
+        raise PythonWallError(
+          "the python tool keeps programs in by namespaces and a filter of "
+          f"system calls, and this machine does not let it: {reason}. Allow "
+          "user namespaces (sysctl kernel.unprivileged_userns_clone=1, or an "
+          "AppArmor profile), or, if every program may be trusted with this "
+          "user's files, set tools.python.trust_code=true."
+        ) from error
+      self._wall = False
+      _log.warning(
+        "python tool: no wall around programs (%s), as trust_code allows; "
+        "limits on time, memory, files and output alone",
+        reason,
+      )
+      return _Server(self._limits, wall=False)
+    _log.info(
+      "python tool: programs have namespaces of their own (user, process ids, "
+      "mounts, network, IPC, host name, cgroup), a read-only root with the "
+      "standard library, no rights, a filter of system calls, and limits on "
+      "time, memory, threads, files and output"
+    )
+    return server
 
   def call(self, argument: str) -> ToolResult:
     """Runs one program; waits while all workers are busy.
@@ -197,23 +446,29 @@ class PythonTool:
     """
     if self._closed:
       raise RuntimeError("PythonTool is closed; make a new one")
-    program = textwrap.dedent(argument).strip()
+    program = _program(argument)
     if not program:
       return ToolResult("The program is empty.", ToolStatus.ERROR)
     server = self._idle.get()
     try:
-      if not server.alive:
-        server = self._restart(server)
-      outcome, output = server.request(program.encode("utf-8", "replace"))
-    except _ServerDied:
-      server = self._restart(server)
+      server = self._living(server)
+      run = server.run(program.encode("utf-8", "replace"))
+    except _ServerDied as error:
+      server.close(wait_s=0.0)
+      if isinstance(error, _ServerHung):
+        return ToolResult(self._late(), ToolStatus.TIMEOUT)
       return ToolResult("The interpreter was killed.", ToolStatus.ERROR)
-    except _ServerHung:
-      server = self._restart(server)
-      return self._timeout()
     finally:
       self._idle.put(server)
-    return self._result(outcome, output.decode("utf-8", "replace").strip())
+    return self._result(run)
+
+  def _living(self, server: _Server) -> _Server:
+    """The server, or another one in its place, ready for a program."""
+    if not server.alive:
+      server.close(wait_s=0.0)
+      server = _Server(self._limits, wall=self._wall)
+    server.wait_until_ready()
+    return server
 
   def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
     """Runs programs at the same time, results in order."""
@@ -235,22 +490,50 @@ class PythonTool:
   def __exit__(self, *unused: object) -> None:
     self.close()
 
-  def _restart(self, server: _Server) -> _Server:
-    server.close(wait_s=0.0)
-    return _Server(*self._limits)
-
-  def _timeout(self) -> ToolResult:
-    return ToolResult(
-      f"TimeoutError: the program ran longer than {self._limits[0]:g} s.",
-      ToolStatus.TIMEOUT,
+  def _late(self) -> str:
+    return (
+      f"TimeoutError: the program ran longer than {self._limits.timeout_s:g} s."
     )
 
-  def _result(self, outcome: int, text: str) -> ToolResult:
-    if outcome == _TIMEOUT:
-      return self._timeout()
-    if outcome == _OUTPUT_LIMIT:
-      note = f"[cut: more than {self._limits[2]} bytes of output]"
-      return ToolResult(f"{text}\n{note}", ToolStatus.ERROR)
-    if outcome == _ERROR:
+  def _result(self, run: _Run) -> ToolResult:
+    limit = self._limits.max_output_bytes
+    printed = run.stdout[:limit].decode("utf-8", "replace").rstrip()
+    if len(run.stdout) > limit:
+      note = f"[cut: more than {limit} bytes of output]"
+      return ToolResult(f"{printed}\n{note}", ToolStatus.ERROR)
+    if run.status is None or _ran_out_of_time(run.status):
+      text = f"{printed}\n{self._late()}" if printed else self._late()
+      return ToolResult(text, ToolStatus.TIMEOUT)
+    if run.status != 0:
+      reason = _reason(run.status, run.stderr)
+      text = f"{printed}\n{reason}" if printed else reason
       return ToolResult(text, ToolStatus.ERROR)
-    return ToolResult(text, ToolStatus.OK)
+    return ToolResult(printed or NO_OUTPUT, ToolStatus.OK)
+
+
+def _program(argument: str) -> str:
+  """The program in an argument, without a fence of Markdown around it.
+
+  Blank lines before it go; the indentation of its first line stays.
+  """
+  fenced = _FENCE.fullmatch(argument)
+  text = fenced.group(1) if fenced else argument
+  lines = text.rstrip().splitlines(keepends=True)
+  while lines and not lines[0].strip():
+    del lines[0]
+  return "".join(lines)
+
+
+def _ran_out_of_time(status: int) -> bool:
+  return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+
+
+def _reason(status: int, stderr: bytes) -> str:
+  """Why a program failed."""
+  if os.WIFSIGNALED(status):
+    name = signal.Signals(os.WTERMSIG(status)).name
+    return f"the program was killed ({name})"
+  _, found, report = stderr.rpartition(python_server.REPORT)
+  if found:
+    return report.decode("utf-8", "replace").strip()
+  return f"exit status {os.WEXITSTATUS(status)}"

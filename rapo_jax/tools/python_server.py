@@ -1,41 +1,47 @@
-"""Fork server of the python tool; run as a program, never imported by us.
+"""Server of the python tool's programs; run as a program, never imported by us.
 
 It runs in an interpreter of its own that has loaded nothing but the standard
-library, so that a fork is cheap and copies no accelerator state. One child is
-always forked ahead and confined already; it waits for its program, runs it and
-ends. One request is served at a time:
+library, so that a fork is cheap and copies no accelerator state. Its child
+(`_Zygote`) lives behind the wall (`python_wall`) and always has one process
+forked ahead, confined already, which waits for its program.
 
-  request (stdin):   uint32 length, UTF-8 source
-  reply (stdout):    uint8 outcome, uint32 length, bytes of output
+The zygote never sees a program or its output. The process that waits receives
+three descriptors over a socket: the program, standard output, standard error.
+The tool holds their other ends. The zygote says when that process has ended:
 
-It ends when its stdin closes, that is when its parent closes it or dies, and
-takes what still runs with it.
+  command (stdin):   uint8 kind, 16 bytes: GO or KILL, and the call's token
+  event (stdout):    uint8 kind, 16 bytes, int32, uint32, bytes: NEW and READY
+                     while it starts, DONE with the token and a wait status, or
+                     FAILED with a text
 
-Arguments: timeout_s, memory_bytes, max_output_bytes, working folder.
+A program has neither of these descriptors, and no way to reopen them. All ends
+with stdin, that is when the tool closes it or its process dies.
+
+Arguments: a JSON object, see `Settings`.
 """
 
 import ast
+import atexit
 import builtins
-import ctypes
 import gc
 import importlib
 import io
+import json
 import os
 import random
 import resource
 import select
-import shutil
 import signal
+import socket
 import struct
 import sys
-import time
+import textwrap
 import traceback
-from typing import Any, NamedTuple
+import types
+from typing import Any, NamedTuple, NoReturn
 
-# Loaded once, so that a program's import of them costs nothing and works where
-# `nobody` may not read the installation. Calculations import little else.
-# Not threading, whose hook adds some 140 page faults to each fork: a program
-# may start no thread anyway.
+# Loaded once, so that a program's import of them costs nothing.
+# Not threading, whose hook adds some 140 page faults to each fork.
 # fmt: off
 PRELOADED = (
   "_strptime", "abc", "array", "base64", "bisect", "calendar", "cmath",
@@ -47,13 +53,39 @@ PRELOADED = (
 )
 # fmt: on
 
-OK, ERROR, TIMEOUT, OUTPUT_LIMIT = range(4)
-NOBODY = 65534
-LIBC = ctypes.CDLL(None)
-STDERR_TAIL_BYTES = 4096
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
-PR_SET_NO_NEW_PRIVS = 38
+COMMAND = struct.Struct("<B16s")
+EVENT = struct.Struct("<B16siI")
+GO, KILL = b"GK"
+NEW, READY, DONE, FAILED = b"NRDF"
+NO_TOKEN = bytes(16)
+STARTED = b"\x01"
+"""First byte of standard error: the program was taken by its process."""
+REPORT = b"\x00"
+"""In standard error: what follows is why the program failed."""
+
+MAX_FILES = 64
+MAX_THREADS = 64
+MAX_FOLDER_FILES = 512
+
+
+class Settings(NamedTuple):
+  """What the tool asks for.
+
+  Attributes:
+    control: descriptor of the socket over which programs come.
+    wall: whether to build the namespaces and the filter.
+    cpu_s: processor time of a program.
+    memory_bytes: address space of a program.
+    folder_bytes: what a program may write, in all and in one file.
+    libraries: folders of shared objects that the standard library loads.
+  """
+
+  control: int
+  wall: bool
+  cpu_s: int
+  memory_bytes: int
+  folder_bytes: int
+  libraries: list[str]
 
 
 class _CountingPipe(io.FileIO):
@@ -67,31 +99,39 @@ class _CountingPipe(io.FileIO):
     return written
 
 
-def _read_exactly(fd: int, size: int) -> bytes | None:
+def _load_wall() -> Any:
+  """The module beside this file, which programs are not to find."""
+  folder = os.path.dirname(os.path.abspath(__file__))
+  sys.path.insert(0, folder)
+  try:
+    wall = importlib.import_module("python_wall")
+  finally:
+    sys.path.remove(folder)
+  del sys.modules["python_wall"]
+  return wall
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+  """That many bytes; fewer at the end of the stream."""
+  data = b""
+  while len(data) < size and (part := os.read(fd, size - len(data))):
+    data += part
+  return data
+
+
+def _read_all(fd: int) -> bytes:
   parts = []
-  while size:
-    part = os.read(fd, min(size, 1 << 20))
-    if not part:
-      return None
+  while part := os.read(fd, 1 << 16):
     parts.append(part)
-    size -= len(part)
   return b"".join(parts)
 
 
-def _read_message(fd: int) -> bytes | None:
-  """A length and that many bytes; None at the end of the stream."""
-  header = _read_exactly(fd, 4)
-  return header and _read_exactly(fd, struct.unpack("<I", header)[0])
-
-
-def _write_all(fd: int, data: bytes) -> None:
-  view = memoryview(data)
+def _tell(
+  kind: int, token: bytes = NO_TOKEN, status: int = 0, text: bytes = b""
+) -> None:
+  view = memoryview(EVENT.pack(kind, token, status, len(text)) + text)
   while view:
-    view = view[os.write(fd, view) :]
-
-
-def _prctl(option: int, value: int) -> None:
-  LIBC.prctl(option, value, 0, 0, 0)
+    view = view[os.write(1, view) :]
 
 
 def _limit(kind: int, value: int) -> None:
@@ -101,22 +141,39 @@ def _limit(kind: int, value: int) -> None:
   resource.setrlimit(kind, (value, value))
 
 
-def _confine(timeout_s: float, memory_bytes: int) -> None:
-  """Gives up, in the child, whatever a calculation does not need."""
-  _limit(resource.RLIMIT_CPU, int(timeout_s) + 1)
-  _limit(resource.RLIMIT_AS, memory_bytes)
-  _limit(resource.RLIMIT_FSIZE, 0)
-  _limit(resource.RLIMIT_NOFILE, 64)
-  _limit(resource.RLIMIT_CORE, 0)
-  _limit(resource.RLIMIT_NPROC, 0)
-  if os.getuid() == 0:
-    # Root is exempt from RLIMIT_NPROC and could signal any process.
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
-  _prctl(PR_SET_NO_NEW_PRIVS, 1)
-  # Only after setuid, which clears it.
-  _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _set_limits(settings: Settings) -> None:
+  _limit(resource.RLIMIT_CPU, settings.cpu_s)
+  _limit(resource.RLIMIT_AS, settings.memory_bytes)
+  _limit(resource.RLIMIT_FSIZE, settings.folder_bytes if settings.wall else 0)
+  _limit(resource.RLIMIT_NOFILE, MAX_FILES)
+  _limit(resource.RLIMIT_NPROC, MAX_THREADS if settings.wall else 0)
+  for kind in (
+    resource.RLIMIT_CORE,
+    resource.RLIMIT_MEMLOCK,
+    resource.RLIMIT_MSGQUEUE,
+    resource.RLIMIT_RTPRIO,
+  ):
+    _limit(kind, 0)
+
+
+def _parse(source: str) -> ast.Module:
+  """Reads a program, which may be indented as a whole.
+
+  Its first line may stand beside the tag, and the others be indented.
+  """
+  source = textwrap.dedent(source)
+  try:
+    return ast.parse(source, "<python>")
+  except IndentationError:
+    first, newline, rest = source.partition("\n")
+    moved = first.strip() + newline + textwrap.dedent(rest)
+    if moved == source:
+      raise
+    try:
+      return ast.parse(moved, "<python>")
+    except SyntaxError:
+      pass
+    raise
 
 
 def _execute(source: str) -> None:
@@ -125,214 +182,277 @@ def _execute(source: str) -> None:
   stdout = sys.stdout = io.TextIOWrapper(
     io.BufferedWriter(raw), encoding="utf-8", errors="replace"
   )
-  tree = ast.parse(source, "<python>")
-  last = tree.body.pop() if tree.body else None
-  if last is not None and not isinstance(last, ast.Expr):
-    tree.body.append(last)
-    last = None
-  namespace: dict[str, Any] = {"__name__": "__main__"}
+  main = sys.modules["__main__"] = types.ModuleType("__main__")
+  main.__dict__["__builtins__"] = builtins
   try:
-    exec(compile(tree, "<python>", "exec"), namespace)
+    tree = _parse(source)
+    last = tree.body.pop() if tree.body else None
+    if last is not None and not isinstance(last, ast.Expr):
+      tree.body.append(last)
+      last = None
+    exec(compile(tree, "<python>", "exec"), main.__dict__)
     if isinstance(last, ast.Expr):
       expression = ast.Expression(last.value)
-      value = eval(compile(expression, "<python>", "eval"), namespace)
+      value = eval(compile(expression, "<python>", "eval"), main.__dict__)
       stdout.flush()
       if value is not None and not raw.num_bytes:
         print(repr(value), file=stdout)
+    _end_threads()
   finally:
     stdout.flush()
 
 
-class _Child(NamedTuple):
-  """A forked process that runs one program; this side's ends of its pipes."""
-
-  pid: int
-  source: int
-  stdout: int
-  stderr: int
-
-
-def _fork(limits: tuple[float, int]) -> _Child:
-  """Forks a child that confines itself and waits for its program."""
-  source_read, source_write = os.pipe()
-  out_read, out_write = os.pipe()
-  err_read, err_write = os.pipe()
-  pid = os.fork()
-  if pid == 0:
-    _live(source_read, out_write, err_write, limits)
-  for fd in (source_read, out_write, err_write):
-    os.close(fd)
-  os.set_blocking(out_read, False)
-  os.set_blocking(err_read, False)
-  return _Child(pid, source_write, out_read, err_read)
+def _end_threads() -> None:
+  """Does what an interpreter does at the end of a program."""
+  threading: Any = sys.modules.get("threading")
+  if threading is not None:
+    threading._shutdown()
+  atexit._run_exitfuncs()
 
 
-def _live(
-  source: int, stdout: int, stderr: int, limits: tuple[float, int]
-) -> None:
-  """Body of the forked child. Does not return."""
+def _describe(error: BaseException) -> str:
+  """An error's type and message, and the program's line."""
+  text = "".join(traceback.format_exception_only(error)).rstrip()
+  if isinstance(error, SyntaxError):
+    text = f"{type(error).__name__}: {error.msg}"
+    line = error.lineno
+  else:
+    lines = [
+      number
+      for frame, number in traceback.walk_tb(error.__traceback__)
+      if frame.f_code.co_filename == "<python>"
+    ]
+    line = lines[-1] if lines else None
+  return text if line is None else f"{text} (line {line})"
+
+
+def _live(settings: Settings, wall: Any, user: int, filter_: Any) -> NoReturn:
+  """Body of the process that waits for a program and runs it."""
   exit_code = 1
   try:
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.dup2(source, 0)
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
-    os.closerange(3, 64)
-    os.environ.clear()
-    _confine(*limits)
-    # A call's result depends on its program alone.
-    random.seed(0)
-    program = _read_message(0)
-    null = os.open(os.devnull, os.O_RDONLY)
+    control = _confine(settings, wall, user, filter_)
+    _, fds, _, _ = socket.recv_fds(control, 1, 3)
+    if len(fds) < 3:
+      os._exit(0)  # The tool has gone.
+    control.close()
+    for target, fd in enumerate(fds):
+      os.dup2(fd, target)
+    os.closerange(3, MAX_FILES)
+    os.write(2, STARTED)
+    source = _read_all(0).decode("utf-8", errors="replace")
+    null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    if program is not None:
-      _execute(program.decode("utf-8"))
+    # A call's result depends on its program alone.
+    random.seed(0)
+    _execute(source)
     exit_code = 0
   except SystemExit as error:
     if error.code is None or error.code == 0:
       exit_code = 0
     else:
-      os.write(2, f"SystemExit: {error.code}\n".encode())
+      _report(f"SystemExit: {error.code}")
   except BaseException as error:
     # The one place where anything at all may arrive: it is user code.
-    lines = traceback.format_exception_only(error)
-    os.write(2, lines[-1].encode("utf-8", errors="replace"))
+    _report(_describe(error))
   finally:
     os._exit(exit_code)
 
 
-def _kill_children() -> None:
-  """Kills and reaps every process below this one, however it hid."""
-  path = f"/proc/self/task/{os.getpid()}/children"
+def _confine(
+  settings: Settings, wall: Any, user: int, filter_: Any
+) -> socket.socket:
+  """Gives up whatever a program does not need.
+
+  Returns:
+    Where the program will come from; no other descriptor of the zygote is left.
+  """
   try:
-    while True:
-      if os.waitpid(-1, os.WNOHANG) == (0, 0):
-        with open(path, "rb") as file:
-          for pid in file.read().split():
-            os.kill(int(pid), signal.SIGKILL)
-        os.waitpid(-1, 0)
-  except ChildProcessError:
-    return
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    control = socket.socket(fileno=os.dup(settings.control))
+    if settings.wall:
+      wall.make_program_folder(settings.folder_bytes, MAX_FOLDER_FILES)
+    _set_limits(settings)
+    wall.drop_rights(user)
+    if filter_ is not None:
+      filter_.install()
+  except (wall.WallError, OSError, ValueError) as error:
+    _tell(FAILED, text=str(error).encode())
+    os._exit(1)
+  null = os.open("/dev/null", os.O_RDWR)
+  for fd in range(3):
+    os.dup2(null, fd)
+  os.closerange(3, control.fileno())
+  os.closerange(control.fileno() + 1, 4096)
+  return control
 
 
-def _drain(fd: int, kept: bytearray) -> None:
-  """Reads what is left in a non-blocking pipe."""
-  try:
-    while part := os.read(fd, 1 << 16):
-      kept += part
-  except BlockingIOError:
-    pass
+def _report(text: str) -> None:
+  data = REPORT + text.encode("utf-8", errors="replace")
+  os.write(2, data[:8192])
 
 
-def _describe(status: int, stderr: bytes) -> str:
-  """Why a program failed, in one line."""
-  if os.WIFSIGNALED(status):
-    name = signal.Signals(os.WTERMSIG(status)).name
-    return f"the program was killed ({name})"
-  lines = stderr.decode("utf-8", errors="replace").strip().splitlines()
-  return lines[-1] if lines else f"exit status {os.WEXITSTATUS(status)}"
+class _Zygote:
+  """The process behind the wall that forks one process a program."""
 
+  def __init__(self, settings: Settings, wall: Any):
+    self._settings = settings
+    self._wall = wall
+    self._own_namespace = -1
+    self._user = os.getuid()
+    self._filter: Any = None
+    self._child = 0
+    self._token = NO_TOKEN
+    self._poll = select.poll()
 
-def _serve(
-  child: _Child,
-  program: bytes,
-  timeout_s: float,
-  max_output_bytes: int,
-  wakeup: int,
-) -> tuple[int, bytes]:
-  """Has a child run one program, up to its deadline, and ends it."""
-  deadline = time.monotonic() + timeout_s
-  _write_all(child.source, struct.pack("<I", len(program)) + program)
-  poll = select.poll()
-  for fd in (0, child.stdout, child.stderr, wakeup):
-    poll.register(fd, select.POLLIN)
-  stdout, stderr = bytearray(), bytearray()
-  status: int | None = None
-  while status is None and len(stdout) <= max_output_bytes:
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-      break
-    for fd, _ in poll.poll(left_s * 1000 + 1):
-      if fd == 0:
-        # One request at a time: this is the parent's end, not a request.
-        sys.exit()
-      part = os.read(fd, 1 << 16)
-      if fd == child.stdout:
-        stdout += part
-      elif fd == child.stderr:
-        stderr = (stderr + part)[-STDERR_TAIL_BYTES:]
-      if not part:
-        poll.unregister(fd)
-    done, code = os.waitpid(child.pid, os.WNOHANG)
-    status = code if done else None
-  _kill_children()
-  if status is not None:
-    _drain(child.stdout, stdout)
-    _drain(child.stderr, stderr)
-  return _reply(status, bytes(stdout), bytes(stderr), max_output_bytes)
-
-
-def _reply(
-  status: int | None, stdout: bytes, stderr: bytes, max_output_bytes: int
-) -> tuple[int, bytes]:
-  if len(stdout) > max_output_bytes:
-    return OUTPUT_LIMIT, stdout[:max_output_bytes]
-  if status is None or (
-    os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-  ):
-    return TIMEOUT, stdout
-  if status != 0:
-    return ERROR, _describe(status, stderr).encode("utf-8")
-  return OK, stdout
-
-
-def _clean(folder: str) -> None:
-  """Empties the working folder, in case that a program could write there."""
-  for entry in os.scandir(folder):
-    if entry.is_dir(follow_symlinks=False):
-      shutil.rmtree(entry.path, ignore_errors=True)
+  def prepare(self) -> None:
+    """Builds what all programs share."""
+    if self._settings.wall:
+      self._own_namespace = self._wall.open_process_namespace()
+      libraries = self._settings.libraries
+      self._wall.build_root(os.path.dirname(os.__file__), libraries)
+      self._wall.bound_rights()
     else:
-      os.unlink(entry.path)
+      os.chdir("/")
+    self._filter = self._wall.Filter()
+    nobody = self._wall.NOBODY
+    if os.getuid() == 0 and self._can_read_as(nobody):
+      self._user = nobody
+
+  def _can_read_as(self, user: int) -> bool:
+    """Whether another user may read the standard library."""
+    pid = os.fork()
+    if pid == 0:
+      readable = False
+      try:
+        os.setresuid(user, user, user)
+        with open(os.__file__, "rb"):
+          readable = True
+      finally:
+        os._exit(0 if readable else 1)
+    return os.waitpid(pid, 0)[1] == 0
+
+  def serve(self) -> None:
+    """Forks ahead, passes commands on and tells of ends, until stdin closes."""
+    wakeup, wakeup_write = os.pipe()
+    for fd in (wakeup, wakeup_write):
+      os.set_blocking(fd, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    for fd in (0, wakeup):
+      self._poll.register(fd, select.POLLIN)
+    self._fork()
+    _tell(READY)
+    serving = True
+    while serving:
+      ready = [fd for fd, _ in self._poll.poll()]
+      if 0 in ready:
+        serving = self._obey()
+      if wakeup in ready:
+        os.read(wakeup, 1 << 10)
+        serving = serving and self._reap()
+
+  def _obey(self) -> bool:
+    """Carries out a command; False at the end of the stream."""
+    data = _read_exactly(0, COMMAND.size)
+    if len(data) < COMMAND.size:
+      return False
+    kind, token = COMMAND.unpack(data)
+    if kind == GO:
+      self._token = token
+    elif token == self._token and self._child:
+      os.kill(self._child, signal.SIGKILL)
+    return True
+
+  def _reap(self) -> bool:
+    """Tells of the end of a program and forks the process of the next.
+
+    Returns:
+      Whether to go on: not if a process ended before it was given a program.
+    """
+    try:
+      pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+      return True
+    if pid == 0:
+      return True
+    self._child = 0
+    # The command to begin was given before the program: it is here by now.
+    while any(fd == 0 for fd, _ in self._poll.poll(0)):
+      if not self._obey():
+        return False
+    token, self._token = self._token, NO_TOKEN
+    if token == NO_TOKEN:
+      return False
+    _tell(DONE, token, status)
+    self._fork()
+    return True
+
+  def _fork(self) -> None:
+    if self._settings.wall:
+      self._wall.next_child_in_own_namespace(self._own_namespace)
+    pid = os.fork()
+    if pid == 0:
+      _live(self._settings, self._wall, self._user, self._filter)
+    self._child = pid
+
+
+def _library_folders() -> list[str]:
+  """Folders of the shared objects that the standard library can load."""
+  folder = os.path.join(os.path.dirname(os.__file__), "lib-dynload")
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  for name in sorted(names):
+    try:
+      importlib.import_module(name.partition(".")[0])
+    except ImportError:
+      continue  # Of a library that this machine lacks.
+  found = set()
+  with open("/proc/self/maps", encoding="utf-8") as maps:
+    for line in maps:
+      path = line.rstrip("\n").partition("/")[1:]
+      if path[0] and ".so" in path[1]:
+        found.add(os.path.dirname("/" + path[1].removesuffix(" (deleted)")))
+  return sorted(found)
+
+
+def _enter_wall(wall: Any) -> None:
+  """Becomes the first process of new namespaces; this one waits for it."""
+  wall.leave_namespaces()
+  _tell(NEW)
+  # The tool maps the ids from outside and then says go.
+  if len(_read_exactly(0, COMMAND.size)) < COMMAND.size:
+    os._exit(0)
+  pid = os.fork()
+  if pid:
+    os.close(0)
+    os.close(1)
+    os._exit(os.waitpid(pid, 0)[1] != 0)
+  wall.die_with_parent(signal.SIGKILL)
 
 
 def main() -> None:
-  timeout_s, memory_bytes, max_output_bytes = (
-    float(sys.argv[1]),
-    int(sys.argv[2]),
-    int(sys.argv[3]),
-  )
-  folder = sys.argv[4]
-  os.chdir(folder)
+  if sys.argv[1] == "libraries":
+    print(json.dumps(_library_folders()))
+    return
+  settings = Settings(**json.loads(sys.argv[1]))
+  wall = _load_wall()
   builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
-  wakeup, wakeup_write = os.pipe()
-  os.set_blocking(wakeup, False)
-  os.set_blocking(wakeup_write, False)
-  signal.signal(signal.SIGCHLD, lambda *_: None)
-  signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-  _prctl(PR_SET_CHILD_SUBREAPER, 1)
+  sys.argv[:] = sys.orig_argv[:] = ["<python>"]
+  os.environ.clear()
   for module in PRELOADED:
     importlib.import_module(module)
+  try:
+    if settings.wall:
+      _enter_wall(wall)
+    zygote = _Zygote(settings, wall)
+    zygote.prepare()
+  except (wall.WallError, OSError) as error:
+    _tell(FAILED, text=str(error).encode())
+    return
   gc.collect()
   gc.freeze()
-  try:
-    while True:
-      child = _fork((timeout_s, memory_bytes))
-      program = _read_message(0)
-      if program is None:
-        break
-      outcome, output = _serve(
-        child, program, timeout_s, max_output_bytes, wakeup
-      )
-      _write_all(1, struct.pack("<BI", outcome, len(output)) + output)
-      for fd in (child.source, child.stdout, child.stderr):
-        os.close(fd)
-      _clean(folder)
-  finally:
-    _kill_children()
-    shutil.rmtree(folder, ignore_errors=True)
+  zygote.serve()
 
 
 if __name__ == "__main__":

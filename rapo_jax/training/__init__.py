@@ -1,6 +1,6 @@
 """Training: experience, packed batches, the update, checkpoints."""
 
-from rapo_jax.training.checkpoints import Checkpoints
+from rapo_jax.training.checkpoints import BrokenCheckpointError, Checkpoints
 from rapo_jax.training.config import (
   ObjectiveConfig,
   OptimizerConfig,
@@ -8,6 +8,7 @@ from rapo_jax.training.config import (
 )
 from rapo_jax.training.experience import Experience, evaluate_trajectories
 from rapo_jax.training.packing import PackedBatch, pack
+from rapo_jax.training.parameters import non_finite, parameter_norm
 from rapo_jax.training.trainer import Trainer, summarise
 from rapo_jax.training.update import (
   TrainState,
@@ -18,6 +19,7 @@ from rapo_jax.training.update import (
 )
 
 __all__ = [
+  "BrokenCheckpointError",
   "Checkpoints",
   "Experience",
   "ObjectiveConfig",
@@ -30,7 +32,9 @@ __all__ = [
   "evaluate_trajectories",
   "init_train_state",
   "make_optimizer",
+  "non_finite",
   "pack",
+  "parameter_norm",
   "summarise",
   "update_minibatch",
 ]

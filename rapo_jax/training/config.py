@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from rapo_jax.models import HEAD_CHUNK, Remat
+from rapo_jax.ranges import check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,15 @@ class ObjectiveConfig:
   advantage_ddof: int = 1
   advantage_eps: float = 1e-6
 
+  def __post_init__(self) -> None:
+    check_numbers(
+      self, "retrieval_coef", "shaping_coef", "quality_scale", at_least=0
+    )
+    check_numbers(self, "clip_epsilon_low", at_least=0, at_most=1)
+    check_numbers(self, "clip_epsilon_high", "advantage_eps", at_least=0)
+    check_numbers(self, "dual_clip", at_least=1)
+    check_numbers(self, "advantage_ddof", at_least=0, at_most=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -43,7 +53,8 @@ class OptimizerConfig:
 
   Attributes:
     learning_rate: after the warm-up.
-    warmup_updates: minibatch updates of the warm-up; 0 for none.
+    warmup_updates: minibatch updates of the warm-up; 0 for none. Of these,
+      update i (from 1) has i / warmup_updates of the learning rate.
     weight_decay: decoupled, per update.
     b1: decay of the first moment.
     b2: decay of the second moment.
@@ -58,6 +69,13 @@ class OptimizerConfig:
   b2: float = 0.999
   eps: float = 1e-8
   max_gradient_norm: float = 1.0
+
+  def __post_init__(self) -> None:
+    check_numbers(
+      self, "learning_rate", "warmup_updates", "weight_decay", at_least=0
+    )
+    check_numbers(self, "b1", "b2", at_least=0, below=1)
+    check_numbers(self, "eps", "max_gradient_norm", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +103,16 @@ class UpdateConfig:
   head_chunk: int = HEAD_CHUNK
 
   def __post_init__(self) -> None:
-    if self.head_chunk < 1:
-      raise ValueError(
-        f"head_chunk must be at least 1, got {self.head_chunk}; the default "
-        f"is {HEAD_CHUNK}."
-      )
+    check_numbers(
+      self,
+      "queries_per_update",
+      "queries_per_minibatch",
+      "epochs",
+      "row_length",
+      "rows_per_microbatch",
+      "head_chunk",
+      at_least=1,
+    )
     if self.queries_per_update % self.queries_per_minibatch:
       divisors = [
         d

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from rapo_jax import objectives
+from rapo_jax import objectives, rewards
 from rapo_jax.data import Query
 from rapo_jax.models import sharding
 from rapo_jax.rollout import (
@@ -36,6 +36,7 @@ from rapo_jax.training.config import (
 )
 from rapo_jax.training.experience import Experience, evaluate_trajectories
 from rapo_jax.training.packing import PackedBatch, pack
+from rapo_jax.training.repetition import repetitive_fraction
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
@@ -200,6 +201,8 @@ def summarise(
   policy_tokens = count(TokenKind.POLICY)
   entropy = sum(float(np.sum(t.entropies)) for t in trajectories)
   finished = [t.finish_reason for t in trajectories]
+  values = [s.value for s in experience.scores]
+  statuses = [s.status for s in experience.scores]
   return {
     **{f"rollout/{k}": value for k, value in stats.numbers().items()},
     "rollout/generated_tokens": policy_tokens,
@@ -222,8 +225,18 @@ def summarise(
       f"rollout/finished_{reason}": finished.count(reason) / len(finished)
       for reason in FinishReason
     },
-    "reward/mean": float(np.mean([s.value for s in experience.scores])),
+    "rollout/repetitive_fraction": repetitive_fraction(trajectories),
+    "reward/mean": float(np.mean(values)),
+    "reward/min": float(min(values)),
+    "reward/max": float(max(values)),
     "reward/accuracy": float(np.mean([s.f1 == 1 for s in experience.scores])),
+    "reward/format_whole": float(
+      np.mean([status in rewards.WHOLE_FORMAT for status in statuses])
+    ),
+    **{
+      f"score/{status}": statuses.count(status)
+      for status in rewards.ScoreStatus
+    },
     "retrieval/reward": float(np.mean(experience.retrieval_rewards[retrieving]))
     if retrieving
     else 0.0,
@@ -236,8 +249,5 @@ def summarise(
     # the sampler disagree about there is error, not learning.
     "mismatch/abs_log_prob_mean": float(first.gap_sum / first.tokens),
     "mismatch/abs_log_prob_max": float(first.gap_max),
-  } | {
-    f"tools/{tool}/{name}": value
-    for tool, tool_stats in stats.tools.items()
-    for name, value in tool_stats.numbers().items()
+    **stats.tool_numbers(),
   }

@@ -57,8 +57,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """Global-norm clipping and AdamW. One object per config, so that jit hits."""
   learning_rate: optax.ScalarOrSchedule = config.learning_rate
   if config.warmup_updates:
+    # The schedule counts from 0: the first update learns, the update numbered
+    # warmup_updates is the first with the whole rate.
     learning_rate = optax.linear_schedule(
-      0.0, config.learning_rate, config.warmup_updates
+      config.learning_rate / config.warmup_updates,
+      config.learning_rate,
+      config.warmup_updates - 1,
     )
   return optax.chain(
     optax.clip_by_global_norm(config.max_gradient_norm),

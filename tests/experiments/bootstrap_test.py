@@ -63,3 +63,13 @@ def test_seeds_widen_the_interval():
 def test_nothing_to_resample_is_an_error():
   with pytest.raises(ValueError, match=r"at least one seed.*\(0, 3\)"):
     bootstrap.mean_interval([np.zeros((0, 3))])
+
+
+def test_interval_of_a_statistic_by_hand():
+  # Two items: both the first, both the second, or one of each twice as often.
+  values = [1.0, 3.0]
+  low, high = bootstrap.statistic_interval(
+    2, lambda picks: sum(values[i] for i in picks) / len(picks)
+  )
+  assert (low, high) == (1.0, 3.0)
+  assert bootstrap.statistic_interval(1, lambda picks: 7.0) == (7.0, 7.0)

@@ -2,22 +2,34 @@
 
 import dataclasses
 import json
+import sys
+import types
 
 import jax
 import pytest
 from flax import nnx
 
-from experiments import checks, tokenizer_files
+from experiments import checks, memory, metrics, tokenizer_files
 from experiments.config import (
+  BufferConfig,
+  DataConfig,
   ExperimentConfig,
+  GrowConfig,
+  LoggingConfig,
   MeshConfig,
   PolicyConfig,
+  TrainConfig,
   miniature_rollout,
 )
 from experiments.input_errors import InputError
 from experiments.miniature.world import WorldConfig
 from experiments.stages import agents
-from rapo_jax.models import Decoder, LoraConfig, save_pretrained
+from rapo_jax.models import (
+  Decoder,
+  LoraConfig,
+  end_token_ids,
+  save_pretrained,
+)
 from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
 
@@ -124,7 +136,7 @@ def test_a_turn_end_that_is_text_is_a_problem(tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", ""])
-def test_a_broken_tokenizer_is_told_in_a_line(tmp_path, name, content):
+def test_a_broken_tokenizer_is_reported_in_one_line(tmp_path, name, content):
   write_agent(tmp_path / "base")
   (tmp_path / "base" / name).write_text(content, encoding="utf-8")
   if name == "tokenizer_config.json" and content == '{"a": 1}':
@@ -132,6 +144,14 @@ def test_a_broken_tokenizer_is_told_in_a_line(tmp_path, name, content):
     return
   with pytest.raises(InputError, match=r"cannot be read: .* download it again"):
     tokenizer_files.load_tokenizer(tmp_path / "base")
+
+
+def test_a_rollout_finds_the_files_beside_a_tokenizer(tmp_path):
+  # `RolloutEngine` reads end tokens there.
+  write_agent(tmp_path / "base")
+  tokenizer = tokenizer_files.load_tokenizer(tmp_path / "base")
+  assert tokenizer.name_or_path == str(tmp_path / "base")
+  assert end_token_ids(tokenizer.name_or_path) == (tokenizer.eos_token_id,)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
@@ -146,7 +166,7 @@ def test_what_a_layer_keeps_is_near_what_the_compiler_keeps():
   # numbers a layer and token, for rows of 512 tokens.
   for remat, measured in (("none", 8964), ("dots", 3040)):
     update = UpdateConfig(row_length=512, remat=remat)
-    kept = checks._kept_a_token(update, SHAPE)
+    kept = memory.kept_a_token(update, SHAPE)
     assert kept == pytest.approx(measured, rel=0.03)
 
 
@@ -157,7 +177,7 @@ def test_a_frozen_base_is_held_once_in_the_rollout_s_dtype():
     policy=PolicyConfig(lora=lora),
     rollout=dataclasses.replace(miniature_rollout(), dtype="bfloat16"),
   )
-  text = checks.memory_estimate(config, SHAPE)[0]
+  text = memory.estimate(config, SHAPE).told(1)
   # Embedding; q, k, v with bias, out, three of the feed-forward, two norms; the
   # last norm.
   attention = 256 * (256 + 2 * 128) + 512 + 256 * 256
@@ -172,3 +192,129 @@ def test_an_experiment_on_several_processes_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(checks.CheckError, match="runs in one process, this is"):
     checks.quick_checks(config_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("base", "source", "words"),
+  [
+    (None, "miniature", "the agents stage warm-starts the base agent"),
+    (None, "tool_star", "near 0, since policy.base is not set"),
+    ("some/model", "tool_star", "unknown until the first update"),
+  ],
+)
+def test_the_dry_run_names_the_warm_start(base, source, words):
+  config = ExperimentConfig(
+    name="test",
+    data=DataConfig(source=source),
+    policy=PolicyConfig(base=base, off_policy=base),
+  )
+  text = checks._first_signal(config)
+  assert text.startswith("share of trajectories that close their tags: ")
+  assert words in text
+  assert ("instruct model" in text) == (source == "tool_star")
+
+
+@pytest.mark.parametrize(
+  ("methods", "grow", "refused"),
+  [
+    (("rapo",), None, True),
+    (("grpo", "hybrid"), None, True),
+    (("grpo",), None, False),
+    (("rapo",), GrowConfig(), False),
+  ],
+)
+def test_an_empty_buffer_is_refused_where_it_is_needed(methods, grow, refused):
+  config = ExperimentConfig(
+    name="test",
+    buffer=BufferConfig(path="b", grow=grow),
+    train=TrainConfig(methods=methods),
+  )
+  problems = [text for _, text in checks._empty_buffer(config, 0)]
+  assert bool(problems) == refused
+  assert all("the buffer at b holds no trace" in text for text in problems)
+  assert not list(checks._empty_buffer(config, 1))
+
+
+def test_a_plan_that_cannot_fit_is_a_problem_of_the_dry_run(
+  tmp_path, monkeypatch
+):
+  for name in ("base", "off_policy"):
+    write_agent(tmp_path / name)
+  config = config_of(tmp_path)
+  assert "device memory" in checks.dry_run(config, tmp_path / "w")
+  estimates = [
+    memory.estimate(config, SHAPE, trained=trained).total
+    for trained in (True, False)
+  ]
+  room = sum(estimates) / 2
+  monkeypatch.setattr(memory, "room", lambda: room)
+  with pytest.raises(checks.CheckError) as error:
+    checks.dry_run(config, None)
+  message = str(error.value)
+  assert message.startswith("1 problem(s)")
+  assert f"takes about {memory.gigabytes(estimates[0])} on each" in message
+  assert f"which has {memory.gigabytes(room)}: take a smaller" in message
+  # Evaluated alone it has neither gradients nor activations.
+  checks.dry_run(config, None, "evaluate")
+
+
+def test_room_is_what_the_host_has_within_the_container_s_limit(
+  tmp_path, monkeypatch
+):
+  meminfo = tmp_path / "meminfo"
+  meminfo.write_text(
+    "MemTotal: 9 kB\nMemAvailable:    2000 kB\n", encoding="utf-8"
+  )
+  assert memory._available(meminfo) == 2_048_000
+  limit = tmp_path / "memory.max"
+  for text, expected in (("max\n", None), ("1000000\n", 1_000_000)):
+    limit.write_text(text, encoding="utf-8")
+    assert memory._limit(limit) == expected
+  assert memory._limit(tmp_path / "none") is None
+  assert memory.room() > 0
+
+
+def test_a_corpus_of_another_layout_is_a_problem_of_the_dry_run(tmp_path):
+  corpus = tmp_path / "corpus.jsonl"
+  corpus.write_text('{"id": 1, "text": "Paris"}\n', encoding="utf-8")
+  config = dataclasses.replace(
+    config_of(tmp_path), data=DataConfig(corpus=str(corpus))
+  )
+  for name in ("base", "off_policy"):
+    write_agent(tmp_path / name)
+  with pytest.raises(checks.CheckError, match=r'corpus\.jsonl:1: .*"contents"'):
+    checks.dry_run(config, None)
+
+
+def test_weights_and_biases_without_a_key_is_found_before_anything_runs(
+  tmp_path, monkeypatch
+):
+  monkeypatch.delenv(metrics.WANDB_KEY, raising=False)
+  monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+  config = dataclasses.replace(
+    config_of(tmp_path),
+    policy=PolicyConfig(),
+    logging=LoggingConfig(wandb=metrics.WandbConfig()),
+  )
+  for check in (checks.quick_checks, lambda c: checks.dry_run(c, None)):
+    with pytest.raises(checks.CheckError, match="WANDB_API_KEY is not set"):
+      check(config)
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(checks.CheckError, match="not installed"):
+    checks.quick_checks(config)
+
+
+def test_a_folder_that_is_a_file_is_a_problem_of_the_dry_run(tmp_path):
+  there = tmp_path / "file"
+  there.write_text("", encoding="utf-8")
+  config = dataclasses.replace(config_of(tmp_path), policy=PolicyConfig())
+  with pytest.raises(checks.CheckError, match="cannot be written, as"):
+    checks.dry_run(config, there / "w")
+
+
+def test_a_dry_run_counts_and_promises_no_minutes(tmp_path):
+  config = dataclasses.replace(config_of(tmp_path), policy=PolicyConfig())
+  text = checks.dry_run(config, tmp_path / "w")
+  # 2 methods with 2 seeds.
+  assert "4 runs × 20 updates × 512 rollouts = 40,960 rollouts" in text
+  assert "minutes" not in text

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from experiments import flags, run
+from experiments.config import DataConfig
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _CONFIGS = sorted(
@@ -121,3 +122,9 @@ def test_credentials_of_a_buffer_are_neither_stored_nor_printed(
     assert "canary" not in told.out + told.err
   stored = [path for path in tmp_path.rglob("*") if path.is_file()]
   assert not [p for p in stored if b"canary" in p.read_bytes()]
+
+
+@pytest.mark.parametrize("date", ["", "today", "26 Jul 2024", "2024-13-01"])
+def test_a_prompt_date_that_is_no_day_is_refused(date):
+  with pytest.raises(ValueError, match="a day as YYYY-MM-DD, got"):
+    DataConfig(prompt_date=date)

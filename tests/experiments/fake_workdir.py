@@ -12,6 +12,14 @@ HOSTILE = '</script><img src=x onerror=alert(1)> & "quotes" \u2028 \''
 SEEDS = (0, 1, 2)
 TASKS = ("compute", "multihop", "web")
 METHODS = ("grpo", "hybrid", "rapo")
+START = {
+  "date": "2026-03-04T05:06:07+00:00",
+  "command": "python -m experiments.run --config testbed.py --workdir runs/t",
+  "commit": {"id": "0123456789abcdef0123", "changed": True},
+  "versions": {"python": "3.11.7", "jax": "0.9.9", "scann": None},
+  "platform": "Linux",
+  "devices": {"backend": "tpu", "kind": "TPU v6", "count": 8, "processes": 1},
+}
 _STEPS = ("capital", "river", "founder", "colour")
 
 
@@ -31,11 +39,17 @@ def write(
     workdir / "config.json",
     {
       "name": "testbed",
-      "train": {"learning_rate": 5e-4, "num_updates": num_updates},
+      "train": {
+        "learning_rate": 5e-4,
+        "num_updates": num_updates,
+        "log_trajectories_every": 5,
+        "health": {"warn_updates": 2},
+      },
       "tasks": list(tasks),
       "note": HOSTILE,
     },
   )
+  _write_rows(workdir / "starts.jsonl", [START])
   for task in tasks:
     for agent, skill in (("base", 0.02), ("off_policy", 0.9)):
       _evaluate(workdir, rng, task, agent, agent, None, skill, num_questions)
@@ -91,6 +105,7 @@ def _evaluate(workdir, rng, task, agent, method, seed, skill, num_questions):
         for q, p in zip(questions, chance, strict=True)
       },
       "finish_reasons": {"answer": num_questions},
+      "score_statuses": {"ok": 4 * num_questions},
       "generated_tokens": 1000,
       "tool_calls": 100,
     },
@@ -122,6 +137,7 @@ def _metrics(directory, rng, method, curve):
       "rollout/retrieval_seconds": 0.1 * retrieves,
       "reward/mean": 2 * skill - 1,
       "reward/accuracy": skill,
+      **_statuses(skill),
       "groups/live_fraction": min(1.0, skill * 2),
       "loss": float(rng.normal(0, 0.01)),
       "gradient_norm": 0.4,
@@ -136,6 +152,18 @@ def _metrics(directory, rng, method, curve):
       row["eval/accuracy"] = float(curve[update] + rng.normal(0, 0.02))
     rows.append(row)
   _write_rows(directory / "metrics.jsonl", rows)
+
+
+def _statuses(skill):
+  """64 trajectories; the better the policy, the fewer break the format."""
+  broken = round(40 * (1 - skill))
+  return {
+    "score/ok": 60 - broken,
+    "score/box_empty": 4,
+    "score/think_unpaired": broken // 2,
+    "score/answer_missing": broken - broken // 2,
+    "reward/format_whole": 1 - broken / 64,
+  }
 
 
 def _trajectories(directory, rng, task, method, curve, group_size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import enum
 import json
@@ -73,7 +74,7 @@ class OverrideTest(parameterized.TestCase):
 
   def test_what_a_dataclass_refuses_names_it(self):
     with self.assertRaisesRegex(
-      flags.ConfigError, r"--config\.pair\.: part must not exceed total, got 8"
+      flags.ConfigError, r"--config\.pair\.part must not exceed total, got 8"
     ):
       flags.apply_overrides(Paired(), ["--config.pair.total=4"])
 
@@ -143,6 +144,14 @@ class OverrideTest(parameterized.TestCase):
     ("train.betas=1,2,3", "must be a tuple (float, float)"),
     ("train.reduction=mean", "must be one of sequence, token, but got 'mean'"),
     ("train.dtype=fp8", "must be one of float32, bfloat16, but got 'fp8'"),
+    (
+      "train.dtype=bf16",
+      "must be one of float32, bfloat16, but got 'bf16'. Did you mean bfloat16",
+    ),
+    (
+      "seeds=0-4",
+      "must be a tuple of int, but got '0-4'. Separate its entries",
+    ),
     ("logging.tensorboard=2", "must be bool (true or false), but got '2'"),
     ("seeds=1,b", "must be a tuple of int, but got '1,b'"),
     ("train=x", "must be Train (set its fields one by one), but got 'x'"),
@@ -246,6 +255,15 @@ def test_load_config_then_override(tmp_path):
     ("def get_config():\n  return 1\n", "has no docstring"),
     ('"""Doc."""\n', r"has no get_config\(\)"),
     ('"""Doc."""\ndef get_config():\n  return {}\n', "returned a dict"),
+    ('"""Doc."""\ndef get_config(:\n', r"sample\.py, line 2: SyntaxError: "),
+    ('"""Doc."""\nimport no_such', "line 2: ModuleNotFoundError: No module"),
+    ('"""Doc."""\n\nx = 1 / 0\n', "line 3: ZeroDivisionError: division"),
+    ('"""Doc."""\nraise SystemExit(3)\n', "line 2: SystemExit: 3"),
+    ('"""Doc."""\n\0', "sample.py: .*null bytes"),
+    (
+      '"""Doc."""\ndef get_config():\n  return get_config.x\n',
+      "line 3: AttributeError: .* Correct the config file",
+    ),
     (_CONFIG % "rate='x'", "config.rate must be float.*gives 'x'"),
   ],
 )
@@ -253,6 +271,66 @@ def test_load_config_errors(tmp_path, text, message):
   path = _write(tmp_path / "sample.py", text)
   with pytest.raises(flags.ConfigError, match=message):
     flags.load_config(path)
+
+
+def test_load_config_of_a_file_that_is_no_text(tmp_path):
+  path = tmp_path / "sample.py"
+  path.write_bytes(b"\x93NUMPY\xff\xfe")
+  with pytest.raises(flags.ConfigError, match=r"sample\.py.*SyntaxError"):
+    flags.load_config(path)
+
+
+def test_load_config_of_a_folder_says_so(tmp_path):
+  with pytest.raises(flags.ConfigError, match="is a folder"):
+    flags.load_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.py"])
+def test_a_packaged_config_is_found_from_any_folder(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  assert flags.load_config(name).name == "quickstart"
+
+
+def test_a_file_goes_before_a_packaged_config(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  _write(tmp_path / "quickstart.py", _CONFIG % "rate=3")
+  assert flags.load_config("quickstart.py").rate == 3
+
+
+def test_an_unknown_name_lists_the_packaged_configs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(flags.ConfigError) as error:
+    flags.load_config("quickstrat")
+  assert "Did you mean quickstart?" in str(error.value)
+  assert "without a path: llama3_8b_reasoning, quickstart," in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("argument", "nearest"),
+  [
+    ("--dry-run", "--dry_run"),
+    ("--dryrun", "--dry_run"),
+    ("--stages=all", "--stage"),
+    ("--work-dir=x", "--workdir"),
+  ],
+)
+def test_another_spelling_of_an_argument_names_it(argument, nearest):
+  parser = argparse.ArgumentParser(allow_abbrev=False)
+  for name in ("--dry_run", "--stage", "--workdir"):
+    parser.add_argument(name)
+  with pytest.raises(flags.ConfigError) as error:
+    flags.parse_arguments(parser, [argument])
+  assert f"Did you mean {nearest}?" in str(error.value)
+
+
+def test_overrides_come_back_as_they_are():
+  parser = argparse.ArgumentParser(allow_abbrev=False)
+  parser.add_argument("--stage")
+  overrides = ["--config.stage=1", "--confg.name=1", "5"]
+  known, rest = flags.parse_arguments(parser, ["--stage", "all", *overrides])
+  assert (known.stage, rest) == ("all", overrides)
 
 
 def test_load_config_of_a_missing_file_names_the_nearest(tmp_path):

@@ -5,9 +5,14 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich import cells
 from rich import console as rich_console
 
 from experiments import progress as progress_lib
+from experiments.stop_signal import Stopped
+
+STAGES = ("agents", "buffer", "train", "evaluate", "report")
+WIDTHS = (60, 80, 100, 120, 200)
 
 
 class Clock:
@@ -18,9 +23,13 @@ class Clock:
     return self.now
 
 
-def _progress(stages, clock, *, terminal=False, width=100):
+class Latin1(io.StringIO):
+  encoding = "latin-1"
+
+
+def _progress(stages, clock, *, terminal=False, width=100, file=None):
   console = rich_console.Console(
-    file=io.StringIO(),
+    file=file or io.StringIO(),
     force_terminal=terminal,
     width=width,
     # A real terminal type, whatever the machine of the test says.
@@ -31,118 +40,214 @@ def _progress(stages, clock, *, terminal=False, width=100):
   ), console.file
 
 
-def test_time_left_starts_at_the_estimates():
-  progress, _ = _progress([("a", 60), ("b", 40)], Clock())
+def _plain(progress, width):
+  return [line.plain for line in progress.lines(width)]
+
+
+def test_time_left_is_unknown_until_a_unit_is_finished():
+  clock = Clock()
+  progress, _ = _progress(["a"], clock)
   with progress:
-    assert progress.time_left() == 100
-    progress.skip("a")
-    assert progress.time_left() == 40
+    assert progress.time_left() is None
+    with progress.stage("a"):
+      progress.update(0, 10)
+      clock.now += 60
+      assert progress.time_left() is None
+      progress.update(1, 10)
+      # One unit took 60 s, nine are left.
+      assert progress.time_left() == 540
+    assert progress.time_left() == 0
 
 
-def test_time_left_moves_from_the_estimate_to_the_measured_rate():
+def test_time_left_of_the_run_needs_that_of_every_stage():
   clock = Clock()
-  progress, _ = _progress([("a", 100)], clock)
+  progress, _ = _progress(["a", "b"], clock)
   with progress, progress.stage("a"):
-    progress.update(0, 100)
-    clock.now += 15
-    progress.update(15, 100)
-    # Estimate and rate agree: 85 units at 1 s.
-    assert progress.time_left() == pytest.approx(85)
-    clock.now += 35
-    progress.update(25, 100)
-    # Half way to trust .25/.3 = 5/6: rate 75 * 2 s = 150, estimate 75.
-    assert progress.time_left() == pytest.approx(150 * 5 / 6 + 75 / 6)
-    clock.now += 30
-    progress.update(40, 100)
-    # Fully measured: 80 s for 40 units, 60 units to go.
-    assert progress.time_left() == pytest.approx(120)
+    progress.update(0, 10)
+    clock.now += 1
+    progress.update(5, 10)
+    assert progress.time_left() is None
+    assert "> 1 s left" in _plain(progress, 80)[-1]
+    progress.skip("b")
+    assert progress.time_left() == 1
 
 
-def test_a_resumed_stage_is_not_thought_fast():
+def test_preparation_and_what_was_there_before_are_no_speed():
   clock = Clock()
-  progress, _ = _progress([("a", 1000)], clock)
+  progress, _ = _progress(["a"], clock)
   with progress, progress.stage("a"):
-    progress.update(50, 100)
+    progress.update(50, 100, "resumed")
+    clock.now += 600
+    progress.update(50, 100, "compiled")
     clock.now += 60
     progress.update(80, 100)
-    # 30 units in 60 s, 20 to go; the 50 of the first run count for nothing.
+    # 30 units in 60 s, 20 to go.
     assert progress.time_left() == pytest.approx(40)
 
 
-def test_a_slow_machine_stretches_the_stages_to_come():
+def test_time_left_follows_a_run_that_slows_down():
   clock = Clock()
-  progress, _ = _progress([("a", 10), ("b", 50)], clock)
-  with progress:
-    with progress.stage("a"):
-      clock.now += 20
-    assert progress.time_left() == pytest.approx(100)
-
-
-def test_an_overdue_silent_stage_is_not_said_to_end_now():
-  clock = Clock()
-  progress, _ = _progress([("a", 10)], clock)
+  progress, _ = _progress(["a"], clock)
   with progress, progress.stage("a"):
-    clock.now += 50
-    assert progress.time_left() == pytest.approx(5)
+    progress.update(0, 100)
+    for unit in range(1, 21):
+      clock.now += 1
+      progress.update(unit, 100)
+    assert progress.time_left() == pytest.approx(80)
+    for unit in range(21, 21 + progress_lib._WINDOW):
+      clock.now += 10
+      progress.update(unit, 100)
+    # The average has forgotten the fast ones: 64 units at 10 s.
+    assert progress.time_left() == pytest.approx(640)
+
+
+def test_time_left_grows_while_a_unit_takes_longer_than_those_before():
+  clock = Clock()
+  progress, _ = _progress(["a"], clock)
+  with progress, progress.stage("a"):
+    progress.update(0, 3)
+    for unit in (1, 2):
+      clock.now += 10
+      progress.update(unit, 3)
+    clock.now += 4
+    assert progress.time_left() == pytest.approx(6)
+    clock.now += 596
+    # 600 s over a unit of 10 s: 1.25 times that in all.
+    assert progress.time_left() == pytest.approx(150)
 
 
 def test_plain_lines_are_throttled_and_tell_the_stage():
   clock = Clock()
-  progress, output = _progress([("agents", 60), ("train", 60)], clock)
+  progress, output = _progress(["agents", "train"], clock)
   with progress:
     progress.skip("agents")
     with progress.stage("train"):
+      progress.update(0, 60)
       for step in range(1, 31):
         clock.now += 1
         progress.update(step, 60, "loss [1.5]")
     progress.note("wrote report.html")
+  assert output.getvalue().splitlines() == [
+    "[1/2] agents: finished before",
+    "[2/2] train: started",
+    "[2/2] train: 10/60 loss [1.5] | 10 s gone, 50 s left",
+    "[2/2] train: 20/60 loss [1.5] | 20 s gone, 40 s left",
+    "[2/2] train: 30/60 loss [1.5] | 30 s gone, 30 s left",
+    "[2/2] train: done in 30 s (loss [1.5])",
+    "wrote report.html",
+  ]
+
+
+def test_a_plain_line_is_one_line_whatever_the_message():
+  clock = Clock()
+  progress, output = _progress(["train"], clock, width=60)
+  with progress, progress.stage("train"):
+    clock.now += 30
+    progress.update(1, 2, f"first\nsecond \x1b[2J{'long ' * 40}")
   lines = output.getvalue().splitlines()
-  assert lines[0] == "[1/2] agents: finished before"
-  assert lines[1] == "[2/2] train: started, about 1:00"
-  assert lines[2].startswith("[2/2] train: 10/60 loss [1.5] | 10 s gone, ")
-  assert lines[2].endswith("left; whole run 50 s left")
-  assert lines[-2] == "[2/2] train: done in 30 s (loss [1.5])"
-  assert lines[-1] == "wrote report.html"
-  assert len(lines) == 7
+  assert len(lines) == 3
+  assert "first second [2J" in lines[1]
+  assert lines[1].endswith("| 30 s gone, left unknown")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+  "message",
+  [
+    "",
+    "multihop rapo-seed12 train accuracy 0.25, held-out 0.31",
+    "compiled 41 programs (jit_update 112.4 s, jit_prefill 98.1 s) " * 5,
+    "/a/path/without/a/space" * 20,
+    "日本語の長い説明 " * 30,
+  ],
+)
+def test_names_and_numbers_are_whole_at_every_width(width, message):
+  clock = Clock()
+  progress, _ = _progress(STAGES, clock, width=width)
+  with progress:
+    with progress.stage("agents"):
+      clock.now += 7384
+    progress.skip("buffer")
+    with progress.stage("train"):
+      progress.update(0, 6250)
+      clock.now += 36_000
+      progress.update(625, 6250, message)
+      lines = _plain(progress, width)
+  assert all(cells.cell_len(line) < width for line in lines)
+  table, below = lines[:6], lines[6:]
+  names = [line[1:].split()[0] for line in table[:5]]
+  assert names == list(STAGES)
+  assert "2:03:04" in table[0]
+  assert "finished before" in table[1]
+  # 5,625 updates are left, as 625 took ten hours.
+  for whole in ("625/6250", "10:00:00", "90:00:00 left"):
+    assert whole in table[2]
+  assert "12:03:04" in table[5]
+  assert "> 90:00:00 left" in table[5]
+  assert len(below) <= progress_lib._MESSAGE_LINES
+  words = " ".join(below).split()
+  if words == message.split():
+    return
+  # Words are left out whole, and that is shown.
+  assert len(message) > width - 3
+  assert words[-1].endswith("…")
+  assert set(words[:-1]) <= set(message.split())
+
+
+def test_a_display_has_ascii_alone_where_the_terminal_has_no_more():
+  clock = Clock()
+  progress, _ = _progress(STAGES, clock, terminal=True, file=Latin1())
+  with progress, progress.stage("agents"):
+    progress.update(1, 2, "Łódź … done")
+    lines = _plain(progress, 60)
+  "".join(lines).encode("latin-1")
+  assert lines[0].startswith(">  agents")
+  assert lines[-1] == "  ?ód? ? done"
 
 
 def test_a_terminal_shows_all_stages():
   clock = Clock()
   progress, output = _progress(
-    [("agents", 60), ("train", 60), ("report", 5)], clock, terminal=True
+    ["agents", "train", "report"], clock, terminal=True
   )
   with progress:
     progress.skip("agents")
     with progress.stage("train"):
       clock.now += 30
       progress.update(3, 20, "reward 0.25")
+      progress.note("a line that stays")
   text = output.getvalue()
   for part in ("agents", "train", "report", "3/20", "reward 0.25", "whole run"):
     assert part in text
+  assert "a line that stays" in text
 
 
 def test_units_done_in_part_are_shown_in_percent():
   clock = Clock()
-  progress, output = _progress([("agents", 60)], clock)
+  progress, output = _progress(["agents"], clock)
   with progress, progress.stage("agents"):
     clock.now += 20
     progress.update(1.2345, 3, "loss 2")
   assert "[1/1] agents: 41 % loss 2 |" in output.getvalue()
 
 
-def test_a_failed_stage_says_so():
-  progress, output = _progress([("train", 60)], Clock())
-  with (
-    pytest.raises(ValueError, match="broken"),
-    progress,
-    progress.stage("train"),
-  ):
-    raise ValueError("broken")
-  assert "[1/1] train: FAILED after 0 s" in output.getvalue()
+@pytest.mark.parametrize(
+  ("error", "word"),
+  [
+    (ValueError("broken"), "FAILED after"),
+    (Stopped("stopped", 2), "stopped after"),
+    (KeyboardInterrupt(), "stopped after"),
+  ],
+)
+def test_a_stage_that_did_not_end_says_so(error, word):
+  progress, output = _progress(["train"], Clock())
+  with pytest.raises(type(error)), progress, progress.stage("train"):
+    raise error
+  assert f"[1/1] train: {word} 0 s" in output.getvalue()
 
 
 def test_wrong_use_is_named():
-  progress, _ = _progress([("train", 60)], Clock())
+  progress, _ = _progress(["train"], Clock())
   with pytest.raises(KeyError, match="no stage 'tarin'"):
     progress.skip("tarin")
   with pytest.raises(RuntimeError, match="needs a running stage"):

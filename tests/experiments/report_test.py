@@ -97,11 +97,45 @@ def test_shows_every_task_method_and_the_config(page):
     "Only 3 seeds",
     "seconds of training",
     "generated tokens",
+    "Score status by update",
+    "0123456789ab (changed)",
+    "8 × TPU v6 (tpu)",
+    "jax 0.9.9",
+    "scann not installed",
+    "--workdir runs/t",
+    "the multiples of 5",
+    "at 15",
   ):
     assert word in page
   # Three tasks: three curves and six diagnostics each, a dot chart each, and
-  # the mean: dot chart, curve, two differences.
-  assert page.count("<figure>") == 3 * (3 + 6 + 1) + 1 + 1 + 2
+  # the mean: dot chart, curve, two differences. A status chart a method.
+  assert page.count("<figure>") == 3 * (3 + 6 + 1 + 3) + 1 + 1 + 2
+
+
+def test_says_what_is_logged_and_not_that_all_is(page):
+  text = " ".join(page.split())
+  assert "holds every trajectory of the logged updates" in text
+  assert "All of them are in" not in text
+
+
+def test_warnings_are_listed_with_their_updates(tmp_path):
+  workdir = fake_workdir.write(
+    tmp_path / "run", tasks=("web",), methods=("rapo",), seeds=(0,)
+  )
+  path = workdir / "train" / "web" / "rapo-seed0" / "metrics.jsonl"
+  rows = [
+    json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+  ]
+  for row in rows[3:7]:
+    row["groups/live_fraction"] = 0.0
+  path.write_text(
+    "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+  )
+  page = report.write_report(workdir).read_text(encoding="utf-8")
+  assert "updates 3 to 6" in page
+  assert "no group has rewards that differ" in page
+  assert "One seed a method" in page
+  assert "RAPO answers" in page
 
 
 def test_small_enough(page):
@@ -127,6 +161,7 @@ def test_one_task_without_a_mean(tmp_path):
   assert "One seed a method" in text
   assert "<h3>Mean over tasks" not in text
   assert "hybrid alone" not in text
+  assert "one seed, so no interval" in text
 
 
 # Samples.
@@ -216,6 +251,17 @@ def test_charts_escape_names():
   row = {"mean": 0.1, "interval": [0.0, 0.2], "seeds": {"<b>": 0.1}}
   chart = charts.difference_chart([("<i>&", row)], title='"><script>')
   assert not re.search(r"<(i|b|script)>", chart)
+
+
+def test_share_chart_stacks_by_hand():
+  counts = [0] * len(charts.STATUSES)
+  counts[0], counts[1] = 3, 1
+  chart = charts.share_chart([(1, counts), (2, counts)], title="t")
+  # Left 44, right 328, floor 178, top 10: three quarters is y = 52.
+  assert 'class="band s-ok" d="M186.0 178.0L328.0 178.0L328.0 52.0' in chart
+  assert chart.count('<path class="band') == 2
+  one = charts.share_chart([(1, counts)], title="t")
+  assert 'd="M44.0 178.0L328.0 178.0L328.0 52.0L44.0 52.0z"' in one
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 5.0, 1e-9])

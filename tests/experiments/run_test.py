@@ -1,9 +1,12 @@
 """Whole experiments, small: every stage, a kill, a dry run, bad input."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from experiments import checks, export, flags, run, tasks
+from experiments import checks, export, flags, health, run, tasks
 from experiments.config import (
   BufferConfig,
   DataConfig,
@@ -151,6 +154,9 @@ def test_every_stage_leaves_its_files(finished):
     assert max(r["mismatch/abs_log_prob_max"] for r in rows[1:]) < 1e-4
   results = read_json(folder / "results.json")
   assert results["unfinished_runs"] == []
+  start = results["provenance"][0]
+  assert f"--workdir {folder}" in start["command"]
+  assert start["devices"]["count"] == jax.device_count()
   assert "compute" in results["tasks"]
   page = (folder / "report.html").read_text(encoding="utf-8")
   assert "rapo" in page.lower()
@@ -187,6 +193,16 @@ def test_evaluation_never_retrieves_and_repeats_the_curve(finished):
     assert TokenKind.RETRIEVED not in trajectory.kinds
 
 
+def test_an_agent_of_nan_has_no_accuracy(finished):
+  _, folder = finished
+  config, encoder = small_config(), SentenceEncoder.from_pretrained()
+  with tasks.open_task(config, Workdir(folder), "compute", encoder) as task:
+    model = models.from_pretrained(task.base_path)
+    broken = jax.tree.map(lambda x: jax.numpy.full_like(x, np.nan), model)
+    with pytest.raises(health.HealthStop, match="evaluation on compute: log-"):
+      evaluate.evaluate(config, task, broken)
+
+
 def test_started_again_nothing_is_repeated(finished, capsys):
   config_file, folder = finished
   before = {
@@ -196,11 +212,52 @@ def test_started_again_nothing_is_repeated(finished, capsys):
   assert capsys.readouterr().out.count("finished before") >= 4
   after = {p: p.stat().st_mtime_ns for p in before}
   changed = {p.name for p in before if before[p] != after[p]}
-  assert changed <= {"results.json", folder.name}
+  assert changed <= {"results.json", "starts.jsonl", folder.name}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_cannot_learn_keeps_what_it_stopped_at_and_goes_on(
+  finished, tmp_path, capsys, monkeypatch
+):
+  class Second(health.Monitor):
+    """Finds fault with update 2."""
+
+    def _signs(self, row):
+      text = "it is cut off." if self._update == 2 else ""
+      yield health.Sign("cut_off", text, at_once=bool(text))
+
+  config_file, folder = finished
+  shutil.copytree(folder / "agents", tmp_path / "w" / "agents")
+  command = [
+    *("--config", str(config_file), "--workdir", str(tmp_path / "w")),
+    "--stage=train",
+    "--config.train.health.cut_off=stop",
+    "--config.train.methods=grpo,",
+    "--config.train.log_trajectories_every=100",
+    f"--config.buffer.path={folder / 'buffer' / 'compute'}",
+  ]
+  with monkeypatch.context() as patch:
+    patch.setattr(health, "Monitor", Second)
+    assert run.main(command) == run.UNHEALTHY_STATUS
+  error = capsys.readouterr().err
+  assert error.startswith("error: update 2 of compute grpo-seed0 cannot learn")
+  assert "--config.train.health.cut_off=warn" in error
+  path = tmp_path / "w" / "train" / "compute" / "grpo-seed0"
+  rows = _rows(path / "metrics.jsonl")
+  assert [row["update"] for row in rows] == [0, 1, 2]
+  assert rows[2]["health/cut_off"] == 1
+  # Update 1 is on the schedule; update 2 is kept for its alert.
+  logged = {row["update"] for row in _rows(path / "trajectories.jsonl")}
+  assert logged == {1, 2}
+  assert run.main(command) == 0
+  rows = _rows(path / "metrics.jsonl")
+  assert [row["update"] for row in rows] == list(range(UPDATES + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+)
 def test_killed_and_started_again_it_ends_with_the_same_parameters(
   ending, finished, tmp_path
 ):
@@ -242,9 +299,10 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   _, errors = process.communicate()
   assert not (run_folder / "done.json").exists()
   rows_kept = 3
-  if ending == signal.SIGTERM:
+  if ending != signal.SIGKILL:
     # It ends after an update of its own choice, and that one is saved.
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + ending
+    assert "Traceback" not in errors
     assert "stopped after update" in errors
     assert "start it again to go on" in errors
     rows_kept = len(_rows(metrics))
@@ -509,6 +567,269 @@ def test_a_checkpoint_of_another_prompt_is_not_gone_on_with(
   assert "has no prompt_hash: go on with the" in capsys.readouterr().err
 
 
+def _copied(whole, folder):
+  subprocess.run(["cp", "-r", whole, folder], check=True)
+  return folder
+
+
+def _flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(bytes(content))
+
+
+def test_a_run_goes_on_from_the_last_sound_checkpoint_and_is_extended(
+  finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  # A name that TensorStore and glob read as something else.
+  folder = _copied(whole, tmp_path / "[x]\\y *")
+  command = [
+    *("--config", str(config_file), "--workdir", str(folder)),
+    "--config.train.methods=rapo",
+    "--config.train.num_updates=6",
+    "--config.train.seeds=0,",
+    "--config.name=longer",
+    "--config.logging.tensorboard=true",
+  ]
+  run_folder = folder / "train" / "compute" / "rapo-seed0"
+  before = read_json(folder / "evaluate" / "compute" / "rapo-seed0.json")
+  assert before["update"] == UPDATES
+  _flip(run_folder / "checkpoints" / "5" / "state" / "_METADATA")
+  assert run.main(command) == 0
+  said = " ".join(capsys.readouterr().out.split())
+  assert "checkpoint 5: state/_METADATA has another checksum" in said
+  assert "goes on from the checkpoint of update 4, the newest that is s" in said
+  rows = _rows(run_folder / "metrics.jsonl")
+  assert [row["update"] for row in rows] == list(range(7))
+  logged = [
+    (r["update"], r["query_id"], r["index"])
+    for r in _rows(run_folder / "trajectories.jsonl")
+  ]
+  assert len(logged) == len(set(logged)) == 6 * 16
+  assert read_json(folder / "config.json")["name"] == "longer"
+  assert read_json(run_folder / "done.json")["update"] == 6
+  after = read_json(folder / "evaluate" / "compute" / "rapo-seed0.json")
+  assert after["update"] == 6
+  # What nothing has changed for is not evaluated again.
+  for name in ("base", "grpo-seed0"):
+    path = pathlib.Path("evaluate") / "compute" / f"{name}.json"
+    assert (folder / path).read_bytes() == (whole / path).read_bytes()
+
+  # Fewer updates than are done: nothing is lost, and it is said.
+  shorter = [*command, "--config.train.num_updates=2", "--stage=train"]
+  assert run.main(shorter) == 0
+  said = " ".join(capsys.readouterr().out.split())
+  assert "rapo-seed0 ended after 6 updates, which is more than" in said
+  assert read_json(run_folder / "done.json")["update"] == 6
+
+  # A policy that was damaged is neither evaluated nor kept.
+  weights = run_folder / train.POLICY_FOLDER / "model.safetensors"
+  whole_policy = weights.read_bytes()
+  (folder / "evaluate" / "compute" / "rapo-seed0.json").unlink()
+  _flip(weights)
+  assert run.main([*command, "--stage=evaluate"]) == 2
+  assert "model.safetensors has another checksum" in capsys.readouterr().err
+  weights.unlink()
+  assert run.main([*command, "--stage=train"]) == 0
+  assert weights.read_bytes() == whole_policy
+
+
+def test_a_run_without_a_sound_checkpoint_is_refused(
+  finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  folder = _copied(whole, tmp_path / "unsound")
+  command = [
+    *("--config", str(config_file), "--workdir", str(folder)),
+    *("--stage=train", "--config.train.num_updates=6"),
+  ]
+  checkpoints = folder / "train" / "compute" / "grpo-seed0" / "checkpoints"
+  for number in ("4", "5"):
+    _flip(checkpoints / number / "metadata" / "metadata")
+  assert run.main(command) == 2
+  message = capsys.readouterr().err
+  assert "checkpoint 4: metadata/metadata has another checksum" in message
+  assert "checkpoint 5: metadata/metadata has another checksum" in message
+  assert "or delete the run's folder" in message
+  output = tmp_path / "exported"
+  exported = ["--checkpoint", str(checkpoints), "--output", str(output)]
+  assert export.main(exported) == 2
+  assert "holds none" in capsys.readouterr().err
+  # A run that has ended cannot be trained from its start unsaid.
+  subprocess.run(["rm", "-r", checkpoints], check=True)
+  assert run.main(command) == 2
+  assert "has ended, and a run goes on from a" in capsys.readouterr().err
+
+
+def _swap_methods(folder):
+  """RAPO's checkpoints, whole, in GRPO's folder."""
+  runs = folder / "train" / "compute"
+  subprocess.run(["rm", "-r", runs / "grpo-seed0" / "checkpoints"], check=True)
+  source = runs / "rapo-seed0" / "checkpoints"
+  subprocess.run(["cp", "-r", source, runs / "grpo-seed0"], check=True)
+
+
+def _other_base(folder):
+  base = folder / "agents" / "compute" / "base"
+  model = models.from_pretrained(base)
+  kernel = model.layers.feed_forward.down.kernel
+  kernel[...] = kernel[...].at[-1, -1, -1].add(1.0)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+  models.save_pretrained(model, base, tokenizer=tokenizer)
+
+
+def _other_buffer(folder):
+  """A whole buffer with another manifest, as after it was built again."""
+  path = folder / "buffer" / "compute" / "manifest.json"
+  manifest = json.loads(path.read_text(encoding="utf-8"))
+  path.write_text(
+    json.dumps(manifest | {"version": manifest["version"] + 1}),
+    encoding="utf-8",
+  )
+
+
+@pytest.mark.parametrize(
+  ("change", "method", "name"),
+  [
+    (_swap_methods, "grpo", "the run that it began with"),
+    (_other_base, "grpo", "the base_agent that it began with"),
+    (_other_buffer, "rapo", "the buffer that it began with"),
+  ],
+)
+def test_a_run_goes_on_with_what_it_began_with_alone(
+  change, method, name, finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  folder = _copied(whole, tmp_path / "changed")
+  change(folder)
+  status = run.main(
+    [
+      *("--config", str(config_file), "--workdir", str(folder)),
+      *("--stage=train", "--config.train.num_updates=6"),
+      f"--config.train.methods={method}",
+    ]
+  )
+  assert status == 2
+  message = capsys.readouterr().err
+  assert f"a run goes on with {name}" in message
+  assert "choose another --workdir" in message
+
+
+def test_other_code_is_said_and_the_run_goes_on(
+  finished, tmp_path, capsys, monkeypatch
+):
+  config_file, whole = finished
+  folder = _copied(whole, tmp_path / "code")
+  (folder / "train" / "compute" / "grpo-seed0" / "done.json").unlink()
+  other = {"version": "9", "commit": None, "source_sha256": "f" * 64}
+  monkeypatch.setattr(train.provenance, "code", lambda: other)
+  status = run.main(
+    [
+      *("--config", str(config_file), "--workdir", str(folder)),
+      *("--stage=train", "--config.train.methods=grpo"),
+    ]
+  )
+  assert status == 0
+  said = " ".join(capsys.readouterr().out.split())
+  assert "was written by other code" in said
+  assert "version 9, source ffffffffffff" in said
+
+
+def test_a_policy_that_diverges_is_not_saved_and_the_remedy_works(
+  finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  folder = tmp_path / "diverged"
+  folder.mkdir()
+  for name in ("agents", "buffer"):
+    subprocess.run(["cp", "-r", whole / name, folder / name], check=True)
+  command = [
+    *("--config", str(config_file), "--workdir", str(folder)),
+    *("--config.train.methods=grpo", "--config.train.num_updates=1"),
+  ]
+  assert run.main([*command, "--config.optimizer.learning_rate=1e37"]) == 2
+  message = capsys.readouterr().err
+  assert "compute grpo-seed0 has diverged: after update 1" in message
+  assert "--config.optimizer.learning_rate=0.0001 or less" in message
+  run_folder = folder / "train" / "compute" / "grpo-seed0"
+  assert not (run_folder / "done.json").exists()
+  assert not (run_folder / train.POLICY_FOLDER).exists()
+  assert not (run_folder / "checkpoints" / "1").exists()
+  assert not (folder / "evaluate").exists()
+  # The learning rate of the other tests: nothing is compiled again.
+  assert run.main([*command, "--stage=train"]) == 0
+  assert read_json(run_folder / "done.json")["update"] == 1
+  assert not (run_folder / "diverged.json").exists()
+
+
+def test_a_policy_that_is_not_finite_is_not_evaluated(
+  finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  folder = _copied(whole, tmp_path / "nan")
+  base = folder / "agents" / "compute" / "base"
+  model = models.from_pretrained(base)
+  model.final_norm.scale[...] = model.final_norm.scale[...].at[0].set(np.nan)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+  models.save_pretrained(model, base, tokenizer=tokenizer)
+  arguments = ["--config", str(config_file), "--workdir", str(folder)]
+  assert run.main([*arguments, "--stage=evaluate"]) == 2
+  message = capsys.readouterr().err
+  assert "must be finite" in message
+  assert "final_norm.scale" in message
+
+
+def test_a_wrong_path_is_corrected_in_the_same_folder(tmp_path, capsys):
+  folder = tmp_path / "w"
+  arguments = [
+    *("--config", str(ROOT / "experiments" / "configs" / "tool_star_smoke.py")),
+    *("--workdir", str(folder), "--stage=agents"),
+    "--config.policy.random.vocab_size=320",
+    "--config.data.limit=12",
+  ]
+  broken = tmp_path / "broken.parquet"
+  broken.write_text("no questions", encoding="utf-8")
+  assert run.main([*arguments, f"--config.data.path={broken}"]) == 2
+  assert "another" not in capsys.readouterr().err
+  right = f"--config.data.path={_tool_star_file(tmp_path)}"
+  assert run.main([*arguments, right]) == 0
+  # Now the agents are made from these questions.
+  assert run.main([*arguments, f"--config.data.path={broken}"]) == 2
+  message = capsys.readouterr().err
+  assert "config.data.path is" in message
+  assert "agents/tool_star was made with it" in message
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_a_work_folder_is_its_owner_s_alone(umask, finished, tmp_path, capsys):
+  _, whole = finished
+  for path in (
+    whole,
+    whole / "train" / "compute" / "rapo-seed0",
+    whole / "evaluate",
+  ):
+    assert path.stat().st_mode & 0o777 == 0o700, path
+  for name in ("results.json", "report.html", "evaluate/compute/base.json"):
+    assert (whole / name).stat().st_mode & 0o777 == 0o600, name
+  logs = whole / "train" / "compute" / "rapo-seed0" / "trajectories.jsonl"
+  assert logs.stat().st_mode & 0o777 == 0o600
+  before = os.umask(umask)
+  try:
+    with run.claim_workdir(small_config(), Workdir(tmp_path / "a" / "w"), []):
+      pass
+  finally:
+    os.umask(before)
+  assert (tmp_path / "a" / "w").stat().st_mode & 0o777 == 0o700
+  assert capsys.readouterr().err == ""
+  # One that is there keeps its permissions, and that is said.
+  (tmp_path / "a" / "w").chmod(0o755)
+  with run.claim_workdir(small_config(), Workdir(tmp_path / "a" / "w"), []):
+    pass
+  assert (tmp_path / "a" / "w").stat().st_mode & 0o777 == 0o755
+  assert "others can read it (mode 755)" in capsys.readouterr().err
+
+
 def test_one_task_of_several_is_held_and_run_alone(tmp_path):
   config = dataclasses.replace(
     small_config(), data=DataConfig(families=("compute", "web"))
@@ -521,12 +842,132 @@ def test_one_task_of_several_is_held_and_run_alone(tmp_path):
     run.claim_workdir(config, workdir, ["web"]),
   ):
     pass
+  # Nothing depends on the config yet, but one who works with it.
   other = dataclasses.replace(config, name="other")
   with (
-    pytest.raises(flags.ConfigError, match="choose another --workdir"),
+    run.claim_workdir(config, workdir, ["compute"]),
+    pytest.raises(flags.ConfigError, match=r"works on compute .* another conf"),
     run.claim_workdir(other, workdir, ["web"]),
   ):
     pass
+  with run.claim_workdir(other, workdir, ["web"]):
+    assert read_json(workdir.config)["name"] == "other"
+
+
+def _named_base(finished):
+  """Arguments for the finished experiment's base agent, named alone."""
+  config_file, whole = finished
+  base = whole / "agents" / "compute" / "base"
+  return ["--config", str(config_file), f"--config.policy.base={base}"]
+
+
+def test_one_model_is_evaluated_without_a_run(finished, tmp_path, capsys):
+  folder = tmp_path / "evaluated"
+  arguments = [*_named_base(finished), "--workdir", str(folder)]
+  assert run.main([*arguments, "--stage=evaluate"]) == 0
+  out = capsys.readouterr().out
+  assert "compute" in out
+  assert (
+    "Not evaluated, as they are not finished (--stage=train finishes them): "
+    "compute grpo-seed0, compute rapo-seed0." in out
+  )
+  (path,) = folder.rglob("evaluate/*/*.json")
+  own = read_json(path)
+  # As in the run that made the agent.
+  there = read_json(finished[1] / "evaluate" / "compute" / "base.json")
+  assert own["sampled"] == there["sampled"]
+  assert run.main([*arguments, "--stage=evaluate"]) == 0
+  assert "finished before" in capsys.readouterr().out
+
+
+def test_grpo_needs_neither_an_off_policy_agent_nor_a_buffer(
+  finished, tmp_path, capsys
+):
+  folder = tmp_path / "grpo"
+  arguments = [
+    *(*_named_base(finished), "--workdir", str(folder)),
+    *("--config.train.methods=grpo", "--config.train.num_updates=1"),
+  ]
+  assert run.main([*arguments, "--dry_run"]) == 0
+  assert "off_policy" not in capsys.readouterr().out
+  assert run.main(arguments) == 0
+  out = capsys.readouterr().out
+  assert "buffer: no method retrieves" in out
+  assert not (folder / "buffer").exists()
+  assert {p.stem for p in folder.rglob("evaluate/*/*.json")} == {
+    "base",
+    "grpo-seed0",
+  }
+  assert (folder / "report.html").exists()
+
+
+def test_what_retrieves_without_a_buffer_says_what_is_missing(
+  finished, tmp_path, capsys
+):
+  arguments = [*_named_base(finished), "--workdir", str(tmp_path / "w")]
+  assert run.main(arguments) == 2
+  message = capsys.readouterr().err
+  assert "(rapo) needs a buffer, and there is no agent that fills it" in message
+  assert "set policy.off_policy, or buffer.path" in message
+
+
+def test_a_file_system_without_locks_is_told_in_a_line(
+  tmp_path, monkeypatch, capsys
+):
+  def flock(file, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
+  arguments = ["--config", str(config_file), "--workdir", str(tmp_path / "w")]
+  assert run.main(arguments) == 2
+  assert "has no locks ([Errno 37]" in capsys.readouterr().err
+
+
+def test_a_broken_config_of_the_folder_is_named(tmp_path, capsys):
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
+  folder = tmp_path / "w"
+  folder.mkdir()
+  arguments = ["--config", str(config_file), "--workdir", str(folder)]
+  for content in (b"{", b"\xff\xfe"):
+    (folder / "config.json").write_bytes(content)
+    for more in ([], ["--dry_run"]):
+      assert run.main([*arguments, *more]) == 2
+      assert "w/config.json must hold the JSON" in capsys.readouterr().err
+
+
+def test_a_missing_accelerator_is_told_in_a_line(monkeypatch, capsys):
+  def devices():
+    raise RuntimeError("Unable to initialize backend 'tpu': no libtpu")
+
+  monkeypatch.setattr(jax, "devices", devices)
+  assert run.main(["--config", "quickstart", "--dry_run"]) == 2
+  message = capsys.readouterr().err
+  assert "does not (Unable to initialize backend 'tpu': no libtpu)" in message
+  assert "pip install -e '.[cuda]'" in message
+
+
+def test_event_files_are_named_with_the_command_that_shows_them():
+  line = run._tensorboard_line(pathlib.Path("runs/a b/train"))
+  assert line.startswith("curves: tensorboard --logdir 'runs/a b/train'")
+
+
+def test_a_command_without_arguments_names_the_configs(capsys):
+  with pytest.raises(SystemExit) as error:
+    run.main([])
+  assert error.value.code == 2
+  assert "--config is needed: a Python file, or one of" in (
+    capsys.readouterr().err
+  )
+
+
+def test_help_fits_into_80_columns(monkeypatch, capsys):
+  monkeypatch.setenv("COLUMNS", "80")
+  with pytest.raises(SystemExit):
+    run.main(["--help"])
+  assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_a_task_that_is_not_there_is_named(finished, capsys):
@@ -566,7 +1007,12 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
     ("--config.train.num_updates=-3", "num_updates must be at least 1"),
     ("--config.evaluation.temperature=0", "temperature must be > 0"),
     ("--config.data.source=tool_star", "data.path is not set"),
-    ("--config.policy.base=here", "set both policy.base and"),
+    (
+      "--config.policy.base=here",
+      "(rapo) needs a buffer, and there is no agent",
+    ),
+    ("--config.policy.off_policy=here", "name the base agent that is trained"),
+    ("--dry-run", "unknown argument '--dry-run'. Did you mean --dry_run?"),
     (
       "--config.buffer.url=http://x --config.retrieval.noise_prob=0.5",
       "buffer.url is set: A buffer that a server holds",
@@ -661,7 +1107,7 @@ def test_agents_may_have_tokenizers_of_their_own(tmp_path):
   encoder = SentenceEncoder.from_pretrained()
   with tasks.open_task(config, workdir, "tool_star", encoder) as task:
     query = task.train[0]
-    other = task.for_off_policy()
+    other, _ = task.for_off_policy()
     ours, theirs = task.prompt(query), other.prompt(query)
     assert ours.tolist() != theirs.tolist()
     assert task.tokenizer.decode(ours) == other.tokenizer.decode(theirs)
@@ -700,7 +1146,7 @@ def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
   assert "0.0" in capsys.readouterr().out
 
 
-def test_differences_ignore_what_json_cannot_tell():
+def test_differences_ignore_what_json_cannot_show_alerts():
   config = flags.to_dict(small_config())
   assert checks.differences(json.loads(json.dumps(config)), config) == []
 

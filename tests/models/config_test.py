@@ -152,6 +152,21 @@ class FromHfTest(parameterized.TestCase):
     ({"layer_types": ["sliding_attention"]}, "sliding window"),
     ({"num_key_value_heads": 3}, "multiple.*28 and 3"),
     ({"dtype": "float8"}, "bfloat16.*'float8'"),
+    ({"compression_config": {"format": "int4"}}, "unquantized"),
+    # A type left out would leave the factor out in silence.
+    ({"rope_scaling": {"factor": 4.0}}, "theta alone, .* has factor=4.0 too"),
+    (
+      {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 1}},
+      "linear reads factor, .* has beta_fast=1 too",
+    ),
+    (
+      {"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}},
+      "mrope_section=",
+    ),
+    (
+      {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+      "one each for full_attention",
+    ),
   )
   def test_what_is_not_computed_is_an_error(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -160,6 +175,41 @@ class FromHfTest(parameterized.TestCase):
   def test_missing_fields_are_named(self):
     with self.assertRaisesRegex(ValueError, "vocab_size, hidden_size"):
       models.DecoderConfig.from_hf({"model_type": "qwen2"})
+    with self.assertRaisesRegex(ValueError, "must have num_hidden_layers"):
+      models.DecoderConfig.from_hf(QWEN | {"num_hidden_layers": None})
+
+  @parameterized.parameters(
+    ("hidden_size", "3584", "a positive integer"),
+    ("num_attention_heads", 0, "a positive integer"),
+    ("num_key_value_heads", -4, "a positive integer"),
+    ("vocab_size", 152064.0, "a positive integer"),
+    ("head_dim", True, "a positive integer"),
+    ("rms_norm_eps", "1e-6", "a positive number"),
+    ("rope_theta", float("nan"), "a positive number"),
+    ("tie_word_embeddings", "false", "true or false"),
+    ("rope_scaling", "linear", "an object"),
+    ("rope_scaling", {"type": ["linear"]}, "rope_type must be a text"),
+    ("rope_scaling", {"type": "linear", "factor": "2"}, "must be a number"),
+  )
+  def test_values_of_another_kind_are_named(self, name, value, message):
+    with self.assertRaisesRegex(ValueError, message):
+      models.DecoderConfig.from_hf(QWEN | {name: value})
+
+  @parameterized.parameters(
+    "num_key_value_heads", "rope_theta", "rms_norm_eps", "head_dim"
+  )
+  def test_null_means_what_it_means_to_be_left_out(self, name):
+    hf = {k: v for k, v in real_configs.LLAMA_3_2_1B.items() if k != name}
+    self.assertEqual(
+      models.DecoderConfig.from_hf(hf | {name: None}),
+      models.DecoderConfig.from_hf(hf),
+    )
+
+  def test_two_names_of_one_activation(self):
+    self.assertEqual(
+      models.DecoderConfig.from_hf(QWEN | {"hidden_act": "swish"}),
+      models.DecoderConfig.from_hf(QWEN),
+    )
 
   def test_yarn_without_a_factor_takes_the_ratio_of_lengths(self):
     scaling = {"type": "yarn", "original_max_position_embeddings": 8192}

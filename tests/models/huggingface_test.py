@@ -174,6 +174,146 @@ class CheckpointTest(parameterized.TestCase):
     self.write(tensors)
     self.assert_same(models.from_pretrained(self.folder), model)
 
+  def test_a_tied_head_that_differs_is_refused(self):
+    models.save_pretrained(tiny_model(tie_embeddings=True), self.folder)
+    tensors = self.tensors()
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[-1, -1] += 1e-3
+    self.write(tensors | {"lm_head.weight": head})
+    with self.assertRaisesRegex(ValueError, "they differ; set tie_word_emb"):
+      models.from_pretrained(self.folder)
+    with self.assertRaisesRegex(ValueError, "they differ; set tie_word_emb"):
+      models.check_pretrained(self.folder)
+    # What is not a number is the same too where it stands in both.
+    nan = np.full_like(head, np.nan)
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    self.write(tensors | dict.fromkeys(names, nan))
+    models.check_pretrained(self.folder)
+
+  def test_a_tied_head_alone_is_the_embedding(self):
+    # As transformers takes it.
+    model = tiny_model(tie_embeddings=True)
+    models.save_pretrained(model, self.folder)
+    tensors = self.tensors()
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    self.write(tensors)
+    self.assert_same(models.from_pretrained(self.folder), model)
+
+  def test_buffers_of_the_rotary_embedding_are_passed_over(self):
+    model = tiny_model(model_type="llama", qkv_bias=False)
+    models.save_pretrained(model, self.folder)
+    buffers = {
+      f"model.{name}": np.ones(3, np.float32)
+      for name in (
+        "layers.0.self_attn.rotary_emb.inv_freq",
+        "layers.1.self_attn.rotary_emb.cos_cached",
+        "rotary_emb.inv_freq",
+      )
+    }
+    self.write(self.tensors() | buffers)
+    self.assert_same(models.from_pretrained(self.folder), model)
+
+  def test_other_names_are_not_passed_over(self):
+    models.save_pretrained(tiny_model(), self.folder)
+    name = "model.layers.0.self_attn.rotary_emb.weight"
+    self.write(self.tensors() | {name: np.ones(3, np.float32)})
+    with self.assertRaisesRegex(ValueError, "rotary_emb.weight is unknown"):
+      models.from_pretrained(self.folder)
+
+  def test_a_prefix_of_all_names_makes_a_short_message(self):
+    models.save_pretrained(tiny_model(), self.folder)
+    tensors = {f"module.{k}": v for k, v in self.tensors().items()}
+    self.write(tensors)
+    with self.assertRaisesRegex(
+      ValueError, r"and \d+ more. Names begin with 'module.'"
+    ) as caught:
+      models.from_pretrained(self.folder)
+    self.assertLess(len(str(caught.exception)), 700)
+
+  def test_weights_that_are_there_twice_are_refused(self):
+    # transformers reads the single file, vLLM the others.
+    models.save_pretrained(tiny_model(), self.folder)
+    whole = (self.folder / "model.safetensors").read_bytes()
+    models.save_pretrained(tiny_model(), self.folder, max_shard_bytes=4000)
+    (self.folder / "model.safetensors").write_bytes(whole)
+    for read in (models.from_pretrained, models.fingerprint):
+      with self.assertRaisesRegex(ValueError, "hold its weights once"):
+        read(self.folder)
+
+  def test_an_index_may_name_the_single_file(self):
+    model = tiny_model()
+    models.save_pretrained(model, self.folder)
+    index = {"weight_map": dict.fromkeys(self.tensors(), "model.safetensors")}
+    self.write_index(index)
+    self.assert_same(models.from_pretrained(self.folder), model)
+
+  def test_a_tensor_that_two_files_hold_is_refused(self):
+    models.save_pretrained(tiny_model(), self.folder, max_shard_bytes=4000)
+    second = next(self.folder.glob("model-00002-of-*"))
+    tensors = safetensors.numpy.load_file(second)
+    name, values = "model.norm.weight", np.ones(16, np.float32)
+    safetensors.numpy.save_file(tensors | {name: values}, second)
+    with self.assertRaisesRegex(ValueError, f"both hold {name}"):
+      models.from_pretrained(self.folder)
+
+  @parameterized.parameters(
+    ({}, "must name the file of each tensor under weight_map"),
+    ({"weight_map": []}, "under weight_map"),
+    ({"weight_map": {"a": 1}}, "under weight_map"),
+    ({"weight_map": {"a": "../a.safetensors"}}, "must name files beside it"),
+  )
+  def test_an_index_that_makes_no_sense_is_named(self, index, message):
+    models.save_pretrained(tiny_model(), self.folder, max_shard_bytes=4000)
+    self.write_index(index)
+    with self.assertRaisesRegex(ValueError, message):
+      models.from_pretrained(self.folder)
+
+  def write_index(self, index):
+    path = self.folder / "model.safetensors.index.json"
+    path.write_text(json.dumps(index), encoding="utf-8")
+
+  def test_adapters_beside_a_model_are_refused(self):
+    models.save_pretrained(tiny_model(), self.folder)
+    (self.folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with self.assertRaisesRegex(ValueError, "must hold no adapters"):
+      models.from_pretrained(self.folder)
+
+  @parameterized.parameters(
+    b"[1]", b"null", b"{", b"", b'{"a": "\xff"}', b"[" * 9999
+  )
+  def test_a_broken_configuration_is_named(self, content):
+    models.save_pretrained(tiny_model(), self.folder)
+    (self.folder / "config.json").write_bytes(content)
+    with self.assertRaisesRegex(ValueError, "config.json must "):
+      models.from_pretrained(self.folder)
+
+  def test_a_configuration_is_utf_8_whatever_the_locale(self):
+    model = tiny_model()
+    models.save_pretrained(model, self.folder)
+    path = self.folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {"note": "é 你好"}
+    text = json.dumps(content, ensure_ascii=False)
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    self.assert_same(models.from_pretrained(self.folder), model)
+
+  def test_end_tokens_are_those_of_both_files(self):
+    self.folder.mkdir()
+    self.assertEqual(models.end_token_ids(self.folder), ())
+    for name, ids in (("config", [5, 2]), ("generation_config", 7)):
+      path = self.folder / f"{name}.json"
+      path.write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
+    self.assertEqual(models.end_token_ids(self.folder), (2, 5, 7))
+
+  @parameterized.parameters(
+    ("<|im_end|>",), (-1,), (1.5,), (True,), ([[1]],), ([None],)
+  )
+  def test_an_end_token_that_is_no_id_is_named(self, ids):
+    self.folder.mkdir()
+    path = self.folder / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
+    with self.assertRaisesRegex(ValueError, "generation_config.json it is"):
+      models.end_token_ids(self.folder)
+
   def test_absent_files_are_named(self):
     with self.assertRaisesRegex(FileNotFoundError, "config.json"):
       models.from_pretrained(self.folder)

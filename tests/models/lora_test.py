@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from flax import nnx
 
 from rapo_jax import models
 from rapo_jax.models import sharding
+from rapo_jax.models.checkpoint_layout import peft_module
+from rapo_jax.models.config import LoraTarget
 from rapo_jax.models.decoder import AdapterParam
 from tests.closeness import assert_close
 from tests.tiny_decoder import tiny_decoder
@@ -152,7 +155,7 @@ def test_adapters_alone_are_placed_where_the_base_lies_already():
   ("values", "message"),
   [
     ((0, 1.0, ("query",)), "rank must be at least 1, got 0"),
-    ((2, 0.0, ("query",)), "alpha must be above 0, got 0"),
+    ((2, 0.0, ("query",)), "alpha must be > 0, got 0"),
     ((2, 1.0, ()), "targets must name some of query, key"),
     ((2, 1.0, ("query", "query")), "none twice"),
   ],
@@ -230,6 +233,125 @@ def test_adapters_of_another_base_are_refused(tmp_path):
   assert "q_proj" not in str(error.value)
   with pytest.raises(FileNotFoundError, match="that save_adapters wrote"):
     models.load_adapters(base, tmp_path)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"use_rslora": True},
+    {"use_dora": True},
+    {"use_qalora": True},
+    {"alpha_pattern": {"q_proj": 64}},
+    {"rank_pattern": {"q_proj": 4}},
+    {"layers_to_transform": [0]},
+    {"layers_to_transform": 0},
+    {"bias": "all"},
+    {"lora_bias": True},
+    {"modules_to_save": ["lm_head"]},
+    {"exclude_modules": ["q_proj"]},
+    {"fan_in_fan_out": True},
+    {"init_lora_weights": "pissa"},
+    {"layer_replication": [[0, 2]]},
+    {"trainable_token_indices": [1]},
+    {"target_parameters": ["weight"]},
+    {"a_field_of_tomorrow": 2},
+    {"peft_type": "IA3"},
+    {"peft_type": None},
+    {"target_modules": None},
+    {"target_modules": r".*\.[01]\.self_attn\.(q_proj"},
+    {"r": None},
+    {"r": 4.0},
+    {"lora_alpha": "16"},
+  ],
+  ids=str,
+)
+def test_adapters_that_are_more_than_plain_lora_are_refused(tmp_path, changes):
+  base = tiny_decoder()
+  models.save_adapters(adapted(base), tmp_path / "it", base_model="base")
+  edit_adapter_config(tmp_path / "it", changes)
+  (name,) = changes
+  with pytest.raises(ValueError, match=name):
+    models.load_adapters(base, tmp_path / "it")
+
+
+def edit_adapter_config(folder, changes):
+  path = folder / "adapter_config.json"
+  path.write_text(
+    json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+    encoding="utf-8",
+  )
+
+
+def peft_module_names():
+  return [peft_module(target) for target in LORA.targets]
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    # What PEFT writes beside it.
+    {
+      "alpha_pattern": {},
+      "rank_pattern": {},
+      "layers_to_transform": None,
+      "layers_pattern": None,
+      "modules_to_save": None,
+      "use_rslora": False,
+      "init_lora_weights": True,
+      "loftq_config": {},
+      "qalora_group_size": 16,
+      "lora_dropout": 0.05,
+      "peft_version": "0.17.1",
+      "revision": None,
+    },
+    {"target_modules": rf".*\.({'|'.join(peft_module_names())})"},
+    {"target_modules": peft_module_names()[::-1]},
+    {"init_lora_weights": "gaussian"},
+  ],
+)
+def test_plain_lora_is_read_however_it_is_said(tmp_path, changes):
+  base = tiny_decoder()
+  model = adapted(base)
+  models.save_adapters(model, tmp_path / "it", base_model="base")
+  edit_adapter_config(tmp_path / "it", changes)
+  loaded = models.load_adapters(base, tmp_path / "it")
+  for a, b in zip(leaves(loaded), leaves(model), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_all_linear_projections_by_one_word(tmp_path):
+  base = tiny_decoder()
+  targets = get_args(LoraTarget)
+  lora = models.LoraConfig(rank=2, alpha=4.0, targets=targets)
+  model = models.add_adapters(base, lora, rngs=nnx.Rngs(1))
+  models.save_adapters(model, tmp_path / "it", base_model="base")
+  edit_adapter_config(tmp_path / "it", {"target_modules": "all-linear"})
+  loaded = models.load_adapters(base, tmp_path / "it")
+  assert loaded.config.lora == lora
+
+
+def test_an_expression_for_some_layers_is_refused(tmp_path):
+  base = tiny_decoder()
+  models.save_adapters(adapted(base), tmp_path / "it", base_model="base")
+  changes = {"target_modules": r"model\.layers\.0\..*_proj"}
+  edit_adapter_config(tmp_path / "it", changes)
+  with pytest.raises(ValueError, match=r"layers\.0\..*but not .*layers\.1"):
+    models.load_adapters(base, tmp_path / "it")
+
+
+def test_weights_in_other_formats_are_named(tmp_path):
+  base = tiny_decoder()
+  models.save_adapters(adapted(base), tmp_path / "it", base_model="base")
+  path = tmp_path / "it" / "adapter_model.safetensors"
+  tensors = safetensors.numpy.load_file(path)
+  name = min(tensors)
+  tensors[name] = tensors[name].astype(np.int32)
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(ValueError, match=name):
+    models.load_adapters(base, tmp_path / "it")
+  path.unlink()
+  with pytest.raises(FileNotFoundError, match="convert other formats"):
+    models.load_adapters(base, tmp_path / "it")
 
 
 def test_each_way_of_writing_names_the_other(tmp_path):

@@ -220,6 +220,24 @@ class TestRestore:
       assert found(growing, make_traces(topic)) == [6, 7, 8]
     assert CountedIndex.built == 2
 
+  def test_the_digest_is_of_what_it_is_restored_from(self, growing, base):
+    digests = {}
+    for number in range(1, 5):
+      self.steps(growing, number, number)
+      digests[number] = growing.digest()
+    # Update 3 adds nothing.
+    assert digests[2] == digests[3]
+    assert len(set(digests.values())) == 3
+    again = retrieval.GrowingBuffer(base, growing._folder)
+    for number in (4, 3, 1):
+      again.restore(number)
+      assert again.digest() == digests[number], number
+    path = growing._folder / "added-000001.parquet"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(bytes(content))
+    assert again.digest() != digests[1]
+
   def test_what_is_not_needed_is_deleted(self, growing, tmp_path):
     self.steps(growing, 1, 5)
     names = lambda: sorted(p.name for p in (tmp_path / "grown").iterdir())  # noqa: E731

@@ -401,7 +401,7 @@ class TestFailures:
       ({"top_k": 0}, "top_k"),
       ({"min_similarity": 2.0}, "min_similarity"),
       ({"noise_prob": 1.5}, r"noise_prob must lie in \[0, 1\]"),
-      ({"breaker_failures": 0}, "between 1 and breaker_window"),
+      ({"breaker_failures": 0}, "breaker_failures must be at least 1, got 0"),
       ({"breaker_failures": 9}, r"breaker_window \(8\), got 9"),
       ({"breaker_cooldown_s": -1.0}, "at least 0 seconds, got -1"),
     ],

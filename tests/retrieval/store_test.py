@@ -280,6 +280,26 @@ class TestResume:
     retrieval.BufferWriter(path, encoder, resume=True).finish()
     assert store.verify(path) == []
 
+  def test_one_that_was_killed_as_it_began_begins_again(
+    self, encoder, tmp_path
+  ):
+    partial = tmp_path / "buffer.partial"
+    partial.mkdir()
+    (partial / "build.writing").write_text("{", encoding="utf-8")
+    writer = retrieval.BufferWriter(tmp_path / "buffer", encoder, resume=True)
+    writer.add(make_traces())
+    writer.finish()
+    assert store.verify(tmp_path / "buffer") == []
+
+  def test_a_link_is_followed_and_stays(self, encoder, tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "buffer").symlink_to(tmp_path / "far" / "target")
+    writer = retrieval.BufferWriter(tmp_path / "buffer", encoder)
+    writer.add(make_traces())
+    writer.finish()
+    assert (tmp_path / "buffer").is_symlink()
+    assert store.verify(tmp_path / "far" / "target") == []
+
   def test_what_was_there_stays_until_the_end(
     self, encoder, tmp_path, countdown
   ):

@@ -16,7 +16,12 @@ from flax import nnx
 from rapo_jax import models
 from rapo_jax.models import sharding
 from rapo_jax.retrieval import RetrievalConfig
-from rapo_jax.rollout import RolloutEngine, group_requests, sampler
+from rapo_jax.rollout import (
+  NonFiniteRollout,
+  RolloutEngine,
+  group_requests,
+  sampler,
+)
 from rapo_jax.rollout import engine as engine_lib
 from rapo_jax.tools import ToolResult, ToolStatus
 from rapo_jax.tools.tags import find_tags
@@ -376,6 +381,121 @@ def test_refuses_a_prompt_that_is_too_long(
     engine.rollout(policy, requests, seed=0, update=0)
 
 
+@pytest.mark.parametrize("token_id", [-1, 999])
+def test_refuses_a_prompt_with_ids_that_the_policy_has_no_row_for(
+  policy, tag_tokenizer, queries, prompts, echo_tool, token_id
+):
+  prompt = np.asarray([*prompts[0], token_id], np.int32)
+  requests = _requests(queries[:1], [prompt])
+  with pytest.raises(ValueError, match=rf"'q0' has {token_id}: encode it"):
+    _engine(tag_tokenizer, echo_tool()).rollout(
+      policy, requests, seed=1, update=0
+    )
+
+
+def test_refuses_a_prompt_without_tokens(
+  policy, tag_tokenizer, queries, echo_tool
+):
+  requests = _requests(queries[:1], [np.zeros(0, np.int32)])
+  with pytest.raises(ValueError, match="'q0' has none"):
+    _engine(tag_tokenizer, echo_tool()).rollout(
+      policy, requests, seed=1, update=0
+    )
+
+
+def _tokenizer_of_turns(**tokens):
+  """The world's tokenizer, with a turn end beside the end of a text."""
+  made = tag_world.make_tokenizer()
+  made.add_special_tokens({"additional_special_tokens": ["<|turn|>"], **tokens})
+  return made
+
+
+def _policy_of(num_ids, written):
+  """Writes the given ids, one as often as the other, whatever came before."""
+  model = tag_world.make_policy(num_ids)
+  for kernel in (model.layers.attention.out, model.layers.feed_forward.down):
+    kernel.kernel[...] = jnp.zeros_like(kernel.kernel[...])
+  # Every hidden state is a row of ones now, so a logit is a column's sum.
+  model.embedding[...] = jnp.ones_like(model.embedding[...])
+  columns = np.zeros_like(model.head.kernel[...])
+  columns[:, written] = 1.0
+  model.head.kernel[...] = columns
+  return model
+
+
+@pytest.mark.parametrize("named_by", ["template", "files", "argument"])
+def test_the_policy_stops_at_every_end_of_a_turn(
+  tmp_path, queries, prompts, echo_tool, named_by
+):
+  tokenizer = _tokenizer_of_turns()
+  turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+  arguments = {}
+  if named_by == "template":
+    tokenizer.chat_template = (
+      "{% for m in messages %}{{ m.content }} <|turn|>{% endfor %}"
+    )
+  elif named_by == "argument":
+    arguments = {"end_ids": [turn]}
+  else:
+    (tmp_path / "generation_config.json").write_text(
+      f'{{"eos_token_id": [{turn}]}}', encoding="utf-8"
+    )
+    tokenizer.name_or_path = str(tmp_path)
+  ends = [turn, tokenizer.eos_token_id]
+  a = tokenizer.convert_tokens_to_ids("a")
+  model = _policy_of(len(tokenizer), [a, *ends])
+  engine = tag_world.make_engine(_CONFIG, tokenizer, echo_tool(), **arguments)
+  trajectories, _ = engine.rollout(
+    model, _requests(queries, prompts), seed=1, update=0
+  )
+  last = set()
+  for trajectory in trajectories:
+    tokens = trajectory.tokens[trajectory.policy_mask]
+    if trajectory.finish_reason is FinishReason.EOS:
+      # It is trained on once, and nothing behind it is.
+      last.add(int(tokens[-1]))
+      tokens = tokens[:-1]
+    assert not np.isin(tokens, ends).any()
+  assert last == set(ends)
+
+
+def test_padding_and_ids_without_a_token_end_nothing(
+  queries, prompts, echo_tool
+):
+  # Embeddings are often padded: their last ids are no tokens.
+  tokenizer = _tokenizer_of_turns(pad_token="<|turn|>")
+  num_ids = len(tokenizer) + 8
+  written = [tokenizer.convert_tokens_to_ids("a"), tokenizer.pad_token_id]
+  model = _policy_of(num_ids, [*written, num_ids - 1])
+  engine = tag_world.make_engine(
+    _CONFIG, tokenizer, echo_tool(), vocab_size=num_ids
+  )
+  trajectories, _ = engine.rollout(
+    model, _requests(queries, prompts), seed=1, update=0
+  )
+  tokens = np.concatenate([t.tokens[t.policy_mask] for t in trajectories])
+  assert set(tokens.tolist()) == {*written, num_ids - 1}
+  for trajectory in trajectories:
+    assert trajectory.finish_reason is FinishReason.STEP_LIMIT
+    # What is no token is no text, and nothing fails over it.
+    text = trajectory.texts(tokenizer)[-1][1]
+    assert set(text.replace("<|turn|>", "")) <= {"a"}
+
+
+def test_refuses_tokenizers_that_do_not_fit(tag_tokenizer, echo_tool):
+  size = len(tag_tokenizer)
+  with pytest.raises(ValueError, match="has none for 1 of them"):
+    tag_world.make_engine(
+      _CONFIG, tag_tokenizer, echo_tool(), vocab_size=size - 1
+    )
+  with pytest.raises(ValueError, match=rf"got \[\d+, {size}\]: correct"):
+    tag_world.make_engine(_CONFIG, tag_tokenizer, echo_tool(), end_ids=[size])
+  endless = tag_world.make_tokenizer()
+  endless.eos_token = None
+  with pytest.raises(ValueError, match="must have a token that ends its turn"):
+    tag_world.make_engine(_CONFIG, endless, echo_tool())
+
+
 def test_a_tool_that_hangs_is_an_observation(
   policy, tag_tokenizer, queries, prompts, echo_tool
 ):
@@ -614,3 +734,16 @@ def test_a_trajectory_is_retrieved_whole_and_once(
     assert len(hits) <= 1
     several_calls += bool(hits) and len(trajectory.tool_events) > 2
   assert several_calls
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_policy_with_nan_is_refused(
+  greedy, policy, tag_tokenizer, queries, prompts, echo_tool
+):
+  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), policy)
+  engine = _engine(tag_tokenizer, echo_tool())
+  requests = _requests(queries, prompts)
+  with pytest.raises(NonFiniteRollout, match="trajectories have NaN") as error:
+    engine.rollout(broken, requests, seed=1, update=3, greedy=greedy)
+  assert f"{len(requests)} of {len(requests)} trajectories" in str(error.value)
+  assert "optimizer.learning_rate" in str(error.value)

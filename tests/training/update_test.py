@@ -14,6 +14,7 @@ from rapo_jax.training import (
   ObjectiveConfig,
   OptimizerConfig,
   init_train_state,
+  make_optimizer,
   pack,
   update_minibatch,
 )
@@ -276,3 +277,17 @@ def test_no_gradient_of_a_frozen_weight_is_computed(trajectories):
   assert whole > 0
   assert frozen == 0
   assert small.temp_size_in_bytes < large.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2, 4])
+def test_update_i_of_a_warm_up_has_its_share_of_the_learning_rate(warmup):
+  optimizer = make_optimizer(
+    OptimizerConfig(learning_rate=1e-3, warmup_updates=warmup)
+  )
+  parameters = jnp.ones(1)
+  state = optimizer.init(parameters)
+  for number in range(1, 7):
+    # Adam's step of a gradient that stays the same is the learning rate.
+    step, state = optimizer.update(jnp.full(1, 0.5), state, parameters)
+    share = min(1.0, number / warmup) if warmup else 1.0
+    np.testing.assert_allclose(-step, 1e-3 * share, rtol=1e-4)

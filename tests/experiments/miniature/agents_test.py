@@ -60,6 +60,9 @@ class AgentsTest(parameterized.TestCase):
     for name in ("base", "off_policy"):
       tokenizer = transformers.AutoTokenizer.from_pretrained(folder / name)
       self.assertEqual(tokenizer.get_vocab(), TOKENIZER.get_vocab())
+      # Rollouts stop at the end of a turn and at the end of a text.
+      ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+      self.assertEqual(models.end_token_ids(folder / name), tuple(sorted(ends)))
       model = models.from_pretrained(folder / name)
       self.assertEqual(model.config.vocab_size, len(tokenizer))
       parameters.append(np.asarray(model.embedding[...]))

@@ -229,7 +229,7 @@ def _workload(config, *arguments):
 @pytest.mark.parametrize(
   ("argument", "message"),
   [
-    ("--policy_tokens=0", "policy_tokens must be at least 1, got 0: give"),
+    ("--policy_tokens=0", "policy_tokens must be at least 1, got 0: raise"),
     ("--tool_calls=-1", "tool_calls must be at least 0, got -1"),
     ("--tool_calls=6", "must be at most rollout.max_tool_calls (5), got 6"),
     ("--tool_tokens=1025", "at most rollout.max_tool_tokens (1024), got 1025"),

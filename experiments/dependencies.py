@@ -1,0 +1,250 @@
+"""Which fields of a config what is in a work folder depends on.
+
+A work folder may be gone on with under another config as long as nothing in it
+was made with a field that differs. So a wrong path can be corrected, and a run
+extended by updates, seeds, methods, evaluation and logging.
+
+A field of a section that is named here whole counts as soon as it is added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiments import flags
+from experiments.config import ExperimentConfig
+from experiments.workdir import Workdir
+from rapo_jax.training import Checkpoints
+
+DIVERGED_FILE = "diverged.json"
+"""In the folder of a run that has stopped so, until it has finished."""
+DONE_FILE = "done.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """Some fields of a config.
+
+  Attributes:
+    sections: paths of fields, or of sections with all that is in them.
+    apart: paths below these that do not belong to it.
+  """
+
+  sections: tuple[str, ...]
+  apart: tuple[str, ...] = ()
+
+  def has(self, path: str) -> bool:
+    """Whether a field is one of these."""
+    return _below(path, self.sections) and not _below(path, self.apart)
+
+  def of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    """These fields of a plain config, by their dotted path.
+
+    A field that the config does not have, as an older version wrote it, has
+    its default.
+    """
+    return self.complete(dict(_leaves(config)))
+
+  def complete(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a config whose fields are given by their dotted path."""
+    defaults = flags.to_dict(ExperimentConfig(name=""))
+    complete = dict(_leaves(defaults)) | dict(leaves)
+    return {path: v for path, v in complete.items() if self.has(path)}
+
+
+_QUESTIONS = ("data.source", "data.path", "data.limit", "data.held_out")
+
+AGENTS = Fields((*_QUESTIONS, "world", "agents", "policy.random"))
+"""What the agents that a folder holds were made with."""
+
+BUFFER = Fields(
+  (
+    *_QUESTIONS,
+    "data.corpus",
+    "world",
+    "policy.off_policy",
+    "tools",
+    "encoder",
+    "rollout",
+    "retrieval.min_reward",
+    "buffer.num_trajectories",
+    "buffer.top_k_trajectories",
+    "buffer.seed",
+  ),
+  # The off-policy agent retrieves nothing and has a group size of its own.
+  apart=(
+    "rollout.num_generations",
+    "rollout.num_hybrid",
+    "rollout.retrieval_prob",
+  ),
+)
+"""What a buffer that a folder holds was built with."""
+
+TRAIN = Fields(
+  (
+    "data",
+    "world",
+    "policy",
+    "mesh",
+    "tools",
+    "encoder",
+    "buffer",
+    "retrieval",
+    "rollout",
+    "objective",
+    "optimizer",
+    "update",
+  ),
+  # Base agent and buffer are compared by what they hold, not by their place.
+  apart=(
+    "data.families",
+    "policy.base",
+    "policy.off_policy",
+    "policy.random",
+    "buffer.path",
+    "buffer.url",
+    "buffer.num_trajectories",
+    "buffer.top_k_trajectories",
+    "buffer.seed",
+  ),
+)
+"""What a run with a checkpoint was trained with."""
+
+EVALUATE = Fields(
+  (
+    *_QUESTIONS,
+    "data.corpus",
+    "world",
+    "tools",
+    "encoder",
+    "rollout",
+    "evaluation",
+  ),
+  apart=(
+    "rollout.num_generations",
+    "rollout.num_hybrid",
+    "rollout.retrieval_prob",
+    "evaluation.curve_samples",
+  ),
+)
+"""What an evaluation was made with; it is made again where that differs."""
+
+AFTER_DIVERGENCE = Fields(
+  ("optimizer",),
+  # Without a warm-up the optimizer's state has another form.
+  apart=("optimizer.warmup_updates",),
+)
+"""What may change when a run goes on that has diverged."""
+
+
+def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
+  """Fields in which two plain configs differ, one line each; 1 equals 1.0."""
+  if isinstance(there, dict) and isinstance(wanted, dict):
+    return [
+      line
+      for key in sorted({*there, *wanted})
+      for line in differences(there.get(key), wanted.get(key), f"{path}.{key}")
+    ]
+  if _same(_plain(there), _plain(wanted)):
+    return []
+  return [f"{path} is {there!r} there and {wanted!r} here"]
+
+
+def train_differences(
+  there: Mapping[str, Any], wanted: Mapping[str, Any], folder: pathlib.Path
+) -> list[str]:
+  """Differences that keep a run from going on, one line each.
+
+  Args:
+    there: fields `TRAIN` that the run began with.
+    wanted: those of now.
+    folder: of the run; says whether it has diverged.
+  """
+  may_change = Fields(())
+  if (folder / DIVERGED_FILE).exists():
+    may_change = AFTER_DIVERGENCE
+  return differences(
+    {path: v for path, v in there.items() if not may_change.has(path)},
+    {path: v for path, v in wanted.items() if not may_change.has(path)},
+  )
+
+
+def conflicts(
+  workdir: Workdir, there: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> list[str]:
+  """What in a work folder was made with other values than those wanted.
+
+  Args:
+    workdir: the folder.
+    there: plain config that it was made with.
+    wanted: plain config of now.
+
+  Returns:
+    A line for each field of each thing that depends on it.
+  """
+  lines = []
+  for kind, fields in (("agents", AGENTS), ("buffer", BUFFER)):
+    changed = differences(fields.of(there), fields.of(wanted))
+    for path in filter(_holds_files, _entries(workdir.root / kind)):
+      lines += [f"{line}; {path} was made with it" for line in changed]
+  for path in trained(workdir):
+    changed = train_differences(TRAIN.of(there), TRAIN.of(wanted), path)
+    lines += [f"{line}; {path} was trained with it" for line in changed]
+  return lines
+
+
+def trained(workdir: Workdir) -> list[pathlib.Path]:
+  """Folders of the runs that have a checkpoint, or have ended."""
+  return [
+    run
+    for task in _entries(workdir.root / "train")
+    for run in _entries(task)
+    if (run / DONE_FILE).exists() or _has_checkpoints(run)
+  ]
+
+
+def _has_checkpoints(run: pathlib.Path) -> bool:
+  folder = run / CHECKPOINTS_FOLDER
+  return folder.is_dir() and bool(Checkpoints.numbers(folder))
+
+
+def _holds_files(folder: pathlib.Path) -> bool:
+  return any(path.is_file() for path in folder.rglob("*"))
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _leaves(
+  config: Mapping[str, Any], above: str = ""
+) -> Iterator[tuple[str, Any]]:
+  for name, value in config.items():
+    path = f"{above}{name}"
+    if isinstance(value, dict):
+      yield from _leaves(value, f"{path}.")
+    else:
+      yield path, value
+
+
+def _below(path: str, sections: tuple[str, ...]) -> bool:
+  return any(path == s or path.startswith(f"{s}.") for s in sections)
+
+
+def _plain(value: Any) -> Any:
+  """As JSON gives it back: it has no tuples."""
+  return json.loads(json.dumps(value, default=list))
+
+
+def _same(first: Any, second: Any) -> bool:
+  """Equality in which 1 equals 1.0 and does not equal true."""
+  if isinstance(first, list) and isinstance(second, list):
+    return len(first) == len(second) and all(map(_same, first, second))
+  if isinstance(first, bool) or isinstance(second, bool):
+    return first is second
+  return bool(first == second)

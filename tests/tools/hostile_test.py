@@ -1,0 +1,244 @@
+"""Hostile programs against the python tool: none gets out, and none stays."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from rapo_jax import tools
+from rapo_jax.tools import ToolStatus
+from tests.tools import hostile_programs
+
+SHARED_KEY = 0x5241504F
+FORMER = "former-secret-7141"
+CANARY = "canary_93a7"
+ABSTRACT = "\0rapo-hostile-test"
+WORKERS = 4
+NAMES = sorted(
+  f"{group}: {name}"
+  for group, members in hostile_programs.GROUPS.items()
+  for name in members
+)
+
+
+@pytest.fixture(scope="module")
+def surroundings(tmp_path_factory) -> Iterator[dict[str, object]]:
+  """What a program must not reach: files, ports, names, processes, memory."""
+  folder = tmp_path_factory.mktemp("run")
+  secret = folder / "trajectories.jsonl"
+  secret.write_text("the ground truth", encoding="utf-8")
+  # As little in the way as can be: what keeps it is the wall.
+  for path in (folder, *folder.parents):
+    if path.stat().st_uid == os.getuid() and path != pathlib.Path("/"):
+      with contextlib.suppress(OSError):
+        path.chmod(path.stat().st_mode | 0o755)
+  secret.chmod(0o666)
+  os.environ["RAPO_HOSTILE_TEST"] = CANARY
+  libc = ctypes.CDLL(None)
+  segment = libc.shmget(SHARED_KEY, 16, 0o1666)
+  with (
+    socket.create_server(("127.0.0.1", 0)) as server,
+    socket.socket(socket.AF_UNIX) as abstract,
+    subprocess.Popen(["sleep", "600"]) as victim,
+  ):
+    abstract.bind(ABSTRACT)
+    abstract.listen()
+    yield {
+      "secret": str(secret),
+      "folder": str(folder),
+      "canary": CANARY,
+      "backwards": FORMER[::-1],
+      "abstract": ABSTRACT,
+      "pid": victim.pid,
+      "port": server.getsockname()[1],
+      "host": socket.gethostname(),
+      "key": SHARED_KEY,
+    }
+    assert victim.poll() is None, "a program has killed another process"
+    victim.kill()
+  libc.shmctl(segment, 0, None)
+  del os.environ["RAPO_HOSTILE_TEST"]
+
+
+@pytest.fixture(scope="module")
+def tool(surroundings) -> Iterator[tools.PythonTool]:
+  with tools.PythonTool(
+    timeout_s=1.0,
+    memory_bytes=192 * 2**20,
+    max_output_bytes=4_000,
+    num_workers=WORKERS,
+  ) as made:
+    yield made
+
+
+@pytest.fixture(scope="module")
+def results(tool, surroundings) -> dict[str, list[tools.ToolResult]]:
+  """Every program's result, and that of a plain one right behind it."""
+  texts = hostile_programs.programs(**surroundings)
+  assert sorted(texts) == NAMES
+
+  def attack(name: str) -> list[tools.ToolResult]:
+    tool.call(f"x = {FORMER!r}\nprint(x)\n")
+    after = (
+      "import os, math\nprint(sorted(os.listdir('.')), math.pi > 3, 6 * 7)"
+    )
+    return [tool.call(texts[name]), tool.call(after)]
+
+  with ThreadPoolExecutor(WORKERS) as pool:
+    return dict(zip(NAMES, pool.map(attack, NAMES), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_reaches_nothing_and_leaves_nothing(results, name: str):
+  attacked, after = results[name]
+  assert "ESCAPED" not in attacked.text, attacked.text
+  assert attacked.status in (
+    ToolStatus.OK,
+    ToolStatus.ERROR,
+    ToolStatus.TIMEOUT,
+  )
+  # Neither a lost server nor a reply of the program's own making.
+  assert "interpreter was killed" not in attacked.text
+  assert after == tools.ToolResult("[] True 42", ToolStatus.OK)
+
+
+def test_there_are_many():
+  assert len(NAMES) >= 60
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "reads: the ground truth",
+    "reads: passwords",
+    "reads: the environment",
+    "reads: the machine's name",
+    "processes: sees the trainer",
+    "network: the trainer's port",
+    "network: an abstract socket",
+    "kernel: rights",
+  ],
+)
+def test_without_a_wall_they_do_reach_it(surroundings, name: str):
+  """The control: the programs would find what is there."""
+  text = hostile_programs.programs(**surroundings)[name]
+  done = subprocess.run(
+    [sys.executable, "-c", text],
+    capture_output=True,
+    encoding="utf-8",
+    check=False,
+  )
+  assert "ESCAPED" in done.stdout, done
+
+
+def test_nothing_is_left_over(tool, results):
+  """Neither processes nor files nor descriptors; the servers are the first."""
+  deadline = time.monotonic() + 5
+  while len(descendants(os.getpid(), "python_server")) > 3 * WORKERS:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+    assert not (pathlib.Path(folder) / "left").exists()
+  left = [p for p in pathlib.Path("/dev/shm").glob("*") if CANARY in p.name]
+  assert not left
+  text = pathlib.Path("/proc/sysvipc/shm").read_text(encoding="ascii")
+  assert " 4242 " not in text
+
+
+def descendants(pid: int, word: str) -> list[int]:
+  """Processes below one that were started by a command with a word in it."""
+  found = []
+  for task in pathlib.Path(f"/proc/{pid}/task").glob("*"):
+    with contextlib.suppress(OSError):
+      for child in (task / "children").read_text(encoding="ascii").split():
+        command = pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
+        found += [int(child)] if word.encode() in command else []
+        found += descendants(int(child), word)
+  return found
+
+
+_AS_NOBODY = """
+import os, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+os.environ["HOME"] = "/"
+from rapo_jax.tools import PythonTool
+with PythonTool(timeout_s=20, num_workers=1) as tool:
+  for program in ("print(6 * 7)", "import os; print(os.getuid())",
+                  "print(open('/etc/passwd').read())", "import socket\\n"
+                  "print(socket.socket())", "import hashlib\\nprint('ok')"):
+    print(tool.call(program).text)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone becomes another user")
+def test_an_ordinary_user_has_the_same_wall(tmp_path):
+  root = pathlib.Path(__file__).parents[2]
+  if not _others_may_read(pathlib.Path(sys.executable), root):
+    pytest.skip("nobody may not read this Python or this clone")
+  done = subprocess.run(
+    [sys.executable, "-c", _AS_NOBODY],
+    cwd=root,
+    capture_output=True,
+    encoding="utf-8",
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines() == [
+    "42",
+    "65534",
+    "FileNotFoundError: [Errno 2] No such file or directory: '/etc/passwd'"
+    " (line 1)",
+    "PermissionError: [Errno 1] Operation not permitted (line 2)",
+    "ok",
+  ]
+
+
+def _others_may_read(*paths: pathlib.Path) -> bool:
+  return all(
+    folder.stat().st_mode & 0o005 == 0o005
+    for path in paths
+    for folder in (*path.resolve().parents, *path.absolute().parents)
+  )
+
+
+@pytest.mark.slow
+def test_ten_thousand_calls_lose_nothing_and_nothing_grows():
+  with tools.PythonTool() as tool, ThreadPoolExecutor(16) as pool:
+    list(pool.map(tool.call, ["1"] * 64))
+    before = _size(os.getpid())
+    texts = pool.map(
+      lambda n: tool.call(f"open('x', 'w').write('y')\nprint({n} ** 2)").text,
+      range(10_000),
+    )
+    assert list(texts) == [str(n**2) for n in range(10_000)]
+    after = _size(os.getpid())
+  assert after["descriptors"] == before["descriptors"]
+  assert after["processes"] == before["processes"]
+  assert after["threads"] == before["threads"] == threading.active_count() + 16
+  assert after["memory"] < before["memory"] + 32 * 2**20
+
+
+def _size(pid: int) -> dict[str, int]:
+  """What this process and its servers hold."""
+  servers = descendants(pid, "python_server")
+  status = [
+    pathlib.Path(f"/proc/{p}/statm").read_text(encoding="ascii").split()
+    for p in (pid, *servers)
+  ]
+  return {
+    "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+    "processes": len(servers),
+    "threads": len(os.listdir(f"/proc/{pid}/task")),
+    "memory": 4096 * sum(int(pages[1]) for pages in status),
+  }

@@ -1,0 +1,67 @@
+"""The row of metrics of an update, by hand."""
+
+import numpy as np
+import pytest
+
+from rapo_jax.rewards import Score, ScoreStatus
+from rapo_jax.rollout import RolloutStats
+from rapo_jax.training import Experience
+from rapo_jax.training.trainer import summarise
+from rapo_jax.training.update import UpdateMetrics
+from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+
+
+def _trajectory(index, tokens):
+  count = len(tokens)
+  return Trajectory(
+    tokens=np.array(tokens),
+    kinds=np.full(count, TokenKind.POLICY),
+    step_ids=np.zeros(count, np.int32),
+    log_probs=np.full(count, -0.5, np.float32),
+    entropies=np.full(count, 0.7, np.float32),
+    query_id="q",
+    group_id=0,
+    index=index,
+    hybrid=False,
+    policy_version=0,
+    finish_reason=FinishReason.EOS,
+  )
+
+
+@pytest.fixture(scope="module")
+def row():
+  scores = [
+    Score(1.0, ScoreStatus.OK, 1.0, "a"),
+    Score(0.0, ScoreStatus.BOX_EMPTY, 0.0, ""),
+    Score(-1.0, ScoreStatus.THINK_UNPAIRED, 0.0, None),
+    Score(-1.0, ScoreStatus.THINK_UNPAIRED, 0.0, None),
+  ]
+  # The last one writes one token for ever.
+  texts = [range(60), range(60), range(60), [5] * 60]
+  experience = Experience(
+    trajectories=[_trajectory(i, list(text)) for i, text in enumerate(texts)],
+    scores=scores,
+    retrieval_rewards=np.zeros(4, np.float32),
+    retrieved_fraction=np.zeros(4, np.float32),
+    advantages=np.zeros(4, np.float32),
+    live_groups=np.array([True]),
+  )
+  figures = dict.fromkeys(UpdateMetrics._fields, np.float32(0.0))
+  metrics = UpdateMetrics(**figures | {"tokens": np.float32(240.0)})
+  return summarise(experience, RolloutStats(), [metrics])
+
+
+def test_every_score_status_is_counted(row):
+  counts = {str(s): row[f"score/{s}"] for s in ScoreStatus}
+  expected = dict.fromkeys(map(str, ScoreStatus), 0)
+  assert counts == expected | {"ok": 1, "box_empty": 1, "think_unpaired": 2}
+
+
+def test_rewards_have_their_ends_and_the_share_of_whole_formats(row):
+  assert (row["reward/min"], row["reward/max"]) == (-1.0, 1.0)
+  assert row["reward/mean"] == -0.25
+  assert row["reward/format_whole"] == 0.5
+
+
+def test_trajectories_that_repeat_themselves_are_a_share(row):
+  assert row["rollout/repetitive_fraction"] == 0.25
