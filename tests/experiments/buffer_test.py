@@ -436,7 +436,9 @@ def test_search(tmp_path, teacher, capsys):
   assert first.startswith("1. similarity 1.000, reward 0.5, teacher, step 1 of")
   assert "   → <answer> Person 1 </answer>" in rows
   assert sum(row[0].isdigit() for row in rows) == 2
-  assert run(*arguments, "--num_neighbors", 0) == 2
+  with pytest.raises(SystemExit) as ended:
+    run(*arguments, "--num_neighbors", 0)
+  assert ended.value.code == 2
   assert "num_neighbors" in capsys.readouterr().err
 
 
