@@ -39,7 +39,9 @@ def _words(rng: random.Random) -> list[str]:
   assert spec is not None
   assert spec.submodule_search_locations
   model = pathlib.Path(spec.submodule_search_locations[0]) / "model"
-  vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]
+  vocabulary = json.loads(
+    (model / "tokenizer.json").read_text(encoding="utf-8")
+  )["model"]
   whole = [w for w in vocabulary["vocab"] if len(w) > 2 and w.isalpha()]
   letters = "etaoinshrdlucmfwypvbgk"
   return whole + [

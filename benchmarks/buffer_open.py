@@ -101,7 +101,9 @@ def make_buffer(directory: pathlib.Path, num_traces: int) -> None:
 
 def resident_mb() -> float:
   """Resident memory of this process, mapped files included."""
-  for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+  for line in (
+    pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+  ):
     if line.startswith("VmRSS"):
       return int(line.split()[1]) / 1024
   raise RuntimeError("/proc/self/status has no VmRSS; this needs Linux.")
@@ -156,7 +158,7 @@ def main() -> None:
       [*command, "--traces", str(arguments.traces)],
       check=True,
       stdout=subprocess.PIPE,
-      text=True,
+      encoding="utf-8",
     )
     return json.loads(done.stdout)
 

@@ -37,7 +37,7 @@ _SPECIAL_TOKENS = 2
 
 def make_batches(model: pathlib.Path, batches: int, rows: int) -> list:
   """Texts of the wanted lengths, no two alike."""
-  tokenizer = json.loads((model / "tokenizer.json").read_text())
+  tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
   words = [
     w for w in tokenizer["model"]["vocab"] if w.isalpha() and w.isascii()
   ]
@@ -63,7 +63,8 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as path:
     batches = pathlib.Path(path) / "batches.json"
     batches.write_text(
-      json.dumps(make_batches(model, arguments.batches, arguments.rows))
+      json.dumps(make_batches(model, arguments.batches, arguments.rows)),
+      encoding="utf-8",
     )
     workers = {
       name: peers.Worker(

@@ -104,9 +104,13 @@ def _sources(data: pathlib.Path) -> list[Source]:
   """Questions with paragraphs to look up."""
   multi_hop = [
     *json.loads(
-      (data / "hotpotqa" / "hotpot_dev_distractor_v1.json").read_text()
+      (data / "hotpotqa" / "hotpot_dev_distractor_v1.json").read_text(
+        encoding="utf-8"
+      )
     ),
-    *json.loads((data / "2wikimultihopqa" / "dev.json").read_text()),
+    *json.loads(
+      (data / "2wikimultihopqa" / "dev.json").read_text(encoding="utf-8")
+    ),
   ]
   sources = [
     Source(
@@ -115,7 +119,9 @@ def _sources(data: pathlib.Path) -> list[Source]:
     )
     for row in multi_hop
   ]
-  musique = (data / "musique" / "musique_ans_v1.0_dev.jsonl").read_text()
+  musique = (data / "musique" / "musique_ans_v1.0_dev.jsonl").read_text(
+    encoding="utf-8"
+  )
   for line in musique.splitlines():
     row = json.loads(line)
     sources.append(

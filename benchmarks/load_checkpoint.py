@@ -106,7 +106,9 @@ def time_s(call: Any) -> float:
 
 def memory_bytes(field: str) -> int:
   """Returns `VmRSS` or, since it was last reset, its peak `VmHWM`."""
-  for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+  for line in (
+    pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+  ):
     if line.startswith(field + ":"):
       return 1024 * int(line.split()[1])
   raise ValueError(f"/proc/self/status must have {field}; this needs Linux.")
@@ -117,7 +119,7 @@ def report_peak(folder: pathlib.Path) -> None:
   mesh = sharding.make_mesh(**MESH) if jax.device_count() > 1 else None
   jax.block_until_ready(jnp.zeros(1))
   before = memory_bytes("VmRSS")
-  pathlib.Path("/proc/self/clear_refs").write_text("5")
+  pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
   start = time.perf_counter()
   model = load(folder, mesh)
   seconds = time.perf_counter() - start
@@ -136,7 +138,7 @@ def measure_peak(folder: pathlib.Path, num_devices: int) -> dict[str, float]:
     [sys.executable, "-m", "benchmarks.load_checkpoint", "--peak", str(folder)],
     env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE,
-    text=True,
+    encoding="utf-8",
     check=True,
   )
   return json.loads(child.stdout)

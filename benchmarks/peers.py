@@ -60,7 +60,7 @@ class Worker:
       ],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      text=True,
+      encoding="utf-8",
     )
 
   def run(self, what: str) -> dict[str, Any]:

@@ -90,10 +90,10 @@ def main() -> None:
   folder = parser.parse_args().folder
   folder.mkdir(parents=True, exist_ok=True)
   plans = [_plan(setting, folder) for setting in SETTINGS]
-  before, rest = DOCUMENT.read_text().split(BEGIN)
+  before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
   after = rest.split(END)[1]
   DOCUMENT.write_text(
-    before + BEGIN + "\n" + tables(plans) + "\n" + END + after
+    before + BEGIN + "\n" + tables(plans) + "\n" + END + after, encoding="utf-8"
   )
   print(
     json.dumps(
@@ -114,7 +114,7 @@ def _plan(setting: Setting, folder: pathlib.Path) -> dict[str, Any]:
     # 1: it was planned, and does not fit.
     if process.returncode not in (0, 1):
       sys.exit(f"{' '.join(command)} failed")
-  return json.loads(path.read_text())
+  return json.loads(path.read_text(encoding="utf-8"))
 
 
 def tables(plans: list[dict[str, Any]]) -> str:

@@ -81,7 +81,7 @@ def write_problem(
     "new_tokens": new_tokens,
     "shape": {name: getattr(config, name) for name in names},
   }
-  (folder / "settings.json").write_text(json.dumps(settings))
+  (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def measure(arguments: argparse.Namespace, rows: int) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def english_words() -> list[str]:
       "installed: run `make install`."
     )
   path = pathlib.Path(spec.submodule_search_locations[0]) / "model"
-  vocabulary = json.loads((path / "tokenizer.json").read_text())
+  vocabulary = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
   pieces = sorted(
     vocabulary["model"]["vocab"].items(), key=lambda item: item[1]
   )

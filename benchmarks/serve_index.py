@@ -110,7 +110,7 @@ class Server:
       ],
       cwd=_ROOT,
       stdout=subprocess.PIPE,
-      text=True,
+      encoding="utf-8",
       preexec_fn=None
       if core is None
       else lambda: os.sched_setaffinity(0, {core}),

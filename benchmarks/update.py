@@ -63,7 +63,7 @@ def write_problem(
     "clip_epsilon_low": 0.2,
     "clip_epsilon_high": 0.28,
   }
-  (folder / "settings.json").write_text(json.dumps(settings))
+  (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def model_flops(

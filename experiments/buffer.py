@@ -46,6 +46,7 @@ from experiments.tasks import (
   task_names,
 )
 from experiments.workdir import Workdir
+from rapo_jax import text_files
 from rapo_jax.data import Query
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer, store
 from rapo_jax.retrieval.leaks import MIN_SIMILARITY, LeakCheck
@@ -330,6 +331,8 @@ def _encoder(
 
 
 def _check_output(known: argparse.Namespace) -> None:
+  # The folder behind a link is replaced, not the link.
+  known.output = known.output.resolve()
   if known.output.exists() and not known.replace:
     raise InputError(
       f"there is something at {known.output} already: choose another --output, "
@@ -439,8 +442,8 @@ Joins buffers into one. Nothing is embedded again; the index is built anew.
 _VERIFY = """\
 Reads all of a buffer and compares it with its manifest.
 
-Looks at sizes, checksums, numbers of rows and ids. Exit status 1 if it is not
-as it was written; then tells what mends it.
+Looks at sizes, checksums, every row and every vector. Exit status 1 if it is
+not as it was written; then says how to repair it.
 """
 
 
@@ -607,8 +610,9 @@ def _add_leaks(parser: argparse.ArgumentParser) -> None:
     action="append",
     default=[],
     metavar="FILE",
-    help="questions that must not be in the buffer: .jsonl, .json, .csv or "
-    ".parquet with a field question, problem, query or prompt; may be repeated",
+    help="questions that must not be in the buffer: .jsonl, .json, .csv, .tsv "
+    "or .parquet with a field question, problem, query or prompt; may be "
+    "repeated",
   )
   group.add_argument(
     "--overlap",
@@ -635,13 +639,15 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="HTML file to write (default: BUFFER.html)",
   )
-  parser.add_argument("--question", help="show what it finds")
+  parser.add_argument("--question", type=_text, help="show what it finds")
   _add_history(parser)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
   _add_buffer(parser)
-  parser.add_argument("--question", required=True, help="the question")
+  parser.add_argument(
+    "--question", type=_text, required=True, help="the question"
+  )
   _add_history(parser)
 
 
@@ -649,6 +655,7 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
   _add_encoder(parser)
   parser.add_argument(
     "--history",
+    type=_text,
     action="append",
     default=[],
     metavar="STEP",
@@ -680,6 +687,15 @@ def _add_buffer(parser: argparse.ArgumentParser) -> None:
     required=True,
     help="folder of the buffer",
   )
+
+
+def _text(text: str) -> str:
+  """What a shell gave, which need not be UTF-8; a type for argparse."""
+  try:
+    text_files.check_text(text)
+  except text_files.TextError as error:
+    raise argparse.ArgumentTypeError(f"it must be UTF-8: {error}") from error
+  return text
 
 
 def _reward(text: str) -> str | float:

@@ -210,7 +210,11 @@ def _read(
   total = sum(source.path.stat().st_size for source in sources)
   trajectories: list[AgentTrajectory] = []
   done = 0
-  for source in sources:
+  taken: set[tuple[str, str]] = set()
+  for number, source in enumerate(sources):
+    # Two files of one agent may have one name, in two folders.
+    named_again = (source.agent, source.path.name) in taken
+    taken.add((source.agent, source.path.name))
     found = read_trajectories(
       source.path,
       source.agent,
@@ -220,6 +224,9 @@ def _read(
       reward=_reward(config.reward),
     )
     for trajectory, num_bytes in found:
+      if named_again:
+        name = f"{number}:{trajectory.trajectory_id}"
+        trajectory = dataclasses.replace(trajectory, trajectory_id=name)
       trajectories.append(trajectory)
       if len(trajectories) % _EVERY == 0:
         share = (done + num_bytes) / max(total, 1)

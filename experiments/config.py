@@ -19,7 +19,7 @@ from experiments.miniature.world import WorldConfig
 from rapo_jax.data import PROMPT_DATE
 from rapo_jax.models import LoraConfig
 from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
-from rapo_jax.retrieval import Pooling, RetrievalConfig
+from rapo_jax.retrieval import Pooling, RetrievalConfig, remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
@@ -293,6 +293,8 @@ class BufferConfig:
   grow: GrowConfig | None = None
 
   def __post_init__(self) -> None:
+    if self.url is not None:
+      remote.check_url(self.url)
     check_seeds(self, "seed")
     check_numbers(self, "num_trajectories", "top_k_trajectories", at_least=1)
     _check_named(self, "path", "url")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import re
 import signal
 import sys
@@ -75,6 +76,9 @@ def told_in_a_line(
 
   @functools.wraps(main)
   def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+      # A locale of Latin-1 has no arrows and no Chinese.
+      sys.stdout.reconfigure(errors="backslashreplace")
     log_once.show_each_once()
     try:
       return main(*args, **kwargs)

@@ -206,13 +206,13 @@ def _start_wandb(
   wandb = _import_wandb()
   run_id = directory / "wandb_run_id"
   if not run_id.exists():
-    run_id.write_text(uuid.uuid4().hex[:12])
+    run_id.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
   return wandb.init(
     project=config.project,
     entity=config.entity,
     mode=config.mode,
     dir=str(directory),
-    id=run_id.read_text(),
+    id=run_id.read_text(encoding="utf-8"),
     name=directory.name,
     resume="allow",
     config=dict(values or {}),

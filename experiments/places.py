@@ -59,8 +59,12 @@ def text_argument(text: str) -> str:
 
 
 def path_argument(text: str) -> pathlib.Path:
-  """A place on a command line that is a path, for `type=` of argparse."""
-  return pathlib.Path(text_argument(text))
+  """A place on a command line that is a path, for `type=` of argparse.
+
+  `.` and `..` get the name of their folder, so that another can be made of it.
+  """
+  path = pathlib.Path(text_argument(text))
+  return path.resolve() if path.name in ("", "..") else path
 
 
 def local_config(config: ExperimentConfig) -> ExperimentConfig:

@@ -25,6 +25,7 @@ import importlib.util
 import json
 import logging
 import math
+import resource
 import shlex
 import signal
 import socket
@@ -48,6 +49,8 @@ from rapo_jax.retrieval.server_config import ServerConfig
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75
 _EXAMPLE_CHARS = 60
+_OTHER_FILES = 128
+"""That are open besides connections."""
 
 
 @input_errors.told_in_a_line
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       " install -e '.[serve]'`."
     )
   config = _config(known)
+  _allow_files(config.max_connections + _OTHER_FILES)
   check_devices()
   # Before the buffer is read, which takes longer.
   listener = _listen(known.host, known.port)
@@ -206,6 +210,19 @@ def _parser() -> argparse.ArgumentParser:
     "(%(default)s)",
   )
   load.add_argument(
+    "--max_connections",
+    type=int,
+    default=config.max_connections,
+    help="connections that may be open; one more closes one that waits for "
+    "nothing (%(default)s)",
+  )
+  load.add_argument(
+    "--header_timeout_s",
+    type=float,
+    default=config.header_timeout_s,
+    help="in which the head of a request has to come (%(default)s)",
+  )
+  load.add_argument(
     "--timeout_s",
     type=float,
     default=config.timeout_s,
@@ -231,7 +248,21 @@ def _config(known: argparse.Namespace) -> ServerConfig:
     max_wait_s=known.max_wait_ms / 1e3,
     max_queue=known.max_queue,
     timeout_s=known.timeout_s,
+    header_timeout_s=known.header_timeout_s,
+    max_connections=known.max_connections,
   )
+
+
+def _allow_files(number: int) -> None:
+  """Lets this process have as many open files, each connection being one."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft != resource.RLIM_INFINITY and soft < number:
+    if hard != resource.RLIM_INFINITY and hard < number:
+      raise input_errors.InputError(
+        f"{number} open files are needed for the connections, {hard} are"
+        " allowed: give less --max_connections, or raise `ulimit -n`."
+      )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -292,6 +323,7 @@ def _serve(
   """Serves until a signal comes, and what has been asked by then."""
   import uvicorn
 
+  from rapo_jax.retrieval.connections import limited
   from rapo_jax.retrieval.server import buffer_app
 
   logging.basicConfig(level=logging.WARNING)
@@ -303,6 +335,8 @@ def _serve(
       log_level="warning",
       access_log=False,
       lifespan="on",
+      http=limited(config),
+      ws="none",
       # Clients keep connections between the steps of a training run.
       timeout_keep_alive=_KEEP_ALIVE_S,
       timeout_graceful_shutdown=math.ceil(config.timeout_s) + 1,

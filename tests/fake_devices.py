@@ -79,7 +79,7 @@ def _start(
     },
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
-    text=True,
+    encoding="utf-8",
   )
 
 

@@ -10,7 +10,7 @@ from rapo_jax import files
 
 def _fail_to_write(path):
   with files.replaced_file(path) as new:
-    new.write_text("sec")
+    new.write_text("sec", encoding="utf-8")
     raise OSError("no space")
 
 
@@ -18,20 +18,20 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
   path = tmp_path / "[x]*" / "a.json"
   path.parent.mkdir()
   with files.replaced_file(path) as new:
-    new.write_text("first")
+    new.write_text("first", encoding="utf-8")
     assert not path.exists()
   with pytest.raises(OSError, match="no space"):
     _fail_to_write(path)
-  assert path.read_text() == "first"
+  assert path.read_text(encoding="utf-8") == "first"
   assert os.listdir(path.parent) == ["a.json"]
 
 
 def test_what_a_kill_left_does_not_stand_in_the_way(tmp_path):
-  (tmp_path / "a.partial").write_text("half")
+  (tmp_path / "a.partial").write_text("half", encoding="utf-8")
   with files.replaced_file(tmp_path / "a") as new:
-    assert new.read_text() == ""
-    new.write_text("whole")
-  assert (tmp_path / "a").read_text() == "whole"
+    assert new.read_text(encoding="utf-8") == ""
+    new.write_text("whole", encoding="utf-8")
+  assert (tmp_path / "a").read_text(encoding="utf-8") == "whole"
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
@@ -40,7 +40,7 @@ def test_files_and_folders_are_their_owner_s_alone(umask, tmp_path):
   try:
     files.make_private_folder(tmp_path / "a" / "b")
     with files.replaced_file(tmp_path / "a" / "b" / "c") as new:
-      new.write_text("secret")
+      new.write_text("secret", encoding="utf-8")
   finally:
     os.umask(before)
   modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b")]
@@ -57,7 +57,7 @@ def test_a_folder_that_is_there_keeps_its_permissions(tmp_path):
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
-  (tmp_path / "a").write_text("")
+  (tmp_path / "a").write_text("", encoding="utf-8")
   with pytest.raises(NotADirectoryError, match="must be a folder"):
     files.make_private_folder(tmp_path / "a")
 
@@ -67,10 +67,10 @@ def test_a_link_is_followed_and_stays(there, tmp_path):
   target, link = tmp_path / "far" / "target", tmp_path / "link"
   target.parent.mkdir()
   if there:
-    target.write_text("old")
+    target.write_text("old", encoding="utf-8")
   link.symlink_to(target)
   with files.replaced_file(link) as new:
-    new.write_text("new")
+    new.write_text("new", encoding="utf-8")
   assert link.is_symlink()
-  assert target.read_text() == "new"
+  assert target.read_text(encoding="utf-8") == "new"
   assert files.followed(link) == pathlib.Path(target)

@@ -1,9 +1,9 @@
 """The layers of `rapo_jax`, and what its import must not do.
 
 A lower layer never imports a higher one:
-trajectory | compilation | files | ranges | dataset_rows →
-objectives | models | tools →
-retrieval | rewards | data → rollout → training → experiments.
+trajectory | compilation | files | ranges | dataset_rows | text_files |
+web_address → objectives | models | tools → retrieval | rewards | data →
+rollout → training → experiments.
 """
 
 import ast
@@ -23,6 +23,8 @@ LAYERS = {
   "rapo_jax.files": 0,
   "rapo_jax.ranges": 0,
   "rapo_jax.dataset_rows": 0,
+  "rapo_jax.text_files": 0,
+  "rapo_jax.web_address": 0,
   "rapo_jax.objectives": 1,
   "rapo_jax.models": 1,
   "rapo_jax.tools": 1,
@@ -84,7 +86,7 @@ def imported_modules(tree: ast.AST, module: str, *, package: bool) -> set[str]:
 
 def imports_of(path: pathlib.Path) -> set[str]:
   return imported_modules(
-    ast.parse(path.read_text()),
+    ast.parse(path.read_text(encoding="utf-8")),
     module_name(path),
     package=path.name == "__init__.py",
   )
@@ -107,7 +109,7 @@ def run_python(code: str) -> None:
     [sys.executable, "-c", textwrap.dedent(code)],
     cwd=ROOT,
     capture_output=True,
-    text=True,
+    encoding="utf-8",
     timeout=240,
     check=False,
   )
@@ -155,7 +157,9 @@ class LayeringTest(parameterized.TestCase):
   def test_importing_changes_nothing(self):
     wrong = []
     for path in sources("rapo_jax"):
-      for node in import_time_statements(ast.parse(path.read_text())):
+      for node in import_time_statements(
+        ast.parse(path.read_text(encoding="utf-8"))
+      ):
         if isinstance(node, ast.Attribute | ast.Call):
           text = ast.unparse(node)
           if text.startswith(SIDE_EFFECTS):
@@ -167,7 +171,7 @@ class LayeringTest(parameterized.TestCase):
       f"{path.relative_to(ROOT)}:{node.lineno}"
       for path in sources("rapo_jax")
       if str(path.relative_to(ROOT)) not in PROGRAMS
-      for node in ast.walk(ast.parse(path.read_text()))
+      for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
       if isinstance(node, ast.Call)
       and isinstance(node.func, ast.Name)
       and node.func.id == "print"

@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 
 
 def blocks(document: str, *languages: str) -> list[str]:
-  text = (ROOT / document).read_text()
+  text = (ROOT / document).read_text(encoding="utf-8")
   return [code for name, code in BLOCK.findall(text) if name in languages]
 
 
@@ -33,7 +33,7 @@ def commands(document: str) -> Iterator[list[str]]:
 
 
 def make_targets() -> set[str]:
-  makefile = (ROOT / "Makefile").read_text()
+  makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
   return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
 
 
@@ -76,14 +76,16 @@ def test_shell_blocks_name_what_exists(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_make_targets_in_the_text_exist(document):
-  named = re.findall(r"`make ([a-z-]+)", (ROOT / document).read_text())
+  named = re.findall(
+    r"`make ([a-z-]+)", (ROOT / document).read_text(encoding="utf-8")
+  )
   assert set(named) <= make_targets()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_to_files(document):
   folder = (ROOT / document).parent
-  for target in LINK.findall((ROOT / document).read_text()):
+  for target in LINK.findall((ROOT / document).read_text(encoding="utf-8")):
     assert (folder / target).exists(), target
 
 
@@ -92,7 +94,7 @@ def test_the_readme_has_an_example_that_runs():
 
 
 def test_every_target_is_described_in_help():
-  makefile = (ROOT / "Makefile").read_text()
+  makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
   phony = makefile.partition(".PHONY:")[2].partition("\n\n")[0]
   for target in phony.replace("\\\n", " ").split():
     assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), target

@@ -35,7 +35,9 @@ def serve(
   parser.add_argument("model", type=pathlib.Path)
   parser.add_argument("batches", type=pathlib.Path)
   arguments = parser.parse_args()
-  batches: list[list[str]] = json.loads(arguments.batches.read_text())
+  batches: list[list[str]] = json.loads(
+    arguments.batches.read_text(encoding="utf-8")
+  )
 
   def make_functions() -> dict[str, Callable[[], object]]:
     encode = make_encode(arguments.model)

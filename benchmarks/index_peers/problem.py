@@ -37,7 +37,9 @@ class Peer(Protocol):
 def _memory_mb() -> dict[str, float]:
   """Of this process: all that is resident, and what no file backs."""
   fields = {}
-  for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+  for line in (
+    pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+  ):
     name, _, value = line.partition(":")
     if name in ("VmRSS", "VmHWM", "RssAnon"):
       fields[name] = int(value.split()[0]) / 1024

@@ -31,7 +31,9 @@ class Problem:
   def __init__(self, folder: pathlib.Path):
     self.model = folder / "model"
     self.prompts = np.load(folder / "prompts.npy")
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads(
+      (folder / "settings.json").read_text(encoding="utf-8")
+    )
     self.new_tokens: int = settings["new_tokens"]
     self.shape: dict[str, Any] = settings["shape"]
 

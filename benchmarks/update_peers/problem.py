@@ -35,7 +35,9 @@ class Problem:
       self.tokens = batch["tokens"]
       self.advantages = batch["advantages"]
       self.old_log_probs = batch["old_log_probs"][:, -completion:]
-    self.settings = json.loads((folder / "settings.json").read_text())
+    self.settings = json.loads(
+      (folder / "settings.json").read_text(encoding="utf-8")
+    )
 
   @property
   def prompts(self) -> np.ndarray:

@@ -90,17 +90,17 @@ def build_buffer(
       trajectory_id = f"{source}/{query.query_id}/{trajectory.index}"
       # There already if the build was killed between the two files.
       if trajectory_id not in writer.trajectory_ids:
-        writer.add(
-          step_traces(
-            query.question,
-            trajectory.step_texts(task.tokenizer),
-            reward=reward,
-            source=source,
-            query_id=query.query_id,
-            first_trace_id=writer.next_trace_id,
-            trajectory_id=trajectory_id,
-          )
+        traces = step_traces(
+          query.question,
+          trajectory.step_texts(task.tokenizer),
+          reward=reward,
+          source=source,
+          query_id=query.query_id,
+          first_trace_id=writer.next_trace_id,
+          trajectory_id=trajectory_id,
         )
+        # A step of nothing helps nobody who finds it.
+        writer.add(trace for trace in traces if trace.step)
     writer.flush()
     progress.write(first + len(queries))
   return writer.finish(lambda share, text: report(0.5 + 0.5 * share, text))

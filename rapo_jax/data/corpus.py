@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
+from typing import Any
+
+from rapo_jax import text_files
 
 
 def load_corpus(path: str | os.PathLike[str]) -> list[str]:
@@ -19,36 +21,37 @@ def load_corpus(path: str | os.PathLike[str]) -> list[str]:
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: for a line that is no such object or repeats an id, named by
-      its number, and for a file without documents.
+      its number; for a file without documents, or one that is compressed.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"no corpus at {path}")
   documents: dict[str, str] = {}
-  with path.open(encoding="utf-8") as file:
-    for number, line in enumerate(file, 1):
-      if not line.strip():
-        continue
-      document_id, contents = _parse(line, f"{path}:{number}")
-      if document_id in documents:
-        raise ValueError(f"{path}:{number}: the id {document_id!r} is repeated")
-      documents[document_id] = contents
+  for number, record in text_files.json_lines(path):
+    document_id, contents = _document(record, f"{path}:{number}")
+    if document_id in documents:
+      raise ValueError(
+        f"{path}:{number}: the id {document_id!r} is repeated. Give each"
+        " document an id of its own."
+      )
+    documents[document_id] = contents
   if not documents:
-    raise ValueError(f"{path} has no documents")
+    raise ValueError(f"{path} has no documents: give at least one line.")
   return list(documents.values())
 
 
-def _parse(line: str, where: str) -> tuple[str, str]:
-  try:
-    record = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{where}: no JSON: {error}") from error
+def _document(record: Any, where: str) -> tuple[str, str]:
   if not isinstance(record, dict):
-    raise ValueError(f"{where}: expected an object, got {line[:80]!r}")
-  contents = record.get("contents")
-  if "id" not in record or not isinstance(contents, str) or not contents:
+    raise ValueError(f"{where}: expected an object, got {record!a:.80}")
+  contents, document_id = record.get("contents"), record.get("id")
+  if document_id is None or not isinstance(contents, str) or not contents:
     raise ValueError(
       f'{where}: expected "id" and a text "contents", got the keys '
-      f"{sorted(record)}"
+      f"{sorted(record)}. Convert the file to this layout."
     )
-  return str(record["id"]), contents
+  if isinstance(document_id, bool) or not isinstance(document_id, str | int):
+    raise ValueError(
+      f'{where}: "id" must be a text or a whole number, got'
+      f" {document_id!a:.80}."
+    )
+  return str(document_id), contents

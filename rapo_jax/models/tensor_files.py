@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 
 from rapo_jax.models.checkpoint_layout import INDEX, WEIGHTS
+from rapo_jax.text_files import read_json
 
 _DTYPES = {
   "F32": np.dtype(np.float32),
@@ -64,20 +65,6 @@ class StoredTensor:
       offset=self.offset,
       shape=self.shape,
     )
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """Parses a JSON file.
-
-  Raises:
-    ValueError: it is not JSON; names the file.
-  """
-  try:
-    return json.loads(path.read_text(encoding="utf-8-sig"))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(
-      f"{path} must be JSON ({error}); copy or download it again."
-    ) from error
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:

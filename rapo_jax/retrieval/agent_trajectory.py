@@ -21,7 +21,7 @@ class AgentTrajectory:
   Attributes:
     question: the question.
     steps: texts of its steps in order: thought, action and `<result>`; the
-      last one has an answer instead of an action.
+      last one has an answer instead of an action. None is blank.
     reward: outcome reward, finite.
     source: name of the agent.
     query_id: id of the question, the same for all agents.
@@ -45,6 +45,9 @@ class AgentTrajectory:
       raise ValueError("the question is blank: give it a text.")
     if not self.steps:
       raise ValueError("there is no step: leave the trajectory out.")
+    for number, step in enumerate(self.steps):
+      if not step.strip():
+        raise ValueError(f"step {number} is blank: leave the trajectory out.")
     if not math.isfinite(self.reward):
       raise ValueError(
         f"the reward must be finite, got {self.reward}: mend its score."

@@ -19,8 +19,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from rapo_jax.models.tensor_files import read_json
 from rapo_jax.ranges import check_multiple, check_numbers
+from rapo_jax.text_files import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

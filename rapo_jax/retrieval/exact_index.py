@@ -121,11 +121,11 @@ class ExactIndex:
     """
     path = pathlib.Path(path)
     meta = index_lib.read_meta(path)
-    vectors = np.load(
-      path / index_lib.VECTORS_FILE, mmap_mode="r", allow_pickle=False
-    )
     return cls(
-      vectors, encoder_sha256=meta["encoder_sha256"], mesh=mesh, axis=axis
+      index_lib.read_vectors(path),
+      encoder_sha256=meta["encoder_sha256"],
+      mesh=mesh,
+      axis=axis,
     )
 
 

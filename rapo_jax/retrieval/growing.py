@@ -39,6 +39,7 @@ from rapo_jax.retrieval.trace_file import (
   SCHEMA,
   ColumnarTraces,
   JoinedTraces,
+  as_traces,
   trace_table,
   traces_of,
 )
@@ -216,7 +217,9 @@ class GrowingBuffer:
     store.write_whole(
       path,
       lambda new: pq.write_table(
-        table.append_column(_VECTOR_COLUMN, column), new
+        table.append_column(_VECTOR_COLUMN, column),
+        new,
+        write_page_checksum=True,
       ),
     )
     self._append(table, vectors)
@@ -251,7 +254,7 @@ class GrowingBuffer:
       update: its number; 0 for the buffer that it all began with.
 
     Raises:
-      ValueError: a merged buffer is broken.
+      ValueError: an addition or a merged buffer is broken.
     """
     merged = [n for n in self._numbers(_MERGED) if n <= update]
     newest = max(merged, default=0)
@@ -265,7 +268,8 @@ class GrowingBuffer:
       if number > update:
         path.unlink()
       elif number > newest:
-        table = pq.read_table(path)
+        with as_traces(path):
+          table = pq.read_table(path, page_checksum_verification=True)
         vectors = table[_VECTOR_COLUMN].combine_chunks().flatten()
         table = table.drop_columns([_VECTOR_COLUMN])
         self._key_ids.assign(table["key"].to_pylist())

@@ -16,7 +16,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Float32, Int, Int64
+
+from rapo_jax import text_files
 
 EXTRA_CANDIDATES = 8
 """Candidates fetched beyond the neighbours asked for, since the search itself
@@ -221,15 +223,72 @@ def write_meta(path: pathlib.Path, index: Index) -> None:
   encoder.
   """
   meta = {**index.parameters, "encoder_sha256": index.encoder_sha256}
-  (path / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
+  (path / META_FILE).write_text(
+    json.dumps(meta, indent=2) + "\n", encoding="utf-8"
+  )
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
   """Reads what `write_meta` wrote.
 
   Raises:
-    ValueError: if the folder holds no index.
+    ValueError: if the folder holds no index, or the file is no object with a
+      `kind` and an `encoder_sha256`.
   """
   if not (path / META_FILE).is_file():
     raise ValueError(f"{path} holds no index: it has no {META_FILE}.")
-  return json.loads((path / META_FILE).read_text())
+  meta = text_files.read_json(path / META_FILE)
+  if (
+    not isinstance(meta, dict)
+    or not isinstance(meta.get("kind"), str)
+    or not isinstance(meta.get("encoder_sha256", 0), str | None)
+  ):
+    raise ValueError(
+      f"{path / META_FILE} must be an object with a text `kind` and"
+      f" `encoder_sha256`, a text or null, got {meta!a:.80}. Copy the folder"
+      " again, or build the index again."
+    )
+  return meta
+
+
+def read_vectors(path: pathlib.Path) -> Float32[np.ndarray, "N D"]:
+  """Maps the vectors of an index's folder.
+
+  Raises:
+    ValueError: there are none, or not float32 of rank 2.
+  """
+  file = path / VECTORS_FILE
+  try:
+    vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+  # A broken header can ask for an array of any size.
+  except (OSError, EOFError, OverflowError, ValueError) as error:
+    raise ValueError(
+      f"{file} cannot be read ({error}). Copy the folder again, or build the"
+      " index again."
+    ) from error
+  if (
+    vectors.ndim != 2
+    or vectors.dtype != np.float32
+    or not vectors.shape[1]
+    or not vectors.flags.c_contiguous
+  ):
+    raise ValueError(
+      f"{file} must hold float32 of shape [number, dimension], row by row, got"
+      f" {vectors.dtype} of shape {vectors.shape}. Build the index again."
+    )
+  return vectors
+
+
+def whole_number(meta: Mapping[str, Any], name: str, *, least: int) -> int:
+  """A count that `META_FILE` has to have.
+
+  Raises:
+    ValueError: it is absent, no whole number or too small.
+  """
+  value = meta.get(name)
+  if type(value) is not int or value < least:
+    raise ValueError(
+      f"{META_FILE} must have {name}, a whole number of at least {least}, got"
+      f" {value!a:.60}. Copy the folder again, or build the index again."
+    )
+  return value

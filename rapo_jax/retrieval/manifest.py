@@ -11,15 +11,18 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapo_jax import files as files_lib
+from rapo_jax import text_files
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 TRACES_FILE = "traces.parquet"
 INDEX_FOLDER = "index"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 PARTIAL_SUFFIX = ".partial"
 """What a build is called until it is finished, after the buffer's name."""
 
@@ -130,32 +133,129 @@ def read_manifest(directory: str | pathlib.Path) -> Manifest:
       " experiments.buffer build`."
     )
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    version = content.get("format_version")
-  except (ValueError, AttributeError) as error:
+    content = text_files.read_json(path)
+  except (ValueError, OSError) as error:
     raise ValueError(_unreadable(path, str(error))) from error
+  if not isinstance(content, dict):
+    raise ValueError(_unreadable(path, "it is no object"))
+  version = content.get("format_version")
   if version != FORMAT_VERSION:
     raise ValueError(
-      f"{directory} has format version {version}, this code reads"
+      f"{directory} has format version {version!a:.60}, this code reads"
       f" {FORMAT_VERSION}. Build it again: `python -m experiments.buffer"
       " build` or `python -m experiments.buffer import`."
     )
-  try:
+  fields = _Fields()
+  manifest = fields.manifest(content)
+  if fields.problems:
+    raise ValueError(_unreadable(path, "; ".join(fields.problems)))
+  return manifest
+
+
+class _Fields:
+  """Reads the fields of a manifest and notes what is wrong with them.
+
+  Attributes:
+    problems: a rule and a value each.
+  """
+
+  def __init__(self) -> None:
+    self.problems: list[str] = []
+
+  def manifest(self, content: Mapping[str, Any]) -> Manifest:
+    self._check_names("", content, Manifest)
+    agents = self._objects("agents", content.get("agents"))
+    files = self._objects("files", content.get("files"))
+    index = self._object("index", content.get("index"))
+    self._text("index.kind", index.get("kind"))
+    for name in files:
+      self._check_path(name)
     return Manifest(
-      **content
-      | {
-        "agents": {
-          name: AgentCounts(**counts)
-          for name, counts in content["agents"].items()
-        },
-        "encoder": EncoderInfo(**content["encoder"]),
-        "files": {
-          name: FileInfo(**file) for name, file in content["files"].items()
-        },
-      }
+      version=self._whole("version", content.get("version"), least=1),
+      agents={name: self._counts(name, c) for name, c in agents.items()},
+      num_traces=self._whole("num_traces", content.get("num_traces")),
+      num_keys=self._whole("num_keys", content.get("num_keys")),
+      num_tokens=self._whole("num_tokens", content.get("num_tokens")),
+      encoder=self._encoder(self._object("encoder", content.get("encoder"))),
+      index=index,
+      files={name: self._file(name, file) for name, file in files.items()},
     )
-  except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(_unreadable(path, str(error))) from error
+
+  def _counts(self, agent: str, content: Mapping[str, Any]) -> AgentCounts:
+    where = f"agents.{agent}"
+    self._check_names(f"{where}.", content, AgentCounts)
+    return AgentCounts(
+      *(
+        self._whole(f"{where}.{field.name}", content.get(field.name))
+        for field in dataclasses.fields(AgentCounts)
+      )
+    )
+
+  def _encoder(self, content: Mapping[str, Any]) -> EncoderInfo:
+    self._check_names("encoder.", content, EncoderInfo)
+    return EncoderInfo(
+      id=self._text("encoder.id", content.get("id")),
+      sha256=self._digest("encoder.sha256", content.get("sha256")),
+      max_tokens=self._whole(
+        "encoder.max_tokens", content.get("max_tokens"), least=1
+      ),
+    )
+
+  def _file(self, name: str, content: Mapping[str, Any]) -> FileInfo:
+    self._check_names(f"files.{name}.", content, FileInfo)
+    return FileInfo(
+      bytes=self._whole(f"files.{name}.bytes", content.get("bytes")),
+      sha256=self._digest(f"files.{name}.sha256", content.get("sha256")),
+    )
+
+  def _check_names(
+    self, where: str, content: Mapping[str, Any], cls: type
+  ) -> None:
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name in sorted(content.keys() - known):
+      self.problems.append(f"{where}{name} is no field of it")
+
+  def _check_path(self, name: str) -> None:
+    path = pathlib.PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts:
+      self.problems.append(
+        f"files must have paths within the folder, got {name!a:.60}"
+      )
+
+  def _object(self, where: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+      return value
+    self.problems.append(f"{where} must be an object, got {value!a:.60}")
+    return {}
+
+  def _objects(self, where: str, value: Any) -> dict[str, dict[str, Any]]:
+    content = self._object(where, value)
+    return {
+      name: self._object(f"{where}.{name}", item)
+      for name, item in content.items()
+    }
+
+  def _whole(self, where: str, value: Any, least: int = 0) -> int:
+    if type(value) is int and least <= value < 2**63:
+      return value
+    self.problems.append(
+      f"{where} must be a whole number of at least {least}, got {value!a:.60}"
+    )
+    return least
+
+  def _text(self, where: str, value: Any) -> str:
+    if isinstance(value, str) and value:
+      return value
+    self.problems.append(f"{where} must be a text, got {value!a:.60}")
+    return ""
+
+  def _digest(self, where: str, value: Any) -> str:
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+      return value
+    self.problems.append(
+      f"{where} must have 64 hexadecimal digits, got {value!a:.80}"
+    )
+    return ""
 
 
 def _unreadable(path: pathlib.Path, reason: str) -> str:
@@ -164,6 +264,20 @@ def _unreadable(path: pathlib.Path, reason: str) -> str:
     f" ({reason}). Copy the folder again; `{repair_command(path.parent)}`"
     " checks the copy."
   )
+
+
+def check_folder(directory: pathlib.Path, problems: Sequence[str]) -> None:
+  """Refuses a buffer with problems.
+
+  Raises:
+    ValueError: there are some; says with which command to go on.
+  """
+  if problems:
+    raise ValueError(
+      f"{directory} is not as it was saved: {'; '.join(problems)}. Copy the"
+      f" folder again, or build the buffer again;"
+      f" `{repair_command(directory)}` checks all of it."
+    )
 
 
 def describe_files(directory: pathlib.Path) -> dict[str, FileInfo]:

@@ -21,18 +21,22 @@ import binascii
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
+from rapo_jax import text_files
 from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval import Hit, StepTrace, step_hit
 
 PATH = "/retrieve"
 HEALTH_PATH = "/healthz"
 METRICS_PATH = "/metrics"
+CLIENT_HEADER = "x-rapo-client"
+"""Names a client, which then has a turn of its own on its machine."""
 
 Document = Literal["object", "text"]
 """What `document` is: an object, as Search-R1 reads it, or the step's text, as
@@ -126,6 +130,20 @@ class RetrieveRequest:
     """Returns Q."""
     return len(self.questions if self.vectors is None else self.vectors)
 
+  def parts(self, size: int) -> list[RetrieveRequest]:
+    """The request in parts of at most `size` queries; one if it has none."""
+    return [
+      dataclasses.replace(
+        self,
+        questions=self.questions[first : first + size],
+        histories=self.histories[first : first + size],
+        vectors=(
+          None if self.vectors is None else self.vectors[first : first + size]
+        ),
+      )
+      for first in range(0, max(len(self), 1), size)
+    ]
+
 
 def parse_request(
   body: bytes,
@@ -155,7 +173,7 @@ def parse_request(
   for name in fields:
     if name not in _BODY_FIELDS:
       raise RefusedError(
-        f"{name!r} is no field of a request{_nearest(name, _BODY_FIELDS)};"
+        f"{name!r:.80} is no field of a request{_nearest(name, _BODY_FIELDS)};"
         f" fields are {', '.join(_BODY_FIELDS)}."
       )
   topk = _parse_topk(fields.get("topk"), limits, defaults)
@@ -201,9 +219,8 @@ def _parse_parameters(
 
 def _parse_object(body: bytes) -> dict[str, Any]:
   try:
-    fields = json.loads(body)
-  # Nesting beyond the interpreter's depth is a RecursionError.
-  except (ValueError, RecursionError) as error:
+    fields = text_files.parse_json(body, allow_nul=True)
+  except text_files.TextError as error:
     raise RefusedError(
       f"The body must be JSON in UTF-8, but it is not: {error}.", 400
     ) from error
@@ -223,8 +240,8 @@ def _parse_topk(value: Any, limits: Limits, defaults: Defaults) -> int:
     raise RefusedError(f"topk must be a whole number, got {_shown(value)}.")
   if not 1 <= value <= limits.max_topk:
     raise RefusedError(
-      f"topk must lie between 1 and {limits.max_topk}, got {value}: ask for"
-      " less, or start the server with a higher limit."
+      f"topk must lie between 1 and {limits.max_topk}, got {_shown(value)}: ask"
+      " for less, or start the server with a higher limit."
     )
   return value
 
@@ -266,12 +283,6 @@ def _parse_queries(
         f" history, but query {number} has {length}: leave out the oldest"
         " steps, of which the encoder reads nothing anyway."
       )
-    for text in (query, *history):
-      if not _is_unicode(text):
-        raise RefusedError(
-          f"Query {number} holds half a character (a lone surrogate), which is"
-          " no text: mend or drop it."
-        )
   return tuple(queries), tuple(map(tuple, histories))
 
 
@@ -301,14 +312,6 @@ def _are_texts(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
-def _is_unicode(text: str) -> bool:
-  try:
-    text.encode("utf-8")
-  except UnicodeEncodeError:
-    return False
-  return True
-
-
 def _shown(value: Any) -> str:
   """A value for a message, of bounded length."""
   text = repr(value)
@@ -334,7 +337,7 @@ def _parse_vectors(value: Any) -> Float[np.ndarray, "Q D"]:
   if (
     not isinstance(shape, list)
     or len(shape) != 2
-    or not all(type(size) is int and size >= 0 for size in shape)
+    or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
   ):
     raise RefusedError(
       f"The shape of vectors must be two whole numbers, got {_shown(shape)}:"
@@ -349,8 +352,8 @@ def _parse_vectors(value: Any) -> Float[np.ndarray, "Q D"]:
   number, dimension = shape
   if len(raw) != 4 * number * dimension:
     raise RefusedError(
-      f"Vectors of shape {shape} take {4 * number * dimension} bytes, got"
-      f" {len(raw)}: {remedy}"
+      f"Vectors of shape {_shown(shape)} take {4 * number * dimension} bytes,"
+      f" got {len(raw)}: {remedy}"
     )
   # A copy, since the bytes cannot be written to.
   return np.frombuffer(raw, "<f4").reshape(shape).astype(np.float32)
@@ -410,7 +413,7 @@ def hit_from_json(item: Any) -> Hit:
     RefusedError: it is of another server, which has no step traces.
   """
   document = item.get("document") if isinstance(item, dict) else None
-  if not isinstance(document, dict) or not _is_number(item.get("score")):
+  if not isinstance(document, dict) or not _is_score(item):
     raise RefusedError(
       "A result must be an object of document and score, the document an"
       f" object as well, got {_shown(item)}: ask a server of a Step-Trace"
@@ -429,7 +432,20 @@ def hit_from_json(item: Any) -> Hit:
     )
   fields = {name: document[name] for name in _TRACE_TYPES}
   fields["history"] = tuple(fields["history"])
-  return step_hit(StepTrace(**fields), float(item["score"]))
+  return step_hit(StepTrace(**fields), _score(item))
+
+
+def _is_score(item: Mapping[str, Any]) -> bool:
+  """Whether there is a score: a number, or null for one that is not finite."""
+  return "score" in item and (
+    item["score"] is None or _is_number(item["score"])
+  )
+
+
+def _score(item: Mapping[str, Any]) -> float:
+  """A score; NaN, which no threshold lets pass, where there is none."""
+  score = item["score"]
+  return math.nan if score is None else float(score)
 
 
 def _is_number(value: Any) -> bool:
@@ -477,7 +493,7 @@ def row_from_json(item: Any) -> tuple[int, float]:
     RefusedError: it is none.
   """
   try:
-    return int(item["document"]["id"]), float(item["score"])
+    return int(item["document"]["id"]), _score(item)
   except (TypeError, KeyError, ValueError) as error:
     raise RefusedError(
       "A result must be an object of score and document, the document an"
@@ -500,12 +516,35 @@ class Answer:
   version: int | None
 
 
-def answer_to_json(results: Iterable[list[Any]], version: int | None) -> bytes:
-  """Writes the body of a response."""
-  fields: dict[str, Any] = {"result": list(results)}
-  if version is not None:
-    fields["version"] = version
-  return json.dumps(fields, ensure_ascii=False).encode("utf-8")
+def result_to_json(result: Any) -> bytes:
+  """Writes what one query gets; numbers that are not finite become null."""
+  try:
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+  except ValueError:
+    text = json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
+  return text.encode("utf-8")
+
+
+def _finite(value: Any) -> Any:
+  """A JSON value with null in the place of NaN and infinities."""
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, Mapping):
+    return {name: _finite(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  return value
+
+
+def answer_to_json(results: Iterable[bytes], version: int | None) -> bytes:
+  """Writes the body of a response.
+
+  Args:
+    results: what each query gets, as `result_to_json` writes it.
+    version: of the buffer; None for an index alone.
+  """
+  end = b"" if version is None else b', "version": %d' % version
+  return b'{"result": [' + b", ".join(results) + b"]" + end + b"}"
 
 
 def answer_from_json(body: bytes, num_queries: int) -> Answer:
@@ -519,8 +558,8 @@ def answer_from_json(body: bytes, num_queries: int) -> Answer:
     RefusedError: it is no response to so many queries.
   """
   try:
-    fields = json.loads(body)
-  except (ValueError, RecursionError) as error:
+    fields = text_files.parse_json(body, allow_nul=True)
+  except text_files.TextError as error:
     raise RefusedError(f"The response is no JSON: {error}.") from error
   result = fields.get("result") if isinstance(fields, dict) else None
   if not isinstance(result, list) or not all(

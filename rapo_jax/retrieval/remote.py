@@ -12,9 +12,12 @@ change nothing, so one that failed to get through is safe to repeat.
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import pathlib
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,6 +25,7 @@ import httpx2
 import numpy as np
 from jaxtyping import Float
 
+from rapo_jax import text_files, web_address
 from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
 from rapo_jax.retrieval import protocol
@@ -46,8 +50,56 @@ _TRY_AGAIN = (502, 503, 504)
 _MESSAGE_CHARS = 300
 
 
+TOKEN_VARIABLE = "RAPO_BUFFER_TOKEN"
+USER_VARIABLE = "RAPO_BUFFER_USER"
+PASSWORD_VARIABLE = "RAPO_BUFFER_PASSWORD"
+"""Environment variables with the credentials that a server, or a proxy before
+it, asks for: a bearer token, or a user with a password."""
+
+
 class RemoteError(RuntimeError):
   """The server was not reached, or did not answer the question."""
+
+
+def check_url(url: str) -> None:
+  """Refuses an address of a retrieval server that is none or holds secrets.
+
+  Raises:
+    ValueError: see `web_address.check_address`.
+  """
+  web_address.check_address(
+    url,
+    "a retrieval server",
+    f"Set {TOKEN_VARIABLE}, or {USER_VARIABLE} and {PASSWORD_VARIABLE}, in the"
+    " environment; they are sent in the header Authorization.",
+  )
+
+
+def _authorization(environment: Mapping[str, str]) -> dict[str, str]:
+  """The header that carries the credentials of the environment, if any.
+
+  Raises:
+    ValueError: a token and a user are given, or one that is no ASCII.
+  """
+  token = environment.get(TOKEN_VARIABLE)
+  user = environment.get(USER_VARIABLE)
+  password = environment.get(PASSWORD_VARIABLE)
+  if token and user:
+    raise ValueError(
+      f"Credentials of a retrieval server are {TOKEN_VARIABLE} or"
+      f" {USER_VARIABLE}, but both are set. Unset one of them."
+    )
+  if token:
+    if not (token.isascii() and token.isprintable()):
+      raise ValueError(
+        f"{TOKEN_VARIABLE} must be of printable ASCII characters. Set it again,"
+        " without a line end."
+      )
+    return {"authorization": f"Bearer {token}"}
+  if user:
+    pair = f"{user}:{password or ''}".encode()
+    return {"authorization": f"Basic {base64.b64encode(pair).decode()}"}
+  return {}
 
 
 class _Client:
@@ -60,12 +112,8 @@ class _Client:
   """
 
   def __init__(self, url: str, *, timeout_s: float, max_connections: int):
+    check_url(url)
     self.url = url.rstrip("/").removesuffix(protocol.PATH)
-    if not self.url.startswith(("http://", "https://")):
-      raise ValueError(
-        f"The URL of a retrieval server begins with http:// or https://, got"
-        f" {url!r}."
-      )
     if timeout_s <= 0:
       raise ValueError(f"timeout_s must be above 0 seconds, got {timeout_s}.")
     self._timeout_s = timeout_s
@@ -75,6 +123,10 @@ class _Client:
       ),
       # Proxies of the environment are for the world outside the cluster.
       trust_env=False,
+      headers={
+        protocol.CLIENT_HEADER: uuid.uuid4().hex,
+        **_authorization(os.environ),
+      },
     )
 
   def close(self) -> None:
@@ -89,8 +141,8 @@ class _Client:
     """
     response = self._ask("GET", protocol.HEALTH_PATH, None)
     try:
-      health = json.loads(response.content)
-    except ValueError:
+      health = text_files.parse_json(response.content)
+    except text_files.TextError:
       health = None
     if not isinstance(health, dict) or "num_keys" not in health:
       raise RemoteError(
@@ -151,8 +203,8 @@ class _Client:
 def _message(response: httpx2.Response) -> str:
   """What a server says of an error, of bounded length."""
   try:
-    message = json.loads(response.content)["error"]
-  except (ValueError, TypeError, KeyError):
+    message = text_files.parse_json(response.content)["error"]
+  except (text_files.TextError, TypeError, KeyError):
     message = response.text
   return str(message)[:_MESSAGE_CHARS]
 

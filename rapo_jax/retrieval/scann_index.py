@@ -327,18 +327,22 @@ class ScannIndex:
         f"{unsafe} is a pickle that ScaNN would run and that save() never"
         " writes. Do not trust this index."
       )
-    vectors = np.load(
-      path / index_lib.VECTORS_FILE, mmap_mode="r", allow_pickle=False
-    )
-    shards = [
-      _Shard(int(tree.name), scann.load_searcher(str(tree)))
-      for tree in (path / _SCANN_FOLDER).glob("*")
-    ]
-    if len(shards) != parameters["trees"]:
+    vectors = index_lib.read_vectors(path)
+    folders = sorted((path / _SCANN_FOLDER).glob("*"))
+    num_trees = index_lib.whole_number(parameters, "trees", least=0)
+    if len(folders) != num_trees or not all(
+      f.name.isdecimal() for f in folders
+    ):
       raise ValueError(
-        f"{path} holds {len(shards)} of its {parameters['trees']} trees. Copy"
+        f"{path} holds {len(folders)} of its {num_trees} trees. Copy"
         " the folder again, or build the index again."
       )
+    if folders:
+      for field in dataclasses.fields(_Chosen):
+        index_lib.whole_number(parameters, field.name, least=1)
+    shards = [
+      _Shard(int(tree.name), scann.load_searcher(str(tree))) for tree in folders
+    ]
     return cls(
       vectors, shards, parameters=parameters, encoder_sha256=encoder_sha256
     )

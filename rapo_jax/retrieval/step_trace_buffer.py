@@ -24,17 +24,17 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from rapo_jax.models import folder
+from rapo_jax.retrieval import buffer_checks, scann_index, store
 from rapo_jax.retrieval import index as index_lib
-from rapo_jax.retrieval import scann_index, store
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.manifest import (
   INDEX_FOLDER,
   TRACES_FILE,
   Manifest,
+  check_folder,
   file_problems,
   partial_folder,
   read_manifest,
-  repair_command,
 )
 from rapo_jax.retrieval.policy import (
   Failed,
@@ -355,8 +355,9 @@ class StepTraceBuffer:
     Args:
       directory: the folder, also after it was moved.
       encoder: must be the encoder that the buffer was built with.
-      checksums: read all files once and compare their digests with the
-        manifest. Otherwise their sizes alone are compared.
+      checksums: read all files once, compare their digests with the manifest,
+        and look for nulls and for vectors of another norm than 1. Otherwise
+        their sizes alone are compared.
 
     Returns:
       The buffer, with the saved index as it is: a rebuilt ScaNN tree would
@@ -370,7 +371,7 @@ class StepTraceBuffer:
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
     store.check_encoder(directory, manifest, encoder)
-    _check(
+    check_folder(
       directory, file_problems(directory, manifest.files, checksums=checksums)
     )
     if partial_folder(directory).exists():
@@ -380,11 +381,13 @@ class StepTraceBuffer:
         partial_folder(directory),
         directory,
       )
+    if checksums:
+      check_folder(directory, buffer_checks.value_problems(directory, manifest))
     traces = StoredTraces(directory / TRACES_FILE)
     index = scann_index.load_index(
       directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
     )
-    _check(directory, _count_problems(traces, index, manifest))
+    check_folder(directory, _count_problems(traces, index, manifest))
     return cls(
       traces,
       traces.key_ids,
@@ -414,12 +417,3 @@ def _count_problems(
       f" from {ids.min()} to {ids.max()}"
     )
   return problems
-
-
-def _check(directory: pathlib.Path, problems: Sequence[str]) -> None:
-  if problems:
-    raise ValueError(
-      f"{directory} is not as it was saved: {'; '.join(problems)}. Copy the"
-      f" folder again, or build the buffer again;"
-      f" `{repair_command(directory)}` checks all of it."
-    )

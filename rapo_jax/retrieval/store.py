@@ -13,11 +13,11 @@ goes on where it was, embedding included, which takes the longest by far.
 
 from __future__ import annotations
 
-import collections
 import functools
 import hashlib
 import itertools
 import json
+import logging
 import math
 import pathlib
 import shutil
@@ -30,16 +30,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from rapo_jax import files
+from rapo_jax import files, text_files
 from rapo_jax.models import folder
 from rapo_jax.retrieval import index as index_lib
 from rapo_jax.retrieval import scann_index
+from rapo_jax.retrieval.buffer_checks import value_problems
+from rapo_jax.retrieval.buffer_checks import verify as verify
 from rapo_jax.retrieval.encoder import SentenceEncoder
 from rapo_jax.retrieval.manifest import (
   INDEX_FOLDER,
   TRACES_FILE,
   EncoderInfo,
   Manifest,
+  check_folder,
   describe_files,
   file_problems,
   partial_folder,
@@ -51,6 +54,7 @@ from rapo_jax.retrieval.trace_file import (
   ROWS_PER_GROUP,
   SCHEMA,
   StoredTraces,
+  as_traces,
   open_writer,
   trace_table,
   write_tables,
@@ -64,6 +68,7 @@ CHUNK_KEYS = 1024
 """Keys embedded between two files of vectors."""
 
 _STATE_FILE = "build.json"
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 
@@ -117,7 +122,7 @@ class BufferWriter:
       state = {"encoder_sha256": encoder.sha256}
       write_whole(
         self._partial / _STATE_FILE,
-        lambda new: new.write_text(json.dumps(state)),
+        lambda new: new.write_text(json.dumps(state), encoding="utf-8"),
       )
 
   @property
@@ -178,7 +183,9 @@ class BufferWriter:
         " (--resume), or delete it to begin again."
       )
     state_file = self._partial / _STATE_FILE
-    begun = json.loads(state_file.read_text()) if state_file.is_file() else {}
+    begun = text_files.read_json(state_file) if state_file.is_file() else {}
+    if not isinstance(begun, dict):
+      begun = {}
     if begun.get("encoder_sha256") != self._encoder.sha256:
       raise ValueError(
         f"{self._partial} must have been begun with the encoder"
@@ -187,9 +194,10 @@ class BufferWriter:
         " or delete the folder."
       )
     for part in self._parts():
-      table = pq.read_table(
-        part, columns=["trace_id", "key_id", "key", "trajectory_id"]
-      )
+      with as_traces(part):
+        table = pq.read_table(
+          part, columns=["trace_id", "key_id", "key", "trajectory_id"]
+        )
       self._trace_ids.update(table["trace_id"].to_pylist())
       self.trajectory_ids.update(table["trajectory_id"].unique().to_pylist())
       self._keys.assign(table["key"].to_pylist())
@@ -256,7 +264,7 @@ class BufferWriter:
     for first in range(0, self.num_keys, CHUNK_KEYS):
       chunk = list(itertools.islice(texts, CHUNK_KEYS))
       path = self._partial / f"vectors-{first // CHUNK_KEYS:05d}.npy"
-      embedded = np.load(path) if path.exists() else np.empty((0, 0))
+      embedded = _embedded(path)
       # The last chunk of a run that was interrupted may have been shorter.
       if len(embedded) != len(chunk):
         embedded = self._encoder.encode(chunk)
@@ -267,6 +275,15 @@ class BufferWriter:
         0.9 * done / self.num_keys, f"embedded {done} of {self.num_keys} keys"
       )
     return vectors
+
+
+def _embedded(path: pathlib.Path) -> np.ndarray:
+  """Vectors of an earlier run; empty where they have to be computed again."""
+  try:
+    return np.load(path) if path.exists() else np.empty((0, 0))
+  except (ValueError, EOFError, OSError) as error:
+    _log.warning("%s is computed again: it cannot be read (%s)", path, error)
+    return np.empty((0, 0))
 
 
 class KeyIds:
@@ -301,7 +318,8 @@ def check_trace(trace: StepTrace, trace_ids: set[int]) -> None:
     trace_ids: ids that are taken.
 
   Raises:
-    ValueError: its id is taken, or its reward not finite.
+    ValueError: its id is taken, its reward not finite, its question or step
+      blank, or a text of it is none that can be written.
   """
   if trace.trace_id in trace_ids:
     raise ValueError(
@@ -311,8 +329,35 @@ def check_trace(trace: StepTrace, trace_ids: set[int]) -> None:
   if not math.isfinite(trace.reward):
     raise ValueError(
       f"The reward of trace {trace.trace_id} is {trace.reward}; it must be"
-      " finite. Drop the trajectory or mend its score."
+      " finite. Drop the trajectory or fix its score."
     )
+  for name, texts in (
+    ("question", (trace.question,)),
+    ("step", (trace.step,)),
+    ("history", trace.history),
+    ("source", (trace.source,)),
+    ("query_id", (trace.query_id,)),
+    ("trajectory_id", (trace.trajectory_id,)),
+  ):
+    for text in texts:
+      _check_text(trace.trace_id, name, text)
+
+
+def _check_text(trace_id: int, name: str, text: str) -> None:
+  where = f"The {name} of trace {trace_id}"
+  if not isinstance(text, str) or (
+    name in ("question", "step") and not text.strip()
+  ):
+    raise ValueError(
+      f"{where} must be a text that is not blank, got {text!a:.60}. Drop the"
+      " trace."
+    )
+  try:
+    text_files.check_unicode(text)
+  except text_files.TextError as error:
+    raise ValueError(
+      f"{where} cannot be written: {error}. Drop or fix the trajectory."
+    ) from error
 
 
 def build_index(
@@ -369,80 +414,15 @@ def iter_traces(directory: str | pathlib.Path) -> Iterator[StepTrace]:
   yield from StoredTraces(directory / TRACES_FILE)
 
 
-def verify(directory: str | pathlib.Path) -> list[str]:
-  """Reads all of a buffer and says what is wrong with it, a line each.
-
-  Looks at sizes, checksums, numbers of rows, ids and vectors; builds nothing
-  and needs no encoder.
-
-  Returns:
-    The problems; none if the buffer is as it was written.
-  """
-  directory = pathlib.Path(directory)
-  try:
-    manifest = read_manifest(directory)
-  except ValueError as error:
-    return [str(error)]
-  problems = file_problems(directory, manifest.files, checksums=True)
-  if partial_folder(directory).exists():
-    problems.append(
-      f"{partial_folder(directory)} is what an interrupted build left: go on"
-      " with it (--resume), or delete it"
-    )
-  try:
-    traces = StoredTraces(directory / TRACES_FILE)
-    problems += _row_problems(traces, manifest)
-  except ValueError as error:
-    problems.append(str(error))
-  try:
-    vectors = key_vectors(directory)
-    if len(vectors) != manifest.num_keys:
-      problems.append(
-        f"there are {len(vectors)} vectors instead of {manifest.num_keys}"
-      )
-    if not np.isfinite(vectors).all():
-      problems.append("a vector is not finite")
-  except (ValueError, OSError, EOFError) as error:
-    problems.append(f"the vectors cannot be read ({error})")
-  return problems
-
-
-def _row_problems(traces: StoredTraces, manifest: Manifest) -> list[str]:
-  problems = []
-  if len(traces) != manifest.num_traces:
-    problems.append(
-      f"{TRACES_FILE} has {len(traces)} traces instead of {manifest.num_traces}"
-    )
-  used = np.unique(traces.key_ids)
-  if not np.array_equal(used, np.arange(manifest.num_keys)):
-    problems.append(
-      f"the key ids of the traces are not 0 to {manifest.num_keys - 1}"
-    )
-  ids: collections.Counter[int] = collections.Counter()
-  agents: collections.Counter[str] = collections.Counter()
-  try:
-    for table in traces.tables():
-      ids.update(table["trace_id"].to_pylist())
-      agents.update(table["source"].to_pylist())
-  except (pa.ArrowException, OSError) as error:
-    return [*problems, f"{TRACES_FILE} cannot be read to its end ({error})"]
-  if len(ids) < ids.total():
-    twice = next(name for name, count in ids.items() if count > 1)
-    problems.append(f"two traces have the id {twice}")
-  counted = {name: c.num_traces for name, c in manifest.agents.items()}
-  if counted != agents:
-    problems.append(
-      f"the agents have {dict(agents)} traces instead of {counted}"
-    )
-  return problems
-
-
 def key_vectors(
   directory: str | pathlib.Path,
 ) -> Float32[np.ndarray, "K D"]:
-  """The vectors of a buffer's keys, mapped and not read."""
-  path = pathlib.Path(directory) / INDEX_FOLDER / index_lib.VECTORS_FILE
-  return np.load(path, mmap_mode="r", allow_pickle=False)
+  """The vectors of a buffer's keys, mapped and not read.
+
+  Raises:
+    ValueError: they are not float32 of rank 2.
+  """
+  return index_lib.read_vectors(pathlib.Path(directory) / INDEX_FOLDER)
 
 
 def merge(
@@ -475,6 +455,8 @@ def merge(
   manifests = [read_manifest(path) for path in paths]
   for path, manifest in zip(paths, manifests, strict=True):
     check_encoder(path, manifest, encoder)
+    check_folder(path, file_problems(path, manifest.files, checksums=True))
+    check_folder(path, value_problems(path, manifest))
   sources = [StoredTraces(path / TRACES_FILE) for path in paths]
   keys = KeyIds()
   vectors = [np.empty((0, encoder.dimension), np.float32)]

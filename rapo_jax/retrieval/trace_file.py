@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import abc
 import collections
+import contextlib
 import json
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float64, Int, Int64
 
+from rapo_jax import text_files
 from rapo_jax.retrieval.manifest import AgentCounts
 from rapo_jax.retrieval.step_trace import StepTrace
 
@@ -120,29 +122,44 @@ def write_tables(
   Returns:
     What each agent contributed.
   """
-  counts: dict[str, collections.Counter[str]] = collections.defaultdict(
-    collections.Counter
-  )
-  trajectories: dict[str, set[str]] = collections.defaultdict(set)
+  tally = AgentTally()
   with open_writer(path) as writer:
     for table in tables:
       writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-      by_agent = table.group_by("source").aggregate(
-        [("num_tokens", "sum"), ("trace_id", "count")]
-      )
-      for row in by_agent.to_pylist():
-        counts[row["source"]]["tokens"] += row["num_tokens_sum"]
-        counts[row["source"]]["traces"] += row["trace_id_count"]
-      pairs = table.group_by(["source", "trajectory_id"]).aggregate([])
-      for row in pairs.to_pylist():
-        if row["trajectory_id"]:
-          trajectories[row["source"]].add(row["trajectory_id"])
-  return {
-    name: AgentCounts(
-      len(trajectories[name]), counts[name]["traces"], counts[name]["tokens"]
+      tally.add(table)
+  return tally.counts()
+
+
+class AgentTally:
+  """Counts what each agent contributed."""
+
+  def __init__(self) -> None:
+    self._counts: dict[str, collections.Counter[str]] = collections.defaultdict(
+      collections.Counter
     )
-    for name in sorted(counts)
-  }
+    self._trajectories: dict[str, set[str]] = collections.defaultdict(set)
+
+  def add(self, table: pa.Table) -> None:
+    """Counts the rows of a table, none of whose values is null."""
+    by_agent = table.group_by("source").aggregate(
+      [("num_tokens", "sum"), ("trace_id", "count")]
+    )
+    for row in by_agent.to_pylist():
+      self._counts[row["source"]]["tokens"] += row["num_tokens_sum"]
+      self._counts[row["source"]]["traces"] += row["trace_id_count"]
+    pairs = table.group_by(["source", "trajectory_id"]).aggregate([])
+    for row in pairs.to_pylist():
+      if row["trajectory_id"]:
+        self._trajectories[row["source"]].add(row["trajectory_id"])
+
+  def counts(self) -> dict[str, AgentCounts]:
+    """By the name of the agent."""
+    return {
+      name: AgentCounts(
+        len(self._trajectories[name]), count["traces"], count["tokens"]
+      )
+      for name, count in sorted(self._counts.items())
+    }
 
 
 def open_writer(path: pathlib.Path) -> pq.ParquetWriter:
@@ -154,6 +171,22 @@ def open_writer(path: pathlib.Path) -> pq.ParquetWriter:
     use_dictionary=_REPEATED,
     write_statistics=_WITH_STATISTICS,
   )
+
+
+@contextlib.contextmanager
+def as_traces(path: pathlib.Path) -> Iterator[None]:
+  """Says which file of traces cannot be read, where Parquet fails.
+
+  Raises:
+    ValueError: a part of the file is broken.
+  """
+  try:
+    yield
+  except (pa.ArrowException, OSError) as error:
+    raise ValueError(
+      f"{path} must be a Parquet file of step traces, but cannot be read as"
+      f" one ({error}). Copy the folder again, or build the buffer again."
+    ) from error
 
 
 class ColumnarTraces(Sequence[StepTrace]):
@@ -211,19 +244,12 @@ class StoredTraces(ColumnarTraces):
   """
 
   def __init__(self, path: pathlib.Path):
-    try:
+    self._path = path
+    with as_traces(path):
       self._file = pq.ParquetFile(path, memory_map=True)
+      _check_schema(path, self._file.schema_arrow)
       narrow = self._file.read(columns=["key_id", "reward"])
-    except (pa.ArrowException, OSError, KeyError) as error:
-      raise ValueError(
-        f"{path} must be a Parquet file of step traces, but cannot be read as"
-        f" one ({error})."
-      ) from error
-    if self._file.schema_arrow.names != SCHEMA.names:
-      raise ValueError(
-        f"{path} must have the columns {', '.join(SCHEMA.names)}, it has"
-        f" {', '.join(self._file.schema_arrow.names)}."
-      )
+    _check_narrow(path, narrow)
     self.key_ids = narrow["key_id"].to_numpy()
     self.rewards = narrow["reward"].to_numpy()
     metadata = self._file.metadata
@@ -237,11 +263,13 @@ class StoredTraces(ColumnarTraces):
     self._lock = threading.Lock()
 
   def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    for batch in self._file.iter_batches(16 * ROWS_PER_GROUP, columns=columns):
-      yield pa.Table.from_batches([batch])
+    with as_traces(self._path):
+      batches = self._file.iter_batches(16 * ROWS_PER_GROUP, columns=columns)
+      for batch in batches:
+        yield pa.Table.from_batches([batch])
 
   def column(self, name: str) -> pa.ChunkedArray:
-    with self._lock:
+    with self._lock, as_traces(self._path):
       return self._file.read(columns=[name])[name]
 
   def _row(self, row: int) -> pa.Table:
@@ -252,13 +280,48 @@ class StoredTraces(ColumnarTraces):
     with self._lock:
       table = self._groups.pop(group, None)
       if table is None:
-        table = self._file.read_row_group(
-          group, columns=_TRACE_COLUMNS, use_threads=False
-        )
+        with as_traces(self._path):
+          table = self._file.read_row_group(
+            group, columns=_TRACE_COLUMNS, use_threads=False
+          )
       self._groups[group] = table
       if len(self._groups) > CACHED_GROUPS:
         self._groups.popitem(last=False)
       return table
+
+
+def _check_schema(path: pathlib.Path, schema: pa.Schema) -> None:
+  """Refuses columns of other names or types, whatever lists call an item."""
+  wanted = [f"{field.name} {field.type}" for field in SCHEMA]
+  found = [
+    f"{field.name} {pa.list_(field.type.value_type)}"
+    if pa.types.is_list(field.type)
+    else f"{field.name} {field.type}"
+    for field in schema
+  ]
+  if found != wanted:
+    raise ValueError(
+      f"{path} must have the columns {', '.join(wanted)}, it has"
+      f" {', '.join(found)}. Build the buffer again."
+    )
+
+
+def _check_narrow(path: pathlib.Path, narrow: pa.Table) -> None:
+  """Refuses rows that cannot be ordered by key and reward."""
+  for name in narrow.column_names:
+    if narrow[name].null_count:
+      row = pc.index(pc.is_null(narrow[name]), True).as_py()
+      raise ValueError(
+        f"{path}: the {name} of row {row} is null, and must be a number."
+        " Build the buffer again."
+      )
+  rewards = narrow["reward"].to_numpy()
+  if not np.isfinite(rewards).all():
+    row = int(np.argmin(np.isfinite(rewards)))
+    raise ValueError(
+      f"{path}: the reward of row {row} is {rewards[row]}, and must be finite."
+      " Build the buffer again."
+    )
 
 
 class JoinedTraces(ColumnarTraces):
@@ -292,7 +355,16 @@ class JoinedTraces(ColumnarTraces):
 
 
 def traces_of(table: pa.Table) -> list[StepTrace]:
-  """Undoes `trace_table`."""
+  """Undoes `trace_table`.
+
+  Raises:
+    ValueError: a value is null, or the extras of a trace are no JSON object.
+  """
+  rows = table.to_pylist()
+  for row in rows:
+    problem = row_problem(row)
+    if problem is not None:
+      raise ValueError(f"{problem}. Copy the buffer again, or build it again.")
   return [
     StepTrace(
       question=row["question"],
@@ -307,8 +379,22 @@ def traces_of(table: pa.Table) -> list[StepTrace]:
       trajectory_id=row["trajectory_id"],
       extras=json.loads(row["extras"]),
     )
-    for row in table.to_pylist()
+    for row in rows
   ]
+
+
+def row_problem(row: Mapping[str, Any]) -> str | None:
+  """The first value of a trace that is null, or extras that are no object."""
+  for name, value in row.items():
+    if value is None or (name == "history" and None in value):
+      return f"the {name} of trace {row['trace_id']} is null"
+  try:
+    extras = text_files.parse_json(row["extras"])
+  except text_files.TextError as error:
+    return f"the extras of trace {row['trace_id']} cannot be read ({error})"
+  if not isinstance(extras, dict):
+    return f"the extras of trace {row['trace_id']} must be a JSON object"
+  return None
 
 
 def trajectory_columns(

@@ -26,7 +26,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from rapo_jax import rewards
+from rapo_jax import rewards, web_address
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.ranges import check_numbers
@@ -71,6 +71,9 @@ class EndpointConfig:
     check_numbers(self, "max_step_tokens", "concurrency", at_least=1)
     check_numbers(self, "request_timeout_s", above=0, unit="seconds")
     check_numbers(self, "temperature", "max_retries", at_least=0)
+    web_address.check_address(
+      self.base_url, "an endpoint", "Set OPENAI_API_KEY in the environment."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +307,7 @@ class EndpointAgent:
       extra_body=dict(self._config.extra) or None,
     )
     choice = reply.choices[0]
-    said, thought = _said(choice.message)
+    said, thought = map(_storable, _said(choice.message))
     end = self._end.search(said)
     cut = end is None and choice.finish_reason == "length"
     if end:
@@ -388,3 +391,8 @@ def _text(value: Any) -> str:
     parts = (p.get("text") for p in value if isinstance(p, Mapping))
     return "".join(part for part in parts if isinstance(part, str))
   return value if isinstance(value, str) else ""
+
+
+def _storable(text: str) -> str:
+  """Half a character cannot be stored, nor sent back; NUL cannot be imported."""
+  return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")

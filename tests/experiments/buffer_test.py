@@ -41,7 +41,9 @@ def teacher(tmp_path):
     rows.append({"key": prompt, "value": step, "reward": reward})
     answer = ANSWER.format(f"Person {number}")
     rows.append({"key": prompt + step, "value": answer, "reward": reward})
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  path.write_text(
+    "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+  )
   return path
 
 
@@ -55,7 +57,7 @@ def chats(tmp_path):
     ],
     "answer": "Person 0",
   }
-  path.write_text(json.dumps(record) + "\n")
+  path.write_text(json.dumps(record) + "\n", encoding="utf-8")
   return path
 
 
@@ -100,31 +102,37 @@ class TestImport:
 
   def test_a_broken_line_stops_or_is_counted(self, tmp_path, teacher, capsys):
     out, report = tmp_path / "out", tmp_path / "report.json"
-    lines = teacher.read_text().splitlines()
-    teacher.write_text("\n".join([*lines[:2], '{"key": ', *lines[2:]]))
+    lines = teacher.read_text(encoding="utf-8").splitlines()
+    teacher.write_text(
+      "\n".join([*lines[:2], '{"key": ', *lines[2:]]), encoding="utf-8"
+    )
     arguments = ("import", "--output", out, teacher, "--report", report)
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "teacher.jsonl:3: no JSON" in error
     assert not out.exists()
-    assert json.loads(report.read_text())["lines"]["num_lines"] == 3
+    assert (
+      json.loads(report.read_text(encoding="utf-8"))["lines"]["num_lines"] == 3
+    )
     assert run(*arguments, "--on_error", "skip") == 0
     printed = capsys.readouterr().out
     assert "left out 1 broken lines" in printed
     assert "teacher.jsonl:3: no JSON" in printed
-    assert json.loads(report.read_text())["lines"]["num_broken"] == 1
+    assert (
+      json.loads(report.read_text(encoding="utf-8"))["lines"]["num_broken"] == 1
+    )
 
   def test_held_out_questions(self, tmp_path, teacher, capsys):
     out, held_out = tmp_path / "out", tmp_path / "test.jsonl"
-    held_out.write_text(json.dumps({"question": "who is 0"}))
+    held_out.write_text(json.dumps({"question": "who is 0"}), encoding="utf-8")
     report = tmp_path / "report.json"
     arguments = ("import", "--output", out, teacher, "--held_out", held_out)
     assert run(*arguments, "--report", report) == 2
     error = capsys.readouterr().err
     assert "test.jsonl: 1 by text, 0 by meaning" in error
     assert "--overlap drop" in error
-    (overlap,) = json.loads(report.read_text())["overlaps"]
+    (overlap,) = json.loads(report.read_text(encoding="utf-8"))["overlaps"]
     assert (overlap["question"], overlap["name"]) == (
       "Who is 0?",
       str(held_out),
@@ -160,6 +168,24 @@ class TestImport:
     assert store.read_manifest(out).num_traces == 4
     assert [t.trace_id for t in store.iter_traces(out)] == [0, 1, 2, 3]
 
+  def test_two_files_of_one_name_have_other_trajectories(
+    self, tmp_path, teacher
+  ):
+    (tmp_path / "more").mkdir()
+    more = tmp_path / "more" / "teacher.jsonl"
+    text = teacher.read_text(encoding="utf-8").replace("Who is", "Where is")
+    more.write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    assert run("import", "--output", out, teacher, more) == 0
+    assert run("verify", "--buffer", out) == 0
+    names = {t.trajectory_id for t in store.iter_traces(out)}
+    assert names == {
+      "teacher/teacher.jsonl:1",
+      "teacher/teacher.jsonl:3",
+      "1:teacher/teacher.jsonl:1",
+      "1:teacher/teacher.jsonl:3",
+    }
+
   @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -180,6 +206,72 @@ class TestImport:
     assert error in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_question_that_is_no_utf8(tmp_path, teacher, capsys):
+  assert run("import", "--output", tmp_path / "out", teacher) == 0
+  for command in ("search", "inspect"):
+    with pytest.raises(SystemExit) as ended:
+      run(command, "--buffer", tmp_path / "out", "--question", "\udcff")
+    assert ended.value.code == 2
+    assert "--question: it must be UTF-8" in capsys.readouterr().err
+
+
+class TestPlaces:
+  @pytest.fixture
+  def out(self, tmp_path, teacher):
+    assert run("import", "--output", tmp_path / "out", teacher) == 0
+    return tmp_path / "out"
+
+  @pytest.mark.parametrize(
+    ("within", "buffer"),
+    [
+      ("out", "."),
+      ("out", "./"),
+      ("out/index", ".."),
+      ("", "out/"),
+      ("", "./out"),
+      ("", "out/index/.."),
+      ("", "~/out"),
+    ],
+  )
+  def test_a_buffer_by_any_path(self, out, within, buffer, monkeypatch):
+    monkeypatch.chdir(out.parent / within)
+    monkeypatch.setenv("HOME", str(out.parent))
+    assert run("inspect", "--buffer", buffer) == 0
+    assert (out.parent / "out.html").is_file()
+    assert run("verify", "--buffer", buffer) == 0
+    assert run("search", "--buffer", buffer, "--question", "Who is 0?") == 0
+
+  def test_a_link_to_a_buffer(self, out, tmp_path):
+    (tmp_path / "link").symlink_to(out)
+    assert run("inspect", "--buffer", tmp_path / "link") == 0
+    assert (tmp_path / "link.html").is_file()
+
+  def test_what_a_link_leads_to_is_replaced(self, out, tmp_path, teacher):
+    (tmp_path / "link").symlink_to(out)
+    arguments = ("import", "--output", tmp_path / "link", f"new={teacher}")
+    assert run(*arguments) == 2
+    assert run(*arguments, "--replace") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert list(store.read_manifest(out).agents) == ["new"]
+
+  def test_an_output_in_the_home_folder(self, tmp_path, teacher, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run("import", "--output", "~/b", "x=~/teacher.jsonl") == 0
+    assert (tmp_path / "b" / "manifest.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+  @pytest.mark.parametrize("url", ["gs://b/run", "s3://b", "file:///tmp/b"])
+  def test_a_url_is_refused(self, url, tmp_path, teacher, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+      run("import", "--output", url, teacher)
+    assert ended.value.code == 2
+    assert "must be a path on this machine" in capsys.readouterr().err
+    assert run("import", "--output", "out", f"x={url}") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher.jsonl"]
 
 
 CONFIG = "experiments/configs/quickstart.py"
@@ -228,7 +320,7 @@ class TestBuildFromAnEndpoint:
       assert "go on with it (--resume)" in capsys.readouterr().err
       failing.clear()
       # A line that the interruption cut off.
-      with (tmp_path / "out.journal.jsonl").open("a") as file:
+      with (tmp_path / "out.journal.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"query_id": ')
       server.requests.clear()
       assert self.build(out, url, "--resume") == 0
@@ -247,7 +339,9 @@ class TestBuildFromAnEndpoint:
 
   def test_held_out_questions_are_not_asked(self, tmp_path, truths, capsys):
     held_out = tmp_path / "test.jsonl"
-    held_out.write_text(json.dumps({"question": next(iter(truths))}))
+    held_out.write_text(
+      json.dumps({"question": next(iter(truths))}), encoding="utf-8"
+    )
     server = FakeServer(lambda _: "<answer> no </answer>")
     leaks = ("--held_out", held_out, "--similarity", "none")
     with server.serve() as url:
@@ -342,7 +436,9 @@ def test_search(tmp_path, teacher, capsys):
   assert first.startswith("1. similarity 1.000, reward 0.5, teacher, step 1 of")
   assert "   → <answer> Person 1 </answer>" in rows
   assert sum(row[0].isdigit() for row in rows) == 2
-  assert run(*arguments, "--num_neighbors", 0) == 2
+  with pytest.raises(SystemExit) as ended:
+    run(*arguments, "--num_neighbors", 0)
+  assert ended.value.code == 2
   assert "num_neighbors" in capsys.readouterr().err
 
 
@@ -355,7 +451,7 @@ class TestInspect:
       "inspect", "--buffer", out, "--question", "Who is 1?",
       "--history", CALL.format("who 1", "A person 1."),
     ) == 0  # fmt: skip
-    page = (tmp_path / "out.html").read_text()
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
     assert str(tmp_path / "out.html") in capsys.readouterr().out
     assert "5 step traces by 2 agents" in page
     for fetched in ("http://", "https://", "<script", "<link", "src="):
@@ -372,14 +468,14 @@ class TestInspect:
     assert neighbors.index("Person 1 &lt;") < neighbors.index("Samples")
 
   def test_text_of_traces_is_no_markup(self, tmp_path, chats):
-    record = json.loads(chats.read_text())
+    record = json.loads(chats.read_text(encoding="utf-8"))
     record["messages"][0]["content"] = "<script>alert(1)</script>?"
-    chats.write_text(json.dumps(record))
+    chats.write_text(json.dumps(record), encoding="utf-8")
     out, page = tmp_path / "out", tmp_path / "page.html"
     assert run("import", "--output", out, chats, "--reward", 1) == 0
     assert run("inspect", "--buffer", out, "--output", page) == 0
-    assert "<script" not in page.read_text()
-    assert "&lt;script&gt;alert(1)" in page.read_text()
+    assert "<script" not in page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in page.read_text(encoding="utf-8")
 
   def test_a_history_needs_its_question(self, tmp_path, capsys):
     assert run("inspect", "--buffer", tmp_path, "--history", "step") == 2

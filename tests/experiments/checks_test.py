@@ -95,7 +95,9 @@ def test_an_agent_of_an_unknown_kind_is_a_problem(tmp_path):
   write_agent(tmp_path / "base")
   write_agent(tmp_path / "off_policy")
   path = tmp_path / "off_policy" / "config.json"
-  path.write_text(json.dumps(SHAPE.to_hf() | {"model_type": "mistral"}))
+  path.write_text(
+    json.dumps(SHAPE.to_hf() | {"model_type": "mistral"}), encoding="utf-8"
+  )
   with pytest.raises(checks.CheckError, match=r"policy\.off_policy: .*mistral"):
     checks.dry_run(config_of(tmp_path), None)
 
@@ -136,7 +138,7 @@ def test_a_turn_end_that_is_text_is_a_problem(tmp_path):
 @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", ""])
 def test_a_broken_tokenizer_is_reported_in_one_line(tmp_path, name, content):
   write_agent(tmp_path / "base")
-  (tmp_path / "base" / name).write_text(content)
+  (tmp_path / "base" / name).write_text(content, encoding="utf-8")
   if name == "tokenizer_config.json" and content == '{"a": 1}':
     tokenizer_files.load_tokenizer(tmp_path / "base")  # An unknown key.
     return
@@ -260,11 +262,13 @@ def test_room_is_what_the_host_has_within_the_container_s_limit(
   tmp_path, monkeypatch
 ):
   meminfo = tmp_path / "meminfo"
-  meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    2000 kB\n")
+  meminfo.write_text(
+    "MemTotal: 9 kB\nMemAvailable:    2000 kB\n", encoding="utf-8"
+  )
   assert memory._available(meminfo) == 2_048_000
   limit = tmp_path / "memory.max"
   for text, expected in (("max\n", None), ("1000000\n", 1_000_000)):
-    limit.write_text(text)
+    limit.write_text(text, encoding="utf-8")
     assert memory._limit(limit) == expected
   assert memory._limit(tmp_path / "none") is None
   assert memory.room() > 0
@@ -272,7 +276,7 @@ def test_room_is_what_the_host_has_within_the_container_s_limit(
 
 def test_a_corpus_of_another_layout_is_a_problem_of_the_dry_run(tmp_path):
   corpus = tmp_path / "corpus.jsonl"
-  corpus.write_text('{"id": 1, "text": "Paris"}\n')
+  corpus.write_text('{"id": 1, "text": "Paris"}\n', encoding="utf-8")
   config = dataclasses.replace(
     config_of(tmp_path), data=DataConfig(corpus=str(corpus))
   )
@@ -302,7 +306,7 @@ def test_weights_and_biases_without_a_key_is_found_before_anything_runs(
 
 def test_a_folder_that_is_a_file_is_a_problem_of_the_dry_run(tmp_path):
   there = tmp_path / "file"
-  there.write_text("")
+  there.write_text("", encoding="utf-8")
   config = dataclasses.replace(config_of(tmp_path), policy=PolicyConfig())
   with pytest.raises(checks.CheckError, match="cannot be written, as"):
     checks.dry_run(config, there / "w")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from experiments import flags
+from experiments import flags, run
 from experiments.config import DataConfig
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -104,6 +104,24 @@ def test_every_field_of_the_experiment_config_is_read():
 def test_every_shipped_config_loads(path):
   config = flags.load_config(path)
   assert flags.to_dict(config)
+
+
+@pytest.mark.parametrize(
+  "url", ["http://me:canary@host:1", "http://host:1/retrieve?token=canary"]
+)
+def test_credentials_of_a_buffer_are_neither_stored_nor_printed(
+  url, tmp_path, capsys
+):
+  workdir = tmp_path / "run"
+  command = ["--config", "experiments/configs/quickstart.py"]
+  command += ["--workdir", str(workdir), f"--config.buffer.url={url}"]
+  for more in ([], ["--dry_run"]):
+    assert run.main([*command, *more]) == 2
+    told = capsys.readouterr()
+    assert "RAPO_BUFFER_TOKEN" in told.err
+    assert "canary" not in told.out + told.err
+  stored = [path for path in tmp_path.rglob("*") if path.is_file()]
+  assert not [p for p in stored if b"canary" in p.read_bytes()]
 
 
 @pytest.mark.parametrize("date", ["", "today", "26 Jul 2024", "2024-13-01"])

@@ -46,7 +46,7 @@ def workdir(tmp_path):
     workdir.evaluation("multihop", "base"),
   ):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}")
+    path.write_text("{}", encoding="utf-8")
   return workdir
 
 
@@ -110,21 +110,21 @@ def test_in_an_empty_folder_everything_may_change(tmp_path):
   workdir.agent("multihop", "base").mkdir(parents=True)
   run = workdir.run("multihop", "rapo-seed0")
   (run / "checkpoints").mkdir(parents=True)
-  (run / "metrics.jsonl").write_text('{"update": 0}\n')
+  (run / "metrics.jsonl").write_text('{"update": 0}\n', encoding="utf-8")
   changes = ("world.num_train=9", "data.path=there", "rollout.num_slots=7")
   assert _conflicts(workdir, *changes) == []
 
 
 def test_a_run_that_has_diverged_may_have_another_learning_rate(workdir):
   run = workdir.run("multihop", "rapo-seed0")
-  (run / dependencies.DIVERGED_FILE).write_text("{}")
+  (run / dependencies.DIVERGED_FILE).write_text("{}", encoding="utf-8")
   assert _conflicts(workdir, "optimizer.learning_rate=0.5") == []
   assert _conflicts(workdir, "optimizer.max_gradient_norm=0.5") == []
   assert _conflicts(workdir, "optimizer.warmup_updates=3")
   assert _conflicts(workdir, "rollout.num_hybrid=1")
   other = workdir.run("multihop", "grpo-seed0")
   other.mkdir(parents=True)
-  (other / "done.json").write_text("{}")
+  (other / "done.json").write_text("{}", encoding="utf-8")
   lines = _conflicts(workdir, "optimizer.learning_rate=0.5")
   assert len(lines) == 1
   assert "grpo-seed0" in lines[0]

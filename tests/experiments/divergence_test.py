@@ -69,7 +69,10 @@ def test_a_diverged_policy_is_named(change, message, folder, state):
   assert "gradient norm 0.5" in text
   assert "Start again with --config.optimizer.learning_rate=0.0001" in text
   assert "goes on from the start" in text
-  assert json.loads((folder / DIVERGED_FILE).read_text())["update"] == 7
+  assert (
+    json.loads((folder / DIVERGED_FILE).read_text(encoding="utf-8"))["update"]
+    == 7
+  )
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
@@ -107,9 +110,9 @@ def test_the_remedy_names_the_newest_checkpoint(folder, state):
 def test_the_remedy_spares_runs_that_went_well(folder, state):
   other = folder.with_name("grpo-seed0")
   other.mkdir()
-  (other / "done.json").write_text("{}")
+  (other / "done.json").write_text("{}", encoding="utf-8")
   with pytest.raises(Diverged, match=r"grpo-seed0 went well .* another --work"):
     _check(folder, state, state, {"loss": float("nan")})
-  (other / DIVERGED_FILE).write_text("{}")
+  (other / DIVERGED_FILE).write_text("{}", encoding="utf-8")
   with pytest.raises(Diverged, match="Start again with --config"):
     _check(folder, state, state, {"loss": float("nan")})

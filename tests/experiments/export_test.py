@@ -37,8 +37,10 @@ def trained(model):
 def write_run(root, *, lora=None, dtype="float32"):
   """A run's base agent, two checkpoints, and the policy of the newer one."""
   models.save_pretrained(tiny_decoder(), root / "base")
-  (root / "base" / "tokenizer.json").write_text('{"a": 1}')
-  (root / "base" / "generation_config.json").write_text('{"top_p": 0.9}')
+  (root / "base" / "tokenizer.json").write_text('{"a": 1}', encoding="utf-8")
+  (root / "base" / "generation_config.json").write_text(
+    '{"top_p": 0.9}', encoding="utf-8"
+  )
   model = models.from_pretrained(root / "base", dtype=dtype)
   if lora is not None:
     model = models.add_adapters(model, lora, rngs=nnx.Rngs(1))
@@ -112,8 +114,12 @@ def test_the_newest_checkpoint_is_written_bit_for_bit(tmp_path, capsys):
   assert "the policy after update 10, in float32" in printed
   assert "difference of a logit from the checkpoint's: 0 (" in printed
   # What the base agent has and a checkpoint does not.
-  assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"a": 1}'
-  generation = (tmp_path / "out" / "generation_config.json").read_text()
+  assert (tmp_path / "out" / "tokenizer.json").read_text(
+    encoding="utf-8"
+  ) == '{"a": 1}'
+  generation = (tmp_path / "out" / "generation_config.json").read_text(
+    encoding="utf-8"
+  )
   assert json.loads(generation) == {"eos_token_id": [3, 5], "top_p": 0.9}
   # A numbered one is another policy, and takes the place of the first.
   assert run(tmp_path, checkpoint="checkpoints/5") == 0
@@ -132,7 +138,9 @@ def test_another_dtype_is_written_within_its_bound(tmp_path):
   assert exported.limit == pytest.approx(
     export.ROUNDING_BOUND * np.abs(model(export._sample_tokens(model))).max()
   )
-  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  config = json.loads(
+    (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
+  )
   assert config["dtype"] == "bfloat16"
 
 

@@ -69,11 +69,13 @@ def write(
 
 def _write_json(path: pathlib.Path, content: object) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content))
+  path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _write_rows(path: pathlib.Path, rows: Sequence[dict]) -> None:
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  path.write_text(
+    "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+  )
 
 
 def _curve(rng, method, num_updates):

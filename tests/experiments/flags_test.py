@@ -218,7 +218,7 @@ class DictTest(parameterized.TestCase):
 
 
 def _write(path: pathlib.Path, text: str) -> pathlib.Path:
-  path.write_text(textwrap.dedent(text))
+  path.write_text(textwrap.dedent(text), encoding="utf-8")
   return path
 
 

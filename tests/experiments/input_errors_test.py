@@ -1,7 +1,9 @@
 """Whose mistake an error is: a line for the user's, a traceback for ours."""
 
 import errno
+import io
 import os
+import sys
 
 import jax
 import pytest
@@ -81,3 +83,18 @@ def test_an_input_error_stays_the_one_it_is():
   ):
     raise error
   assert caught.value is error
+
+
+def test_what_a_locale_cannot_write_is_written_otherwise(monkeypatch):
+  raw = io.BytesIO()
+  stdout = io.TextIOWrapper(raw, encoding="latin-1")
+  monkeypatch.setattr(sys, "stdout", stdout)
+
+  @input_errors.told_in_a_line
+  def main() -> int:
+    sys.stdout.write("é → 查\n")
+    return 0
+
+  assert main() == 0
+  stdout.flush()
+  assert raw.getvalue() == b"\xe9 \\u2192 \\u67e5\n"

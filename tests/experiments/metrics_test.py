@@ -33,14 +33,14 @@ def test_rows_come_back(tmp_path):
   assert rows[0] == {"update": 0, "eval/accuracy": 0.25}
   assert rows[1]["rollout/tool_calls"] == 3
   assert math.isnan(rows[1]["loss"])
-  text = (tmp_path / "run" / "metrics.jsonl").read_text()
+  text = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
   assert "NaN" not in text
 
 
 def test_resume_drops_later_rows_and_a_torn_line(tmp_path):
   _write(tmp_path, range(8))
   path = tmp_path / "metrics.jsonl"
-  with path.open("a") as file:
+  with path.open("a", encoding="utf-8") as file:
     file.write('{"update": 8, "lo')
   assert [row["update"] for row in metrics.read_metrics(path)][-1] == 7
   _write(tmp_path, range(6, 9), resumed_update=5)
@@ -64,10 +64,11 @@ def test_lines_break_at_newlines_alone(tmp_path):
   path = tmp_path / "trajectories.jsonl"
   rows = [{"update": u, "text": "a\u2028b\u0085c"} for u in (1, 2)]
   path.write_text(
-    "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows),
+    encoding="utf-8",
   )
   metrics.truncate_rows(path, 1)
-  assert [json.loads(path.read_text())] == rows[:1]
+  assert [json.loads(path.read_text(encoding="utf-8"))] == rows[:1]
 
 
 def test_tensorboard_files_hold_the_values(tmp_path):

@@ -59,7 +59,7 @@ def test_a_commit_is_told_with_its_changes(tmp_path, monkeypatch):
   found = provenance._commit()
   assert len(found["id"]) == 40
   assert found["changed"] is False
-  (tmp_path / "new.py").write_text("")
+  (tmp_path / "new.py").write_text("", encoding="utf-8")
   assert provenance._commit() == found | {"changed": True}
   # Installed somewhere in another project's clone.
   monkeypatch.setattr(provenance, "_ROOT", (tmp_path / "inner").resolve())
@@ -71,7 +71,7 @@ def test_starts_add_up_and_a_torn_one_is_left_out(tmp_path):
   assert provenance.read_starts(tmp_path) == []
   for name in ("one", "two"):
     provenance.append_start(tmp_path, [f"--config={name}"])
-  with (tmp_path / provenance.STARTS_FILE).open("a") as file:
+  with (tmp_path / provenance.STARTS_FILE).open("a", encoding="utf-8") as file:
     file.write('{"date": "20')
   commands = [s["command"] for s in provenance.read_starts(tmp_path)]
   assert [c.rpartition("=")[2] for c in commands] == ["one", "two"]

@@ -123,11 +123,15 @@ def test_warnings_are_listed_with_their_updates(tmp_path):
     tmp_path / "run", tasks=("web",), methods=("rapo",), seeds=(0,)
   )
   path = workdir / "train" / "web" / "rapo-seed0" / "metrics.jsonl"
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  rows = [
+    json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+  ]
   for row in rows[3:7]:
     row["groups/live_fraction"] = 0.0
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  page = report.write_report(workdir).read_text()
+  path.write_text(
+    "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+  )
+  page = report.write_report(workdir).read_text(encoding="utf-8")
   assert "updates 3 to 6" in page
   assert "no group has rewards that differ" in page
   assert "One seed a method" in page
@@ -139,7 +143,7 @@ def test_small_enough(page):
 
 
 def test_a_work_folder_without_anything_gives_a_page(tmp_path):
-  text = report.write_report(tmp_path).read_text()
+  text = report.write_report(tmp_path).read_text(encoding="utf-8")
   assert "No comparison yet" in text
   assert "Nothing is evaluated yet" in text
 
@@ -153,7 +157,7 @@ def test_one_task_without_a_mean(tmp_path):
     num_updates=2,
     num_questions=5,
   )
-  text = report.write_report(workdir).read_text()
+  text = report.write_report(workdir).read_text(encoding="utf-8")
   assert "One seed a method" in text
   assert "<h3>Mean over tasks" not in text
   assert "hybrid alone" not in text

@@ -25,7 +25,7 @@ def fake_results(fake):
 
 def _write(path, content):
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content))
+  path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _evaluation(workdir, method, seed, sampled, task="t"):
@@ -53,7 +53,7 @@ def _metrics(workdir, name, accuracies, task="t", **series):
     if update:
       row |= {k.replace("__", "/"): v for k, v in series.items()}
     rows.append(json.dumps(row))
-  path.write_text("\n".join(rows) + "\n")
+  path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def test_accuracy_and_difference_by_hand(tmp_path):
@@ -285,7 +285,7 @@ def test_warnings_of_runs_and_evaluations(tmp_path):
   )
   _evaluation(tmp_path, "rapo", 0, {"a": [0, 0]})
   path = tmp_path / "evaluate" / "t" / "rapo-seed0.json"
-  content = json.loads(path.read_text())
+  content = json.loads(path.read_text(encoding="utf-8"))
   _write(path, content | {"score_statuses": {"think_unpaired": 9, "ok": 1}})
   results = results_lib.compute_results(tmp_path)
   found = {
@@ -339,7 +339,10 @@ def test_training_keeps_the_largest_gap_and_the_live_share(fake_results):
 
 
 def test_the_file_holds_the_results(fake, fake_results):
-  assert json.loads((fake / "results.json").read_text()) == fake_results
+  assert (
+    json.loads((fake / "results.json").read_text(encoding="utf-8"))
+    == fake_results
+  )
   assert fake_results["unfinished_runs"] == []
   assert fake_results["left_out"] == 0
 

@@ -107,14 +107,16 @@ def finished(tmp_path_factory):
   """The work folder of an experiment that ran in one go."""
   folder = tmp_path_factory.mktemp("runs") / "whole"
   config_file = folder.with_suffix(".py")
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   status = run.main(["--config", str(config_file), "--workdir", str(folder)])
   assert status == 0
   return config_file, folder
 
 
 def _rows(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return [
+    json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+  ]
 
 
 def _parameters(run_folder):
@@ -140,9 +142,9 @@ def test_every_stage_leaves_its_files(finished):
   _, folder = finished
   for agent in ("base", "off_policy"):
     path = folder / "agents" / "compute" / agent
-    assert json.loads((path / "config.json").read_text())["model_type"] == (
-      "qwen2"
-    )
+    assert json.loads((path / "config.json").read_text(encoding="utf-8"))[
+      "model_type"
+    ] == ("qwen2")
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     assert tokenizer.decode(tokenizer.encode("<think> Now")) == "<think> Now"
   assert (folder / "buffer" / "compute" / "manifest.json").exists()
@@ -156,7 +158,7 @@ def test_every_stage_leaves_its_files(finished):
   assert f"--workdir {folder}" in start["command"]
   assert start["devices"]["count"] == jax.device_count()
   assert "compute" in results["tasks"]
-  page = (folder / "report.html").read_text()
+  page = (folder / "report.html").read_text(encoding="utf-8")
   assert "rapo" in page.lower()
 
 
@@ -284,7 +286,7 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
     env=environment,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
-    text=True,
+    encoding="utf-8",
   )
   deadline = time.monotonic() + 240
   # After update 3: one update beyond the checkpoint of update 2 is lost.
@@ -508,7 +510,11 @@ def test_adapters_are_trained_merged_written_apart_and_exported(
 
 
 def _whole_rows(path):
-  return [line for line in path.read_text().splitlines(True) if "\n" in line]
+  return [
+    line
+    for line in path.read_text(encoding="utf-8").splitlines(True)
+    if "\n" in line
+  ]
 
 
 def test_another_config_does_not_go_on_in_the_folder(finished, capsys):
@@ -676,8 +682,11 @@ def _other_base(folder):
 def _other_buffer(folder):
   """A whole buffer with another manifest, as after it was built again."""
   path = folder / "buffer" / "compute" / "manifest.json"
-  manifest = json.loads(path.read_text())
-  path.write_text(json.dumps(manifest | {"version": manifest["version"] + 1}))
+  manifest = json.loads(path.read_text(encoding="utf-8"))
+  path.write_text(
+    json.dumps(manifest | {"version": manifest["version"] + 1}),
+    encoding="utf-8",
+  )
 
 
 @pytest.mark.parametrize(
@@ -780,7 +789,7 @@ def test_a_wrong_path_is_corrected_in_the_same_folder(tmp_path, capsys):
     "--config.data.limit=12",
   ]
   broken = tmp_path / "broken.parquet"
-  broken.write_text("no questions")
+  broken.write_text("no questions", encoding="utf-8")
   assert run.main([*arguments, f"--config.data.path={broken}"]) == 2
   assert "another" not in capsys.readouterr().err
   right = f"--config.data.path={_tool_star_file(tmp_path)}"
@@ -910,7 +919,7 @@ def test_a_file_system_without_locks_is_told_in_a_line(
 
   monkeypatch.setattr(fcntl, "flock", flock)
   config_file = tmp_path / "config.py"
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   arguments = ["--config", str(config_file), "--workdir", str(tmp_path / "w")]
   assert run.main(arguments) == 2
   assert "has no locks ([Errno 37]" in capsys.readouterr().err
@@ -918,7 +927,7 @@ def test_a_file_system_without_locks_is_told_in_a_line(
 
 def test_a_broken_config_of_the_folder_is_named(tmp_path, capsys):
   config_file = tmp_path / "config.py"
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   folder = tmp_path / "w"
   folder.mkdir()
   arguments = ["--config", str(config_file), "--workdir", str(folder)]
@@ -973,7 +982,7 @@ def test_a_task_that_is_not_there_is_named(finished, capsys):
 
 def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
   config_file = tmp_path / "config.py"
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   folder = tmp_path / "never"
   arguments = ["--config", str(config_file), "--workdir", str(folder)]
   assert run.main([*arguments, "--dry_run"]) == 0
@@ -1016,7 +1025,7 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
 )
 def test_bad_overrides_fail_at_once(override, message, tmp_path, capsys):
   config_file = tmp_path / "config.py"
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   status = run.main(
     [
       *("--config", str(config_file), "--workdir", str(tmp_path / "w")),
@@ -1038,7 +1047,7 @@ def test_missing_data_is_named():
 
 def test_a_stage_without_the_ones_before_it_says_which(tmp_path, capsys):
   config_file = tmp_path / "config.py"
-  config_file.write_text(CONFIG_FILE)
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
   arguments = ["--config", str(config_file), "--workdir", str(tmp_path / "w")]
   assert run.main([*arguments, "--stage=train"]) == 2
   assert "run --stage=agents first" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def process(folder, encoder_folder):
     cwd=ROOT,
     env={**os.environ, "PYTHONPATH": search},
     stdout=subprocess.PIPE,
-    text=True,
+    encoding="utf-8",
   )
   try:
     yield process
@@ -175,3 +175,19 @@ def test_missing_packages_say_how_to_install_them(run, folder, monkeypatch):
   status, text = run(f"--buffer={folder}")
   assert status == 2
   assert "pip install -e '.[serve]'" in text
+
+
+def test_more_connections_than_files(run, folder, monkeypatch):
+  limits = []
+  monkeypatch.setattr(serve_index.resource, "getrlimit", lambda _: (256, 2_000))
+  monkeypatch.setattr(
+    serve_index.resource, "setrlimit", lambda _, pair: limits.append(pair)
+  )
+  status, text = run(f"--buffer={folder}", "--max_connections=1999")
+  assert status == 2
+  assert "2127 open files are needed" in text
+  assert "--max_connections" in text
+  assert not limits
+  serve_index._allow_files(1_000)
+  serve_index._allow_files(100)
+  assert limits == [(1_000, 2_000)]

@@ -37,7 +37,7 @@ def _run(code: str, *numbers: int) -> subprocess.CompletedProcess:
     cwd=_ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
-    text=True,
+    encoding="utf-8",
     env={**os.environ, "PYTHONPATH": str(_ROOT)},
   )
   for number in numbers:

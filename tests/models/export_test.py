@@ -38,15 +38,21 @@ class SavePretrainedTest(parameterized.TestCase):
     """A folder as a hub has it, weights left out: they are not read."""
     folder = self.root / "source"
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(self.hf | changes))
-    (folder / "generation_config.json").write_text('{"top_p": 0.9}')
-    (folder / "tokenizer.json").write_text('{"a": 1}')
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    (folder / "README.md").write_text("# Card")
+    (folder / "config.json").write_text(
+      json.dumps(self.hf | changes), encoding="utf-8"
+    )
+    (folder / "generation_config.json").write_text(
+      '{"top_p": 0.9}', encoding="utf-8"
+    )
+    (folder / "tokenizer.json").write_text('{"a": 1}', encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(
+      "{{ messages }}", encoding="utf-8"
+    )
+    (folder / "README.md").write_text("# Card", encoding="utf-8")
     return folder
 
   def read(self, name):
-    return json.loads((self.folder / name).read_text())
+    return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
   def assert_loads(self, model):
     jax.tree.map(
@@ -63,7 +69,7 @@ class SavePretrainedTest(parameterized.TestCase):
     generation = {"eos_token_id": [1, 8, 9], "top_p": 0.9}
     self.assertEqual(self.read("generation_config.json"), generation)
     self.assertEqual(self.read("tokenizer.json"), {"a": 1})
-    template = (self.folder / "chat_template.jinja").read_text()
+    template = (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
     self.assertEqual(template, "{{ messages }}")
     self.assertFalse((self.folder / "README.md").exists())
     self.assert_loads(self.model)
@@ -72,7 +78,7 @@ class SavePretrainedTest(parameterized.TestCase):
     tokenizer = mock.Mock(bos_token_id=7, eos_token_id=5, pad_token_id=None)
     tokenizer.save_pretrained.side_effect = lambda folder: (
       pathlib.Path(folder) / "tokenizer.json"
-    ).write_text('{"b": 2}')
+    ).write_text('{"b": 2}', encoding="utf-8")
     models.save_pretrained(
       self.model, self.folder, tokenizer=tokenizer, source=self.source()
     )

@@ -144,7 +144,7 @@ class CheckpointTest(parameterized.TestCase):
         self.folder / shard,
       )
     (self.folder / "model.safetensors.index.json").write_text(
-      json.dumps({"metadata": {}, "weight_map": weight_map})
+      json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8"
     )
     self.assert_same(models.from_pretrained(self.folder), model)
 
@@ -270,11 +270,11 @@ class CheckpointTest(parameterized.TestCase):
 
   def write_index(self, index):
     path = self.folder / "model.safetensors.index.json"
-    path.write_text(json.dumps(index))
+    path.write_text(json.dumps(index), encoding="utf-8")
 
   def test_adapters_beside_a_model_are_refused(self):
     models.save_pretrained(tiny_model(), self.folder)
-    (self.folder / "adapter_config.json").write_text("{}")
+    (self.folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     with self.assertRaisesRegex(ValueError, "must hold no adapters"):
       models.from_pretrained(self.folder)
 
@@ -291,7 +291,7 @@ class CheckpointTest(parameterized.TestCase):
     model = tiny_model()
     models.save_pretrained(model, self.folder)
     path = self.folder / "config.json"
-    content = json.loads(path.read_text()) | {"note": "é 你好"}
+    content = json.loads(path.read_text(encoding="utf-8")) | {"note": "é 你好"}
     text = json.dumps(content, ensure_ascii=False)
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     self.assert_same(models.from_pretrained(self.folder), model)
@@ -301,7 +301,7 @@ class CheckpointTest(parameterized.TestCase):
     self.assertEqual(models.end_token_ids(self.folder), ())
     for name, ids in (("config", [5, 2]), ("generation_config", 7)):
       path = self.folder / f"{name}.json"
-      path.write_text(json.dumps({"eos_token_id": ids}))
+      path.write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
     self.assertEqual(models.end_token_ids(self.folder), (2, 5, 7))
 
   @parameterized.parameters(
@@ -310,7 +310,7 @@ class CheckpointTest(parameterized.TestCase):
   def test_an_end_token_that_is_no_id_is_named(self, ids):
     self.folder.mkdir()
     path = self.folder / "generation_config.json"
-    path.write_text(json.dumps({"eos_token_id": ids}))
+    path.write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
     with self.assertRaisesRegex(ValueError, "generation_config.json it is"):
       models.end_token_ids(self.folder)
 
@@ -326,11 +326,11 @@ class CheckpointTest(parameterized.TestCase):
     tokenizer = mock.Mock(bos_token_id=None, eos_token_id=5, pad_token_id=0)
     tokenizer.save_pretrained.side_effect = lambda folder: (
       pathlib.Path(folder) / "tokenizer.json"
-    ).write_text("{}")
+    ).write_text("{}", encoding="utf-8")
     models.save_pretrained(tiny_model(), self.folder, tokenizer=tokenizer)
     self.assertTrue((self.folder / "tokenizer.json").is_file())
     for name in ("config.json", "generation_config.json"):
-      content = json.loads((self.folder / name).read_text())
+      content = json.loads((self.folder / name).read_text(encoding="utf-8"))
       self.assertEqual(content["eos_token_id"], 5)
       self.assertEqual(content["pad_token_id"], 0)
       self.assertNotIn("bos_token_id", content)
@@ -426,7 +426,7 @@ class CheckpointTest(parameterized.TestCase):
       weights.write_bytes(content)
       with self.assertRaisesRegex(ValueError, "model.safetensors must be a"):
         models.from_pretrained(self.folder)
-    (self.folder / "config.json").write_text("{")
+    (self.folder / "config.json").write_text("{", encoding="utf-8")
     with self.assertRaisesRegex(ValueError, "config.json must be JSON"):
       models.from_pretrained(self.folder)
 

@@ -173,7 +173,9 @@ def test_adapters_are_added_once():
 def test_files_are_those_of_peft(tmp_path):
   model = adapted(tiny_decoder())
   models.save_adapters(model, tmp_path / "adapters", base_model="some/base")
-  content = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
+  content = json.loads(
+    (tmp_path / "adapters/adapter_config.json").read_text(encoding="utf-8")
+  )
   assert content["peft_type"] == "LORA"
   assert (content["r"], content["lora_alpha"]) == (4, 8)
   assert content["target_modules"] == [
@@ -274,7 +276,10 @@ def test_adapters_that_are_more_than_plain_lora_are_refused(tmp_path, changes):
 
 def edit_adapter_config(folder, changes):
   path = folder / "adapter_config.json"
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  path.write_text(
+    json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+    encoding="utf-8",
+  )
 
 
 def peft_module_names():

@@ -220,7 +220,7 @@ class ParityTest(parameterized.TestCase):
     model = theirs(hf)
     model.save_pretrained(self.folder, max_shard_size="20KB")
     # The weights under the configuration that its authors wrote.
-    (self.folder / "config.json").write_text(json.dumps(hf))
+    (self.folder / "config.json").write_text(json.dumps(hf), encoding="utf-8")
     self.assertTrue((self.folder / "model.safetensors.index.json").is_file())
     ours = models.from_pretrained(self.folder)
     self.check_plain(ours, model)

@@ -73,6 +73,8 @@ class TensorFilesTest(parameterized.TestCase):
     self.assertFalse(stored.readable)
 
   def test_an_index_that_is_no_json_is_named(self):
-    (self.folder / "model.safetensors.index.json").write_text("[")
+    (self.folder / "model.safetensors.index.json").write_text(
+      "[", encoding="utf-8"
+    )
     with self.assertRaisesRegex(ValueError, "index.json must be JSON"):
       tensor_files.stored_tensors(self.folder)

@@ -52,7 +52,7 @@ def test_imports_with_only_jax_and_chex_installed():
 def test_imports_nothing_else_by_name():
   package = pathlib.Path(objectives.__file__).parent
   for path in package.rglob("*.py"):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
       names = []
       if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]

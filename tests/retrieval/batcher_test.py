@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -33,8 +34,13 @@ def make(run, *, max_batch=4, max_wait_s=0.0, max_queue=100):
   )
 
 
-async def submit(batcher, request, *, size=1, timeout_s=20.0):
-  return await batcher.submit(request, size=size, timeout_s=timeout_s)
+async def submit(
+  batcher, request, *, size=1, timeout_s=20.0, client=(None, None)
+):
+  batcher.check_room(size, client[0])
+  return await batcher.submit(
+    request, size=size, timeout_s=timeout_s, client=client
+  )
 
 
 async def until(condition):
@@ -174,5 +180,127 @@ def test_closing_cancels_who_waits():
     )
     assert isinstance(answers[0], asyncio.CancelledError | int)
     assert isinstance(answers[-1], asyncio.CancelledError)
+
+  asyncio.run(scenario())
+
+
+def order_of(*jobs):
+  """Batches of jobs (request, size, client) that came during another one."""
+
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run, max_batch=4) as batcher:
+      tasks = [asyncio.create_task(submit(batcher, "first"))]
+      await until(lambda: run.batches)
+      for request, size, client in jobs:
+        tasks.append(
+          asyncio.create_task(
+            submit(batcher, request, size=size, client=client)
+          )
+        )
+        await asyncio.sleep(0)
+      await until(lambda: batcher.num_queued == 1 + sum(s for _, s, _ in jobs))
+      run.open.set()
+      await asyncio.gather(*tasks)
+      assert (batcher._turns, batcher._waiting) == ({}, {})
+      assert not batcher._queued_of
+    return run.batches[1:]
+
+  return asyncio.run(scenario())
+
+
+def test_machines_take_turns():
+  many = [(f"a{i}", 1, ("a", 1)) for i in range(6)]
+  one = [("b", 1, ("b", 1)), ("c", 1, ("c", 1))]
+  assert order_of(*many, *one) == [
+    ["a0", "b", "c", "a1"],
+    ["a2", "a3", "a4", "a5"],
+  ]
+
+
+def test_connections_of_a_machine_take_turns():
+  many = [(f"a{i}", 2, ("a", 1)) for i in range(3)]
+  others = [("b", 1, ("a", 2)), ("c", 1, ("b", 1))]
+  # A turn of machine a goes to its first connection, the next to its second.
+  assert order_of(*many, *others) == [["a0", "c", "b"], ["a1", "a2"]]
+
+
+def test_what_does_not_fit_is_first_in_the_next_batch():
+  jobs = [("a", 3, ("a", 1)), ("b", 3, ("b", 1)), ("c", 1, ("c", 1))]
+  assert order_of(*jobs) == [["a"], ["b", "c"]]
+
+
+def test_who_comes_during_a_batch_goes_before_who_was_in_it():
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run, max_batch=2) as batcher:
+      tasks = [
+        asyncio.create_task(submit(batcher, f"a{i}", client=("a", 1)))
+        for i in range(6)
+      ]
+      await until(lambda: run.batches)
+      tasks.append(asyncio.create_task(submit(batcher, "b", client=("b", 1))))
+      await until(lambda: batcher.num_queued == 7)
+      run.open.set()
+      await asyncio.gather(*tasks)
+    assert run.batches == [["a0", "a1"], ["b", "a2"], ["a3", "a4"], ["a5"]]
+
+  asyncio.run(scenario())
+
+
+def test_a_batch_ends_where_it_would_take_too_long():
+  async def scenario():
+    run = Run()
+    batcher = Batcher(
+      run, max_batch=9, max_wait_s=0.0, max_queue=99, max_batch_s=0.5
+    )
+    async with batcher:
+      ask = lambda text, cost: batcher.submit(  # noqa: E731
+        text, size=1, timeout_s=20, cost=cost
+      )
+      await ask("first", 1.0)
+      run.open.clear()
+      tasks = [asyncio.create_task(ask("under way", 1.0))]
+      await until(lambda: len(run.batches) == 2)
+      tasks += [
+        asyncio.create_task(ask(text, cost))
+        for text, cost in (("a", 1), ("b", 3), ("c", 3), ("d", 9))
+      ]
+      await until(lambda: batcher.num_queued == 5)
+      began = time.monotonic()
+      while time.monotonic() - began < 0.1:
+        await asyncio.sleep(0.01)
+      run.open.set()
+      await asyncio.gather(*tasks)
+    # The one under way took at least 0.1 s for a cost of 1.
+    assert run.batches[2] in (["a"], ["a", "b"])
+
+  asyncio.run(scenario())
+
+
+def test_one_machine_does_not_fill_the_queue():
+  async def scenario():
+    run = Run()
+    run.open.clear()
+    async with make(run, max_queue=8) as batcher:
+      tasks = [
+        asyncio.create_task(submit(batcher, "a", size=3, client=("a", i)))
+        for i in range(2)
+      ]
+      await until(lambda: batcher.num_queued == 6)
+      with pytest.raises(
+        OverloadedError, match="6 queries of this client wait"
+      ):
+        await submit(batcher, "a", client=("a", 9))
+      tasks.append(
+        asyncio.create_task(submit(batcher, "b", size=2, client=("b", 1)))
+      )
+      await until(lambda: batcher.num_queued == 8)
+      with pytest.raises(OverloadedError, match="8 queries wait, 1 more"):
+        await submit(batcher, "c", client=("c", 1))
+      run.open.set()
+      await asyncio.gather(*tasks)
 
   asyncio.run(scenario())

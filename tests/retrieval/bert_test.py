@@ -34,9 +34,9 @@ def test_a_missing_weight_is_named(folder):
 
 
 def test_weights_of_another_shape_are_refused(folder):
-  config = json.loads((folder / bert.CONFIG_FILE).read_text())
+  config = json.loads((folder / bert.CONFIG_FILE).read_text(encoding="utf-8"))
   (folder / bert.CONFIG_FILE).write_text(
-    json.dumps(config | {"intermediate_size": 65})
+    json.dumps(config | {"intermediate_size": 65}), encoding="utf-8"
   )
   with pytest.raises(ValueError, match="not of one model"):
     bert.load_bert(folder)

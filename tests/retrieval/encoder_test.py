@@ -385,7 +385,7 @@ def test_a_folder_that_does_not_say_is_asked_for(tmp_path):
 def test_other_modules_are_refused(tmp_path, kinds, message):
   folder = tiny_bert.write_folder(tmp_path / "tiny")
   modules = [{"type": f"x.y.{kind}", "path": ""} for kind in kinds]
-  (folder / "modules.json").write_text(json.dumps(modules))
+  (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
   with pytest.raises(ValueError, match=message):
     SentenceEncoder.from_pretrained(folder)
 

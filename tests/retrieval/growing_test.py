@@ -172,6 +172,19 @@ class TestRestore:
     assert len(again) == len(whole)
     assert again.version == whole.version
 
+  @pytest.mark.parametrize("part", [0.2, 0.5, 0.8])
+  def test_a_broken_addition_is_refused(self, growing, part, tmp_path):
+    growing.add(make_traces("films", first=6), update=1)
+    path = tmp_path / "grown" / "added-000001.parquet"
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * part)] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"added-000001.parquet must be"):
+      growing.restore(1)
+    path.write_bytes(data[:-9])
+    with pytest.raises(ValueError, match=r"added-000001.parquet must be"):
+      growing.restore(1)
+
   def test_vectors_are_not_computed_again(self, growing, base, monkeypatch):
     self.steps(growing, 1, 3)
     expected = found(growing, make_traces("birds"))

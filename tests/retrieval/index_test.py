@@ -174,7 +174,7 @@ def check_saved_and_moved(index, index_cls, tmp_path):
   assert [p.name for p in (tmp_path / "moved").iterdir()] == ["index"]
   for path in (tmp_path / "moved").rglob("*"):
     if path.suffix in (".json", ".pbtxt"):
-      assert str(tmp_path) not in path.read_text()
+      assert str(tmp_path) not in path.read_text(encoding="utf-8")
     assert path.suffix != ".pkl"
   loaded = index_cls.load(tmp_path / "moved" / "index")
   assert loaded.parameters == index.parameters

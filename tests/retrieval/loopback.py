@@ -10,13 +10,20 @@ import urllib.parse
 import uvicorn
 
 from rapo_jax import retrieval
+from rapo_jax.retrieval import connections
 
 
 @contextlib.contextmanager
-def serving(app):
-  """Serves an ASGI application; gives its URL."""
+def serving(app, limits=None):
+  """Serves an ASGI application; gives its URL.
+
+  Args:
+    app: the application.
+    limits: `ServerConfig` whose limits connections have; None for uvicorn's.
+  """
   config = uvicorn.Config(
     app,
+    http="h11" if limits is None else connections.limited(limits),
     host="127.0.0.1",
     port=0,
     # Its own would close the handlers that are there, and absl's closes with it

@@ -108,7 +108,24 @@ def test_vectors_there_and_back():
       "query 0 has 51",
       422,
     ),
-    (b'{"queries": ["\\ud800"]}', "half a character", 422),
+    (b'{"queries": ["\\ud800"]}', "half a character", 400),
+    (b'{"\\ud800": 1}', "half a character", 400),
+    (b'{"queries": ["q"], "topk": ' + b"1" * 5_000 + b"}", "too large", 400),
+    (b'{"queries": ["q"], "topk": 1e999}', "too large", 400),
+    (b'{"queries": ["q"], "topk": NaN}', "NaN is not", 400),
+    (b'{"queries": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too", 400),
+    (
+      b'{"queries": ["q"], "topk": 1' + b"0" * 300 + b"}",
+      "between 1 and 10, got 1000",
+      422,
+    ),
+    (
+      b'{"vectors": {"float32": "", "shape": [1%s, 1%s]}}'
+      % (b"0" * 300, b"0" * 300),
+      "two whole numbers",
+      422,
+    ),
+    ({"x" * 999: 1}, "is no field", 422),
     ({"queries": ["q"], "topk": -1}, "between 1 and 10, got -1", 422),
     ({"queries": ["q"], "topk": 11}, "between 1 and 10, got 11: ask", 422),
     ({"queries": ["q"], "topk": "3"}, "whole number, got '3'", 422),
@@ -209,7 +226,8 @@ def test_a_trace_there_and_back():
   [
     (3, "object of document and score"),
     ({"document": "text", "score": 1.0}, "document=object"),
-    ({"document": {}, "score": None}, "document and score"),
+    ({"document": {}, "score": "1"}, "document and score"),
+    ({"document": {}}, "document and score"),
     (
       {"document": {"id": "1", "contents": "c"}, "score": 1},
       "question of a document must be a text, got None",
@@ -249,10 +267,58 @@ def test_answers_that_are_none(body, message):
 
 @pytest.mark.parametrize("version", [None, 7])
 def test_an_answer_there_and_back(version):
-  body = protocol.answer_to_json(iter([["ä"], []]), version)
+  results = map(protocol.result_to_json, [["ä"], []])
+  body = protocol.answer_to_json(results, version)
   assert json.loads(body)["result"] == [["ä"], []]
   assert protocol.answer_from_json(body, 2) == protocol.Answer(
     [["ä"], []], version
+  )
+
+
+@pytest.mark.parametrize("score", [np.inf, -np.inf, np.nan])
+def test_a_score_that_is_no_number_is_null(score):
+  request = parse({"queries": ["q"], "return_scores": True})
+  rows = protocol.neighbors_to_json([5], [float(score)], request)
+  body = protocol.answer_to_json([protocol.result_to_json(rows)], 1)
+  assert b"Infinity" not in body
+  assert b"NaN" not in body
+  ((item,),) = protocol.answer_from_json(body, 1).results
+  assert item["score"] is None
+  row, found = protocol.row_from_json(item)
+  assert row == 5
+  assert np.isnan(found)
+  hit = dataclasses.replace(HIT, similarity=float(score))
+  (item,) = json.loads(
+    protocol.result_to_json(protocol.hits_to_json([hit], request))
+  )
+  assert item["score"] is None
+  read = protocol.hit_from_json(item)
+  assert np.isnan(read.similarity)
+  # No threshold lets it pass.
+  config = retrieval.RetrievalConfig(min_similarity=-1.0)
+  assert isinstance(retrieval.choose_hit([read], config), retrieval.Miss)
+
+
+def test_extras_that_are_no_json_are_null():
+  trace = dataclasses.replace(HIT.trace, extras={"a": [np.nan, 1.0]})
+  request = parse({"queries": ["q"], "return_scores": True})
+  hits = [dataclasses.replace(HIT, trace=trace)]
+  (item,) = json.loads(
+    protocol.result_to_json(protocol.hits_to_json(hits, request))
+  )
+  assert item["document"]["extras"] == {"a": [None, 1.0]}
+
+
+def test_parts_of_a_request():
+  request = parse({"queries": ["a", "b", "c\nd"]})
+  parts = request.parts(2)
+  assert [part.questions for part in parts] == [("a", "b"), ("c",)]
+  assert [part.histories for part in parts] == [((), ()), (("d",),)]
+  assert len(parse({"queries": []}).parts(2)) == 1
+  vectors = np.eye(3, dtype=np.float32)
+  request = parse({"vectors": protocol.vectors_to_json(vectors)})
+  np.testing.assert_array_equal(
+    np.concatenate([part.vectors for part in request.parts(2)]), vectors
   )
 
 

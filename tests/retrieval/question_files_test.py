@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gzip
 import hashlib
 import json
 
@@ -15,11 +16,13 @@ from rapo_jax.retrieval.question_files import read_questions
 def write(path, rows):
   match path.suffix:
     case ".jsonl":
-      path.write_text("\n".join(json.dumps(row) for row in rows))
+      path.write_text(
+        "\n".join(json.dumps(row) for row in rows), encoding="utf-8"
+      )
     case ".json":
-      path.write_text(json.dumps(rows))
+      path.write_text(json.dumps(rows), encoding="utf-8")
     case ".csv":
-      with path.open("w", newline="") as file:
+      with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
@@ -72,19 +75,62 @@ def test_browsecomp_is_decrypted(tmp_path):
 @pytest.mark.parametrize(
   ("name", "content", "reason"),
   [
-    ("a.jsonl", '{"answer": "a"}', r"row 0: no question in .*\['answer'\]"),
-    ("a.jsonl", '{"question": " "}', "row 0: no question"),
-    ("a.jsonl", "[1]", "row 0: no question .*it has list"),
-    ("a.json", "{", "cannot be read"),
+    ("a.jsonl", '{"answer": "a"}', r"jsonl:1: no question in .*\['answer'\]"),
+    ("a.jsonl", '{"question": " "}', "jsonl:1: no question"),
+    ("a.jsonl", "[1]", "jsonl:1: no question .*it has list"),
+    ("a.jsonl", '{"question": "Q?"}\n\n{"question', "jsonl:3: no JSON"),
+    ("a.jsonl", "[" * 99_999, "jsonl:1: .*nested too deeply"),
+    ("a.jsonl", '{"question": "\\ud83d"}', "jsonl:1: .*U[+]D83D"),
+    ("a.json", "{", "a.json must be JSON"),
+    ("a.json", '[1,\n{"a":]', "a.json must be JSON: .*line 2"),
+    ("a.json", '{"data": [{"paragraphs": []}]}', "row 0: no question"),
+    ("a.json", "[]", "has no questions"),
+    ("a.csv", "", "has no questions"),
+    ("a.csv", "question\n", "has no questions"),
+    ("a.csv", "question\nQ?\nWh\0o?\n", "csv:3: .*NUL"),
+    ("a.csv", "question\nQ?, or R?\n", "csv:2: 2 fields .*Quote"),
+    ("a.csv", "id;text\n1;Q?\n", r"csv:2: no question .*id;text"),
+    ("a.csv", b"question\nQ?\nWo ist K\xf6ln?\n", "csv:3: no UTF-8.*Save"),
+    ("a.csv", "question\nQ?\n".encode("utf-16"), "is UTF-16. Save"),
+    ("a.jsonl", gzip.compress(b"{}"), "is compressed .gzip.*gunzip"),
+    ("a.parquet", "abc", "cannot be read as Parquet"),
     ("a.txt", "Q?", "ends in '.txt': convert it"),
     ("a.csv", "problem,canary\n?!,c\n", "no base64"),
   ],
 )
 def test_a_file_that_cannot_be_used(tmp_path, name, content, reason):
   path = tmp_path / name
-  path.write_text(content)
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
   with pytest.raises(ValueError, match=reason):
     read_questions(path)
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("a.csv", b"\xef\xbb\xbfquestion,answer\r\nWho?,x\r\n"),
+    ("a.csv", b"id;question\n1;Who?\n"),
+    ("a.csv", b"id\tquestion\n1\tWho?\n"),
+    ("a.csv", b" QUESTION ,answer\nWho?,x\n"),
+    ("a.csv", b"question,context\nWho?," + b"x" * 200_000 + b"\n"),
+    ("a.tsv", b"id\tquestion\n1\tWho?\n"),
+    ("a.jsonl", b'\xef\xbb\xbf{"question": "Who?"}\n'),
+    ("a.json", b'\xef\xbb\xbf[{"question": "Who?"}]'),
+    ("a.json", b'{"version": 1, "data": [{"question": "Who?"}]}'),
+  ],
+)
+def test_as_editors_and_spreadsheets_write_them(tmp_path, name, content):
+  path = tmp_path / name
+  path.write_bytes(content)
+  limit = csv.field_size_limit()
+  assert read_questions(path) == ["Who?"]
+  assert csv.field_size_limit() == limit
+
+
+def test_lines_within_a_field(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_text('question\n"Who\u2028is\nit?"\n', encoding="utf-8")
+  assert read_questions(path) == ["Who\u2028is\nit?"]
 
 
 def test_no_file(tmp_path):
@@ -106,6 +152,8 @@ def test_every_sample(sample_data):
     sample_data / "browsecomp" / "browse_comp_test_set.made_up.csv"
   )
   expected = json.loads(
-    (sample_data / "browsecomp" / "expected.made_up.json").read_text()
+    (sample_data / "browsecomp" / "expected.made_up.json").read_text(
+      encoding="utf-8"
+    )
   )
   assert questions == [row["problem"] for row in expected]

@@ -238,6 +238,65 @@ class TestFailures:
       remote.RemoteBuffer(encoder=encoder, **arguments)
 
 
+class TestCredentials:
+  @pytest.mark.parametrize(
+    ("environment", "header"),
+    [
+      ({}, None),
+      ({"RAPO_BUFFER_TOKEN": "canary"}, "Bearer canary"),
+      # base64 of "me:canary" and of "me:".
+      (
+        {"RAPO_BUFFER_USER": "me", "RAPO_BUFFER_PASSWORD": "canary"},
+        "Basic bWU6Y2FuYXJ5",
+      ),
+      ({"RAPO_BUFFER_USER": "me"}, "Basic bWU6"),
+    ],
+  )
+  def test_they_come_from_the_environment(
+    self, connect, monkeypatch, environment, header
+  ):
+    for name, value in environment.items():
+      monkeypatch.setenv(name, value)
+    seen = []
+
+    async def refuse(request):
+      seen.append(request.headers.get("authorization"))
+      return JSONResponse({"error": "not you"}, 401)
+
+    app = starlette.applications.Starlette(
+      routes=[Route("/{path:path}", refuse, methods=["GET", "POST"])]
+    )
+    with loopback.serving(app) as url:
+      opened = connect(url)
+      with pytest.raises(ValueError, match="401: not you") as caught:
+        opened.check()
+      (outcome,) = opened.retrieve([TOWER], [()], config=CONFIG)
+    assert seen == [header] * 2
+    assert "canary" not in f"{caught.value} {outcome}"
+
+  @pytest.mark.parametrize(
+    "environment",
+    [
+      {"RAPO_BUFFER_TOKEN": "canary\n"},
+      {"RAPO_BUFFER_TOKEN": "canaryé"},
+      {"RAPO_BUFFER_TOKEN": "canary", "RAPO_BUFFER_USER": "canary"},
+    ],
+  )
+  def test_what_cannot_be_sent_is_not_repeated(
+    self, encoder, monkeypatch, environment
+  ):
+    for name, value in environment.items():
+      monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="RAPO_BUFFER_TOKEN") as caught:
+      remote.RemoteBuffer("http://x", encoder)
+    assert "canary" not in str(caught.value)
+
+  def test_an_address_has_none(self, encoder, tmp_path):
+    with pytest.raises(ValueError, match=r"Set RAPO_BUFFER_TOKEN") as caught:
+      remote.RemoteBuffer("http://me:canary@host", encoder)
+    assert "canary" not in str(caught.value)
+
+
 class TestCheck:
   def test_it_says_what_is_there(self, url, connect):
     health = connect(url).check()

@@ -149,7 +149,9 @@ def test_load_index_picks_the_class_that_saved(tmp_path, monkeypatch):
 
 def test_load_index_refuses_an_unknown_kind(tmp_path):
   meta = {"kind": "hnsw", "encoder_sha256": None}
-  (tmp_path / index_lib.META_FILE).write_text(json.dumps(meta))
+  (tmp_path / index_lib.META_FILE).write_text(
+    json.dumps(meta), encoding="utf-8"
+  )
   with pytest.raises(ValueError, match="kind 'hnsw'; known are"):
     scann_index.load_index(tmp_path)
 

@@ -24,8 +24,9 @@ def serve():
   stack = contextlib.ExitStack()
 
   def start(source=None, *, index=None, **config):
-    app = server.make_app(source, index, config=ServerConfig(**config))
-    return stack.enter_context(loopback.serving(app))
+    config = ServerConfig(**config)
+    app = server.make_app(source, index, config=config)
+    return stack.enter_context(loopback.serving(app, config))
 
   with stack:
     yield start
@@ -347,6 +348,63 @@ class TestLoad:
     assert sum(map(len, source.batches)) == 512
     assert len(source.batches) < 256
 
+  def test_a_client_with_many_does_not_starve_another(self, serve):
+    source = loopback.FakeSource(delay_s=0.05)
+    url = serve(source, max_batch=16, max_wait_s=0.0)
+
+    async def ask():
+      many = asyncio.ensure_future(
+        loopback.post(
+          url + "/retrieve", {"queries": [f"many {i}" for i in range(512)]}
+        )
+      )
+      while not source.batches:
+        await asyncio.sleep(0.005)
+      asked = len(source.batches)
+      status, _ = await loopback.post(url + "/retrieve", {"queries": ["one"]})
+      answered = len(source.batches)
+      return status, answered - asked, await many
+
+    status, batches, (many_status, many) = asyncio.run(ask())
+    assert (status, many_status) == (200, 200)
+    # Of 32: the one under way, its own, and what goes on before it is read.
+    assert batches <= 5
+    assert [r[0]["question"] for r in many["result"]] == [
+      f"many {i}" for i in range(512)
+    ]
+    assert max(map(len, source.batches)) <= 16
+
+  def test_what_a_client_asked_goes_when_it_leaves(self, serve, client):
+    source = loopback.FakeSource(delay_s=0.05)
+    url = serve(source, max_batch=16)
+    port = int(url.rpartition(":")[2])
+    body = json.dumps({"queries": [f"many {i}" for i in range(512)]}).encode()
+    head = f"POST /retrieve HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}"
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+      peer.sendall(head.encode() + b"\r\n\r\n" + body)
+      while not source.batches:
+        time.sleep(0.005)
+    assert client.post(url + "/retrieve", json={"queries": ["one"]}).is_success
+    # Of 32.
+    assert len(source.batches) < 8
+    assert client.get(url + "/metrics").json()["queued"] == 0
+
+  def test_a_score_that_is_no_number(self, serve, client):
+    vectors = np.full((2, 4), 3e38, np.float32)
+    url = serve(
+      index=retrieval.ExactIndex.build(np.eye(4, dtype=np.float32) * 2)
+    )
+    fields = {
+      "vectors": protocol.vectors_to_json(vectors),
+      "topk": 1,
+      "return_scores": True,
+    }
+    response = client.post(url + "/retrieve", json=fields)
+    assert response.status_code == 200
+    assert b"Infinity" not in response.content
+    assert b"NaN" not in response.content
+    assert [r[0]["score"] for r in response.json()["result"]] == [None, None]
+
   def test_beyond_the_queue_it_says_when_to_come_back(self, serve, client):
     source = loopback.FakeSource(delay_s=1.0)
     url = serve(source, max_queue=2)
@@ -407,6 +465,9 @@ class TestLoad:
     ({"max_batch": 0}, "max_batch"),
     ({"max_queue": 0}, "max_queue"),
     ({"max_wait_s": -1.0}, "max_wait_s"),
+    ({"max_batch_s": 0.0}, "max_batch_s"),
+    ({"header_timeout_s": float("inf")}, "header_timeout_s"),
+    ({"max_connections": 0}, "max_connections"),
     ({"timeout_s": 0.0}, "timeout_s"),
   ],
 )

@@ -28,7 +28,10 @@ def make_trace(
 
 def change_manifest(directory, **changes):
   path = directory / "manifest.json"
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  path.write_text(
+    json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+    encoding="utf-8",
+  )
 
 
 class FakeIndex:

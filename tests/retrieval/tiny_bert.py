@@ -103,7 +103,7 @@ def write_folder(
 
 
 def _write(path: pathlib.Path, value: object) -> None:
-  path.write_text(json.dumps(value))
+  path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _tokenizer() -> tokenizers.Tokenizer:

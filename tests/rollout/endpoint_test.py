@@ -302,3 +302,16 @@ def test_an_endpoint_that_refuses(status):
 def test_out_of_range(kwargs):
   with pytest.raises(ValueError, match=next(iter(kwargs))):
     endpoint.EndpointConfig("http://127.0.0.1/v1", "m", **kwargs)
+
+
+def test_characters_that_cannot_be_stored():
+  reply = "<think> half \ud83d and NUL \0 </think><answer> Austen </answer>"
+  (trajectory,) = rollouts(FakeServer(lambda _: reply))
+  ((_, _, text),) = trajectory.segments
+  assert text == "<think> half ? and NUL ? </think><answer> Austen </answer>"
+
+
+def test_an_address_holds_no_key():
+  with pytest.raises(ValueError, match="Set OPENAI_API_KEY") as caught:
+    endpoint.EndpointConfig("http://host/v1?key=canary", "m")
+  assert "canary" not in str(caught.value)

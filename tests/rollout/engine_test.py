@@ -438,7 +438,7 @@ def test_the_policy_stops_at_every_end_of_a_turn(
     arguments = {"end_ids": [turn]}
   else:
     (tmp_path / "generation_config.json").write_text(
-      f'{{"eos_token_id": [{turn}]}}'
+      f'{{"eos_token_id": [{turn}]}}', encoding="utf-8"
     )
     tokenizer.name_or_path = str(tmp_path)
   ends = [turn, tokenizer.eos_token_id]

@@ -551,7 +551,7 @@ def test_a_hanging_call_does_not_keep_the_interpreter_from_its_exit():
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(program)],
     capture_output=True,
-    text=True,
+    encoding="utf-8",
     timeout=120,
     check=False,
   )

@@ -134,7 +134,10 @@ def test_without_a_wall_they_do_reach_it(surroundings, name: str):
   """The control: the programs would find what is there."""
   text = hostile_programs.programs(**surroundings)[name]
   done = subprocess.run(
-    [sys.executable, "-c", text], capture_output=True, text=True, check=False
+    [sys.executable, "-c", text],
+    capture_output=True,
+    encoding="utf-8",
+    check=False,
   )
   assert "ESCAPED" in done.stdout, done
 
@@ -187,7 +190,7 @@ def test_an_ordinary_user_has_the_same_wall(tmp_path):
     [sys.executable, "-c", _AS_NOBODY],
     cwd=root,
     capture_output=True,
-    text=True,
+    encoding="utf-8",
     check=False,
   )
   assert done.returncode == 0, done.stderr

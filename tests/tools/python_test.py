@@ -129,7 +129,9 @@ def test_the_whole_standard_library_is_there(tool):
   public = {n for n in sys.stdlib_module_names if not n.startswith("_")}
   program = _IMPORT_ALL.format(names=sorted(public - _LOUD))
   command = [sys.executable, "-S", "-s", "-P", "-c", program]
-  outside = subprocess.run(command, capture_output=True, text=True, check=True)
+  outside = subprocess.run(
+    command, capture_output=True, encoding="utf-8", check=True
+  )
   missing = outside.stdout.split()
   assert len(public) - len(missing) > 150
   inside = tool.call(program).text
@@ -205,7 +207,7 @@ def test_programs_run_at_the_same_time():
 def read(path: str) -> str:
   """A file of /proc; nothing where its process or thread has ended."""
   try:
-    return pathlib.Path(path).read_text()
+    return pathlib.Path(path).read_text(encoding="utf-8")
   except (FileNotFoundError, ProcessLookupError):
     return ""
 

@@ -295,7 +295,7 @@ def test_swapped_files_and_folders_are_found(two_checkpoints, tmp_path):
 
 def test_an_added_file_is_found(two_checkpoints, tmp_path):
   folder = _copied(two_checkpoints, tmp_path / "added")
-  (folder / "2" / "state" / "more").write_text("")
+  (folder / "2" / "state" / "more").write_text("", encoding="utf-8")
   assert _found(folder) == (
     1,
     ["checkpoint 2: state/more is not in the manifest"],
@@ -380,7 +380,7 @@ def test_a_full_disk_is_the_system_s_error_and_leaves_nothing(
 
 def test_what_an_interrupted_write_left_is_cleared(tmp_path):
   (tmp_path / ".partial-4").mkdir()
-  (tmp_path / ".partial-4" / "state").write_text("half")
+  (tmp_path / ".partial-4" / "state").write_text("half", encoding="utf-8")
   Checkpoints(tmp_path, create=False).close()
   assert (tmp_path / ".partial-4").exists()
   Checkpoints(tmp_path).close()

@@ -38,9 +38,11 @@ def detect_format(path: pathlib.Path) -> Format:
     f"{name} by {' and '.join(sorted(fields))}"
     for name, fields in _FORMATS.items()
   )
+  first = next(iter(report.problems), None)
+  broken = "" if first is None else f" The first broken line is {first}."
   raise ValueError(
     f"{path} is in no format that is known ({known}): name its format "
-    "(--format), or convert it."
+    f"(--format), or convert it.{broken}"
   )
 
 

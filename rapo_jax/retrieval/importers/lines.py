@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from rapo_jax import text_files
 from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
 
 OnError = Literal["stop", "skip"]
@@ -68,7 +68,7 @@ class ImportReport:
     """
     if on_error == "stop":
       raise ValueError(
-        f"{problem}. It begins {problem.start!r}. Mend or remove the line, or "
+        f"{problem}. It begins {problem.start!a}. Fix or remove the line, or "
         "import with --on_error skip, which leaves such lines out and counts "
         "them."
       )
@@ -112,22 +112,30 @@ class JsonLines:
     self._on_error = on_error
 
   def __iter__(self) -> Iterator[Line]:
-    """Raises ValueError for a broken line that is to stop the import."""
+    """Reads the objects.
+
+    Raises:
+      ValueError: a broken line is to stop the import, or the file is not text.
+    """
     at = 0
-    with self._path.open("rb") as file:
-      for number, raw in enumerate(file, 1):
-        at += len(raw)
-        self.report.num_lines += 1
-        if not raw.strip():
-          self.report.num_blank += 1
-          continue
-        content, reason = _parse(raw)
-        if reason is not None:
-          self.broken(number, reason, raw)
-        elif isinstance(content, list):
-          self.report.num_number_lists += 1
-        else:
-          yield Line(number, content, at)
+    for number, raw in text_files.raw_lines(self._path):
+      at += len(raw)
+      self.report.num_lines += 1
+      if not raw.strip():
+        self.report.num_blank += 1
+        continue
+      try:
+        content = text_files.parse_json(raw)
+      except text_files.TextError as error:
+        self.broken(number, str(error), raw)
+        continue
+      if isinstance(content, dict):
+        yield Line(number, content, at)
+      elif _is_number_list(content):
+        self.report.num_number_lists += 1
+      else:
+        kind = type(content).__name__
+        self.broken(number, f"expected an object, got {kind}", raw)
 
   def broken(self, number: int, reason: str, start: bytes | str) -> None:
     """Counts a line that holds an object, but not one that can be used."""
@@ -165,20 +173,7 @@ def one_a_line(
     yield trajectory, line.num_bytes
 
 
-def _parse(raw: bytes) -> tuple[Any, str | None]:
-  """An object or a list of numbers, or what is wrong with the line."""
-  try:
-    content = json.loads(raw)
-  except UnicodeDecodeError as error:
-    return None, f"no UTF-8: {error.reason} at byte {error.start}"
-  except json.JSONDecodeError as error:
-    return None, f"no JSON: {error.msg} at character {error.pos}"
-  except RecursionError:
-    return None, "no JSON that can be read: it is nested too deeply"
-  if isinstance(content, dict):
-    return content, None
-  if isinstance(content, list) and all(
+def _is_number_list(content: Any) -> bool:
+  return isinstance(content, list) and all(
     isinstance(item, int | float) for item in content
-  ):
-    return content, None
-  return None, f"expected an object, got {type(content).__name__}"
+  )

@@ -62,6 +62,8 @@ def _trajectory(
   for field in ("question", "query_id"):
     if not isinstance(record.get(field), str):
       raise ValueError(f"{field} must be a text")
+  if not isinstance(record.get("source") or source, str):
+    raise ValueError(f"source must be a text, got {record['source']!a:.60}")
   if not isinstance(segments, list):
     raise ValueError("segments must be a list")
   steps: dict[int, str] = {}
@@ -76,7 +78,7 @@ def _trajectory(
     question=record["question"],
     steps=tuple(steps[step].strip() for step in sorted(steps)),
     reward=float(value),
-    source=str(record.get("source") or source),
+    source=record.get("source") or source,
     query_id=record["query_id"],
     trajectory_id=name,
     extras={name: record[name] for name in _EXTRAS if name in record},

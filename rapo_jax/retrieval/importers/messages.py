@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rapo_jax import text_files
 from rapo_jax.dataset_rows import accepted_answers
 from rapo_jax.retrieval.agent_trajectory import AgentTrajectory, question_id
 from rapo_jax.retrieval.importers.lines import (
@@ -108,9 +109,11 @@ def _trajectory(
   )
   if first is None:
     raise ValueError("there is no message of role user")
-  question = record.get("question") or _question(_text(messages[first], first))
+  question = record.get("question")
+  if question in (None, ""):
+    question = _question(_text(messages[first], first))
   if not isinstance(question, str):
-    raise ValueError(f"question must be a text, got {question!r:.60}")
+    raise ValueError(f"question must be a text, got {question!a:.60}")
   steps = _steps(messages, first + 1)
   known = {*_FIELDS, "query_id", "functions", "tools"}
   return AgentTrajectory(
@@ -118,7 +121,7 @@ def _trajectory(
     steps=tuple(steps),
     reward=_reward(record, steps, reward),
     source=source,
-    query_id=str(record.get("query_id") or question_id(question)),
+    query_id=_query_id(record.get("query_id"), question),
     trajectory_id=name,
     extras={k: v for k, v in record.items() if k not in known and v},
   )
@@ -129,6 +132,16 @@ def _question(text: str) -> str:
   return _QUESTION.split(text)[-1].strip()
 
 
+def _query_id(value: Any, question: str) -> str:
+  if value in (None, ""):
+    return question_id(question)
+  if isinstance(value, bool) or not isinstance(value, str | int):
+    raise ValueError(
+      f"query_id must be a text or a whole number, got {value!a:.60}"
+    )
+  return str(value)
+
+
 def _reward(
   record: Mapping[str, Any], steps: Sequence[str], reward: Reward | None
 ) -> float:
@@ -136,6 +149,8 @@ def _reward(
     value = record.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
       return float(value)
+    if value is not None:
+      raise ValueError(f"{name} must be a number, got {value!a:.60}")
   if reward is None:
     raise ValueError(
       "the trajectory has no reward: give one to all (--reward 1), or have "
@@ -166,7 +181,8 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
       text += said
       waiting = [None] * len(_CALL.findall(_text(message, number)))
       if calls:
-        waiting = [call.get("id") for call in message["tool_calls"]]
+        listed = message["tool_calls"]
+        waiting = [_call_id(call.get("id"), number) for call in listed]
       if not waiting:
         continue
     elif role in _TOOL_ROLES or (
@@ -177,7 +193,7 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
       result = _result(_text(message, number))
       if calls:
         # Calls beside each other become steps after each other, as ours are.
-        call_id = message.get("tool_call_id")
+        call_id = _call_id(message.get("tool_call_id"), number)
         at = waiting.index(call_id) if call_id in waiting else 0
         del waiting[at]
         steps.append(f"{text}{calls.pop(at)}{result}".strip())
@@ -188,12 +204,20 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
     elif role == "user":
       raise ValueError(f"message {number} is a second question of the user")
     elif role != "system":
-      raise ValueError(f"message {number} has the unknown role {role!r:.30}")
+      raise ValueError(f"message {number} has the unknown role {role!a:.30}")
   if waiting:
     raise ValueError("the last call has no result")
   if not text.strip():
     raise ValueError("the conversation ends without an answer")
   return [*steps, _final(text.strip())]
+
+
+def _call_id(value: Any, number: int) -> str | None:
+  if value is not None and not isinstance(value, str):
+    raise ValueError(
+      f"message {number} has a call's id that is no text: {value!a:.60}"
+    )
+  return value
 
 
 def _said(message: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
@@ -208,13 +232,20 @@ def _said(message: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
   parts.append(_own(text[at:]))
   # A chat template that opens the thought leaves only its end in the text.
   said = tags.with_opened_thought("".join(parts))
-  calls = [
-    _call_beside(call, number) for call in message.get("tool_calls") or ()
-  ]
+  listed = message.get("tool_calls") or []
+  if not isinstance(listed, list):
+    raise ValueError(
+      f"message {number} has tool_calls that are no list: {listed!a:.60}"
+    )
+  calls = [_call_beside(call, number) for call in listed]
   thought = next((message[n] for n in _REASONING if message.get(n)), "")
+  if not isinstance(thought, str):
+    raise ValueError(
+      f"message {number} has reasoning that is no text: {thought!a:.60}"
+    )
   if calls and said.strip() and f"<{tags.THINK}>" not in said:
     thought, said = f"{thought}\n{said}".strip(), ""
-  if isinstance(thought, str) and thought.strip():
+  if thought.strip():
     said = f"<{tags.THINK}> {thought.strip()} </{tags.THINK}>\n{said}"
   return said, calls
 
@@ -246,10 +277,10 @@ def _result(text: str) -> str:
 
 def _call_in_text(text: str, number: int) -> str:
   try:
-    call = json.loads(text)
-  except json.JSONDecodeError as error:
+    call = text_files.parse_json(text)
+  except text_files.TextError as error:
     raise ValueError(
-      f"message {number} holds a tool_call that is no JSON: {error.msg}"
+      f"message {number} holds a tool_call that cannot be read: {error}"
     ) from None
   if not isinstance(call, dict):
     raise ValueError(f"message {number} holds a tool_call that is no object")
@@ -268,9 +299,13 @@ def _call(call: Mapping[str, Any], number: int) -> str:
   name, arguments = call.get("name"), call.get("arguments", {})
   if isinstance(arguments, str):
     try:
-      arguments = json.loads(arguments or "{}")
-    except json.JSONDecodeError:
+      arguments = text_files.parse_json(arguments or "{}")
+    except text_files.SyntaxTextError:
       arguments = {"": arguments}
+    except text_files.TextError as error:
+      raise ValueError(
+        f"message {number} holds arguments that cannot be read: {error}"
+      ) from None
   if not isinstance(name, str) or not isinstance(arguments, dict):
     raise ValueError(
       f"message {number} holds a call without a name or without arguments"

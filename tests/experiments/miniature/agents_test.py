@@ -51,7 +51,7 @@ class AgentsTest(parameterized.TestCase):
     shares = [share for share, _ in reports]
     self.assertEqual(shares, sorted(shares))
     self.assertEqual(shares[-1], 1.0)
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     self.assertEqual(
       [json.loads(line)["phase"] for line in lines],
       ["clean", "off_policy", "base"],

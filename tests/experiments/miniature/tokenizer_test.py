@@ -110,7 +110,10 @@ class TokenizerTest(parameterized.TestCase):
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     TOKENIZER.save_pretrained(folder)
     (folder / "config.json").write_text(
-      json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]})
+      json.dumps(
+        {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+      ),
+      encoding="utf-8",
     )
     loaded = transformers.AutoTokenizer.from_pretrained(folder)
     self.assertEqual(loaded.get_vocab(), TOKENIZER.get_vocab())

@@ -37,7 +37,7 @@ def _plan(*arguments):
       "JAX_DEFAULT_MATMUL_PRECISION": "default",
     },
     capture_output=True,
-    text=True,
+    encoding="utf-8",
     check=False,
   )
 
@@ -50,7 +50,7 @@ def planned(tmp_path_factory):
     *("--config.mesh.tensor=2", "--largest", "both"),
   )
   assert process.returncode == 0, process.stderr
-  return json.loads(path.read_text())
+  return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_every_program_is_compiled_and_bounded(planned):
@@ -137,7 +137,7 @@ def test_the_off_policy_agent_is_rolled_out_and_not_trained(tmp_path):
     *("--agent", "off_policy"),
   )
   assert process.returncode == 0, process.stderr
-  report = json.loads(path.read_text())
+  report = json.loads(path.read_text(encoding="utf-8"))
   names = [program["name"] for program in report["programs"]]
   assert names == ["prefill", "admit", "decode", "insert"]
   assert "optimizer" not in report["memory"]
@@ -155,7 +155,7 @@ def test_adapters_alone_have_an_optimizer(tmp_path):
     "--config.rollout.dtype=bfloat16",
   )
   assert process.returncode == 0, process.stderr
-  memory = json.loads(path.read_text())["memory"]
+  memory = json.loads(path.read_text(encoding="utf-8"))["memory"]
   # Two float32 moments of each adapter, over a base in bfloat16 that rollouts
   # hold once more, not cut over fsdp, with adapters in bfloat16 too.
   assert 0 < memory["optimizer"] < memory["parameters"]
@@ -372,7 +372,7 @@ def test_a_tpu_topology_is_compiled_with_the_kernels_of_its_platform(tmp_path):
   )
   process = _plan(*arguments)
   assert process.returncode == 0, process.stderr
-  report = json.loads(path.read_text())
+  report = json.loads(path.read_text(encoding="utf-8"))
   assert report["fits"] is True
   assert report["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
   update = report["programs"][-1]
@@ -383,7 +383,7 @@ def test_a_tpu_topology_is_compiled_with_the_kernels_of_its_platform(tmp_path):
   path.unlink()
   process = _plan(*arguments, "--config.rollout.num_slots=16384")
   assert process.returncode == 1, process.stderr
-  report = json.loads(path.read_text())
+  report = json.loads(path.read_text(encoding="utf-8"))
   assert report["verdict"].startswith("does not fit v5e:2x2")
   fits = report["largest"]["rollout.num_slots"]
   assert f"lower rollout.num_slots to {fits}" in report["verdict"]

@@ -80,7 +80,7 @@ class ReadAuthorsTest(parameterized.TestCase):
     ("blank value", row(PROMPT, " "), "value must be a text"),
     ("text as reward", row(PROMPT, "v", "1"), "reward must be a number"),
     ("truth as reward", row(PROMPT, "v", True), "reward must be a number"),
-    ("NaN", row(PROMPT, "v", float("nan")), "reward must be finite"),
+    ("NaN", row(PROMPT, "v", float("nan")), "NaN is not a number of JSON"),
     ("no question", row("S\nuser\n \nassistant\n", "v"), "no question"),
     ("no key", row(None, "v"), "key must be a text"),
   )

@@ -41,7 +41,9 @@ class FormatsTest(parameterized.TestCase):
     self.path = pathlib.Path(folder.name) / "file.jsonl"
 
   def write(self, *records):
-    self.path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    self.path.write_text(
+      "".join(json.dumps(r) + "\n" for r in records), encoding="utf-8"
+    )
 
   def read(self, on_error="stop"):
     report = importers.ImportReport()

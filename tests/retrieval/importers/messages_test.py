@@ -11,7 +11,9 @@ from rapo_jax.tools import parse_call
 
 def read(tmp_path, *records, on_error="stop", reward=None):
   path = tmp_path / "chats.jsonl"
-  path.write_text("".join(json.dumps(r) + "\n" for r in records))
+  path.write_text(
+    "".join(json.dumps(r) + "\n" for r in records), encoding="utf-8"
+  )
   report = importers.ImportReport()
   found = importers.read_messages(
     path, "agent", report=report, on_error=on_error, reward=reward
@@ -250,7 +252,34 @@ class TestRewards:
       "message 2 comes before a tool's result",
     ),
     ([user("Q?"), assistant("", tool_calls=["f"])], "call that is no object"),
-    ([user("Q?"), assistant("<tool_call>{</tool_call>")], "that is no JSON"),
+    ([user("Q?"), assistant("<tool_call>{</tool_call>")], "no JSON: "),
+    (
+      [user("Q?"), assistant("", tool_calls=5), assistant("a")],
+      "tool_calls that are no list: 5",
+    ),
+    (
+      [user("Q?"), assistant("", tool_calls=[None]), tool("r")],
+      "call that is no object",
+    ),
+    (
+      [
+        user("Q?"),
+        assistant("", tool_calls=[call("search", {}, ["z"])]),
+        tool("r", ["z"]),
+      ],
+      "id that is no text",
+    ),
+    (
+      [user("Q?"), assistant("", tool_calls=[call("search", "\ud83d")])],
+      "arguments that cannot be read: a text holds half a character",
+    ),
+    (
+      [user("Q?"), assistant("<tool_call>" + "[" * 9999 + "</tool_call>")],
+      "nested too deeply",
+    ),
+    ([user("Q?"), assistant("a", reasoning=["b"])], "reasoning that is no"),
+    ([user("Q?"), assistant(5)], "content that is no text"),
+    ([{"content": "Q?"}, assistant("a")], "no message of role user"),
     ([user("Q?"), assistant("<tool_call>[]</tool_call>")], "is no object"),
     ([user("Q?"), assistant([{"type": "image_url"}])], "is no text"),
     ([user("Q?"), {"role": "critic", "content": "c"}], "unknown role 'critic'"),
@@ -265,3 +294,32 @@ def test_a_conversation_that_cannot_be_used(tmp_path, messages, reason):
   assert reason in report.problems[0].reason
   with pytest.raises(ValueError, match="jsonl:1: "):
     read(tmp_path, bad, good)
+
+
+@pytest.mark.parametrize(
+  ("fields", "reason"),
+  [
+    ({"question": ["Q?"]}, "question must be a text"),
+    ({"query_id": {"a": 1}}, "query_id must be a text or a whole number"),
+    ({"query_id": True}, "query_id must be a text or a whole number"),
+    ({"reward": "1"}, "reward must be a number, got '1'"),
+    ({"reward": None, "score": [1]}, "score must be a number"),
+    ({"note": "half \ud83d"}, "half a character"),
+    ({"note": float("nan")}, "NaN is not a number"),
+  ],
+)
+def test_a_field_of_the_wrong_type(tmp_path, fields, reason):
+  good = {"messages": [user("Q?"), assistant("a")], "reward": 1}
+  trajectories, report = read(tmp_path, good, good | fields, on_error="skip")
+  assert len(trajectories) == 1
+  (problem,) = report.problems
+  assert problem.line == 2
+  assert reason in problem.reason
+  with pytest.raises(ValueError, match=r"chats.jsonl:2: .*--on_error skip"):
+    read(tmp_path, good, good | fields)
+
+
+def test_the_id_0_is_an_id(tmp_path):
+  record = {"messages": [user("Q?"), assistant("a")], "reward": 1}
+  (trajectory,), _ = read(tmp_path, record | {"query_id": 0})
+  assert trajectory.query_id == "0"
