@@ -238,8 +238,19 @@ def to_dict(config: Any) -> Any:
 
 
 def config_hash(config: Any) -> str:
-  """16 hexadecimal digits that change with any value of the config."""
-  return _digest(json.dumps(to_dict(config), sort_keys=True))[:16]
+  """16 hexadecimal digits that change with any value of the config.
+
+  Numbers that are equal, such as 1 and 1.0, give the same digits.
+  """
+  plain = json.dumps(to_dict(config))
+  # Whole floats are read as the integers that they are equal to.
+  equal = json.loads(plain, parse_float=_number)
+  return _digest(json.dumps(equal, sort_keys=True))[:16]
+
+
+def _number(text: str) -> int | float:
+  value = float(text)
+  return int(value) if value.is_integer() else value
 
 
 def check_types(config: Any, path: str = "config") -> None:

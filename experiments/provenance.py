@@ -23,6 +23,9 @@ from typing import Any
 
 import jax
 
+from experiments import flags
+from experiments.config import ExperimentConfig
+
 STARTS_FILE = "starts.jsonl"
 PACKAGES = (
   "rapo_jax",
@@ -94,10 +97,13 @@ def describe_code(code: Mapping[str, str | None]) -> str:
 
 
 def append_start(
-  workdir: pathlib.Path, arguments: Sequence[str] | None = None
+  workdir: pathlib.Path,
+  config: ExperimentConfig,
+  arguments: Sequence[str] | None = None,
 ) -> None:
   """Adds what runs here and now to the starts of a work folder."""
-  line = json.dumps(describe(arguments), ensure_ascii=False)
+  start = {**describe(arguments), "config_hash": flags.config_hash(config)}
+  line = json.dumps(start, ensure_ascii=False)
   with (workdir / STARTS_FILE).open("a", encoding="utf-8") as file:
     file.write(line + "\n")
 

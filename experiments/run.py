@@ -543,7 +543,7 @@ def run_stages(
   use_compilation_cache()
   stages = STAGES if stage == "all" else (stage,)
   with _one_at_a_time(workdir):
-    provenance.append_start(workdir.root, arguments)
+    provenance.append_start(workdir.root, config, arguments)
   with (
     Progress(stages) as progress,
     StopSignal("start it again to go on.", progress.note) as stop,

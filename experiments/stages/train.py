@@ -538,7 +538,8 @@ def _resume(
   # Of another experiment it may have other shapes too, which nobody could
   # make sense of.
   metadata = checkpoints.metadata(newest)
-  _check_origin(metadata, origin, folder, where)
+  _check_origin(metadata, origin, where)
+  _check_config(metadata["config"], origin["config"], folder, where)
   there, here = metadata["code"], provenance.code()
   if there["source_sha256"] != here["source_sha256"]:
     note(
@@ -592,36 +593,36 @@ def _check_room(folder: pathlib.Path, state: TrainState) -> None:
 
 
 def _check_origin(
-  metadata: dict[str, Any],
-  origin: dict[str, Any],
-  folder: pathlib.Path,
-  where: str,
+  metadata: dict[str, Any], origin: dict[str, Any], where: str
 ) -> None:
-  """Refuses a checkpoint that another experiment, or version, wrote."""
-  missing = sorted({"totals", "code", *origin} - metadata.keys())
+  """Refuses a checkpoint that another run, or another version, wrote."""
+  missing = sorted({"totals", *origin} - metadata.keys())
   if missing:
     raise InputError(
       f"a checkpoint says what it is of, and that of {where} has no "
       f"{', '.join(missing)}: go on with the version that wrote it, or choose "
       "another --workdir."
     )
-  for name, here in origin.items():
-    there = metadata[name]
-    if name == "config":
-      lines = train_differences(TRAIN.complete(there), here, folder)
-      if lines:
-        raise InputError(
-          f"a run goes on with the config that it began with; of that of "
-          f"{where}\n"
-          + "\n".join(f"  {line}" for line in lines)
-          + "\nundo what has changed, or choose another --workdir."
-        )
-    elif there != here:
+  for name in sorted(origin.keys() - {"config"}):
+    if metadata[name] != origin[name]:
       raise InputError(
         f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"{where} has {there}, this run {here}: undo what has "
+        f"{where} has {metadata[name]}, this run {origin[name]}: undo what has "
         "changed, or choose another --workdir."
       )
+
+
+def _check_config(
+  there: dict[str, Any], here: dict[str, Any], folder: pathlib.Path, where: str
+) -> None:
+  """Refuses a checkpoint whose run had other settings than this one."""
+  lines = train_differences(TRAIN.complete(there), here, folder)
+  if lines:
+    raise InputError(
+      f"a run goes on with the config that it began with; of that of {where}\n"
+      + "\n".join(f"  {line}" for line in lines)
+      + "\nundo what has changed, or choose another --workdir."
+    )
 
 
 @input_errors.from_outside()

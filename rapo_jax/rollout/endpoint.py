@@ -394,5 +394,5 @@ def _text(value: Any) -> str:
 
 
 def _storable(text: str) -> str:
-  """Half a character cannot be stored, nor sent back; NUL cannot be imported."""
+  """The text without half characters, which cannot be sent, and without NUL."""
   return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")

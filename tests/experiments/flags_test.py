@@ -194,6 +194,13 @@ class DictTest(parameterized.TestCase):
     self.assertNotEqual(flags.config_hash(Sample()), flags.config_hash(changed))
     self.assertLen(flags.config_hash(Sample()), 16)
 
+  def test_equal_numbers_have_one_hash(self):
+    one, other = (
+      dataclasses.replace(Sample(), train=Train(learning_rate=rate))
+      for rate in (1, 1.0)
+    )
+    self.assertEqual(flags.config_hash(one), flags.config_hash(other))
+
   def test_field_paths(self):
     paths = list(flags.field_paths(Sample()))
     self.assertIn("train.learning_rate", paths)

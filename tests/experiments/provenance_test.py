@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from experiments import provenance
+from experiments.config import ExperimentConfig
 
 
 def test_says_when_with_what_and_on_what():
@@ -70,7 +71,9 @@ def test_a_commit_is_told_with_its_changes(tmp_path, monkeypatch):
 def test_starts_add_up_and_a_torn_one_is_left_out(tmp_path):
   assert provenance.read_starts(tmp_path) == []
   for name in ("one", "two"):
-    provenance.append_start(tmp_path, [f"--config={name}"])
+    provenance.append_start(
+      tmp_path, ExperimentConfig(name=name), [f"--config={name}"]
+    )
   with (tmp_path / provenance.STARTS_FILE).open("a", encoding="utf-8") as file:
     file.write('{"date": "20')
   commands = [s["command"] for s in provenance.read_starts(tmp_path)]

@@ -92,7 +92,7 @@ def test_browsecomp_is_decrypted(tmp_path):
     ("a.csv", "id;text\n1;Q?\n", r"csv:2: no question .*id;text"),
     ("a.csv", b"question\nQ?\nWo ist K\xf6ln?\n", "csv:3: no UTF-8.*Save"),
     ("a.csv", "question\nQ?\n".encode("utf-16"), "is UTF-16. Save"),
-    ("a.jsonl", gzip.compress(b"{}"), "is compressed .gzip.*gunzip"),
+    ("a.jsonl", gzip.compress(b"{}", mtime=0), "is compressed .gzip.*gunzip"),
     ("a.parquet", "abc", "cannot be read as Parquet"),
     ("a.txt", "Q?", "ends in '.txt': convert it"),
     ("a.csv", "problem,canary\n?!,c\n", "no base64"),
