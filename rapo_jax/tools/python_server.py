@@ -275,6 +275,9 @@ def _confine(
     Where the program will come from; no other descriptor of the zygote is left.
   """
   try:
+    # Process groups reach over namespaces: in ours, `kill(0, ...)` of an
+    # ordinary user's program would end the zygote.
+    os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     control = socket.socket(fileno=os.dup(settings.control))
@@ -412,11 +415,8 @@ class _Zygote:
       self._wall.next_child_in_own_namespace(self._own_namespace)
     pid = os.fork()
     if pid == 0:
-      confine = functools.partial(
-        *(_confine, self._settings, self._wall),
-        *(self._user, self._filter, self._folder),
-      )
-      _live(confine)
+      confined = (self._settings, self._wall, self._user, self._filter)
+      _live(functools.partial(_confine, *confined, self._folder))
     self._child = pid
 
 

@@ -174,6 +174,12 @@ def copied_installation(folder: pathlib.Path) -> pathlib.Path:
   return interpreter
 
 
+def test_a_program_shares_no_process_group_with_its_server(tool):
+  # `kill(0, ...)` goes to the group, over the borders of namespaces.
+  text = tool.call("import os\nprint(os.getpgid(0), os.getsid(0))").text
+  assert text == "1 1"
+
+
 def test_an_empty_program_is_an_error(tool):
   for argument in ("", " \n\t", "```python\n```"):
     assert tool.call(argument).status is ToolStatus.ERROR
