@@ -210,8 +210,10 @@ class _Server:
       pass
     while _take(ends.stderr, stderr) and not killed:
       pass
-    if not ends.started(stderr) and not killed:
-      raise _ServerDied
+    if not ends.started(stderr):
+      # The program may still lie in the socket, where the next call's process
+      # would take it.
+      raise _ServerHung if killed else _ServerDied
     return _Run(None if killed else status, bytes(stdout), bytes(stderr))
 
   def _end_of(self, token: bytes, deadline: float) -> int:
@@ -531,8 +533,10 @@ def _ran_out_of_time(status: int) -> bool:
 def _reason(status: int, stderr: bytes) -> str:
   """Why a program failed."""
   if os.WIFSIGNALED(status):
-    name = signal.Signals(os.WTERMSIG(status)).name
-    return f"the program was killed ({name})"
+    number = os.WTERMSIG(status)
+    # Real-time signals have no names of their own.
+    names = {known.value: known.name for known in signal.Signals}
+    return f"the program was killed ({names.get(number, number)})"
   _, found, report = stderr.rpartition(python_server.REPORT)
   if found:
     return report.decode("utf-8", "replace").strip()

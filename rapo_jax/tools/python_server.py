@@ -23,6 +23,7 @@ Arguments: a JSON object, see `Settings`.
 import ast
 import atexit
 import builtins
+import functools
 import gc
 import importlib
 import io
@@ -38,6 +39,7 @@ import sys
 import textwrap
 import traceback
 import types
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 # Loaded once, so that a program's import of them costs nothing.
@@ -66,6 +68,7 @@ REPORT = b"\x00"
 MAX_FILES = 64
 MAX_THREADS = 64
 MAX_FOLDER_FILES = 512
+MAX_REPORT_CHARACTERS = 2048
 
 
 class Settings(NamedTuple):
@@ -161,7 +164,11 @@ def _parse(source: str) -> ast.Module:
 
   Its first line may stand beside the tag, and the others be indented.
   """
-  source = textwrap.dedent(source)
+  try:
+    # As it stands, if that can be: white space in its strings has a meaning.
+    return ast.parse(source, "<python>")
+  except IndentationError:
+    source = textwrap.dedent(source)
   try:
     return ast.parse(source, "<python>")
   except IndentationError:
@@ -226,11 +233,11 @@ def _describe(error: BaseException) -> str:
   return text if line is None else f"{text} (line {line})"
 
 
-def _live(settings: Settings, wall: Any, user: int, filter_: Any) -> NoReturn:
+def _live(confine: Callable[[], socket.socket]) -> NoReturn:
   """Body of the process that waits for a program and runs it."""
   exit_code = 1
   try:
-    control = _confine(settings, wall, user, filter_)
+    control = confine()
     _, fds, _, _ = socket.recv_fds(control, 1, 3)
     if len(fds) < 3:
       os._exit(0)  # The tool has gone.
@@ -260,7 +267,7 @@ def _live(settings: Settings, wall: Any, user: int, filter_: Any) -> NoReturn:
 
 
 def _confine(
-  settings: Settings, wall: Any, user: int, filter_: Any
+  settings: Settings, wall: Any, user: int, filter_: Any, folder: str
 ) -> socket.socket:
   """Gives up whatever a program does not need.
 
@@ -268,11 +275,15 @@ def _confine(
     Where the program will come from; no other descriptor of the zygote is left.
   """
   try:
+    # Process groups reach over namespaces: in ours, `kill(0, ...)` of an
+    # ordinary user's program would end the zygote.
+    os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     control = socket.socket(fileno=os.dup(settings.control))
     if settings.wall:
-      wall.make_program_folder(settings.folder_bytes, MAX_FOLDER_FILES)
+      size = settings.folder_bytes
+      wall.make_program_folder(folder, size, MAX_FOLDER_FILES)
     _set_limits(settings)
     wall.drop_rights(user)
     if filter_ is not None:
@@ -289,8 +300,12 @@ def _confine(
 
 
 def _report(text: str) -> None:
-  data = REPORT + text.encode("utf-8", errors="replace")
-  os.write(2, data[:8192])
+  """Says why a program failed; keeps both ends of a long text."""
+  text = text.replace("\0", "\\x00")  # REPORT marks the beginning alone.
+  if len(text) > MAX_REPORT_CHARACTERS:
+    half = MAX_REPORT_CHARACTERS // 2
+    text = f"{text[:half]}\n[...]\n{text[-half:]}"
+  os.write(2, REPORT + text.encode("utf-8", errors="replace"))
 
 
 class _Zygote:
@@ -300,6 +315,7 @@ class _Zygote:
     self._settings = settings
     self._wall = wall
     self._own_namespace = -1
+    self._folder = ""
     self._user = os.getuid()
     self._filter: Any = None
     self._child = 0
@@ -310,15 +326,18 @@ class _Zygote:
     """Builds what all programs share."""
     if self._settings.wall:
       self._own_namespace = self._wall.open_process_namespace()
-      libraries = self._settings.libraries
-      self._wall.build_root(os.path.dirname(os.__file__), libraries)
+      # Extension modules may lie apart, and Python ones in an archive.
+      paths = [path for path in sys.path if os.path.exists(path)]
+      paths += self._settings.libraries
+      self._folder = self._wall.build_root(os.path.dirname(os.__file__), paths)
       self._wall.bound_rights()
     else:
       os.chdir("/")
-    self._filter = self._wall.Filter()
     nobody = self._wall.NOBODY
     if os.getuid() == 0 and self._can_read_as(nobody):
       self._user = nobody
+    # The kernel counts no processes of root: it gets no threads at all.
+    self._filter = self._wall.Filter(threads=self._user != 0)
 
   def _can_read_as(self, user: int) -> bool:
     """Whether another user may read the standard library."""
@@ -326,7 +345,9 @@ class _Zygote:
     if pid == 0:
       readable = False
       try:
-        os.setresuid(user, user, user)
+        # As a program does: a change of user alone would keep the right to
+        # read everything.
+        self._wall.drop_rights(user)
         with open(os.__file__, "rb"):
           readable = True
       finally:
@@ -394,7 +415,8 @@ class _Zygote:
       self._wall.next_child_in_own_namespace(self._own_namespace)
     pid = os.fork()
     if pid == 0:
-      _live(self._settings, self._wall, self._user, self._filter)
+      confined = (self._settings, self._wall, self._user, self._filter)
+      _live(functools.partial(_confine, *confined, self._folder))
     self._child = pid
 
 

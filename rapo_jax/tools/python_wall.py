@@ -13,8 +13,11 @@ import struct
 from collections.abc import Iterable, Sequence
 
 NOBODY = 65534
-PROGRAM_FOLDER = "/tmp"
-"""Where a program may write, as it sees it."""
+PROGRAM_FOLDERS = ("/tmp", "/var/tmp", "/usr/tmp")
+"""Where a program may write: the first that does not hide an installation.
+
+Those that `tempfile` tries.
+"""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -44,6 +47,7 @@ _AT_FDCWD, _AT_RECURSIVE, _AT_EMPTY_PATH = -100, 0x8000, 0x1000
 _SYS_MOUNT_SETATTR = 442
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
@@ -119,19 +123,24 @@ def _write(path: str, text: str) -> None:
     os.close(handle)
 
 
-def build_root(standard_library: str, libraries: Sequence[str]) -> None:
+def build_root(standard_library: str, libraries: Sequence[str]) -> str:
   """Makes a root that holds nothing but what the interpreter reads.
 
   Args:
     standard_library: its folder; `site-packages` in it is hidden.
-    libraries: folders of the shared objects that its modules load.
+    libraries: what else it reads: folders of the shared objects that its
+      modules load, and archives.
+
+  Returns:
+    The folder for programs, which `make_program_folder` fills.
   """
   os.umask(0o022)
   _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
   # A mount point that is always there and under which nothing is needed.
   root = "/proc"
   _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
-  for folder in _apart([standard_library, *libraries]):
+  visible = _apart([standard_library, *libraries])
+  for folder in visible:
     _bind(folder, root)
   packages = os.path.join(root + standard_library, "site-packages")
   if os.path.isdir(packages):
@@ -145,7 +154,12 @@ def build_root(standard_library: str, libraries: Sequence[str]) -> None:
   for link in _LINKS:
     if os.path.islink(link) and not os.path.lexists(root + link):
       os.symlink(os.readlink(link), root + link)
-  os.makedirs(root + PROGRAM_FOLDER, exist_ok=True)
+  program_folder = next(
+    folder
+    for folder in PROGRAM_FOLDERS
+    if not any(f"{path}/".startswith(f"{folder}/") for path in visible)
+  )
+  os.makedirs(root + program_folder, exist_ok=True)
   os.mkdir(root + "/old")
   number = ctypes.c_long(_ARCH.pivot_root)
   _check(
@@ -157,10 +171,11 @@ def build_root(standard_library: str, libraries: Sequence[str]) -> None:
   # The new namespace begins with the machine's name.
   _check(_LIBC.sethostname(b"python", 6), "host name")
   _read_only("/", recursive=False)
+  return program_folder
 
 
 def _apart(folders: Iterable[str]) -> list[str]:
-  """The folders that lie in none of the others."""
+  """The paths that lie in none of the others."""
   chosen: list[str] = []
   for folder in sorted(set(folders)):
     if not any(folder.startswith(f"{parent}/") for parent in chosen):
@@ -233,13 +248,13 @@ def next_child_in_own_namespace(own: int) -> None:
   _check(_LIBC.unshare(_CLONE_NEWPID), "new process-id namespace")
 
 
-def make_program_folder(size_bytes: int, max_files: int) -> None:
+def make_program_folder(folder: str, size_bytes: int, max_files: int) -> None:
   """An empty folder in memory that goes with this process, and enters it."""
   _check(_LIBC.unshare(_CLONE_NEWNS), "new mount namespace")
   options = f"mode=1777,size={size_bytes},nr_inodes={max_files}"
   flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-  _mount("tmpfs", PROGRAM_FOLDER, "tmpfs", flags, options)
-  os.chdir(PROGRAM_FOLDER)
+  _mount("tmpfs", folder, "tmpfs", flags, options)
+  os.chdir(folder)
 
 
 def bound_rights() -> None:
@@ -260,6 +275,9 @@ def drop_rights(user: int) -> None:
   # Version 3, for this process: no effective, permitted or inherited right.
   _check(_LIBC.capset(_CAPSET_HEADER, bytes(24)), "capset")
   _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
+  # A core file of a program would be written outside, by a helper of the
+  # machine, whatever RLIMIT_CORE says.
+  _check(_prctl(_PR_SET_DUMPABLE, 0), "PR_SET_DUMPABLE")
 
 
 class _Architecture:
@@ -269,6 +287,7 @@ class _Architecture:
     audit: the kernel's name of the architecture.
     clone: number of `clone`, of which threads alone pass.
     socketpair: number of `socketpair`, of which pairs of one process pass.
+    prctl: number of `prctl`, which may not allow core files again.
     pivot_root: its number; the C library has no function for it.
     refused: numbers that give EPERM.
     busy: numbers that give EAGAIN, as a process limit does.
@@ -279,12 +298,13 @@ class _Architecture:
     audit: int,
     clone: int,
     socketpair: int,
+    prctl: int,
     pivot_root: int,
     refused: Sequence[int],
     busy: Sequence[int],
   ):
     self.audit, self.clone, self.socketpair = audit, clone, socketpair
-    self.pivot_root = pivot_root
+    self.prctl, self.pivot_root = prctl, pivot_root
     self.refused = (*refused, *_COMMON)
     self.busy = busy
 
@@ -299,7 +319,7 @@ _CLONE3 = 435
 # fmt: off
 _ARCHITECTURES = {
   "x86_64": _Architecture(
-    audit=0xC000003E, clone=56, socketpair=53, pivot_root=155,
+    audit=0xC000003E, clone=56, socketpair=53, prctl=157, pivot_root=155,
     refused=(
       # Other processes' memory, tracing, programs.
       59, 322, 101, 310, 311, 312,
@@ -321,7 +341,7 @@ _ARCHITECTURES = {
     busy=(57, 58),
   ),
   "aarch64": _Architecture(
-    audit=0xC00000B7, clone=220, socketpair=199, pivot_root=41,
+    audit=0xC00000B7, clone=220, socketpair=199, prctl=167, pivot_root=41,
     refused=(
       221, 281, 117, 270, 271, 272,
       217, 218, 219, 280, 282, 241, 277,
@@ -357,13 +377,18 @@ class Filter:
     WallError: the architecture is not known.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, *, threads: bool) -> None:
+    """Compiles the filter.
+
+    Args:
+      threads: whether a program may start some.
+    """
     if platform.machine() not in _ARCHITECTURES:
       raise WallError(
         f"system-call filter: known for {', '.join(_ARCHITECTURES)}, and not "
         f"for {platform.machine()}"
       )
-    lines = _filter(_ARCH)
+    lines = _filter(_ARCH, threads=threads)
     code = b"".join(struct.pack("<HBBI", *line) for line in lines)
     self._code = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a length, padding, a pointer.
@@ -385,7 +410,9 @@ class Filter:
     )
 
 
-def _filter(arch: _Architecture) -> list[tuple[int, int, int, int]]:
+def _filter(
+  arch: _Architecture, *, threads: bool
+) -> list[tuple[int, int, int, int]]:
   """The filter as lines of BPF: code, jump if true, jump if false, operand."""
 
   def fails(code: int) -> tuple[int, int, int, int]:
@@ -412,12 +439,16 @@ def _filter(arch: _Architecture) -> list[tuple[int, int, int, int]]:
     (_EQUAL, 0, 5, arch.clone),
     (_LOAD, 0, 0, _ARGUMENT),
     (_ANY_BIT, 2, 0, _NEW_NAMESPACES & 0xFFFFFFFF),
-    (_ANY_BIT, 0, 1, _CLONE_THREAD),
+    (_ANY_BIT, 0, 1, _CLONE_THREAD if threads else 0),
     (_RETURN, 0, 0, _ALLOW),
     fails(errno.EAGAIN),
     (_EQUAL, 0, 3, arch.socketpair),
     (_LOAD, 0, 0, _ARGUMENT),
     (_EQUAL, 1, 0, _AF_UNIX),
+    fails(errno.EPERM),
+    (_EQUAL, 0, 3, arch.prctl),
+    (_LOAD, 0, 0, _ARGUMENT),
+    (_EQUAL, 0, 1, _PR_SET_DUMPABLE),
     fails(errno.EPERM),
     (_RETURN, 0, 0, _ALLOW),
   ]

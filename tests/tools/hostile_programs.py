@@ -430,6 +430,24 @@ math.pi = 3; json.dumps = None; builtins.print = None; random.seed = None
 sys.modules.clear(); sys.path[:] = []
 os.write = os._exit = None
 """,
+  "a core file": """
+import ctypes, resource
+libc = ctypes.CDLL(None)
+if libc.prctl(4, 1, 0, 0, 0) == 0 or libc.prctl(3, 0, 0, 0, 0):
+  print('ESCAPED core files are allowed')
+try: resource.setrlimit(resource.RLIMIT_CORE, (1 << 30, 1 << 30))
+except (ValueError, OSError): pass
+os.abort()
+""",
+  "an error that looks like a mark of the server": """
+os.write(2, b'\\0\\1' * 100)
+raise ValueError('\\0' * 100)
+""",
+  "limits of others": """
+import resource
+for pid in (2, {pid}):
+  attempt('prlimit', lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE))
+""",
   "the server's own functions": """
 import inspect
 frame = sys._getframe(1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from rapo_jax import tools
 from rapo_jax.tools import ToolStatus
+from rapo_jax.tools.python import library_folders
 
 TIMEOUT_S = 1.0
 MAX_OUTPUT_BYTES = 2_000
@@ -58,6 +60,8 @@ def hasty_tool() -> Iterator[tools.PythonTool]:
     ("x = 6\n    print(x * 7)", "42"),
     (" x = 6\n\n\n      print(x * 7)\n", "42"),
     ("\n  def f():\n    return 1\n  print(f())\n", "1"),
+    # Spaces in a string of a program that is not indented.
+    ('print(len("""a\n   \nb"""))', "7"),
     # Fences of Markdown.
     ("\n```python\nprint(42)\n```\n", "42"),
     ("```\nprint(42)\n```", "42"),
@@ -99,11 +103,81 @@ def test_output(tool, program: str, text: str):
     ("input()", "EOFError: EOF when reading a line (line 1)"),
     ("x = 'x' * 10**9", "MemoryError (line 1)"),
     ("raise ValueError('a\\nb')", "ValueError: a\nb (line 1)"),
+    ("raise ValueError('a\\0b')", "ValueError: a\\x00b (line 1)"),
     ("import numpy", "ModuleNotFoundError: No module named 'numpy' (line 1)"),
   ],
 )
 def test_errors(tool, program: str, text: str):
   assert tool.call(program) == tools.ToolResult(text, ToolStatus.ERROR)
+
+
+def test_a_long_error_keeps_its_type_and_line(tool):
+  text = tool.call("raise ValueError('x' * 10**5)").text
+  assert text.startswith("ValueError: xxx")
+  assert text.endswith("xxx (line 1)")
+  assert len(text) < 3_000
+
+
+def test_a_program_that_never_began_does_not_run_in_the_next_call():
+  # Its process is stopped, so that the program waits in the socket.
+  with tools.PythonTool(timeout_s=3, num_workers=1) as tool:
+    tool.call("1")  # by now it has started
+    server = tool._idle.queue[0]
+    (zygote,) = servers_of(server.pid)
+    while not (waiting := servers_of(zygote)):
+      time.sleep(0.01)  # It is forked behind the last call.
+    os.kill(waiting[0], signal.SIGSTOP)
+    assert tool.call("print('former')").status is ToolStatus.TIMEOUT
+    results = [tool.call(f"print({n})").text for n in range(5)]
+  assert results == [str(n) for n in range(5)]
+
+
+def test_an_installation_that_others_may_not_read(monkeypatch, tmp_path):
+  """Programs stay who the tool is, and get no threads if that is root."""
+  copy = copied_installation(tmp_path)
+  monkeypatch.setattr(sys, "executable", str(copy))
+  library_folders.cache_clear()
+  try:
+    with tools.PythonTool(timeout_s=20, num_workers=1) as tool:
+      assert tool.call("import difflib\nprint('ok')").text == "ok"
+      place = tool.call("import os\nprint(os.__file__)").text
+      assert place.startswith(str(tmp_path))
+      attempt = "from threading import Thread\nThread(target=print).start()"
+      text = tool.call(attempt).text
+      assert ("can't start new thread" in text) == (os.getuid() == 0), text
+      assert "PermissionError" in tool.call("import os; os.setuid(0)").text or (
+        os.getuid() == 0
+      )
+      write = "open(__import__('os').__file__, 'a')"
+      assert "Read-only file system" in tool.call(write).text
+  finally:
+    library_folders.cache_clear()
+
+
+def copied_installation(folder: pathlib.Path) -> pathlib.Path:
+  """A Python whose library is its owner's alone; its interpreter."""
+  library = pathlib.Path(os.__file__).parent
+  skipped = shutil.ignore_patterns(
+    *("site-packages", "test", "tests", "config-*", "idlelib", "ensurepip")
+  )
+  shutil.copytree(
+    library, folder / "lib" / library.name, ignore=skipped, symlinks=True
+  )
+  for shared in pathlib.Path(sys.base_prefix, "lib").glob("libpython*.so*"):
+    shutil.copy(shared, folder / "lib" / shared.name)
+  (folder / "bin").mkdir()
+  binary = pathlib.Path(sys.executable).resolve()
+  interpreter = folder / "bin" / binary.name
+  shutil.copy(binary, interpreter)
+  for path in (folder, *folder.rglob("*")):
+    path.chmod(0o700)
+  return interpreter
+
+
+def test_a_program_shares_no_process_group_with_its_server(tool):
+  # `kill(0, ...)` goes to the group, over the borders of namespaces.
+  text = tool.call("import os\nprint(os.getpgid(0), os.getsid(0))").text
+  assert text == "1 1"
 
 
 def test_an_empty_program_is_an_error(tool):
