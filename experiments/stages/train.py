@@ -603,12 +603,12 @@ def _check_origin(
       f"{', '.join(missing)}: go on with the version that wrote it, or choose "
       "another --workdir."
     )
-  for name in sorted(origin.keys() - {"config"}):
-    if metadata[name] != origin[name]:
+  for name, here in origin.items():
+    if name != "config" and metadata[name] != here:
       raise InputError(
         f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"{where} has {metadata[name]}, this run {origin[name]}: undo what has "
-        "changed, or choose another --workdir."
+        f"{where} has {metadata[name]}, this run {here}: undo what has changed, "
+        "or choose another --workdir."
       )
 
 

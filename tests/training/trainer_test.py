@@ -45,6 +45,8 @@ def row():
     retrieved_fraction=np.zeros(4, np.float32),
     advantages=np.zeros(4, np.float32),
     live_groups=np.array([True]),
+    rewards=np.array([s.value for s in scores], np.float32),
+    counted=np.ones(4, bool),
   )
   figures = dict.fromkeys(UpdateMetrics._fields, np.float32(0.0))
   metrics = UpdateMetrics(**figures | {"tokens": np.float32(240.0)})
