@@ -451,7 +451,7 @@ def _memory(
     shape = policy_shape(config, agent)
     trained = trains and agent == "base"
     estimate = memory.estimate(config, shape, trained=trained)
-    yield "note", f"{_name(agent)}: {estimate.told(jax.device_count())}"
+    yield "note", f"{_name(agent)}: {estimate.line(jax.device_count())}"
     if room is not None and estimate.total > room:
       yield (
         "problem",

@@ -332,9 +332,9 @@ class TrainConfig:
       sampler's by more than this on average, before any update on the batch.
     stop_parameter_growth: a run has diverged when the norm of what it trains is
       this many times what it was at the start.
-    strict_compile: a run stops when JAX compiles a program after the rehearsal
-      that comes before the first update. Otherwise it is told in the metrics,
-      as `compile/programs` and `compile/seconds`.
+    strict_compile: a run stops when JAX compiles a program after the trial
+      update that comes before the first one. Otherwise the metrics count it, as
+      `compile/programs` and `compile/seconds`.
     health: what a run does about updates in which nothing can be learned.
   """
 
@@ -483,7 +483,7 @@ class ExperimentConfig:
 
   @property
   def has_off_policy(self) -> bool:
-    """Whether there is one: named, or made as the base agent is."""
+    """Whether there is an off-policy agent: named, or made by the run."""
     return self.policy.off_policy is not None or self.policy.base is None
 
 

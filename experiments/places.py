@@ -68,7 +68,7 @@ def path_argument(text: str) -> pathlib.Path:
 
 
 def local_config(config: ExperimentConfig) -> ExperimentConfig:
-  """A config whose places are meant as they stand.
+  """The config with `~` expanded in each of its places.
 
   Raises:
     InputError: a field holds a URL; names it.

@@ -99,7 +99,7 @@ def build_buffer(
           first_trace_id=writer.next_trace_id,
           trajectory_id=trajectory_id,
         )
-        # A step of nothing helps nobody who finds it.
+        # A blank step does not help whoever retrieves it.
         writer.add(trace for trace in traces if trace.step)
     writer.flush()
     progress.write(first + len(queries))

@@ -62,7 +62,7 @@ class RemoteError(RuntimeError):
 
 
 def check_url(url: str) -> None:
-  """Refuses an address of a retrieval server that is none or holds secrets.
+  """Refuses an address that is no URL of a server, or holds secrets.
 
   Raises:
     ValueError: see `web_address.check_address`.

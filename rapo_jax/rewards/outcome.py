@@ -6,8 +6,8 @@ counts only if all of it stands in one uninterrupted run of policy text.
 
 Tags are counted from the state in which the prompt leaves them: where the chat
 template opens the thought, the policy's text begins inside it. A tag in the
-argument of a call is part of the argument, and a tool or an answer that a
-thought only names is none.
+argument of a call is part of the argument. A tool or an answer that a thought
+only names does not count.
 """
 
 from __future__ import annotations
