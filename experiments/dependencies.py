@@ -150,7 +150,13 @@ AFTER_DIVERGENCE = Fields(
 
 
 def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
-  """Fields in which two plain configs differ, one line each; 1 equals 1.0."""
+  """Fields in which two plain configs differ, one line each; 1 equals 1.0.
+
+  Args:
+    there: a plain config, or a part of one.
+    wanted: the other.
+    path: dotted path of that part, for the lines.
+  """
   if isinstance(there, dict) and isinstance(wanted, dict):
     return [
       line

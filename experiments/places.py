@@ -51,7 +51,11 @@ def local(text: str, name: str) -> str:
 
 
 def text_argument(text: str) -> str:
-  """A place on a command line, as text: it may be a name that is no path."""
+  """A place on a command line, as text: it may be a name that is no path.
+
+  Raises:
+    argparse.ArgumentTypeError: it is a URL, or `~` of a user without a home.
+  """
   try:
     return local(text, "a path")
   except InputError as error:

@@ -202,6 +202,13 @@ def split_by_question(
   punctuation (`retrieval.normalized`). A question that is held out is evaluated
   once, and its other copies are in neither part. All copies of a training
   question stay.
+
+  Args:
+    queries: in the order of the file.
+    num_held_out: distinct questions to hold out.
+
+  Returns:
+    Training questions, then held-out ones.
   """
   held_out: dict[str, Query] = {}
   train = []

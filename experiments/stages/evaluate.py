@@ -73,6 +73,12 @@ def curve_point(
 ) -> dict[str, float]:
   """Shares over the first samples of `evaluate`, as metrics.
 
+  Args:
+    config: the experiment.
+    task: questions and tools.
+    model: the agent.
+    samples: trajectories a question.
+
   Returns:
     `eval/accuracy`, of right answers, and `eval/format_whole`, of trajectories
     that close their tags and give an answer.
@@ -135,7 +141,11 @@ def counted(
 ) -> list[tuple[Trajectory, rewards.Score]]:
   """Trajectories and their scores, without those that the system cut.
 
-  These say nothing of the agent; they are logged.
+  Those say nothing of the agent; their number is logged.
+
+  Args:
+    task: its held-out questions.
+    trajectories: of them; `group_id` is the position of the question.
 
   Raises:
     InputError: the system cut all of them.
@@ -172,6 +182,13 @@ def correct(
   """1 or 0 for each sample of each question: right, in a sound format.
 
   A question of which every sample was left out is missing.
+
+  Args:
+    task: its held-out questions.
+    scored: what `counted` returns.
+
+  Returns:
+    Values of each question, by query id.
   """
   found: dict[str, list[int]] = {}
   for trajectory, score in scored:

@@ -299,8 +299,13 @@ def check_buffer(
 
   One that grows may begin empty.
 
+  Args:
+    config: the experiment.
+    run: whose method may retrieve.
+    buffer: that it retrieves from.
+
   Raises:
-    InputError: with the remedy.
+    InputError: no trace has a reward above `retrieval.min_reward`.
   """
   rollout, _ = config.method(run.method)
   if not rollout.num_hybrid or config.buffer.grow is not None:

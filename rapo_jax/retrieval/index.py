@@ -282,6 +282,11 @@ def read_vectors(path: pathlib.Path) -> Float32[np.ndarray, "N D"]:
 def whole_number(meta: Mapping[str, Any], name: str, *, least: int) -> int:
   """A count that `META_FILE` has to have.
 
+  Args:
+    meta: content of the file.
+    name: of the count.
+    least: its smallest value.
+
   Raises:
     ValueError: it is absent, no whole number or too small.
   """
