@@ -471,9 +471,14 @@ class ExperimentConfig:
     return dataclasses.replace(self.rollout, num_hybrid=0), objective
 
   @property
+  def retrieving_methods(self) -> tuple[str, ...]:
+    """The methods that ask a Step-Trace Buffer."""
+    return tuple(m for m in self.train.methods if self.method(m)[0].num_hybrid)
+
+  @property
   def retrieves(self) -> bool:
     """Whether any method asks a Step-Trace Buffer."""
-    return any(self.method(m)[0].num_hybrid for m in self.train.methods)
+    return bool(self.retrieving_methods)
 
   @property
   def builds_buffer(self) -> bool:

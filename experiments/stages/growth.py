@@ -152,5 +152,4 @@ def own_traces(
       first_trace_id=first_trace_id + len(traces),
       trajectory_id=f"update{update}/{trajectory.query_id}/{trajectory.index}",
     )
-  # A blank step does not help whoever retrieves it.
-  return [trace for trace in traces if trace.step]
+  return traces

@@ -142,7 +142,7 @@ def checked_vectors(name: str, vectors: Any) -> np.ndarray:
     if not finite.all():
       raise ValueError(
         f"{name} must be finite; row {start + int(np.argmin(finite))} holds NaN"
-        " or inf. Drop the row, or mend what computed it."
+        " or inf. Drop the row, or fix what computed it."
       )
   return vectors
 
