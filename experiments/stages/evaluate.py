@@ -37,10 +37,10 @@ def evaluate(
     report: called with the share of the trajectories that is done.
 
   Returns:
-    `greedy` and `sampled` by query id (see `experiments.results`); how many
-    trajectories were left out as the system cut them (`left_out`); score
-    statuses of the sampled ones that were not; finish reasons, generated tokens
-    and tool calls of all sampled trajectories.
+    `greedy` and `sampled` by query id (see `experiments.results`). `left_out`:
+    how many trajectories the system cut. Score statuses of the sampled ones
+    that it did not cut. Finish reasons, generated tokens and tool calls of all
+    sampled trajectories.
 
   Raises:
     InputError: the system cut every trajectory.

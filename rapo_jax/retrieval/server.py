@@ -1,8 +1,8 @@
 """Serves a Step-Trace Buffer over HTTP, by the protocol of Search-R1.
 
 An ASGI application. Requests are read and checked in the event loop, searched
-in batches in one thread (`batcher`), and answered with their documents. What
-cannot be answered is told as JSON with one field, `error`:
+in batches in one thread (`batcher`), and answered with their documents. An
+error is JSON with one field, `error`:
 
     400, 422  the request is malformed (`protocol.parse_request`)
     408       its head (`connections`) or body did not come in time
