@@ -6,9 +6,9 @@ end of a tool call. The call is made here, by the threads that make the engine's
 `/v1/chat/completions` can be the off-policy agent, whatever it knows of tools.
 
 A thought may come apart from the reply, in a field of its own. Then it is put
-in tags before the reply, and no text in it counts as a tag. Or the chat template
-of the server has opened the thought. Then the reply has only its closing tag, and
-gets the opening one.
+in tags before the reply, and no text in it counts as a tag. Or the server's
+chat template has opened the thought. Then the reply has only its closing tag,
+and gets the opening one.
 
 Many trajectories are under way at once. A request that fails is made again by
 the client (`openai`, with growing pauses, and as long as the server asks for).
