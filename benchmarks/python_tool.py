@@ -3,7 +3,7 @@
   python -m benchmarks.python_tool
 
 One at a time, and with 16 callers at once, after a warm-up; then 10,000 calls
-by 16 callers, of which none may be lost and after which nothing may have grown.
+by 16 callers. No call may be lost, and nothing may have grown after them.
 Run it on a machine that is otherwise idle. Target: a median of 20 ms with 16
 callers on two cores.
 """

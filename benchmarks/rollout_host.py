@@ -110,18 +110,7 @@ def make_buffer(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--traces", type=int, default=169_489)
-  parser.add_argument("--questions", type=int, default=4)
-  parser.add_argument("--prompt-tokens", type=int, default=128)
-  parser.add_argument(
-    "--step-tokens", type=int, nargs="+", default=list(range(16, 113, 8))
-  )
-  parser.add_argument("--tool-calls", type=int, default=5)
-  parser.add_argument("--result-tokens", type=int, default=100)
-  parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--core", type=int, default=0)
-  arguments = parser.parse_args()
+  arguments = _arguments()
   setup.pin(arguments.core)
   policy = setup.scripted_policy(arguments.step_tokens)
   print("building the buffer", file=sys.stderr)
@@ -205,6 +194,21 @@ def main() -> None:
       }
     )
   )
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--traces", type=int, default=169_489)
+  parser.add_argument("--questions", type=int, default=4)
+  parser.add_argument("--prompt-tokens", type=int, default=128)
+  parser.add_argument(
+    "--step-tokens", type=int, nargs="+", default=list(range(16, 113, 8))
+  )
+  parser.add_argument("--tool-calls", type=int, default=5)
+  parser.add_argument("--result-tokens", type=int, default=100)
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--core", type=int, default=0)
+  return parser.parse_args()
 
 
 def _split(turn: setup.Turn, search_seconds: float) -> dict[str, float]:

@@ -37,7 +37,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -201,26 +201,7 @@ async def _one_request(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--traces", type=int, default=20_000)
-  parser.add_argument("--in_flight", type=int, default=512)
-  parser.add_argument(
-    "--requests", type=int, default=1024, help="of each repeat"
-  )
-  parser.add_argument(
-    "--words",
-    type=int,
-    nargs=2,
-    default=(16, 200),
-    help="least and most of a query",
-  )
-  parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument(
-    "--core", type=int, help="pins the server here; this process is not pinned"
-  )
-  arguments = parser.parse_args()
+  arguments = _arguments()
   words = setup.english_words()
   encoder = retrieval.SentenceEncoder.from_pretrained()
   rng = np.random.default_rng(1)
@@ -279,6 +260,46 @@ def main() -> None:
         else:
           latencies.get(name, []).clear()
     server.end()
+  _print(arguments, seconds, latencies, errors)
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--traces", type=int, default=20_000)
+  parser.add_argument("--in_flight", type=int, default=512)
+  parser.add_argument(
+    "--requests", type=int, default=1024, help="of each repeat"
+  )
+  parser.add_argument(
+    "--words",
+    type=int,
+    nargs=2,
+    default=(16, 200),
+    help="least and most of a query",
+  )
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument(
+    "--core", type=int, help="pins the server here; this process is not pinned"
+  )
+  return parser.parse_args()
+
+
+def _print(
+  arguments: argparse.Namespace,
+  seconds: Mapping[str, Sequence[float]],
+  latencies: Mapping[str, Sequence[float]],
+  errors: Mapping[str, int],
+) -> None:
+  """Prints the figures as one JSON line.
+
+  Args:
+    arguments: of the command.
+    seconds: of each repeat, by way.
+    latencies: of each request in seconds, by way.
+    errors: failed requests, by way.
+  """
   rates = {
     name: [
       (arguments.in_flight if name == "one_request" else arguments.requests) / s

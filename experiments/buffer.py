@@ -237,7 +237,7 @@ def _verify(known: argparse.Namespace) -> int:
 
 
 def _repair(buffer: pathlib.Path) -> str:
-  """What mends a buffer with problems."""
+  """What repairs a buffer with problems."""
   if partial_folder(buffer).exists():
     return (
       "go on with the build: the command that began it, with --resume"

@@ -122,7 +122,7 @@ def _done(journal: pathlib.Path, agent: str) -> set[tuple[str, int]]:
       source = record["source"]
     except (ValueError, KeyError, TypeError) as error:
       raise InputError(
-        f"{journal}:{number} is no trajectory of an endpoint ({error!r}): mend "
+        f"{journal}:{number} is no trajectory of an endpoint ({error!r}): fix "
         "or remove the line."
       ) from error
     if source != agent:

@@ -227,17 +227,13 @@ def _empty_buffer(
   config: ExperimentConfig, num_traces: int
 ) -> Iterator[tuple[str, str]]:
   """A buffer without a trace under a method that retrieves."""
-  retrieving = [
-    method
-    for method in config.train.methods
-    if config.method(method)[0].num_hybrid
-  ]
-  if retrieving and not num_traces and config.buffer.grow is None:
+  if config.retrieves and not num_traces and config.buffer.grow is None:
     yield (
       "problem",
-      f"{' and '.join(retrieving)} retrieve, and the buffer at "
-      f"{config.buffer.path} holds no trace: fill it (experiments.buffer), let "
-      "it grow (buffer.grow), or train with train.methods=grpo.",
+      f"a method that retrieves ({', '.join(config.retrieving_methods)}) needs "
+      f"traces, and the buffer at {config.buffer.path} holds no trace: fill it "
+      "(experiments.buffer), let it grow (buffer.grow), or train with "
+      "train.methods=grpo.",
     )
 
 
@@ -263,14 +259,12 @@ def _files(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, str]]:
     )
   needs_buffer = config.builds_buffer and stage in ("all", "buffer", "train")
   if needs_buffer and not config.has_off_policy:
-    retrieving = ", ".join(
-      m for m in config.train.methods if config.method(m)[0].num_hybrid
-    )
     yield (
       "problem",
-      f"a method that retrieves ({retrieving}) needs a buffer, and there is no "
-      "agent that fills it: set policy.off_policy, or buffer.path or "
-      "buffer.url to a buffer, or leave the method out of train.methods.",
+      f"a method that retrieves ({', '.join(config.retrieving_methods)}) needs "
+      "a buffer, and there is no agent that fills it: set policy.off_policy, "
+      "or buffer.path or buffer.url to a buffer, or leave the method out of "
+      "train.methods.",
     )
   if config.data.source == "tool_star" and config.data.path is None:
     yield (
@@ -451,7 +445,7 @@ def _memory(
     shape = policy_shape(config, agent)
     trained = trains and agent == "base"
     estimate = memory.estimate(config, shape, trained=trained)
-    yield "note", f"{_name(agent)}: {estimate.told(jax.device_count())}"
+    yield "note", f"{_name(agent)}: {estimate.line(jax.device_count())}"
     if room is not None and estimate.total > room:
       yield (
         "problem",

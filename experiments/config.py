@@ -332,9 +332,9 @@ class TrainConfig:
       sampler's by more than this on average, before any update on the batch.
     stop_parameter_growth: a run has diverged when the norm of what it trains is
       this many times what it was at the start.
-    strict_compile: a run stops when JAX compiles a program after the rehearsal
-      that comes before the first update. Otherwise it is told in the metrics,
-      as `compile/programs` and `compile/seconds`.
+    strict_compile: a run stops when JAX compiles a program after the trial
+      update that comes before the first one. Otherwise the metrics count it, as
+      `compile/programs` and `compile/seconds`.
     health: what a run does about updates in which nothing can be learned.
   """
 
@@ -471,9 +471,14 @@ class ExperimentConfig:
     return dataclasses.replace(self.rollout, num_hybrid=0), objective
 
   @property
+  def retrieving_methods(self) -> tuple[str, ...]:
+    """The methods that ask a Step-Trace Buffer."""
+    return tuple(m for m in self.train.methods if self.method(m)[0].num_hybrid)
+
+  @property
   def retrieves(self) -> bool:
     """Whether any method asks a Step-Trace Buffer."""
-    return any(self.method(m)[0].num_hybrid for m in self.train.methods)
+    return bool(self.retrieving_methods)
 
   @property
   def builds_buffer(self) -> bool:
@@ -483,7 +488,7 @@ class ExperimentConfig:
 
   @property
   def has_off_policy(self) -> bool:
-    """Whether there is one: named, or made as the base agent is."""
+    """Whether there is an off-policy agent: named, or made by the run."""
     return self.policy.off_policy is not None or self.policy.base is None
 
 

@@ -1,10 +1,10 @@
-"""Which fields of a config what is in a work folder depends on.
+"""Config fields that the content of a work folder depends on.
 
-A work folder may be gone on with under another config as long as nothing in it
-was made with a field that differs. So a wrong path can be corrected, and a run
-extended by updates, seeds, methods, evaluation and logging.
+Another config may continue a work folder if nothing in it was made with a field
+that differs. So a wrong path can be corrected, and a run can get more updates,
+seeds, methods, evaluations and logging.
 
-A field of a section that is named here whole counts as soon as it is added.
+Where a whole section is named here, fields that are added to it count at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from experiments.workdir import Workdir
 from rapo_jax.training import Checkpoints
 
 DIVERGED_FILE = "diverged.json"
-"""In the folder of a run that has stopped so, until it has finished."""
+"""Lies in the folder of a run that has diverged, until the run has finished."""
 DONE_FILE = "done.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -150,7 +150,13 @@ AFTER_DIVERGENCE = Fields(
 
 
 def differences(there: Any, wanted: Any, path: str = "config") -> list[str]:
-  """Fields in which two plain configs differ, one line each; 1 equals 1.0."""
+  """Fields in which two plain configs differ, one line each; 1 equals 1.0.
+
+  Args:
+    there: a plain config, or a part of one.
+    wanted: the other.
+    path: dotted path of that part, for the lines.
+  """
   if isinstance(there, dict) and isinstance(wanted, dict):
     return [
       line
@@ -184,7 +190,7 @@ def train_differences(
 def conflicts(
   workdir: Workdir, there: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> list[str]:
-  """What in a work folder was made with other values than those wanted.
+  """Lists what a work folder holds that was made with other values.
 
   Args:
     workdir: the folder.

@@ -54,7 +54,7 @@ class Exported:
     update: number of updates behind the policy.
     dtype: of the weights.
     difference: largest absolute difference of a logit from the checkpoint's.
-    limit: that it could have had.
+    limit: largest `difference` that rounding explains.
     passed_over: what is wrong with later checkpoints, a line each.
   """
 

@@ -43,7 +43,7 @@ class HealthConfig:
   """What a run does when an update looks wrong: "off", "warn" or "stop".
 
   Attributes:
-    no_signal: no group has rewards that differ. All right is never a stop.
+    no_signal: no group has rewards that differ. All right never stops a run.
     same_reward: every reward of an update is the same.
     broken_format: nothing is right and most trajectories break the format.
     no_retrieval: a method that retrieves has not tried to.

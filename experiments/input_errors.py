@@ -1,4 +1,4 @@
-"""What a user got wrong, told in a line; everything else keeps its traceback.
+"""A user's mistake becomes one line; everything else keeps its traceback.
 
 A library raises ValueError for a bad mesh and for its own bugs alike, so that
 the type alone does not tell whose mistake it was. The place does: what reads a

@@ -53,7 +53,7 @@ class Estimate:
   def total(self) -> float:
     return sum(self.parts.values())
 
-  def told(self, devices: int) -> str:
+  def line(self, devices: int) -> str:
     """In a line, for people."""
     where = "device memory" if devices == 1 else f"memory on each of {devices}"
     shown = ", ".join(

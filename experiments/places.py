@@ -51,7 +51,11 @@ def local(text: str, name: str) -> str:
 
 
 def text_argument(text: str) -> str:
-  """A place on a command line, as text: it may be a name that is no path."""
+  """A place on a command line, as text: it may be a name that is no path.
+
+  Raises:
+    argparse.ArgumentTypeError: it is a URL, or `~` of a user without a home.
+  """
   try:
     return local(text, "a path")
   except InputError as error:
@@ -68,7 +72,7 @@ def path_argument(text: str) -> pathlib.Path:
 
 
 def local_config(config: ExperimentConfig) -> ExperimentConfig:
-  """A config whose places are meant as they stand.
+  """The config with `~` expanded in each of its places.
 
   Raises:
     InputError: a field holds a URL; names it.

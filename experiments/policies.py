@@ -153,7 +153,7 @@ def open_policy(description: dict[str, Any], source: str) -> models.Decoder:
 
 @input_errors.from_outside()
 def load_agent(config: ExperimentConfig, path: pathlib.Path) -> models.Decoder:
-  """An agent where, and in the dtype in which, it is rolled out.
+  """Loads an agent onto the devices and in the dtype of its rollout.
 
   Raises:
     InputError: it is not there, broken, or not finite.

@@ -1,8 +1,8 @@
 """What a run was made with: date, commit, versions, devices and command.
 
-Each start of the stages appends one line to `starts.jsonl` in the work folder,
-so that a result names the machine that trained it and not the one that wrote
-the report.
+Each start of the stages appends one line to `starts.jsonl` in the work folder.
+So a result names the machine that trained it, even if another one writes the
+report.
 """
 
 from __future__ import annotations

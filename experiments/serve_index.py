@@ -83,8 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     allow_abbrev=False,
   )
   config = ServerConfig()
-  limits, defaults = config.limits, config.defaults
-  retrieval = config.retrieval
+  _add_source(parser)
+  _add_answers(parser, config)
+  _add_limits(parser, config)
+  _add_load(parser, config)
+  return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
   what = parser.add_argument_group("what is served")
   what.add_argument(
     "--buffer",
@@ -127,67 +133,76 @@ def _parser() -> argparse.ArgumentParser:
     default=8000,
     help="port to listen at; 0 for any that is free (%(default)s)",
   )
+
+
+def _add_answers(parser: argparse.ArgumentParser, config: ServerConfig) -> None:
   answers = parser.add_argument_group(
     "answers, where a request does not say otherwise"
   )
   answers.add_argument(
     "--topk",
     type=int,
-    default=defaults.topk,
+    default=config.defaults.topk,
     help="documents a query (%(default)s)",
   )
   answers.add_argument(
     "--document",
     choices=get_args(protocol.Document),
-    default=defaults.document,
+    default=config.defaults.document,
     help="object: as Search-R1 reads it; text: as RAPO's authors do "
     "(%(default)s)",
   )
   answers.add_argument(
     "--mode",
     choices=get_args(protocol.Mode),
-    default=defaults.mode,
+    default=config.defaults.mode,
     help="list: the nearest traces; choice: of these the one that a rollout "
     "would take, or none (%(default)s)",
   )
   answers.add_argument(
     "--min_similarity",
     type=float,
-    default=retrieval.min_similarity,
+    default=config.retrieval.min_similarity,
     help="of a choice: least cosine similarity (%(default)s)",
   )
   answers.add_argument(
     "--min_reward",
     type=float,
-    default=retrieval.min_reward,
+    default=config.retrieval.min_reward,
     help="of a choice: rewards must be above it (%(default)s)",
   )
+
+
+def _add_limits(parser: argparse.ArgumentParser, config: ServerConfig) -> None:
   bounds = parser.add_argument_group("limits of a request")
   bounds.add_argument(
     "--max_topk",
     type=int,
-    default=limits.max_topk,
+    default=config.limits.max_topk,
     help="documents a query (%(default)s)",
   )
   bounds.add_argument(
     "--max_queries",
     type=int,
-    default=limits.max_queries,
+    default=config.limits.max_queries,
     help="queries; Search-R1 sends those of a whole batch at once "
     "(%(default)s)",
   )
   bounds.add_argument(
     "--max_query_chars",
     type=int,
-    default=limits.max_query_chars,
+    default=config.limits.max_query_chars,
     help="characters of a query with its history (%(default)s)",
   )
   bounds.add_argument(
     "--max_body_mib",
     type=int,
-    default=limits.max_body_bytes // 2**20,
+    default=config.limits.max_body_bytes // 2**20,
     help="size of its body (%(default)s)",
   )
+
+
+def _add_load(parser: argparse.ArgumentParser, config: ServerConfig) -> None:
   load = parser.add_argument_group("load")
   load.add_argument(
     "--max_queue",
@@ -228,7 +243,6 @@ def _parser() -> argparse.ArgumentParser:
     default=config.timeout_s,
     help="after which a request is answered 504 (%(default)s)",
   )
-  return parser
 
 
 @input_errors.from_outside()

@@ -71,7 +71,7 @@ class Task:
     train: training questions.
     held_out: questions that nothing is trained on.
     tools: by name.
-    tokenizer: of the agent that acts: the policy, unless told otherwise.
+    tokenizer: of the agent that acts: the policy, except in `for_off_policy`.
     off_policy_tokenizer: of the off-policy agent. It may be another: what the
       agents exchange is text.
     max_prompt_tokens: longer prompts are refused.
@@ -198,10 +198,17 @@ def split_by_question(
 ) -> tuple[list[Query], list[Query]]:
   """Training and held-out questions; the first ones are held out.
 
-  Questions are told apart by their text, without what only changes its looks
-  (`retrieval.normalized`). A question that is held out is evaluated once, and
-  its other copies are left out of both parts; those of a training question all
-  stay.
+  Questions differ if their texts do, apart from case, white space and
+  punctuation (`retrieval.normalized`). A question that is held out is evaluated
+  once, and its other copies are in neither part. All copies of a training
+  question stay.
+
+  Args:
+    queries: in the order of the file.
+    num_held_out: distinct questions to hold out.
+
+  Returns:
+    Training questions, then held-out ones.
   """
   held_out: dict[str, Query] = {}
   train = []

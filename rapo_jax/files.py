@@ -78,6 +78,9 @@ def make_private_folder(path: pathlib.Path) -> None:
   """Makes a folder, and those above that are missing, for its owner alone.
 
   What is there keeps its permissions.
+
+  Raises:
+    NotADirectoryError: a file of that name is there.
   """
   missing = [path, *path.parents]
   for folder in reversed([p for p in missing if not p.exists()]):

@@ -179,16 +179,11 @@ def make_plan(
       dimension of the model or of the batch, naming what would work; or the
       shape of the agent cannot be had.
   """
+  axes, mesh = _mesh(config, topology, agent)
+  phases: tuple[Phase, ...] = ("rollout",)
+  if agent == "base":
+    phases = ("rollout", "update")
   with input_errors.from_outside():
-    axes = config.mesh.shape(len(topology.devices))
-    mesh = sharding.make_mesh(**axes, devices=topology.devices)
-    sharding.check_rows("rollout.num_slots", config.rollout.num_slots, mesh)
-    phases: tuple[Phase, ...] = ("rollout",)
-    if agent == "base":
-      phases = ("rollout", "update")
-      sharding.check_rows(
-        "update.rows_per_microbatch", config.update.rows_per_microbatch, mesh
-      )
     compiler = _Compiler(
       config,
       policy_shape(config, agent),
@@ -248,6 +243,26 @@ def make_plan(
       {phase: _constant_bytes(programs, phase) for phase in phases},
     ),
   )
+
+
+@input_errors.from_outside()
+def _mesh(
+  config: ExperimentConfig, topology: chips.Topology, agent: Agent
+) -> tuple[dict[str, int], Mesh]:
+  """The mesh over a topology: its axes by name, and itself.
+
+  Raises:
+    InputError: it does not use the devices, or does not divide the slots, or
+      the rows of a micro-batch where the agent is trained.
+  """
+  axes = config.mesh.shape(len(topology.devices))
+  mesh = sharding.make_mesh(**axes, devices=topology.devices)
+  sharding.check_rows("rollout.num_slots", config.rollout.num_slots, mesh)
+  if agent == "base":
+    sharding.check_rows(
+      "update.rows_per_microbatch", config.update.rows_per_microbatch, mesh
+    )
+  return axes, mesh
 
 
 class _Compiler:

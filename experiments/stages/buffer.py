@@ -99,8 +99,7 @@ def build_buffer(
           first_trace_id=writer.next_trace_id,
           trajectory_id=trajectory_id,
         )
-        # A step of nothing helps nobody who finds it.
-        writer.add(trace for trace in traces if trace.step)
+        writer.add(traces)
     writer.flush()
     progress.write(first + len(queries))
   return writer.finish(lambda share, text: report(0.5 + 0.5 * share, text))

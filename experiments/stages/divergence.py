@@ -24,7 +24,7 @@ _SHOWN_NAMES = 5
 
 
 class Diverged(InputError):
-  """A policy that no update can make good again."""
+  """The policy is not finite or too large; more updates cannot repair it."""
 
 
 class Watch:

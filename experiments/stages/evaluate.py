@@ -37,10 +37,10 @@ def evaluate(
     report: called with the share of the trajectories that is done.
 
   Returns:
-    `greedy` and `sampled` by query id (see `experiments.results`); how many
-    trajectories were left out as the system cut them (`left_out`); score
-    statuses of the sampled ones that were not; finish reasons, generated tokens
-    and tool calls of all sampled trajectories.
+    `greedy` and `sampled` by query id (see `experiments.results`). `left_out`:
+    how many trajectories the system cut. Score statuses of the sampled ones
+    that it did not cut. Finish reasons, generated tokens and tool calls of all
+    sampled trajectories.
 
   Raises:
     InputError: the system cut every trajectory.
@@ -72,6 +72,12 @@ def curve_point(
   config: ExperimentConfig, task: Task, model: models.Decoder, *, samples: int
 ) -> dict[str, float]:
   """Shares over the first samples of `evaluate`, as metrics.
+
+  Args:
+    config: the experiment.
+    task: questions and tools.
+    model: the agent.
+    samples: trajectories a question.
 
   Returns:
     `eval/accuracy`, of right answers, and `eval/format_whole`, of trajectories
@@ -135,7 +141,11 @@ def counted(
 ) -> list[tuple[Trajectory, rewards.Score]]:
   """Trajectories and their scores, without those that the system cut.
 
-  These say nothing of the agent; they are logged.
+  Those say nothing of the agent; their number is logged.
+
+  Args:
+    task: its held-out questions.
+    trajectories: of them; `group_id` is the position of the question.
 
   Raises:
     InputError: the system cut all of them.
@@ -172,6 +182,13 @@ def correct(
   """1 or 0 for each sample of each question: right, in a sound format.
 
   A question of which every sample was left out is missing.
+
+  Args:
+    task: its held-out questions.
+    scored: what `counted` returns.
+
+  Returns:
+    Values of each question, by query id.
   """
   found: dict[str, list[int]] = {}
   for trajectory, score in scored:

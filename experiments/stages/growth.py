@@ -152,5 +152,4 @@ def own_traces(
       first_trace_id=first_trace_id + len(traces),
       trajectory_id=f"update{update}/{trajectory.query_id}/{trajectory.index}",
     )
-  # A step of nothing helps nobody who finds it.
-  return [trace for trace in traces if trace.step]
+  return traces

@@ -221,7 +221,7 @@ class _Updates:
     Raises:
       Stopped: after a checkpoint of all that was done.
       health.HealthStop: the run cannot learn.
-      Diverged: nor can it ever again.
+      Diverged: the policy is not finite, or too large.
     """
     config, run = self.config, self.run
     state, done, totals = resumed
@@ -239,7 +239,7 @@ class _Updates:
         totals = {"seconds": 0.0, "generated_tokens": 0.0}
       report(done / num_updates, run.name)
       with compilations() as compiled:
-        _rehearse(config, self.task, run, self.trainer, state)
+        _try_update(config, self.task, run, self.trainer, state)
       report(done / num_updates, _describe_programs(run, compiled))
       for number in stop.deferred(range(done + 1, num_updates + 1)):
         state, row = _update(
@@ -299,8 +299,13 @@ def check_buffer(
 
   One that grows may begin empty.
 
+  Args:
+    config: the experiment.
+    run: whose method may retrieve.
+    buffer: that it retrieves from.
+
   Raises:
-    InputError: with the remedy.
+    InputError: no trace has a reward above `retrieval.min_reward`.
   """
   rollout, _ = config.method(run.method)
   if not rollout.num_hybrid or config.buffer.grow is not None:
@@ -481,7 +486,7 @@ class _Resumed(NamedTuple):
 def _origin(
   config: ExperimentConfig, task: Task, run: Run, buffer: Buffer | None
 ) -> dict[str, Any]:
-  """What a run goes on with alone: what it would be another run without."""
+  """What makes a run this run; a checkpoint with another origin is refused."""
   rollout, _ = config.method(run.method)
   return {
     "run": f"{run.task} {run.name}",
@@ -640,21 +645,21 @@ def _questions(
   return queries, [task.prompt(query) for query in queries]
 
 
-def _rehearse(
+def _try_update(
   config: ExperimentConfig,
   task: Task,
   run: Run,
   trainer: Trainer,
   state: TrainState,
 ) -> None:
-  """One update that nothing remembers, so that none is timed compiling.
+  """One update whose result is dropped, so that compiling is not timed.
 
   Its questions are those that would come after the last update.
   """
   update = config.train.num_updates
   queries, prompts = _questions(config, task, run, update)
   # A copy: the state is donated.
-  with health.finite_rollout(f"rehearsal of {run.task} {run.name}"):
+  with health.finite_rollout(f"trial update of {run.task} {run.name}"):
     trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
 
 
@@ -699,7 +704,7 @@ def _update(
 
 
 def _describe_programs(run: Run, compiled: list[Compilation]) -> str:
-  """What the rehearsal compiled, the longest first."""
+  """What the trial update compiled, the longest first."""
   longest = sorted(compiled, key=lambda c: c.seconds, reverse=True)[:3]
   names = ", ".join(f"{c.name} {c.seconds:.1f} s" for c in longest)
   return f"{run.name} compiled {len(compiled)} programs" + (
@@ -713,8 +718,8 @@ def _stop_if_compiled(
   """Raises, where it is asked for, once an update has compiled something."""
   if compiled and config.train.strict_compile:
     raise RuntimeError(
-      "nothing may compile after the rehearsal (train.strict_compile), update "
-      f"{number} of {run.task} {run.name} compiled "
+      "nothing may compile after the trial update (train.strict_compile), "
+      f"update {number} of {run.task} {run.name} compiled "
       f"{', '.join(c.name for c in compiled)}: find what changes its shapes, "
       "or turn train.strict_compile off."
     )

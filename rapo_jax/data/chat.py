@@ -59,7 +59,7 @@ class ControlTokens:
   """Tokens that structure a conversation, which only a template may write.
 
   These are the special tokens, and other added tokens in brackets that the
-  chat template writes (`<｜User｜>` is none of the special ones). Tags of the
+  chat template writes (`<｜User｜>` is not a special one). Tags of the
   agent's own protocol are text.
 
   Attributes:

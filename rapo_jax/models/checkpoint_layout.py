@@ -78,7 +78,15 @@ def peft_module(target: LoraTarget) -> str:
 
 
 def module_paths(target: LoraTarget, num_layers: int) -> list[str]:
-  """Hugging Face's names of a projection's module, one a layer."""
+  """Hugging Face's names of a projection's module, one a layer.
+
+  Args:
+    target: the projection.
+    num_layers: of the model.
+
+  Raises:
+    KeyError: no layer has this projection.
+  """
   for theirs, ours in _LAYER_TENSORS.items():
     if ours.endswith(f".{target}.kernel"):
       module = theirs.removesuffix(".weight")

@@ -79,10 +79,10 @@ def rapo_advantages(
   `A = (1 + a * A_ret) * A_acc` (Eq. 10). The paper does not say what happens
   where `a * A_ret <= -1`: there the factor flips the sign, and a right answer
   is trained against. `A_ret` of a group of n is at least `-(n - 1) / sqrt(n)`
-  (ddof 1), so that at the paper's coefficient 0.2 and 16 rollouts the factor
-  is at least 0.25, and from 28 rollouts on it can be negative. We bound the
-  factor from below; where the bound does not act, the result is Eq. 10 bit for
-  bit. Retrieval advantages of 0 give back the outcome advantages bit for bit.
+  (ddof 1). So at the paper's coefficient 0.2 the factor is at least 0.25 with
+  16 rollouts, and can be negative from 28 rollouts on. We bound the factor
+  from below. Where the bound does not act, the result is Eq. 10 bit for bit.
+  Retrieval advantages of 0 give back the outcome advantages bit for bit.
 
   Args:
     outcome_advantages: `group_advantages` of the outcome rewards, `[B]`.

@@ -50,7 +50,7 @@ class AgentTrajectory:
         raise ValueError(f"step {number} is blank: leave the trajectory out.")
     if not math.isfinite(self.reward):
       raise ValueError(
-        f"the reward must be finite, got {self.reward}: mend its score."
+        f"the reward must be finite, got {self.reward}: fix its score."
       )
 
 

@@ -98,7 +98,14 @@ def _total_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def row_problems(path: pathlib.Path, manifest: Manifest) -> list[str]:
-  """What is wrong with the rows of a file of traces.
+  """Problems of the rows of a file of traces.
+
+  Args:
+    path: the file.
+    manifest: of its buffer; counts and agents are compared with it.
+
+  Returns:
+    The problems, a line each.
 
   Raises:
     ValueError: it is no file of traces.
@@ -137,9 +144,16 @@ def row_problems(path: pathlib.Path, manifest: Manifest) -> list[str]:
 
 
 def value_problems(directory: pathlib.Path, manifest: Manifest) -> list[str]:
-  """Nulls and vectors that keep a buffer from being searched rightly.
+  """Nulls and vectors with which a search would go wrong.
 
-  It is what of `verify` costs little enough to be done whenever one is opened.
+  This part of `verify` is cheap enough to run whenever a buffer is opened.
+
+  Args:
+    directory: of the buffer.
+    manifest: of the buffer.
+
+  Returns:
+    The problems, a line each.
 
   Raises:
     ValueError: a file cannot be read.
@@ -309,7 +323,14 @@ def _trajectories(wrong: pa.Table, rule: str) -> Iterator[str]:
 
 
 def vector_problems(directory: pathlib.Path, manifest: Manifest) -> list[str]:
-  """What is wrong with the vectors of a buffer: their number and each norm.
+  """Problems of the vectors of a buffer: their number and each norm.
+
+  Args:
+    directory: of the buffer.
+    manifest: of the buffer.
+
+  Returns:
+    The problems, a line each.
 
   Raises:
     ValueError: they cannot be read.

@@ -1,9 +1,9 @@
 """HTTP connections that cannot lock others out.
 
 Uvicorn waits without end for the head of a request, and takes connections until
-the process has no more files. Here the head has a deadline, and where there are
-as many connections as there may be, one that waits for nothing makes room: of
-the machine that has most of those, the one that was silent for longest.
+the process has no more files. Here the head has a deadline, and the number of
+connections a limit. At the limit a connection that waits for no answer is
+closed: the one silent for longest, of the machine that has most of them.
 """
 
 from __future__ import annotations

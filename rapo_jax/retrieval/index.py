@@ -142,7 +142,7 @@ def checked_vectors(name: str, vectors: Any) -> np.ndarray:
     if not finite.all():
       raise ValueError(
         f"{name} must be finite; row {start + int(np.argmin(finite))} holds NaN"
-        " or inf. Drop the row, or mend what computed it."
+        " or inf. Drop the row, or fix what computed it."
       )
   return vectors
 
@@ -281,6 +281,11 @@ def read_vectors(path: pathlib.Path) -> Float32[np.ndarray, "N D"]:
 
 def whole_number(meta: Mapping[str, Any], name: str, *, least: int) -> int:
   """A count that `META_FILE` has to have.
+
+  Args:
+    meta: content of the file.
+    name: of the count.
+    least: its smallest value.
 
   Raises:
     ValueError: it is absent, no whole number or too small.

@@ -269,6 +269,10 @@ def _unreadable(path: pathlib.Path, reason: str) -> str:
 def check_folder(directory: pathlib.Path, problems: Sequence[str]) -> None:
   """Refuses a buffer with problems.
 
+  Args:
+    directory: of the buffer.
+    problems: a line each; empty if there are none.
+
   Raises:
     ValueError: there are some; says with which command to go on.
   """

@@ -62,7 +62,7 @@ class RemoteError(RuntimeError):
 
 
 def check_url(url: str) -> None:
-  """Refuses an address of a retrieval server that is none or holds secrets.
+  """Refuses an address that is no URL of a server, or holds secrets.
 
   Raises:
     ValueError: see `web_address.check_address`.
@@ -284,12 +284,12 @@ class RemoteBuffer:
     except (RemoteError, protocol.RefusedError) as error:
       raise ValueError(
         f"The Step-Trace Buffer at {self._client.url} does not answer"
-        f" ({error}): start its server, or mend the URL."
+        f" ({error}): start its server, or correct the URL."
       ) from error
     if "version" not in health:
       raise ValueError(
         f"{self._client.url} serves an index alone, without traces: start a"
-        " server of a buffer, or mend the URL."
+        " server of a buffer, or correct the URL."
       )
     theirs = health.get("encoder", {})
     if theirs.get("sha256") != self._encoder.sha256:

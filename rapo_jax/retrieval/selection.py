@@ -133,7 +133,9 @@ def select_traces(
       extras=trajectory.extras,
     )
     first_trace_id += len(traces)
-    for trace in traces[num_shared:]:
+    for trace in traces:
+      if trace.step_index < num_shared:
+        continue
       digest = _digest(trace)
       if selection.exclude_answers and trace.answers:
         counts.num_answers += 1

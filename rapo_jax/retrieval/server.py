@@ -1,8 +1,8 @@
 """Serves a Step-Trace Buffer over HTTP, by the protocol of Search-R1.
 
 An ASGI application. Requests are read and checked in the event loop, searched
-in batches in one thread (`batcher`), and answered with their documents. What
-cannot be answered is told as JSON with one field, `error`:
+in batches in one thread (`batcher`), and answered with their documents. An
+error is JSON with one field, `error`:
 
     400, 422  the request is malformed (`protocol.parse_request`)
     408       its head (`connections`) or body did not come in time
@@ -52,9 +52,9 @@ _log = logging.getLogger(__name__)
 
 _LATENCIES_KEPT = 4096
 _COUNTED_CHARS = 2048
-"""Of a query; an encoder of 512 wordpieces reads no more."""
+"""Characters of a query that its cost counts; an encoder reads no more."""
 _CHARS_A_QUERY = 64
-"""As much as which what does not grow with the text takes."""
+"""Cost of a query apart from its text, in characters."""
 # Nobody reads it; it is counted, under the number that nginx gave it.
 _CLIENT_GONE = 499
 
@@ -349,7 +349,7 @@ def _error(
 
 
 def _client(request: Request) -> tuple[str, Hashable]:
-  """Whose turn a request takes: a machine or who it says it is; a connection.
+  """The client of a request: its machine or the name it sends; its port.
 
   Trainers of one machine share its turn unless they name themselves.
   """
@@ -359,7 +359,7 @@ def _client(request: Request) -> tuple[str, Hashable]:
 
 
 def _cost(request: protocol.RetrieveRequest) -> float:
-  """What a search takes: it grows with the text, as far as that is read."""
+  """Cost of a search, in characters that the encoder reads."""
   lengths = (
     len(question) + sum(map(len, history))
     for question, history in zip(

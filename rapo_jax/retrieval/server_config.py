@@ -18,8 +18,8 @@ class ServerConfig:
     retrieval: how a trace is chosen where a request wants one chosen.
     max_batch: queries that are embedded and searched at once. Clients take
       turns, by parts of a quarter of a batch.
-    max_batch_s: for how long a batch may run, by what earlier ones took, so
-      that who comes meanwhile waits no longer; one part always may.
+    max_batch_s: longest time of a batch, estimated from earlier ones; later
+      requests wait no longer. A single part may take more.
     max_wait_s: for how long an idle server waits for more requests to batch.
     max_queue: queries that may wait or be under way. A single request is
       always let in where nothing waits.

@@ -197,6 +197,9 @@ def step_traces(
 ) -> list[StepTrace]:
   """Cuts one trajectory into step traces.
 
+  A step that is blank once its tags are off gives no trace, since it does not
+  help whoever retrieves it. It stays in the history of later steps.
+
   Args:
     question: its question.
     steps: texts of its steps in order, each with its result. Tags of a
@@ -205,13 +208,13 @@ def step_traces(
     reward: its outcome reward.
     source: name of the agent that wrote it.
     query_id: id of the question.
-    first_trace_id: id of the first step; the others follow it.
+    first_trace_id: id of the first trace; the others follow it.
     trajectory_id: id of the trajectory; None makes one of `source` and
       `first_trace_id`.
     extras: what else is to be kept with each step, values of JSON.
 
   Returns:
-    A trace for every step.
+    A trace for every step that is not blank.
   """
   if trajectory_id is None:
     trajectory_id = f"{source}/{first_trace_id}"
@@ -219,6 +222,7 @@ def step_traces(
     _RETRIEVE_TAGS.sub("", step).strip(_SPACE)
     for step in _with_whole_thoughts(steps)
   )
+  written = [(i, text) for i, text in enumerate(texts) if text.strip()]
   return [
     StepTrace(
       question=question,
@@ -226,14 +230,14 @@ def step_traces(
       step=text,
       reward=float(reward),
       source=source,
-      trace_id=first_trace_id + step_index,
+      trace_id=first_trace_id + number,
       query_id=query_id,
       step_index=step_index,
       answers=ANSWER_TAG in text,
       trajectory_id=trajectory_id,
       extras=dict(extras or {}),
     )
-    for step_index, text in enumerate(texts)
+    for number, (step_index, text) in enumerate(written)
   ]
 
 

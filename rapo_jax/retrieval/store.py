@@ -319,7 +319,7 @@ def check_trace(trace: StepTrace, trace_ids: set[int]) -> None:
 
   Raises:
     ValueError: its id is taken, its reward not finite, its question or step
-      blank, or a text of it is none that can be written.
+      blank, or one of its texts cannot be written.
   """
   if trace.trace_id in trace_ids:
     raise ValueError(

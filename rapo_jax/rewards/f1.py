@@ -90,6 +90,10 @@ def is_match(prediction: str, ground_truth: str) -> bool:
 
   Its words are those wanted, in any order; numbers alone have to be in their
   order, and within brackets of the same kind: (1, 2) is not (2, 1).
+
+  Args:
+    prediction: the answer given.
+    ground_truth: the answer wanted.
   """
   if token_f1(prediction, ground_truth) < 1:
     return False

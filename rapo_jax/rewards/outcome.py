@@ -1,13 +1,13 @@
 """The outcome reward of one trajectory: its format, then its answer.
 
 Only what the policy wrote can earn or lose anything. Whether a call has a
-result is read off the segment that follows it, never off text, and a tag
-counts only if all of it stands in one uninterrupted run of policy text.
+result is read off the segment that follows it, never off text. A tag counts
+only if all of it stands in one uninterrupted run of policy text.
 
 Tags are counted from the state in which the prompt leaves them: where the chat
 template opens the thought, the policy's text begins inside it. A tag in the
-argument of a call is part of the argument, and a tool or an answer that a
-thought only names is none.
+argument of a call is part of the argument. A tool or an answer that a thought
+only names does not count.
 """
 
 from __future__ import annotations

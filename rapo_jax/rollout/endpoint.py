@@ -1,17 +1,18 @@
 """An agent behind an OpenAI-compatible endpoint, with our tools on our side.
 
 The endpoint only ever continues a chat. A step is one reply, which stops at the
-end of a tool call; the call is made here, by the threads that make the engine's
-(`tool_runner`), and its result is the next message. So any server that speaks
+end of a tool call. The call is made here, by the threads that make the engine's
+(`tool_runner`). Its result is the next message. So any server that speaks
 `/v1/chat/completions` can be the off-policy agent, whatever it knows of tools.
 
-A thought may come apart from the reply, in a field of its own; then it is put
-before it in tags, and nothing in it is a tag. Or the server's chat template has
-opened it; then the reply has only its end, and is given the beginning.
+A thought may come apart from the reply, in a field of its own. Then it is put
+in tags before the reply, and no text in it counts as a tag. Or the server's
+chat template has opened the thought. Then the reply has only its closing tag,
+and gets the opening one.
 
 Many trajectories are under way at once. A request that fails is made again by
-the client (`openai`, with growing pauses, and as long as the server asks for);
-a trajectory whose request fails for good is told and not kept.
+the client (`openai`, with growing pauses, and as long as the server asks for).
+A trajectory whose request fails for good is reported and not kept.
 """
 
 from __future__ import annotations

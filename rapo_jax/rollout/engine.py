@@ -848,7 +848,7 @@ def _end_ids(
 ) -> list[int]:
   """Tokens that end a turn: by tokenizer, chat template and model files.
 
-  Padding is none of them.
+  Padding is not one of them.
 
   Raises:
     ValueError: there is none, or one has no row in the embedding.

@@ -249,7 +249,16 @@ def next_child_in_own_namespace(own: int) -> None:
 
 
 def make_program_folder(folder: str, size_bytes: int, max_files: int) -> None:
-  """An empty folder in memory that goes with this process, and enters it."""
+  """Makes an empty folder in memory and enters it; it ends with this process.
+
+  Args:
+    folder: where it appears.
+    size_bytes: most bytes in it.
+    max_files: most files and folders in it.
+
+  Raises:
+    WallError: the kernel allows no mount here.
+  """
   _check(_LIBC.unshare(_CLONE_NEWNS), "new mount namespace")
   options = f"mode=1777,size={size_bytes},nr_inodes={max_files}"
   flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
@@ -363,7 +372,6 @@ _ARCH = _ARCHITECTURES.get(platform.machine(), _ARCHITECTURES["x86_64"])
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _NUMBER, _AUDIT, _ARGUMENT = 0, 4, 16
-_X32 = 0x40000000
 _AF_UNIX = 1
 
 

@@ -103,7 +103,12 @@ def opens_thought(prompt: str) -> bool:
 
 
 def leaves_thought_open(text: str, *, opened: bool = False) -> bool:
-  """Whether a thought is open behind a text; `opened`: one is before it."""
+  """Whether a thought is open at the end of a text.
+
+  Args:
+    text: any text.
+    opened: whether one is open at its beginning.
+  """
   thoughts = [t for t in find_tags(text) if t.name == THINK]
   return not thoughts[-1].closing if thoughts else opened
 

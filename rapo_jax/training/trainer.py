@@ -156,6 +156,11 @@ def minibatches(
 
   Trajectories that do not count are packed too, with weight 0: shapes are
   those of any other minibatch.
+
+  Args:
+    experience: all trajectories of an update.
+    update: how many groups, rows and tokens a minibatch has.
+    objective: how token losses are weighted.
   """
   per_batch = update.queries_per_minibatch
   trajectories = experience.trajectories

@@ -177,7 +177,7 @@ def test_a_frozen_base_is_held_once_in_the_rollout_s_dtype():
     policy=PolicyConfig(lora=lora),
     rollout=dataclasses.replace(miniature_rollout(), dtype="bfloat16"),
   )
-  text = memory.estimate(config, SHAPE).told(1)
+  text = memory.estimate(config, SHAPE).line(1)
   # Embedding; q, k, v with bias, out, three of the feed-forward, two norms; the
   # last norm.
   attention = 256 * (256 + 2 * 128) + 512 + 256 * 256

@@ -89,10 +89,13 @@ class FakeSource:
     version: of the buffer that it stands for.
     batches: questions of each.
     histories: of all.
+    gate: answers wait until it is set, as it is at first.
   """
 
   def __init__(self, delay_s=0.0, error=None):
     self.version = 1
+    self.gate = threading.Event()
+    self.gate.set()
     self.delay_s = delay_s
     self.error = error
     self.batches = []
@@ -102,6 +105,7 @@ class FakeSource:
     self.batches.append(list(questions))
     self.histories += histories
     time.sleep(self.delay_s)
+    self.gate.wait(timeout=20)
     if self.error is not None:
       raise self.error
     return [

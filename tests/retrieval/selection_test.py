@@ -84,6 +84,15 @@ class SelectTracesTest(parameterized.TestCase):
     (trace,) = found
     self.assertEqual((trace.history, trace.step_index), ((CALL,), 1))
 
+  def test_a_step_of_retrieval_tags_alone_is_left_out(self):
+    tags = "<retrieve> </retrieve>"
+    found, counts = traces(
+      [trajectory(0, steps=(CALL, tags, ANSWER), history=(tags,))]
+    )
+    self.assertEqual([t.step for t in found], [CALL, ANSWER])
+    self.assertEqual([t.step_index for t in found], [1, 3])
+    self.assertEqual(counts.num_traces, 2)
+
   def test_answers_are_left_out(self):
     found, counts = traces([trajectory(0)], exclude_answers=True)
     self.assertEqual([t.step for t in found], [CALL])

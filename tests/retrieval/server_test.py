@@ -256,7 +256,8 @@ class TestRefusals:
     assert b" 408 " in answer.splitlines()[0]
 
   def test_who_leaves_is_not_searched_for(self, serve, client):
-    source = loopback.FakeSource(delay_s=0.5)
+    source = loopback.FakeSource()
+    source.gate.clear()
     url = serve(source)
     port = int(url.rpartition(":")[2])
     body = b'{"queries": ["gone"]}'
@@ -273,10 +274,16 @@ class TestRefusals:
       with socket.create_connection(("127.0.0.1", port)) as peer:
         peer.sendall(head.encode() + b"\r\n\r\n" + part)
         time.sleep(0.1)
+    metrics = url + "/metrics"
+    end = time.monotonic() + 10
+    while client.get(metrics).json()["responses"].get("499", 0) < 2:
+      assert time.monotonic() < end
+      time.sleep(0.01)
+    source.gate.set()
     thread.join()
     client.post(url + "/retrieve", json={"queries": ["last"]})
     assert source.batches == [["first"], ["last"]]
-    responses = client.get(url + "/metrics").json()["responses"]
+    responses = client.get(metrics).json()["responses"]
     assert responses == {"200": 2, "499": 2}
 
   @pytest.mark.parametrize("what", ["queries", "vectors"])

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,6 +105,24 @@ class TestStepTraces:
     assert {(t.question, t.source, t.query_id) for t in traces} == {
       ("Q?", "s", "q7")
     }
+
+  # An ideographic space is white space of Unicode alone.
+  @pytest.mark.parametrize(
+    "blank", ["", " \n", "\u3000", "<retrieve> </retrieve>"]
+  )
+  def test_a_blank_step_gives_no_trace(self, blank):
+    traces = retrieval.step_traces(
+      "Q?",
+      ["a", blank, "b"],
+      reward=1,
+      source="s",
+      query_id="q",
+      first_trace_id=5,
+    )
+    assert [trace.step for trace in traces] == ["a", "b"]
+    assert [trace.trace_id for trace in traces] == [5, 6]
+    assert [trace.step_index for trace in traces] == [0, 2]
+    assert [len(trace.history) for trace in traces] == [0, 2]
 
   def test_no_steps(self):
     assert not retrieval.step_traces(
