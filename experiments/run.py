@@ -44,7 +44,7 @@ from experiments.dependencies import EVALUATE, conflicts
 from experiments.devices import check_devices
 from experiments.health import HealthStop
 from experiments.input_errors import InputError
-from experiments.policies import load_agent
+from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
 from experiments.stages import agents as agents_stage
 from experiments.stages import buffer as buffer_stage
@@ -59,7 +59,7 @@ from experiments.tasks import (
   task_names,
 )
 from experiments.workdir import Workdir, read_config, read_json, write_json
-from rapo_jax import files, models
+from rapo_jax import files
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
 
@@ -94,6 +94,7 @@ class Experiment:
     self._progress = progress
     self._stop = stop
     self._tasks = tasks
+    self._digests: dict[pathlib.Path, str] = {}
 
   @functools.cached_property
   @input_errors.from_outside()
@@ -274,11 +275,21 @@ class Experiment:
   ) -> str:
     """Changes with the agent, and with any field that its result depends on."""
     fields = EVALUATE.of(flags.to_dict(self._config))
-    content = [fields, models.fingerprint(agent)]
-    if run is not None:
-      content.append(read_json(agent.parent / train_stage.DONE_FILE))
+    content = [
+      fields,
+      self._agent_digest(agent)
+      if run is None
+      # It has a sum of every file of the policy.
+      else read_json(agent.parent / train_stage.DONE_FILE),
+    ]
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+  def _agent_digest(self, agent: pathlib.Path) -> str:
+    """Of an agent that no run has trained; its files are read once."""
+    if agent not in self._digests:
+      self._digests[agent] = model_digest(agent)
+    return self._digests[agent]
 
   def _agent_folder(
     self, task: str, agent: str, run: train_stage.Run | None

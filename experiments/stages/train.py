@@ -612,8 +612,8 @@ def _check_origin(
     if name != "config" and metadata[name] != here:
       raise InputError(
         f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"{where} has {metadata[name]}, this run {here}: undo what has changed, "
-        "or choose another --workdir."
+        f"{where} has {metadata[name]}, this run {here}: undo what has "
+        "changed, or choose another --workdir."
       )
 
 
