@@ -45,7 +45,7 @@ NO_OUTPUT = "[no output]"
 _CLOSED = "PythonTool is closed; make a new one"
 # The beginning of a fence of Markdown. Nothing in it is tried twice: time grows
 # with the length of an argument, and not with its square.
-_FENCE = re.compile(r"\s*+```[^\S\n]*+[\w+-]*+[^\S\n]*+\n")
+_FENCE = re.compile(r"\s*+(`{3,}+|~{3,}+)[^\S\n]*+[\w+-]*+[^\S\n]*+\n")
 _log = logging.getLogger(__name__)
 
 
@@ -424,8 +424,13 @@ class PythonTool:
     self._wall = True
     first = self._first_server(trust_code)
     self._idle.put(first)
-    for _ in range(num_workers - 1):
-      self._idle.put(_Server(self._limits, wall=self._wall))
+    try:
+      for _ in range(num_workers - 1):
+        self._idle.put(_Server(self._limits, wall=self._wall))
+    except OSError:
+      while not self._idle.empty():
+        self._end(self._idle.get())
+      raise
     self._threads = ThreadPoolExecutor(
       num_workers, thread_name_prefix="python-tool"
     )
@@ -507,11 +512,14 @@ class PythonTool:
         return
       self._closed = True
     for _ in range(self.max_concurrency):
-      server = self._idle.get()
-      assert server is not None
-      server.close()
+      self._end(self._idle.get())
     self._idle.put(None)
     self._threads.shutdown()
+
+  @staticmethod
+  def _end(server: _Server | None) -> None:
+    assert server is not None
+    server.close()
 
   def __enter__(self) -> PythonTool:
     return self
@@ -548,7 +556,7 @@ def _program(argument: str) -> str:
   text = argument.rstrip()
   fence = _FENCE.match(argument)
   if fence is not None:
-    text = text[fence.end() :].removesuffix("```").rstrip()
+    text = text[fence.end() :].removesuffix(fence[1]).rstrip()
   program = text.lstrip()
   before = text[: len(text) - len(program)]
   indentation = f"{before}x".splitlines()[-1][:-1]

@@ -446,8 +446,21 @@ def _library_folders() -> list[str]:
   return sorted(found)
 
 
+def _wait_for_either(*processes: int) -> None:
+  """Waits for the end of one of several processes, by their descriptors.
+
+  The zygote's stdin does not close with the tool's process where that has
+  forked others.
+  """
+  poll = select.poll()
+  for process in processes:
+    poll.register(process, select.POLLIN)
+  poll.poll()
+
+
 def _enter_wall(wall: Any) -> None:
   """Becomes the first process of new namespaces; this one waits for it."""
+  tool = os.pidfd_open(os.getppid())
   wall.leave_namespaces()
   _tell(NEW)
   # The tool maps the ids from outside and then says go.
@@ -457,7 +470,9 @@ def _enter_wall(wall: Any) -> None:
   if pid:
     os.close(0)
     os.close(1)
-    os._exit(os.waitpid(pid, 0)[1] != 0)
+    _wait_for_either(os.pidfd_open(pid), tool)
+    os._exit(0)
+  os.close(tool)
   wall.die_with_parent(signal.SIGKILL)
 
 

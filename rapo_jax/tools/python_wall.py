@@ -8,7 +8,6 @@ User namespaces let an ordinary user build the same walls as root.
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +19,8 @@ Those that `tempfile` tries.
 """
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+# Not by `platform`, which keeps the machine's own name for programs to find.
+_MACHINE = os.uname().machine
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWCGROUP = 0x02000000
@@ -368,7 +369,7 @@ _ARCHITECTURES = {
   ),
 }
 # fmt: on
-_ARCH = _ARCHITECTURES.get(platform.machine(), _ARCHITECTURES["x86_64"])
+_ARCH = _ARCHITECTURES.get(_MACHINE, _ARCHITECTURES["x86_64"])
 
 # BPF: load a word, jump if equal, greater or any bit is set, and return.
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
@@ -395,10 +396,10 @@ class Filter:
     Args:
       threads: whether a program may start some.
     """
-    if platform.machine() not in _ARCHITECTURES:
+    if _MACHINE not in _ARCHITECTURES:
       raise WallError(
         f"system-call filter: known for {', '.join(_ARCHITECTURES)}, and not "
-        f"for {platform.machine()}"
+        f"for {_MACHINE}"
       )
     lines = _filter(_ARCH, threads=threads)
     code = b"".join(struct.pack("<HBBI", *line) for line in lines)

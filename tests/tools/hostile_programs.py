@@ -93,8 +93,10 @@ for path in ('/old', '/.old', '/oldroot', '/mnt', '/proc/1/root'):
   attempt(path, os.listdir, path)
 """,
   "the machine's name": """
-if os.uname().nodename == {host!r}:
-  print('ESCAPED', os.uname().nodename)
+import platform, socket
+# `platform` remembers what it has once asked for.
+for name in (os.uname().nodename, platform.node(), socket.gethostname()):
+  if name == {host!r}: print('ESCAPED', name)
 """,
 }
 

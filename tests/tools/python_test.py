@@ -69,6 +69,8 @@ def hasty_tool() -> Iterator[tools.PythonTool]:
     ("```\nprint(42)\n```", "42"),
     ("``` py\n  print(42)\n", "42"),
     ("print('```')", "```"),
+    ("~~~python\nprint(42)\n~~~", "42"),
+    ("````\nprint('```')\n````", "```"),
     ("\n \n\x0c\n  a = 1\n  print(a)", "1"),
     ("def f(n):\n  return n and f(n - 1)\nf(5)", "0"),
     ("import math\nmath.pi > 3", "True"),
@@ -370,10 +372,10 @@ def test_the_active_layers_are_logged(caplog):
 
 
 OWNER = """
-import sys, threading
+import os, time
 from rapo_jax.tools import PythonTool
 tool = PythonTool(timeout_s=60, num_workers=2)
-print(tool.call("print(1)").text, flush=True)
+{fork}print(tool.call("print(1)").text, flush=True)
 tool.call("import time\\ntime.sleep(60)")
 """
 
@@ -506,9 +508,12 @@ with ThreadPoolExecutor(16) as pool:
 """) == tools.ToolResult("16", ToolStatus.OK)
 
 
-def test_servers_die_with_their_parent():
+@pytest.mark.parametrize("heir", [False, True])
+def test_servers_die_with_their_parent(heir: bool):
+  # A process that the trainer forked holds the pipes, too.
+  fork = "if not os.fork(): time.sleep(12); os._exit(0)\n"
   owner = subprocess.Popen(
-    [sys.executable, "-c", OWNER],
+    [sys.executable, "-c", OWNER.format(fork=fork if heir else "")],
     cwd=pathlib.Path(__file__).parents[2],
     stdout=subprocess.PIPE,
   )
