@@ -28,7 +28,13 @@ _SERVER = pathlib.Path(__file__).with_name("python_server.py")
 # -S: standard library only. Not -I, which would ignore the hash seed, and with
 # it the order of a set would differ between servers.
 _FLAGS = ("-S", "-s", "-P", "-B")
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+_ENVIRONMENT = {
+  "PYTHONHASHSEED": "0",
+  "PYTHONUTF8": "1",
+  # Each thread's own arena of the C library would take 64 MiB of a program's
+  # address space.
+  "MALLOC_ARENA_MAX": "1",
+}
 # How long a server may take to start, and to tell of an end, on a busy machine.
 _START_S = 60.0
 _GRACE_S = 5.0
@@ -36,10 +42,10 @@ _FOLDER_BYTES = 16 * 2**20
 _STDERR_BYTES = 64 * 2**10
 _READ_BYTES = 2**16
 NO_OUTPUT = "[no output]"
-# The whole argument in a fence of Markdown, which may be left open.
-_FENCE = re.compile(
-  r"\s*```[^\S\n]*[\w+-]*[^\S\n]*\n(.*?)\n?(?:```\s*)?", re.DOTALL
-)
+_CLOSED = "PythonTool is closed; make a new one"
+# The beginning of a fence of Markdown. Nothing in it is tried twice: time grows
+# with the length of an argument, and not with its square.
+_FENCE = re.compile(r"\s*+(`{3,}+|~{3,}+)[^\S\n]*+[\w+-]*+[^\S\n]*+\n")
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +111,7 @@ class _Server:
       libraries=library_folders() if wall else [],
     )
     self._control = ours
-    with theirs:
+    try:
       self._process = subprocess.Popen(
         [sys.executable, *_FLAGS, str(_SERVER), json.dumps(settings._asdict())],
         stdin=subprocess.PIPE,
@@ -116,6 +122,11 @@ class _Server:
         pass_fds=[theirs.fileno()],
         start_new_session=True,
       )
+    except OSError:
+      ours.close()
+      raise
+    finally:
+      theirs.close()
     assert self._process.stdin is not None
     assert self._process.stdout is not None
     self._commands = self._process.stdin.fileno()
@@ -167,6 +178,7 @@ class _Server:
       except OSError as error:
         raise _ServerDied from error
       ends.close_theirs()
+      program = python_server.SIZE.pack(len(program)) + program
       return self._watch(ends, memoryview(program), token, deadline)
     finally:
       ends.close()
@@ -278,14 +290,22 @@ class _Ends:
   """The pipes of one call: ends that the program gets, and ends kept here."""
 
   def __init__(self) -> None:
-    theirs_in, self.program = os.pipe()
-    self.stdout, theirs_out = os.pipe()
-    self.stderr, theirs_err = os.pipe()
+    self._open: set[int] = set()
+    try:
+      theirs_in, self.program = self._pipe()
+      self.stdout, theirs_out = self._pipe()
+      self.stderr, theirs_err = self._pipe()
+    except OSError:
+      self.close()  # This process has no descriptors left.
+      raise
     for fd in (self.program, self.stdout, self.stderr):
       os.set_blocking(fd, False)
     self.theirs = [theirs_in, theirs_out, theirs_err]
-    self._open = {self.program, self.stdout, self.stderr, *self.theirs}
-    self._started = False
+
+  def _pipe(self) -> tuple[int, int]:
+    pipe = os.pipe()
+    self._open.update(pipe)
+    return pipe
 
   def close_theirs(self) -> None:
     for fd in self.theirs:
@@ -399,12 +419,18 @@ class PythonTool:
     self.max_concurrency = num_workers
     self._closed = False
     self._lock = threading.Lock()
-    self._idle: queue.LifoQueue[_Server] = queue.LifoQueue()
+    # None after `close`.
+    self._idle: queue.LifoQueue[_Server | None] = queue.LifoQueue()
     self._wall = True
     first = self._first_server(trust_code)
     self._idle.put(first)
-    for _ in range(num_workers - 1):
-      self._idle.put(_Server(self._limits, wall=self._wall))
+    try:
+      for _ in range(num_workers - 1):
+        self._idle.put(_Server(self._limits, wall=self._wall))
+    except OSError:
+      while not self._idle.empty():
+        self._end(self._idle.get())
+      raise
     self._threads = ThreadPoolExecutor(
       num_workers, thread_name_prefix="python-tool"
     )
@@ -447,11 +473,14 @@ class PythonTool:
       RuntimeError: after `close`.
     """
     if self._closed:
-      raise RuntimeError("PythonTool is closed; make a new one")
+      raise RuntimeError(_CLOSED)
     program = _program(argument)
     if not program:
       return ToolResult("The program is empty.", ToolStatus.ERROR)
     server = self._idle.get()
+    if server is None:
+      self._idle.put(None)  # For the next one that waits.
+      raise RuntimeError(_CLOSED)
     try:
       server = self._living(server)
       run = server.run(program.encode("utf-8", "replace"))
@@ -459,7 +488,7 @@ class PythonTool:
       server.close(wait_s=0.0)
       if isinstance(error, _ServerHung):
         return ToolResult(self._late(), ToolStatus.TIMEOUT)
-      return ToolResult("The interpreter was killed.", ToolStatus.ERROR)
+      return ToolResult("The interpreter was killed.", ToolStatus.FAILED)
     finally:
       self._idle.put(server)
     return self._result(run)
@@ -483,8 +512,14 @@ class PythonTool:
         return
       self._closed = True
     for _ in range(self.max_concurrency):
-      self._idle.get().close()
+      self._end(self._idle.get())
+    self._idle.put(None)
     self._threads.shutdown()
+
+  @staticmethod
+  def _end(server: _Server | None) -> None:
+    assert server is not None
+    server.close()
 
   def __enter__(self) -> PythonTool:
     return self
@@ -518,12 +553,14 @@ def _program(argument: str) -> str:
 
   Blank lines before it go; the indentation of its first line stays.
   """
-  fenced = _FENCE.fullmatch(argument)
-  text = fenced.group(1) if fenced else argument
-  lines = text.rstrip().splitlines(keepends=True)
-  while lines and not lines[0].strip():
-    del lines[0]
-  return "".join(lines)
+  text = argument.rstrip()
+  fence = _FENCE.match(argument)
+  if fence is not None:
+    text = text[fence.end() :].removesuffix(fence[1]).rstrip()
+  program = text.lstrip()
+  before = text[: len(text) - len(program)]
+  indentation = f"{before}x".splitlines()[-1][:-1]
+  return indentation + program
 
 
 def _ran_out_of_time(status: int) -> bool:

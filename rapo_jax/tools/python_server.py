@@ -57,6 +57,8 @@ PRELOADED = (
 
 COMMAND = struct.Struct("<B16s")
 EVENT = struct.Struct("<B16siI")
+SIZE = struct.Struct("<Q")
+"""What a program begins with: its bytes."""
 GO, KILL = b"GK"
 NEW, READY, DONE, FAILED = b"NRDF"
 NO_TOKEN = bytes(16)
@@ -65,6 +67,8 @@ STARTED = b"\x01"
 REPORT = b"\x00"
 """In standard error: what follows is why the program failed."""
 
+# By how much two of the kernel's accounts of processor time may differ.
+_TICKS_S = 0.2
 MAX_FILES = 64
 MAX_THREADS = 64
 MAX_FOLDER_FILES = 512
@@ -116,16 +120,10 @@ def _load_wall() -> Any:
 
 def _read_exactly(fd: int, size: int) -> bytes:
   """That many bytes; fewer at the end of the stream."""
-  data = b""
-  while len(data) < size and (part := os.read(fd, size - len(data))):
-    data += part
-  return data
-
-
-def _read_all(fd: int) -> bytes:
   parts = []
-  while part := os.read(fd, 1 << 16):
+  while size and (part := os.read(fd, min(size, 1 << 16))):
     parts.append(part)
+    size -= len(part)
   return b"".join(parts)
 
 
@@ -157,6 +155,8 @@ def _set_limits(settings: Settings) -> None:
     resource.RLIMIT_RTPRIO,
   ):
     _limit(kind, 0)
+  # Timers, too, which all programs of a user share a number of.
+  _limit(resource.RLIMIT_SIGPENDING, MAX_THREADS)
 
 
 def _parse(source: str) -> ast.Module:
@@ -246,7 +246,10 @@ def _live(confine: Callable[[], socket.socket]) -> NoReturn:
       os.dup2(fd, target)
     os.closerange(3, MAX_FILES)
     os.write(2, STARTED)
-    source = _read_all(0).decode("utf-8", errors="replace")
+    # Its size comes first: a process that the trainer forked meanwhile may keep
+    # the other end open.
+    (size,) = SIZE.unpack(_read_exactly(0, SIZE.size))
+    source = _read_exactly(0, size).decode("utf-8", errors="replace")
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -393,11 +396,16 @@ class _Zygote:
       Whether to go on: not if a process ended before it was given a program.
     """
     try:
-      pid, status = os.waitpid(-1, os.WNOHANG)
+      pid, status, usage = os.wait4(-1, os.WNOHANG)
     except ChildProcessError:
       return True
     if pid == 0:
       return True
+    used_s = usage.ru_utime + usage.ru_stime
+    if status == signal.SIGKILL and used_s > self._settings.cpu_s - _TICKS_S:
+      # Several threads use up the time sooner. The kernel ends a process with
+      # this signal where there is no room above the limit for another.
+      status = signal.SIGXCPU
     self._child = 0
     # The command to begin was given before the program: it is here by now.
     while any(fd == 0 for fd, _ in self._poll.poll(0)):
@@ -438,8 +446,21 @@ def _library_folders() -> list[str]:
   return sorted(found)
 
 
+def _wait_for_either(*processes: int) -> None:
+  """Waits for the end of one of several processes, by their descriptors.
+
+  The zygote's stdin does not close with the tool's process where that has
+  forked others.
+  """
+  poll = select.poll()
+  for process in processes:
+    poll.register(process, select.POLLIN)
+  poll.poll()
+
+
 def _enter_wall(wall: Any) -> None:
   """Becomes the first process of new namespaces; this one waits for it."""
+  tool = os.pidfd_open(os.getppid())
   wall.leave_namespaces()
   _tell(NEW)
   # The tool maps the ids from outside and then says go.
@@ -449,8 +470,27 @@ def _enter_wall(wall: Any) -> None:
   if pid:
     os.close(0)
     os.close(1)
-    os._exit(os.waitpid(pid, 0)[1] != 0)
+    _wait_for_either(os.pidfd_open(pid), tool)
+    os._exit(0)
+  os.close(tool)
   wall.die_with_parent(signal.SIGKILL)
+
+
+def _start_afresh(settings: Settings) -> Settings:
+  """Leaves what came from the calling process and is not to go on.
+
+  Signals that it ignores or holds back, and the number of its descriptor, which
+  may lie above those that are closed for a program.
+  """
+  # Python itself ignores two: writing to no reader, or too much, is an error.
+  kept = {signal.SIGPIPE, signal.SIGXFSZ}
+  for number in signal.valid_signals() - kept:
+    if signal.getsignal(number) == signal.SIG_IGN:
+      signal.signal(number, signal.SIG_DFL)
+  signal.pthread_sigmask(signal.SIG_SETMASK, ())
+  control = os.dup(settings.control)
+  os.close(settings.control)
+  return settings._replace(control=control)
 
 
 def main() -> None:
@@ -458,6 +498,7 @@ def main() -> None:
     print(json.dumps(_library_folders()))
     return
   settings = Settings(**json.loads(sys.argv[1]))
+  settings = _start_afresh(settings)
   wall = _load_wall()
   builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
   sys.argv[:] = sys.orig_argv[:] = ["<python>"]

@@ -8,7 +8,6 @@ User namespaces let an ordinary user build the same walls as root.
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +19,8 @@ Those that `tempfile` tries.
 """
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+# Not by `platform`, which keeps the machine's own name for programs to find.
+_MACHINE = os.uname().machine
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWCGROUP = 0x02000000
@@ -222,7 +223,9 @@ def _bind(path: str, root: str, *, device: bool = False) -> None:
 def _read_only(target: str, *, recursive: bool, device: bool = False) -> None:
   # struct mount_attr: set, clear, propagation, user namespace. `mount_setattr`
   # adds flags and keeps those that may not be taken away.
-  flags = _MS_NOSUID | (_MS_NOEXEC if device else _MS_RDONLY | _MS_NODEV)
+  # A device can be written to all the same. What changes is its entry: who may
+  # use it, and its times.
+  flags = _MS_NOSUID | _MS_RDONLY | (_MS_NOEXEC if device else _MS_NODEV)
   attributes = struct.pack("<QQQQ", flags, 0, 0, 0)
   _check(
     _LIBC.syscall(
@@ -297,6 +300,8 @@ class _Architecture:
     clone: number of `clone`, of which threads alone pass.
     socketpair: number of `socketpair`, of which pairs of one process pass.
     prctl: number of `prctl`, which may not allow core files again.
+    fcntl: number of `fcntl`, which may take no lease of a file that others
+      read, nor be notified of it, nor enlarge a pipe.
     pivot_root: its number; the C library has no function for it.
     refused: numbers that give EPERM.
     busy: numbers that give EAGAIN, as a process limit does.
@@ -308,12 +313,13 @@ class _Architecture:
     clone: int,
     socketpair: int,
     prctl: int,
+    fcntl: int,
     pivot_root: int,
     refused: Sequence[int],
     busy: Sequence[int],
   ):
     self.audit, self.clone, self.socketpair = audit, clone, socketpair
-    self.prctl, self.pivot_root = prctl, pivot_root
+    self.prctl, self.fcntl, self.pivot_root = prctl, fcntl, pivot_root
     self.refused = (*refused, *_COMMON)
     self.busy = busy
 
@@ -328,7 +334,8 @@ _CLONE3 = 435
 # fmt: off
 _ARCHITECTURES = {
   "x86_64": _Architecture(
-    audit=0xC000003E, clone=56, socketpair=53, prctl=157, pivot_root=155,
+    audit=0xC000003E, clone=56, socketpair=53, prctl=157, fcntl=72,
+    pivot_root=155,
     refused=(
       # Other processes' memory, tracing, programs.
       59, 322, 101, 310, 311, 312,
@@ -336,8 +343,11 @@ _ARCHITECTURES = {
       248, 249, 250, 321, 323, 298, 317,
       # Mounts, roots, namespaces.
       165, 166, 155, 161, 272, 308,
-      # Handles of files, quotas, accounting, swap, notification of a system.
-      303, 304, 179, 443, 163, 167, 168, 300, 212, 180,
+      # Handles of files, quotas, accounting, swap.
+      303, 304, 179, 443, 163, 167, 168, 212, 180,
+      # What all programs of a user or of the machine share a number of:
+      # notifications of files, asynchronous input. The disk's flush.
+      300, 253, 294, 206, 162, 306,
       # The kernel, its modules, the clock, names, ports, its log.
       246, 320, 175, 313, 174, 176, 177, 178, 169, 103, 153,
       164, 159, 227, 305, 170, 171, 172, 173, 135, 154,
@@ -350,12 +360,14 @@ _ARCHITECTURES = {
     busy=(57, 58),
   ),
   "aarch64": _Architecture(
-    audit=0xC00000B7, clone=220, socketpair=199, prctl=167, pivot_root=41,
+    audit=0xC00000B7, clone=220, socketpair=199, prctl=167, fcntl=25,
+    pivot_root=41,
     refused=(
       221, 281, 117, 270, 271, 272,
       217, 218, 219, 280, 282, 241, 277,
       40, 39, 41, 51, 97, 268,
-      264, 265, 60, 443, 89, 224, 225, 262, 18, 42,
+      264, 265, 60, 443, 89, 224, 225, 18, 42,
+      262, 26, 0, 81, 267,
       104, 294, 105, 273, 106, 142, 116, 58,
       170, 171, 112, 266, 161, 162, 92,
       198, 203, 202, 200, 201, 242, 279,
@@ -366,13 +378,14 @@ _ARCHITECTURES = {
   ),
 }
 # fmt: on
-_ARCH = _ARCHITECTURES.get(platform.machine(), _ARCHITECTURES["x86_64"])
+_ARCH = _ARCHITECTURES.get(_MACHINE, _ARCHITECTURES["x86_64"])
 
 # BPF: load a word, jump if equal, greater or any bit is set, and return.
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
-_NUMBER, _AUDIT, _ARGUMENT = 0, 4, 16
+_NUMBER, _AUDIT, _ARGUMENT, _SECOND = 0, 4, 16, 24
 _AF_UNIX = 1
+_F_SETLEASE, _F_NOTIFY, _F_SETPIPE_SZ = 1024, 1026, 1031
 
 
 class Filter:
@@ -391,10 +404,10 @@ class Filter:
     Args:
       threads: whether a program may start some.
     """
-    if platform.machine() not in _ARCHITECTURES:
+    if _MACHINE not in _ARCHITECTURES:
       raise WallError(
         f"system-call filter: known for {', '.join(_ARCHITECTURES)}, and not "
-        f"for {platform.machine()}"
+        f"for {_MACHINE}"
       )
     lines = _filter(_ARCH, threads=threads)
     code = b"".join(struct.pack("<HBBI", *line) for line in lines)
@@ -453,6 +466,12 @@ def _filter(
     (_EQUAL, 0, 3, arch.socketpair),
     (_LOAD, 0, 0, _ARGUMENT),
     (_EQUAL, 1, 0, _AF_UNIX),
+    fails(errno.EPERM),
+    (_EQUAL, 0, 5, arch.fcntl),
+    (_LOAD, 0, 0, _SECOND),
+    (_EQUAL, 2, 0, _F_SETLEASE),
+    (_EQUAL, 1, 0, _F_NOTIFY),
+    (_EQUAL, 0, 1, _F_SETPIPE_SZ),
     fails(errno.EPERM),
     (_EQUAL, 0, 3, arch.prctl),
     (_LOAD, 0, 0, _ARGUMENT),

@@ -93,8 +93,10 @@ for path in ('/old', '/.old', '/oldroot', '/mnt', '/proc/1/root'):
   attempt(path, os.listdir, path)
 """,
   "the machine's name": """
-if os.uname().nodename == {host!r}:
-  print('ESCAPED', os.uname().nodename)
+import platform, socket
+# `platform` remembers what it has once asked for.
+for name in (os.uname().nodename, platform.node(), socket.gethostname()):
+  if name == {host!r}: print('ESCAPED', name)
 """,
 }
 
@@ -260,6 +262,45 @@ attempt('http', lambda: urllib.request.urlopen('http://127.0.0.1:{port}/').read(
 }
 
 _KERNEL = {
+  "entries of devices": """
+for name in ('null', 'zero', 'full', 'random', 'urandom'):
+  path = '/dev/' + name
+  for change in (
+    lambda: os.utime(path),
+    lambda: os.chmod(path, 0o666),
+    lambda: os.chown(path, os.getuid(), os.getgid()),
+  ):
+    try: change()
+    except OSError: continue
+    print('ESCAPED', path)
+""",
+  "leases and notices of files that all read": """
+import fcntl
+place = os.path.dirname(os.__file__)
+for path, command, value in (
+  (place + '/antigravity.py', 1024, 0),
+  (place + '/antigravity.py', 1024, 1),
+  (place, 1026, 0x3f),
+):
+  descriptor = os.open(path, os.O_RDONLY)
+  try: fcntl.fcntl(descriptor, command, value)
+  except OSError: continue
+  print('ESCAPED', command, path)
+""",
+  "timers of the user's": _LIBC
+  + """
+timer = ctypes.c_void_p()
+count = 0
+while count < 1000 and not libc.timer_create(1, None, ctypes.byref(timer)):
+  count += 1
+if count > 100: print('ESCAPED', count)
+""",
+  "pipes of a MiB each": """
+import fcntl
+try: fcntl.fcntl(os.pipe()[1], 1031, 1 << 20)
+except OSError: pass
+else: print('ESCAPED')
+""",
   "system calls": _LIBC
   + """
 # ptrace, keyctl, bpf, userfaultfd, perf, mount, unshare, setns, io_uring, ...
@@ -267,10 +308,12 @@ import platform
 numbers = {{
   'x86_64': (101, 248, 249, 250, 321, 323, 298, 165, 166, 155, 161, 272, 308,
     425, 426, 427, 428, 429, 430, 431, 432, 442, 303, 304, 310, 311, 312, 317,
-    319, 29, 64, 68, 240, 434, 438, 246, 313, 175, 169, 170, 172, 135, 300),
+    319, 29, 64, 68, 240, 434, 438, 246, 313, 175, 169, 170, 172, 135, 300,
+    253, 294, 206, 162, 306),
   'aarch64': (117, 217, 218, 219, 280, 282, 241, 40, 39, 41, 51, 97, 268, 425,
     426, 427, 428, 429, 430, 431, 432, 442, 264, 265, 270, 271, 272, 277, 279,
-    194, 190, 186, 180, 434, 438, 104, 273, 105, 142, 161, 92, 262),
+    194, 190, 186, 180, 434, 438, 104, 273, 105, 142, 161, 92, 262, 26, 0, 81,
+    267),
 }}[platform.machine()]
 for number in numbers:
   libc.syscall(ctypes.c_long(number), 0, 0, 0, 0, 0, 0)

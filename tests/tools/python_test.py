@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from rapo_jax import tools
-from rapo_jax.tools import ToolStatus
+from rapo_jax.tools import ToolStatus, python_server
 from rapo_jax.tools.python import library_folders
 
 TIMEOUT_S = 1.0
@@ -67,6 +69,9 @@ def hasty_tool() -> Iterator[tools.PythonTool]:
     ("```\nprint(42)\n```", "42"),
     ("``` py\n  print(42)\n", "42"),
     ("print('```')", "```"),
+    ("~~~python\nprint(42)\n~~~", "42"),
+    ("````\nprint('```')\n````", "```"),
+    ("\n \n\x0c\n  a = 1\n  print(a)", "1"),
     ("def f(n):\n  return n and f(n - 1)\nf(5)", "0"),
     ("import math\nmath.pi > 3", "True"),
     ("print('東京 🙂')", "東京 🙂"),
@@ -367,17 +372,148 @@ def test_the_active_layers_are_logged(caplog):
 
 
 OWNER = """
-import sys, threading
+import os, time
 from rapo_jax.tools import PythonTool
 tool = PythonTool(timeout_s=60, num_workers=2)
-print(tool.call("print(1)").text, flush=True)
+{fork}print(tool.call("print(1)").text, flush=True)
 tool.call("import time\\ntime.sleep(60)")
 """
 
 
-def test_servers_die_with_their_parent():
+@pytest.mark.parametrize(
+  "argument",
+  ["\n" * 10**6 + "1", "```" + " " * 10**6 + "x y", " \x0b" * 10**6 + "1"],
+  ids=["blank lines", "a long fence", "vertical tabs"],
+)
+def test_time_to_read_an_argument_grows_with_its_length(tool, argument: str):
+  # A regular expression holds every thread of the trainer.
+  start_s = time.thread_time()
+  tool.call(argument)
+  assert time.thread_time() - start_s < 2
+
+
+SIGNALS = """
+import signal, sys
+from rapo_jax.tools import PythonTool
+if sys.argv[1] == "ignored":
+  for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGXCPU):
+    signal.signal(number, signal.SIG_IGN)
+else:
+  signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+with PythonTool(timeout_s=20, num_workers=1) as tool:
+  print([tool.call(f"print({n})").text for n in range(3)])
+"""
+
+
+@pytest.mark.parametrize("how", ["ignored", "blocked"])
+def test_signals_of_the_trainer_are_not_those_of_a_server(how: str):
+  done = subprocess.run(
+    [sys.executable, "-c", SIGNALS, how],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    encoding="utf-8",
+    check=False,
+  )
+  assert done.stdout == "['0', '1', '2']\n", done.stderr
+
+
+DESCRIPTORS = """
+import os
+held = []
+for number in range(10_000):
+  try:
+    os.fstat(number)
+    held.append(number)
+  except OSError:
+    pass
+print(held)
+"""
+
+
+@pytest.fixture
+def few_or_many_descriptors() -> Iterator[None]:
+  before = resource.getrlimit(resource.RLIMIT_NOFILE)
+  yield
+  resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("few_or_many_descriptors")
+def test_a_trainer_with_many_open_files_hands_none_of_them_on():
+  hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+  if hard < 6_000:
+    pytest.skip("this machine allows a process fewer than 6,000 files")
+  resource.setrlimit(resource.RLIMIT_NOFILE, (6_000, hard))
+  with contextlib.ExitStack() as stack:
+    for _ in range(4_200):
+      stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+    with tools.PythonTool(timeout_s=20, num_workers=1) as tool:
+      assert tool.call(DESCRIPTORS).text == "[0, 1, 2]"
+
+
+@pytest.mark.usefixtures("few_or_many_descriptors")
+def test_a_trainer_without_descriptors_loses_none():
+  hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+  with tools.PythonTool(timeout_s=20, num_workers=1) as tool:
+    tool.call("1")
+    before = len(os.listdir("/proc/self/fd"))
+    next_free = os.dup(0)
+    os.close(next_free)
+    # Room for two pipes of the three.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_free + 4, hard))
+    for _ in range(3):
+      with pytest.raises(OSError, match="Too many open files"):
+        tool.call("print(1)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert tool.call("print(1)").text == "1"
+
+
+def test_a_program_begins_though_another_process_holds_its_pipe(monkeypatch):
+  held = []
+
+  def close_program(ends) -> None:
+    held.append(os.dup(ends.program))  # As a fork of the trainer does.
+    ends._close(ends.program)
+
+  monkeypatch.setattr(
+    "rapo_jax.tools.python._Ends.close_program", close_program
+  )
+  with tools.PythonTool(timeout_s=5, num_workers=1) as tool:
+    assert tool.call("print(1)").text == "1"
+  os.close(held.pop())
+
+
+def test_processor_time_used_up_by_threads_is_a_timeout(monkeypatch):
+  real = python_server.Settings
+
+  def settings(**values):
+    return real(**{**values, "cpu_s": 1})
+
+  monkeypatch.setattr("rapo_jax.tools.python.python_server.Settings", settings)
+  with tools.PythonTool(timeout_s=60, num_workers=1) as tool:
+    result = tool.call("print(1, flush=True)\nwhile True: pass")
+  assert result.status is ToolStatus.TIMEOUT
+  assert result.text.startswith("1\nTimeoutError")
+
+
+def test_a_program_has_as_many_threads_as_its_limit(tool):
+  # An arena of 64 MiB for each would use up the address space.
+  assert tool.call("""
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+barrier = Barrier(16)
+with ThreadPoolExecutor(16) as pool:
+  print(len(set(pool.map(lambda _: barrier.wait(10), range(16)))))
+""") == tools.ToolResult("16", ToolStatus.OK)
+
+
+@pytest.mark.parametrize("heir", [False, True])
+def test_servers_die_with_their_parent(heir: bool):
+  # A process that the trainer forked holds the pipes, too.
+  fork = "if not os.fork(): time.sleep(12); os._exit(0)\n"
   owner = subprocess.Popen(
-    [sys.executable, "-c", OWNER],
+    [sys.executable, "-c", OWNER.format(fork=fork if heir else "")],
     cwd=pathlib.Path(__file__).parents[2],
     stdout=subprocess.PIPE,
   )
@@ -398,6 +534,31 @@ def test_close():
   tool.close()
   with pytest.raises(RuntimeError, match="closed"):
     tool.call("1")
+
+
+def test_callers_that_wait_at_close_are_woken(monkeypatch):
+  tool = tools.PythonTool(timeout_s=20, num_workers=1)
+  ends = []
+
+  def call() -> None:
+    try:
+      ends.append(tool.call("1").text)
+    except RuntimeError as error:
+      ends.append(str(error))
+
+  threads = [threading.Thread(target=call, daemon=True) for _ in range(8)]
+  server = tool._idle.get()  # A call that runs.
+  for thread in threads:
+    thread.start()
+  while len(tool._idle.not_empty._waiters) < len(threads):
+    time.sleep(0.01)
+  # Its worker goes to `close` before it goes to those who wait.
+  monkeypatch.setattr(tool._idle, "get", lambda: server)
+  tool.close()
+  for thread in threads:
+    thread.join(10)
+  assert len(ends) == 8
+  assert all("closed" in end for end in ends)
 
 
 @pytest.mark.parametrize(
