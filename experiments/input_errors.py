@@ -35,6 +35,7 @@ _REMEDIES = {
   errno.ENOSPC: "free some space there, or write to another disk",
   errno.EDQUOT: "free some of your quota, or write to another disk",
   errno.EROFS: "choose a folder on a disk that can be written",
+  errno.ENAMETOOLONG: "choose a shorter name",
   errno.EACCES: "choose a folder that you may read and write",
   errno.EPERM: "choose a folder that you may read and write",
 }

@@ -819,7 +819,7 @@ def _stop_if_broken(
         "the index or the encoder is broken. Build the buffer again with "
         "--stage=buffer in a fresh work folder."
       )
-    raise RuntimeError(f"every retrieval of {where} failed: {remedy}")
+    raise health.HealthStop(f"every retrieval of {where} failed: {remedy}")
   alerts = (monitor or health.Monitor()).look(number, row)
   for alert in alerts:
     if alert.stops:
