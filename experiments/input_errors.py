@@ -17,13 +17,14 @@ import io
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
 import jax
 
 from experiments import log_once
-from experiments.stop_signal import Stopped
+from experiments.stop_signal import Stopped, interrupt
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -34,6 +35,7 @@ _REMEDIES = {
   errno.ENOSPC: "free some space there, or write to another disk",
   errno.EDQUOT: "free some of your quota, or write to another disk",
   errno.EROFS: "choose a folder on a disk that can be written",
+  errno.ENAMETOOLONG: "choose a shorter name",
   errno.EACCES: "choose a folder that you may read and write",
   errno.EPERM: "choose a folder that you may read and write",
 }
@@ -76,6 +78,7 @@ def told_in_a_line(
 
   @functools.wraps(main)
   def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
+    _heed_interrupts()
     if isinstance(sys.stdout, io.TextIOWrapper):
       # A locale of Latin-1 has no arrows and no Chinese.
       sys.stdout.reconfigure(errors="backslashreplace")
@@ -104,6 +107,17 @@ def told_in_a_line(
       return 128 + signal.SIGINT
 
   return wrapped
+
+
+def _heed_interrupts() -> None:
+  """Ends what `experiments/__init__.py` does about Ctrl+C during imports.
+
+  What Python does about it would be lost in a callback of a library's.
+  """
+  in_main = threading.current_thread() is threading.main_thread()
+  defaults = (signal.SIG_DFL, signal.default_int_handler)
+  if in_main and signal.getsignal(signal.SIGINT) in defaults:
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def _remedy(error: Exception) -> str:

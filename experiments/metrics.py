@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from experiments.input_errors import InputError
-from experiments.workdir import replace_text
+from experiments.workdir import parse_row, replace_text
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_KEY = "WANDB_API_KEY"
@@ -141,12 +141,15 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
 
   Returns:
     One dict an update; `update` is an int. Empty when there is no file.
+
+  Raises:
+    InputError: a line is no such dict.
   """
   path = pathlib.Path(path)
   path = path / METRICS_FILE if path.is_dir() else path
   rows = []
-  for line in _whole_lines(path):
-    row = json.loads(line)
+  for number, line in enumerate(_whole_lines(path), 1):
+    row = parse_row(line, path, number)
     rows.append({k: math.nan if v is None else v for k, v in row.items()})
   return rows
 
@@ -160,14 +163,17 @@ def truncate_rows(path: str | pathlib.Path, last_update: int) -> None:
   Args:
     path: JSONL file with an `update` in each row; may be missing.
     last_update: number of the last update to keep.
+
+  Raises:
+    InputError: a line has no `update`.
   """
   path = pathlib.Path(path)
   if not path.exists():
     return
   kept = (
     line
-    for line in _whole_lines(path)
-    if json.loads(line)["update"] <= last_update
+    for number, line in enumerate(_whole_lines(path), 1)
+    if parse_row(line, path, number)["update"] <= last_update
   )
   replace_text(path, "".join(kept))
 

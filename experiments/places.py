@@ -33,8 +33,19 @@ def local(text: str, name: str) -> str:
     name: of the option or field, for the message.
 
   Raises:
-    InputError: it is a URL, which is not read or written.
+    InputError: it is empty, a URL, which is not read or written, or not UTF-8,
+      which libraries do not open.
   """
+  if not text:
+    raise InputError(
+      f"{name} must not be empty, as an unset variable of the shell is: write "
+      "the path out, or . for this folder."
+    )
+  if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+    raise InputError(
+      f"{name} must be a path in UTF-8, got {os.fsencode(text)!r}: rename what "
+      "it names, or give a link to it."
+    )
   if _SCHEME.match(text):
     raise InputError(
       f"{name} must be a path on this machine, got {text!r}: a scheme such as "

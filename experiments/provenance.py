@@ -25,6 +25,8 @@ import jax
 
 from experiments import flags
 from experiments.config import ExperimentConfig
+from experiments.input_errors import InputError
+from experiments.workdir import replace_text
 
 STARTS_FILE = "starts.jsonl"
 PACKAGES = (
@@ -38,6 +40,7 @@ PACKAGES = (
   "scann",
   "numpy",
 )
+_FIELDS = {"date", "command", "commit", "versions", "platform", "devices"}
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _GIT_SECONDS = 10.0
 _SECRET = re.compile(
@@ -101,20 +104,43 @@ def append_start(
   config: ExperimentConfig,
   arguments: Sequence[str] | None = None,
 ) -> None:
-  """Adds what runs here and now to the starts of a work folder."""
+  """Adds what runs here and now to the starts of a work folder.
+
+  A line that a kill has cut short goes, so that none is written behind it.
+  """
   start = {**describe(arguments), "config_hash": flags.config_hash(config)}
-  line = json.dumps(start, ensure_ascii=False)
-  with (workdir / STARTS_FILE).open("a", encoding="utf-8") as file:
-    file.write(line + "\n")
+  starts = [*read_starts(workdir), start]
+  lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in starts]
+  replace_text(workdir / STARTS_FILE, "".join(lines))
 
 
 def read_starts(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """Starts of a work folder, the first one first; a torn line is left out."""
+  """Starts of a work folder, the first one first; a torn line is left out.
+
+  Raises:
+    InputError: a whole line is not as it was written.
+  """
   path = pathlib.Path(workdir) / STARTS_FILE
   if not path.exists():
     return []
-  with path.open(encoding="utf-8", newline="\n") as file:
-    return [json.loads(line) for line in file if line.endswith("\n")]
+  text = path.read_text(encoding="utf-8", errors="replace")
+  return [
+    _start(line, path, number)
+    for number, line in enumerate(text.split("\n")[:-1], 1)
+  ]
+
+
+def _start(line: str, path: pathlib.Path, number: int) -> dict[str, Any]:
+  try:
+    start = json.loads(line)
+  except ValueError:
+    start = None
+  if not isinstance(start, dict) or _FIELDS - start.keys():
+    raise InputError(
+      f"every line of {path} must say how one start was made, and line "
+      f"{number} does not: restore it, or delete the line."
+    )
+  return start
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from experiments import charts, pages, samples, tables
 from experiments import results as results_lib
 from experiments.results import MEAN, Run, label
-from experiments.workdir import replace_text
+from experiments.workdir import Workdir, read_config, replace_text
 
 _X_AXES = (
   ("update", "updates"),
@@ -97,8 +97,8 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
 
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
-  path = workdir / "config.json"
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  folder = Workdir(workdir)
+  return read_config(folder) if folder.config.exists() else {}
 
 
 def _json(content: Any) -> Markup:

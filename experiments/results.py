@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from experiments import bootstrap, health, provenance
 from experiments.metrics import read_metrics
-from experiments.workdir import read_json, write_json
+from experiments.workdir import read_evaluation, read_json, write_json
 from rapo_jax import rewards
 
 METHODS = ("base", "off_policy", "grpo", "hybrid", "rapo")
@@ -170,7 +169,7 @@ def load_evaluations(
   """Evaluations by task, in the order of their file names."""
   found: dict[str, list[Evaluation]] = {}
   for path in sorted(pathlib.Path(workdir).glob("evaluate/*/*.json")):
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_evaluation(path)
     sampled = content["sampled"]
     found.setdefault(path.parent.name, []).append(
       Evaluation(

@@ -58,7 +58,13 @@ from experiments.tasks import (
   open_task,
   task_names,
 )
-from experiments.workdir import Workdir, read_config, read_json, write_json
+from experiments.workdir import (
+  Workdir,
+  read_config,
+  read_evaluation,
+  read_json,
+  write_json,
+)
 from rapo_jax import files
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.remote import RemoteBuffer
@@ -265,7 +271,7 @@ class Experiment:
     path = self._workdir.evaluation(task, agent)
     if not path.exists():
       return False
-    made_with = read_json(path).get("made_with")
+    made_with = read_evaluation(path).get("made_with")
     folder = self._agent_folder(task, agent, run)
     return bool(made_with == self._evaluated_with(folder, run))
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.results import Run
+from experiments.workdir import parse_row
 
 BUDGET_BYTES = 2_000_000
 _MAX_TEXT = 4_000
@@ -77,9 +78,9 @@ def _line_places(path: pathlib.Path) -> dict[int, dict[str, list[int]]]:
     return places
   offset = 0
   with path.open("rb") as file:
-    for line in file:
+    for number, line in enumerate(file, 1):
       if line.endswith(b"\n") and line.strip():
-        row = json.loads(line)
+        row = parse_row(line, path, number)
         queries = places.setdefault(int(row["update"]), {})
         queries.setdefault(str(row["query_id"]), []).append(offset)
       offset += len(line)

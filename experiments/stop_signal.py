@@ -100,9 +100,7 @@ class StopSignal:
   def _handle(self, number: int, frame: FrameType | None) -> None:
     self._number = number
     if not self._deferred and _is_dropping(frame):
-      again = threading.Timer(_RETRY_S, os.kill, (os.getpid(), number))
-      again.daemon = True
-      again.start()
+      _send_again(number)
       return
     for other in _SIGNALS:
       signal.signal(other, signal.SIG_DFL)
@@ -114,6 +112,24 @@ class StopSignal:
     line = "stopping after the update under way; Ctrl+C again ends at once"
     # A handler must not print: it may have interrupted a print.
     threading.Thread(target=self._tell, args=(line,), daemon=True).start()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+  """Handles SIGINT as Python does, where what is raised reaches the program.
+
+  Raises:
+    KeyboardInterrupt: now, or when the signal comes again.
+  """
+  if _is_dropping(frame):
+    _send_again(number)
+  else:
+    raise KeyboardInterrupt
+
+
+def _send_again(number: int) -> None:
+  again = threading.Timer(_RETRY_S, os.kill, (os.getpid(), number))
+  again.daemon = True
+  again.start()
 
 
 def _is_dropping(frame: FrameType | None) -> bool:

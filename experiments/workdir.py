@@ -72,6 +72,56 @@ def read_json(path: pathlib.Path) -> Any:
     ) from error
 
 
+def parse_row(line: str | bytes, path: pathlib.Path, number: int) -> Any:
+  """One update's line of a JSONL file, as an object with its `update`.
+
+  Args:
+    line: the text.
+    path: file that it is from, for the message.
+    number: of the line, from 1 on.
+
+  Raises:
+    InputError: the line has been changed, or a crash of the machine lost it.
+  """
+  try:
+    row = json.loads(line)
+  except ValueError as error:
+    row, reason = None, f": {error}"
+  else:
+    reason = ""
+  update = row.get("update") if isinstance(row, dict) else None
+  if type(update) is not int:
+    raise InputError(
+      f"every line of {path} must be an object with the number of its update, "
+      f"and line {number} is none{reason}: restore it, or delete the line."
+    )
+  return row
+
+
+def read_evaluation(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the evaluation of one agent.
+
+  Raises:
+    InputError: the file has been changed.
+  """
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    whole = all(
+      isinstance(answers, dict)
+      for answers in (content["sampled"], content["greedy"])
+    )
+    whole = whole and isinstance(content["method"], str)
+  except (ValueError, KeyError, TypeError):
+    whole = False
+  if not whole:
+    raise InputError(
+      f"{path} must hold the evaluation that was written there, and does not: "
+      "restore it, or delete it and start --stage=evaluate, which makes it "
+      "again."
+    )
+  return dict(content)
+
+
 def read_config(workdir: Workdir) -> dict[str, Any]:
   """The plain config that a work folder was last used with.
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -171,9 +171,8 @@ def train(
     else:
       state = resumed.state
       note(_ends_at(config, run, resumed.update))
-  _write_end(
-    state.model, task, folder, max(resumed.update, config.train.num_updates)
-  )
+  update = max(resumed.update, config.train.num_updates)
+  _write_end(state.model, task, folder, update, origin)
 
 
 def _ends_at(config: ExperimentConfig, run: Run, update: int) -> str:
@@ -379,7 +378,11 @@ def _make_trainer(
 
 
 def _write_end(
-  model: models.Decoder, task: Task, folder: pathlib.Path, update: int
+  model: models.Decoder,
+  task: Task,
+  folder: pathlib.Path,
+  update: int,
+  origin: Mapping[str, Any],
 ) -> None:
   """Writes the trained policy, adapters if it has any, and that it ended."""
   models.save_pretrained(
@@ -397,6 +400,8 @@ def _write_end(
   write_json(
     folder / DONE_FILE,
     {
+      "run": origin["run"],
+      "config": origin["config"],
       "update": update,
       "policy": {name: dataclasses.asdict(f) for name, f in written.items()},
     },
@@ -411,21 +416,28 @@ def ended_update(folder: pathlib.Path) -> int | None:
     folder: of the run.
 
   Returns:
-    None if it has not ended, or if its policy is not there whole.
+    None if it has not ended, if its policy is not there whole, or if the
+    folder is a copy of another run's.
   """
   done = _read_end(folder)
   if done is None:
     return None
-  update, written = done
-  if file_problems(folder / POLICY_FOLDER, written, checksums=False):
+  if file_problems(folder / POLICY_FOLDER, done.policy, checksums=False):
     return None
-  return update
+  return done.update
 
 
 def is_finished(folder: pathlib.Path, config: ExperimentConfig) -> bool:
-  """Whether a run has as many updates behind it as the config asks for."""
-  update = ended_update(folder)
-  return update is not None and update >= config.train.num_updates
+  """Whether a run has as many updates behind it as the config asks for.
+
+  One that was copied here from a work folder of another config has not: what
+  goes on with it says what differs.
+  """
+  done, update = _read_end(folder), ended_update(folder)
+  if done is None or update is None or update < config.train.num_updates:
+    return False
+  wanted = TRAIN.of(flags.to_dict(config))
+  return not train_differences(TRAIN.complete(done.config), wanted, folder)
 
 
 @input_errors.from_outside()
@@ -437,7 +449,7 @@ def check_policy(folder: pathlib.Path) -> None:
   """
   done = _read_end(folder)
   found = (
-    file_problems(folder / POLICY_FOLDER, done[1], checksums=True)
+    file_problems(folder / POLICY_FOLDER, done.policy, checksums=True)
     if done
     else [f"{DONE_FILE} cannot be read"]
   )
@@ -450,15 +462,22 @@ def check_policy(folder: pathlib.Path) -> None:
     )
 
 
-def _read_end(
-  folder: pathlib.Path,
-) -> tuple[int, dict[str, FileInfo]] | None:
-  """What `_write_end` wrote of a run; None if it is not there or broken."""
+class _End(NamedTuple):
+  """What `_write_end` wrote of a run: see there."""
+
+  update: int
+  config: dict[str, Any]
+  policy: dict[str, FileInfo]
+
+
+def _read_end(folder: pathlib.Path) -> _End | None:
+  """How a run has ended; None if that is missing, broken or another run's."""
   try:
     done = read_json(folder / DONE_FILE)
-    return int(done["update"]), {
-      name: FileInfo(**info) for name, info in done["policy"].items()
-    }
+    if done["run"] != f"{folder.parent.name} {folder.name}":
+      return None
+    policy = {name: FileInfo(**info) for name, info in done["policy"].items()}
+    return _End(int(done["update"]), dict(done["config"]), policy)
   except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
     return None
 
@@ -804,7 +823,7 @@ def _stop_if_broken(
         "the index or the encoder is broken. Build the buffer again with "
         "--stage=buffer in a fresh work folder."
       )
-    raise RuntimeError(f"every retrieval of {where} failed: {remedy}")
+    raise health.HealthStop(f"every retrieval of {where} failed: {remedy}")
   alerts = (monitor or health.Monitor()).look(number, row)
   for alert in alerts:
     if alert.stops:

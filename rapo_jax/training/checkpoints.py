@@ -306,8 +306,12 @@ class Checkpoints:
 
   def _clear_partial(self) -> None:
     for entry in self._path.iterdir():
-      if entry.name.startswith(_PARTIAL_PREFIX):
+      if not entry.name.startswith(_PARTIAL_PREFIX):
+        continue
+      if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
+      else:
+        entry.unlink()
 
   def _check_arrays(
     self, name: str, shapes: Mapping[str, tuple[int, ...]]
@@ -351,7 +355,7 @@ class Checkpoints:
     except FileNotFoundError:
       missing = [f"{_LEDGER_FILE} is missing"] if there else []
       return set(), missing
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
       return set(), [f"{_LEDGER_FILE} cannot be read ({error})"]
     return set(listed) - set(there), []
 
@@ -406,6 +410,10 @@ def _read_manifest(folder: pathlib.Path, update: int) -> _Manifest:
     )
   except FileNotFoundError:
     raise BrokenCheckpointError(f"{_MANIFEST_FILE} is missing") from None
+  except OSError as error:
+    raise BrokenCheckpointError(
+      f"{_MANIFEST_FILE} cannot be read ({error.strerror})"
+    ) from error
   except UnicodeDecodeError:
     raise BrokenCheckpointError(f"{_MANIFEST_FILE} is no text") from None
   if written.update != update:

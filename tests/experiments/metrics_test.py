@@ -59,6 +59,16 @@ def test_truncate_rows_of_a_missing_file_is_nothing(tmp_path):
   assert metrics.read_metrics(tmp_path / "none.jsonl") == []
 
 
+@pytest.mark.parametrize("line", ["{", "[1]", "{}", '{"update": "1"}', "\0\0"])
+def test_a_broken_line_is_named(line, tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(f'{{"update": 0}}\n{line}\n', encoding="utf-8")
+  with pytest.raises(InputError, match=r"jsonl must be .*line 2 is none.*dele"):
+    metrics.read_metrics(path)
+  with pytest.raises(InputError, match="line 2 is none"):
+    metrics.truncate_rows(path, 0)
+
+
 def test_lines_break_at_newlines_alone(tmp_path):
   # U+2028 and U+0085 end a line for str.splitlines, not for JSONL.
   path = tmp_path / "trajectories.jsonl"

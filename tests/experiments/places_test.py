@@ -105,3 +105,16 @@ def test_a_url_as_a_source_is_refused(capsys, monkeypatch, tmp_path):
     assert buffer.main(["import", source, "--output", "out"]) == 2
     assert "a source must be a path on this" in capsys.readouterr().err
   assert list(pathlib.Path().iterdir()) == []
+
+
+def test_bytes_that_are_no_text_are_refused():
+  with pytest.raises(
+    InputError, match=r"must be a path in UTF-8, got b'/a/\\x"
+  ):
+    places.local("/a/\udcff", "--workdir")
+  assert places.local("/ä/😀", "--workdir") == "/ä/😀"
+
+
+def test_an_empty_path_is_refused():
+  with pytest.raises(InputError, match=r"--workdir must not be empty"):
+    places.local("", "--workdir")

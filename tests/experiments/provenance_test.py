@@ -9,6 +9,7 @@ import pytest
 
 from experiments import provenance
 from experiments.config import ExperimentConfig
+from experiments.input_errors import InputError
 
 
 def test_says_when_with_what_and_on_what():
@@ -76,5 +77,21 @@ def test_starts_add_up_and_a_torn_one_is_left_out(tmp_path):
     )
   with (tmp_path / provenance.STARTS_FILE).open("a", encoding="utf-8") as file:
     file.write('{"date": "20')
-  commands = [s["command"] for s in provenance.read_starts(tmp_path)]
-  assert [c.rpartition("=")[2] for c in commands] == ["one", "two"]
+  assert _names(tmp_path) == ["one", "two"]
+  provenance.append_start(
+    tmp_path, ExperimentConfig(name="three"), ["--config=three"]
+  )
+  assert _names(tmp_path) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}"])
+def test_a_broken_start_is_named(line, tmp_path):
+  path = tmp_path / provenance.STARTS_FILE
+  path.write_text(f"{line}\n", encoding="utf-8")
+  with pytest.raises(InputError, match=r"line 1 does not: .* delete the line"):
+    provenance.read_starts(tmp_path)
+
+
+def _names(folder):
+  commands = [s["command"] for s in provenance.read_starts(folder)]
+  return [c.rpartition("=")[2] for c in commands]

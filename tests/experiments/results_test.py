@@ -10,6 +10,7 @@ import pytest
 
 from experiments import results as results_lib
 from experiments import tables
+from experiments.input_errors import InputError
 from tests.experiments import fake_workdir
 
 
@@ -375,6 +376,15 @@ def test_a_torn_or_missing_part_is_left_out(tmp_path):
   text = tables.format_table(results)
   assert "base" in text
   assert "RAPO − GRPO" not in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sampled": 1}'])
+def test_a_broken_evaluation_is_named(text, tmp_path):
+  _evaluation(tmp_path, "base", None, {"a": [0]})
+  path = next(tmp_path.glob("evaluate/*/base.json"))
+  path.write_text(text, encoding="utf-8")
+  with pytest.raises(InputError, match=r"base.json must .* --stage=evaluate"):
+    results_lib.compute_results(tmp_path)
 
 
 def _results(low, high, mean, seeds=5):

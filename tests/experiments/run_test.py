@@ -716,6 +716,38 @@ def test_a_run_goes_on_with_what_it_began_with_alone(
   assert "choose another --workdir" in message
 
 
+def test_a_finished_run_in_the_folder_of_another_is_refused(
+  finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  folder = _copied(whole, tmp_path / "copied")
+  runs = folder / "train" / "compute"
+  subprocess.run(["rm", "-r", runs / "grpo-seed0"], check=True)
+  (folder / "evaluate" / "compute" / "grpo-seed0.json").unlink(missing_ok=True)
+  subprocess.run(["cp", "-r", runs / "rapo-seed0", runs / "grpo-seed0"])
+  command = ["--config", str(config_file), "--workdir", str(folder)]
+  assert run.main([*command, "--stage=train"]) == 2
+  assert "a run goes on with the run that it began" in capsys.readouterr().err
+  run.main([*command, "--stage=evaluate"])
+  assert not (folder / "evaluate" / "compute" / "grpo-seed0.json").exists()
+
+
+def test_a_finished_run_of_another_config_is_refused(
+  finished, tmp_path, capsys
+):
+  config_file, whole = finished
+  folder = tmp_path / "other"
+  command = [
+    *("--config", str(config_file), "--workdir", str(folder)),
+    "--config.optimizer.learning_rate=0.5",
+  ]
+  folder.mkdir()
+  for name in ("agents", "buffer", "train"):
+    subprocess.run(["cp", "-r", whole / name, folder / name], check=True)
+  assert run.main([*command, "--stage=train"]) == 2
+  assert "optimizer.learning_rate is" in capsys.readouterr().err
+
+
 def test_other_code_is_said_and_the_run_goes_on(
   finished, tmp_path, capsys, monkeypatch
 ):

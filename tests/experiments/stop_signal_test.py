@@ -141,6 +141,46 @@ def test_a_second_signal_ends_at_once_without_a_traceback():
   assert done.stderr == ""
 
 
+def test_ctrl_c_before_the_stages_is_not_lost_in_a_finalizer():
+  done = _run(
+    """
+    class Slow:
+      def __del__(self):
+        print("ready", flush=True)
+        for _ in range(20):
+          time.sleep(0.01)
+
+    Slow()
+    time.sleep(60)
+    """,
+    signal.SIGINT,
+  )
+  assert done.returncode == 130
+  assert done.stderr == "stopped.\n"
+
+
+def test_ctrl_c_while_a_command_imports_has_no_traceback(tmp_path):
+  # It stands in for an import that takes seconds.
+  (tmp_path / "jax.py").write_text(
+    "import time\nprint('ready', flush=True)\ntime.sleep(60)\n",
+    encoding="utf-8",
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-m", "experiments.run", "--help"],
+    cwd=_ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    encoding="utf-8",
+    env={**os.environ, "PYTHONPATH": f"{tmp_path}:{_ROOT}"},
+  )
+  while process.stdout.readline() != "ready\n":
+    assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGINT
+  assert err == ""
+
+
 def test_ctrl_c_before_anything_is_written_is_a_line_too(capsys):
   @input_errors.told_in_a_line
   def interrupted():

@@ -62,6 +62,11 @@ def test_stops(changes, message):
     _check(**changes)
 
 
+def test_retrievals_that_all_fail_are_no_bug_of_ours():
+  with pytest.raises(health.HealthStop, match="every retrieval of update 3"):
+    _check(**{"rollout/retrievals_failed": 2.0})
+
+
 @pytest.mark.parametrize(
   "changes",
   [

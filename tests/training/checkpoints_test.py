@@ -323,6 +323,21 @@ def test_a_tampered_list_of_checkpoints_is_said(
   assert problems[0].startswith("kept.json ")
 
 
+def test_a_folder_in_the_place_of_a_file_is_found(two_checkpoints, tmp_path):
+  folder = _copied(two_checkpoints, tmp_path / "manifest")
+  (folder / "2" / "manifest.json").unlink()
+  (folder / "2" / "manifest.json").mkdir()
+  update, problems = _found(folder)
+  assert update == 1
+  assert "checkpoint 2: manifest.json cannot be read" in problems[0]
+  folder = _copied(two_checkpoints, tmp_path / "list")
+  (folder / "kept.json").unlink()
+  (folder / "kept.json").mkdir()
+  update, problems = _found(folder)
+  assert update == 2
+  assert problems[0].startswith("kept.json cannot be read")
+
+
 def test_a_broken_checkpoint_is_replaced_by_the_next_of_its_number(
   two_checkpoints, tmp_path
 ):
@@ -381,6 +396,8 @@ def test_a_full_disk_is_the_system_s_error_and_leaves_nothing(
 def test_what_an_interrupted_write_left_is_cleared(tmp_path):
   (tmp_path / ".partial-4").mkdir()
   (tmp_path / ".partial-4" / "state").write_text("half", encoding="utf-8")
+  (tmp_path / ".partial-5").write_text("half", encoding="utf-8")
+  (tmp_path / ".partial-6").symlink_to(tmp_path / ".partial-4")
   Checkpoints(tmp_path, create=False).close()
   assert (tmp_path / ".partial-4").exists()
   Checkpoints(tmp_path).close()
