@@ -58,9 +58,9 @@ _DELIMITED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 class ControlTokens:
   """Tokens that structure a conversation, which only a template may write.
 
-  These are the special tokens, and other added tokens that a tool's result may
-  not hold (`<|fim_prefix|>`, see `tags.escape`) or that stand in brackets in the
-  chat template (`<｜User｜>`). Tags of the agent's own protocol are text.
+  These are the special tokens; other added tokens that a tool's result may not
+  hold (`<|fim_prefix|>`, see `tags.escape`); and added tokens in brackets that
+  the chat template writes. Tags of the agent's own protocol are text.
 
   Attributes:
     by_text: the tokens, as the tokenizer describes them.

@@ -15,6 +15,8 @@ PIECES = st.sampled_from(
     *("-", "+", "−", "–", ".", ",", "/", ":", "=", "<", "(", "]", " ", "\n"),
     *("1", "23", "1,000", "½", "²", "°", "a", "the", "Paris", "北京", "。"),
     *("é", "’", "“", r"\ ", r"^\circ", r"\left", r"\boxed{"),
+    *("√", "sqrt(", "pi", "∞", r"\pi", r"\"", r"\'{e}", r"\c{c}", "!", "|"),
+    *("€", ";", "①", r"\sqrt{", r"\color{red}", r"\Large", "_", "'"),
   ]
 )
 TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=15).map("".join)
@@ -223,7 +225,22 @@ def test_f1_is_a_share_and_a_match_is_full(one: str, other: str):
 
 @pytest.mark.parametrize(
   "piece",
-  [r"\frac{", r"\frac1", "{", "\\", "1,", "1.", "1 - ", "^{\\circ}", "½", "~"],
+  [
+    *(
+      r"\frac{",
+      r"\frac1",
+      "{",
+      "\\",
+      "1,",
+      "1.",
+      "1 - ",
+      "^{\\circ}",
+      "½",
+      "~",
+    ),
+    *("√(", "sqrt", "√1", "^-1", r"\"", r"\'{", r"\c{", "1'", "€-", "1!", "pi"),
+    *(r"\color{", "①", "1:", "a,"),
+  ],
 )
 def test_long_answers_take_linear_time(piece: str):
   text = piece * (100_000 // len(piece))
