@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ast
 import decimal
+import io
 import json
 import math
+import re
+import tokenize
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,19 +21,26 @@ import numpy as np
 
 ANSWER_KEYS = ("target", "ground_truth", "answer", "answers")
 """Under which of them a structure holds its answers."""
+ALIAS_KEYS = ("aliases", "answer_aliases")
+"""Under which of them a structure holds further spellings of its answer."""
 _FORMS = (
   "a text, a number, a list of these, or a structure with one of "
   f"{', '.join(ANSWER_KEYS)}"
 )
+# How a structure begins that holds answers, whatever comes of the rest of it.
+_STRUCTURE = re.compile(rf"\{{\s*['\"](?:{'|'.join(ANSWER_KEYS)})['\"]\s*:")
+# How NumPy prints an array within a structure.
+_ARRAY = re.compile(r"\barray\((\[[^()]*\])(?:, dtype=[^()]*)?\)")
 
 
 def accepted_answers(value: Any, where: str) -> tuple[str, ...]:
   """The accepted answers that a data set gives for a question.
 
   Search-R1's `{"target": [...]}`, lists within lists, arrays, numbers, and the
-  JSON text of a structure or of a list are read. Only a list of numbers, such
-  as `[1, 2]`, is an answer when it is a text: an interval or a tuple. 42.0
-  becomes "42": a column of integers is one of floats as soon as one is missing.
+  text of a structure or of a list are read, in JSON, Python or NumPy. Only a
+  list of numbers, such as `[1, 2]`, is an answer when it is a text: an interval
+  or a tuple. 42.0 becomes "42": a column of integers is one of floats as soon
+  as one is missing.
   Blank aliases are dropped, and so is what stands twice.
 
   Args:
@@ -59,7 +69,7 @@ def _answers(value: Any, where: str) -> list[str]:
     case None:
       return []
     case str():
-      unpacked = _unpacked_answers(value)
+      unpacked = _unpacked_answers(value, where)
       return [value] if unpacked is None else _answers(unpacked, where)
     case bytes():
       try:
@@ -73,7 +83,9 @@ def _answers(value: Any, where: str) -> list[str]:
     case int() | float() | decimal.Decimal():
       return [_number(value, where)]
     case Mapping():
-      return _answers(_only_answer(value, where), where)
+      found = _answers(_only_answer(value, where), where)
+      aliases = [value[name] for name in ALIAS_KEYS if name in value]
+      return [*found, *_answers(aliases, where)]
     case list() | tuple():
       return [text for item in value for text in _answers(item, where)]
   raise ValueError(
@@ -89,7 +101,8 @@ def _number(value: float | decimal.Decimal, where: str) -> str:
       f"{where} must be a finite number, got {value}: correct it."
     )
   if isinstance(value, float):
-    return np.format_float_positional(value, trim="-")
+    # -0.0 is 0.
+    return np.format_float_positional(value + 0.0, trim="-")
   return f"{value:f}"
 
 
@@ -104,19 +117,26 @@ def _only_answer(value: Mapping[str, Any], where: str) -> Any:
   )
 
 
-def _unpacked_answers(text: str) -> Any:
+def _unpacked_answers(text: str, where: str) -> Any:
   """The structure or the list that a text stands for, or None.
 
   Numbers in brackets are an answer of mathematics and no list.
+
+  Raises:
+    ValueError: it begins as a structure of answers and cannot be read.
   """
-  bare = text.strip()
-  if bare[:1] not in ("[", "{"):
-    return None
-  value = unpacked(bare)
+  value = unpacked(text)
   if isinstance(value, Mapping):
     return value
   if isinstance(value, list) and not (value and _are_numbers(value)):
     return value
+  if isinstance(value, set) and all(isinstance(item, str) for item in value):
+    return sorted(value)
+  if _STRUCTURE.match(text.strip()) and isinstance(value, str):
+    raise ValueError(
+      f"{where} begins as a structure and cannot be read as one, got "
+      f"{text!r:.80}: correct it."
+    )
   return None
 
 
@@ -133,12 +153,33 @@ def unpacked(value: Any) -> Any:
   """What a JSON text stands for, or one of Python; other values as they are."""
   if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
     return value
-  for read in (json.loads, ast.literal_eval):
+  for read in (json.loads, _python_value):
     try:
       return read(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+    except (
+      *(ValueError, SyntaxError, MemoryError, RecursionError, TypeError),
+      tokenize.TokenError,
+    ):
       continue
   return value
+
+
+def _python_value(text: str) -> Any:
+  """The value that Python or NumPy prints as this text.
+
+  NumPy prints no commas, and Python reads `['Paris' 'Rome']` as one text.
+  """
+  text = _ARRAY.sub(r"\1", text)
+  # Before its tokens are looked at, what is no value fails.
+  ast.literal_eval(text)
+  parts: list[str] = []
+  before = None
+  for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    if token.type in (tokenize.NL, tokenize.NEWLINE):
+      continue
+    parts += ["," * (token.type == before == tokenize.STRING), token.string]
+    before = token.type
+  return ast.literal_eval(" ".join(parts).strip())
 
 
 def row_question(row: Mapping[str, Any]) -> Any:

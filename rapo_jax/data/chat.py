@@ -58,9 +58,9 @@ _DELIMITED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 class ControlTokens:
   """Tokens that structure a conversation, which only a template may write.
 
-  These are the special tokens, and other added tokens in brackets that the
-  chat template writes (`<｜User｜>` is not a special one). Tags of the
-  agent's own protocol are text.
+  These are the special tokens; other added tokens that a tool's result may not
+  hold (`<|fim_prefix|>`, see `tags.escape`); and added tokens in brackets that
+  the chat template writes. Tags of the agent's own protocol are text.
 
   Attributes:
     by_text: the tokens, as the tokenizer describes them.
@@ -270,12 +270,10 @@ def _control_tokens(
   for token_id, token in tokenizer.added_tokens_decoder.items():
     text = token.content
     written = (
-      template is not None
-      and text in template
-      and text not in names
-      and _DELIMITED.fullmatch(text)
+      template is not None and text in template and _DELIMITED.fullmatch(text)
     )
-    if text and (token.special or written):
+    reserved = written or tags.escape(text) != text
+    if text and (token.special or (reserved and text not in names)):
       by_text[text], ids[text] = token, token_id
   joined = [text for text, token in by_text.items() if not token.special]
   return ControlTokens(by_text, ids, _any_of(by_text), _any_of(joined))
@@ -294,9 +292,12 @@ def end_ids(tokenizer: Any) -> tuple[int, ...]:
 def turn_end(tokenizer: Any) -> int | None:
   """The token that a chat template ends an assistant's reply with.
 
+  Where it writes nothing behind the last reply, it is the one between a reply
+  and the next turn.
+
   Returns:
-    Its id; None if there is no template, or if it writes nothing behind a
-    reply.
+    Its id; None if there is no template, or if it writes no control token
+    behind a last reply and none before the next turn.
 
   Raises:
     ValueError: the template fails, leaves the reply out, or ends it with text
@@ -304,22 +305,11 @@ def turn_end(tokenizer: Any) -> int | None:
   """
   if template_of(tokenizer) is None:
     return None
-  text = render(
-    tokenizer,
-    (
-      {"role": "user", "content": "question"},
-      {"role": "assistant", "content": _SAMPLE_REPLY},
-    ),
-    add_generation_prompt=False,
-  )
-  _, found, behind = text.rpartition(_SAMPLE_REPLY)
-  if not found:
-    raise ValueError(
-      "a chat template must write the assistant's reply, and this one leaves "
-      f"it out: {_REMEDY}."
-    )
+  behind = _behind_reply(tokenizer)
   if not behind.strip():
-    return None
+    behind = _behind_reply(tokenizer, {"role": "user", "content": "question"})
+    found = control_tokens(tokenizer).pattern.search(behind)
+    return control_tokens(tokenizer).ids[found[0]] if found else None
   controls = control_tokens(tokenizer)
   end = controls.pattern.search(behind)
   if end is None:
@@ -330,6 +320,23 @@ def turn_end(tokenizer: Any) -> int | None:
       "eos_token in the template."
     )
   return controls.ids[end[0]]
+
+
+def _behind_reply(tokenizer: Any, *later: Mapping[str, str]) -> str:
+  """What a template writes behind a reply, with later turns or without."""
+  turns = (
+    {"role": "user", "content": "question"},
+    {"role": "assistant", "content": _SAMPLE_REPLY},
+    *later,
+  )
+  text = render(tokenizer, turns, add_generation_prompt=False)
+  _, found, behind = text.rpartition(_SAMPLE_REPLY)
+  if not found:
+    raise ValueError(
+      "a chat template must write the assistant's reply, and this one leaves "
+      f"it out: {_REMEDY}."
+    )
+  return behind
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:

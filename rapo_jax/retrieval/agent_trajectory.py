@@ -10,8 +10,15 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-# Not the signs of arithmetic: 3 + 4 is another question than 3 - 4.
-_LOOKS = re.compile(r"""[\s.,;:!?'"`‘’“”$\\_]+""")
+# Not the signs of arithmetic: 3 + 4 is another question than 3 - 4. Nor the
+# point of a number: 1.5 is another one than 15.
+_LOOKS = re.compile(
+  r"""[\s,;!?'"`‘’“”$_\u00ad\u200b-\u200d\u2060\ufeff]+|\\[()\[\]]|\\"""
+  r"|(?<=[^\W\d_])[.:]|[.:](?!\d)"
+)
+_DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
+# NFKC would run them into the digits before them.
+_POWERS = str.maketrans({c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +64,13 @@ class AgentTrajectory:
 def normalized(question: str) -> str:
   """A question's text without what only changes its looks.
 
-  Case, white space, punctuation, TeX's `$` and backslashes, and compatibility
-  forms (full width, ligatures) do not count. A text of nothing else stays.
+  Case, white space, punctuation, TeX's `$` and backslashes, kinds of dashes,
+  characters that nobody sees and compatibility forms (full width, ligatures) do
+  not count. Points within numbers do. A text of nothing else stays.
   """
+  question = question.translate(_POWERS)
   folded = unicodedata.normalize("NFKC", question).casefold()
+  folded = folded.translate(_DASHES)
   return _LOOKS.sub("", folded) or folded.strip()
 
 

@@ -14,13 +14,13 @@ _EXACT = frozenset({"yes", "no", "noanswer"})
 # An operator of a formula: a minus stands between its two sides, or in front
 # of something that is no number. The F-16 and Marie-Anne are names.
 _OPERATOR = re.compile(
-  r"[\^_=<>/*+\\]|(?<=[A-Za-z])#"
+  r"[\^_=<>/*+\\|π∞√∪∩∈∅±∓]|(?<=[0-9)\]}])!|(?<=[A-Za-z])#"
   r"|(?<=[0-9a-z)\]}!]) ?- ?(?=[0-9a-z(\[{])|(?<![^\s(\[{,])-(?=[a-z(\[{])"
   r"|(?<=[0-9][A-Z])-(?=[0-9])|(?<=[A-Z]) - (?=[0-9a-z(\[{])"
 )
 _COMMAND = re.compile(
   r"\\(?:begin|end) ?\{[a-z*]{1,20}\}|\\[A-Za-z]+"
-  r"|\b(?:sqrt|infty|sin|cos|tan|log|exp|mod)"
+  r"|\b(?:sin|cos|tan|log|exp|mod)"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _FORMULA_SPACE = re.compile(
@@ -28,12 +28,18 @@ _FORMULA_SPACE = re.compile(
   r"|(?<=[A-Za-z]) (?=[0-9])"
 )
 _EQUALS = re.compile(r"(?<![<>!])=")
-_THOUSANDS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
+_THOUSANDS = re.compile(
+  r"(?<![0-9.])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:'[0-9]{3})+)(?![0-9])"
+)
 _RANGE = re.compile(r"(?<=[0-9]) ?- ?(?=[0-9])")
 _POINT = re.compile(r"(?<![^\s(\[{,+-])\.(?=[0-9])")
 _PLUS = re.compile(r"(?<![^\s(\[{,=])\+(?=[0-9.])")
-_LIST_COMMA = re.compile(r"(?<=[0-9]),(?=-?[.0-9])")
-_NUMBER = re.compile(r"(?:(?<![^\s(\[{,])-)?[0-9]+(?:[./:-][0-9]+)*")
+_LIST_COMMA = re.compile(r"(?<=[0-9])[,;](?=-?[.0-9])")
+_LIST_MARK = re.compile("[,;、](?=[^,;、])")
+_COLON = re.compile(r"(?<=[0-9]) ?: ?(?=[0-9])")
+# A sign goes to its number.
+_CURRENCY = re.compile(r"-([€£¥₹₩])(?=[.0-9])")
+_NUMBER = re.compile(r"(?:(?<![^\s(\[{,;|€£¥₹₩])-)?[0-9]+(?:[./:-][0-9]+)*")
 _BRACKETS = {"(": "round", "[": "square", ")": "round", "]": "square"}
 
 
@@ -114,7 +120,8 @@ def _is_formula(text: str) -> bool:
 
 def _numbers(text: str) -> str:
   """Numbers without commas between their thousands, and apart in a list."""
-  text = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
+  text = _THOUSANDS.sub(lambda match: re.sub("[,']", "", match.group()), text)
+  text = _CURRENCY.sub(r"\1-", _COLON.sub(":", text))
   return _LIST_COMMA.sub(", ", text)
 
 
@@ -123,12 +130,16 @@ def _without_punctuation(text: str) -> str:
   parts = []
   start = 0
   for number in _NUMBER.finditer(text):
-    parts += [_bare(text[start : number.start()]), number.group()]
+    between = text[start : number.start()]
+    # What stands between two numbers parts them.
+    parts += [_bare(between) or " " * bool(start), number.group()]
     start = number.end()
   return "".join([*parts, _bare(text[start:])])
 
 
 def _bare(text: str) -> str:
+  # Lists of words may be written without spaces.
+  text = _LIST_MARK.sub(" ", text)
   return "".join(c for c in text if not _is_punctuation(c))
 
 

@@ -18,7 +18,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-
 _THIN = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
 _LOOSE_SIGN = re.compile(r"^([-+±]) (?=[0-9.])")
 _EMPHASIS = ("**", "__", "*", "'", '"')
-_MIXED = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞↉])")
+_MIXED = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞↉])|(?<=[①-⑳])(?=[①-⑳])")
 _CHARACTERS = str.maketrans(
   {
     **dict.fromkeys("‐‑‒–—―−", "-"),
@@ -27,27 +27,30 @@ _CHARACTERS = str.maketrans(
     **dict.fromkeys("×·⋅∙", "*"),
     **dict.fromkeys("⁄∕÷", "/"),
     # Marks that say nothing, and characters that nobody sees.
-    **dict.fromkeys("°™®©\u00ad\u200b\u200c\u200d\u2060\ufeff", ""),
+    **dict.fromkeys("°˚™®©\u00ad\u200b\u200c\u200d\u2060\ufeff", ""),
     "≤": "<=",
     "≥": ">=",
     "≠": "!=",
-    "√": "sqrt",
-    "π": "pi",
-    "∞": "infty",
   }
 )
+# Names of characters, as words and as TeX's commands.
+_NAMES = re.compile(
+  r"(?<![A-Za-z\\])(?:(sqrt)(?![A-Za-z])|(pi)(?![A-Za-z])|(inf(?:ini)?ty)\b)"
+)
+_NAMED = ("√", "π", "∞")
 _FONTS = (
-  "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|mathrm"
-  "|mathbf|mathit|mathsf|mathtt|mathbb|mathcal|mathnormal|boldsymbol|bm|emph"
-  "|mbox|hbox|operatorname|underline|boxed|fbox"
+  "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|textmd"
+  "|textsl|mathrm|mathbf|mathit|mathsf|mathtt|mathbb|mathcal|mathnormal|mathbfit"
+  "|boldsymbol|bm|pmb|emph|mbox|hbox|operatorname|underline|boxed|fbox|framebox"
 )
 _SIZES = (
-  "displaystyle|textstyle|rm|bf|it|left|right|limits"
+  "displaystyle|textstyle|rm|bf|it|sf|tt|sl|sc|em|left|right|limits"
+  "|bfseries|itshape|normalsize|small|large|Large|LARGE|huge|Huge"
   "|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr"
 )
 # By name; a command ends where its letters end.
 _COMMANDS = {
-  **dict.fromkeys(f"{_FONTS}|{_SIZES}".split("|"), ""),
+  **dict.fromkeys(_FONTS.split("|"), ""),
   **dict.fromkeys(["circ", "degree"], ""),
   **dict.fromkeys(["quad", "qquad"], " "),
   **dict.fromkeys(["times", "cdot", "ast"], "*"),
@@ -56,24 +59,53 @@ _COMMANDS = {
   **dict.fromkeys(["ne", "neq"], "!="),
   **dict.fromkeys(["lt"], "<"),
   **dict.fromkeys(["gt"], ">"),
-  "pm": "±",
-  **dict.fromkeys(["dfrac", "tfrac", "cfrac"], "\\frac"),
-  "div": "/",
+  **dict.fromkeys(["dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"], "\\frac"),
+  **dict.fromkeys(["ldots", "dots"], "..."),
+  **dict.fromkeys(["vert", "lvert", "rvert", "mid"], "|"),
+  **dict.fromkeys(["textquotesingle", "textquoteright"], "'"),
+  **{"pm": "±", "mp": "∓", "div": "/", "colon": ":", "textdegree": ""},
+  **{"lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]"},
+  **{"pi": "π", "infty": "∞", "sqrt": "√", "cup": "∪", "cap": "∩", "in": "∈"},
+  **dict.fromkeys(["emptyset", "varnothing"], "∅"),
+  **dict.fromkeys(["epsilon", "varepsilon"], "ε"),
+  **dict.fromkeys(["phi", "varphi"], "φ"),
+  **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "theta": "θ"},
+  **{"lambda": "λ", "mu": "μ", "rho": "ρ", "sigma": "σ", "omega": "ω"},
+  **{"Delta": "Δ", "Omega": "Ω", "Sigma": "Σ"},
+  **{"o": "ø", "O": "Ø", "ss": "ß", "ae": "æ", "AE": "Æ", "oe": "œ", "OE": "Œ"},
+  **{"aa": "å", "AA": "Å", "l": "ł", "L": "Ł", "i": "i", "j": "j"},
 }
+# Accents of TeX, and the character that puts the same above a letter.
+_ACCENTS = {
+  **{"`": "\u0300", "'": "\u0301", "^": "\u0302", "~": "\u0303"},
+  **{"=": "\u0304", "u": "\u0306", ".": "\u0307", '"': "\u0308"},
+  **{"r": "\u030a", "H": "\u030b", "v": "\u030c", "c": "\u0327", "k": "\u0328"},
+}
+# Without braces only within a word: models escape quotes as in JSON.
+_ACCENT = re.compile(
+  r"\\([`'^~=.\"]) ?\{ ?\\?([A-Za-z]) ?\}|\\([urHvck]) ?\{ ?([A-Za-z]) ?\}"
+  r"|(?<=[A-Za-z])\\([`'^\"])([aeiouy])|(?<=[A-Za-z])\\(~)(n)"
+)
+_COLOUR = re.compile(r"\\(?:text)?color ?\{[A-Za-z]{1,20}\}")
+# More than one character under a root or above a base stands in braces.
+_BARE_ROOT = re.compile(r"√ ?([0-9]{2,})")
+_ROUND_ROOT = re.compile(r"√ ?\(([^(){}]{1,100})\)")
+_BARE_POWER = re.compile(r"\^(-?[0-9]{2,}|-[0-9])")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
+_SIZE = re.compile(rf"\\(?:{_SIZES})(?![A-Za-z])")
 _IN_FONT = re.compile(rf"\\(?:{_FONTS}) ?\{{([^{{}}\\]*)\}}")
 # `^\circ` and `^{\circ}` before the command goes, so that no `^` is left.
 _DEGREE = re.compile(r"\^\s?(?:\{\s?)?\\(?:circ|degree)(?![A-Za-z])(?:\s?\})?")
 _GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!;:]|,\\!)(?=[0-9]{3}(?![0-9]))")
 _SPACE = re.compile(r"\\[ ,;:>]|~")
 _NOTHING = re.compile(r"\\[!()\[\]]|\$")
-_ESCAPED = re.compile(r"\\([%&#_${}])")
+_ESCAPED = re.compile(r"\\([%&#_${}'\"])")
 _SPACES = re.compile(r"\s+")
 _FRACTION = re.compile(
   r"\\frac ?(?:\{([^{}]{0,200})\}|([0-9A-Za-z]))"
   r" ?(?:\{([^{}]{0,200})\}|([0-9A-Za-z]))"
 )
-_SIMPLE = re.compile(r"-?[0-9.]+|[A-Za-z]")
+_SIMPLE = re.compile(r"-?[0-9.]+|[A-Za-zπ]")
 _SINGLE = re.compile(r"\{ ?([0-9A-Za-z]) ?\}")
 
 
@@ -97,6 +129,10 @@ def respell(text: str) -> str:
   text = _SPACES.sub(" ", text)
   if any(character in text for character in "\\$~{"):
     text = _SPACES.sub(" ", _without_tex(text))
+  text = _NAMES.sub(lambda match: _NAMED[(match.lastindex or 1) - 1], text)
+  if "√" in text or "^" in text:
+    text = _BARE_ROOT.sub(r"√{\1}", _ROUND_ROOT.sub(r"√{\1}", text))
+    text = _SINGLE.sub(r"\1", _BARE_POWER.sub(r"^{\1}", text))
   return _LOOSE_SIGN.sub(r"\1", _without_emphasis(text.strip()))
 
 
@@ -110,14 +146,19 @@ def _without_emphasis(text: str) -> str:
 
 
 def _without_tex(text: str) -> str:
-  text = _GROUPED.sub(",", text)
-  text = _IN_FONT.sub(r"\1", _DEGREE.sub("", text))
+  text = _ACCENT.sub(_accented, _COLOUR.sub("", _GROUPED.sub(",", text)))
+  text = _IN_FONT.sub(r"\1", _SIZE.sub("", _DEGREE.sub("", text)))
   text = _COMMAND.sub(
     lambda match: _COMMANDS.get(match.group(1), match.group()), text
   )
   text = _FRACTION.sub(_slash, _SPACE.sub(" ", text))
   text = _NOTHING.sub("", _ESCAPED.sub(r"\1", text))
   return _SINGLE.sub(r"\1", text)
+
+
+def _accented(match: re.Match[str]) -> str:
+  accent, letter = filter(None, match.groups())
+  return unicodedata.normalize("NFC", letter + _ACCENTS[accent])
 
 
 def _slash(match: re.Match[str]) -> str:

@@ -41,7 +41,9 @@ _NO_KEY = "none"
 _MAX_IN_A_ROW = 8
 _ANSWER_END = f"</{tags.ANSWER}>"
 # Where servers that reason apart from the reply put the thought.
-_THOUGHT_FIELDS = ("reasoning_content", "reasoning")
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
+# Where servers name what a reply stopped at: a string, or a token's id.
+_STOP_FIELDS = ("stop_reason", "matched_stop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,9 +329,15 @@ class EndpointAgent:
     a thought only names has another tag behind it, the end of the thought.
     """
     opened = next(reversed(tags.find_tags(said)), None)
-    named = getattr(choice, "stop_reason", None)
-    if isinstance(named, str) and self._end.fullmatch(named):
-      return named
+    for name in _STOP_FIELDS:
+      named = getattr(choice, name, None)
+      if isinstance(named, str) and self._end.fullmatch(named):
+        return named
+      # The model ended its turn, and called nothing.
+      if isinstance(named, int):
+        return ""
+    if choice.finish_reason == "content_filter":
+      return ""
     if opened is None or opened.closing or opened.name not in self._tools:
       return ""
     # A model that ends its turn inside a thought has called nothing there.
@@ -380,10 +388,12 @@ def _said(message: Any) -> tuple[str, str]:
   fields = (getattr(message, name, None) for name in _THOUGHT_FIELDS)
   parts.append(next((field for field in fields if isinstance(field, str)), ""))
   thought = "\n".join(part.strip() for part in parts if part.strip())
+  begin, end = f"<{tags.THINK}>", f"</{tags.THINK}>"
+  thought = thought.removeprefix(begin).removesuffix(end).strip()
   # Some servers repeat it in the reply.
-  if not thought or thought in said:
+  if not thought or thought in said.rpartition(end)[0]:
     return said, ""
-  return said, f"<{tags.THINK}> {tags.escape(thought)} </{tags.THINK}>"
+  return said, f"{begin} {tags.escape(thought)} {end}"
 
 
 def _text(value: Any) -> str:

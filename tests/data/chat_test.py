@@ -239,9 +239,22 @@ def test_white_space_that_a_control_token_swallows_is_left_out():
 def test_tags_of_the_protocol_are_text(tokenizer):
   tokenizer = make_tokenizer(QWEN_THINKING)
   controls = chat.control_tokens(tokenizer)
-  # Special, or written by the template; not `<think>`, nor `<｜User｜>` here.
-  assert set(controls.ids) == {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
-  assert "<｜User｜>" in chat.control_tokens(make_tokenizer(DEEPSEEK)).ids
+  # Not `<think>`; `<｜User｜>` wherever the tokenizer has it.
+  assert set(controls.ids) == {
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<｜User｜>", "<｜Assistant｜>"),
+  }
+
+
+def test_added_tokens_that_the_template_does_not_write_are_text():
+  tokenizer = make_tokenizer()
+  # As in Qwen2.5, where neither is a special token.
+  added = ["<|fim_prefix|>", "<tool_call>"]
+  tokenizer.add_tokens(added)
+  turn = {"role": "user", "content": "What are <|fim_prefix|> and <tool_call>?"}
+  ids = chat.encode_chat(tokenizer, (turn,), add_generation_prompt=True)
+  assert not set(tokenizer.convert_tokens_to_ids(added)) & set(ids)
+  assert turn["content"] in tokenizer.decode(ids)
 
 
 def test_text_from_outside_makes_no_control_token():
@@ -437,6 +450,12 @@ def test_padding_ends_no_turn():
     # Nothing: the tokenizer's own end is all there is.
     ("\n", ["<|endoftext|>"]),
     ("{{ eos_token }}", ["<|endoftext|>"]),
+    # Behind the last reply nothing; before the next turn, its end.
+    (
+      "{% if not loop.last %}<|im_end|>{% endif %}",
+      ["<|endoftext|>", "<|im_end|>"],
+    ),
+    (" {% if not loop.last %}[END]{% endif %}", ["<|endoftext|>"]),
   ],
 )
 def test_what_stands_behind_a_reply_ends_the_turn(behind, ends):

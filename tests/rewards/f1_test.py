@@ -15,6 +15,8 @@ PIECES = st.sampled_from(
     *("-", "+", "−", "–", ".", ",", "/", ":", "=", "<", "(", "]", " ", "\n"),
     *("1", "23", "1,000", "½", "²", "°", "a", "the", "Paris", "北京", "。"),
     *("é", "’", "“", r"\ ", r"^\circ", r"\left", r"\boxed{"),
+    *("√", "sqrt(", "pi", "∞", r"\pi", r"\"", r"\'{e}", r"\c{c}", "!", "|"),
+    *("€", ";", "①", r"\sqrt{", r"\color{red}", r"\Large", "_", "'"),
   ]
 )
 TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=15).map("".join)
@@ -103,6 +105,32 @@ def test_token_f1(prediction: str, truth: str, expected: float):
     ("N - 4", "n-4"),
     ("July 4, 1776", "July 4 1776"),
     ("3.", "3"),
+    (r"\pi", "π"),
+    (r"2\pi r^2", "2πr²"),
+    ("2pi", r"2\pi"),
+    (r"(3,\pi/2)", r"\left( 3, \frac{\pi}{2} \right)"),
+    (r"[0,\infty)", "[0, ∞)"),
+    ("infinity", r"\infty"),
+    (r"\sqrt{12}", "√12"),
+    ("2*sqrt(3)", r"2 \cdot \sqrt{3}"),
+    ("10⁻³", "10^{-3}"),
+    ("10^-3", "10^{-3}"),
+    (r"\mp 3", "∓3"),
+    (r"\alpha", "α"),
+    (r"A\cup B", "A∪B"),
+    (r"\textcolor{red}{Paris}", "Paris"),
+    (r"{\Large\textsl{Paris}}", "Paris"),
+    (r"Schr\"{o}dinger", "Schrödinger"),
+    (r"\text{Caf\'e}", "Café"),
+    (r"Erd\H{o}s", "Erdős"),
+    (r"\"Hello\"", "Hello"),
+    (r"L\'Oreal, it\'s", "L'Oreal, it's"),
+    (r"1, 2, \ldots", "1, 2, …"),
+    (r"\lbrace 1,2\rbrace", r"\{1, 2\}"),
+    ("3 : 2", "3:2"),
+    ("Paris,France", "Paris, France"),
+    ("1'000", "1000"),
+    ("90˚", "90"),
   ],
 )
 def test_spellings_of_one_answer(one: str, other: str):
@@ -133,6 +161,19 @@ def test_spellings_of_one_answer(one: str, other: str):
     ("1,2", "12"),
     ("C++", "C"),
     ("10^{-3}", "10^{3}"),
+    ("5!", "5"),
+    ("②④", "24"),
+    ("|x|", "x"),
+    ("-€5", "€5"),
+    ("€-5", "€5"),
+    ("1;2", "12"),
+    ("1|2", "12"),
+    ("6'2\"", "62"),
+    ("a,b", "ab"),
+    (r"\sqrt{12}", "√1 2"),
+    ("10^{12}", "10^1 2"),
+    ("(0,∞)", "[0,∞)"),
+    (r"\sqrt[3]{2}", r"\sqrt{2}"),
   ],
 )
 def test_two_answers(one: str, other: str):
@@ -184,7 +225,22 @@ def test_f1_is_a_share_and_a_match_is_full(one: str, other: str):
 
 @pytest.mark.parametrize(
   "piece",
-  [r"\frac{", r"\frac1", "{", "\\", "1,", "1.", "1 - ", "^{\\circ}", "½", "~"],
+  [
+    *(
+      r"\frac{",
+      r"\frac1",
+      "{",
+      "\\",
+      "1,",
+      "1.",
+      "1 - ",
+      "^{\\circ}",
+      "½",
+      "~",
+    ),
+    *("√(", "sqrt", "√1", "^-1", r"\"", r"\'{", r"\c{", "1'", "€-", "1!", "pi"),
+    *(r"\color{", "①", "1:", "a,"),
+  ],
 )
 def test_long_answers_take_linear_time(piece: str):
   text = piece * (100_000 // len(piece))

@@ -153,6 +153,7 @@ BOXED = r"<answer> \boxed{Austen} </answer>"
         {"type": "text", "text": BOXED},
       ]
     },
+    {"content": BOXED, "thinking": "<think>\nbecause\n</think>"},
     # The chat template opened it.
     {"content": f"because\n</think>\n{BOXED}"},
     # Tags in a thought that comes apart are none.
@@ -205,6 +206,36 @@ def test_a_tool_that_a_thought_only_names_is_not_called(said):
   trajectory = trajectory_of({"content": said})
   assert trajectory.finish_reason is FinishReason.EOS
   assert len(trajectory.segments) == 1
+
+
+@pytest.mark.parametrize(
+  "choice",
+  [
+    # Ids of tokens that end a turn, from vLLM and SGLang.
+    {"stop_reason": 151645},
+    {"matched_stop": 151645},
+    {"finish_reason": "content_filter"},
+  ],
+)
+def test_a_turn_that_ends_within_a_call(choice):
+  said = "<think> look </think><search> Emma"
+  trajectory = trajectory_of({"content": said}, **choice)
+  assert trajectory.finish_reason is FinishReason.EOS
+  assert trajectory.segments[0][2] == said
+
+
+def test_a_thought_that_is_a_word_of_the_answer_is_kept():
+  trajectory = trajectory_of({"content": BOXED, "reasoning": "Austen"})
+  assert trajectory.segments[0][2] == f"<think> Austen </think>{BOXED}"
+
+
+def test_sglang_names_the_stop_string_elsewhere():
+  trajectory = trajectory_of(
+    {"content": "<think> look </think><search> Emma "},
+    {"content": BOXED},
+    matched_stop="</search>",
+  )
+  assert trajectory.segments[0][2].endswith("<search> Emma </search>")
 
 
 def test_a_stop_string_that_the_server_names():
