@@ -285,9 +285,9 @@ class GrowingBuffer:
     with as_traces(path):
       table = pq.read_table(path, page_checksum_verification=True)
     *names, last = table.column_names or [""]
-    kind = table.schema.field(last).type if last == _VECTOR_COLUMN else None
+    kind = table.schema.field(last).type if last else pa.null()
     if (
-      names != SCHEMA.names
+      [*names, last] != [*SCHEMA.names, _VECTOR_COLUMN]
       or not pa.types.is_fixed_size_list(kind)
       or (kind.value_type, kind.list_size) != (pa.float32(), dimension)
       or not len(table)
