@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from experiments import input_errors
 from experiments.input_errors import InputError
 from experiments.progress import Progress
+from rapo_jax import text_files
 from rapo_jax.data import Query
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.rollout.endpoint import (
@@ -115,12 +116,11 @@ def _done(journal: pathlib.Path, agent: str) -> set[tuple[str, int]]:
   if whole < len(data):
     os.truncate(journal, whole)
   done = set()
-  for number, line in enumerate(data[:whole].splitlines(), 1):
+  for number, record in text_files.json_lines(journal):
     try:
-      record = json.loads(line)
       done.add((record["query_id"], record["index"]))
       source = record["source"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
       raise InputError(
         f"{journal}:{number} is no trajectory of an endpoint ({error!r}): fix "
         "or remove the line."

@@ -8,6 +8,7 @@ and finite numbers, and an error names the path, the line and the reason.
 from __future__ import annotations
 
 import codecs
+import collections
 import json
 import math
 import pathlib
@@ -71,12 +72,17 @@ def parse_json(text: bytes | str, *, allow_nul: bool = False) -> Any:
   Raises:
     SyntaxTextError: it is not JSON.
     TextError: it is not UTF-8, nested more than `MAX_DEPTH` deep, has a number
-      that is not finite, half a character (a lone surrogate) or U+0000.
+      that is not finite, half a character (a lone surrogate), U+0000, or two
+      values of one name, of which readers take different ones.
   """
   if isinstance(text, bytes):
     text = decode(text)
   try:
-    value = json.loads(text, parse_constant=_refuse_constant)
+    value = json.loads(
+      text,
+      parse_constant=_refuse_constant,
+      object_pairs_hook=_object_of_pairs,
+    )
   except json.JSONDecodeError as error:
     reason = error.msg.removesuffix(" at")
     raise SyntaxTextError(f"no JSON: {reason} at {_position(error)}") from error
@@ -105,23 +111,34 @@ def _too_deep() -> str:
   return f"it is nested too deeply: lists and objects may be {MAX_DEPTH} deep"
 
 
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    (name, _), *_ = collections.Counter(n for n, _ in pairs).most_common(1)
+    raise TextError(f"an object holds the name {name!a:.60} twice")
+  return value
+
+
 def _check_values(value: Any, allow_nul: bool) -> None:
   check = check_unicode if allow_nul else check_text
-  pending = [(value, 1)]
-  while pending:
-    value, depth = pending.pop()
-    if isinstance(value, str):
-      check(value)
-    elif isinstance(value, dict | list):
-      if depth > MAX_DEPTH:
-        raise TextError(_too_deep())
-      if isinstance(value, dict):
-        for name in value:
-          check(name)
-      inner = value.values() if isinstance(value, dict) else value
-      pending.extend((item, depth + 1) for item in inner)
-    elif isinstance(value, int | float) and not _is_finite(value):
-      raise TextError("it holds a number that is too large")
+  level, depth = [value], 0
+  while level:
+    inner: list[Any] = []
+    for item in level:
+      if isinstance(item, str):
+        check(item)
+      elif isinstance(item, dict | list):
+        if depth == MAX_DEPTH:
+          raise TextError(_too_deep())
+        if isinstance(item, dict):
+          for name in item:
+            check(name)
+          inner += item.values()
+        else:
+          inner += item
+      elif isinstance(item, int | float) and not _is_finite(item):
+        raise TextError("it holds a number that is too large")
+    level, depth = inner, depth + 1
 
 
 def _is_finite(value: float) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
+
+_PARAMETERS = re.compile(r"[?#]")
 
 
 def check_address(url: str, name: str, remedy: str) -> None:
@@ -42,8 +45,11 @@ def check_address(url: str, name: str, remedy: str) -> None:
 def without_secrets(url: str) -> str:
   """An address without user, password, parameters and fragment."""
   scheme, found, rest = url.partition("://")
-  if not found:
-    scheme, rest = "", url
-  rest = rest.partition("?")[0].partition("#")[0]
+  if not scheme.isalnum():
+    scheme, found, rest = "", "", url
+  place = _PARAMETERS.split(rest, maxsplit=1)[0]
+  if "@" in rest[len(place) :]:
+    # Of a password or of a parameter: nobody can tell which part is secret.
+    return f"{scheme}{found}…"
   # A password may hold a slash that nobody escaped.
-  return f"{scheme}{found}{rest.rpartition('@')[2]}"
+  return f"{scheme}{found}{place.rpartition('@')[2]}"

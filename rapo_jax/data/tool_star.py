@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rapo_jax import text_files
 from rapo_jax.data.prompts import chat_messages
 from rapo_jax.data.queries import Query
 from rapo_jax.dataset_rows import accepted_answers, row_question, unpacked
@@ -105,6 +106,7 @@ def _question(record: Mapping[str, Any], where: str) -> str:
       f"{where}: no question in extra_info.question, in question or in a user "
       f"message of prompt, got {question!r:.80}: correct the row."
     )
+  _check_text(question, where)
   return question
 
 
@@ -116,4 +118,15 @@ def _ground_truth(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
       f"{where} is missing, as reward_model is {model!r:.80}: give it a "
       "structure, or the JSON text of one."
     )
-  return accepted_answers(model.get("ground_truth"), where)
+  truths = accepted_answers(model.get("ground_truth"), where)
+  for truth in truths:
+    _check_text(truth, where)
+  return truths
+
+
+def _check_text(text: str, where: str) -> None:
+  """Refuses what no log can hold, as an escape within a JSON text gives it."""
+  try:
+    text_files.check_text(text)
+  except text_files.TextError as error:
+    raise ValueError(f"{where}: {error}. Correct the row.") from error

@@ -178,6 +178,8 @@ def _null_problems(path: pathlib.Path) -> list[str]:
       if table[name].null_count and name not in found:
         found[name] = row + pc.index(pc.is_null(table[name]), True).as_py()
     row += len(table)
+  # Arrow keeps what it has freed: 60 MB of a buffer of the paper's size.
+  pa.default_memory_pool().release_unused()
   return [f"the {name} of row {row} is null" for name, row in found.items()]
 
 

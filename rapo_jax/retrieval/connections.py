@@ -3,7 +3,8 @@
 Uvicorn waits without end for the head of a request, and takes connections until
 the process has no more files. Here the head has a deadline, and the number of
 connections a limit. At the limit a connection that waits for no answer is
-closed: the one silent for longest, of the machine that has most of them.
+closed: the one silent for longest, of the machine that has most of them. A
+client that does not read its answer waits for none either, and has a deadline.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ def limited(config: ServerConfig) -> type[H11Protocol]:
 
 
 class _Connection(H11Protocol):
-  """A connection with a deadline for the head of each request.
+  """A connection with deadlines for the head of each request and its answer.
 
   Attributes:
-    limits: `header_timeout_s` and `max_connections` are read.
+    limits: `header_timeout_s`, `timeout_s` and `max_connections` are read.
   """
 
   limits: ClassVar[ServerConfig]
   _heard_at: float = 0.0
   _deadline: asyncio.TimerHandle | None = None
+  _read_deadline: asyncio.TimerHandle | None = None
 
   def connection_made(self, transport: Any) -> None:
     super().connection_made(transport)
@@ -43,6 +45,7 @@ class _Connection(H11Protocol):
 
   def connection_lost(self, exc: Exception | None) -> None:
     self._stop_deadline()
+    self._stop_read_deadline()
     super().connection_lost(exc)
 
   def data_received(self, data: bytes) -> None:
@@ -62,13 +65,44 @@ class _Connection(H11Protocol):
       f" {msg}",
     )
 
+  def on_response_complete(self) -> None:
+    self._heard_at = self.loop.time()
+    self._stop_read_deadline()
+    if self.transport.get_write_buffer_size():
+      self._read_deadline = self.loop.call_later(
+        self.limits.timeout_s, self._on_read_deadline
+      )
+    super().on_response_complete()
+
+  def resume_writing(self) -> None:
+    super().resume_writing()
+    self._stop_read_deadline()
+
+  def _on_read_deadline(self) -> None:
+    self._read_deadline = None
+    # close() would wait for the client, who reads nothing.
+    if self.transport.get_write_buffer_size():
+      self.transport.abort()
+
+  def _stop_read_deadline(self) -> None:
+    if self._read_deadline is not None:
+      self._read_deadline.cancel()
+      self._read_deadline = None
+
   def _has_request(self) -> bool:
     """Whether the head of a request has come that is not answered yet."""
     return self.cycle is not None and not self.cycle.response_complete
 
   def _waits_for_answer(self) -> bool:
-    """Whether all of a request has come that is not answered yet."""
-    return self._has_request() and not self.cycle.more_body
+    """Whether all of a request has come, and its answer has not.
+
+    Not while the client leaves an earlier answer unread.
+    """
+    return (
+      self._has_request()
+      and not self.cycle.more_body
+      and not self.transport.get_write_buffer_size()
+    )
 
   def _start_deadline(self) -> None:
     self._deadline = self.loop.call_later(
@@ -97,7 +131,6 @@ class _Connection(H11Protocol):
       if isinstance(connection, _Connection)
       and connection is not self
       and not connection._waits_for_answer()
-      and not connection.transport.is_closing()
     ]
     if not idle:
       self._refuse(

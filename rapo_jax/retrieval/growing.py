@@ -268,16 +268,40 @@ class GrowingBuffer:
       if number > update:
         path.unlink()
       elif number > newest:
-        with as_traces(path):
-          table = pq.read_table(path, page_checksum_verification=True)
-        vectors = table[_VECTOR_COLUMN].combine_chunks().flatten()
-        table = table.drop_columns([_VECTOR_COLUMN])
+        table, vectors = self._read_added(path)
         self._key_ids.assign(table["key"].to_pylist())
-        self._append(
-          table,
-          vectors.to_numpy().reshape(len(table), self._encoder.dimension),
-        )
+        self._append(table, vectors)
         self._parts.append(path)
+
+  def _read_added(
+    self, path: pathlib.Path
+  ) -> tuple[pa.Table, Float32[np.ndarray, "N D"]]:
+    """The traces of an addition and the vectors of their keys.
+
+    Raises:
+      ValueError: the file is broken, or none of an addition.
+    """
+    dimension = self._encoder.dimension
+    with as_traces(path):
+      table = pq.read_table(path, page_checksum_verification=True)
+    *names, last = table.column_names or [""]
+    kind = table.schema.field(last).type if last else pa.null()
+    if (
+      [*names, last] != [*SCHEMA.names, _VECTOR_COLUMN]
+      or not pa.types.is_fixed_size_list(kind)
+      or (kind.value_type, kind.list_size) != (pa.float32(), dimension)
+      or not len(table)
+    ):
+      raise ValueError(
+        f"{path} must be an addition to a buffer, with the columns of its"
+        f" traces and {_VECTOR_COLUMN}, {dimension} float32. Copy the folder"
+        " again, or delete it to begin without additions."
+      )
+    vectors = table[_VECTOR_COLUMN].combine_chunks().flatten().to_numpy()
+    return (
+      table.drop_columns([_VECTOR_COLUMN]),
+      vectors.reshape(len(table), dimension),
+    )
 
   def forget_before(self, update: int) -> None:
     """Deletes what going back to an update, or a later one, does not need."""

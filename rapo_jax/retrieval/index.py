@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import tokenize
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -257,11 +258,29 @@ def read_vectors(path: pathlib.Path) -> Float32[np.ndarray, "N D"]:
   Raises:
     ValueError: there are none, or not float32 of rank 2.
   """
-  file = path / VECTORS_FILE
+  return open_vectors(path / VECTORS_FILE)
+
+
+def open_vectors(file: pathlib.Path) -> Float32[np.ndarray, "N D"]:
+  """Maps a file of vectors.
+
+  Raises:
+    ValueError: it is missing or broken, or not float32 of rank 2.
+  """
   try:
-    vectors = np.load(file, mmap_mode="r", allow_pickle=False)
-  # A broken header can ask for an array of any size.
-  except (OSError, EOFError, OverflowError, ValueError) as error:
+    # Not load, which opens archives and pickles too.
+    vectors = np.lib.format.open_memmap(file, mode="r")
+  # A broken header can be no Python, or ask for an array of any size.
+  except (
+    OSError,
+    EOFError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    MemoryError,
+    RecursionError,
+    tokenize.TokenError,
+  ) as error:
     raise ValueError(
       f"{file} cannot be read ({error}). Copy the folder again, or build the"
       " index again."

@@ -22,6 +22,7 @@ import dataclasses
 import difflib
 import json
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -50,6 +51,9 @@ _CHATML_START, _CHATML_END = "<|im_start|>", "<|im_end|>"
 _TRANSCRIPT_STARTS = (_CHATML_START, "system\n")
 _BODY_FIELDS = ("queries", "topk", "return_scores", "histories", "vectors")
 _VECTOR_FIELDS = ("shape", "float32")
+_SHOWN_CHARS = 80
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlist = _BRIEF.maxdict = _BRIEF.maxstring = _BRIEF.maxlong = 80
 
 
 class RefusedError(ValueError):
@@ -314,11 +318,14 @@ def _are_texts(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
   """A value for a message, of bounded length."""
-  text = repr(value)
-  return text if len(text) <= 80 else f"{text[:77]}..."
+  # Only the start is written of what is long.
+  text = _BRIEF.repr(value)
+  return text if len(text) <= _SHOWN_CHARS else f"{text[:77]}..."
 
 
 def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+  if len(name) > _SHOWN_CHARS:  # Comparing takes long for what is long.
+    return ""
   near = difflib.get_close_matches(name, known, n=1)
   return f", did you mean {near[0]!r}?" if near else ""
 
@@ -456,8 +463,9 @@ def _is_text(value: Any) -> bool:
   return isinstance(value, str)
 
 
-def _is_whole(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
+def is_count(value: Any) -> bool:
+  """Whether a value is a whole number of at least 0 that int64 holds."""
+  return type(value) is int and 0 <= value < 2**63
 
 
 _TRACE_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -466,9 +474,9 @@ _TRACE_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   "step": (_is_text, "a text"),
   "reward": (_is_number, "a number"),
   "source": (_is_text, "a text"),
-  "trace_id": (_is_whole, "a whole number"),
+  "trace_id": (is_count, "a whole number of at least 0"),
   "query_id": (_is_text, "a text"),
-  "step_index": (_is_whole, "a whole number"),
+  "step_index": (is_count, "a whole number of at least 0"),
   "answers": (lambda value: isinstance(value, bool), "true or false"),
   "trajectory_id": (_is_text, "a text"),
   "extras": (lambda value: isinstance(value, dict), "an object"),
@@ -493,7 +501,10 @@ def row_from_json(item: Any) -> tuple[int, float]:
     RefusedError: it is none.
   """
   try:
-    return int(item["document"]["id"]), _score(item)
+    row = int(item["document"]["id"])
+    if not _is_score(item):
+      raise TypeError("no score")
+    return row, _score(item)
   except (TypeError, KeyError, ValueError) as error:
     raise RefusedError(
       "A result must be an object of score and document, the document an"
@@ -575,4 +586,4 @@ def answer_from_json(body: bytes, num_queries: int) -> Answer:
       " asked: is something between client and server that changes them?"
     )
   version = fields.get("version")
-  return Answer(result, version if _is_whole(version) else None)
+  return Answer(result, version if is_count(version) else None)

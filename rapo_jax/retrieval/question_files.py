@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import collections
 import contextlib
 import csv
 import hashlib
@@ -106,7 +107,8 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         for row in batch.to_pylist():
           yield f"{path}, row {number}", row
           number += 1
-  except (pa.ArrowException, OSError) as error:
+  # A value can be no text, or a date that Python has not.
+  except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
     raise ValueError(
       f"{path} cannot be read as Parquet ({error}). Copy the file again."
     ) from error
@@ -122,7 +124,10 @@ def _table_rows(
     "\t" if path.suffix.lower() == ".tsv" else _separator(first, field)
   )
   reader = csv.reader(
-    (line for part in ((first,), lines) for line in part), delimiter=separator
+    (line for part in ((first,), lines) for line in part),
+    delimiter=separator,
+    # A quote that nothing ends would make one field of all that follows.
+    strict=True,
   )
   names: Sequence[str] | None = None
   with _any_field_size():
@@ -130,6 +135,7 @@ def _table_rows(
       for values in reader:
         if names is None:
           names = values
+          _check_names(path, names)
         elif len(values) > len(names):
           raise ValueError(
             f"{path}:{reader.line_num}: {len(values)} fields in the row, but"
@@ -143,6 +149,15 @@ def _table_rows(
       raise ValueError(
         f"{path}:{reader.line_num}: {error}. Fix or remove the line."
       ) from error
+
+
+def _check_names(path: pathlib.Path, names: Sequence[str]) -> None:
+  counts = collections.Counter(name for name in names if name)
+  for name, count in counts.items():
+    if count > 1:
+      raise ValueError(
+        f"{path}:1: {count} fields have the name {name!r}. Rename all but one."
+      )
 
 
 def _separator(header: str, field: str | None) -> str:

@@ -13,6 +13,7 @@ change nothing, so one that failed to get through is safe to repeat.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import pathlib
@@ -48,6 +49,11 @@ _VECTORS_A_REQUEST = 1024
 # What a server says while it is busy or being started again.
 _TRY_AGAIN = (502, 503, 504)
 _MESSAGE_CHARS = 300
+_MAX_ANSWER_BYTES = 2**30
+_SPOILT = (
+  "is not as a server of a Step-Trace Buffer says it. Is this its URL, and are"
+  " both sides of the same version of rapo_jax?"
+)
 
 
 TOKEN_VARIABLE = "RAPO_BUFFER_TOKEN"
@@ -100,6 +106,15 @@ def _authorization(environment: Mapping[str, str]) -> dict[str, str]:
     pair = f"{user}:{password or ''}".encode()
     return {"authorization": f"Basic {base64.b64encode(pair).decode()}"}
   return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Response:
+  """What a server answered, whole."""
+
+  status: int
+  headers: Mapping[str, str]
+  content: bytes
 
 
 class _Client:
@@ -167,29 +182,54 @@ class _Client:
     response = self._ask("POST", path, body)
     return protocol.answer_from_json(response.content, num_queries)
 
-  def _ask(self, method: str, path: str, body: bytes | None) -> httpx2.Response:
+  def _answer(
+    self, method: str, path: str, body: bytes | None, deadline: float
+  ) -> _Response:
+    """One answer, read no longer than there is time and no further than fits.
+
+    Raises:
+      httpx2.TransportError: the server was not reached, or not in time.
+      httpx2.DecodingError: the body is not encoded as it says.
+      RemoteError: the body has no end.
+    """
+    content = bytearray()
+    with self._http.stream(
+      method,
+      self.url + path,
+      content=body,
+      headers={"content-type": "application/json"},
+      timeout=max(deadline - time.monotonic(), 1e-3),
+    ) as response:
+      for chunk in response.iter_bytes():
+        content += chunk
+        if len(content) > _MAX_ANSWER_BYTES:
+          raise RemoteError(
+            f"{self.url}{path}: an answer may have {_MAX_ANSWER_BYTES} bytes,"
+            " and this one has more. Is this the URL of a retrieval server?"
+          )
+        # The client's own deadline begins anew with each part of the body.
+        if time.monotonic() > deadline:
+          raise httpx2.ReadTimeout("the answer did not end in time")
+    return _Response(response.status_code, response.headers, bytes(content))
+
+  def _ask(self, method: str, path: str, body: bytes | None) -> _Response:
     """The answer to one request that changes nothing, so it may be repeated."""
     deadline = time.monotonic() + self._timeout_s
     pause_s = _FIRST_PAUSE_S
     for attempt in range(_RETRIES + 1):
       retry_after_s = 0.0
       try:
-        response = self._http.request(
-          method,
-          self.url + path,
-          content=body,
-          headers={"content-type": "application/json"},
-          timeout=max(deadline - time.monotonic(), 1e-3),
-        )
-      except httpx2.TransportError as error:
+        response = self._answer(method, path, body, deadline)
+      # A content encoding that is not what it says is no TransportError.
+      except (httpx2.TransportError, httpx2.DecodingError) as error:
         failure = f"{type(error).__name__}: {error}".rstrip(": ")
       else:
-        if response.is_success:
+        if 200 <= response.status < 300:
           return response
-        failure = f"status {response.status_code}: {_message(response)}"
-        if response.status_code not in _TRY_AGAIN:
-          if response.is_client_error:
-            raise protocol.RefusedError(failure, response.status_code)
+        failure = f"status {response.status}: {_message(response)}"
+        if response.status not in _TRY_AGAIN:
+          if 400 <= response.status < 500:
+            raise protocol.RefusedError(failure, response.status)
           raise RemoteError(f"{self.url}{path}: {failure}")
         retry_after_s = _retry_after_s(response)
       pause = max(pause_s, retry_after_s)
@@ -200,16 +240,16 @@ class _Client:
     raise RemoteError(f"{self.url}{path}: {failure}")
 
 
-def _message(response: httpx2.Response) -> str:
+def _message(response: _Response) -> str:
   """What a server says of an error, of bounded length."""
   try:
     message = text_files.parse_json(response.content)["error"]
   except (text_files.TextError, TypeError, KeyError):
-    message = response.text
+    message = response.content[:_MESSAGE_CHARS].decode("utf-8", "replace")
   return str(message)[:_MESSAGE_CHARS]
 
 
-def _retry_after_s(response: httpx2.Response) -> float:
+def _retry_after_s(response: _Response) -> float:
   value = response.headers.get("retry-after", "")
   return float(value) if value.isdecimal() else 0.0
 
@@ -286,12 +326,15 @@ class RemoteBuffer:
         f"The Step-Trace Buffer at {self._client.url} does not answer"
         f" ({error}): start its server, or correct the URL."
       ) from error
-    if "version" not in health:
+    version = health.get("version")
+    if version is None:
       raise ValueError(
         f"{self._client.url} serves an index alone, without traces: start a"
         " server of a buffer, or correct the URL."
       )
-    theirs = health.get("encoder", {})
+    theirs = health.get("encoder")
+    if not isinstance(theirs, dict) or not protocol.is_count(version):
+      raise ValueError(f"{self._client.url}{protocol.HEALTH_PATH} {_SPOILT}")
     if theirs.get("sha256") != self._encoder.sha256:
       raise ValueError(
         f"The Step-Trace Buffer at {self._client.url} is of the encoder"
@@ -299,7 +342,7 @@ class RemoteBuffer:
         f" ({self._encoder.sha256[:12]}). Their keys are cut at other places:"
         " use the same encoder on both sides."
       )
-    self._version = int(health["version"])
+    self._version = version
     return health
 
   def retrieve(
@@ -384,15 +427,20 @@ class RemoteIndex:
       url, timeout_s=timeout_s, max_connections=max_connections
     )
     health = self._client.health()
-    self._size = int(health["num_keys"])
-    self._dimension = int(health["dimension"])
-    self._encoder_sha256: str | None = health["encoder"]["sha256"]
-    self._parameters = {
-      **health["index"],
-      "kind": self.kind,
-      "url": self._client.url,
-    }
-    self._chunk = min(health["limits"]["max_queries"], _VECTORS_A_REQUEST)
+    match health:
+      case {
+        "num_keys": int(size),
+        "dimension": int(dimension),
+        "encoder": {"sha256": str() | None as sha256},
+        "index": dict(index),
+        "limits": {"max_queries": int(max_queries)},
+      } if min(size + 1, dimension, max_queries) > 0:
+        self._size, self._dimension = size, dimension
+        self._encoder_sha256: str | None = sha256
+      case _:
+        raise RemoteError(f"{self._client.url}{protocol.HEALTH_PATH} {_SPOILT}")
+    self._parameters = {**index, "kind": self.kind, "url": self._client.url}
+    self._chunk = min(max_queries, _VECTORS_A_REQUEST)
 
   def close(self) -> None:
     """Closes the connections."""
@@ -434,10 +482,14 @@ class RemoteIndex:
         "return_scores": True,
       }
       answer = self._client.retrieve(fields, len(chunk))
-      for row, items in enumerate(answer.results, first):
+      for place, items in enumerate(answer.results, first):
         pairs = [protocol.row_from_json(item) for item in items]
-        ids[row, : len(pairs)] = [i for i, _ in pairs]
-        scores[row, : len(pairs)] = [s for _, s in pairs]
+        if len(pairs) > num_neighbors or not all(
+          0 <= row < self._size for row, _ in pairs
+        ):
+          raise RemoteError(f"{self._client.url}: an answer {_SPOILT}")
+        ids[place, : len(pairs)] = [i for i, _ in pairs]
+        scores[place, : len(pairs)] = [s for _, s in pairs]
     return index_lib.Neighbors(ids=ids, scores=scores)
 
   def save(self, path: str | pathlib.Path) -> None:

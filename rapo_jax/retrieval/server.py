@@ -5,6 +5,7 @@ in batches in one thread (`batcher`), and answered with their documents. An
 error is JSON with one field, `error`:
 
     400, 422  the request is malformed (`protocol.parse_request`)
+    404, 405  another path or method
     408       its head (`connections`) or body did not come in time
     413       it is too large
     499       the client left first: nobody reads this, it is counted
@@ -19,6 +20,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import (
@@ -32,6 +34,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -55,6 +58,8 @@ _COUNTED_CHARS = 2048
 """Characters of a query that its cost counts; an encoder reads no more."""
 _CHARS_A_QUERY = 64
 """Cost of a query apart from its text, in characters."""
+_LONG_BODY_BYTES = 2**18
+"""Bodies above it are parsed in a thread; shorter ones take milliseconds."""
 # Nobody reads it; it is counted, under the number that nginx gave it.
 _CLIENT_GONE = 499
 
@@ -202,6 +207,7 @@ class _App:
         Route(protocol.METRICS_PATH, self._show_metrics, methods=["GET"]),
       ],
       lifespan=self._lifespan,
+      exception_handlers={HTTPException: _wrong_place},
     )
 
   @contextlib.asynccontextmanager
@@ -222,12 +228,7 @@ class _App:
     headers: dict[str, str] = {}
     try:
       body = await self._body(request)
-      parsed = protocol.parse_request(
-        body,
-        request.query_params,
-        limits=self._config.limits,
-        defaults=self._config.defaults,
-      )
+      parsed = await self._parsed(body, request.query_params)
       num_queries = len(parsed)
       content = await self._answer(
         request, parsed, began + self._config.timeout_s - time.monotonic()
@@ -256,6 +257,21 @@ class _App:
       response.status_code, num_queries, time.monotonic() - began
     )
     return response
+
+  async def _parsed(
+    self, body: bytes, parameters: Mapping[str, str]
+  ) -> protocol.RetrieveRequest:
+    """Reads a request; a long one beside the event loop, not in its way."""
+    parse = functools.partial(
+      protocol.parse_request,
+      body,
+      parameters,
+      limits=self._config.limits,
+      defaults=self._config.defaults,
+    )
+    if len(body) <= _LONG_BODY_BYTES:
+      return parse()
+    return await asyncio.to_thread(parse)
 
   async def _answer(
     self,
@@ -346,6 +362,18 @@ def _error(
   status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> Response:
   return JSONResponse({"error": message}, status, headers)
+
+
+def _wrong_place(request: Request, error: Exception) -> Response:
+  """What a path or a method gets that is not served."""
+  assert isinstance(error, HTTPException)
+  return _error(
+    error.status_code,
+    f"{request.method} {request.url.path!r:.80} is not served: send POST"
+    f" {protocol.PATH}, GET {protocol.HEALTH_PATH} or GET"
+    f" {protocol.METRICS_PATH}.",
+    error.headers,
+  )
 
 
 def _client(request: Request) -> tuple[str, Hashable]:

@@ -262,7 +262,8 @@ class StepTraceBuffer:
     queries = self.encoder.encode_queries(
       key_texts(questions, histories, self.encoder)
     )
-    neighbors = self.index.search(queries, num_neighbors)
+    # No more than there are, for which any number has room.
+    neighbors = self.index.search(queries, min(num_neighbors, len(self.index)))
     return [
       self._candidates(ids, scores)
       for ids, scores in zip(

@@ -266,7 +266,7 @@ class BufferWriter:
       path = self._partial / f"vectors-{first // CHUNK_KEYS:05d}.npy"
       embedded = _embedded(path)
       # The last chunk of a run that was interrupted may have been shorter.
-      if len(embedded) != len(chunk):
+      if embedded.shape != (len(chunk), self._encoder.dimension):
         embedded = self._encoder.encode(chunk)
         write_whole(path, functools.partial(_save_vectors, vectors=embedded))
       vectors[first : first + len(chunk)] = embedded
@@ -280,10 +280,11 @@ class BufferWriter:
 def _embedded(path: pathlib.Path) -> np.ndarray:
   """Vectors of an earlier run; empty where they have to be computed again."""
   try:
-    return np.load(path) if path.exists() else np.empty((0, 0))
-  except (ValueError, EOFError, OSError) as error:
-    _log.warning("%s is computed again: it cannot be read (%s)", path, error)
-    return np.empty((0, 0))
+    if path.exists():
+      return index_lib.open_vectors(path)
+  except ValueError as error:
+    _log.warning("%s is computed again: %s", path, error)
+  return np.empty((0, 0), np.float32)
 
 
 class KeyIds:

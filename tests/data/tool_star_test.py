@@ -119,6 +119,11 @@ def test_a_blank_answer_is_left_out_and_said(tmp_path, caplog):
       "row 1: reward_model.ground_truth",
     ),
     ({"reward_model": None}, "row 1: reward_model.ground_truth"),
+    ({"extra_info": {"question": "a\0b"}}, r"row 1: .*U[+]0000"),
+    (
+      {"reward_model": {"ground_truth": '["\\ud83d"]', "style": "rule"}},
+      r"row 1: reward_model.ground_truth: .*U[+]D83D",
+    ),
     (
       {"reward_model": {"ground_truth": None, "style": "rule", "town": "x"}},
       "row 1: reward_model.ground_truth holds no answer",

@@ -1,5 +1,6 @@
 """Damaged buffers: named by the value, and never a traceback."""
 
+import io
 import json
 import math
 import pathlib
@@ -197,6 +198,35 @@ def test_vectors(saved, encoder, change, problem):
   seal(saved)
   assert problem in "\n".join(store.verify(saved))
   assert loads(saved, encoder) is not None
+
+
+def npy(header):
+  """A file of vectors with a header and one row."""
+  head = header.encode()
+  return b"\x93NUMPY\x01\0%s%s" % (len(head).to_bytes(2, "little"), head)
+
+
+def npz():
+  file = io.BytesIO()
+  np.savez(file, vectors=np.ones((6, 8), np.float32))
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"", b"PK\x03\x04", npz(), b"\x80\x04K\x01.",
+    npy("{'descr': '<f4', 'shape': ("), npy("(" * 5000), npy("  {'descr"),
+    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 8), }\n"),
+    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 8), }\n"),
+    npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**20}, 8)}}"),
+  ],
+)  # fmt: skip
+def test_a_file_that_holds_no_vectors(saved, encoder, content):
+  (saved / "index" / "vectors.npy").write_bytes(content)
+  seal(saved)
+  assert "vectors.npy cannot be read" in "\n".join(store.verify(saved))
+  assert "vectors.npy cannot be read" in loads(saved, encoder)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,38 @@ def test_a_client_that_reads_nothing_stops_no_other(open_server):
     thread.join()
 
 
+@pytest.fixture
+def unread():
+  """A request whose answer no socket's buffer holds, and twice of it."""
+  many = json.dumps({"queries": ["x" * 60_000] * 5, "topk": 20}).encode()
+  length = b"content-length: %d\r\n" % len(many)
+  return {
+    "kept": HEAD + length + b"\r\n" + many,
+    "ended": HEAD + length + b"connection: close\r\n\r\n" + many,
+    "pipelined": 2 * (HEAD + length + b"\r\n" + many),
+  }
+
+
+@pytest.mark.parametrize("kind", ["kept", "ended", "pipelined"])
+def test_who_reads_no_answer_makes_room(open_server, unread, kind):
+  _, connect = open_server(max_connections=3)
+  silent = [connect(unread[kind]) for _ in range(3)]
+  assert len(silent) == 3
+  time.sleep(1.0)
+  for _ in range(6):
+    assert b" 200 " in connect(WHOLE).recv(65_536)
+
+
+@pytest.mark.parametrize("kind", ["kept", "ended", "pipelined"])
+def test_an_answer_that_is_not_read_has_a_deadline(open_server, unread, kind):
+  source = loopback.FakeSource()
+  _, connect = open_server(source, timeout_s=1.0)
+  peer = connect(unread[kind])
+  time.sleep(2.5)
+  assert source.batches
+  assert len(received(peer)) < 20 * 5 * 2 * 60_000
+
+
 @pytest.mark.parametrize(
   "data",
   [

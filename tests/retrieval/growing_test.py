@@ -1,6 +1,8 @@
 """A buffer that grows: what is found, and what is found again."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rapo_jax import retrieval
@@ -183,6 +185,27 @@ class TestRestore:
       growing.restore(1)
     path.write_bytes(data[:-9])
     with pytest.raises(ValueError, match=r"added-000001.parquet must be"):
+      growing.restore(1)
+
+  @pytest.mark.parametrize(
+    "change",
+    [
+      lambda table: table.drop_columns(["vector"]),
+      lambda table: table.drop_columns(["step"]),
+      lambda table: table.select(["vector"]),
+      lambda table: table.slice(0, 0),
+      lambda table: table.set_column(
+        table.num_columns - 1, "vector", pa.array([[1.0, 0.0]] * len(table))
+      ),
+    ],
+  )
+  def test_a_file_that_is_no_addition_is_refused(
+    self, growing, change, tmp_path
+  ):
+    growing.add(make_traces("films", first=6), update=1)
+    path = tmp_path / "grown" / "added-000001.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(ValueError, match=r"added-000001.parquet must be an"):
       growing.restore(1)
 
   def test_vectors_are_not_computed_again(self, growing, base, monkeypatch):

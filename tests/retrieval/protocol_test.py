@@ -126,6 +126,10 @@ def test_vectors_there_and_back():
       422,
     ),
     ({"x" * 999: 1}, "is no field", 422),
+    ({"x" * 2_000_000: 1}, "is no field", 422),
+    (b'{"queries": ["q"], "topk": 1, "topk": 2}', "'topk' twice", 400),
+    ({"queries": [1] * 500_000}, r"got \[1, 1, .*\.\.\.: send", 422),
+    ({"queries": {"a": [{}] * 500_000}}, "list of texts, got {'a'", 422),
     ({"queries": ["q"], "topk": -1}, "between 1 and 10, got -1", 422),
     ({"queries": ["q"], "topk": 11}, "between 1 and 10, got 11: ask", 422),
     ({"queries": ["q"], "topk": "3"}, "whole number, got '3'", 422),
@@ -242,7 +246,7 @@ def test_a_trace_there_and_back():
     ),
     (
       {"document": {**TRACE, "trace_id": True}, "score": 1},
-      "trace_id of a document must be a whole number, got True",
+      "trace_id of a document must be a whole number of at least 0, got True",
     ),
   ],
 )

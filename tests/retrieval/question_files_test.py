@@ -73,6 +73,22 @@ def test_browsecomp_is_decrypted(tmp_path):
 
 
 @pytest.mark.parametrize(
+  "column",
+  [
+    pa.Array.from_buffers(
+      pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers()
+    ),
+    pa.array([2**62], pa.timestamp("us")),
+  ],
+)
+def test_a_value_that_python_cannot_hold(tmp_path, column):
+  table = pa.table({"question": pa.array(["Q?"]), "other": column})
+  pq.write_table(table, tmp_path / "a.parquet")
+  with pytest.raises(ValueError, match=r"a.parquet cannot be read as Parquet"):
+    read_questions(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
   ("name", "content", "reason"),
   [
     ("a.jsonl", '{"answer": "a"}', r"jsonl:1: no question in .*\['answer'\]"),
@@ -89,6 +105,10 @@ def test_browsecomp_is_decrypted(tmp_path):
     ("a.csv", "question\n", "has no questions"),
     ("a.csv", "question\nQ?\nWh\0o?\n", "csv:3: .*NUL"),
     ("a.csv", "question\nQ?, or R?\n", "csv:2: 2 fields .*Quote"),
+    ("a.csv", 'question\n"Q?\nR?\n', "csv:3: unexpected end of data"),
+    ("a.csv", 'question\n"Q" or R?\n', "csv:2: .*expected after"),
+    ("a.csv", "question,a,question\nQ?,1,R?\n", "2 fields have the name"),
+    ("a.jsonl", '{"question": "Q?", "question": "R?"}', "jsonl:1: .*twice"),
     ("a.csv", "id;text\n1;Q?\n", r"csv:2: no question .*id;text"),
     ("a.csv", b"question\nQ?\nWo ist K\xf6ln?\n", "csv:3: no UTF-8.*Save"),
     ("a.csv", "question\nQ?\n".encode("utf-16"), "is UTF-16. Save"),

@@ -1,12 +1,15 @@
 """A buffer that a server holds, and servers that answer as they should not."""
 
+import asyncio
 import contextlib
 import json
 import threading
+import time
 
+import numpy as np
 import pytest
 import starlette.applications
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from rapo_jax import retrieval
@@ -209,6 +212,59 @@ class TestFailures:
     assert reason in outcome.reason
     assert len(asked) == 1
 
+  def test_a_body_that_is_not_encoded_as_it_says(self, connect):
+    broken = Response(b"no gzip", headers={"content-encoding": "gzip"})
+    with answering(broken) as (url, _):
+      (outcome,) = connect(url).retrieve([TOWER], [()], config=CONFIG)
+    assert "DecodingError" in outcome.reason
+
+  def test_a_body_that_drips_has_a_deadline(self, connect):
+    async def drops():
+      for _ in range(100):
+        await asyncio.sleep(0.1)
+        yield b" "
+
+    with answering(StreamingResponse(drops())) as (url, _):
+      began = time.monotonic()
+      (outcome,) = connect(url, timeout_s=0.5).retrieve(
+        [TOWER], [()], config=CONFIG
+      )
+    assert "ReadTimeout: the answer did not end in time" in outcome.reason
+    assert time.monotonic() - began < 5
+
+  def test_a_body_that_is_too_large(self, connect, monkeypatch):
+    monkeypatch.setattr(remote, "_MAX_ANSWER_BYTES", 1000)
+    with answering(Response(b" " * 1001)) as (url, asked):
+      (outcome,) = connect(url).retrieve([TOWER], [()], config=CONFIG)
+    assert "may have 1000 bytes" in outcome.reason
+    assert len(asked) == 1
+
+  def test_an_error_in_an_encoding_that_is_none(self, connect):
+    html = Response("<html>", 404, {"content-type": "text/html; charset=hex"})
+    with answering(html) as (url, _):
+      (outcome,) = connect(url).retrieve([TOWER], [()], config=CONFIG)
+    assert "<html>" in outcome.reason
+
+  @pytest.mark.parametrize(
+    "changes",
+    [
+      {"version": "1"},
+      {"version": -1},
+      {"version": True},
+      {"version": [1]},
+      {"encoder": []},
+      {"encoder": None},
+      {"encoder": "x"},
+    ],
+  )
+  def test_a_server_that_says_nonsense_of_itself(self, connect, changes):
+    health = {"num_keys": 1, "version": 1, "encoder": {"sha256": "x"}}
+    with (
+      answering(JSONResponse(health | changes)) as (url, _),
+      pytest.raises(ValueError, match="is not as a server"),
+    ):
+      connect(url).check()
+
   def test_a_slow_server(self, connect):
     source = loopback.FakeSource(delay_s=0.6)
     app = server.make_app(source, None, config=ServerConfig())
@@ -335,3 +391,57 @@ class TestCheck:
       pytest.raises(ValueError, match=r"of the encoder other.*use the same"),
     ):
       connect(url).check()
+
+
+HEALTH = {
+  "num_keys": 3,
+  "dimension": 2,
+  "encoder": {"sha256": None},
+  "index": {},
+  "limits": {"max_queries": 8},
+}
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"num_keys": "3"},
+    {"num_keys": -1},
+    {"dimension": 0},
+    {"dimension": None},
+    {"encoder": None},
+    {"encoder": {}},
+    {"encoder": {"sha256": 5}},
+    {"index": []},
+    {"limits": {}},
+    {"limits": {"max_queries": 0}},
+  ],
+)
+def test_an_index_that_says_nonsense_of_itself(changes):
+  with (
+    answering(JSONResponse(HEALTH | changes)) as (url, _),
+    pytest.raises(RuntimeError, match="is not as a server"),
+  ):
+    remote.RemoteIndex(url)
+
+
+@pytest.mark.parametrize(
+  "rows",
+  [
+    [{"document": {"id": "3"}, "score": 1.0}],
+    [{"document": {"id": "-1"}, "score": 1.0}],
+    [{"document": {"id": str(2**70)}, "score": 1.0}],
+    [{"document": {"id": "0"}, "score": 1.0}] * 3,
+    [{"document": {"id": "0"}, "score": "nan"}],
+    [{"document": {"id": "0"}}],
+    [{"document": {"id": None}, "score": 1.0}],
+    [5],
+  ],
+)
+def test_rows_that_an_index_cannot_have(rows):
+  answers = JSONResponse(HEALTH), JSONResponse({"result": [rows]})
+  with answering(*answers) as (url, _):
+    index = remote.RemoteIndex(url)
+    with pytest.raises((RuntimeError, protocol.RefusedError)):
+      index.search(np.ones((1, 2), np.float32), 2)
+    index.close()

@@ -232,8 +232,10 @@ class TestRefusals:
     )
     assert status == 422
     assert "list or choice" in message
-    assert client.get(url + "/retrieve").status_code == 405
-    assert client.post(url + "/other").status_code == 404
+    status, message = error(client.get(url + "/retrieve"))
+    assert (status, "send POST /retrieve" in message) == (405, True)
+    status, message = error(client.post(url + "/other"))
+    assert (status, "'/other' is not served" in message) == (404, True)
 
   def test_too_large(self, serve, client):
     limits = protocol.Limits(max_body_bytes=1_000)
@@ -481,3 +483,20 @@ class TestLoad:
 def test_config_is_checked(config, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(ServerConfig(), **config)
+
+
+def test_a_long_body_is_read_beside_the_event_loop(serve, client, monkeypatch):
+  url = serve(loopback.FakeSource())
+  threads = []
+  parse = protocol.parse_request
+
+  def noted(*args, **kwargs):
+    threads.append(threading.current_thread())
+    return parse(*args, **kwargs)
+
+  monkeypatch.setattr(protocol, "parse_request", noted)
+  for text in ("q", "q" * 60_000):
+    response = client.post(url + "/retrieve", json={"queries": [text] * 6})
+    assert response.status_code == 200
+  short, long = threads
+  assert long is not short

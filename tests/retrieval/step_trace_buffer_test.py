@@ -184,6 +184,12 @@ class TestRetrieve:
       == [retrieval.Miss("empty buffer")] * 2
     )
 
+  def test_more_neighbors_than_there_are(self, encoder, index_cls):
+    traces = [make_trace(i, reward=1.0) for i in range(3)]
+    buffer = retrieval.StepTraceBuffer.build(traces, encoder, index_cls)
+    (hits,) = buffer.neighbors([QUESTION], [()], 2**62)
+    assert len(hits) == 3
+
   def test_no_questions(self, encoder, index_cls):
     buffer = retrieval.StepTraceBuffer.build(
       [make_trace(0)], encoder, index_cls

@@ -39,6 +39,8 @@ class JsonLinesTest(parameterized.TestCase):
     ("half a character", b'{"a": "\\ud83d"}\n', "U+D83D"),
     ("half a name", b'{"\\ud83d": 1}\n', "U+D83D"),
     ("NUL", b'{"a": "\\u0000"}\n', "U+0000"),
+    ("twice", b'{"a": 1, "b": 2, "a": 3}\n', "holds the name 'a' twice"),
+    ("twice within", b'{"b": [{"a": 1, "a": 1}]}\n', "the name 'a' twice"),
     ("NaN", b'{"a": NaN}\n', "NaN is not a number"),
     ("infinity", b'{"a": [-Infinity]}\n', "-Infinity is not a number"),
     ("1e999", b'{"a": 1e999}\n', "number that is too large"),
