@@ -171,15 +171,7 @@ def _null_problems(path: pathlib.Path) -> list[str]:
     ValueError: a column cannot be read.
   """
   names = [name for name in SCHEMA.names if name not in _LONG]
-  found: dict[str, int] = {}
-  row = 0
-  for table in StoredTraces(path).tables(names):
-    for name in names:
-      if table[name].null_count and name not in found:
-        found[name] = row + pc.index(pc.is_null(table[name]), True).as_py()
-    row += len(table)
-  # Arrow keeps what it has freed: 60 MB of a buffer of the paper's size.
-  pa.default_memory_pool().release_unused()
+  found = StoredTraces(path).first_nulls(names)
   return [f"the {name} of row {row} is null" for name, row in found.items()]
 
 

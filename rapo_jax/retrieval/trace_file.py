@@ -272,6 +272,30 @@ class StoredTraces(ColumnarTraces):
     with self._lock, as_traces(self._path):
       return self._file.read(columns=[name])[name]
 
+  def first_nulls(self, names: Sequence[str]) -> dict[str, int]:
+    """Columns of plain values that hold a null, and its first row.
+
+    The file counts the nulls of a row group, so that next to nothing is read.
+    """
+    metadata = self._file.metadata
+    schema = metadata.schema
+    places = {schema.column(i).path: i for i in range(len(schema))}
+    found: dict[str, int] = {}
+    for group in range(metadata.num_row_groups):
+      row_group = metadata.row_group(group)
+      for name in names:
+        counts = row_group.column(places[name]).statistics
+        if name in found or (
+          counts is not None and counts.has_null_count and not counts.null_count
+        ):
+          continue
+        with self._lock, as_traces(self._path):
+          values = self._file.read_row_group(group, columns=[name])[name]
+        if values.null_count:
+          row = pc.index(pc.is_null(values), True).as_py()
+          found[name] = int(self._starts[group]) + row
+    return found
+
   def _row(self, row: int) -> pa.Table:
     group = int(np.searchsorted(self._starts, row, side="right")) - 1
     return self._group(group).slice(row - int(self._starts[group]), 1)
