@@ -778,20 +778,21 @@ def test_a_policy_that_diverges_is_not_saved_and_the_remedy_works(
     subprocess.run(["cp", "-r", whole / name, folder / name], check=True)
   command = [
     *("--config", str(config_file), "--workdir", str(folder)),
-    *("--config.train.methods=grpo", "--config.train.num_updates=1"),
+    *("--config.train.methods=grpo", "--config.train.num_updates=2"),
   ]
+  # The first update has no group with rewards that differ, and no gradient.
   assert run.main([*command, "--config.optimizer.learning_rate=1e37"]) == 2
   message = capsys.readouterr().err
-  assert "compute grpo-seed0 has diverged: after update 1" in message
+  assert "compute grpo-seed0 has diverged: after update 2" in message
   assert "--config.optimizer.learning_rate=0.0001 or less" in message
   run_folder = folder / "train" / "compute" / "grpo-seed0"
   assert not (run_folder / "done.json").exists()
   assert not (run_folder / train.POLICY_FOLDER).exists()
-  assert not (run_folder / "checkpoints" / "1").exists()
+  assert not (run_folder / "checkpoints" / "2").exists()
   assert not (folder / "evaluate").exists()
   # The learning rate of the other tests: nothing is compiled again.
   assert run.main([*command, "--stage=train"]) == 0
-  assert read_json(run_folder / "done.json")["update"] == 1
+  assert read_json(run_folder / "done.json")["update"] == 2
   assert not (run_folder / "diverged.json").exists()
 
 

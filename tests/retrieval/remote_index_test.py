@@ -118,10 +118,9 @@ def test_a_dead_server_is_a_failed_search(index_cls, monkeypatch):
 def test_rows_of_others_are_refused(index_cls, monkeypatch):
   index = index_cls.build(unit_vectors(5))
   answer = json.dumps({"result": [[{"document": {}, "score": 1}]]})
-  monkeypatch.setattr(
-    index._client._http,
-    "request",
-    lambda *_, **__: httpx2.Response(200, text=answer),
+  http = httpx2.Client(
+    transport=httpx2.MockTransport(lambda _: httpx2.Response(200, text=answer))
   )
+  monkeypatch.setattr(index._client, "_http", http)
   with pytest.raises(ValueError, match="id is a row's number"):
     index.search(np.ones((1, 24), np.float32), 1)

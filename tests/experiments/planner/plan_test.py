@@ -221,7 +221,7 @@ def test_a_refusal_for_lack_of_memory_tells_how_much_it_takes():
 
 def _workload(config, *arguments):
   known = plan._parser().parse_args(
-    ["--config", "", "--topology", "", *arguments]
+    ["--config", "test", "--topology", "", *arguments]
   )
   return plan._workload(config, known)
 
