@@ -273,7 +273,8 @@ def _control_tokens(
       template is not None and text in template and _DELIMITED.fullmatch(text)
     )
     reserved = written or tags.escape(text) != text
-    if text and (token.special or (reserved and text not in names)):
+    # Tokenizers may hold a tag of ours with the space before it.
+    if text and (token.special or (reserved and text.strip() not in names)):
       by_text[text], ids[text] = token, token_id
   joined = [text for text, token in by_text.items() if not token.special]
   return ControlTokens(by_text, ids, _any_of(by_text), _any_of(joined))

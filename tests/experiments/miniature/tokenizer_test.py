@@ -12,6 +12,7 @@ from hypothesis import strategies
 from experiments.miniature import demonstrations
 from experiments.miniature import tokenizer as tokenizer_lib
 from experiments.miniature import world as world_lib
+from rapo_jax import data
 
 WORLD = world_lib.make_world(world_lib.WorldConfig())
 TOKENIZER = tokenizer_lib.train_tokenizer(tokenizer_lib.corpus(WORLD))
@@ -34,6 +35,18 @@ class TokenizerTest(parameterized.TestCase):
     self.assertLess(len(TOKENIZER), 1000)
     again = tokenizer_lib.train_tokenizer(tokenizer_lib.corpus(WORLD))
     self.assertEqual(again.get_vocab(), TOKENIZER.get_vocab())
+
+  def test_the_engine_writes_a_result_as_the_agents_learned_it(self):
+    # Its tokens of tags begin with a space: they are tags all the same.
+    encode_result = data.TextEncoder(TOKENIZER)
+    for text in (
+      "<result> Leon : Leon has pilot Helen . </result>",
+      "<retrieve><think> So pilot </think><search> Leon has pilot </search>",
+    ):
+      self.assertEqual(encode_result(text), encode(text))
+    self.assertIn(
+      " </result>", TOKENIZER.convert_ids_to_tokens(encode("a </result>"))
+    )
 
   def test_a_word_is_a_token(self):
     step = WORLD.train["multihop"][0].steps[0]
