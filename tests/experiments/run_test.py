@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -780,10 +781,13 @@ def test_a_policy_that_diverges_is_not_saved_and_the_remedy_works(
     *("--config", str(config_file), "--workdir", str(folder)),
     *("--config.train.methods=grpo", "--config.train.num_updates=2"),
   ]
-  # The first update has no group with rewards that differ, and no gradient.
+  # Which update is the first with a gradient depends on the processor: numbers
+  # that are rounded otherwise give other samples.
   assert run.main([*command, "--config.optimizer.learning_rate=1e37"]) == 2
   message = capsys.readouterr().err
-  assert "compute grpo-seed0 has diverged: after update 2" in message
+  assert re.search(
+    r"compute grpo-seed0 has diverged: after update [12] ", message
+  )
   assert "--config.optimizer.learning_rate=0.0001 or less" in message
   run_folder = folder / "train" / "compute" / "grpo-seed0"
   assert not (run_folder / "done.json").exists()
