@@ -124,10 +124,10 @@ def measure(
   import numpy as np
   import rich.console
 
-  from experiments import buffer_import
+  from experiments.buffers import imports as buffer_import
   from experiments.progress import Progress
   from rapo_jax.retrieval import SentenceEncoder
-  from rapo_jax.retrieval.selection import Selection
+  from rapo_jax.retrieval.buffer.selection import Selection
 
   class ClusteredEncoder(SentenceEncoder):
     """Vectors near each other for keys of one question."""

@@ -36,7 +36,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rapo_jax import retrieval
-from rapo_jax.retrieval import store
+from rapo_jax.retrieval.buffer import store
 
 _CACHE = pathlib.Path(".cache/benchmarks")
 _TARGET_S = 2.0

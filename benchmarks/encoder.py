@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from rapo_jax.retrieval import sentence_folder
+from rapo_jax.retrieval.encoder import sentence_folder
 
 _WORKERS = pathlib.Path(__file__).resolve().parent / "encoder_peers"
 _PEER = "sentence_transformers"

@@ -30,11 +30,11 @@ import tokenizers
 from flax import nnx
 from jaxtyping import Int
 
-from experiments.miniature import tokenizer as miniature_tokenizer
 from rapo_jax import models
 from rapo_jax.data import Query
-from rapo_jax.retrieval.sentence_folder import WEIGHTS_PACKAGE
+from rapo_jax.retrieval.encoder.sentence_folder import WEIGHTS_PACKAGE
 from rapo_jax.rollout import RolloutStats
+from rapo_jax.tasks.miniature import tokenizer as miniature_tokenizer
 from rapo_jax.tools import ToolResult, ToolStatus
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 

@@ -43,7 +43,7 @@ import numpy as np
 
 from benchmarks import rollout_setup as setup
 from rapo_jax import retrieval
-from rapo_jax.retrieval.server_config import ServerConfig
+from rapo_jax.retrieval.serving.config import ServerConfig
 
 _STEP_WORDS = 64
 _TOPK = 3

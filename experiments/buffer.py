@@ -21,19 +21,13 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from experiments import (
-  buffer_endpoint,
-  buffer_import,
-  buffer_page,
-  checks,
-  flags,
-  input_errors,
-  places,
-)
-from experiments.buffer_import import ImportConfig, LeakConfig, OverlapPolicy
+from experiments import checks, flags, input_errors, places
+from experiments.buffers import endpoint as buffer_endpoint
+from experiments.buffers import imports as buffer_import
+from experiments.buffers import page as buffer_page
+from experiments.buffers.imports import ImportConfig, LeakConfig, OverlapPolicy
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.devices import check_devices
-from experiments.input_errors import InputError
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
 from experiments.stages.buffer import build_buffer
@@ -48,10 +42,12 @@ from experiments.tasks import (
 from experiments.workdir import Workdir
 from rapo_jax import text_files
 from rapo_jax.data import Query
-from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer, store
-from rapo_jax.retrieval.leaks import MIN_SIMILARITY, LeakCheck
-from rapo_jax.retrieval.manifest import Manifest, partial_folder
-from rapo_jax.retrieval.selection import Selection
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
+from rapo_jax.retrieval.buffer import store
+from rapo_jax.retrieval.buffer.leaks import MIN_SIMILARITY, LeakCheck
+from rapo_jax.retrieval.buffer.manifest import Manifest, partial_folder
+from rapo_jax.retrieval.buffer.selection import Selection
 from rapo_jax.rollout.endpoint import EndpointConfig
 
 _SHOWN_CHARS = 240

@@ -16,8 +16,6 @@ from experiments import flags, health, memory, metrics
 from experiments.config import ExperimentConfig
 from experiments.dependencies import conflicts
 from experiments.dependencies import differences as differences
-from experiments.input_errors import InputError
-from experiments.miniature import tokenizer as miniature_tokenizer
 from experiments.policy_shape import Agent, policy_shape
 from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.tasks import (
@@ -38,8 +36,12 @@ from rapo_jax.data import (
   load_corpus,
   order,
 )
+from rapo_jax.errors import InputError
 from rapo_jax.models import hub, sharding
-from rapo_jax.retrieval import StepTraceBuffer, manifest, remote
+from rapo_jax.retrieval import StepTraceBuffer
+from rapo_jax.retrieval.buffer import manifest
+from rapo_jax.retrieval.serving import remote
+from rapo_jax.tasks.miniature import tokenizer as miniature_tokenizer
 
 
 class CheckError(InputError):

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
-from experiments.miniature.agents import AgentsConfig
-from experiments.miniature.world import WorldConfig
 from rapo_jax.data import PROMPT_DATE
 from rapo_jax.models import LoraConfig
 from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
-from rapo_jax.retrieval import Pooling, RetrievalConfig, remote
+from rapo_jax.retrieval import Pooling, RetrievalConfig
+from rapo_jax.retrieval.serving import remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
+from rapo_jax.tasks.miniature.agents import AgentsConfig
+from rapo_jax.tasks.miniature.world import WorldConfig
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
 Method = Literal["grpo", "hybrid", "rapo"]

@@ -8,7 +8,7 @@ import jax
 
 from experiments import input_errors
 from experiments.config import MeshConfig
-from experiments.input_errors import InputError
+from rapo_jax.errors import InputError
 from rapo_jax.models import sharding
 
 

@@ -25,9 +25,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from experiments import input_errors, places
-from experiments.input_errors import InputError
 from experiments.policies import END_IDS, check_finite, open_policy
 from rapo_jax import models
+from rapo_jax.errors import InputError
 from rapo_jax.models import folder as folders
 from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
 from rapo_jax.training import Checkpoints

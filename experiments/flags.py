@@ -33,7 +33,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from experiments.input_errors import InputError
+from rapo_jax.errors import InputError
 
 PREFIX = "--config."
 _TRUE = ("true", "yes", "1")

@@ -25,6 +25,7 @@ import jax
 
 from experiments import log_once
 from experiments.stop_signal import Stopped, interrupt
+from rapo_jax.errors import InputError
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -45,10 +46,6 @@ _OUT_OF_MEMORY = (
   "more devices. --dry_run and `python -m experiments.plan` add up what is "
   "needed."
 )
-
-
-class InputError(ValueError):
-  """A config, a file or a folder that cannot be used as it stands."""
 
 
 @contextlib.contextmanager

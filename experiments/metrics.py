@@ -18,8 +18,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from experiments.input_errors import InputError
-from experiments.workdir import parse_row, replace_text
+from experiments.workdir import parse_row
+from rapo_jax import files
+from rapo_jax.errors import InputError
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_KEY = "WANDB_API_KEY"
@@ -175,7 +176,7 @@ def truncate_rows(path: str | pathlib.Path, last_update: int) -> None:
     for number, line in enumerate(_whole_lines(path), 1)
     if parse_row(line, path, number)["update"] <= last_update
   )
-  replace_text(path, "".join(kept))
+  files.replace_text(path, "".join(kept))
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:

@@ -9,7 +9,7 @@ import pathlib
 import re
 
 from experiments.config import ExperimentConfig
-from experiments.input_errors import InputError
+from rapo_jax.errors import InputError
 
 # One slash is enough: `gs:/bucket` is what a path makes of `gs://bucket`.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")

@@ -14,8 +14,8 @@ from flax import nnx
 from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
-from experiments.input_errors import InputError
 from rapo_jax import models
+from rapo_jax.errors import InputError
 from rapo_jax.models import LoraConfig, RopeConfig, sharding
 from rapo_jax.training import non_finite
 

@@ -9,12 +9,12 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from experiments.config import ExperimentConfig, RandomModelConfig
-from experiments.miniature import tokenizer as miniature_tokenizer
-from experiments.miniature.agents import decoder_config
 from experiments.tasks import make_world
 from rapo_jax import models
 from rapo_jax.models import hub, published
 from rapo_jax.models.huggingface import read_config
+from rapo_jax.tasks.miniature import tokenizer as miniature_tokenizer
+from rapo_jax.tasks.miniature.agents import decoder_config
 
 Agent = Literal["base", "off_policy"]
 

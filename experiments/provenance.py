@@ -25,8 +25,8 @@ import jax
 
 from experiments import flags
 from experiments.config import ExperimentConfig
-from experiments.input_errors import InputError
-from experiments.workdir import replace_text
+from rapo_jax import files
+from rapo_jax.errors import InputError
 
 STARTS_FILE = "starts.jsonl"
 PACKAGES = (
@@ -111,7 +111,7 @@ def append_start(
   start = {**describe(arguments), "config_hash": flags.config_hash(config)}
   starts = [*read_starts(workdir), start]
   lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in starts]
-  replace_text(workdir / STARTS_FILE, "".join(lines))
+  files.replace_text(workdir / STARTS_FILE, "".join(lines))
 
 
 def read_starts(workdir: str | pathlib.Path) -> list[dict[str, Any]]:

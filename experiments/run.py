@@ -29,23 +29,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from experiments import (
-  checks,
-  flags,
-  input_errors,
-  places,
-  provenance,
-  report,
-  results,
-  tables,
-)
+from experiments import checks, flags, input_errors, places, provenance
 from experiments.config import ExperimentConfig
 from experiments.dependencies import EVALUATE, conflicts
 from experiments.devices import check_devices
 from experiments.health import HealthStop
-from experiments.input_errors import InputError
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
+from experiments.report import page as report
+from experiments.report import results, tables
 from experiments.stages import agents as agents_stage
 from experiments.stages import buffer as buffer_stage
 from experiments.stages import evaluate as evaluate_stage
@@ -66,8 +58,9 @@ from experiments.workdir import (
   write_json,
 )
 from rapo_jax import files
+from rapo_jax.errors import InputError
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
-from rapo_jax.retrieval.remote import RemoteBuffer
+from rapo_jax.retrieval.serving.remote import RemoteBuffer
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3

@@ -38,13 +38,11 @@ from experiments.config import EncoderConfig
 from experiments.devices import check_devices
 from experiments.run import use_compilation_cache
 from experiments.tasks import load_encoder
-from rapo_jax.retrieval import (
-  RetrievalConfig,
-  StepTraceBuffer,
-  protocol,
-)
-from rapo_jax.retrieval.sentence_folder import Pooling
-from rapo_jax.retrieval.server_config import ServerConfig
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval import RetrievalConfig, StepTraceBuffer
+from rapo_jax.retrieval.encoder.sentence_folder import Pooling
+from rapo_jax.retrieval.serving import protocol
+from rapo_jax.retrieval.serving.config import ServerConfig
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75
@@ -58,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known = _parser().parse_args(arguments)
   if not all(map(importlib.util.find_spec, ("starlette", "uvicorn"))):
-    raise input_errors.InputError(
+    raise InputError(
       "serving needs starlette and uvicorn, which are not installed: `pip"
       " install -e '.[serve]'`."
     )
@@ -272,7 +270,7 @@ def _allow_files(number: int) -> None:
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft != resource.RLIM_INFINITY and soft < number:
     if hard != resource.RLIM_INFINITY and hard < number:
-      raise input_errors.InputError(
+      raise InputError(
         f"{number} open files are needed for the connections, {hard} are"
         " allowed: give less --max_connections, or raise `ulimit -n`."
       )
@@ -285,7 +283,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=_BACKLOG)
   # A port beyond 65,535 is an OverflowError.
   except (OSError, OverflowError) as error:
-    raise input_errors.InputError(
+    raise InputError(
       f"cannot listen at {host}, port {port} ({error}): choose another"
       " --host or --port; --port=0 takes any that is free."
     ) from error
@@ -306,7 +304,7 @@ def _open(known: argparse.Namespace) -> StepTraceBuffer:
   )
   buffer = StepTraceBuffer.load(directory, encoder)
   if not len(buffer):
-    raise input_errors.InputError(
+    raise InputError(
       f"{directory} holds no traces, so that there is nothing to serve: a"
       " trainer would get empty answers, and RAPO's would train on its error."
     )
@@ -337,8 +335,8 @@ def _serve(
   """Serves until a signal comes, and what has been asked by then."""
   import uvicorn
 
-  from rapo_jax.retrieval.connections import limited
-  from rapo_jax.retrieval.server import buffer_app
+  from rapo_jax.retrieval.serving.connections import limited
+  from rapo_jax.retrieval.serving.server import buffer_app
 
   logging.basicConfig(level=logging.WARNING)
   server = uvicorn.Server(

@@ -20,15 +20,6 @@ from jaxtyping import Int
 
 from experiments import input_errors
 from experiments.config import EncoderConfig, ExperimentConfig
-from experiments.input_errors import InputError
-from experiments.miniature.world import (
-  FAMILIES,
-  Family,
-  Question,
-  World,
-  WorldConfig,
-)
-from experiments.miniature.world import make_world as draw_world
 from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir
 from rapo_jax.data import (
@@ -38,12 +29,21 @@ from rapo_jax.data import (
   load_corpus,
   load_tool_star,
 )
+from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.retrieval import (
   SentenceEncoder,
   default_index_class,
   normalized,
 )
+from rapo_jax.tasks.miniature.world import (
+  FAMILIES,
+  Family,
+  Question,
+  World,
+  WorldConfig,
+)
+from rapo_jax.tasks.miniature.world import make_world as draw_world
 from rapo_jax.tools import (
   OpenTool,
   PythonTool,

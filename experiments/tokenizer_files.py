@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 
 from experiments import input_errors
-from experiments.input_errors import InputError
+from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")

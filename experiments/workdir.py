@@ -7,8 +7,8 @@ import json
 import pathlib
 from typing import Any
 
-from experiments.input_errors import InputError
 from rapo_jax import files
+from rapo_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +40,10 @@ class Workdir:
     return self.root / "evaluate" / task / f"{agent}.json"
 
 
-def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either the old one or all of the new one.
-
-  It holds ground truth as likely as not: its owner alone can read it.
-  """
-  files.make_private_folder(path.parent)
-  with files.replaced_file(path) as new:
-    new.write_text(text, encoding="utf-8")
-
-
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes plain values as JSON, all or nothing; NaN is refused."""
   text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-  replace_text(path, text + "\n")
+  files.replace_text(path, text + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from rapo_jax.errors import InputError
+
 ANSWER_KEYS = ("target", "ground_truth", "answer", "answers")
 """Under which of them a structure holds its answers."""
 ALIAS_KEYS = ("aliases", "answer_aliases")
@@ -51,11 +53,11 @@ def accepted_answers(value: Any, where: str) -> tuple[str, ...]:
     The answers in order; none if all of them are blank.
 
   Raises:
-    ValueError: there is no answer, or it has another form.
+    InputError: there is no answer, or it has another form.
   """
   answers = _answers(value, where)
   if not answers:
-    raise ValueError(
+    raise InputError(
       f"{where} holds no answer, got {value!r:.80}; give it one."
     )
   return tuple(dict.fromkeys(text for text in answers if text.strip()))
@@ -75,9 +77,9 @@ def _answers(value: Any, where: str) -> list[str]:
       try:
         return _answers(value.decode("utf-8"), where)
       except UnicodeDecodeError as error:
-        raise ValueError(f"{where} must be UTF-8 text: {error}.") from None
+        raise InputError(f"{where} must be UTF-8 text: {error}.") from None
     case bool():
-      raise ValueError(
+      raise InputError(
         f"{where} is {value}, which may be spelled True or yes: give a text."
       )
     case int() | float() | decimal.Decimal():
@@ -88,7 +90,7 @@ def _answers(value: Any, where: str) -> list[str]:
       return [*found, *_answers(aliases, where)]
     case list() | tuple():
       return [text for item in value for text in _answers(item, where)]
-  raise ValueError(
+  raise InputError(
     f"{where} must be {_FORMS}, got {type(value).__name__}: convert it."
   )
 
@@ -97,7 +99,7 @@ def _number(value: float | decimal.Decimal, where: str) -> str:
   if isinstance(value, int):
     return str(value)
   if not math.isfinite(value):
-    raise ValueError(
+    raise InputError(
       f"{where} must be a finite number, got {value}: correct it."
     )
   if isinstance(value, float):
@@ -111,7 +113,7 @@ def _only_answer(value: Mapping[str, Any], where: str) -> Any:
   found = [name for name in ANSWER_KEYS if value.get(name) is not None]
   if len(found) == 1:
     return value[found[0]]
-  raise ValueError(
+  raise InputError(
     f"{where} must hold its answers under exactly one of "
     f"{', '.join(ANSWER_KEYS)}; it has {sorted(map(str, value))}: rename it."
   )
@@ -123,7 +125,7 @@ def _unpacked_answers(text: str, where: str) -> Any:
   Numbers in brackets are an answer of mathematics and no list.
 
   Raises:
-    ValueError: it begins as a structure of answers and cannot be read.
+    InputError: it begins as a structure of answers and cannot be read.
   """
   value = unpacked(text)
   if isinstance(value, Mapping):
@@ -133,7 +135,7 @@ def _unpacked_answers(text: str, where: str) -> Any:
   if isinstance(value, set) and all(isinstance(item, str) for item in value):
     return sorted(value)
   if _STRUCTURE.match(text.strip()) and isinstance(value, str):
-    raise ValueError(
+    raise InputError(
       f"{where} begins as a structure and cannot be read as one, got "
       f"{text!r:.80}: correct it."
     )

@@ -64,6 +64,16 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   sync(target.parent)
 
 
+def replace_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is either the old one or all of the new one.
+
+  The owner alone can read it. Folders that are missing are made.
+  """
+  make_private_folder(path.parent)
+  with replaced_file(path) as new:
+    new.write_text(text, encoding="utf-8")
+
+
 def append_private(path: pathlib.Path) -> TextIO:
   """Opens a text file to append to; if it is made, for its owner alone."""
   return open(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rapo_jax.errors import InputError
+
 MAX_SEED = 2**31 - 1
 """Programs take a seed as an int32."""
 
@@ -36,7 +38,7 @@ def check_numbers(
     unit: of the numbers, for the message.
 
   Raises:
-    ValueError: a number is out of range, NaN or infinite, or a field holds
+    InputError: a number is out of range, NaN or infinite, or a field holds
       something else.
   """
   rule = _rule(at_least, above, at_most, below) + (f" {unit}" if unit else "")
@@ -46,29 +48,29 @@ def check_numbers(
       if value is None:
         continue
       if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(
+        raise InputError(
           f"{name} must be a number, got {value!r} ({type(value).__name__}): "
           "write a number without quotes."
         )
       # Not of integers, which may be too large for a float.
       if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(
+        raise InputError(
           f"{name} must {rule} and be finite, got {value}: give a "
           "finite number."
         )
       low = at_least is not None and value < at_least
       if low or (above is not None and value <= above):
-        raise ValueError(f"{name} must {rule}, got {value}: raise it.")
+        raise InputError(f"{name} must {rule}, got {value}: raise it.")
       high = at_most is not None and value > at_most
       if high or (below is not None and value >= below):
-        raise ValueError(f"{name} must {rule}, got {value}: lower it.")
+        raise InputError(f"{name} must {rule}, got {value}: lower it.")
 
 
 def check_seeds(config: Any, *names: str) -> None:
   """Checks fields that hold a seed, or a tuple of seeds.
 
   Raises:
-    ValueError: a seed is negative or above `MAX_SEED`, or no number.
+    InputError: a seed is negative or above `MAX_SEED`, or no number.
   """
   check_numbers(config, *names, at_least=0, at_most=MAX_SEED)
 
@@ -83,13 +85,13 @@ def check_multiple(config: Any, name: str, divisor: int, of: str = "") -> None:
     of: what the divisor is, if it is made of other fields.
 
   Raises:
-    ValueError: it is not.
+    InputError: it is not.
   """
   value = getattr(config, name)
   if value % divisor:
     larger = value + divisor - value % divisor
     rule = f"{of} ({divisor})" if of else f"{divisor}"
-    raise ValueError(
+    raise InputError(
       f"{name} must be a multiple of {rule}, got {value}: set it to {larger}."
     )
 

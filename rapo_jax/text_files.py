@@ -15,6 +15,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from rapo_jax.errors import InputError
+
 MAX_DEPTH = 100
 """Lists and objects inside one another. Python's parser and writer both stop
 at a depth that depends on their caller; this one does not."""
@@ -186,20 +188,20 @@ def refuse_other_kinds(path: pathlib.Path) -> None:
   """Refuses a file that is not UTF-8 text by its first bytes.
 
   Raises:
-    ValueError: it is compressed, Parquet or UTF-16; says what to do.
+    InputError: it is compressed, Parquet or UTF-16; says what to do.
   """
   with path.open("rb") as file:
     start = file.read(8)
   for first, kind, remedy in _FIRST_BYTES:
     if start.startswith(first):
-      raise ValueError(f"{path} must be text in UTF-8, it is {kind}. {remedy}")
+      raise InputError(f"{path} must be text in UTF-8, it is {kind}. {remedy}")
 
 
 def raw_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """Number, from 1, and bytes of each line; only a line feed ends one.
 
   Raises:
-    ValueError: the file is not text; see `refuse_other_kinds`.
+    InputError: the file is not text; see `refuse_other_kinds`.
   """
   refuse_other_kinds(path)
   with path.open("rb") as file:
@@ -210,20 +212,20 @@ def text_lines(path: pathlib.Path) -> Iterator[str]:
   """The lines of a file with their ends.
 
   Raises:
-    ValueError: a line is not UTF-8; names it.
+    InputError: a line is not UTF-8; names it.
   """
   for number, raw in raw_lines(path):
     try:
       yield decode(raw)
     except TextError as error:
-      raise ValueError(f"{path}:{number}: {error}. {_UTF8}") from error
+      raise InputError(f"{path}:{number}: {error}. {_UTF8}") from error
 
 
 def json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   """Number and value of each line that is not blank.
 
   Raises:
-    ValueError: a line cannot be used; names it, the reason and a remedy.
+    InputError: a line cannot be used; names it, the reason and a remedy.
   """
   for number, raw in raw_lines(path):
     if not raw.strip():
@@ -231,19 +233,19 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     try:
       yield number, parse_json(raw)
     except TextError as error:
-      raise ValueError(f"{path}:{number}: {error}. {_REMEDY}") from error
+      raise InputError(f"{path}:{number}: {error}. {_REMEDY}") from error
 
 
 def read_json(path: pathlib.Path) -> Any:
   """The value of a file that holds one.
 
   Raises:
-    ValueError: it cannot be used; names the place, the reason and a remedy.
+    InputError: it cannot be used; names the place, the reason and a remedy.
   """
   refuse_other_kinds(path)
   try:
     return parse_json(path.read_bytes())
   except TextError as error:
-    raise ValueError(
+    raise InputError(
       f"{path} must be JSON: {error}. Fix the file, or copy it again."
     ) from error

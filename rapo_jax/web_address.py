@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import urllib.parse
 
+from rapo_jax.errors import InputError
+
 _PARAMETERS = re.compile(r"[?#]")
 
 
@@ -20,7 +22,7 @@ def check_address(url: str, name: str, remedy: str) -> None:
     remedy: how credentials are given instead.
 
   Raises:
-    ValueError: it does not begin with http:// or https://, has no host, or
+    InputError: it does not begin with http:// or https://, has no host, or
       holds a user, a password, parameters or a fragment.
   """
   shown = without_secrets(url)
@@ -31,12 +33,12 @@ def check_address(url: str, name: str, remedy: str) -> None:
   except ValueError:
     parts, host = urllib.parse.urlsplit(""), None
   if parts.scheme not in ("http", "https") or not host:
-    raise ValueError(
+    raise InputError(
       f"The URL of {name} begins with http:// or https:// and has a host, got"
       f" {shown!r}. Write it as http://HOST:PORT."
     )
   if "@" in parts.netloc or "?" in url or "#" in url:
-    raise ValueError(
+    raise InputError(
       f"The URL of {name} must hold no user, password, parameters or fragment,"
       f" since it is stored and printed: {shown!r} with one was given. {remedy}"
     )

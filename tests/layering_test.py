@@ -1,9 +1,9 @@
 """The layers of `rapo_jax`, and what its import must not do.
 
 A lower layer never imports a higher one:
-trajectory | compilation | files | ranges | dataset_rows | text_files |
-web_address → objectives | models | tools → retrieval | rewards | data →
-rollout → training → experiments.
+errors → ranges | files | web_address | … → trajectory → objectives | models |
+tools → retrieval | rewards | data → rollout → algorithms → training → tasks →
+experiments.
 """
 
 import ast
@@ -18,22 +18,25 @@ from absl.testing import parameterized
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LAYERS = {
-  "rapo_jax.trajectory": 0,
-  "rapo_jax.compilation": 0,
-  "rapo_jax.files": 0,
-  "rapo_jax.ranges": 0,
-  "rapo_jax.dataset_rows": 0,
-  "rapo_jax.text_files": 0,
-  "rapo_jax.web_address": 0,
-  "rapo_jax.objectives": 1,
-  "rapo_jax.models": 1,
-  "rapo_jax.tools": 1,
-  "rapo_jax.retrieval": 2,
-  "rapo_jax.rewards": 2,
-  "rapo_jax.data": 2,
-  "rapo_jax.rollout": 3,
-  "rapo_jax.training": 4,
-  "experiments": 5,
+  "rapo_jax.errors": 0,
+  "rapo_jax.compilation": 1,
+  "rapo_jax.files": 1,
+  "rapo_jax.ranges": 1,
+  "rapo_jax.dataset_rows": 1,
+  "rapo_jax.text_files": 1,
+  "rapo_jax.web_address": 1,
+  "rapo_jax.trajectory": 1,
+  "rapo_jax.objectives": 2,
+  "rapo_jax.models": 2,
+  "rapo_jax.tools": 2,
+  "rapo_jax.retrieval": 3,
+  "rapo_jax.rewards": 3,
+  "rapo_jax.data": 3,
+  "rapo_jax.rollout": 4,
+  "rapo_jax.algorithms": 5,
+  "rapo_jax.training": 6,
+  "rapo_jax.tasks": 7,
+  "experiments": 8,
 }
 # Run in an interpreter of its own, where standard output is the agent's.
 PROGRAMS = ("rapo_jax/tools/python_server.py",)

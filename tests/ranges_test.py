@@ -11,15 +11,15 @@ from collections.abc import Iterator
 import pytest
 
 from experiments import flags
-from experiments.buffer_import import ImportConfig
+from experiments.buffers.imports import ImportConfig
 from experiments.config import ExperimentConfig
-from experiments.miniature.demonstrations import DemonstrationConfig
 from experiments.planner.programs import Workload
 from rapo_jax import ranges
 from rapo_jax.models import LoraConfig, RopeConfig
-from rapo_jax.retrieval.bert import BertConfig
-from rapo_jax.retrieval.server_config import ServerConfig
+from rapo_jax.retrieval.encoder.bert import BertConfig
+from rapo_jax.retrieval.serving.config import ServerConfig
 from rapo_jax.rollout.endpoint import EndpointConfig
+from rapo_jax.tasks.miniature.demonstrations import DemonstrationConfig
 from tests.tiny_decoder import tiny_config
 
 # A reward, and a bound on one, may be any number.

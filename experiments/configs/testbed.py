@@ -27,7 +27,7 @@ from experiments.config import (
   miniature_rollout,
   miniature_update,
 )
-from experiments.miniature.world import WorldConfig
+from rapo_jax.tasks.miniature.world import WorldConfig
 
 
 def get_config() -> ExperimentConfig:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments.input_errors import InputError
+from rapo_jax.errors import InputError
 
 
 class TopologyError(InputError):

@@ -8,13 +8,13 @@ from flax import nnx
 from transformers import Qwen2Tokenizer
 
 from experiments.config import ExperimentConfig, RandomModelConfig
-from experiments.input_errors import InputError
-from experiments.miniature.agents import train_agents
-from experiments.miniature.tokenizer import end_ids, untrained_tokenizer
 from experiments.policy_shape import random_shape
 from experiments.tasks import agent_paths, family, make_world, questions
 from experiments.workdir import Workdir
 from rapo_jax import models
+from rapo_jax.errors import InputError
+from rapo_jax.tasks.miniature.agents import train_agents
+from rapo_jax.tasks.miniature.tokenizer import end_ids, untrained_tokenizer
 
 Report = Callable[[float, str], None]
 

@@ -12,19 +12,19 @@ from experiments import flags, health
 from experiments.config import ExperimentConfig
 from experiments.dependencies import BUFFER
 from experiments.engines import open_engine
-from experiments.input_errors import InputError
 from experiments.policies import load_agent
 from experiments.tasks import Task
 from experiments.workdir import read_json, write_json
 from rapo_jax import rewards
 from rapo_jax.data import Query
+from rapo_jax.errors import InputError
 from rapo_jax.retrieval import (
   BufferWriter,
   SentenceEncoder,
   select_top_k,
   step_traces,
 )
-from rapo_jax.retrieval.manifest import Manifest, partial_folder
+from rapo_jax.retrieval.buffer.manifest import Manifest, partial_folder
 from rapo_jax.rollout import group_requests
 from rapo_jax.trajectory import Trajectory
 

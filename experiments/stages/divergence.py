@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from experiments.config import ExperimentConfig
 from experiments.dependencies import DIVERGED_FILE, trained
-from experiments.input_errors import InputError
 from experiments.workdir import Workdir, write_json
 from rapo_jax import models
+from rapo_jax.errors import InputError
 from rapo_jax.training import (
   Checkpoints,
   TrainState,

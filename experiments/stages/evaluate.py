@@ -13,9 +13,9 @@ import numpy as np
 from experiments import health
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
-from experiments.input_errors import InputError
 from experiments.tasks import Task
 from rapo_jax import models, rewards
+from rapo_jax.errors import InputError
 from rapo_jax.rollout import RolloutRequest
 from rapo_jax.trajectory import Trajectory
 
@@ -37,9 +37,9 @@ def evaluate(
     report: called with the share of the trajectories that is done.
 
   Returns:
-    `greedy` and `sampled` by query id (see `experiments.results`). `left_out`:
-    how many trajectories the system cut. Score statuses of the sampled ones
-    that it did not cut. Finish reasons, generated tokens and tool calls of all
+    `greedy` and `sampled` by query id (see `report.results`). `left_out`: how
+    many trajectories the system cut. Score statuses of the sampled ones that
+    it did not cut. Finish reasons, generated tokens and tool calls of all
     sampled trajectories.
 
   Raises:

@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments import input_errors
 from experiments.config import ExperimentConfig, GrowConfig
-from experiments.input_errors import InputError
 from rapo_jax.data import Query
+from rapo_jax.errors import InputError
 from rapo_jax.retrieval import (
   GrowingBuffer,
   StepTrace,

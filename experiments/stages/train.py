@@ -32,7 +32,6 @@ from experiments.dependencies import (
 )
 from experiments.devices import device_mesh
 from experiments.engines import open_engine
-from experiments.input_errors import InputError
 from experiments.metrics import MetricsWriter, read_metrics, truncate_rows
 from experiments.policies import describe_policy, load_policy, model_digest
 from experiments.stages.divergence import Diverged, Watch
@@ -44,15 +43,16 @@ from experiments.workdir import Workdir, read_json, write_json
 from rapo_jax import files, models
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, end_ids, order, prompt_hash
+from rapo_jax.errors import InputError
 from rapo_jax.models import folder as folders
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
-from rapo_jax.retrieval.manifest import (
+from rapo_jax.retrieval.buffer.manifest import (
   MANIFEST_FILE,
   FileInfo,
   describe_files,
   file_problems,
 )
-from rapo_jax.retrieval.remote import RemoteBuffer
+from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.tools import ToolStatus as ToolStatus
 from rapo_jax.training import (
   Checkpoints,

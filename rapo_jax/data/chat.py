@@ -16,6 +16,7 @@ from typing import Any
 
 import jinja2
 
+from rapo_jax.errors import InputError
 from rapo_jax.tools import tags
 
 PROMPT_DATE = datetime.date(2024, 7, 26)
@@ -106,7 +107,7 @@ def template_of(tokenizer: Any) -> str | None:
   """Source of the chat template that renders prompts; None if there is none.
 
   Raises:
-    ValueError: there are several templates and none is called `default`.
+    InputError: there are several templates and none is called `default`.
   """
   template = tokenizer.chat_template
   if isinstance(template, list):
@@ -114,7 +115,7 @@ def template_of(tokenizer: Any) -> str | None:
   if not isinstance(template, Mapping):
     return template
   if "default" not in template:
-    raise ValueError(
+    raise InputError(
       "one of several chat templates must be called 'default', got "
       f"{', '.join(sorted(template))}: set tokenizer.chat_template to the one "
       f"to use, or {_REMEDY}."
@@ -138,11 +139,11 @@ def render(
     date: that a template which asks for the date is given.
 
   Raises:
-    ValueError: there is no template, or it fails on these turns.
+    InputError: there is no template, or it fails on these turns.
   """
   template = template_of(tokenizer)
   if template is None:
-    raise ValueError(
+    raise InputError(
       "a chat template must write the prompts, and this tokenizer has no "
       f"template: {_REMEDY}."
     )
@@ -162,7 +163,7 @@ def render(
   except _TEMPLATE_ERRORS as error:
     roles = ", ".join(turn.get("role", "no role") for turn in turns)
     reason = " ".join(str(error).split())
-    raise ValueError(
+    raise InputError(
       f"the chat template must render the turns ({roles}) of a prompt, and "
       f"fails: {reason} ({type(error).__name__}): {_REMEDY}."
     ) from error
@@ -255,7 +256,7 @@ def control_tokens(tokenizer: Any) -> ControlTokens:
   """The tokens that only a template may write.
 
   Raises:
-    ValueError: there are several templates and none is called `default`.
+    InputError: there are several templates and none is called `default`.
   """
   return _control_tokens(tokenizer, template_of(tokenizer), len(tokenizer))
 
@@ -284,7 +285,7 @@ def end_ids(tokenizer: Any) -> tuple[int, ...]:
   """Tokens that end a turn: the tokenizer's end, and its chat template's.
 
   Raises:
-    ValueError: as for `turn_end`.
+    InputError: as for `turn_end`.
   """
   ids = {tokenizer.eos_token_id, turn_end(tokenizer)} - {None}
   return tuple(sorted(ids))
@@ -301,7 +302,7 @@ def turn_end(tokenizer: Any) -> int | None:
     behind a last reply and none before the next turn.
 
   Raises:
-    ValueError: the template fails, leaves the reply out, or ends it with text
+    InputError: the template fails, leaves the reply out, or ends it with text
       in which there is no control token. A policy would write on behind it.
   """
   if template_of(tokenizer) is None:
@@ -314,7 +315,7 @@ def turn_end(tokenizer: Any) -> int | None:
   controls = control_tokens(tokenizer)
   end = controls.pattern.search(behind)
   if end is None:
-    raise ValueError(
+    raise InputError(
       "a chat template must end an assistant's turn with a special token of "
       f"the tokenizer, and this one ends it with the text {behind!r}: add the "
       "token to the tokenizer as a special one, or end the turn with "
@@ -333,7 +334,7 @@ def _behind_reply(tokenizer: Any, *later: Mapping[str, str]) -> str:
   text = render(tokenizer, turns, add_generation_prompt=False)
   _, found, behind = text.rpartition(_SAMPLE_REPLY)
   if not found:
-    raise ValueError(
+    raise InputError(
       "a chat template must write the assistant's reply, and this one leaves "
       f"it out: {_REMEDY}."
     )
@@ -348,14 +349,14 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
     vocab_size: rows of the model's embedding. It may have more of them.
 
   Raises:
-    ValueError: naming tokens that have none.
+    InputError: naming tokens that have none.
   """
   beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= vocab_size}
   if not beyond:
     return
   shown = ", ".join(f"{beyond[i]!r} ({i})" for i in sorted(beyond)[:5])
   more = ", …" if len(beyond) > 5 else ""
-  raise ValueError(
+  raise InputError(
     "the embedding must have a row for every token of the tokenizer, and with "
     f"{vocab_size} rows it has none for {len(beyond)} of them: {shown}{more}; "
     "resize the embedding (resize_token_embeddings in transformers), or use "

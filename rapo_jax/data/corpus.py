@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from rapo_jax import text_files
+from rapo_jax.errors import InputError
 
 
 def load_corpus(path: str | os.PathLike[str]) -> list[str]:
@@ -20,7 +21,7 @@ def load_corpus(path: str | os.PathLike[str]) -> list[str]:
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: for a line that is no such object or repeats an id, named by
+    InputError: for a line that is no such object or repeats an id, named by
       its number; for a file without documents, or one that is compressed.
   """
   path = pathlib.Path(path)
@@ -30,27 +31,27 @@ def load_corpus(path: str | os.PathLike[str]) -> list[str]:
   for number, record in text_files.json_lines(path):
     document_id, contents = _document(record, f"{path}:{number}")
     if document_id in documents:
-      raise ValueError(
+      raise InputError(
         f"{path}:{number}: the id {document_id!r} is repeated. Give each"
         " document an id of its own."
       )
     documents[document_id] = contents
   if not documents:
-    raise ValueError(f"{path} has no documents: give at least one line.")
+    raise InputError(f"{path} has no documents: give at least one line.")
   return list(documents.values())
 
 
 def _document(record: Any, where: str) -> tuple[str, str]:
   if not isinstance(record, dict):
-    raise ValueError(f"{where}: expected an object, got {record!a:.80}")
+    raise InputError(f"{where}: expected an object, got {record!a:.80}")
   contents, document_id = record.get("contents"), record.get("id")
   if document_id is None or not isinstance(contents, str) or not contents:
-    raise ValueError(
+    raise InputError(
       f'{where}: expected "id" and a text "contents", got the keys '
       f"{sorted(record)}. Convert the file to this layout."
     )
   if isinstance(document_id, bool) or not isinstance(document_id, str | int):
-    raise ValueError(
+    raise InputError(
       f'{where}: "id" must be a text or a whole number, got'
       f" {document_id!a:.80}."
     )

@@ -12,15 +12,17 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
+from rapo_jax.errors import InputError
+
 
 def updates_per_epoch(batch_size: int, num_queries: int) -> int:
   """Number of whole batches in an epoch.
 
   Raises:
-    ValueError: unless 1 <= batch_size <= num_queries.
+    InputError: unless 1 <= batch_size <= num_queries.
   """
   if not 1 <= batch_size <= num_queries:
-    raise ValueError(
+    raise InputError(
       f"batch_size must be from 1 to num_queries={num_queries}, got "
       f"{batch_size}; take a smaller batch or more questions"
     )
@@ -52,10 +54,10 @@ def batch(
     int64 indices, all different.
 
   Raises:
-    ValueError: for a value out of range.
+    InputError: for a value out of range.
   """
   if seed < 0 or update < 0:
-    raise ValueError(f"seed and update must be >= 0, got {seed} and {update}")
+    raise InputError(f"seed and update must be >= 0, got {seed} and {update}")
   epoch, index = divmod(update, updates_per_epoch(batch_size, num_queries))
   order = epoch_order(seed, epoch, num_queries)
   return order[index * batch_size : (index + 1) * batch_size]

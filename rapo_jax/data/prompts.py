@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from rapo_jax.data import chat
 from rapo_jax.data.queries import Query
+from rapo_jax.errors import InputError
 
 _TOOLS = {
   "search": (
@@ -55,11 +56,11 @@ def system_prompt(tools: Collection[str]) -> str:
       mentioned.
 
   Raises:
-    ValueError: for a tool that there is no description of.
+    InputError: for a tool that there is no description of.
   """
   unknown = sorted(set(tools) - set(_TOOLS))
   if unknown:
-    raise ValueError(
+    raise InputError(
       f"no description of the tools {unknown}; known: {sorted(_TOOLS)}"
     )
   named = [name for name in _TOOLS if name in tools]
@@ -123,12 +124,12 @@ def encode_prompt(
     int32 ids.
 
   Raises:
-    ValueError: if the template cannot render the prompt, or if the prompt is
+    InputError: if the template cannot render the prompt, or if the prompt is
       longer. It is never cut, because a cut prompt is another question.
   """
   ids = _prompt_ids(tokenizer, query, date)
   if len(ids) > max_prompt_tokens:
-    raise ValueError(
+    raise InputError(
       f"the prompt of query {query.query_id} has {len(ids)} tokens, over "
       f"max_prompt_tokens={max_prompt_tokens}; raise the limit or drop the "
       f"question: {query.question[:80]!r}"
@@ -171,12 +172,12 @@ def check_prefix_preservation(
     date: that a template which asks for the date is given.
 
   Raises:
-    ValueError: naming the first token that differs; or the template cannot
+    InputError: naming the first token that differs; or the template cannot
       render the prompt, or renders it otherwise the second time.
   """
   text = _prompt_text(tokenizer, query, date)
   if _prompt_text(tokenizer, query, date) != text:
-    raise ValueError(
+    raise InputError(
       "the chat template must write the same prompt every time, and writes "
       f"that of query {query.query_id} in two ways: take what is random out "
       "of it"
@@ -199,7 +200,7 @@ def check_prefix_preservation(
   at = next((i for i, (a, b) in enumerate(pairs) if a != b), shared)
   now = repr(tokenizer.decode(prompt[at])) if at < len(prompt) else "the end"
   then = repr(tokenizer.decode(whole[at])) if at < len(whole) else "the end"
-  raise ValueError(
+  raise InputError(
     "the chat template does not preserve the prompt: with a reply behind it, "
     f"token {at} of query {query.query_id} is {then} in place of {now}; use a "
     "template that only appends"

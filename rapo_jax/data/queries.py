@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from rapo_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Query:
@@ -30,22 +32,22 @@ class Query:
     if not isinstance(self.ground_truth, tuple | list) or not all(
       isinstance(truth, str) for truth in self.ground_truth
     ):
-      raise ValueError(
+      raise InputError(
         f"query {self.query_id}: ground_truth must be a tuple of texts, got "
         f"{self.ground_truth!r:.80}; read it with dataset_rows.accepted_answers"
       )
     if not self.ground_truth or not all(t.strip() for t in self.ground_truth):
-      raise ValueError(
+      raise InputError(
         f"query {self.query_id}: ground_truth needs an answer and none that "
         f"is blank, got {self.ground_truth!r}; drop the question"
       )
     if not self.messages:
-      raise ValueError(
+      raise InputError(
         f"query {self.query_id}: messages is empty; give a user message"
       )
     for message in self.messages:
       if set(message) != {"role", "content"}:
-        raise ValueError(
+        raise InputError(
           f"query {self.query_id}: a message has role and content, got the "
           f"keys {sorted(message)}"
         )
@@ -58,13 +60,13 @@ def check_query_ids(queries: Iterable[Query]) -> None:
   more than once.
 
   Raises:
-    ValueError: naming the id and both questions.
+    InputError: naming the id and both questions.
   """
   known: dict[str, Query] = {}
   for query in queries:
     other = known.setdefault(query.query_id, query)
     if other is not query and other != query:
-      raise ValueError(
+      raise InputError(
         f"two questions must not have one id, and {query.query_id!r} is that "
         f"of {other.question[:60]!r} and of {query.question[:60]!r}, or of one "
         "question with two prompts or answers: give each an id of its own."

@@ -14,6 +14,7 @@ from rapo_jax import text_files
 from rapo_jax.data.prompts import chat_messages
 from rapo_jax.data.queries import Query
 from rapo_jax.dataset_rows import accepted_answers, row_question, unpacked
+from rapo_jax.errors import InputError
 
 TASK = "tool_star"
 _COLUMNS = ("prompt", "reward_model")
@@ -48,14 +49,14 @@ def load_tool_star(
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: for a missing column, or for a row without a question or
+    InputError: for a missing column, or for a row without a question or
       answer, named by row and column.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"no parquet file at {path}")
   if limit is not None and limit < 1:
-    raise ValueError(f"limit must be >= 1 or None, got {limit}")
+    raise InputError(f"limit must be >= 1 or None, got {limit}")
   queries = []
   blank = []
   for row, record in _rows(path, limit):
@@ -86,7 +87,7 @@ def _rows(
     names = file.schema_arrow.names
     missing = [name for name in _COLUMNS if name not in names]
     if missing:
-      raise ValueError(
+      raise InputError(
         f"{path}: the columns {missing} are missing; the file has {names}"
       )
     row = 0
@@ -102,7 +103,7 @@ def _rows(
 def _question(record: Mapping[str, Any], where: str) -> str:
   question = row_question(record)
   if not isinstance(question, str) or not question.strip():
-    raise ValueError(
+    raise InputError(
       f"{where}: no question in extra_info.question, in question or in a user "
       f"message of prompt, got {question!r:.80}: correct the row."
     )
@@ -114,7 +115,7 @@ def _ground_truth(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
   where = f"{where}: reward_model.ground_truth"
   model = unpacked(record["reward_model"])
   if not isinstance(model, Mapping):
-    raise ValueError(
+    raise InputError(
       f"{where} is missing, as reward_model is {model!r:.80}: give it a "
       "structure, or the JSON text of one."
     )
@@ -129,4 +130,4 @@ def _check_text(text: str, where: str) -> None:
   try:
     text_files.check_text(text)
   except text_files.TextError as error:
-    raise ValueError(f"{where}: {error}. Correct the row.") from error
+    raise InputError(f"{where}: {error}. Correct the row.") from error

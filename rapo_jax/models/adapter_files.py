@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rapo_jax.errors import InputError
 from rapo_jax.models.checkpoint_layout import (
   ADAPTER_CONFIG,
   TensorLayout,
@@ -80,13 +81,13 @@ def save_adapters(
       configuration names.
 
   Raises:
-    ValueError: the model has no adapters, or they lie on devices of other
+    InputError: the model has no adapters, or they lie on devices of other
       processes.
     OSError: it cannot be written, as when the disk is full.
   """
   lora = model.config.lora
   if lora is None:
-    raise ValueError(
+    raise InputError(
       "save_adapters takes a model with adapters, and this one has none: "
       "write it with save_pretrained."
     )
@@ -123,7 +124,7 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
 
   Raises:
     FileNotFoundError: there are no adapters.
-    ValueError: the file is broken, its tensors are not those of the
+    InputError: the file is broken, its tensors are not those of the
       configuration and the base, or the configuration asks for more than plain
       LoRA; names them.
   """
@@ -148,7 +149,7 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
     wrong = {*dict(found.items() ^ expected.items()), *stored} - {
       name for name in found if found[name] == expected.get(name)
     }
-    raise ValueError(
+    raise InputError(
       f"The tensors of {folder / ADAPTER_WEIGHTS} must be those of its "
       f"{ADAPTER_CONFIG} for this base, and these are missing, unknown, of "
       f"another shape or no floats: {name_some(sorted(wrong))}."
@@ -169,11 +170,11 @@ def _read_config(path: pathlib.Path, num_layers: int) -> LoraConfig:
   """Reads a configuration of PEFT's that asks for plain LoRA.
 
   Raises:
-    ValueError: it asks for something else; names the field.
+    InputError: it asks for something else; names the field.
   """
   content = read_object(path)
   if content.get("peft_type") != "LORA":
-    raise ValueError(
+    raise InputError(
       f"Only LoRA adapters are read (peft_type 'LORA'), and {path} has "
       f"peft_type={content.get('peft_type')!r}; merge others into their base "
       "with PEFT first."
@@ -182,7 +183,7 @@ def _read_config(path: pathlib.Path, num_layers: int) -> LoraConfig:
     value, plain = content[name], _PLAIN_VALUES.get(name, _PLAIN)
     # 0 is False by value, and may be the number of a layer.
     if type(value) is int or value not in plain:
-      raise ValueError(
+      raise InputError(
         "Only plain LoRA is computed, the same rank and strength in every "
         f"layer, and {path} has {name}={value!r}; merge these adapters "
         "into their base with PEFT first."
@@ -190,7 +191,7 @@ def _read_config(path: pathlib.Path, num_layers: int) -> LoraConfig:
   rank: Any = content.get("r")
   alpha: Any = content.get("lora_alpha")
   if type(rank) is not int or type(alpha) not in (int, float):
-    raise ValueError(
+    raise InputError(
       f"{path} must have numbers r and lora_alpha, got r={rank!r} and "
       f"lora_alpha={alpha!r}; copy or download it again."
     )
@@ -217,7 +218,7 @@ def _read_targets(
   try:
     ends = re.compile(pattern)
   except (TypeError, re.error) as error:
-    raise ValueError(
+    raise InputError(
       f"{path} must name the projections under target_modules, in a list or "
       f"by a regular expression, got {named!r}; copy or download it again."
     ) from error
@@ -226,7 +227,7 @@ def _read_targets(
     modules = module_paths(target, num_layers)
     matched = [bool(ends.fullmatch(module)) for module in modules]
     if any(matched) and not all(matched):
-      raise ValueError(
+      raise InputError(
         "A projection must have an adapter in every layer or in none, and "
         f"target_modules of {path} names {modules[matched.index(True)]} but "
         f"not {modules[matched.index(False)]}; merge these adapters into their "

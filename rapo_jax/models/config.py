@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 
 _REQUIRED = (
@@ -117,7 +118,7 @@ class RopeConfig:
 
   def __post_init__(self):
     if self.rope_type not in ROPE_TYPES:
-      raise ValueError(
+      raise InputError(
         f"The rotary embedding's type must be one of {', '.join(ROPE_TYPES)}, "
         f"got {self.rope_type!r}; other scalings are not implemented."
       )
@@ -126,7 +127,7 @@ class RopeConfig:
       if field.name in ("theta", "rope_type", *names):
         continue
       if getattr(self, field.name) != field.default:
-        raise ValueError(
+        raise InputError(
           f"The rotary type {self.rope_type} reads "
           f"{', '.join(names) or 'theta alone'}, got {field.name}="
           f"{getattr(self, field.name)}; set rope_type, or leave it out."
@@ -148,13 +149,13 @@ class RopeConfig:
       "original_max_position_embeddings" in names
       and not self.original_max_position_embeddings
     ):
-      raise ValueError(
+      raise InputError(
         f"The rotary type {self.rope_type} needs "
         "original_max_position_embeddings, the longest sequence before the "
         f"stretching, got {self.original_max_position_embeddings}."
       )
     if self.high_freq_factor <= self.low_freq_factor:
-      raise ValueError(
+      raise InputError(
         "high_freq_factor must exceed low_freq_factor, got "
         f"{self.high_freq_factor} and {self.low_freq_factor}."
       )
@@ -225,7 +226,7 @@ class LoraConfig:
       or len(set(self.targets)) < len(self.targets)
       or not set(self.targets) <= set(choices)
     ):
-      raise ValueError(
+      raise InputError(
         f"targets must name some of {', '.join(choices)}, none twice, got "
         f"{self.targets}."
       )
@@ -305,24 +306,24 @@ class DecoderConfig:
     )
     check_numbers(self, "rms_norm_eps", "initializer_range", at_least=0)
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(
+      raise InputError(
         "num_heads must be a multiple of num_kv_heads, got "
         f"{self.num_heads} and {self.num_kv_heads}; query heads share key "
         "and value heads in equal groups."
       )
     if self.head_dim % 2:
-      raise ValueError(
+      raise InputError(
         f"head_dim must be even, got {self.head_dim}; the rotary embedding "
         "turns pairs of its entries."
       )
     if self.dtype not in _DTYPES:
-      raise ValueError(
+      raise InputError(
         f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}."
       )
 
     choices = get_args(AttentionImplementation)
     if self.attention not in choices:
-      raise ValueError(
+      raise InputError(
         f"attention must be one of {', '.join(choices)}, got "
         f"{self.attention!r}."
       )
@@ -341,14 +342,14 @@ class DecoderConfig:
       The configuration, with the file's own dtype.
 
     Raises:
-      ValueError: for a family, rotary type, activation or attention pattern
+      InputError: for a family, rotary type, activation or attention pattern
         that this decoder does not compute. Ignoring one would load the
         weights and give other logits.
     """
     family = _family(hf.get("model_type"))
     missing = [name for name in _REQUIRED if hf.get(name) is None]
     if missing:
-      raise ValueError(
+      raise InputError(
         f"A {hf['model_type']} configuration must have {', '.join(missing)}."
       )
     _check_types(hf)
@@ -387,7 +388,7 @@ class DecoderConfig:
     """Returns the content of a `config.json` that transformers 4 and 5 read.
 
     Raises:
-      ValueError: if the family cannot express the configuration.
+      InputError: if the family cannot express the configuration.
     """
     family = _family(self.model_type)
     self._check_expressible(family)
@@ -426,13 +427,13 @@ class DecoderConfig:
     biases = (self.qkv_bias, self.out_bias)
     allowed = ((fixed, False),) if fixed else ((True, True), (False, False))
     if biases not in allowed:
-      raise ValueError(
+      raise InputError(
         f"A {self.model_type} model has (qkv_bias, out_bias) in {allowed}, "
         f"and this one has qkv_bias={self.qkv_bias}, "
         f"out_bias={self.out_bias}; it cannot be exported as one."
       )
     if self.qk_norm != family.qk_norm:
-      raise ValueError(
+      raise InputError(
         f"A {self.model_type} model has qk_norm={family.qk_norm}, and this "
         f"one has qk_norm={self.qk_norm}; it cannot be exported as one."
       )
@@ -440,7 +441,7 @@ class DecoderConfig:
 
 def _family(model_type: str | None) -> _Family:
   if model_type not in _FAMILIES:
-    raise ValueError(
+    raise InputError(
       f"model_type must be one of {', '.join(_FAMILIES)}, got "
       f"{model_type!r}; other families are not implemented."
     )
@@ -458,7 +459,7 @@ def _check_types(hf: Mapping[str, Any]) -> None:
     for name in names:
       value = hf.get(name)
       if value is not None and not fits(value):
-        raise ValueError(
+        raise InputError(
           f"{name} must be {kind}, got {value!r}; correct the configuration."
         )
 
@@ -472,24 +473,24 @@ def _check_supported(hf: Mapping[str, Any]) -> None:
   activation = hf.get("hidden_act", "silu")
   # Two names of one function.
   if activation not in ("silu", "swish"):
-    raise ValueError(
+    raise InputError(
       f"hidden_act must be 'silu', got {activation!r}; other activations are "
       "not implemented."
     )
   if hf.get("mlp_bias"):
-    raise ValueError(
+    raise InputError(
       "mlp_bias must be false, got true; feed-forward layers with biases are "
       "not implemented."
     )
   for name in ("quantization_config", "compression_config"):
     if hf.get(name):
-      raise ValueError(
+      raise InputError(
         "Only plain floating-point weights are read, and the configuration "
         f"has {name}={hf[name]}; load the unquantized model."
       )
   layer_types = set(hf.get("layer_types") or ())
   if hf.get("use_sliding_window") or layer_types - {"full_attention"}:
-    raise ValueError(
+    raise InputError(
       "Only full attention is implemented, and the configuration asks for "
       f"a sliding window (use_sliding_window="
       f"{hf.get('use_sliding_window')}, layer_types={sorted(layer_types)})."
@@ -509,7 +510,7 @@ def _read_rope(
     "partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)
   )
   if partial != 1:
-    raise ValueError(
+    raise InputError(
       f"partial_rotary_factor must be 1, got {partial}; rotating a part of "
       "each head is not implemented."
     )
@@ -531,7 +532,7 @@ def _read_rope(
   }.get(rope_type, ())
   missing = [name for name in needed if name not in fields]
   if missing:
-    raise ValueError(
+    raise InputError(
       f"The rotary type {rope_type} must have {', '.join(missing)}."
     )
   return RopeConfig(
@@ -545,13 +546,13 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
   """Rejects rotary parameters that would be read as others, or not at all."""
   layers = sorted(n for n, v in rope.items() if isinstance(v, Mapping))
   if layers:
-    raise ValueError(
+    raise InputError(
       "All layers must have one rotary embedding, and the configuration has "
       f"one each for {', '.join(layers)}; other patterns are not implemented."
     )
   rope_type = rope.get("rope_type", rope.get("type", "default"))
   if not isinstance(rope_type, str):
-    raise ValueError(
+    raise InputError(
       f"rope_type must be a text, got {rope_type!r}; correct the configuration."
     )
   read = _ROPE_FIELDS.get(rope_type, ())
@@ -559,14 +560,14 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
   stretching -= {*read, "original_max_position_embeddings"}
   ignored = sorted(n for n in stretching if rope.get(n) is not None)
   if rope_type in _ROPE_FIELDS and ignored:
-    raise ValueError(
+    raise InputError(
       f"The rotary type {rope_type} reads {', '.join(read) or 'theta alone'}, "
       f"and the configuration has {ignored[0]}={rope[ignored[0]]!r} too; name "
       "the type that reads it as rope_type, or leave it out."
     )
   for name in {*read, "rope_theta"} - {"truncate"}:
     if rope.get(name) is not None and not _is_number(rope[name]):
-      raise ValueError(
+      raise InputError(
         f"{name} of the rotary embedding must be a number, got "
         f"{rope[name]!r}; correct the configuration."
       )

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.models.checkpoint_layout import (
   CONFIG,
@@ -80,13 +81,13 @@ def save_pretrained(
       several and an index. A larger tensor has a file of its own.
 
   Raises:
-    ValueError: if the model has adapters, if the configuration has no Hugging
+    InputError: if the model has adapters, if the configuration has no Hugging
       Face counterpart or is not that of `source`, or if parameters lie on
       devices of other processes.
     OSError: if it cannot be written, as when the disk is full.
   """
   if model.config.lora is not None:
-    raise ValueError(
+    raise InputError(
       "save_pretrained writes plain weights, and this model has LoRA adapters "
       f"of rank {model.config.lora.rank}: merge them with merge_adapters, or "
       "write them alone with save_adapters."
@@ -151,7 +152,7 @@ def _configurations(
       if getattr(config, field.name) != getattr(theirs, field.name)
     ]
     if different:
-      raise ValueError(
+      raise InputError(
         f"source must be what the model was trained from, and {origin} "
         f"differs from it in {'; '.join(different)}."
       )
@@ -182,7 +183,7 @@ def tensors_to_write(
     layouts: of the parameters to write.
 
   Raises:
-    ValueError: if parameters lie on devices of other processes.
+    InputError: if parameters lie on devices of other processes.
   """
   depth = model.config.num_layers
   for layer in range(depth):
@@ -199,7 +200,7 @@ def _tensor_to_write(
 ) -> TensorToWrite:
   array = operator.attrgetter(layout.path)(model)[...]
   if not array.is_fully_addressable:
-    raise ValueError(
+    raise InputError(
       f"Parameters must lie on this process's devices to be written, and "
       f"{layout.path} does not; gather them, or export from a checkpoint."
     )

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
+from rapo_jax.errors import InputError
 from rapo_jax.models import hub, sharding
 from rapo_jax.models.checkpoint_layout import (
   ADAPTER_CONFIG,
@@ -84,7 +85,7 @@ def from_pretrained(
   Raises:
     FileNotFoundError: if the configuration or weights are not there, or the
       name is not a model's that can be reached.
-    ValueError: if the configuration is not supported; if a file is broken; if
+    InputError: if the configuration is not supported; if a file is broken; if
       tensors are missing, unknown or of the wrong shape, the first of them
       named; if the folder holds two models; or if the mesh does not divide a
       dimension.
@@ -140,7 +141,7 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
 
   Raises:
     FileNotFoundError: if the configuration or weights are not there.
-    ValueError: if a file is broken.
+    InputError: if a file is broken.
   """
   path = pathlib.Path(folder)
   config = json.dumps(read_object(path / CONFIG), sort_keys=True)
@@ -158,7 +159,7 @@ def read_config(folder: pathlib.Path) -> DecoderConfig:
 
   Raises:
     FileNotFoundError: there is none.
-    ValueError: it is not JSON, or not supported.
+    InputError: it is not JSON, or not supported.
   """
   if not (folder / CONFIG).is_file():
     raise FileNotFoundError(
@@ -182,7 +183,7 @@ def end_token_ids(folder: str | os.PathLike[str]) -> tuple[int, ...]:
     The `eos_token_id` of both files, each one id or several; sorted.
 
   Raises:
-    ValueError: a file is broken, or names something that is no id.
+    InputError: a file is broken, or names something that is no id.
   """
   ids: set[int] = set()
   for name in (CONFIG, GENERATION_CONFIG):
@@ -190,7 +191,7 @@ def end_token_ids(folder: str | os.PathLike[str]) -> tuple[int, ...]:
     said = read_object(path).get("eos_token_id") if path.is_file() else None
     listed = said if isinstance(said, list) else [said]
     if said is not None and not all(type(i) is int and i >= 0 for i in listed):
-      raise ValueError(
+      raise InputError(
         "eos_token_id must be the id of a token or a list of such ids, and in "
         f"{path} it is {said!r}; correct it."
       )
@@ -207,7 +208,7 @@ def _model_tensors(
     FileNotFoundError, ValueError: as `from_pretrained` says.
   """
   if (folder / ADAPTER_CONFIG).is_file():
-    raise ValueError(
+    raise InputError(
       f"A model folder must hold no adapters, and {folder} holds "
       f"{ADAPTER_CONFIG}, with which transformers computes another model; move "
       "the adapters into a folder of their own, or merge them."
@@ -221,7 +222,7 @@ def _model_tensors(
     # Some writers store the tied head once more, or it alone.
     head = stored.pop(HEAD)
     if not _equal(head, stored.setdefault(EMBEDDING, head)):
-      raise ValueError(
+      raise InputError(
         f"{CONFIG} says tie_word_embeddings, so that {HEAD} must be "
         f"{EMBEDDING}, and in {folder} they differ; set tie_word_embeddings "
         f"to false to compute with both, or delete {HEAD} from the file."
@@ -272,7 +273,7 @@ def _check_tensors(
     if not tensor.readable:
       problems.append(f"{name} has dtype {tensor.dtype_name}, not a float's")
   if problems:
-    raise ValueError(
+    raise InputError(
       f"The tensors in {folder} must be those of its {CONFIG}: "
       + name_some(problems, "; ")
       + f".{_prefix_hint(stored, expected)}"

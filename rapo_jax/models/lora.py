@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from rapo_jax.errors import InputError
 from rapo_jax.models import sharding
 from rapo_jax.models.config import LoraConfig
 from rapo_jax.models.decoder import AdapterParam, Decoder
@@ -36,10 +37,10 @@ def add_adapters(
     rules: how it lies there, `TRAIN_RULES` if None.
 
   Raises:
-    ValueError: the model has adapters.
+    InputError: the model has adapters.
   """
   if model.config.lora is not None:
-    raise ValueError(
+    raise InputError(
       "add_adapters takes a model without adapters, and this one has some of "
       f"rank {model.config.lora.rank}; merge them with merge_adapters first."
     )

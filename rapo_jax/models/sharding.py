@@ -32,6 +32,8 @@ from jax.sharding import (
   PartitionSpec,
 )
 
+from rapo_jax.errors import InputError
+
 MESH_AXES = ("data", "fsdp", "tensor")
 """Axes of every mesh: copies, slices of weights and batch, slices of heads."""
 
@@ -71,12 +73,12 @@ def make_mesh(
     devices: what to make it of; all devices if None.
 
   Raises:
-    ValueError: the product is not the number of devices.
+    InputError: the product is not the number of devices.
   """
   devices = jax.devices() if devices is None else list(np.ravel(devices))
   shape = (data, fsdp, tensor)
   if math.prod(shape) != len(devices):
-    raise ValueError(
+    raise InputError(
       "data * fsdp * tensor must be the number of devices "
       f"({len(devices)}), got {data} * {fsdp} * {tensor} = "
       f"{math.prod(shape)}."
@@ -116,12 +118,12 @@ def shardings(model: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Any:
     rules: from names of axes to axes of the mesh.
 
   Raises:
-    ValueError: a mesh axis does not divide a dimension; names every such
+    InputError: a mesh axis does not divide a dimension; names every such
       dimension, its size, and the nearest sizes of the axis that would do.
   """
   problems = list(_problems(model, mesh, rules))
   if problems:
-    raise ValueError(
+    raise InputError(
       "each mesh axis must divide the dimensions that are cut over it: "
       + "; ".join(problems)
       + "."
@@ -148,13 +150,13 @@ def check_rows(name: str, rows: int, mesh: Mesh | AbstractMesh) -> None:
     mesh: the devices.
 
   Raises:
-    ValueError: `data * fsdp` does not divide it; names what is near.
+    InputError: `data * fsdp` does not divide it; names what is near.
   """
   parts = row_parts(mesh)
   if rows % parts:
     below, above = rows // parts * parts, -(-rows // parts) * parts
     near = f"{below} or {above}" if below else str(above)
-    raise ValueError(
+    raise InputError(
       f"{name} must be a multiple of data * fsdp ({parts}) of the mesh, got "
       f"{rows}: take {near}."
     )

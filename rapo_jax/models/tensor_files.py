@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from rapo_jax.errors import InputError
 from rapo_jax.models.checkpoint_layout import INDEX, WEIGHTS
 from rapo_jax.text_files import read_json
 
@@ -71,11 +72,11 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
   """Parses a JSON file that holds an object.
 
   Raises:
-    ValueError: it is not JSON, or another value; names the file.
+    InputError: it is not JSON, or another value; names the file.
   """
   content = read_json(path)
   if not isinstance(content, dict):
-    raise ValueError(
+    raise InputError(
       f"{path} must hold a JSON object, and holds a "
       f"{type(content).__name__}; copy or download it again."
     )
@@ -97,7 +98,7 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
   Raises:
     FileNotFoundError: there are no weights, or a file that the index names is
       absent.
-    ValueError: a file is cut short or otherwise broken; names it. Or weights
+    InputError: a file is cut short or otherwise broken; names it. Or weights
       are there twice.
   """
   if (folder / INDEX).is_file():
@@ -114,7 +115,7 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
     found = file_tensors(folder / shard)
     twice = sorted(found.keys() & tensors.keys())
     if twice:
-      raise ValueError(
+      raise InputError(
         f"A tensor must lie in one file, and {folder / shard} and "
         f"{tensors[twice[0]].path.name} both hold {name_some(twice)}; download "
         "the model again."
@@ -140,19 +141,19 @@ def _indexed_files(folder: pathlib.Path) -> list[str]:
     or not weight_map
     or not all(isinstance(name, str) for name in weight_map.values())
   ):
-    raise ValueError(
+    raise InputError(
       f"{index} must name the file of each tensor under weight_map; copy or "
       "download it again."
     )
   shards = sorted(set(weight_map.values()))
   outside = [shard for shard in shards if pathlib.Path(shard).name != shard]
   if outside:
-    raise ValueError(
+    raise InputError(
       f"{index} must name files beside it, got {name_some(outside)}; download "
       "the model again."
     )
   if (folder / WEIGHTS).is_file() and WEIGHTS not in shards:
-    raise ValueError(
+    raise InputError(
       f"A checkpoint folder must hold its weights once, and {folder} holds "
       f"{WEIGHTS} beside an index of other files. transformers reads the "
       f"former, other programs read the latter: delete {WEIGHTS}, or {INDEX} "
@@ -171,14 +172,14 @@ def file_tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   """Finds every tensor of one file.
 
   Raises:
-    ValueError: it is cut short or otherwise broken; names it.
+    InputError: it is cut short or otherwise broken; names it.
   """
   try:
     # Checks that the header is sound and that the data is all there.
     with safetensors.safe_open(str(path), framework="numpy"):
       pass
   except safetensors.SafetensorError as error:
-    raise ValueError(
+    raise InputError(
       f"{path} must be a complete safetensors file ({error}); copy or "
       "download it again."
     ) from error

@@ -1,12 +1,8 @@
 """Step-Trace Buffer, its vector index and the sentence encoder."""
 
-from rapo_jax.retrieval.agent_trajectory import normalized
-from rapo_jax.retrieval.breaker import GuardedBuffer
-from rapo_jax.retrieval.encoder import SentenceEncoder
-from rapo_jax.retrieval.exact_index import ExactIndex
-from rapo_jax.retrieval.growing import GrowingBuffer
-from rapo_jax.retrieval.index import Index, IndexClass, Neighbors
-from rapo_jax.retrieval.policy import (
+from rapo_jax.retrieval.buffer.agent_trajectory import normalized
+from rapo_jax.retrieval.buffer.growing import GrowingBuffer
+from rapo_jax.retrieval.buffer.policy import (
   Buffer,
   Failed,
   Hit,
@@ -15,21 +11,25 @@ from rapo_jax.retrieval.policy import (
   choose_hit,
   step_hit,
 )
-from rapo_jax.retrieval.scann_index import (
-  ScannIndex,
-  default_index_class,
-  load_index,
-)
-from rapo_jax.retrieval.sentence_folder import Pooling
-from rapo_jax.retrieval.step_trace import (
+from rapo_jax.retrieval.buffer.step_trace import (
   StepTrace,
   key_text,
   key_texts,
   select_top_k,
   step_traces,
 )
-from rapo_jax.retrieval.step_trace_buffer import StepTraceBuffer
-from rapo_jax.retrieval.store import BufferWriter
+from rapo_jax.retrieval.buffer.step_trace_buffer import StepTraceBuffer
+from rapo_jax.retrieval.buffer.store import BufferWriter
+from rapo_jax.retrieval.encoder.sentence import SentenceEncoder
+from rapo_jax.retrieval.encoder.sentence_folder import Pooling
+from rapo_jax.retrieval.index.base import Index, IndexClass, Neighbors
+from rapo_jax.retrieval.index.exact import ExactIndex
+from rapo_jax.retrieval.index.scann_index import (
+  ScannIndex,
+  default_index_class,
+  load_index,
+)
+from rapo_jax.retrieval.serving.breaker import GuardedBuffer
 
 __all__ = [
   "Buffer",

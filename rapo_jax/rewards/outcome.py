@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rapo_jax.errors import InputError
 from rapo_jax.rewards.f1 import is_match, token_f1
 from rapo_jax.tools import tags as tags_lib
 from rapo_jax.trajectory import TokenKind
@@ -124,7 +125,7 @@ def score(
     The score. The time taken is linear in the length of the text.
 
   Raises:
-    ValueError: if there is no ground truth or a blank one, since nothing could
+    InputError: if there is no ground truth or a blank one, since nothing could
       be right; drop such a question. Or if it is neither a text nor a sequence
       of texts.
   """
@@ -147,12 +148,12 @@ def score(
 def _checked_truths(ground_truth: Any) -> Sequence[str]:
   truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
   if isinstance(truths, Mapping) or not all(isinstance(t, str) for t in truths):
-    raise ValueError(
+    raise InputError(
       "ground_truth must be a text or a sequence of texts, got "
       f"{ground_truth!r:.200}; read it with dataset_rows.accepted_answers"
     )
   if not truths or not all(truth.strip() for truth in truths):
-    raise ValueError(
+    raise InputError(
       "ground_truth needs at least one answer and none that is blank, got "
       f"{ground_truth!r}; drop the question"
     )

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from rapo_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class StopAutomaton:
@@ -60,7 +62,7 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
       not know stand for no bytes.
 
   Raises:
-    ValueError: the tokenizer decodes in another way.
+    InputError: the tokenizer decodes in another way.
   """
   backend = tokenizer.backend_tokenizer
   read = _piece_reader(backend.decoder)
@@ -77,7 +79,7 @@ def _piece_reader(decoder: Any) -> Callable[[str], bytes]:
     return _byte_level_piece
   known = {"Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"}
   if not set(kinds) <= known or "Regex" in str(steps):
-    raise ValueError(
+    raise InputError(
       "stop strings are found for tokenizers that decode by ByteLevel, or by "
       f"{', '.join(sorted(known))} without regular expressions, got "
       f"{', '.join(kinds)}: use another tokenizer, or teach token_bytes."
@@ -122,10 +124,10 @@ def stop_automaton(
     vocabulary: bytes of each token id.
 
   Raises:
-    ValueError: no stop string is given, or one is empty.
+    InputError: no stop string is given, or one is empty.
   """
   if not stop_strings or any(not s for s in stop_strings):
-    raise ValueError(
+    raise InputError(
       "stop_strings must hold at least one string and no empty one, got "
       f"{list(stop_strings)!r}: name the closing tags that end a step."
     )

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tools.tags import TOOL_TAGS
 
@@ -145,7 +146,7 @@ class RolloutConfig:
     check_numbers(self, "retrieval_prob", at_least=0, at_most=1)
     check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
     if not 0 <= self.num_hybrid <= self.num_generations:
-      raise ValueError(
+      raise InputError(
         "num_hybrid must lie between 0 and num_generations "
         f"({self.num_generations}), got {self.num_hybrid}: lower num_hybrid or "
         "raise num_generations."
@@ -160,20 +161,20 @@ def check_sampling(
   """Checks how tokens are to be drawn; the arguments are those of the config.
 
   Raises:
-    ValueError: one is out of its range.
+    InputError: one is out of its range.
   """
   # `not` of what is right, so that NaN is refused, too.
   if not 0 < temperature < math.inf:
-    raise ValueError(
+    raise InputError(
       f"temperature must be > 0 and finite, got {temperature}: ask for greedy "
       "decoding where the rollout is started instead."
     )
   if top_k < 0:
-    raise ValueError(f"top_k must be at least 0, got {top_k}: 0 keeps all.")
+    raise InputError(f"top_k must be at least 0, got {top_k}: 0 keeps all.")
   if not 0 < top_p <= 1:
-    raise ValueError(f"top_p must lie in (0, 1], got {top_p}: 1 keeps all.")
+    raise InputError(f"top_p must lie in (0, 1], got {top_p}: 1 keeps all.")
   if not 0 <= min_p <= 1:
-    raise ValueError(f"min_p must lie in [0, 1], got {min_p}: 0 keeps all.")
+    raise InputError(f"min_p must lie in [0, 1], got {min_p}: 0 keeps all.")
 
 
 def _check_by_tool(
@@ -185,13 +186,13 @@ def _check_by_tool(
 ) -> None:
   tools = [tool for tool, _ in values]
   if len(set(tools)) < len(tools) or not set(tools) <= set(TOOL_TAGS):
-    raise ValueError(
+    raise InputError(
       f"{name} may name each of {', '.join(TOOL_TAGS)} once, got "
       f"{', '.join(tools)}: correct the names."
     )
   for tool, value in values:
     if not (math.inf > value >= at_least and value > above):
       rule = f"> {above:g}" if above > at_least else f"at least {at_least:g}"
-      raise ValueError(
+      raise InputError(
         f"{name} must be {rule}, got {value} for {tool}: raise it."
       )

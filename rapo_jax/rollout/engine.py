@@ -34,6 +34,7 @@ from rapo_jax.data import (
   check_vocabulary,
 )
 from rapo_jax.data import end_ids as tokenizer_end_ids
+from rapo_jax.errors import InputError
 from rapo_jax.models import (
   KV_BLOCK,
   Decoder,
@@ -222,7 +223,7 @@ class RolloutEngine:
       chat template ends a turn with, are always among them.
 
   Raises:
-    ValueError: a limit leaves no room for a result's tags, a tool's name is no
+    InputError: a limit leaves no room for a result's tags, a tool's name is no
       tag or its policy out of range, the mesh does not divide the slots, the
       policy has no row for a token of the tokenizer, or nothing ends its turn.
   """
@@ -303,7 +304,7 @@ class RolloutEngine:
       greedy: take the likeliest tokens.
 
     Raises:
-      ValueError: a prompt is longer than `max_prompt_tokens`, or holds an id
+      InputError: a prompt is longer than `max_prompt_tokens`, or holds an id
         that the policy has no row for; or two questions have one id, which
         random streams and results go by.
       NonFiniteRollout: a sampled token's log-prob or entropy is not finite.
@@ -354,13 +355,13 @@ class RolloutEngine:
   def _check_prompt(self, request: RolloutRequest) -> None:
     prompt, question = request.prompt_tokens, request.query.query_id
     if len(prompt) > self._config.max_prompt_tokens:
-      raise ValueError(
+      raise InputError(
         f"a prompt holds at most {self._config.max_prompt_tokens} tokens "
         f"(max_prompt_tokens), that of question {question!r} has "
         f"{len(prompt)}: raise the limit or drop the question."
       )
     if not len(prompt):
-      raise ValueError(
+      raise InputError(
         f"a prompt holds at least one token, that of question {question!r} "
         "has none: correct the chat template."
       )
@@ -368,7 +369,7 @@ class RolloutEngine:
     # An id beyond them would be read as another one, without an error.
     beyond = prompt[(prompt < 0) | (prompt >= rows)]
     if len(beyond):
-      raise ValueError(
+      raise InputError(
         f"a prompt holds ids from 0 to {rows - 1}, one for each row of the "
         f"embedding, that of question {question!r} has {int(beyond[0])}: "
         "encode it with the tokenizer of the policy."
@@ -851,17 +852,17 @@ def _end_ids(
   Padding is not one of them.
 
   Raises:
-    ValueError: there is none, or one has no row in the embedding.
+    InputError: there is none, or one has no row in the embedding.
   """
   ids = {*tokenizer_end_ids(tokenizer), *named}
   if not ids:
-    raise ValueError(
+    raise InputError(
       "a policy must have a token that ends its turn, and neither the "
       "tokenizer (eos_token), its chat template nor the model's "
       "generation_config.json (eos_token_id) names one: set eos_token."
     )
   if not all(0 <= token_id < vocab_size for token_id in ids):
-    raise ValueError(
+    raise InputError(
       f"tokens that end a turn must have ids from 0 to {vocab_size - 1}, one "
       f"for each row of the embedding, got {sorted(ids)}: correct "
       "eos_token_id in the model's config.json and generation_config.json."

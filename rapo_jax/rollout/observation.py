@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rapo_jax import tools as tools_lib
+from rapo_jax.errors import InputError
 from rapo_jax.trajectory import decode
 
 _START = "<result>"
@@ -30,7 +31,7 @@ class ObservationEncoder:
     longest_token: most characters that one token stands for.
 
   Raises:
-    ValueError: `max_tokens` leaves no room for the tags of a cut result.
+    InputError: `max_tokens` leaves no room for the tags of a cut result.
   """
 
   def __init__(
@@ -48,7 +49,7 @@ class ObservationEncoder:
     self._cut_end = encode(_CUT_END)
     least = len(encode(_START)) + len(self._cut_end)
     if max_tokens < least:
-      raise ValueError(
+      raise InputError(
         "max_tool_tokens counts the tags of a result and the mark of a cut "
         f"too and must be at least {least}, got {max_tokens}: raise it."
       )

@@ -21,6 +21,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rapo_jax.errors import InputError
+
 LEADER = 0
 """Index of the process that runs the host loop."""
 
@@ -56,12 +58,12 @@ def run_led(
     What the host loop returned, in every process; it has to be picklable.
 
   Raises:
-    ValueError: a process has no device in the mesh.
+    InputError: a process has no device in the mesh.
     LeaderFailed: in the others, when the host loop raised.
   """
   taking_part = {device.process_index for device in mesh.devices.flat}
   if len(taking_part) < jax.process_count():
-    raise ValueError(
+    raise InputError(
       "a mesh over several processes must have devices of all "
       f"{jax.process_count()}, this one has those of {len(taking_part)}: make "
       "it of all devices."

@@ -25,6 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from rapo_jax import tools as tools_lib
+from rapo_jax.errors import InputError
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.tools import ToolResult, ToolStatus
 
@@ -152,7 +153,7 @@ class ToolRunner:
     changed: guards everything that threads share.
 
   Raises:
-    ValueError: a tool's own policy is out of range.
+    InputError: a tool's own policy is out of range.
   """
 
   def __init__(
@@ -321,7 +322,7 @@ class ToolRunner:
       if not isinstance(given, list | tuple):
         raise TypeError(f"call_batch returned {type(given).__name__}, no list")
       if len(given) != len(calls):
-        raise ValueError(
+        raise InputError(
           f"call_batch returned {len(given)} results for {len(calls)} calls"
         )
     # Foreign code: SystemExit and whatever else it raises would end the thread

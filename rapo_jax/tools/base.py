@@ -7,6 +7,8 @@ import enum
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from rapo_jax.errors import InputError
+
 
 class ToolStatus(enum.StrEnum):
   """How a call ended. A failed call is data for the agent, no exception."""
@@ -82,17 +84,17 @@ class CallPolicy:
 
   def __post_init__(self) -> None:
     if self.retries is not None and self.retries < 0:
-      raise ValueError(
+      raise InputError(
         f"a tool's retries must be at least 0, got {self.retries}: 0 never "
         "makes a call again."
       )
     if self.max_concurrency is not None and self.max_concurrency < 1:
-      raise ValueError(
+      raise InputError(
         "a tool's max_concurrency must be at least 1, got "
         f"{self.max_concurrency}: raise it."
       )
     if self.timeout_s is not None and not self.timeout_s > 0:
-      raise ValueError(
+      raise InputError(
         f"a tool's timeout_s must be > 0 seconds, got {self.timeout_s}: raise "
         "it."
       )
@@ -102,7 +104,7 @@ def call_policy(tool: Any) -> CallPolicy:
   """Reads a tool's policy from its attributes.
 
   Raises:
-    ValueError: one of them is out of range.
+    InputError: one of them is out of range.
   """
   names = (field.name for field in dataclasses.fields(CallPolicy))
   stated: dict[str, Any] = {

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from rapo_jax.errors import InputError
 from rapo_jax.tools import python_server, python_wall
 from rapo_jax.tools.base import ToolResult, ToolStatus
 
@@ -400,18 +401,18 @@ class PythonTool:
         They can then read what this user, or `nobody` under root, can read.
 
     Raises:
-      ValueError: for a value out of range.
+      InputError: for a value out of range.
       PythonWallError: the wall cannot be built on this machine; says why.
     """
     if not timeout_s > 0:
-      raise ValueError(f"timeout_s must be > 0, got {timeout_s}")
+      raise InputError(f"timeout_s must be > 0, got {timeout_s}")
     if memory_bytes < 64 * 2**20:
-      raise ValueError(
+      raise InputError(
         f"memory_bytes must be >= 64 MiB, which the interpreter itself "
         f"needs, got {memory_bytes}"
       )
     if max_output_bytes < 1 or num_workers < 1:
-      raise ValueError(
+      raise InputError(
         "max_output_bytes and num_workers must be >= 1, got "
         f"{max_output_bytes} and {num_workers}"
       )

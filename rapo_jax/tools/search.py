@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from rapo_jax.errors import InputError
 from rapo_jax.tools.base import ToolResult, ToolStatus
 
 
@@ -57,12 +58,12 @@ class SearchTool:
         is, several as "Doc 1: …" lines.
 
     Raises:
-      ValueError: for no documents or a `top_k` below 1.
+      InputError: for no documents or a `top_k` below 1.
     """
     if not documents:
-      raise ValueError("SearchTool needs at least one document, got none")
+      raise InputError("SearchTool needs at least one document, got none")
     if top_k < 1:
-      raise ValueError(f"top_k must be >= 1, got {top_k}")
+      raise InputError(f"top_k must be >= 1, got {top_k}")
     self._documents = documents
     self._encoder = encoder
     self._index = index
@@ -98,7 +99,7 @@ class SearchTool:
 
   def _document(self, index_id: int) -> str:
     if index_id >= len(self._documents):
-      raise ValueError(
+      raise InputError(
         f"the index returned id {index_id}, but there are "
         f"{len(self._documents)} documents; build the index from this corpus"
       )

@@ -13,6 +13,8 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from rapo_jax.errors import InputError
+
 THINK = "think"
 ANSWER = "answer"
 SEARCH = "search"
@@ -127,7 +129,7 @@ def check_tool_names(names: Collection[str]) -> None:
   """Checks that each name is a tag that calls are read by.
 
   Raises:
-    ValueError: a name cannot be a tag, is a tag with another meaning, or is
+    InputError: a name cannot be a tag, is a tag with another meaning, or is
       not known to the parser. Every call of such a tool would be malformed.
   """
   for name in names:
@@ -139,7 +141,7 @@ def check_tool_names(names: Collection[str]) -> None:
       fault = "is no tag that the parser reads"
     else:
       continue
-    raise ValueError(
+    raise InputError(
       f"a tool's name must be one of {', '.join(TOOL_TAGS)}, and {name!r} "
       f"{fault}: rename the tool, or add its tag to rapo_jax/tools/tags.py."
     )

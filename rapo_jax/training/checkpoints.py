@@ -19,7 +19,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from rapo_jax import files, models
-from rapo_jax.retrieval import manifest as manifests
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval.buffer import manifest as manifests
 from rapo_jax.training.update import TrainState
 
 _FORMAT_VERSION = 1
@@ -66,7 +67,7 @@ class Checkpoints:
       write has left; not needed to read.
 
   Raises:
-    ValueError: the checkpoint library cannot write to a folder of that name.
+    InputError: the checkpoint library cannot write to a folder of that name.
   """
 
   def __init__(
@@ -238,7 +239,7 @@ class Checkpoints:
     if _PLAIN_PATH.fullmatch(str(self._path)) and str(self._path).isprintable():
       return self._path
     if not _OPEN_FOLDERS.is_dir():
-      raise ValueError(
+      raise InputError(
         "on this system the path of a folder of checkpoints must hold nothing "
         "but letters, digits, spaces and / . + = , @ % : ~ - _, got "
         f"{str(self._path)!r}: choose another folder."
@@ -434,7 +435,7 @@ def _read_ledger(path: pathlib.Path) -> list[int]:
   text = (path / _LEDGER_FILE).read_bytes().decode()
   content = text.partition("\n")[0]
   if text != f"{content}\n{_digest(content)}\n":
-    raise ValueError("it has another checksum")
+    raise InputError("it has another checksum")
   return [int(number) for number in json.loads(content)["kept"]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from rapo_jax.errors import InputError
 from rapo_jax.models import HEAD_CHUNK, Remat
 from rapo_jax.objectives.advantages import MIN_RETRIEVAL_FACTOR
 from rapo_jax.ranges import check_numbers
@@ -63,7 +64,7 @@ class ObjectiveConfig:
     check_numbers(self, "min_retrieval_factor", at_least=0, at_most=1)
     check_numbers(self, "soft_length_share", above=0, at_most=1)
     if self.length_limit not in ("keep", "mask", "soft"):
-      raise ValueError(
+      raise InputError(
         "length_limit must be keep, mask or soft, got "
         f"{self.length_limit!r}: correct it."
       )
@@ -141,7 +142,7 @@ class UpdateConfig:
         for d in range(1, self.queries_per_update + 1)
         if self.queries_per_update % d == 0
       ]
-      raise ValueError(
+      raise InputError(
         "queries_per_minibatch must divide queries_per_update "
         f"({self.queries_per_update}), got {self.queries_per_minibatch}: take "
         f"one of {divisors}."

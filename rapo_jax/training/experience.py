@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rapo_jax import objectives, rewards
 from rapo_jax.data import Query
+from rapo_jax.errors import InputError
 from rapo_jax.training.config import ObjectiveConfig
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 
@@ -66,7 +67,7 @@ def evaluate_trajectories(
     max_response_tokens: the response budget; `length_limit="soft"` needs it.
 
   Raises:
-    ValueError: it is needed and not given.
+    InputError: it is needed and not given.
   """
   scores = [
     rewards.score(t.texts(tokenizer), queries[t.group_id].ground_truth)
@@ -123,7 +124,7 @@ def _length_penalties(
   retrieved steps included; from there it falls to -1 at the budget.
   """
   if budget is None:
-    raise ValueError(
+    raise InputError(
       'length_limit="soft" needs max_response_tokens: give the budget of the '
       "rollout."
     )

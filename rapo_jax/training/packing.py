@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from rapo_jax.errors import InputError
 from rapo_jax.trajectory import Trajectory
 
 
@@ -52,13 +53,13 @@ def assign_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
   """First-fit decreasing: which items share a row of `row_length` tokens.
 
   Raises:
-    ValueError: an item is longer than a row.
+    InputError: an item is longer than a row.
   """
   rows: list[list[int]] = []
   room: list[int] = []
   for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
     if lengths[item] > row_length:
-      raise ValueError(
+      raise InputError(
         f"a trajectory may hold at most {row_length} tokens (row_length), one "
         f"has {lengths[item]}: raise row_length to at least the sum of "
         "max_prompt_tokens and max_response_tokens."

@@ -11,7 +11,7 @@ from experiments import flags, tasks
 from experiments.stages import agents
 from experiments.stages import buffer as buffer_stage
 from rapo_jax import models, retrieval
-from rapo_jax.retrieval import store
+from rapo_jax.retrieval.buffer import store
 from rapo_jax.rollout import RolloutEngine
 from tests.fake_endpoint import FakeServer
 

@@ -21,15 +21,15 @@ from experiments.config import (
   TrainConfig,
   miniature_rollout,
 )
-from experiments.input_errors import InputError
-from experiments.miniature.world import WorldConfig
 from experiments.stages import agents
+from rapo_jax.errors import InputError
 from rapo_jax.models import (
   Decoder,
   LoraConfig,
   end_token_ids,
   save_pretrained,
 )
+from rapo_jax.tasks.miniature.world import WorldConfig
 from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
 

@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments.input_errors import InputError
 from experiments.stages import evaluate
+from rapo_jax.errors import InputError
 from rapo_jax.trajectory import FinishReason, Trajectory
 from tests.rollout import tag_world
 

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from experiments import input_errors
+from rapo_jax.errors import InputError
 
 
 @input_errors.told_in_a_line
@@ -76,9 +77,9 @@ def test_a_full_device_is_told_with_what_takes_less(capsys):
 
 
 def test_an_input_error_stays_the_one_it_is():
-  error = input_errors.InputError("a rule")
+  error = InputError("a rule")
   with (
-    pytest.raises(input_errors.InputError) as caught,
+    pytest.raises(InputError) as caught,
     input_errors.from_outside(),
   ):
     raise error

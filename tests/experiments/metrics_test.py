@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import metrics
-from experiments.input_errors import InputError
+from rapo_jax.errors import InputError
 
 
 def _write(directory, updates, **keywords):

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import buffer, export, places, plan, run, serve_index
 from experiments.config import ExperimentConfig
-from experiments.input_errors import InputError
+from rapo_jax.errors import InputError
 
 URLS = (
   "gs://b/run",

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import provenance
 from experiments.config import ExperimentConfig
-from experiments.input_errors import InputError
+from rapo_jax.errors import InputError
 
 
 def test_says_when_with_what_and_on_what():

@@ -32,18 +32,14 @@ from experiments.config import (
   TrainConfig,
   miniature_rollout,
 )
-from experiments.miniature.agents import AgentsConfig, PhaseConfig
-from experiments.miniature.world import WorldConfig
 from experiments.stages import agents, buffer, evaluate, train
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
-from rapo_jax.retrieval import (
-  RetrievalConfig,
-  SentenceEncoder,
-  StepTraceBuffer,
-  server,
-)
-from rapo_jax.retrieval.server_config import ServerConfig
+from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder, StepTraceBuffer
+from rapo_jax.retrieval.serving import server
+from rapo_jax.retrieval.serving.config import ServerConfig
+from rapo_jax.tasks.miniature.agents import AgentsConfig, PhaseConfig
+from rapo_jax.tasks.miniature.world import WorldConfig
 from rapo_jax.training import Checkpoints, OptimizerConfig, UpdateConfig
 from rapo_jax.trajectory import TokenKind
 from tests.retrieval import loopback

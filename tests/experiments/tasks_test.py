@@ -10,8 +10,8 @@ import pytest
 
 from experiments import tasks
 from experiments.config import DataConfig, ExperimentConfig, UpdateConfig
-from experiments.input_errors import InputError
 from rapo_jax.data import Query
+from rapo_jax.errors import InputError
 from rapo_jax.retrieval import normalized
 
 

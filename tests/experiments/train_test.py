@@ -12,9 +12,9 @@ from experiments.config import (
   GrowConfig,
   TrainConfig,
 )
-from experiments.input_errors import InputError
 from experiments.stages import train
 from rapo_jax.compilation import Compilation
+from rapo_jax.errors import InputError
 from rapo_jax.training import TrainState
 from tests.tiny_decoder import tiny_decoder
 

@@ -10,7 +10,7 @@ import urllib.parse
 import uvicorn
 
 from rapo_jax import retrieval
-from rapo_jax.retrieval import connections
+from rapo_jax.retrieval.serving import connections
 
 
 @contextlib.contextmanager

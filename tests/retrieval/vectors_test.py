@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rapo_jax.retrieval import index as index_lib
+from rapo_jax.retrieval.index import base as index_lib
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from rapo_jax import models
-from rapo_jax.retrieval import manifest
+from rapo_jax.retrieval.buffer import manifest
 from rapo_jax.training import (
   BrokenCheckpointError,
   Checkpoints,

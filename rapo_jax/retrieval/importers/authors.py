@@ -20,7 +20,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rapo_jax.retrieval.agent_trajectory import AgentTrajectory, question_id
+from rapo_jax.retrieval.buffer.agent_trajectory import (
+  AgentTrajectory,
+  question_id,
+)
 from rapo_jax.retrieval.importers.lines import ImportReport, JsonLines, OnError
 from rapo_jax.tools.tags import ALL_TAGS, RESULT
 

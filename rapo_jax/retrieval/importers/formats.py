@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Literal
 
-from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval.buffer.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.importers.authors import read_authors
 from rapo_jax.retrieval.importers.lines import ImportReport, JsonLines, OnError
 from rapo_jax.retrieval.importers.logged import read_logged
@@ -25,7 +26,7 @@ def detect_format(path: pathlib.Path) -> Format:
   """Tells a file's format from its first line that holds an object.
 
   Raises:
-    ValueError: no format is known by it.
+    InputError: no format is known by it.
   """
   report = ImportReport()
   for line in JsonLines(path, report, "skip"):
@@ -40,7 +41,7 @@ def detect_format(path: pathlib.Path) -> Format:
   )
   first = next(iter(report.problems), None)
   broken = "" if first is None else f" The first broken line is {first}."
-  raise ValueError(
+  raise InputError(
     f"{path} is in no format that is known ({known}): name its format "
     f"(--format), or convert it.{broken}"
   )
@@ -69,7 +70,7 @@ def read_trajectories(
     Each trajectory, and the bytes of the file read until then.
 
   Raises:
-    ValueError: the format is not known, or a broken line is to stop.
+    InputError: the format is not known, or a broken line is to stop.
     FileNotFoundError: there is no such file.
   """
   file_format = file_format or detect_format(path)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from rapo_jax import text_files
-from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval.buffer.agent_trajectory import AgentTrajectory
 
 OnError = Literal["stop", "skip"]
 
@@ -64,10 +65,10 @@ class ImportReport:
     """Counts a broken line.
 
     Raises:
-      ValueError: it stops the import, which is told what to do.
+      InputError: it stops the import, which is told what to do.
     """
     if on_error == "stop":
-      raise ValueError(
+      raise InputError(
         f"{problem}. It begins {problem.start!a}. Fix or remove the line, or "
         "import with --on_error skip, which leaves such lines out and counts "
         "them."
@@ -115,7 +116,7 @@ class JsonLines:
     """Reads the objects.
 
     Raises:
-      ValueError: a broken line is to stop the import, or the file is not text.
+      InputError: a broken line is to stop the import, or the file is not text.
     """
     at = 0
     for number, raw in text_files.raw_lines(self._path):
@@ -159,7 +160,7 @@ def one_a_line(
     Each trajectory, and the bytes of the file read until then.
 
   Raises:
-    ValueError: for a broken line, named by its number, if it is to stop.
+    InputError: for a broken line, named by its number, if it is to stop.
   """
   for line in lines:
     try:

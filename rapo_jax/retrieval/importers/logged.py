@@ -11,7 +11,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rapo_jax.retrieval.agent_trajectory import AgentTrajectory
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval.buffer.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.importers.lines import (
   ImportReport,
   JsonLines,
@@ -41,7 +42,7 @@ def read_logged(
     Each trajectory, and the bytes of the file read until then.
 
   Raises:
-    ValueError: for a broken line, named by its number, if it is to stop.
+    InputError: for a broken line, named by its number, if it is to stop.
   """
   yield from one_a_line(
     JsonLines(path, report, on_error),
@@ -58,14 +59,14 @@ def _trajectory(
   score, segments = record.get("score"), record.get("segments")
   value = score.get("value") if isinstance(score, dict) else None
   if isinstance(value, bool) or not isinstance(value, int | float):
-    raise ValueError("score.value must be a number")
+    raise InputError("score.value must be a number")
   for field in ("question", "query_id"):
     if not isinstance(record.get(field), str):
-      raise ValueError(f"{field} must be a text")
+      raise InputError(f"{field} must be a text")
   if not isinstance(record.get("source") or source, str):
-    raise ValueError(f"source must be a text, got {record['source']!a:.60}")
+    raise InputError(f"source must be a text, got {record['source']!a:.60}")
   if not isinstance(segments, list):
-    raise ValueError("segments must be a list")
+    raise InputError("segments must be a list")
   steps: dict[int, str] = {}
   for segment in segments:
     match segment:
@@ -73,7 +74,7 @@ def _trajectory(
         if step >= 0:
           steps[step] = steps.get(step, "") + text
       case _:
-        raise ValueError("a segment must have a step_id and a text")
+        raise InputError("a segment must have a step_id and a text")
   return AgentTrajectory(
     question=record["question"],
     steps=tuple(steps[step].strip() for step in sorted(steps)),

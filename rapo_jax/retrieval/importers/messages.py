@@ -18,7 +18,11 @@ from typing import Any
 
 from rapo_jax import text_files
 from rapo_jax.dataset_rows import accepted_answers
-from rapo_jax.retrieval.agent_trajectory import AgentTrajectory, question_id
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval.buffer.agent_trajectory import (
+  AgentTrajectory,
+  question_id,
+)
 from rapo_jax.retrieval.importers.lines import (
   ImportReport,
   JsonLines,
@@ -85,7 +89,7 @@ def read_messages(
     Each trajectory, and the bytes of the file read until then.
 
   Raises:
-    ValueError: for a broken line, named by its number, if it is to stop.
+    InputError: for a broken line, named by its number, if it is to stop.
   """
   yield from one_a_line(
     JsonLines(path, report, on_error),
@@ -103,17 +107,17 @@ def _trajectory(
   if not isinstance(messages, list) or not all(
     isinstance(message, dict) for message in messages
   ):
-    raise ValueError("messages must be a list of objects")
+    raise InputError("messages must be a list of objects")
   first = next(
     (i for i, m in enumerate(messages) if m.get("role") == "user"), None
   )
   if first is None:
-    raise ValueError("there is no message of role user")
+    raise InputError("there is no message of role user")
   question = record.get("question")
   if question in (None, ""):
     question = _question(_text(messages[first], first))
   if not isinstance(question, str):
-    raise ValueError(f"question must be a text, got {question!a:.60}")
+    raise InputError(f"question must be a text, got {question!a:.60}")
   steps = _steps(messages, first + 1)
   known = {*_FIELDS, "query_id", "functions", "tools"}
   return AgentTrajectory(
@@ -136,7 +140,7 @@ def _query_id(value: Any, question: str) -> str:
   if value in (None, ""):
     return question_id(question)
   if isinstance(value, bool) or not isinstance(value, str | int):
-    raise ValueError(
+    raise InputError(
       f"query_id must be a text or a whole number, got {value!a:.60}"
     )
   return str(value)
@@ -150,9 +154,9 @@ def _reward(
     if isinstance(value, int | float) and not isinstance(value, bool):
       return float(value)
     if value is not None:
-      raise ValueError(f"{name} must be a number, got {value!a:.60}")
+      raise InputError(f"{name} must be a number, got {value!a:.60}")
   if reward is None:
-    raise ValueError(
+    raise InputError(
       "the trajectory has no reward: give one to all (--reward 1), or have "
       "it computed from the answer (--reward f1)"
     )
@@ -176,7 +180,7 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
     role = message.get("role")
     if role == "assistant":
       if waiting:
-        raise ValueError(f"message {number} comes before a tool's result")
+        raise InputError(f"message {number} comes before a tool's result")
       said, calls = _said(message, number)
       text += said
       waiting = [None] * len(_CALL.findall(_text(message, number)))
@@ -189,7 +193,7 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
       role == "user" and _RESPONSE.search(_text(message, number))
     ):
       if not waiting:
-        raise ValueError(f"message {number} is a result that no call waits for")
+        raise InputError(f"message {number} is a result that no call waits for")
       result = _result(_text(message, number))
       if calls:
         # Calls beside each other become steps after each other, as ours are.
@@ -202,19 +206,19 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
         steps.append(f"{text}{result}".strip())
       text = ""
     elif role == "user":
-      raise ValueError(f"message {number} is a second question of the user")
+      raise InputError(f"message {number} is a second question of the user")
     elif role != "system":
-      raise ValueError(f"message {number} has the unknown role {role!a:.30}")
+      raise InputError(f"message {number} has the unknown role {role!a:.30}")
   if waiting:
-    raise ValueError("the last call has no result")
+    raise InputError("the last call has no result")
   if not text.strip():
-    raise ValueError("the conversation ends without an answer")
+    raise InputError("the conversation ends without an answer")
   return [*steps, _final(text.strip())]
 
 
 def _call_id(value: Any, number: int) -> str | None:
   if value is not None and not isinstance(value, str):
-    raise ValueError(
+    raise InputError(
       f"message {number} has a call's id that is no text: {value!a:.60}"
     )
   return value
@@ -234,13 +238,13 @@ def _said(message: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
   said = tags.with_opened_thought("".join(parts))
   listed = message.get("tool_calls") or []
   if not isinstance(listed, list):
-    raise ValueError(
+    raise InputError(
       f"message {number} has tool_calls that are no list: {listed!a:.60}"
     )
   calls = [_call_beside(call, number) for call in listed]
   thought = next((message[n] for n in _REASONING if message.get(n)), "")
   if not isinstance(thought, str):
-    raise ValueError(
+    raise InputError(
       f"message {number} has reasoning that is no text: {thought!a:.60}"
     )
   if calls and said.strip() and f"<{tags.THINK}>" not in said:
@@ -279,18 +283,18 @@ def _call_in_text(text: str, number: int) -> str:
   try:
     call = text_files.parse_json(text)
   except text_files.TextError as error:
-    raise ValueError(
+    raise InputError(
       f"message {number} holds a tool_call that cannot be read: {error}"
     ) from None
   if not isinstance(call, dict):
-    raise ValueError(f"message {number} holds a tool_call that is no object")
+    raise InputError(f"message {number} holds a tool_call that is no object")
   return _call(call, number)
 
 
 def _call_beside(call: Any, number: int) -> str:
   function = call.get("function", call) if isinstance(call, dict) else None
   if not isinstance(function, dict):
-    raise ValueError(f"message {number} holds a tool call that is no object")
+    raise InputError(f"message {number} holds a tool call that is no object")
   return _call(function, number)
 
 
@@ -303,11 +307,11 @@ def _call(call: Mapping[str, Any], number: int) -> str:
     except text_files.SyntaxTextError:
       arguments = {"": arguments}
     except text_files.TextError as error:
-      raise ValueError(
+      raise InputError(
         f"message {number} holds arguments that cannot be read: {error}"
       ) from None
   if not isinstance(name, str) or not isinstance(arguments, dict):
-    raise ValueError(
+    raise InputError(
       f"message {number} holds a call without a name or without arguments"
     )
   tag, firsts = TOOL_NAMES.get(name.lower(), (None, ()))
@@ -342,4 +346,4 @@ def _text(message: Mapping[str, Any], number: int) -> str:
     parts = [p.get("text") for p in content if isinstance(p, dict)]
     if len(parts) == len(content) and all(isinstance(p, str) for p in parts):
       return "".join(str(part) for part in parts)
-  raise ValueError(f"message {number} has content that is no text")
+  raise InputError(f"message {number} has content that is no text")

@@ -1,0 +1,1 @@
+"""Commands of `experiments.buffer`: import, endpoint and page."""

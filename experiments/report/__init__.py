@@ -1,0 +1,1 @@
+"""The report: figures, charts, tables and the page."""

@@ -1,0 +1,472 @@
+"""`report.html`: what a run has found, on one self-contained page.
+
+No script, style, font or picture is fetched: the page works from a disk or a
+mail. Text of trajectories is data and never markup, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from experiments import pages
+from experiments.report import charts, samples, tables
+from experiments.report import results as results_lib
+from experiments.report.results import MEAN, Run, label
+from experiments.workdir import Workdir, read_config
+from rapo_jax import files
+
+_X_AXES = (
+  ("update", "updates"),
+  ("seconds", "seconds of training"),
+  ("generated_tokens", "generated tokens"),
+)
+_DIAGNOSTICS = (
+  ("rollout/entropy", "Entropy of the policy", "nats", None),
+  ("groups/live_fraction", "Live groups", "share", (0.0, 1.0)),
+  ("reward/mean", "Training reward", "mean", None),
+  ("retrieval/reward", "Retrieval reward", "mean Z", None),
+  ("rollout/retrieved_fraction", "Retrieved tokens", "share", None),
+  ("rollout/tool_calls", "Tool calls", "an update", None),
+  ("rollout/tool_failures", "Tool calls without success", "an update", None),
+)
+
+
+def write_report(
+  workdir: str | pathlib.Path, results: Mapping[str, Any] | None = None
+) -> pathlib.Path:
+  """Writes `report.html` into a work folder.
+
+  Args:
+    workdir: work folder of a run, finished or not.
+    results: what `write_results` returned; computed when None.
+
+  Returns:
+    Path of the page.
+  """
+  workdir = pathlib.Path(workdir)
+  if results is None:
+    results = results_lib.compute_results(workdir)
+  path = workdir / "report.html"
+  files.replace_text(path, _render(workdir, results))
+  return path
+
+
+def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
+  runs = results_lib.load_runs(workdir)
+  config = _read_config(workdir)
+  trained = [m for m in results["methods"] if any(r.method == m for r in runs)]
+  return pages.template("report.html.j2").render(
+    title=str(config.get("name", workdir.name)),
+    headline=tables.headline(results),
+    warnings=_warning_table(results),
+    status_charts=list(_status_charts(results, runs)),
+    statuses=[(s, status_label(s)) for s in charts.STATUSES],
+    references=results["reference_updates"],
+    written=results["written"],
+    log_every=config.get("train", {}).get("log_trajectories_every"),
+    provenance=list(_provenance(results)),
+    lines=[
+      *tables.hybrid_lines(results),
+      *tables.speed_lines(results),
+      *tables.cost_lines(results),
+    ],
+    tiles=list(_tiles(results)),
+    methods=[(m, label(m), charts.key_mark(m)) for m in results["methods"]],
+    trained=[(m, label(m), charts.key_mark(m)) for m in trained],
+    has_hybrid="hybrid" in results["methods"],
+    accuracy=_accuracy_table(results),
+    seeds=_seed_charts(results),
+    differences=_difference_charts(results),
+    learning=list(_learning(results, runs)),
+    mean_curve=_mean_curve(results),
+    progress=_progress_table(results),
+    diagnostics=list(_diagnostics(results, runs)),
+    cost=_cost_tables(results),
+    config=list(_flat(config)),
+    trajectories=_json(
+      {
+        "labels": {m: label(m) for m in results["methods"]},
+        "groups": samples.sample_groups(runs),
+      }
+    ),
+  )
+
+
+def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  folder = Workdir(workdir)
+  return read_config(folder) if folder.config.exists() else {}
+
+
+def _json(content: Any) -> Markup:
+  """JSON that cannot end the script element that it stands in."""
+  text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+  for character in "<>&":
+    text = text.replace(character, f"\\u{ord(character):04x}")
+  return Markup(text)
+
+
+def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+  """(figure, what it is, how sure or against what)."""
+  for name in tables.comparisons(results):
+    difference = results["differences"][name].get(MEAN, {}).get("sampled")
+    if difference:
+      yield (
+        tables.points(difference["mean"]),
+        f"points, {tables.shown_comparison(name)}",
+        tables.certainty(difference),
+      )
+  learning = results["learning"].get(MEAN, {})
+  speedup = learning.get("speedup", {}).get("halfway")
+  if tables.clear_ratio(speedup):
+    yield (
+      tables.speedup_text(speedup),
+      "updates to half of the gain, GRPO ÷ RAPO",
+      ", ".join(
+        f"{label(m)} {tables.updates(c['updates_to']['halfway']['mean'], c)}"
+        for m, c in learning["methods"].items()
+        if m in ("grpo", "rapo")
+      ),
+    )
+  ratios = results["cost"].get(MEAN, {}).get("ratios", {}).get("rapo / grpo")
+  if ratios:
+    tokens = ratios["rollout/generated_tokens"]
+    yield (
+      _times(tokens["first_update"]),
+      "generated tokens, RAPO ÷ GRPO",
+      f"at the first update; {_times(tokens['mean'])} over whole runs",
+    )
+  gaps = [
+    content["mismatch/abs_log_prob_max"]
+    for by_method in results["training"].values()
+    for content in by_method.values()
+    if "mismatch/abs_log_prob_max" in content
+  ]
+  if gaps:
+    yield (
+      f"{max(gaps):.1e}",
+      "largest log-prob gap",
+      "between sampler and trainer, over all runs",
+    )
+
+
+def _times(value: float | None) -> str:
+  return "–" if value is None else f"{value:.2f}×"
+
+
+def _accuracy_table(results: Mapping[str, Any]) -> dict[str, Any]:
+  accuracy = results["accuracy"]
+  methods = [
+    m for m in results["methods"] if any(m in t for t in accuracy.values())
+  ]
+  rows = []
+  for task in tables.task_rows(results, "accuracy"):
+    cells = []
+    for method in methods:
+      content = accuracy.get(task, {}).get(method, {})
+      cells.append((content.get("sampled"), content.get("greedy")))
+    comparisons = [
+      results["differences"][name].get(task, {}).get("sampled")
+      for name in tables.comparisons(results)
+    ]
+    rows.append((task, cells, [*map(_difference_cell, comparisons)]))
+  counts = [
+    content
+    for by_method in accuracy.values()
+    for content in by_method.values()
+    if "num_samples" in content
+  ]
+  return {
+    "methods": [(m, label(m)) for m in methods],
+    "comparisons": [*map(tables.shown_comparison, tables.comparisons(results))],
+    "rows": rows,
+    "num_samples": max((c["num_samples"] for c in counts), default=0),
+    "num_questions": min(
+      (c["sampled"]["num_questions"] for c in counts if "sampled" in c),
+      default=0,
+    ),
+  }
+
+
+def _difference_cell(
+  estimate: Mapping[str, Any] | None,
+) -> tuple[str, str, bool] | None:
+  """Mean, interval if any, and whether the interval leaves 0 out."""
+  if estimate is None:
+    return None
+  if estimate["interval"] is None:
+    return tables.points(estimate["mean"]), "", False
+  low, high = estimate["interval"]
+  return (
+    tables.points(estimate["mean"]),
+    f"{tables.points(low)} to {tables.points(high)}",
+    low > 0 or high < 0,
+  )
+
+
+def _seed_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+  found = []
+  for task in tables.task_rows(results, "accuracy"):
+    rows = [
+      (method, content["sampled"])
+      for method, content in results["accuracy"].get(task, {}).items()
+      if "sampled" in content
+    ]
+    if rows:
+      title = f"Held-out accuracy on {task} by method, every seed"
+      found.append((task, charts.dot_chart(rows, title=title)))
+  return found
+
+
+def _difference_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+  found = []
+  for name in tables.comparisons(results):
+    by_task = results["differences"][name]
+    rows = [
+      (task, by_task[task]["sampled"])
+      for task in tables.task_rows(results, "accuracy")
+      if "sampled" in by_task.get(task, {})
+    ]
+    if rows:
+      first, _, second = name.partition(" - ")
+      title = f"{label(first)} − {label(second)}, points"
+      found.append(
+        (title, charts.difference_chart(rows, title=title, method=first))
+      )
+  return found
+
+
+def _learning(
+  results: Mapping[str, Any], runs: Sequence[Run]
+) -> Iterator[tuple[str, list[Markup]]]:
+  """Held-out accuracy against updates, seconds and generated tokens."""
+  for task in results["tasks"]:
+    row = [
+      _accuracy_chart(
+        list(_lines(results, runs, task, x_name, "eval/accuracy")), x_label
+      )
+      for x_name, x_label in _X_AXES
+    ]
+    if any(row):
+      yield task, [chart for chart in row if chart]
+
+
+def _mean_curve(results: Mapping[str, Any]) -> Markup:
+  """Held-out accuracy against updates, mean over tasks."""
+  methods = results["learning"].get(MEAN, {}).get("methods", {})
+  lines = []
+  for method, content in methods.items():
+    curve = content["curve"]
+    updates = curve["updates"]
+    seeds = {
+      seed: list(zip(updates, values, strict=True))
+      for seed, values in curve["seeds"].items()
+    }
+    mean = list(zip(updates, curve["mean"], strict=True))
+    lines.append(charts.Lines(method, seeds, mean))
+  return _accuracy_chart(lines, "updates")
+
+
+def _accuracy_chart(lines: Sequence[charts.Lines], x_label: str) -> Markup:
+  return charts.line_chart(
+    lines,
+    x_label=x_label,
+    y_label="held-out accuracy",
+    y_range=(0.0, 1.0),
+    y_format=lambda value: f"{100 * value:.0f} %",
+  )
+
+
+def _diagnostics(
+  results: Mapping[str, Any], runs: Sequence[Run]
+) -> Iterator[tuple[str, list[tuple[str, str, Markup]]]]:
+  for task in results["tasks"]:
+    row = []
+    for name, title, unit, y_range in _DIAGNOSTICS:
+      chart = charts.line_chart(
+        list(_lines(results, runs, task, "update", name)),
+        x_label="updates",
+        y_label=title,
+        y_range=y_range,
+      )
+      if chart:
+        row.append((title, unit, chart))
+    if row:
+      yield task, row
+
+
+def _lines(
+  results: Mapping[str, Any],
+  runs: Sequence[Run],
+  task: str,
+  x_name: str,
+  y_name: str,
+) -> Iterator[charts.Lines]:
+  for method in results["methods"]:
+    own = [run for run in runs if (run.task, run.method) == (task, method)]
+    by_seed = {str(run.seed): _points(run, x_name, y_name) for run in own}
+    by_seed = {seed: points for seed, points in by_seed.items() if points}
+    if by_seed:
+      shared = set.intersection(*(set(points) for points in by_seed.values()))
+      mean = [
+        _mean_point([points[update] for points in by_seed.values()])
+        for update in sorted(shared)
+      ]
+      seeds = {seed: list(p.values()) for seed, p in by_seed.items()}
+      yield charts.Lines(method, seeds, mean)
+
+
+def _points(
+  run: Run, x_name: str, y_name: str
+) -> dict[int, tuple[float, float]]:
+  """(x, y) by update; nothing is spent yet at update 0."""
+  found = {}
+  for row in run.rows:
+    x = row.get(x_name, 0.0 if row["update"] == 0 else None)
+    y = row.get(y_name)
+    if x is not None and y is not None and np.isfinite([x, y]).all():
+      found[int(row["update"])] = (float(x), float(y))
+  return found
+
+
+def _mean_point(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+  x, y = np.mean(points, axis=0)
+  return float(x), float(y)
+
+
+def _progress_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Accuracy on the way, and updates to the targets, by task and method."""
+  rows = []
+  for task in tables.task_rows(results, "learning"):
+    learning = results["learning"].get(task)
+    for method, content in (learning or {"methods": {}})["methods"].items():
+      live = (
+        results["training"]
+        .get(task, {})
+        .get(method, {})
+        .get("groups/live_fraction")
+      )
+      rows.append(
+        {
+          "task": task,
+          "label": label(method),
+          "at": [
+            tables.percent(
+              (content["at_updates"].get(str(u)) or {}).get("mean")
+            )
+            for u in results["reference_updates"]
+          ],
+          "to": [
+            tables.updates(content["updates_to"][name]["mean"], content)
+            if name in content["updates_to"]
+            else "–"
+            for name in ("halfway", "grpo_final")
+          ],
+          "live": tables.percent(live["mean"] if live else None),
+        }
+      )
+  return rows
+
+
+def _cost_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Cost per update of each method, whole runs and first update, with ratio."""
+  cost = results["cost"].get(MEAN)
+  if not cost:
+    return []
+  found = []
+  for when, title in (
+    ("first_update", "First update: same weights, same questions"),
+    ("mean", "Mean over whole runs: the policies differ"),
+  ):
+    rows = []
+    for name, text in results_lib.COSTS.items():
+      values = [by[name][when] for by in cost["methods"].values()]
+      ratios = [by[name][when] for by in cost["ratios"].values()]
+      if any(value is not None for value in values):
+        cells = ["–" if v is None else charts.number(v) for v in values]
+        rows.append((text, cells, [*map(_times, ratios)]))
+    found.append(
+      {
+        "title": title,
+        "methods": [label(method) for method in cost["methods"]],
+        "ratios": [
+          " ÷ ".join(label(part) for part in name.split(" / "))
+          for name in cost["ratios"]
+        ],
+        "rows": rows,
+      }
+    )
+  return [table for table in found if table["rows"]]
+
+
+def _warning_table(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+  """Task, run, kind, updates and text of each warning."""
+  return [
+    (
+      w["task"],
+      w["run"],
+      tables.warning_name(w),
+      tables.warning_updates(w),
+      w["text"],
+    )
+    for w in results["warnings"]
+  ]
+
+
+def status_label(status: str) -> str:
+  return status.replace("_", " ")
+
+
+def _status_charts(
+  results: Mapping[str, Any], runs: Sequence[Run]
+) -> Iterator[tuple[str, Markup]]:
+  """Shares of the score statuses by update, mean over seeds."""
+  for task in results["tasks"]:
+    for method in results["methods"]:
+      own = [run for run in runs if (run.task, run.method) == (task, method)]
+      counts: dict[float, list[dict[str, float]]] = {}
+      for run in own:
+        for row in run.rows:
+          here = {s: row.get(f"score/{s}", 0.0) for s in charts.STATUSES}
+          if sum(here.values()) > 0:
+            counts.setdefault(row["update"], []).append(here)
+      points = [
+        (update, [sum(c[s] for c in there) for s in charts.STATUSES])
+        for update, there in sorted(counts.items())
+      ]
+      chart = charts.share_chart(points, title=f"Score status, {task} {method}")
+      if chart:
+        yield f"{task}, {label(method)}", chart
+
+
+def _provenance(
+  results: Mapping[str, Any],
+) -> Iterator[tuple[str, str, str, str, str]]:
+  """Date, commit, devices, versions and command of each start."""
+  for start in results["provenance"]:
+    commit, devices = start["commit"], start["devices"]
+    yield (
+      start["date"],
+      "unknown"
+      if commit is None
+      else commit["id"][:12] + (" (changed)" if commit["changed"] else ""),
+      f"{devices['count']} × {devices['kind']} ({devices['backend']})",
+      ", ".join(
+        f"{name} {version or 'not installed'}"
+        for name, version in start["versions"].items()
+      ),
+      start["command"],
+    )
+
+
+def _flat(content: Any, above: str = "config") -> Iterator[tuple[str, str]]:
+  if isinstance(content, dict) and content:
+    for name, value in content.items():
+      yield from _flat(value, f"{above}.{name}")
+  else:
+    yield above, json.dumps(content, ensure_ascii=False)

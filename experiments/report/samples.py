@@ -1,0 +1,231 @@
+"""Which trajectories of a run the report shows, within a size budget.
+
+Whole groups, so that the rollouts of one question can be compared: from each
+run the first, the middle and the last update, the same question for every
+method. One seed of every task and method comes first, then further seeds, then
+further questions, until the budget is used up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from experiments.report.results import Run
+from experiments.workdir import parse_row
+
+BUDGET_BYTES = 2_000_000
+_MAX_TEXT = 4_000
+_GROUPS_PER_UPDATE = 3
+
+
+def sample_groups(
+  runs: Sequence[Run], budget_bytes: int = BUDGET_BYTES
+) -> list[dict[str, Any]]:
+  """Groups of trajectories in a compact form, by task, method, seed, update.
+
+  Args:
+    runs: training runs; those without `trajectories.jsonl` are left out.
+    budget_bytes: size of the JSON text that is kept below.
+
+  Returns:
+    One dict a group, with its trajectories under `rollouts`.
+  """
+  ranked = sorted(_candidates(runs), key=lambda c: c[0])
+  groups, size = [], 0
+  for _, run, update, query_id, offsets in ranked:
+    group = _group(run, update, query_id, offsets)
+    # What fits of a group that is larger than what is left, but no half a row.
+    while group["rollouts"]:
+      added = len(json.dumps(group))
+      if size + added <= budget_bytes:
+        size += added
+        groups.append(group)
+        break
+      if groups:
+        break
+      group["rollouts"].pop()
+  return sorted(
+    groups, key=lambda g: (g["task"], g["method"], g["seed"], g["update"])
+  )
+
+
+def _candidates(runs: Sequence[Run]) -> Iterator[tuple[Any, ...]]:
+  """(rank, run, update, query, offsets of its lines) of what may be shown."""
+  seen: dict[tuple[str, str], int] = {}
+  for run in runs:
+    seed_rank = seen.get((run.task, run.method), 0)
+    seen[run.task, run.method] = seed_rank + 1
+    places = _line_places(run.path / "trajectories.jsonl")
+    updates = sorted(places)
+    if not updates:
+      continue
+    shown = dict.fromkeys((updates[-1], updates[0], updates[len(updates) // 2]))
+    for update_rank, update in enumerate(shown):
+      queries = sorted(places[update])[:_GROUPS_PER_UPDATE]
+      for query_rank, query_id in enumerate(queries):
+        rank = (query_rank, seed_rank, update_rank, run.task, run.method)
+        yield rank, run, update, query_id, places[update][query_id]
+
+
+def _line_places(path: pathlib.Path) -> dict[int, dict[str, list[int]]]:
+  """Byte offsets of the rows of each update and query; no row is kept."""
+  places: dict[int, dict[str, list[int]]] = {}
+  if not path.exists():
+    return places
+  offset = 0
+  with path.open("rb") as file:
+    for number, line in enumerate(file, 1):
+      if line.endswith(b"\n") and line.strip():
+        row = parse_row(line, path, number)
+        queries = places.setdefault(int(row["update"]), {})
+        queries.setdefault(str(row["query_id"]), []).append(offset)
+      offset += len(line)
+  return places
+
+
+def _group(
+  run: Run, update: int, query_id: str, offsets: Sequence[int]
+) -> dict[str, Any]:
+  rows = []
+  with (run.path / "trajectories.jsonl").open("rb") as file:
+    for offset in offsets:
+      file.seek(offset)
+      rows.append(json.loads(file.readline()))
+  prompt = [s["text"] for s in rows[0]["segments"] if s["kind"] == "prompt"]
+  truth = rows[0]["ground_truth"]
+  return {
+    "task": run.task,
+    "method": run.method,
+    "seed": run.seed,
+    "update": update,
+    "query": query_id,
+    "question": _cut(rows[0]["question"]),
+    "truth": _cut(truth if isinstance(truth, str) else " | ".join(truth)),
+    "prompt": _cut("".join(prompt)),
+    "rollouts": [_rollout(row) for row in rows],
+  }
+
+
+def _rollout(row: Mapping[str, Any]) -> dict[str, Any]:
+  score = row["score"]
+  return {
+    "index": row["index"],
+    "hybrid": row["hybrid"],
+    "finish": row["finish_reason"],
+    "version": row["policy_version"],
+    "reward": _round(score["value"]),
+    "status": score["status"],
+    "answer": _cut(str(score["answer"] if score["answer"] is not None else "")),
+    "class": reward_class(score),
+    "advantage": _round(row["advantage"]),
+    "z": _round(row["retrieval_reward"]),
+    "retrieved": _round(row["retrieved_fraction"]),
+    "steps": list(_segments(row)),
+  }
+
+
+def reward_class(score: Mapping[str, Any]) -> str:
+  """right, partly (F1 > 0), broken (reward < 0) or wrong."""
+  f1 = score["f1"] or 0.0
+  # Logs of earlier versions do not say it.
+  if score.get("correct", f1 >= 1):
+    return "right"
+  if f1 > 0:
+    return "partly"
+  return "broken" if score["value"] < 0 else "wrong"
+
+
+def _segments(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+  """Segments in order, with the event that made each, and failed retrievals."""
+  segments = [s for s in row["segments"] if s["kind"] != "prompt"]
+  pending = list(row["events"])
+  for position, segment in enumerate(segments):
+    step, kind = segment["step_id"], segment["kind"]
+    for event in [e for e in pending if _precedes(e, segment)]:
+      pending.remove(event)
+      yield {"kind": "missed", "step": step, "outcome": event["outcome"]}
+    content = {
+      "kind": kind,
+      "step": step,
+      "text": _cut(segment["text"]),
+      "tokens": segment["num_tokens"],
+    }
+    if kind == "policy":
+      content["entropy"] = _round(segment.get("entropy"))
+      content["log_prob"] = _round(segment.get("log_prob"))
+    wanted = {"observation": "tool", "retrieved": "retrieval"}.get(kind)
+    for event in pending:
+      if event["type"] == wanted and event["step_id"] == step:
+        pending.remove(event)
+        content |= _event(event)
+        break
+    if kind == "retrieved":
+      content |= retrieval_effect(segments, position)
+    yield content
+
+
+def _precedes(event: Mapping[str, Any], segment: Mapping[str, Any]) -> bool:
+  """Whether an event is a retrieval that inserted nothing before a segment."""
+  return (
+    event["type"] == "retrieval"
+    and event["outcome"] != "hit"
+    and event["step_id"] == segment["step_id"]
+    and segment["kind"] == "policy"
+  )
+
+
+def _event(event: Mapping[str, Any]) -> dict[str, Any]:
+  names = (
+    ("tool", "status", "seconds")
+    if event["type"] == "tool"
+    else ("similarity", "reward", "trace_id", "source", "answers")
+  )
+  return {name: _round(event.get(name)) for name in names}
+
+
+def retrieval_effect(
+  segments: Sequence[Mapping[str, Any]], position: int
+) -> dict[str, Any]:
+  """Entropy before and after a retrieved step and its reward (Eq. 5 to 7).
+
+  Args:
+    segments: segments of a trajectory in order.
+    position: index of the retrieved one.
+
+  Returns:
+    `before`, `after` (nats) and `z`; empty without a policy step on each side.
+  """
+  before = _entropy(reversed(segments[:position]))
+  after = _entropy(segments[position + 1 :])
+  if before is None or after is None or before <= 0:
+    return {}
+  change = -(after - before) / before
+  return {
+    "before": _round(before),
+    "after": _round(after),
+    "z": _round(math.tanh(2 * change) * before),
+  }
+
+
+def _entropy(segments: Any) -> float | None:
+  for segment in segments:
+    if segment["kind"] == "policy":
+      return segment.get("entropy")
+  return None
+
+
+def _cut(text: str) -> str:
+  left_out = len(text) - _MAX_TEXT
+  if left_out <= 0:
+    return text
+  return f"{text[:_MAX_TEXT]} … ({left_out:,} characters left out here)"
+
+
+def _round(value: Any) -> Any:
+  if not isinstance(value, float):
+    return value
+  return float(f"{value:.4g}") if math.isfinite(value) else None

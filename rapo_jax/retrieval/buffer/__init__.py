@@ -1,0 +1,1 @@
+"""The Step-Trace Buffer: built, checked, stored, searched and grown."""

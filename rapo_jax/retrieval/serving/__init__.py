@@ -1,0 +1,1 @@
+"""A Step-Trace Buffer over HTTP: protocol, server and clients."""

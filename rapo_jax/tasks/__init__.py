@@ -1,0 +1,1 @@
+"""Tasks: questions, evaluation sets, tools, prompt and reward."""

@@ -1,0 +1,446 @@
+"""Warm start of the miniature agents, from scratch and by supervised learning.
+
+1. A clean agent learns from demonstrations that are nearly right.
+2. Trained a little longer on better ones it becomes the *off-policy agent*,
+   which solves most questions.
+3. Trained further on corrupted ones that agent becomes the *base agent*: at a
+   step boundary its likeliest action is to stop too early, yet with a small
+   probability it goes on rightly. It is a deliberately weakened agent, whose
+   skill is latent; reinforcement learning has to bring it out. Corrupting from
+   scratch would spoil the skill itself, and symmetric noise would be gone after
+   ten updates.
+
+The questions are fresh ones over the same knowledge base: none of them is a
+training or held-out question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rapo_jax import files, models
+from rapo_jax.errors import InputError
+from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
+from rapo_jax.tasks.miniature import demonstrations as demonstrations_lib
+from rapo_jax.tasks.miniature import tokenizer as tokenizer_lib
+from rapo_jax.tasks.miniature.demonstrations import DemonstrationConfig
+from rapo_jax.tasks.miniature.world import (
+  FAMILIES,
+  MAX_HOPS,
+  Family,
+  Question,
+  World,
+  draw_questions,
+)
+
+Report = Callable[[float, str], None]
+
+# Steps that one dispatch runs.
+_STEPS_PER_CALL = 10
+# Demonstrations written at a time.
+_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+  """One phase of supervised learning.
+
+  Attributes:
+    num_steps: gradient steps, a multiple of 10.
+    learning_rate: peak of AdamW's; a tenth of the steps warm up to it, then it
+      falls to zero along a cosine.
+  """
+
+  num_steps: int
+  learning_rate: float
+
+  def __post_init__(self) -> None:
+    check_numbers(self, "num_steps", at_least=1)
+    check_multiple(self, "num_steps", _STEPS_PER_CALL)
+    check_numbers(self, "learning_rate", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentsConfig:
+  """Shape and schooling of the miniature agents.
+
+  Attributes:
+    seed: of weights, questions and demonstrations.
+    hidden_size: width.
+    intermediate_size: width of the feed-forward layers.
+    num_layers: layers.
+    num_heads: attention heads.
+    initializer_range: standard deviation of the initial weights.
+    embedding_scale: by which the initial embedding is larger than that. It is
+      the head too; a larger one lets copying, which every step needs, set in
+      after some 120 steps instead of 300.
+    rope_theta: base of the rotary wavelengths; short, like the sequences.
+    rows: rows of a batch, each packed with whole demonstrations.
+    row_length: tokens of a row.
+    weight_decay: of AdamW.
+    hops: lengths of the demonstrated questions, in turn.
+    clean: first phase.
+    web_clean: first phase of the web, where links have to be told apart.
+    expert: second phase, which gives the off-policy agent.
+    corrupted: third phase, which gives the base agent.
+    clean_correct_prob: of a right action at a boundary in the first phase.
+    expert_correct_prob: in the second phase.
+    corrupted_correct_prob: in the third phase. With 0.1 the base agent solves
+      less than one in a hundred questions of three steps.
+    retrieved_share: share of the third phase's demonstrations that may hold
+      retrieved steps.
+  """
+
+  seed: int = 0
+  hidden_size: int = 64
+  intermediate_size: int = 128
+  num_layers: int = 3
+  num_heads: int = 4
+  initializer_range: float = 0.06
+  embedding_scale: float = 2.0
+  rope_theta: float = 100.0
+  rows: int = 8
+  row_length: int = 192
+  weight_decay: float = 0.01
+  hops: tuple[int, ...] = (1, 2, 3, 4)
+  clean: PhaseConfig = PhaseConfig(440, 5e-3)
+  web_clean: PhaseConfig = PhaseConfig(1600, 5e-3)
+  expert: PhaseConfig = PhaseConfig(160, 2e-3)
+  corrupted: PhaseConfig = PhaseConfig(160, 1e-3)
+  clean_correct_prob: float = 0.97
+  expert_correct_prob: float = 0.99
+  corrupted_correct_prob: float = 0.1
+  retrieved_share: float = 0.5
+
+  def __post_init__(self) -> None:
+    check_seeds(self, "seed")
+    check_numbers(
+      self,
+      "hidden_size",
+      "intermediate_size",
+      "num_layers",
+      "num_heads",
+      "rows",
+      "row_length",
+      at_least=1,
+    )
+    # The rotary embedding turns pairs of a head's entries.
+    check_multiple(self, "hidden_size", 2 * self.num_heads, "2 * num_heads")
+    check_numbers(self, "weight_decay", at_least=0)
+    check_numbers(
+      self, "initializer_range", "embedding_scale", "rope_theta", above=0
+    )
+    check_numbers(
+      self,
+      "clean_correct_prob",
+      "expert_correct_prob",
+      "corrupted_correct_prob",
+      "retrieved_share",
+      at_least=0,
+      at_most=1,
+    )
+    check_numbers(self, "hops", at_least=1, at_most=MAX_HOPS)
+    if not self.hops:
+      raise InputError("hops must hold at least one number, got (): add one.")
+
+
+class Batches(NamedTuple):
+  """Packed demonstrations of `N` steps, `R` rows of `T` tokens each.
+
+  Attributes:
+    tokens: token ids.
+    segment_ids: 1, 2, … for the demonstrations of a row; 0 for padding.
+    where: policy tokens, the only ones in the loss.
+  """
+
+  tokens: Int[Array | np.ndarray, "N R T"]
+  segment_ids: Int[Array | np.ndarray, "N R T"]
+  where: Bool[Array | np.ndarray, "N R T"]
+
+
+def train_agents(
+  world: World,
+  family: Family,
+  config: AgentsConfig,
+  output_dir: pathlib.Path,
+  *,
+  report: Report = lambda share, text: None,
+) -> None:
+  """Trains a family's two agents and writes them as Hugging Face folders.
+
+  Args:
+    world: where the questions come from.
+    family: what the agents learn.
+    config: shape and schooling.
+    output_dir: gets `base`, `off_policy` and `metrics.jsonl` (phase, step and
+      loss in nats a policy token, one line a call).
+    report: called with the share done, 0 to 1, and a word on it.
+  """
+  output_dir.mkdir(parents=True, exist_ok=True)
+  tokenizer = tokenizer_lib.train_tokenizer(tokenizer_lib.corpus(world))
+  model = initial_model(config, len(tokenizer))
+  phases = _phases(config, family)
+  total = sum(phase.num_steps for _, phase, _ in phases)
+  done = 0
+  rows: list[dict[str, Any]] = []
+  started = time.perf_counter()
+  for number, (name, phase, demonstration) in enumerate(phases):
+    batches = pack(
+      demonstrate_forever(
+        world,
+        family,
+        tokenizer,
+        demonstration,
+        hops=config.hops,
+        rng=np.random.default_rng(
+          [config.seed, FAMILIES.index(family), number]
+        ),
+      ),
+      num_steps=phase.num_steps,
+      rows=config.rows,
+      row_length=config.row_length,
+    )
+    for trained, step, loss in train(
+      model, batches, phase, weight_decay=config.weight_decay
+    ):
+      model = trained
+      seconds = time.perf_counter() - started
+      rows.append(
+        {"phase": name, "step": step, "loss": loss, "seconds": seconds}
+      )
+      report((done + step) / total, f"{family} {name}: loss {loss:.3f}")
+    done += phase.num_steps
+    if name != "clean":
+      models.save_pretrained(
+        model,
+        output_dir / name,
+        tokenizer=tokenizer,
+        end_ids=tokenizer_lib.end_ids(tokenizer),
+      )
+  files.replace_text(
+    output_dir / "metrics.jsonl",
+    "".join(f"{json.dumps(row)}\n" for row in rows),
+  )
+
+
+def _phases(
+  config: AgentsConfig, family: Family
+) -> tuple[tuple[str, PhaseConfig, DemonstrationConfig], ...]:
+  """Name, schedule and demonstrations of each phase."""
+  return (
+    (
+      "clean",
+      config.web_clean if family == "web" else config.clean,
+      DemonstrationConfig(config.clean_correct_prob),
+    ),
+    (
+      "off_policy",
+      config.expert,
+      DemonstrationConfig(config.expert_correct_prob),
+    ),
+    (
+      "base",
+      config.corrupted,
+      DemonstrationConfig(
+        config.corrupted_correct_prob,
+        retrieved_share=config.retrieved_share,
+      ),
+    ),
+  )
+
+
+def decoder_config(
+  config: AgentsConfig, vocab_size: int
+) -> models.DecoderConfig:
+  """Shape of the agents for a vocabulary."""
+  return models.DecoderConfig(
+    vocab_size=vocab_size,
+    hidden_size=config.hidden_size,
+    intermediate_size=config.intermediate_size,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+    num_kv_heads=config.num_heads,
+    head_dim=config.hidden_size // config.num_heads,
+    rope=models.RopeConfig(theta=config.rope_theta),
+    initializer_range=config.initializer_range,
+    max_position_embeddings=1024,
+  )
+
+
+def initial_model(config: AgentsConfig, vocab_size: int) -> models.Decoder:
+  """An agent that has learned nothing yet."""
+  model = models.Decoder(
+    decoder_config(config, vocab_size), rngs=nnx.Rngs(config.seed)
+  )
+  model.embedding[...] = model.embedding[...] * config.embedding_scale
+  return model
+
+
+def demonstrate_forever(
+  world: World,
+  family: Family,
+  tokenizer: Any,
+  config: DemonstrationConfig,
+  *,
+  hops: tuple[int, ...],
+  rng: np.random.Generator,
+) -> Iterator[demonstrations_lib.TokenizedDemonstration]:
+  """Demonstrations on fresh questions, without end."""
+  known = {
+    question.question
+    for split in (world.train, world.held_out)
+    for question in split[family]
+  }
+  chain = world.chains[family]
+  while True:
+    questions: list[Question] = draw_questions(
+      chain,
+      family,
+      _BLOCK,
+      hops=hops,
+      rng=rng,
+      exclude=known,
+      distinct=False,
+    )
+    yield from demonstrations_lib.tokenize(
+      tokenizer,
+      [
+        (
+          question.question,
+          demonstrations_lib.demonstrate(chain, question, config, rng),
+        )
+        for question in questions
+      ],
+    )
+
+
+def pack(
+  demonstrations: Iterator[demonstrations_lib.TokenizedDemonstration],
+  *,
+  num_steps: int,
+  rows: int,
+  row_length: int,
+) -> Batches:
+  """Packs demonstrations, in order, into the batches of `num_steps` steps.
+
+  Each goes into the first row of the step with room for it; one that fits
+  nowhere begins the next step.
+
+  Raises:
+    InputError: if a demonstration is longer than a row.
+  """
+  shape = (num_steps, rows, row_length)
+  batches = Batches(
+    np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
+  )
+  step = 0
+  used = np.zeros(rows, np.int32)
+  segments = np.zeros(rows, np.int32)
+  for demonstration in demonstrations:
+    length = len(demonstration.tokens)
+    if length > row_length:
+      raise InputError(
+        f"a demonstration may hold at most {row_length} tokens (row_length),"
+        f" one has {length}: raise row_length or lower hops."
+      )
+    if not (used + length <= row_length).any():
+      step += 1
+      if step == num_steps:
+        return batches
+      used[:] = 0
+      segments[:] = 0
+    row = int(np.argmax(used + length <= row_length))
+    at = (step, row, slice(used[row], used[row] + length))
+    segments[row] += 1
+    batches.tokens[at] = demonstration.tokens
+    batches.segment_ids[at] = segments[row]
+    batches.where[at] = demonstration.where
+    used[row] += length
+  raise InputError(
+    f"the demonstrations ended in step {step + 1} of {num_steps}; give more."
+  )
+
+
+def train(
+  model: models.Decoder,
+  batches: Batches,
+  phase: PhaseConfig,
+  *,
+  weight_decay: float,
+) -> Iterator[tuple[models.Decoder, int, float]]:
+  """Runs one phase; yields model, steps done and loss after every dispatch.
+
+  Args:
+    model: where to start from; not changed.
+    batches: one a step.
+    phase: steps and learning rate.
+    weight_decay: of AdamW.
+  """
+  optimizer = _optimizer(phase, weight_decay)
+  model = jax.tree.map(lambda x: x.copy(), model)
+  state = optimizer.init(model)
+  for start in range(0, phase.num_steps, _STEPS_PER_CALL):
+    part = Batches(*(x[start : start + _STEPS_PER_CALL] for x in batches))
+    model, state, losses = _steps(model, state, part, phase, weight_decay)
+    yield model, start + _STEPS_PER_CALL, float(np.mean(losses))
+
+
+def _optimizer(
+  phase: PhaseConfig, weight_decay: float
+) -> optax.GradientTransformation:
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, phase.learning_rate, phase.num_steps // 10, phase.num_steps
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(schedule, b2=0.99, weight_decay=weight_decay),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=(1,))
+def _steps(
+  model: models.Decoder,
+  state: Any,
+  batches: Batches,
+  phase: PhaseConfig,
+  weight_decay: float,
+) -> tuple[models.Decoder, Any, Float[Array, " N"]]:
+  """Some gradient steps."""
+  optimizer = _optimizer(phase, weight_decay)
+
+  def step(carry, batch):
+    model, state = carry
+    loss, gradients = jax.value_and_grad(_loss)(model, batch)
+    updates, state = optimizer.update(gradients, state, model)
+    return (optax.apply_updates(model, updates), state), loss
+
+  (model, state), losses = jax.lax.scan(step, (model, state), batches)
+  return model, state, losses
+
+
+def _loss(model: models.Decoder, batch: Batches) -> Float[Array, ""]:
+  """Mean negative log-likelihood of the policy tokens, in nats.
+
+  All logits at once: with this vocabulary that is twice as fast as
+  `models.token_log_probs`, which is written for large ones.
+  """
+  tokens, segment_ids, where = map(jnp.asarray, batch)
+  hidden = model.hidden_states(tokens, segment_ids=segment_ids)
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    model.unembed(hidden[:, :-1]), tokens[:, 1:]
+  )
+  where = where[:, 1:]
+  return jnp.where(where, losses, 0).sum() / where.sum()

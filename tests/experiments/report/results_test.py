@@ -1,0 +1,430 @@
+"""Tests of results and tables, on a made-up work folder and by hand."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import numpy as np
+import pytest
+
+from experiments.report import results as results_lib
+from experiments.report import tables
+from rapo_jax.errors import InputError
+from tests.experiments import fake_workdir
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory):
+  return fake_workdir.write(tmp_path_factory.mktemp("fake") / "run")
+
+
+@pytest.fixture(scope="module")
+def fake_results(fake):
+  return results_lib.write_results(fake)
+
+
+def _write(path, content):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _evaluation(workdir, method, seed, sampled, task="t"):
+  agent = method if seed is None else f"{method}-seed{seed}"
+  _write(
+    workdir / "evaluate" / task / f"{agent}.json",
+    {
+      "task": task,
+      "agent": agent,
+      "method": method,
+      "seed": seed,
+      "update": 2,
+      "greedy": {q: int(v[0]) for q, v in sampled.items()},
+      "sampled": sampled,
+    },
+  )
+
+
+def _metrics(workdir, name, accuracies, task="t", **series):
+  path = workdir / "train" / task / name / "metrics.jsonl"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  rows = []
+  for update, accuracy in accuracies.items():
+    row = {"update": update, "eval/accuracy": accuracy}
+    if update:
+      row |= {k.replace("__", "/"): v for k, v in series.items()}
+    rows.append(json.dumps(row))
+  path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def test_accuracy_and_difference_by_hand(tmp_path):
+  _evaluation(tmp_path, "base", None, {"a": [0, 0], "b": [0, 1]})
+  _evaluation(tmp_path, "grpo", 0, {"a": [1, 0], "b": [0, 0]})
+  _evaluation(tmp_path, "grpo", 1, {"a": [0, 0], "b": [0, 0]})
+  _evaluation(tmp_path, "rapo", 0, {"a": [1, 1], "b": [0, 0]})
+  _evaluation(tmp_path, "rapo", 1, {"a": [1, 1], "b": [1, 1]})
+  _evaluation(tmp_path, "rapo", 2, {"a": [1, 1], "b": [1, 1]})
+  results = results_lib.compute_results(tmp_path)
+  accuracy = results["accuracy"]["t"]
+  assert accuracy["base"]["sampled"]["mean"] == 0.25
+  assert accuracy["base"]["sampled"]["seeds"] == {}
+  # (.5 + 0) / 2 and (0 + 0) / 2 over questions, then over seeds.
+  assert accuracy["grpo"]["sampled"]["seeds"] == {"0": 0.25, "1": 0.0}
+  assert accuracy["grpo"]["sampled"]["mean"] == 0.125
+  assert accuracy["grpo"]["num_samples"] == 2
+  # Seed 2 has no partner: (.5 - .25 + 1 - 0) / 2.
+  difference = results["differences"]["rapo - grpo"]["t"]["sampled"]
+  assert difference["seeds"] == {"0": 0.25, "1": 1.0}
+  assert difference["mean"] == 0.625
+  assert difference["num_seeds"] == 2
+  assert results["differences"]["rapo - hybrid"] == {}
+
+
+def test_pairs_share_questions_and_order_does_not_matter(tmp_path):
+  _evaluation(tmp_path, "grpo", 0, {"b": [0], "a": [1], "only": [1]})
+  _evaluation(tmp_path, "rapo", 0, {"a": [1], "b": [1]})
+  results = results_lib.compute_results(tmp_path)
+  difference = results["differences"]["rapo - grpo"]["t"]["sampled"]
+  assert difference["num_questions"] == 2
+  assert difference["mean"] == 0.5
+
+
+def test_the_mean_over_tasks_weighs_tasks_alike(tmp_path):
+  for method, value in (("grpo", 0), ("rapo", 1)):
+    _evaluation(tmp_path, method, 0, {"a": [value]}, task="one")
+    many = {str(i): [0] for i in range(9)}
+    _evaluation(tmp_path, method, 0, many, task="two")
+  _evaluation(tmp_path, "base", None, {"a": [1]}, task="one")
+  results = results_lib.compute_results(tmp_path)
+  difference = results["differences"]["rapo - grpo"]["mean"]["sampled"]
+  assert difference["mean"] == 0.5
+  # A method that one task lacks has no mean over tasks.
+  assert "base" not in results["accuracy"]["mean"]
+
+
+def test_updates_to_a_target():
+  updates, accuracy = np.array([0, 5, 10, 15]), np.array([0.0, 0.2, 0.6, 0.4])
+  # Between 5 (.2) and 10 (.6): .5 is three quarters of the way.
+  assert results_lib.updates_to(updates, accuracy, 0.5) == pytest.approx(8.75)
+  assert results_lib.updates_to(updates, accuracy, 0.6) == 10
+  assert results_lib.updates_to(updates, accuracy, 0.0) == 0
+  assert results_lib.updates_to(updates, accuracy, 0.7) is None
+
+
+def _learned(workdir, grpo, rapo, seeds=2, final=0.8):
+  """Curves of two methods, and evaluations in which both beat the base."""
+  right = {str(i): [int(i < 10 * final)] for i in range(10)}
+  _evaluation(workdir, "base", None, {key: [0] for key in right})
+  for method, curve in (("grpo", grpo), ("rapo", rapo)):
+    for seed in range(seeds):
+      _metrics(workdir, f"{method}-seed{seed}", curve)
+      _evaluation(workdir, method, seed, right)
+
+
+def test_speed_by_hand(tmp_path):
+  _learned(
+    tmp_path,
+    {0: 0.0, 10: 0.4, 20: 0.8},
+    {0: 0.0, 10: 1.0, 20: 1.0},
+  )
+  results = results_lib.compute_results(tmp_path)
+  learning = results["learning"]["t"]
+  # Half of the way from 0 to RAPO's 1.0.
+  assert learning["targets"] == {"halfway": 0.5, "grpo_final": 0.8}
+  # GRPO: 10 + 10 * .1/.4 = 12.5; RAPO: 10 * .5 = 5. All seeds are alike.
+  assert learning["speedup"]["halfway"] == {
+    "ratio": pytest.approx(2.5),
+    "bound": "exactly",
+    "interval": pytest.approx([1.25, 1.25]),
+  }
+  assert learning["speedup"]["grpo_final"]["ratio"] == pytest.approx(20 / 8)
+  at = learning["methods"]["rapo"]["at_updates"]
+  assert at == {
+    "10": {"mean": 1.0, "seeds": {"0": 1.0, "1": 1.0}},
+    "20": {"mean": 1.0, "seeds": {"0": 1.0, "1": 1.0}},
+  }
+
+
+@pytest.mark.parametrize(
+  ("grpo", "rapo", "expected"),
+  [
+    (0.1, 1.0, "≥ 2.00×"),  # GRPO never; RAPO after 10 of 20.
+    (1.0, 0.1, "≤ 0.50×"),
+  ],
+)
+def test_speed_of_what_never_arrives_is_a_bound(tmp_path, grpo, rapo, expected):
+  _learned(tmp_path, {0: 0.0, 20: grpo}, {0: 0.0, 20: rapo})
+  speedup = results_lib.compute_results(tmp_path)["learning"]["t"]["speedup"]
+  assert tables.speedup_text(speedup["halfway"]) == expected
+
+
+def test_noise_is_no_target_and_has_no_ratio(tmp_path):
+  # One of 500 answers is right after 20 updates, as of the base agent before.
+  noise = {str(i): [int(i == 7)] for i in range(500)}
+  _evaluation(tmp_path, "base", None, {str(i): [0] for i in range(500)})
+  for seed in (0, 1):
+    _metrics(tmp_path, f"grpo-seed{seed}", {0: 0.0, 10: 0.0, 20: 0.002})
+    _metrics(tmp_path, f"rapo-seed{seed}", {0: 0.0, 10: 0.01, 20: 0.002})
+    _evaluation(tmp_path, "grpo", seed, noise)
+    _evaluation(tmp_path, "rapo", seed, noise)
+  results = results_lib.compute_results(tmp_path)
+  assert results["learning"]["t"]["targets"] == {}
+  text = tables.format_table(results)
+  assert "×" not in text.split("Cost")[0]
+  assert "No difference between RAPO and GRPO" in text
+
+
+def test_a_speed_that_seeds_disagree_on_has_no_ratio(tmp_path):
+  fast, slow = {0: 0.0, 10: 1.0, 20: 1.0}, {0: 0.0, 10: 0.0, 20: 1.0}
+  _learned(tmp_path, fast, fast)
+  _metrics(tmp_path, "grpo-seed0", slow)
+  _metrics(tmp_path, "rapo-seed1", slow)
+  results = results_lib.compute_results(tmp_path)
+  low, high = results["learning"]["t"]["speedup"]["halfway"]["interval"]
+  assert low < 1 < high
+  lines = tables.speed_lines(results)
+  assert lines
+  assert not any("÷" in line for line in lines)
+
+
+def test_one_seed_has_differences_and_no_interval(tmp_path):
+  curve = {0: 0.0, 20: 0.8}
+  _learned(tmp_path, curve, {0: 0.0, 10: 0.8, 20: 0.8}, seeds=1)
+  results = results_lib.compute_results(tmp_path)
+  assert results["accuracy"]["t"]["rapo"]["sampled"]["interval"] is None
+  assert results["differences"]["rapo - base"]["t"]["sampled"] == {
+    "mean": 0.8,
+    "interval": None,
+    "clear": True,
+    "num_seeds": 1,
+    "num_questions": 10,
+    "seeds": {"0": 0.8},
+  }
+  # The base agent has no seed; its interval is over questions.
+  assert results["accuracy"]["t"]["base"]["sampled"]["interval"] == [0.0, 0.0]
+  text = tables.format_table(results)
+  assert "one seed, so no interval" in text
+  assert "95 % interval" not in text
+  assert "÷ RAPO" not in text
+
+
+@pytest.mark.parametrize(
+  ("last", "every", "expected"),
+  [
+    (20, 5, [5, 10, 15, 20]),
+    (200, 50, [50, 100, 150, 200]),
+    (900, 50, [200, 450, 650, 900]),  # 225 and 675 lie between; the lower one.
+    (2, 1, [1, 2]),
+    (0, 1, []),
+  ],
+)
+def test_reference_points_follow_the_run_s_length(
+  tmp_path, last, every, expected
+):
+  _metrics(
+    tmp_path, "rapo-seed0", dict.fromkeys(range(0, last + 1, every), 0.1)
+  )
+  results = results_lib.compute_results(tmp_path)
+  assert results["reference_updates"] == expected
+
+
+@pytest.mark.parametrize("method", ["rapo", "grpo", "hybrid"])
+def test_a_method_alone_is_held_against_the_base_agent(tmp_path, method):
+  right = {str(i): [int(i < 6)] for i in range(10)}
+  _evaluation(tmp_path, "base", None, {key: [0] for key in right})
+  for seed in (0, 1):
+    _evaluation(tmp_path, method, seed, right)
+  results = results_lib.compute_results(tmp_path)
+  lines = tables.headline(results)
+  name = results_lib.label(method)
+  assert lines[0].startswith(
+    f"{name} answers 60.0 % on t, 60.0 points above the base agent (95 % inter"
+  )
+  assert "Only 2 seeds" in lines[1]
+  assert "− base [95 %]" in tables.format_table(results)
+
+
+def test_a_method_that_has_not_changed_says_so(tmp_path):
+  same = {str(i): [int(i < 3)] for i in range(10)}
+  _evaluation(tmp_path, "base", None, same)
+  for seed in (0, 1):
+    _evaluation(tmp_path, "rapo", seed, same)
+  results = results_lib.compute_results(tmp_path)
+  assert tables.headline(results)[0].startswith("No clear change: RAPO")
+
+
+def test_a_run_without_an_evaluation_has_a_headline(tmp_path):
+  _metrics(tmp_path, "rapo-seed0", {0: 0.1, 10: 0.4})
+  lines = tables.headline(results_lib.compute_results(tmp_path))
+  assert "RAPO 10.0 % to 40.0 % in 10 updates" in lines[0]
+  assert lines[1] == "Unfinished runs: t/rapo-seed0."
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_table_fits_the_terminal(fake_results, width):
+  text = tables.format_table(fake_results, width)
+  assert max(map(len, text.splitlines())) <= width
+  for task in fake_results["tasks"]:
+    for content in fake_results["accuracy"][task].values():
+      assert tables.percent(content["sampled"]["mean"]) in text
+
+
+# Warnings and provenance.
+
+
+def test_warnings_of_runs_and_evaluations(tmp_path):
+  _write(
+    tmp_path / "config.json",
+    {"train": {"health": {"warn_updates": 2}}, "rollout": {"num_hybrid": 2}},
+  )
+  updates = {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.0}
+  _metrics(
+    tmp_path, "rapo-seed0", updates, rollout__retrievals=0, reward__accuracy=0.5
+  )
+  _metrics(
+    tmp_path, "grpo-seed0", updates, rollout__retrievals=0, reward__accuracy=0.5
+  )
+  _evaluation(tmp_path, "rapo", 0, {"a": [0, 0]})
+  path = tmp_path / "evaluate" / "t" / "rapo-seed0.json"
+  content = json.loads(path.read_text(encoding="utf-8"))
+  _write(path, content | {"score_statuses": {"think_unpaired": 9, "ok": 1}})
+  results = results_lib.compute_results(tmp_path)
+  found = {
+    (w["run"], w["kind"], w["first"], w["last"]) for w in results["warnings"]
+  }
+  assert found == {
+    ("rapo-seed0", "no_retrieval", 1, 3),
+    ("rapo-seed0", "broken_format", 2, 2),
+  }
+  assert "90 % of the trajectories" in results["warnings"][-1]["text"]
+  line = tables.warning_lines(results)[0]
+  assert "t rapo-seed0 no_retrieval (updates 1 to 3)" in line
+
+
+def test_a_stop_is_marked(tmp_path):
+  updates = dict.fromkeys(range(11), 0.0)
+  _metrics(tmp_path, "grpo-seed0", updates, groups__live_fraction=0)
+  results = results_lib.compute_results(tmp_path)
+  assert [w["stopped"] for w in results["warnings"]] == [True]
+  assert (
+    "no_signal (updates 1 to 10, stopped)" in tables.warning_lines(results)[0]
+  )
+
+
+def test_results_say_when_they_were_written_and_what_with(fake_results):
+  written = datetime.datetime.fromisoformat(fake_results["written"])
+  assert written.utcoffset() == datetime.timedelta(0)
+  assert fake_results["provenance"] == [fake_workdir.START]
+
+
+def test_cost_by_hand(tmp_path):
+  costs = {"rollout__tool_calls": 10, "rollout__tool_seconds": 0.001}
+  _metrics(tmp_path, "grpo-seed0", {0: 0, 1: 0, 2: 0}, **costs)
+  costs = {"rollout__tool_calls": 8, "rollout__tool_seconds": 0.2}
+  _metrics(tmp_path, "rapo-seed0", {0: 0, 1: 0}, **costs)
+  cost = results_lib.compute_results(tmp_path)["cost"]
+  name = "rollout/tool_calls"
+  assert cost["t"]["methods"]["grpo"][name] == {"mean": 10, "first_update": 10}
+  ratios = cost["mean"]["ratios"]["rapo / grpo"]
+  assert ratios[name]["mean"] == 0.8
+  # A millisecond is nothing to be 200 times as long as.
+  assert ratios["rollout/tool_seconds"]["mean"] is None
+  # Not measured: null, not 0.
+  assert cost["t"]["methods"]["grpo"]["rollout/seconds"]["mean"] is None
+
+
+def test_training_keeps_the_largest_gap_and_the_live_share(fake_results):
+  training = fake_results["training"]["compute"]["rapo"]
+  assert training["mismatch/abs_log_prob_max"] == 2e-5
+  assert 0 < training["groups/live_fraction"]["mean"] <= 1
+
+
+def test_the_file_holds_the_results(fake, fake_results):
+  assert (
+    json.loads((fake / "results.json").read_text(encoding="utf-8"))
+    == fake_results
+  )
+  assert fake_results["unfinished_runs"] == []
+  assert fake_results["left_out"] == 0
+
+
+def test_the_table_shows_every_task_method_and_seed(fake_results):
+  text = tables.format_table(fake_results, 200)
+  for word in ("compute", "multihop", "web", "mean", "off-policy", "seed 2"):
+    assert word in text
+  for number in fake_results["accuracy"]["web"]["grpo"]["sampled"]["seeds"]:
+    value = fake_results["accuracy"]["web"]["grpo"]["sampled"]["seeds"][number]
+    assert tables.percent(value) in text
+  assert "Only 3 seeds a method" in text
+  markdown = tables.format_markdown(fake_results)
+  assert markdown.startswith(
+    "| task | base | off-policy | GRPO | hybrid | RAPO"
+  )
+  assert "| mean |" in markdown
+
+
+def test_an_empty_work_folder_says_so(tmp_path):
+  results = results_lib.write_results(tmp_path)
+  assert tables.format_table(results).startswith("No evaluation yet")
+  assert tables.format_markdown(results).startswith("No evaluation yet")
+  assert tables.headline(results)[0].startswith("No comparison yet")
+
+
+def test_a_torn_or_missing_part_is_left_out(tmp_path):
+  _evaluation(tmp_path, "base", None, {"a": [0]})
+  results = results_lib.compute_results(tmp_path)
+  text = tables.format_table(results)
+  assert "base" in text
+  assert "RAPO − GRPO" not in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sampled": 1}'])
+def test_a_broken_evaluation_is_named(text, tmp_path):
+  _evaluation(tmp_path, "base", None, {"a": [0]})
+  path = next(tmp_path.glob("evaluate/*/base.json"))
+  path.write_text(text, encoding="utf-8")
+  with pytest.raises(InputError, match=r"base.json must .* --stage=evaluate"):
+    results_lib.compute_results(tmp_path)
+
+
+def _results(low, high, mean, seeds=5):
+  estimate = {
+    "mean": mean,
+    "interval": None if seeds == 1 else [low, high],
+    "clear": low > 0 or high < 0,
+    "num_seeds": seeds,
+    "seeds": {str(i): mean for i in range(seeds)},
+  }
+  return {
+    "tasks": ["a", "b"],
+    "unfinished_runs": [],
+    "differences": {
+      "rapo - grpo": {t: {"sampled": estimate} for t in ("a", "b", "mean")}
+    },
+  }
+
+
+def test_what_the_system_cut_is_said():
+  lines = tables.headline({**_results(0.01, 0.2, 0.1), "left_out": 3})
+  assert lines[-1].startswith("The system cut 3 trajectories")
+
+
+@pytest.mark.parametrize(
+  ("low", "high", "mean", "start"),
+  [
+    (0.01, 0.2, 0.1, "RAPO is ahead of GRPO by 10.0 points over 2 tasks"),
+    (-0.2, -0.01, -0.1, "RAPO is behind GRPO by 10.0 points over 2 tasks"),
+    (-0.1, 0.3, 0.1, "No clear difference: RAPO is ahead of GRPO by 10.0"),
+    (-0.3, 0.1, -0.1, "No clear difference: RAPO is behind GRPO by 10.0"),
+    (0.0, 0.0, 0.0, "No difference between RAPO and GRPO"),
+  ],
+)
+def test_the_headline_is_honest(low, high, mean, start):
+  lines = tables.headline(_results(low, high, mean))
+  assert lines[0].startswith(start)
+  assert not any("seed" in line for line in lines)
+
+
+def test_the_headline_names_few_seeds():
+  assert "Only 2 seeds" in tables.headline(_results(0.1, 0.2, 0.15, 2))[-1]
+  assert "One seed" in tables.headline(_results(0.1, 0.2, 0.15, 1))[-1]
