@@ -168,7 +168,8 @@ def _call(path: pathlib.Path, function: Callable[[], Any]) -> Any:
       lines = [error.lineno]
     where = f"{path}, line {lines[-1]}" if lines and lines[-1] else str(path)
     # What our own configs refuse says all that is to be said.
-    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    ours = isinstance(error, InputError) or type(error) is ValueError
+    kind = "" if ours else f"{type(error).__name__}: "
     message = str(error).rstrip(".")
     raise ConfigError(
       f"{where}: {kind}{message}. Correct the config file."
