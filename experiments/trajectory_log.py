@@ -53,7 +53,7 @@ def records(
         "correct": score.correct,
       },
       "left_out": not bool(experience.counted[number]),
-      "advantage": _rounded(experience.advantages[number]),
+      "advantage": _rounded(experience.mean_advantage(number)),
       "retrieval_reward": _rounded(experience.retrieval_rewards[number]),
       "retrieved_fraction": _rounded(experience.retrieved_fraction[number]),
       "segments": _segments(trajectory, tokenizer),
