@@ -18,7 +18,7 @@ from rapo_jax.algorithms import Algorithm, find_algorithm, unique
 from rapo_jax.data import PROMPT_DATE
 from rapo_jax.models import LoraConfig
 from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
-from rapo_jax.retrieval import Pooling, RetrievalConfig
+from rapo_jax.retrieval import IndexConfig, Pooling, RetrievalConfig
 from rapo_jax.retrieval.serving import remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.tasks.miniature.agents import AgentsConfig
@@ -440,6 +440,7 @@ class ExperimentConfig:
     mesh: how devices share the work.
     tools: limits of the tools.
     encoder: what embeds keys and documents.
+    index: which index finds the nearest of them.
     buffer: how the Step-Trace Buffer is built, or where it is.
     retrieval: how a trace is chosen.
     rollout: group size, hybrid rollouts, budgets, shapes.
@@ -459,6 +460,7 @@ class ExperimentConfig:
   mesh: MeshConfig = MeshConfig()
   tools: ToolsConfig = ToolsConfig()
   encoder: EncoderConfig = EncoderConfig()
+  index: IndexConfig = IndexConfig()
   buffer: BufferConfig = BufferConfig()
   retrieval: RetrievalConfig = RetrievalConfig()
   rollout: RolloutConfig = RolloutConfig()

@@ -11,6 +11,7 @@ from experiments.buffers.imports import OverlapPolicy
 from rapo_jax import text_files
 from rapo_jax.retrieval.buffer.leaks import MIN_SIMILARITY
 from rapo_jax.retrieval.buffer.selection import Selection
+from rapo_jax.retrieval.index.kinds import AUTO, INDEXES
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -148,6 +149,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     "file's name)",
   )
   _add_output(parser)
+  _add_index(parser)
   _add_resume(parser)
   parser.add_argument(
     "--format",
@@ -191,6 +193,16 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     "--replace", action="store_true", help="replace what is at --output"
   )
   _add_encoder(parser)
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--index",
+    choices=(AUTO, *sorted(INDEXES)),
+    default=AUTO,
+    help="kind of index over the keys (default: %(default)s, which is ScaNN "
+    "where it is installed)",
+  )
 
 
 def _add_encoder(parser: argparse.ArgumentParser) -> None:
@@ -323,6 +335,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     "buffers", nargs="+", type=places.path_argument, help="folders of buffers"
   )
   _add_output(parser)
+  _add_index(parser)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,12 @@ from experiments.tasks import (
 from experiments.workdir import Workdir
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
-from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
+from rapo_jax.retrieval import (
+  IndexConfig,
+  SentenceEncoder,
+  StepTraceBuffer,
+  index_class,
+)
 from rapo_jax.retrieval.buffer import store
 from rapo_jax.retrieval.buffer.leaks import LeakCheck
 from rapo_jax.retrieval.buffer.manifest import Manifest, partial_folder
@@ -142,7 +147,7 @@ def _build_from_endpoint(
       [imports.Source(known.model, journal)],
       known.output,
       encoder,
-      ImportConfig(selection=selection),
+      ImportConfig(selection=selection, index=config.index),
       progress,
       resume=known.resume,
     )
@@ -219,7 +224,12 @@ def _repair(buffer: pathlib.Path) -> str:
 def merge(known: argparse.Namespace) -> int:
   """Joins buffers into one."""
   _check_output(known)
-  manifest = store.merge(known.buffers, known.output, _encoder(known))
+  manifest = store.merge(
+    known.buffers,
+    known.output,
+    _encoder(known),
+    index_cls=index_class(IndexConfig(known.index)),
+  )
   print(_contents(known.output, manifest))
   return 0
 
@@ -322,6 +332,7 @@ def _import_config(known: argparse.Namespace) -> ImportConfig:
       near_duplicates=known.near_duplicates,
     ),
     leaks=_leak_config(known),
+    index=IndexConfig(known.index),
   )
 
 
