@@ -49,7 +49,9 @@ def _write(folder: pathlib.Path, loss: list[list[float]]) -> None:
     "arguments": {"cliprange": 0.2, "loss_agg_mode": "token-mean"},
     "computed_in": "float64",
   }
-  (folder / "cases.json").write_text(json.dumps({"cases": [about]}))
+  (folder / "cases.json").write_text(
+    json.dumps({"cases": [about]}), encoding="utf-8"
+  )
   np.savez(
     folder / "ppo.npz",
     in_log_probs=np.log([[1.0, 0.25, 9.0]]),
