@@ -35,6 +35,7 @@ from experiments.devices import device_mesh
 from experiments.engines import open_engine
 from experiments.metrics import MetricsWriter, read_metrics, truncate_rows
 from experiments.policies import describe_policy, load_policy, model_digest
+from experiments.report.methods import write_shown
 from experiments.stages.divergence import Diverged, Watch
 from experiments.stages.evaluate import curve_point
 from experiments.stages.growth import Growth
@@ -138,6 +139,7 @@ def train(
   if is_finished(folder, config):
     report(1.0, "finished before")
     return
+  write_shown(folder, config.train.algorithm(run.method))
   folders.clear_leftovers(folder / POLICY_FOLDER)
   folders.clear_leftovers(folder / ADAPTERS_FOLDER)
   policy = load_policy(config, task.base_path, seed=run.seed)

@@ -238,7 +238,7 @@ def test_reward_class(f1, value, expected):
 
 def test_line_chart_places_points_by_hand():
   chart = charts.line_chart(
-    [charts.Lines("grpo", {"0": [(0, 0)]}, [(0.0, 0.0), (10.0, 1.0)])],
+    [charts.Lines("grpo", "GRPO", {"0": [(0, 0)]}, [(0.0, 0.0), (10.0, 1.0)])],
     x_label="updates",
     y_label="accuracy",
     y_range=(0.0, 1.0),
@@ -267,7 +267,7 @@ def test_share_chart_stacks_by_hand():
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 5.0, 1e-9])
 def test_a_flat_line_has_a_chart(value):
-  lines = charts.Lines("rapo", {}, [(1.0, value), (2.0, value)])
+  lines = charts.Lines("rapo", "RAPO", {}, [(1.0, value), (2.0, value)])
   chart = charts.line_chart([lines], x_label="x", y_label="y")
   assert "nan" not in chart.lower()
 
