@@ -39,6 +39,7 @@ class ObjectiveConfig:
       scores every minibatch once. With adapters it is the base, and takes no
       memory.
     kl_estimator: "k1", "k2" or "k3", see `objectives.kl_estimate`.
+    kl_limit: a k3 estimate above it counts as it, nats; None for no limit.
     entropy_coef: weight of the policy's entropy, which the loss is lowered by;
       at least 0. Above 0 the output head takes more time.
     advantage_std: whether advantages are divided by the group's deviation;
@@ -65,6 +66,7 @@ class ObjectiveConfig:
   aggregation_length: int | None = None
   kl_coef: float = 0.0
   kl_estimator: Estimator = "k3"
+  kl_limit: float | None = None
   entropy_coef: float = 0.0
   advantage_std: bool = True
   advantage_ddof: int = 1
@@ -83,6 +85,7 @@ class ObjectiveConfig:
     check_numbers(self, "min_retrieval_factor", at_least=0, at_most=1)
     check_numbers(self, "soft_length_share", above=0, at_most=1)
     check_numbers(self, "kl_coef", "entropy_coef", at_least=0)
+    check_numbers(self, "kl_limit", above=0)
     check_numbers(self, "aggregation_length", at_least=1)
     if (self.aggregation == "constant") != (
       self.aggregation_length is not None

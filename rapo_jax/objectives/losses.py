@@ -83,6 +83,7 @@ def kl_estimate(
   reference_log_probs: chex.Array,
   *,
   estimator: Estimator = "k3",
+  limit: float | None = None,
 ) -> jax.Array:
   """Estimate of KL(policy || reference) at each token the policy sampled.
 
@@ -95,6 +96,8 @@ def kl_estimate(
     log_probs: log-probabilities under the policy, any shape.
     reference_log_probs: log-probabilities under the reference, same shape.
     estimator: "k1", "k2" or "k3".
+    limit: a k3 estimate above it counts as it, without gradient; above 0, in
+      nats, or None for no limit. verl's is 10.
 
   Returns:
     Estimates in nats, same shape.
@@ -116,7 +119,8 @@ def kl_estimate(
     case "k3":
       difference = _cap(difference)
       # expm1 keeps the small values that exp(d) - 1 would round away.
-      return jnp.expm1(difference) - difference
+      estimate = jnp.expm1(difference) - difference
+      return estimate if limit is None else jnp.minimum(estimate, limit)
     case _:
       raise ValueError(
         f"`estimator` must be 'k1', 'k2' or 'k3', got {estimator!r}; 'k3' "

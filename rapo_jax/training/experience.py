@@ -119,7 +119,7 @@ def evaluate_trajectories(
       trajectories, max_response_tokens, config.soft_length_share
     )
   values = rewards_.astype(np.float32)
-  counted = np.asarray([_counts(t, config) for t in trajectories], bool)
+  counted = np.asarray([counts(t, config) for t in trajectories], bool)
   group_ids = np.asarray([t.group_id for t in trajectories], np.int32)
   steps = _steps(trajectories, values, counted, max_steps)
   retrieval, fraction, advantages = _advantages(
@@ -154,7 +154,7 @@ def evaluate_trajectories(
   )
 
 
-def _counts(trajectory: Trajectory, config: ObjectiveConfig) -> bool:
+def counts(trajectory: Trajectory, config: ObjectiveConfig) -> bool:
   """Whether a trajectory says something of the agent, as configured."""
   if trajectory.is_cut_by_system:
     return False

@@ -24,6 +24,7 @@ from rapo_jax import models, objectives, rewards
 from rapo_jax.algorithms import (
   Algorithm,
   ObjectiveConfig,
+  Resample,
   TokenLoss,
   check_algorithm,
 )
@@ -40,6 +41,7 @@ from rapo_jax.training.config import OptimizerConfig, UpdateConfig
 from rapo_jax.training.experience import (
   RAPO,
   Experience,
+  counts,
   evaluate_trajectories,
   score_trajectories,
 )
@@ -244,15 +246,23 @@ class Trainer:
       groups = _groups(queries, trajectories, scores)
       dead: list[_Group] = []
       for group in groups:
-        values = np.asarray([s.value for _, s in group.members])
-        correct = np.asarray([s.correct for _, s in group.members], bool)
-        (kept if resample.keep(values, correct) else dead).append(group)
+        (kept if self._teaches(group, resample) else dead).append(group)
       if len(kept) >= wanted:
         break
     rolled_out = len(all_stats) * wanted
     # Only where the last round has left too few.
     kept += dead
     return _joined(kept[:wanted], all_stats, dropped=rolled_out - wanted)
+
+  def _teaches(self, group: _Group, resample: Resample) -> bool:
+    """Whether a group is kept, by those of its rollouts that count."""
+    scores = [s for t, s in group.members if counts(t, self._objective)]
+    if len(scores) < min(2, len(group.members)):
+      return False
+    return resample.keep(
+      np.asarray([s.value for s in scores]),
+      np.asarray([s.correct for s in scores], bool),
+    )
 
   def _roll_out(
     self,

@@ -267,6 +267,7 @@ def _weighted_losses(
       log_probs,
       columns["reference_log_probs"],
       estimator=objective.kl_estimator,
+      limit=objective.kl_limit,
     )
   return weights * losses
 
