@@ -21,7 +21,6 @@ from experiments import (
   health,
   input_errors,
   provenance,
-  trajectory_log,
 )
 from experiments.config import ExperimentConfig
 from experiments.dependencies import (
@@ -62,6 +61,7 @@ from rapo_jax.training import (
   Trainer,
   TrainState,
   init_train_state,
+  trajectory_records,
 )
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
@@ -742,10 +742,11 @@ def _update(
   row |= monitor.metrics()
   if number == 1 or number % every == 0 or any(a.show for a in alerts):
     with files.append_private(folder / TRAJECTORIES_FILE) as file:
-      for record in trajectory_log.records(
+      for record in trajectory_records(
         experience, queries, task.tokenizer, number
       ):
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        line = json.dumps(record.to_json(), ensure_ascii=False)
+        file.write(line + "\n")
   if growth is not None:
     row |= growth.after_update(number, experience, queries, task.tokenizer)
   return state, {**totals, **row}

@@ -74,6 +74,16 @@ class Score:
   answer: str | None
   correct: bool = False
 
+  def record(self) -> dict[str, Any]:
+    """The score as a JSON object."""
+    return {
+      "value": self.value,
+      "status": str(self.status),
+      "f1": self.f1,
+      "answer": self.answer,
+      "correct": self.correct,
+    }
+
 
 # What a thought may name without doing it.
 _NAMED = (tags_lib.ANSWER, *tags_lib.TOOL_TAGS)

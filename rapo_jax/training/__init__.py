@@ -7,6 +7,7 @@ from rapo_jax.training.experience import Experience, evaluate_trajectories
 from rapo_jax.training.packing import BASE_COLUMNS, PackedBatch, pack
 from rapo_jax.training.parameters import non_finite, parameter_norm
 from rapo_jax.training.trainer import Trainer, minibatches, summarise
+from rapo_jax.training.trajectory_log import trajectory_records
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
@@ -35,5 +36,6 @@ __all__ = [
   "pack",
   "parameter_norm",
   "summarise",
+  "trajectory_records",
   "update_minibatch",
 ]
