@@ -32,8 +32,9 @@ from rapo_jax.data import (
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.retrieval import (
+  IndexConfig,
   SentenceEncoder,
-  default_index_class,
+  index_class,
   normalized,
 )
 from rapo_jax.tasks.miniature.world import (
@@ -311,11 +312,14 @@ def _python_tool(config: ExperimentConfig) -> PythonTool:
 
 
 def search_tool(
-  documents: Sequence[str], encoder: SentenceEncoder, top_k: int
+  documents: Sequence[str],
+  encoder: SentenceEncoder,
+  index: IndexConfig,
+  top_k: int,
 ) -> SearchTool:
   """A search tool over documents, by the index that step traces use."""
-  index = default_index_class().build(encoder.encode(documents))
-  return SearchTool(documents, encoder, index, top_k)
+  built = index_class(index).build(encoder.encode(documents))
+  return SearchTool(documents, encoder, built, top_k)
 
 
 def _tools(
@@ -324,12 +328,12 @@ def _tools(
   encoder: SentenceEncoder,
 ) -> list[Tool]:
   """The tools that read; `open_tools` adds python."""
-  top_k = config.tools.search_top_k
+  top_k, index = config.tools.search_top_k, config.index
   if config.data.source == "miniature":
     world = make_world(config.world)
     if name == "compute":
       return []
-    search = search_tool(world.documents(family(name)), encoder, top_k)
+    search = search_tool(world.documents(family(name)), encoder, index, top_k)
     if name == "web":
       return [search, OpenTool(world.page_texts())]
     return [search]
@@ -337,7 +341,7 @@ def _tools(
   if config.data.corpus is not None:
     with input_errors.from_outside():
       documents = load_corpus(config.data.corpus)
-  return [search_tool(documents, encoder, top_k)]
+  return [search_tool(documents, encoder, index, top_k)]
 
 
 def family(name: str) -> Family:

@@ -26,6 +26,7 @@ LAYERS = {
   "rapo_jax.text_files": 1,
   "rapo_jax.web_address": 1,
   "rapo_jax.trajectory": 1,
+  "rapo_jax.records": 2,
   "rapo_jax.objectives": 2,
   "rapo_jax.models": 2,
   "rapo_jax.tools": 2,

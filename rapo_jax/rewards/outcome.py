@@ -76,6 +76,16 @@ class Score:
   answer: str | None
   correct: bool = False
 
+  def record(self) -> dict[str, Any]:
+    """The score as a JSON object."""
+    return {
+      "value": self.value,
+      "status": str(self.status),
+      "f1": self.f1,
+      "answer": self.answer,
+      "correct": self.correct,
+    }
+
 
 @dataclasses.dataclass(frozen=True)
 class _Run:

@@ -31,6 +31,7 @@ from rapo_jax import rewards, web_address
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.ranges import check_numbers
+from rapo_jax.records import SegmentRecord, TrajectoryRecord
 from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
 from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
 from rapo_jax.tools import tags
@@ -96,27 +97,25 @@ class EndpointTrajectory:
   finish_reason: FinishReason
   score: rewards.Score
 
-  def record(self, source: str) -> dict[str, Any]:
-    """As a line of a log of trajectories, which importers read."""
-    return {
-      "source": source,
-      "query_id": self.query.query_id,
-      "question": self.query.question,
-      "ground_truth": list(self.query.ground_truth),
-      "index": self.index,
-      "finish_reason": str(self.finish_reason),
-      "score": {
-        "value": self.score.value,
-        "status": str(self.score.status),
-        "f1": self.score.f1,
-        "answer": self.score.answer,
-        "correct": self.score.correct,
-      },
-      "segments": [
-        {"kind": kind.name.lower(), "step_id": step, "text": text}
+  def record(self, source: str) -> TrajectoryRecord:
+    """As a record of a log, which importers read.
+
+    Args:
+      source: name of the agent.
+    """
+    return TrajectoryRecord(
+      query_id=self.query.query_id,
+      question=self.query.question,
+      ground_truth=tuple(self.query.ground_truth),
+      index=self.index,
+      finish_reason=str(self.finish_reason),
+      score=self.score.record(),
+      segments=tuple(
+        SegmentRecord(kind.name.lower(), step, text)
         for kind, step, text in self.segments
-      ],
-    }
+      ),
+      source=source,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

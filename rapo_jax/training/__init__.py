@@ -1,15 +1,13 @@
 """Training: experience, packed batches, the update, checkpoints."""
 
+from rapo_jax.algorithms import ObjectiveConfig
 from rapo_jax.training.checkpoints import BrokenCheckpointError, Checkpoints
-from rapo_jax.training.config import (
-  ObjectiveConfig,
-  OptimizerConfig,
-  UpdateConfig,
-)
+from rapo_jax.training.config import OptimizerConfig, UpdateConfig
 from rapo_jax.training.experience import Experience, evaluate_trajectories
-from rapo_jax.training.packing import PackedBatch, pack
+from rapo_jax.training.packing import BASE_COLUMNS, PackedBatch, pack
 from rapo_jax.training.parameters import non_finite, parameter_norm
 from rapo_jax.training.trainer import Trainer, minibatches, summarise
+from rapo_jax.training.trajectory_log import trajectory_records
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
@@ -19,6 +17,7 @@ from rapo_jax.training.update import (
 )
 
 __all__ = [
+  "BASE_COLUMNS",
   "BrokenCheckpointError",
   "Checkpoints",
   "Experience",
@@ -37,5 +36,6 @@ __all__ = [
   "pack",
   "parameter_norm",
   "summarise",
+  "trajectory_records",
   "update_minibatch",
 ]

@@ -86,7 +86,7 @@ def test_a_trajectory_with_a_tool(cuts):
     "user",
   ]
   assert second["messages"][2]["content"].endswith("</search>")
-  record = trajectory.record("teacher")
+  record = trajectory.record("teacher").to_json()
   assert json.loads(json.dumps(record)) == record
   assert [s["step_id"] for s in record["segments"]] == [0, 0, 1]
 

@@ -39,6 +39,7 @@ def row():
   # The last one writes one token for ever.
   texts = [range(60), range(60), range(60), [5] * 60]
   experience = Experience(
+    queries=[],
     trajectories=[_trajectory(i, list(text)) for i, text in enumerate(texts)],
     scores=scores,
     retrieval_rewards=np.zeros(4, np.float32),
