@@ -25,12 +25,12 @@ class Example:
 
   Attributes:
     tokens: token ids.
-    where: tokens in the loss. The first token has nothing before it and is
-      never in the loss.
+    where: tokens in the loss, a value for each of the `L`. The first token has
+      nothing before it and is never in the loss.
   """
 
   tokens: Int[np.ndarray, " L"]
-  where: Bool[np.ndarray, " L"]
+  where: Bool[np.ndarray, " _"]
 
 
 class SupervisedBatch(NamedTuple):

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from rapo_jax.training.examples import (
 )
 from rapo_jax.training.update import TrainState
 
-_Head = Literal["auto", "whole", "chunked"]
+_HEADS = ("auto", "whole", "chunked")
 # Up to this vocabulary all logits at once are faster than chunks of them.
 _SMALL_VOCABULARY = 4096
 
@@ -75,7 +75,7 @@ class SupervisedConfig:
   rows_per_microbatch: int | None = None
   steps_per_call: int = 1
   dtype: str = "float32"
-  head: _Head = "auto"
+  head: str = "auto"
   head_chunk: int = HEAD_CHUNK
   remat: Remat = "none"
 
@@ -94,9 +94,9 @@ class SupervisedConfig:
     )
     check_numbers(self, "b1", "b2", at_least=0, below=1)
     check_numbers(self, "max_gradient_norm", above=0)
-    if self.head not in get_args(_Head):
+    if self.head not in _HEADS:
       raise InputError(
-        f"head must be one of {', '.join(get_args(_Head))}, got {self.head!r}:"
+        f"head must be one of {', '.join(_HEADS)}, got {self.head!r}:"
         " correct it."
       )
     if self.warmup_steps >= self.num_steps:
