@@ -54,7 +54,7 @@ from rapo_jax.tools import (
 )
 
 _log = logging.getLogger(__name__)
-DATA_SET_TOOLS = ("search", "python")
+DATA_SET_TOOLS = (SearchTool, PythonTool)
 
 
 @functools.cache

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Literal
 
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
-from rapo_jax.tools.tags import TOOL_TAGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +177,26 @@ def check_sampling(
     raise InputError(f"min_p must lie in [0, 1], got {min_p}: 0 keeps all.")
 
 
+def check_tool_settings(config: RolloutConfig, tools: Collection[str]) -> None:
+  """Checks that settings of single tools name tools that there are.
+
+  Args:
+    config: of the rollout.
+    tools: names of the agent's tools.
+
+  Raises:
+    InputError: `tool_limits` or `tool_timeouts_s` names another tool.
+  """
+  for name in ("tool_limits", "tool_timeouts_s"):
+    named = dict(getattr(config, name))
+    unknown = [tool for tool in named if tool not in tools]
+    if unknown:
+      raise InputError(
+        f"{name} may name tools of the agent ({', '.join(tools) or 'none'}), "
+        f"got {', '.join(unknown)}: correct the names."
+      )
+
+
 def _check_by_tool(
   name: str,
   values: tuple[tuple[str, int], ...] | tuple[tuple[str, float], ...],
@@ -185,10 +205,10 @@ def _check_by_tool(
   above: float = -math.inf,
 ) -> None:
   tools = [tool for tool, _ in values]
-  if len(set(tools)) < len(tools) or not set(tools) <= set(TOOL_TAGS):
+  if len(set(tools)) < len(tools):
     raise InputError(
-      f"{name} may name each of {', '.join(TOOL_TAGS)} once, got "
-      f"{', '.join(tools)}: correct the names."
+      f"{name} may name each tool once, got {', '.join(tools)}: correct the "
+      "names."
     )
   for tool, value in values:
     if not (math.inf > value >= at_least and value > above):

@@ -32,7 +32,7 @@ from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.ranges import check_numbers
 from rapo_jax.records import SegmentRecord, TrajectoryRecord
-from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
 from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
 from rapo_jax.tools import tags
 from rapo_jax.trajectory import FinishReason, TokenKind
@@ -40,7 +40,6 @@ from rapo_jax.trajectory import FinishReason, TokenKind
 KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"
 _MAX_IN_A_ROW = 8
-_ANSWER_END = f"</{tags.ANSWER}>"
 # Where servers that reason apart from the reply put the thought.
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
 # Where servers name what a reply stopped at: a string, or a token's id.
@@ -143,7 +142,7 @@ class EndpointAgent:
 
   Raises:
     ModuleNotFoundError: openai is not installed (the extra `buffer`).
-    ValueError: a tool's name is no tag.
+    InputError: an object is no tool, or a limit names no tool.
   """
 
   def __init__(
@@ -158,7 +157,8 @@ class EndpointAgent:
     self.name = config.model
     self._openai = openai
     self._config = config
-    tags.check_tool_names(tools)
+    self._tags = tools_lib.check_tools(tools)
+    check_tool_settings(rollout, tools)
     self._tools = dict(tools)
     self._rollout = rollout
     self._max_chars = 4 * rollout.max_tool_tokens
@@ -166,8 +166,7 @@ class EndpointAgent:
       self._tools, rollout, max_chars=self._max_chars + 1
     )
     # Whatever comes behind the end of a call or an answer is not read.
-    ends = "|".join(re.escape(f"</{n}>") for n in (*self._tools, tags.ANSWER))
-    self._end = re.compile(ends)
+    self._end = re.compile("|".join(map(re.escape, self._tags.stop_strings)))
 
   async def rollouts(
     self, wanted: Sequence[tuple[Query, int]]
@@ -254,7 +253,9 @@ class EndpointAgent:
     query: Query,
     index: int,
   ) -> EndpointTrajectory:
-    messages = [dict(m) for m in chat_messages(query.question, self._tools)]
+    messages = [
+      dict(m) for m in chat_messages(query.question, self._tools.values())
+    ]
     segments: list[tuple[TokenKind, int, str]] = []
     deadline = time.monotonic() + self._rollout.trajectory_timeout_s
     calls = malformed = 0
@@ -271,7 +272,7 @@ class EndpointAgent:
       if reason is not None:
         break
       calls += 1
-      call = tags.parse_call(text, list(self._tools))
+      call = self._tags.parse_call(text)
       if isinstance(call, tags.MalformedCall):
         malformed += 1
         answer = f"malformed tool call: {call.reason}"
@@ -289,7 +290,9 @@ class EndpointAgent:
       elif time.monotonic() > deadline:
         reason = FinishReason.TIMEOUT
     score = rewards.score(
-      [(kind, text) for kind, _, text in segments], query.ground_truth
+      [(kind, text) for kind, _, text in segments],
+      query.ground_truth,
+      self._tags,
     )
     return EndpointTrajectory(query, index, tuple(segments), reason, score)
 
@@ -309,7 +312,7 @@ class EndpointAgent:
       extra_body=dict(self._config.extra) or None,
     )
     choice = reply.choices[0]
-    said, thought = map(_storable, _said(choice.message))
+    said, thought = map(_storable, _said(choice.message, self._tags))
     end = self._end.search(said)
     cut = end is None and choice.finish_reason == "length"
     if end:
@@ -327,7 +330,7 @@ class EndpointAgent:
     not: then the reply stops in a call if its last tag opens one. A tool that
     a thought only names has another tag behind it, the end of the thought.
     """
-    opened = next(reversed(tags.find_tags(said)), None)
+    opened = next(reversed(self._tags.find_tags(said)), None)
     for name in _STOP_FIELDS:
       named = getattr(choice, name, None)
       if isinstance(named, str) and self._end.fullmatch(named):
@@ -348,7 +351,7 @@ class EndpointAgent:
   def _ended(self, text: str, cut: bool) -> FinishReason | None:
     if cut:
       return FinishReason.STEP_LIMIT
-    if text.endswith(_ANSWER_END):
+    if text.endswith(tags.ANSWER_END):
       return FinishReason.ANSWER
     if not any(text.endswith(f"</{name}>") for name in self._tools):
       return FinishReason.EOS
@@ -369,11 +372,11 @@ class EndpointAgent:
 
   def _shown(self, text: str) -> str:
     end = " [cut]" if len(text) > self._max_chars else ""
-    body = tags.escape(text[: self._max_chars])
+    body = self._tags.escape(text[: self._max_chars])
     return f"<{tags.RESULT}> {body}{end} </{tags.RESULT}>"
 
 
-def _said(message: Any) -> tuple[str, str]:
+def _said(message: Any, tag_set: tags.TagSet) -> tuple[str, str]:
   """What a message says, and its thought in tags, if that came apart.
 
   Either may come in parts, as some servers send their content.
@@ -392,7 +395,7 @@ def _said(message: Any) -> tuple[str, str]:
   # Some servers repeat it in the reply.
   if not thought or thought in said.rpartition(end)[0]:
     return said, ""
-  return said, f"{begin} {tags.escape(thought)} {end}"
+  return said, f"{begin} {tag_set.escape(thought)} {end}"
 
 
 def _text(value: Any) -> str:

@@ -44,11 +44,11 @@ from rapo_jax.models import (
 )
 from rapo_jax.rollout import automaton as automaton_lib
 from rapo_jax.rollout import finite, processes, tool_runner
-from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.programs import Contents, Programs
 from rapo_jax.rollout.retriever import Question, Retriever
-from rapo_jax.tools.tags import check_tool_names
+from rapo_jax.tools.tags import ANSWER_END
 from rapo_jax.trajectory import (
   FinishReason,
   RetrievalEvent,
@@ -57,8 +57,6 @@ from rapo_jax.trajectory import (
   Trajectory,
   decode,
 )
-
-ANSWER_END = "</answer>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +203,7 @@ class RolloutEngine:
     config: budgets and shapes.
     tokenizer: Hugging Face tokenizer of the policy.
     vocab_size: rows of the policy's output head.
-    tools: tools by name; the name is the tag that calls them, one of
-      `tools.tags.TOOL_TAGS`.
+    tools: tools by name; the name is the tag that calls them.
     buffer: Step-Trace Buffer for hybrid trajectories, or None. It may grow
       between two rollouts.
     retrieval: how a trace is chosen among the nearest.
@@ -223,9 +220,10 @@ class RolloutEngine:
       chat template ends a turn with, are always among them.
 
   Raises:
-    InputError: a limit leaves no room for a result's tags, a tool's name is no
-      tag or its policy out of range, the mesh does not divide the slots, the
-      policy has no row for a token of the tokenizer, or nothing ends its turn.
+    InputError: a limit leaves no room for a result's tags, an object is no tool
+      (`tools.check_tools`), a tool's policy is out of range, a limit names no
+      tool, the mesh does not divide the slots, the policy has no row for a
+      token of the tokenizer, or nothing ends its turn.
   """
 
   def __init__(
@@ -244,7 +242,8 @@ class RolloutEngine:
     check_vocabulary(tokenizer, vocab_size)
     if mesh is not None:
       sharding.check_rows("num_slots", config.num_slots, mesh)
-    check_tool_names(tools)
+    self._tags = tools_lib.check_tools(tools)
+    check_tool_settings(config, tools)
     self._config = config
     self._mesh = mesh
     self._tokenizer = tokenizer
@@ -253,7 +252,7 @@ class RolloutEngine:
       None if buffer is None else retrieval_lib.GuardedBuffer(buffer)
     )
     self._retrieval = retrieval or retrieval_lib.RetrievalConfig()
-    self.stop_strings = (*(f"</{name}>" for name in self._tools), ANSWER_END)
+    self.stop_strings = self._tags.stop_strings
     vocabulary = automaton_lib.token_bytes(tokenizer, vocab_size)
     table = automaton_lib.stop_automaton(self.stop_strings, vocabulary)
     self._matched_state = table.matched_state
@@ -264,8 +263,9 @@ class RolloutEngine:
     self._eos[_end_ids(tokenizer, end_ids, vocab_size)] = True
     self._on_device = sharding.replicate((table.table, self._eos), mesh)
     # Nothing in a tool's text or in a retrieved step becomes a control token.
-    self._encode = TextEncoder(tokenizer)
+    self._encode = TextEncoder(tokenizer, self._tags)
     self._observation = ObservationEncoder(
+      self._tags,
       self._encode,
       tokenizer,
       max_tokens=config.max_tool_tokens,
@@ -568,7 +568,7 @@ class _Rollout:
       self._finish(sequence, FinishReason.TOOL_LIMIT)
       return []
     sequence.tool_calls += 1
-    call = tools_lib.parse_call(text, tuple(self._engine._tools))
+    call = self._engine._tags.parse_call(text)
     if isinstance(call, tools_lib.MalformedCall):
       sequence.malformed_calls += 1
       name, argument = "", call.reason

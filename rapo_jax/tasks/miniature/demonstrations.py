@@ -22,7 +22,7 @@ import numpy as np
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tasks.miniature import lexicon
 from rapo_jax.tasks.miniature.world import Chain, Question, Step
-from rapo_jax.tools import escape
+from rapo_jax.tools import TagSet
 from rapo_jax.training import Example
 from rapo_jax.trajectory import TokenKind
 
@@ -136,7 +136,8 @@ def policy_text(step: Step, wording: int) -> str:
 
 def observation_text(step: Step) -> str:
   """What the rollout appends to it."""
-  return f"<result> {escape(step.observation)} </result>"
+  shown = TagSet((step.tool,)).escape(step.observation)
+  return f"<result> {shown} </result>"
 
 
 def step_text(step: Step, wording: int) -> str:
