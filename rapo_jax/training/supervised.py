@@ -375,23 +375,24 @@ def batch_loss(
     The loss in nats, differentiable by the model.
   """
   model = model.astype(config.dtype)
+  tokens, segment_ids, where = map(jnp.asarray, batch)
   is_small = model.config.vocab_size <= _SMALL_VOCABULARY
   if config.head == "whole" or (config.head == "auto" and is_small):
     hidden = model.hidden_states(
-      batch.tokens, segment_ids=batch.segment_ids, remat=config.remat
+      tokens, segment_ids=segment_ids, remat=config.remat
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(
-      model.unembed(hidden[:, :-1]).astype(jnp.float32), batch.tokens[:, 1:]
+      model.unembed(hidden[:, :-1]).astype(jnp.float32), tokens[:, 1:]
     )
-    return jnp.where(batch.where[:, 1:], losses, 0).sum() / count
-  weights = jnp.where(batch.where, 1 / count, 0)
+    return jnp.where(where[:, 1:], losses, 0).sum() / count
+  weights = jnp.where(where, 1 / count, 0)
   total, _ = models.token_loss_sum(
     model,
-    batch.tokens,
+    tokens,
     negative_log_likelihood,
     weights,
-    where=batch.where,
-    segment_ids=batch.segment_ids,
+    where=where,
+    segment_ids=segment_ids,
     remat=config.remat,
     head_chunk=config.head_chunk,
   )
