@@ -336,7 +336,7 @@ def _loss_and_gradients(
     variables: dict[str, nnx.Variable], micro: SupervisedBatch
   ) -> Float[Array, ""]:
     micro = SupervisedBatch(
-      *(sharding.constrain(x, "batch", None) for x in micro)
+      *(sharding.constrain(jnp.asarray(x), "batch", None) for x in micro)
     )
     return batch_loss(
       models.with_trainable(model, variables), micro, config, count
