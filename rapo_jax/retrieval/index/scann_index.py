@@ -1,8 +1,7 @@
 """Approximate nearest-neighbour search with ScaNN.
 
 The only file that imports `scann`, and only when an index is built or loaded:
-ScaNN has wheels for Linux alone. Elsewhere `default_index_class` gives exact
-search.
+ScaNN has wheels for Linux alone. Elsewhere `index_class` gives exact search.
 
 Guo et al., "Accelerating Large-Scale Inference with Anisotropic Vector
 Quantization", ICML 2020.
