@@ -46,7 +46,14 @@ from rapo_jax.rollout import automaton as automaton_lib
 from rapo_jax.rollout import finite, processes, tool_runner
 from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
 from rapo_jax.rollout.observation import ObservationEncoder
-from rapo_jax.rollout.programs import Contents, Programs
+from rapo_jax.rollout.programs import (
+  AdmissionArrays,
+  Contents,
+  Programs,
+  empty_admission,
+  empty_insert,
+  empty_prompts,
+)
 from rapo_jax.rollout.retriever import Question, Retriever
 from rapo_jax.tools.tags import ANSWER_END
 from rapo_jax.trajectory import (
@@ -459,16 +466,16 @@ class _Rollout:
     while free and (self._prefilled or waiting):
       if not self._prefilled:
         self._prefill(waiting)
-      source = np.full(len(self._slots), -1, np.int32)
+      arrays = empty_admission(self._config)
       started = []
       while free and self._prefilled:
         row, sequence = self._prefilled.popleft()
         sequence.slot = free.pop(0)
         sequence.deadline = time.monotonic() + self._config.trajectory_timeout_s
-        source[sequence.slot] = row
+        arrays.source[sequence.slot] = row
         self._slots[sequence.slot] = sequence
         started.append(sequence)
-      self._start(source, started)
+      self._start(arrays, started)
 
   def _prefill(self, waiting: collections.deque[_Sequence]) -> None:
     """Runs the next distinct prompts through the model, each once."""
@@ -485,8 +492,7 @@ class _Rollout:
         prompts.append(prompt)
       self._prefilled.append((rows[key], waiting.popleft()))
     width = self._engine._prompt_width
-    tokens = np.zeros((self._config.prefill_rows, width), np.int32)
-    lengths = np.zeros(self._config.prefill_rows, np.int32)
+    tokens, lengths = empty_prompts(self._config, width)
     for row, prompt in enumerate(prompts):
       tokens[row, : len(prompt)] = prompt
       lengths[row] = len(prompt)
@@ -494,18 +500,15 @@ class _Rollout:
     self._programs.prefill(tokens, lengths)
     self._cached(lengths - 1, began)
 
-  def _start(self, source: np.ndarray, started: list[_Sequence]) -> None:
-    numbers = np.zeros(len(source), np.uint32)
-    indices = np.zeros(len(source), np.uint32)
-    limits = np.zeros(len(source), np.int32)
+  def _start(self, arrays: AdmissionArrays, started: list[_Sequence]) -> None:
     for sequence in started:
       prompt = len(sequence.request.prompt_tokens)
       sequence.append(TokenKind.PROMPT, -1, prompt)
-      numbers[sequence.slot] = query_number(sequence.request.query)
-      indices[sequence.slot] = sequence.request.index
-      limits[sequence.slot] = self._limit(sequence)
+      arrays.queries[sequence.slot] = query_number(sequence.request.query)
+      arrays.indices[sequence.slot] = sequence.request.index
+      arrays.limits[sequence.slot] = self._limit(sequence)
       self._active.add(sequence.slot)
-    self._programs.admit(source, limits, numbers, indices)
+    self._programs.admit(*arrays)
 
   # Decoding.
 
@@ -757,13 +760,7 @@ class _Rollout:
     for sequence in sorted(sequences, key=lambda s: (len(s.piece), s.number)):
       parts[sequence.slot // part_slots].append(sequence)
     for first in range(0, max(map(len, parts)), num_rows):
-      # One past the end of its part is no slot.
-      slots = np.full((num_parts, num_rows), part_slots, np.int32)
-      pieces = np.zeros(
-        (slots.size, self._config.max_response_tokens), np.int32
-      )
-      counts = np.zeros(slots.size, np.int32)
-      limits = np.zeros(slots.size, np.int32)
+      slots, pieces, counts, limits = empty_insert(self._config, num_parts)
       for part, members in enumerate(parts):
         for column, sequence in enumerate(members[first : first + num_rows]):
           slots[part, column] = sequence.slot % part_slots
