@@ -33,9 +33,15 @@ from rapo_jax.data import Query, chat_messages
 from rapo_jax.ranges import check_numbers
 from rapo_jax.records import SegmentRecord, TrajectoryRecord
 from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
+from rapo_jax.rollout.episode import Episode, StepEnd, refusal
 from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
 from rapo_jax.tools import tags
-from rapo_jax.trajectory import FinishReason, TokenKind
+from rapo_jax.trajectory import (
+  FinishReason,
+  RetrievalEvent,
+  TokenKind,
+  ToolEvent,
+)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"
@@ -89,6 +95,7 @@ class EndpointTrajectory:
     segments: (kind, step, text), in order.
     finish_reason: why it ended.
     score: its outcome.
+    events: its calls, in order.
   """
 
   query: Query
@@ -96,6 +103,7 @@ class EndpointTrajectory:
   segments: tuple[tuple[TokenKind, int, str], ...]
   finish_reason: FinishReason
   score: rewards.Score
+  events: tuple[ToolEvent | RetrievalEvent, ...] = ()
 
   def record(self, source: str) -> TrajectoryRecord:
     """As a record of a log, which importers read.
@@ -257,49 +265,48 @@ class EndpointAgent:
       dict(m) for m in chat_messages(query.question, self._tools.values())
     ]
     segments: list[tuple[TokenKind, int, str]] = []
-    deadline = time.monotonic() + self._rollout.trajectory_timeout_s
-    calls = malformed = 0
+    episode = Episode(
+      self._rollout,
+      self._tags,
+      deadline=time.monotonic() + self._rollout.trajectory_timeout_s,
+    )
     thinking = False
-    reason = None
-    while reason is None:
-      step = calls
-      text, cut = await self._reply(client, messages, thinking)
+    while episode.finish_reason is None:
+      step_id = episode.step_id
+      text, end = await self._reply(client, messages, thinking)
       thinking = tags.leaves_thought_open(text, opened=thinking)
-      segments.append((TokenKind.POLICY, step, text))
-      reason = self._ended(text, cut)
-      if reason is None and calls == self._rollout.max_tool_calls:
-        reason = FinishReason.TOOL_LIMIT
-      if reason is not None:
+      segments.append((TokenKind.POLICY, step_id, text))
+      asked = time.monotonic()
+      call = episode.end_step(text, end)
+      if call is None:
         break
-      calls += 1
-      call = self._tags.parse_call(text)
       if isinstance(call, tags.MalformedCall):
-        malformed += 1
-        answer = f"malformed tool call: {call.reason}"
+        result = refusal(call)
       else:
-        malformed = 0
-        answer = await asyncio.get_running_loop().run_in_executor(
-          threads, self._call, call.name, call.argument, deadline
+        result = await asyncio.get_running_loop().run_in_executor(
+          threads, self._call, call.name, call.argument, episode.deadline
         )
-      shown = self._shown(answer)
-      segments.append((TokenKind.OBSERVATION, step, shown))
-      messages.append({"role": "assistant", "content": text})
-      messages.append({"role": "user", "content": shown})
-      if malformed == self._rollout.max_malformed_calls:
-        reason = FinishReason.MALFORMED
-      elif time.monotonic() > deadline:
-        reason = FinishReason.TIMEOUT
+      shown = self._shown(result.text)
+      now = time.monotonic()
+      if episode.observe(call, result, shown, seconds=now - asked, now=now):
+        segments.append((TokenKind.OBSERVATION, step_id, shown))
+        messages.append({"role": "assistant", "content": text})
+        messages.append({"role": "user", "content": shown})
+    reason = episode.finish_reason
+    assert reason is not None
     score = rewards.score(
       [(kind, text) for kind, _, text in segments],
       query.ground_truth,
       self._tags,
     )
-    return EndpointTrajectory(query, index, tuple(segments), reason, score)
+    return EndpointTrajectory(
+      query, index, tuple(segments), reason, score, tuple(episode.events)
+    )
 
   async def _reply(
     self, client: Any, messages: Sequence[Mapping[str, str]], thinking: bool
-  ) -> tuple[str, bool]:
-    """The next step's text, and whether it was cut by its budget.
+  ) -> tuple[str, StepEnd]:
+    """The next step's text, and where it stopped.
 
     `thinking`: a thought is open behind the last step.
     """
@@ -321,7 +328,11 @@ class EndpointAgent:
       said += self._stop_string(choice, said, thinking)
     if not thinking:
       said = tags.with_opened_thought(said)
-    return thought + said, cut
+    if cut:
+      return thought + said, StepEnd.STEP_BUDGET
+    # A text stops where a call or an answer ends, or the turn has ended.
+    stopped = said.endswith(self._tags.stop_strings)
+    return thought + said, StepEnd.STOP_STRING if stopped else StepEnd.TURN
 
   def _stop_string(self, choice: Any, said: str, thinking: bool) -> str:
     """The end of the call that a reply stops in; it is not part of the reply.
@@ -348,16 +359,9 @@ class EndpointAgent:
       return ""
     return f"</{opened.name}>"
 
-  def _ended(self, text: str, cut: bool) -> FinishReason | None:
-    if cut:
-      return FinishReason.STEP_LIMIT
-    if text.endswith(tags.ANSWER_END):
-      return FinishReason.ANSWER
-    if not any(text.endswith(f"</{name}>") for name in self._tools):
-      return FinishReason.EOS
-    return None
-
-  def _call(self, name: str, argument: str, deadline: float) -> str:
+  def _call(
+    self, name: str, argument: str, deadline: float
+  ) -> tools_lib.ToolResult:
     """A tool's answer; waits for it."""
     session = self._runner.session()
     now = time.monotonic()
@@ -366,7 +370,7 @@ class EndpointAgent:
       while True:
         wait_for_news(session.changed, [session], deadline - time.monotonic())
         for _, result in session.take():
-          return result.text
+          return result
     finally:
       session.close()
 

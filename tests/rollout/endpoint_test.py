@@ -97,7 +97,7 @@ def test_a_trajectory_with_a_tool(cuts):
     ("I do not know.", FinishReason.EOS, 1),
     ("<think> on and on [long]", FinishReason.STEP_LIMIT, 1),
     ("<search> again </search>", FinishReason.TOOL_LIMIT, 5),
-    ("no call </search>", FinishReason.MALFORMED, 2),
+    ("no call </search>", FinishReason.MALFORMED, 1),
   ],
 )
 def test_how_it_ends(reply, reason, num_segments):

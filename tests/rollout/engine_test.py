@@ -22,7 +22,7 @@ from rapo_jax.rollout import (
   group_requests,
   sampler,
 )
-from rapo_jax.rollout import engine as engine_lib
+from rapo_jax.rollout import loop as loop_lib
 from rapo_jax.tools import TagSet, ToolResult, ToolStatus
 from rapo_jax.trajectory import FinishReason, TokenKind, decode
 from tests.closeness import assert_close
@@ -669,7 +669,7 @@ def test_a_stop_whose_tag_is_lost_in_decoding_is_a_malformed_call(
   policy, tag_tokenizer, queries, prompts, echo_tool, monkeypatch
 ):
   # As bytes beside it do that complete no character, in some tokenizers.
-  monkeypatch.setattr(engine_lib, "decode", lambda *_: "\ufffd")
+  monkeypatch.setattr(loop_lib, "decode", lambda *_: "\ufffd")
   trajectories, _ = _engine(tag_tokenizer, echo_tool()).rollout(
     policy, _requests(queries, prompts)[:2], seed=1, update=3
   )
