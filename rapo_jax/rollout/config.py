@@ -32,11 +32,11 @@ class RolloutConfig:
       boundary, its first step excepted.
     temperature: of sampling; > 0.
     top_k: draw from so many of the likeliest tokens; 0 for all.
-    top_p: draw from the fewest likeliest of these whose probability is at
-      least this share of theirs, in (0, 1]; 1 for all.
-    min_p: draw from those of these that are at least this times as likely as
-      the likeliest token, in [0, 1]; 0 for all. No filter drops one of two
-      tokens that are equally likely.
+    top_p: draw from the smallest set of tokens whose probability is at least p,
+      of what `top_k` left, in (0, 1]; 1 for all.
+    min_p: draw from tokens that are at least this many times as likely as the
+      likeliest token, in [0, 1]; 0 for all. Of two tokens that are equally
+      likely, no filter drops only one.
     dtype: of the weights and the KV cache that are sampled with. Training has
       to compute in the same, or log-probs differ.
     num_slots: sequences that decode side by side.
@@ -56,7 +56,7 @@ class RolloutConfig:
       time when a prompt, an observation or a retrieved step is cached.
     insert_rows: sequences whose observations and retrieved steps are cached at
       a time, on each slice of a mesh that the slots are cut over. The others
-      do not run through the model. Another number rounds in another way.
+      do not run through the model. It is static; changing it changes rounding.
     tool_threads: calls of one tool under way at once, where neither the tool
       (`max_concurrency`) nor `tool_limits` says otherwise. No tool waits for
       the threads of another.

@@ -13,11 +13,12 @@ class RolloutStats:
 
   Attributes:
     seconds: wall time of the whole rollout.
-    decode_seconds: in which the device sampled.
-    cache_seconds: in which it prefilled and inserted.
-    tool_seconds: in which the host waited for tools.
-    retrieval_seconds: in which it waited for retrieval alone.
-    retrieval_busy_seconds: in which a thread embedded histories and searched.
+    decode_seconds: time in which the device sampled.
+    cache_seconds: time in which it prefilled and inserted.
+    tool_seconds: time in which the host waited for tools.
+    retrieval_seconds: time in which it waited between steps, for retrieval
+      alone.
+    retrieval_busy_seconds: time in which a thread embedded and searched.
     sampled_tokens: written by the policy.
     decode_positions: slots times the tokens that the longest of them gained,
       over all chunks.

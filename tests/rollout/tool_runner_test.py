@@ -527,7 +527,7 @@ def test_without_threads_calls_are_refused(monkeypatch):
     session.submit([_call()])
     [(_, result)] = session.take()
   assert result.status is ToolStatus.REFUSED
-  assert "no thread is to be had" in result.text
+  assert "the system gives no more threads" in result.text
 
 
 def test_a_hanging_call_does_not_keep_the_interpreter_from_its_exit():
