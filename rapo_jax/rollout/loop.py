@@ -203,9 +203,7 @@ class Loop:
     self._programs.prefill(tokens, lengths)
     self._cached(lengths - 1, began)
 
-  def _start(
-    self, arrays: AdmissionArrays, started: list[_Sequence]
-  ) -> None:
+  def _start(self, arrays: AdmissionArrays, started: list[_Sequence]) -> None:
     for sequence in started:
       prompt = len(sequence.request.prompt_tokens)
       sequence.append(TokenKind.PROMPT, -1, prompt)
