@@ -87,11 +87,11 @@ def demonstration(tokenizer, numbers, kind: str) -> training.Example:
 
 
 def make_policy(tokenizer, questions) -> models.Decoder:
+  untrained = models.Decoder(SHAPE, rngs=nnx.Rngs(0))
   kinds = ("stops", "stops", "goes on", "retrieves")
   pairs = itertools.product(questions, kinds)
   examples = [demonstration(tokenizer, *pair) for pair in pairs]
-  model = models.Decoder(SHAPE, rngs=nnx.Rngs(0))
-  trainer = training.SupervisedTrainer(model, SUPERVISED)
+  trainer = training.SupervisedTrainer(untrained, SUPERVISED)
   for done, loss in trainer.run(training.repeat_examples(examples, seed=0)):
     print(f"supervised step {done}: loss {loss:.3f} nats a token")
   return trainer.model
@@ -139,12 +139,10 @@ def main(num_updates: int = 4) -> list[float]:
     )
     (batch,) = training.minibatches(experience, UPDATE, objective, rapo.loss)
     how = {"objective": objective, "optimizer": OPTIMIZER, "loss": rapo.loss}
-    state, _ = training.update_minibatch(
-      state, batch, **how, **SAMPLE, **MEMORY
-    )
+    how |= {**SAMPLE, **MEMORY}
+    state, _ = training.update_minibatch(state, batch, **how)
     history.append(float(np.mean([score.value for score in scores])))
-    correct = np.mean([score.correct for score in scores])
-    print(f"update {update + 1}: reward {history[-1]:.2f}, {correct:.0%} right")
+    print(f"update {update + 1}: mean reward before it {history[-1]:.2f}")
   return history
 
 
