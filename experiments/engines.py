@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
 from experiments.tasks import Task, task_names
@@ -14,7 +13,6 @@ from rapo_jax.retrieval import Buffer
 from rapo_jax.rollout import RolloutConfig, RolloutEngine
 
 
-@input_errors.from_outside()
 def open_engine(
   config: ExperimentConfig,
   task: Task,

@@ -96,11 +96,7 @@ def export(
   expected = np.asarray(model(tokens))
   written = "float32" if adapters else dtype or model.config.dtype
   bound = _bound(model.config, written, adapters=adapters)
-  # The model has been run before: what fails from here on is files.
-  with (
-    input_errors.from_outside(),
-    folders.replaced_folder(output) as temporary,
-  ):
+  with folders.replaced_folder(output) as temporary:
     if adapters:
       models.save_adapters(model, temporary, base_model=source)
       loaded = models.load_adapters(
@@ -140,7 +136,6 @@ class Found(NamedTuple):
   passed_over: list[str]
 
 
-@input_errors.from_outside()
 def find_checkpoint(path: pathlib.Path) -> Found:
   """The checkpoints of a run, and the number of the one that is meant.
 
@@ -183,8 +178,7 @@ def _restore(
 ) -> tuple[Found, models.Decoder, str, list[int]]:
   """The checkpoint, its policy, the base's folder, ends of its turns."""
   found = find_checkpoint(path)
-  with input_errors.from_outside():
-    metadata: dict[str, Any] = found.checkpoints.metadata(found.update)
+  metadata: dict[str, Any] = found.checkpoints.metadata(found.update)
   if "model" not in metadata:
     raise ExportError(
       f"a checkpoint says which model it is of, and update {found.update} in "

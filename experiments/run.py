@@ -58,7 +58,7 @@ from experiments.workdir import (
   write_json,
 )
 from rapo_jax import files
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, accessing
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
 
@@ -96,7 +96,6 @@ class Experiment:
     self._digests: dict[pathlib.Path, str] = {}
 
   @functools.cached_property
-  @input_errors.from_outside()
   def _encoder(self) -> SentenceEncoder:
     return load_encoder(self._config.encoder)
 
@@ -205,7 +204,6 @@ class Experiment:
             if self._stop.requested:
               raise self._stop.stop(f"stopped after {run.task} {run.name}")
 
-  @input_errors.from_outside()
   def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:
     config = self._config.buffer
     if config.url is not None:
@@ -268,7 +266,6 @@ class Experiment:
     folder = self._agent_folder(task, agent, run)
     return bool(made_with == self._evaluated_with(folder, run))
 
-  @input_errors.from_outside()
   def _evaluated_with(
     self, agent: pathlib.Path, run: train_stage.Run | None
   ) -> str:
@@ -359,8 +356,7 @@ def claim_workdir(
     flags.ConfigError: another process works on one of the tasks, or the folder
       holds another experiment; names the fields that differ.
   """
-  with input_errors.from_outside():
-    files.make_private_folder(workdir.root)
+  files.make_private_folder(workdir.root)
   _warn_if_others_can_read(workdir)
   with contextlib.ExitStack() as locks:
     for task in tasks:
@@ -402,7 +398,7 @@ def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
   Raises:
     InputError: the folder cannot be written, or its file system has no locks.
   """
-  with input_errors.from_outside():
+  with accessing(workdir.root):
     file = (workdir.root / name).open("a", encoding="utf-8")
   with file:
     try:
@@ -433,7 +429,6 @@ def _refuse_others(workdir: Workdir, tasks: list[str]) -> None:
         )
 
 
-@input_errors.from_outside()
 def _check_config(
   config: ExperimentConfig, workdir: Workdir, tasks: list[str]
 ) -> None:

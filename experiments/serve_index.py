@@ -243,7 +243,6 @@ def _add_load(parser: argparse.ArgumentParser, config: ServerConfig) -> None:
   )
 
 
-@input_errors.from_outside()
 def _config(known: argparse.Namespace) -> ServerConfig:
   return ServerConfig(
     limits=protocol.Limits(
@@ -289,7 +288,6 @@ def _listen(host: str, port: int) -> socket.socket:
     ) from error
 
 
-@input_errors.from_outside()
 def _open(known: argparse.Namespace) -> StepTraceBuffer:
   directory = known.buffer
   print(f"opening {directory}", file=sys.stderr)

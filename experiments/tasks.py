@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from experiments import input_errors
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir
@@ -112,7 +111,6 @@ class Task:
     )
     return acting, self.off_policy_path
 
-  @input_errors.from_outside()
   def prompt(self, query: Query) -> Int[np.ndarray, " P"]:
     """Token ids of a question's prompt."""
     if query.query_id not in self._prompts:
@@ -132,7 +130,6 @@ def task_names(config: ExperimentConfig) -> list[str]:
   return [config.data.source]
 
 
-@input_errors.from_outside()
 def agent_paths(
   config: ExperimentConfig, workdir: Workdir, name: str
 ) -> dict[str, pathlib.Path]:
@@ -150,7 +147,6 @@ def agent_paths(
   }
 
 
-@input_errors.from_outside()
 def questions(
   config: ExperimentConfig, name: str
 ) -> tuple[list[Query], list[Query]]:
@@ -185,7 +181,7 @@ def _data_set_questions(
   train, held_out = split_by_question(queries, wanted)
   at_least = config.update.queries_per_update
   if len(held_out) < wanted or len(train) < at_least:
-    raise ValueError(
+    raise InputError(
       "a data set must hold data.held_out + update.queries_per_update "
       f"questions ({wanted} + {at_least}), {config.data.path} gives "
       f"{len(held_out)} + {len(train)}, none of which is both: lower "
@@ -232,7 +228,7 @@ def load_encoder(config: EncoderConfig) -> SentenceEncoder:
 
   Raises:
     FileNotFoundError: it is not there.
-    ValueError: it is of another kind.
+    InputError: it is of another kind.
   """
   return SentenceEncoder.from_pretrained(
     config.path,
@@ -297,7 +293,6 @@ def _has_python(config: ExperimentConfig, name: str) -> bool:
   return config.data.source != "miniature" or name == "compute"
 
 
-@input_errors.from_outside()
 def _python_tool(config: ExperimentConfig) -> PythonTool:
   limits = config.tools.python
   try:
@@ -339,8 +334,7 @@ def _tools(
     return [search]
   documents: Sequence[str] = ("Nothing was found.",)
   if config.data.corpus is not None:
-    with input_errors.from_outside():
-      documents = load_corpus(config.data.corpus)
+    documents = load_corpus(config.data.corpus)
   return [search_tool(documents, encoder, index, top_k)]
 
 

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import TextIO
 
+from rapo_jax.errors import InputError
+
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
 
@@ -90,15 +92,15 @@ def make_private_folder(path: pathlib.Path) -> None:
   What is there keeps its permissions.
 
   Raises:
-    NotADirectoryError: a file of that name is there.
+    InputError: a file of that name is there.
   """
   missing = [path, *path.parents]
   for folder in reversed([p for p in missing if not p.exists()]):
     # A umask can only take permissions away; another process may be first.
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError, NotADirectoryError):
       folder.mkdir(mode=PRIVATE_FOLDER)
   if not path.is_dir():
-    raise NotADirectoryError(
+    raise InputError(
       f"{path} must be a folder, and a file of that name is there: move it, or "
       "choose another folder."
     )

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from rapo_jax import files
+from rapo_jax.errors import InputError
 
 
 def _fail_to_write(path):
@@ -58,7 +59,7 @@ def test_a_folder_that_is_there_keeps_its_permissions(tmp_path):
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
   (tmp_path / "a").write_text("", encoding="utf-8")
-  with pytest.raises(NotADirectoryError, match="must be a folder"):
+  with pytest.raises(InputError, match="must be a folder"):
     files.make_private_folder(tmp_path / "a")
 
 

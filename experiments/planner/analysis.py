@@ -16,7 +16,6 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.planner import chips, collectives, jaxpr_cost
 from experiments.planner.programs import (
@@ -183,17 +182,16 @@ def make_plan(
   phases: tuple[Phase, ...] = ("rollout",)
   if agent == "base":
     phases = ("rollout", "update")
-  with input_errors.from_outside():
-    compiler = _Compiler(
-      config,
-      policy_shape(config, agent),
-      topology,
-      mesh,
-      workload,
-      agent,
-      progress,
-    )
-    programs = compiler.programs(config)
+  compiler = _Compiler(
+    config,
+    policy_shape(config, agent),
+    topology,
+    mesh,
+    workload,
+    agent,
+    progress,
+  )
+  programs = compiler.programs(config)
   reports = [compiler.report(program) for program in programs]
   chip = chips.CHIPS.get(topology.chip)
   capacity = None if chip is None else _USABLE * chip.memory_bytes
@@ -245,7 +243,6 @@ def make_plan(
   )
 
 
-@input_errors.from_outside()
 def _mesh(
   config: ExperimentConfig, topology: chips.Topology, agent: Agent
 ) -> tuple[dict[str, int], Mesh]:

@@ -16,6 +16,7 @@ from experiments.config import ExperimentConfig
 from experiments.policy_shape import Agent
 from experiments.stages.buffer import QUERIES_AT_A_TIME
 from rapo_jax import models
+from rapo_jax.errors import InputError
 from rapo_jax.models import KV_BLOCK, sharding
 from rapo_jax.ranges import check_numbers
 from rapo_jax.rollout import programs, sampler
@@ -54,7 +55,7 @@ class Workload:
     check_numbers(self, "policy_tokens", "longest_response", at_least=1)
     check_numbers(self, "tool_calls", "tool_tokens", at_least=0)
     if self.longest_response < self.response_tokens:
-      raise ValueError(
+      raise InputError(
         "longest_response must be at least the mean response, policy_tokens + "
         f"tool_calls * tool_tokens ({self.response_tokens:g}), got "
         f"{self.longest_response}: raise it, or lower those."

@@ -19,7 +19,6 @@ import numpy as np
 from experiments import (
   flags,
   health,
-  input_errors,
   provenance,
 )
 from experiments.config import ExperimentConfig
@@ -335,7 +334,6 @@ def check_buffer(
   )
 
 
-@input_errors.from_outside()
 def _open_growth(
   config: ExperimentConfig,
   run: Run,
@@ -351,7 +349,6 @@ def _open_growth(
   return Growth(config, buffer, folder / BUFFER_FOLDER)
 
 
-@input_errors.from_outside()
 def _make_trainer(
   config: ExperimentConfig,
   task: Task,
@@ -457,7 +454,6 @@ def is_finished(folder: pathlib.Path, config: ExperimentConfig) -> bool:
   return not train_differences(TRAIN.complete(done.config), wanted, folder)
 
 
-@input_errors.from_outside()
 def check_policy(folder: pathlib.Path) -> None:
   """Reads the policy of a run that has ended, and compares it byte by byte.
 
@@ -499,7 +495,6 @@ def _read_end(folder: pathlib.Path) -> _End | None:
     return None
 
 
-@input_errors.from_outside()
 def _open_checkpoints(folder: pathlib.Path) -> Checkpoints:
   return Checkpoints(folder / CHECKPOINTS_FOLDER)
 
@@ -518,7 +513,6 @@ class _Resumed(NamedTuple):
   totals: dict[str, float]
 
 
-@input_errors.from_outside()
 def _origin(
   config: ExperimentConfig, task: Task, run: Run, buffer: Buffer | None
 ) -> dict[str, Any]:
@@ -546,7 +540,6 @@ def _buffer_digest(buffer: Buffer | None) -> str | None:
   return None
 
 
-@input_errors.from_outside()
 def _resume(
   checkpoints: Checkpoints,
   state: TrainState,
@@ -666,7 +659,6 @@ def _check_config(
     )
 
 
-@input_errors.from_outside()
 def _questions(
   config: ExperimentConfig, task: Task, run: Run, batch: int
 ) -> tuple[list[Query], list[np.ndarray]]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.models.checkpoint_layout import (
   ADAPTER_CONFIG,
   TensorLayout,
@@ -123,14 +123,14 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
     The base with the adapters, in float32.
 
   Raises:
-    FileNotFoundError: there are no adapters.
+    MissingInputError: there are no adapters.
     InputError: the file is broken, its tensors are not those of the
       configuration and the base, or the configuration asks for more than plain
       LoRA; names them.
   """
   folder = pathlib.Path(path)
   if not (folder / ADAPTER_CONFIG).is_file():
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"An adapter folder holds {ADAPTER_CONFIG}, and {folder} does not; give "
       "a folder that save_adapters wrote."
     )
@@ -138,7 +138,7 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
   adapted = add_adapters(model, lora, rngs=nnx.Rngs(0))
   layouts = _adapter_layouts(adapted)
   if not (folder / ADAPTER_WEIGHTS).is_file():
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"An adapter folder holds {ADAPTER_WEIGHTS}, and {folder} does not; "
       "convert other formats to safetensors first."
     )

@@ -8,6 +8,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from rapo_jax.errors import InputError
 from rapo_jax.models.config import (
   ATTENTION_OUTPUT,
   AttentionImplementation,
@@ -272,7 +273,7 @@ def attend(
     The heads' outputs.
 
   Raises:
-    ValueError: the named kernel cannot take these arrays.
+    InputError: the named kernel cannot take these arrays.
   """
   kernel = _choose(implementation, queries)
   if kernel == "splash":
@@ -294,7 +295,7 @@ def _choose(
     kernel = _KERNELS.get(platform(), "xla")
     return "xla" if _refusal(kernel, queries) else kernel
   if rule := _refusal(implementation, queries):
-    raise ValueError(
+    raise InputError(
       f"attention={implementation!r} needs {rule}, got {queries.dtype} heads "
       f"of {queries.shape[3]} in rows of {queries.shape[1]}; change that, or "
       "take 'auto' or 'xla'."

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 
 from rapo_jax import files
+from rapo_jax.errors import accessing
 
 
 @contextlib.contextmanager
@@ -27,7 +28,8 @@ def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     An empty folder to write into. It is removed if the block raises.
   """
   path = files.followed(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with accessing(path.parent):
+    path.parent.mkdir(parents=True, exist_ok=True)
   suffix = uuid.uuid4().hex[:8]
   new, old = (path.with_name(f"{prefix}{suffix}") for prefix in _prefixes(path))
   new.mkdir()

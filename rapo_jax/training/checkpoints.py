@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]*")
 _OPEN_FOLDERS = pathlib.Path("/proc/self/fd")
 
 
-class BrokenCheckpointError(ValueError):
+class BrokenCheckpointError(InputError):
   """A checkpoint that is not what was written."""
 
 

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from rapo_jax import files, text_files
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, accessing
 from rapo_jax.models import folder
 from rapo_jax.retrieval.buffer.checks import value_problems
 from rapo_jax.retrieval.buffer.checks import verify as verify
@@ -119,7 +119,8 @@ class BufferWriter:
     if self._partial.exists() and _begun(self._partial):
       self._open_partial(resume)
     else:
-      self._partial.mkdir(parents=True, exist_ok=True)
+      with accessing(self._partial):
+        self._partial.mkdir(parents=True, exist_ok=True)
       state = {"encoder_sha256": encoder.sha256}
       write_whole(
         self._partial / _STATE_FILE,
