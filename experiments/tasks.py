@@ -36,6 +36,7 @@ from rapo_jax.retrieval import (
   default_index_class,
   normalized,
 )
+from rapo_jax.rewards import OutcomeReward, Reward
 from rapo_jax.tasks.miniature.world import (
   FAMILIES,
   Family,
@@ -76,6 +77,7 @@ class Task:
       agents exchange is text.
     max_prompt_tokens: longer prompts are refused.
     prompt_date: that chat templates which write the date are given.
+    reward: scores its trajectories.
     base_path: Hugging Face folder of the base agent.
     off_policy_path: of the off-policy agent; None without one.
   """
@@ -88,6 +90,7 @@ class Task:
   off_policy_tokenizer: Any
   max_prompt_tokens: int
   prompt_date: datetime.date
+  reward: Reward
   base_path: pathlib.Path
   off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -271,6 +274,7 @@ def open_task(
       off_policy_tokenizer=tokenizers.get("off_policy"),
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
+      reward=OutcomeReward(),
       base_path=paths["base"],
       off_policy_path=paths.get("off_policy"),
     )

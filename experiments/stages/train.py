@@ -374,6 +374,8 @@ def _make_trainer(
     update=config.update,
     seed=run.seed,
     mesh=device_mesh(config.mesh),
+    reward=task.reward,
+    tools=tuple(task.tools),
   )
 
 

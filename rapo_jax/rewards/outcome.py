@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapo_jax.errors import InputError
+from rapo_jax.rewards.base import Sample, Score
 from rapo_jax.rewards.f1 import is_match, token_f1
 from rapo_jax.tools import tags as tags_lib
 from rapo_jax.trajectory import TokenKind
@@ -57,22 +58,41 @@ WHOLE_FORMAT = frozenset({ScoreStatus.OK, ScoreStatus.BOX_EMPTY})
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-  """Outcome reward of a trajectory.
+class OutcomeScore(Score):
+  """Score of the recipe.
 
-  Attributes:
-    value: -1 for a broken format, else F1 in [0, 1], plus 0.1 if earned.
-    status: the rule that decided.
-    f1: F1 with the best of the ground truths; 0 for a broken format.
-    answer: content of the answer's last closed box; None if there is none.
-    correct: whether the answer counts as right, see `rewards.is_match`.
+  `value` is -1 for a broken format, else F1 in [0, 1], plus 0.1 if earned.
+  `answer` is the content of the answer's last closed box.
   """
 
-  value: float
-  status: ScoreStatus
-  f1: float
-  answer: str | None
-  correct: bool = False
+  @property
+  def f1(self) -> float:
+    """F1 with the best of the ground truths; 0 for a broken format."""
+    return self.parts["f1"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeReward:
+  """The recipe's reward: see `score`."""
+
+  def score(self, batch: Sequence[Sample]) -> list[Score]:
+    """Scores each sample by its question's accepted answers."""
+    return [score(s.segments, s.query.ground_truth) for s in batch]
+
+
+OUTCOME = OutcomeReward()
+"""The reward of a task that names none."""
+
+
+def _score(
+  value: float,
+  status: ScoreStatus,
+  f1: float,
+  answer: str | None,
+  correct: bool = False,
+) -> OutcomeScore:
+  whole = status in WHOLE_FORMAT
+  return OutcomeScore(value, status, answer, correct, whole, {"f1": f1})
 
 
 # What a thought may name without doing it.
@@ -103,7 +123,7 @@ class _Run:
 def score(
   segments: Sequence[tuple[TokenKind, str]],
   ground_truth: str | Sequence[str],
-) -> Score:
+) -> OutcomeScore:
   r"""Scores a trajectory by the recipe's rules.
 
   The format is broken (-1) when the policy's text has think tags that do not
@@ -134,15 +154,15 @@ def score(
   runs = _policy_runs(segments, opened)
   status, answer = _check_format(runs, opened)
   if status is not ScoreStatus.OK:
-    return Score(FORMAT_PENALTY, status, 0.0, answer)
+    return _score(FORMAT_PENALTY, status, 0.0, answer)
   assert answer is not None
   if not answer.strip():
-    return Score(0.0, ScoreStatus.BOX_EMPTY, 0.0, answer)
+    return _score(0.0, ScoreStatus.BOX_EMPTY, 0.0, answer)
   f1 = max(token_f1(answer, truth) for truth in truths)
   earned = f1 > 0 and _tools_used(runs) >= BONUS_TOOLS
   value = f1 + TOOLS_BONUS if earned else f1
   correct = any(is_match(answer, truth) for truth in truths)
-  return Score(value, ScoreStatus.OK, f1, answer, correct)
+  return _score(value, ScoreStatus.OK, f1, answer, correct)
 
 
 def _checked_truths(ground_truth: Any) -> Sequence[str]:

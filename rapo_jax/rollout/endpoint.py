@@ -106,13 +106,7 @@ class EndpointTrajectory:
       "ground_truth": list(self.query.ground_truth),
       "index": self.index,
       "finish_reason": str(self.finish_reason),
-      "score": {
-        "value": self.score.value,
-        "status": str(self.score.status),
-        "f1": self.score.f1,
-        "answer": self.score.answer,
-        "correct": self.score.correct,
-      },
+      "score": self.score.record(),
       "segments": [
         {"kind": kind.name.lower(), "step_id": step, "text": text}
         for kind, step, text in self.segments
@@ -138,6 +132,7 @@ class EndpointAgent:
     rollout: budgets of a trajectory that are not in tokens (`max_tool_calls`,
       `max_malformed_calls`, `trajectory_timeout_s`) and limits of the tools;
       `max_tool_tokens` is taken as so many times four characters.
+    reward: scores the trajectories.
 
   Attributes:
     name: of the agent.
@@ -152,6 +147,7 @@ class EndpointAgent:
     config: EndpointConfig,
     tools: Mapping[str, tools_lib.Tool],
     rollout: RolloutConfig,
+    reward: rewards.Reward = rewards.OUTCOME,
   ):
     # Of the extra `buffer`.
     import openai
@@ -162,6 +158,7 @@ class EndpointAgent:
     tags.check_tool_names(tools)
     self._tools = dict(tools)
     self._rollout = rollout
+    self._reward = reward
     self._max_chars = 4 * rollout.max_tool_tokens
     self._runner = ToolRunner(
       self._tools, rollout, max_chars=self._max_chars + 1
@@ -289,8 +286,14 @@ class EndpointAgent:
         reason = FinishReason.MALFORMED
       elif time.monotonic() > deadline:
         reason = FinishReason.TIMEOUT
-    score = rewards.score(
-      [(kind, text) for kind, _, text in segments], query.ground_truth
+    sample = rewards.Sample(
+      query,
+      tuple((kind, text) for kind, _, text in segments),
+      reason,
+      tuple(self._tools),
+    )
+    (score,) = await asyncio.get_running_loop().run_in_executor(
+      threads, rewards.score_all, self._reward, [sample]
     )
     return EndpointTrajectory(query, index, tuple(segments), reason, score)
 

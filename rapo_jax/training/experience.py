@@ -53,6 +53,8 @@ def evaluate_trajectories(
   max_length: int,
   max_steps: int,
   max_response_tokens: int | None = None,
+  reward: rewards.Reward = rewards.OUTCOME,
+  tools: Sequence[str] = (),
 ) -> Experience:
   """Rewards and advantages of the trajectories of one rollout.
 
@@ -65,14 +67,15 @@ def evaluate_trajectories(
       same in every update, and nothing compiles again.
     max_steps: most steps, for the same reason.
     max_response_tokens: the response budget; `length_limit="soft"` needs it.
+    reward: scores the trajectories.
+    tools: names of the tools that the agent had, for the reward.
 
   Raises:
-    InputError: it is needed and not given.
+    InputError: the budget is needed and not given, or the reward fails.
   """
-  scores = [
-    rewards.score(t.texts(tokenizer), queries[t.group_id].ground_truth)
-    for t in trajectories
-  ]
+  scores = rewards.score_all(
+    reward, rewards.samples_of(trajectories, queries, tokenizer, tools)
+  )
   rewards_ = np.asarray([s.value for s in scores], np.float64)
   if config.length_limit == "soft":
     rewards_ = rewards_ + _length_penalties(

@@ -12,6 +12,7 @@ GRPO is the same code with no hybrid trajectories and both coefficients 0.
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,8 @@ class Trainer:
     update: batch shapes.
     seed: of sampling and retrieval.
     mesh: devices that share the update; None for one device.
+    reward: scores the trajectories.
+    tools: names of the agent's tools, for the reward.
 
   Raises:
     ValueError: the mesh does not divide the rows of a micro-batch.
@@ -73,6 +76,8 @@ class Trainer:
     update: UpdateConfig,
     seed: int,
     mesh: jax.sharding.Mesh | None = None,
+    reward: rewards.Reward = rewards.OUTCOME,
+    tools: Sequence[str] = (),
   ):
     if mesh is not None:
       sharding.check_rows(
@@ -86,6 +91,8 @@ class Trainer:
     self._optimizer = optimizer
     self._update = update
     self._seed = seed
+    self._reward = reward
+    self._tools = tuple(tools)
 
   def step(
     self,
@@ -123,6 +130,8 @@ class Trainer:
       max_length=self._engine.max_length,
       max_steps=self._rollout.max_steps,
       max_response_tokens=self._rollout.max_response_tokens,
+      reward=self._reward,
+      tools=self._tools,
     )
     sampled = time.perf_counter()
     history: list[UpdateMetrics] = []
@@ -223,10 +232,8 @@ def summarise(
   counted = experience.counted
   correct = [s.correct for s in experience.scores]
   values = experience.rewards[counted]
-  statuses = [
-    s.status
-    for s, counts in zip(experience.scores, counted, strict=True)
-    if counts
+  scored = [
+    s for s, counts in zip(experience.scores, counted, strict=True) if counts
   ]
   return {
     **{f"rollout/{k}": value for k, value in stats.numbers().items()},
@@ -257,12 +264,12 @@ def summarise(
     "reward/min": float(min(values, default=0.0)),
     "reward/max": float(max(values, default=0.0)),
     "reward/accuracy": _mean(np.asarray(correct, bool)[counted]),
-    "reward/format_whole": _mean(
-      np.asarray([status in rewards.WHOLE_FORMAT for status in statuses])
-    ),
+    "reward/format_whole": _mean(np.asarray([score.whole for score in scored])),
     **{
-      f"score/{status}": statuses.count(status)
-      for status in rewards.ScoreStatus
+      f"score/{status}": count
+      for status, count in collections.Counter(
+        str(score.status) for score in scored
+      ).items()
     },
     "retrieval/reward": float(np.mean(experience.retrieval_rewards[retrieving]))
     if retrieving

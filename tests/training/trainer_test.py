@@ -31,10 +31,10 @@ def _trajectory(index, tokens):
 @pytest.fixture(scope="module")
 def row():
   scores = [
-    Score(1.0, ScoreStatus.OK, 1.0, "a"),
-    Score(0.0, ScoreStatus.BOX_EMPTY, 0.0, ""),
-    Score(-1.0, ScoreStatus.THINK_UNPAIRED, 0.0, None),
-    Score(-1.0, ScoreStatus.THINK_UNPAIRED, 0.0, None),
+    Score(1.0, ScoreStatus.OK, "a"),
+    Score(0.0, ScoreStatus.BOX_EMPTY, ""),
+    Score(-1.0, ScoreStatus.THINK_UNPAIRED, whole=False),
+    Score(-1.0, ScoreStatus.THINK_UNPAIRED, whole=False),
   ]
   # The last one writes one token for ever.
   texts = [range(60), range(60), range(60), [5] * 60]
