@@ -113,7 +113,7 @@ def open_once(directory: pathlib.Path, checksums: bool) -> dict[str, float]:
   """Opens the buffer in this process; returns what it took."""
   encoder = retrieval.SentenceEncoder.from_pretrained()
   # What ScaNN needs is loaded with the first index, however small.
-  retrieval.default_index_class().build(np.eye(2, dtype=np.float32))
+  retrieval.index_class().build(np.eye(2, dtype=np.float32))
   before = resident_mb()
   began = time.perf_counter()
   buffer = retrieval.StepTraceBuffer.load(

@@ -25,7 +25,6 @@ import jax
 
 from experiments import checks, flags
 from experiments.config import ExperimentConfig
-from experiments.config import Method as MethodName
 from experiments.flags import apply_overrides, load_config, parse_arguments
 from experiments.run import use_compilation_cache
 from experiments.tasks import Task, agent_paths, open_task
@@ -58,6 +57,8 @@ class LateTool:
 
   def __init__(self, tool: Tool, latency_s: float):
     self.name = tool.name
+    self.description = tool.description
+    self.example = tool.example
     self.batched = tool.batched
     self._tool = tool
     self._latency_s = latency_s
@@ -79,11 +80,12 @@ class Method:
     config: ExperimentConfig,
     task: Task,
     buffer: StepTraceBuffer,
-    name: MethodName,
+    name: str,
     path: pathlib.Path,
     tools: Mapping[str, Tool],
   ):
-    rollout, objective = config.method(name)
+    algorithm = config.train.algorithm(name)
+    rollout = algorithm.plan.rollout(config.rollout)
     self._config, self._task, self._path = config, task, path
     self._trainer = Trainer(
       RolloutEngine(
@@ -96,10 +98,11 @@ class Method:
       ),
       task.tokenizer,
       rollout=rollout,
-      objective=objective,
+      objective=config.objective,
       optimizer=config.optimizer,
       update=config.update,
       seed=0,
+      algorithm=algorithm,
     )
 
   def step(self, update: int) -> dict[str, float]:

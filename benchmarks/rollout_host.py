@@ -54,7 +54,7 @@ class TimedIndex:
   """
 
   def __init__(self, vectors: np.ndarray):
-    self._index = retrieval.default_index_class().build(vectors)
+    self._index = retrieval.index_class().build(vectors)
     self.encoder_sha256 = self._index.encoder_sha256
     self.parameters = self._index.parameters
     self.seconds = 0.0

@@ -221,6 +221,8 @@ class WordsTool:
     name: str = TOOL,
   ):
     self.name = name
+    self.description = f"<{name}> words </{name}> answers with words."
+    self.example = f"<{name}> words </{name}>"
     self._words = words
     self._num_words = num_words
     self._max_delay_s = max_delay_s

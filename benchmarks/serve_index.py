@@ -57,9 +57,7 @@ def make_buffer(
   rng = np.random.default_rng(0)
   vectors = rng.standard_normal((size, encoder.dimension), dtype=np.float32)
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-  index = retrieval.default_index_class().build(
-    vectors, encoder_sha256=encoder.sha256
-  )
+  index = retrieval.index_class().build(vectors, encoder_sha256=encoder.sha256)
   chosen = rng.integers(len(words), size=(size, _STEP_WORDS))
   traces = [
     retrieval.StepTrace(

@@ -17,6 +17,7 @@ import json
 import statistics
 import typing
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,14 +50,20 @@ def packed_batch(
     rng.integers(0, vocab_size, shape, dtype=np.int32),
     segments.astype(np.int32),
     where,
-    np.where(where, -np.log(vocab_size), 0).astype(np.float32),
-    rng.normal(size=shape).astype(np.float32),
-    np.zeros(shape, np.float32),
     np.asarray(objectives.loss_weights(where, aggregation="sequence")),
+    {
+      "old_log_probs": np.where(where, -np.log(vocab_size), 0),
+      "advantages": rng.normal(size=shape),
+      "retrieved_fraction": np.zeros(shape),
+    },
   )
+
+  def split(x: np.ndarray) -> jax.Array:
+    dtype = np.float32 if x.dtype == np.float64 else x.dtype
+    return jnp.asarray(x, dtype).reshape(-1, per_microbatch, length)
+
   return PackedBatch(
-    *(jnp.asarray(x).reshape(-1, per_microbatch, length) for x in fields),
-    jnp.asarray(rows // per_microbatch),
+    *jax.tree.map(split, fields), jnp.asarray(rows // per_microbatch)
   )
 
 

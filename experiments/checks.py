@@ -426,7 +426,7 @@ def _work(config: ExperimentConfig, stage: str) -> Iterator[str]:
       f"{limit}"
     )
   if stage in ("all", "train"):
-    runs = tasks * len(train.methods) * len(train.seeds)
+    runs = tasks * len(train.algorithms) * len(train.seeds)
     rollouts = update.queries_per_update * rollout.num_generations
     yield (
       f"train: {runs} runs × {train.num_updates} updates × {rollouts} rollouts "

@@ -14,17 +14,16 @@ from typing import Any, Literal
 
 from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
+from rapo_jax.algorithms import Algorithm, find_algorithm, unique
 from rapo_jax.data import PROMPT_DATE
 from rapo_jax.models import LoraConfig
 from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
-from rapo_jax.retrieval import Pooling, RetrievalConfig
+from rapo_jax.retrieval import IndexConfig, Pooling, RetrievalConfig
 from rapo_jax.retrieval.serving import remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.tasks.miniature.agents import AgentsConfig
 from rapo_jax.tasks.miniature.world import WorldConfig
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
-
-Method = Literal["grpo", "hybrid", "rapo"]
 
 
 def _check_named(config: Any, *names: str) -> None:
@@ -321,8 +320,8 @@ class TrainConfig:
   """The runs of the train stage: every method with every seed.
 
   Attributes:
-    methods: "grpo", "rapo", or "hybrid": hybrid rollouts trained without
-      retrieval reward and shaping.
+    methods: names of `rapo_jax.algorithms.ALGORITHMS`, or algorithms of one's
+      own.
     seeds: one run a seed; the same questions in the same order for every
       method.
     num_updates: rollouts trained on.
@@ -339,7 +338,7 @@ class TrainConfig:
     health: what a run does about updates in which nothing can be learned.
   """
 
-  methods: tuple[Method, ...] = ("grpo", "rapo")
+  methods: tuple[str | Algorithm, ...] = ("grpo", "rapo")
   seeds: tuple[int, ...] = (0, 1)
   num_updates: int = 20
   eval_every: int = 5
@@ -368,6 +367,16 @@ class TrainConfig:
         raise ValueError(
           f"{name} must hold at least one entry and none twice, got {values}."
         )
+    unique(map(find_algorithm, self.methods))
+
+  @property
+  def algorithms(self) -> dict[str, Algorithm]:
+    """What is trained, by name and in the order of `methods`."""
+    return unique(map(find_algorithm, self.methods))
+
+  def algorithm(self, name: str) -> Algorithm:
+    """The method of that name: one of `methods`, or of the table."""
+    return self.algorithms.get(name) or find_algorithm(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -431,6 +440,7 @@ class ExperimentConfig:
     mesh: how devices share the work.
     tools: limits of the tools.
     encoder: what embeds keys and documents.
+    index: which index finds the nearest of them.
     buffer: how the Step-Trace Buffer is built, or where it is.
     retrieval: how a trace is chosen.
     rollout: group size, hybrid rollouts, budgets, shapes.
@@ -450,6 +460,7 @@ class ExperimentConfig:
   mesh: MeshConfig = MeshConfig()
   tools: ToolsConfig = ToolsConfig()
   encoder: EncoderConfig = EncoderConfig()
+  index: IndexConfig = IndexConfig()
   buffer: BufferConfig = BufferConfig()
   retrieval: RetrievalConfig = RetrievalConfig()
   rollout: RolloutConfig = RolloutConfig()
@@ -460,21 +471,22 @@ class ExperimentConfig:
   evaluation: EvaluationConfig = EvaluationConfig()
   logging: LoggingConfig = LoggingConfig()
 
-  def method(self, name: Method) -> tuple[RolloutConfig, ObjectiveConfig]:
-    """Rollout and objective of a method; they differ in nothing else."""
-    if name == "rapo":
-      return self.rollout, self.objective
-    objective = dataclasses.replace(
-      self.objective, retrieval_coef=0.0, shaping_coef=0.0
+  def method(self, name: str) -> tuple[RolloutConfig, ObjectiveConfig]:
+    """Rollout and objective of a method.
+
+    Args:
+      name: of one of `train.methods`, or of the table.
+    """
+    algorithm = self.train.algorithm(name)
+    return algorithm.plan.rollout(self.rollout), algorithm.settings(
+      self.objective
     )
-    if name == "hybrid":
-      return self.rollout, objective
-    return dataclasses.replace(self.rollout, num_hybrid=0), objective
 
   @property
   def retrieving_methods(self) -> tuple[str, ...]:
-    """The methods that ask a Step-Trace Buffer."""
-    return tuple(m for m in self.train.methods if self.method(m)[0].num_hybrid)
+    """Names of the methods that ask a Step-Trace Buffer."""
+    names = self.train.algorithms
+    return tuple(m for m in names if self.method(m)[0].num_hybrid)
 
   @property
   def retrieves(self) -> bool:

@@ -6,14 +6,19 @@ import jinja2
 
 
 def template(name: str, **filters: object) -> jinja2.Template:
-  """A template of `experiments/templates`.
+  """A template of the report or of a buffer's page; they share a style sheet.
 
   Args:
     name: its file.
     filters: that it uses, by name.
   """
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("experiments"),
+    loader=jinja2.ChoiceLoader(
+      [
+        jinja2.PackageLoader("experiments.report"),
+        jinja2.PackageLoader("experiments.buffers"),
+      ]
+    ),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

@@ -32,11 +32,12 @@ from rapo_jax.data import (
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.retrieval import (
+  IndexConfig,
   SentenceEncoder,
-  default_index_class,
+  index_class,
   normalized,
 )
-from rapo_jax.rewards import OutcomeReward, Reward
+from rapo_jax.rewards import OUTCOME, RECIPE_TAGS, Reward
 from rapo_jax.tasks.miniature.world import (
   FAMILIES,
   Family,
@@ -50,11 +51,12 @@ from rapo_jax.tools import (
   PythonTool,
   PythonWallError,
   SearchTool,
+  TagSet,
   Tool,
 )
 
 _log = logging.getLogger(__name__)
-DATA_SET_TOOLS = ("search", "python")
+DATA_SET_TOOLS = (SearchTool, PythonTool)
 
 
 @functools.cache
@@ -94,6 +96,11 @@ class Task:
   base_path: pathlib.Path
   off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @property
+  def tag_set(self) -> TagSet:
+    """Tags that the reward reads as calls: the recipe's and its own tools'."""
+    return TagSet(tuple(dict.fromkeys((*RECIPE_TAGS.tool_names, *self.tools))))
 
   def for_off_policy(self) -> tuple[Task, pathlib.Path]:
     """The same task with the off-policy agent acting, in its own tokens.
@@ -274,7 +281,7 @@ def open_task(
       off_policy_tokenizer=tokenizers.get("off_policy"),
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
-      reward=OutcomeReward(),
+      reward=OUTCOME,
       base_path=paths["base"],
       off_policy_path=paths.get("off_policy"),
     )
@@ -315,11 +322,14 @@ def _python_tool(config: ExperimentConfig) -> PythonTool:
 
 
 def search_tool(
-  documents: Sequence[str], encoder: SentenceEncoder, top_k: int
+  documents: Sequence[str],
+  encoder: SentenceEncoder,
+  index: IndexConfig,
+  top_k: int,
 ) -> SearchTool:
   """A search tool over documents, by the index that step traces use."""
-  index = default_index_class().build(encoder.encode(documents))
-  return SearchTool(documents, encoder, index, top_k)
+  built = index_class(index).build(encoder.encode(documents))
+  return SearchTool(documents, encoder, built, top_k)
 
 
 def _tools(
@@ -328,12 +338,12 @@ def _tools(
   encoder: SentenceEncoder,
 ) -> list[Tool]:
   """The tools that read; `open_tools` adds python."""
-  top_k = config.tools.search_top_k
+  top_k, index = config.tools.search_top_k, config.index
   if config.data.source == "miniature":
     world = make_world(config.world)
     if name == "compute":
       return []
-    search = search_tool(world.documents(family(name)), encoder, top_k)
+    search = search_tool(world.documents(family(name)), encoder, index, top_k)
     if name == "web":
       return [search, OpenTool(world.page_texts())]
     return [search]
@@ -341,7 +351,7 @@ def _tools(
   if config.data.corpus is not None:
     with input_errors.from_outside():
       documents = load_corpus(config.data.corpus)
-  return [search_tool(documents, encoder, top_k)]
+  return [search_tool(documents, encoder, index, top_k)]
 
 
 def family(name: str) -> Family:

@@ -64,16 +64,20 @@ def _batch(problem: Problem) -> PackedBatch:
     problem.tokens,
     np.ones(shape, np.int32),
     where,
-    old_log_probs,
-    np.repeat(problem.advantages[:, None], shape[1], axis=1),
-    np.zeros(shape, np.float32),
     np.asarray(objectives.loss_weights(where, aggregation="sequence")),
+    {
+      "old_log_probs": old_log_probs,
+      "advantages": np.repeat(problem.advantages[:, None], shape[1], axis=1),
+      "retrieved_fraction": np.zeros(shape, np.float32),
+    },
   )
   # Micro-batches sum to the same gradient, and what one keeps for its backward
   # pass stays small.
   microbatches = shape[0] // _ROWS_PER_MICROBATCH
   return PackedBatch(
-    *(jnp.asarray(x).reshape(microbatches, -1, shape[1]) for x in rows),
+    *jax.tree.map(
+      lambda x: jnp.asarray(x).reshape(microbatches, -1, shape[1]), rows
+    ),
     jnp.asarray(microbatches),
   )
 

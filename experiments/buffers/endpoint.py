@@ -13,6 +13,7 @@ from experiments.progress import Progress
 from rapo_jax import text_files
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
+from rapo_jax.records import TrajectoryRecord
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.rollout.endpoint import (
   EndpointAgent,
@@ -92,7 +93,7 @@ async def _append(
       if isinstance(outcome, EndpointFailure):
         failures.append(outcome)
       else:
-        record = outcome.record(agent.name)
+        record = outcome.record(agent.name).to_json()
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()
         num_done += 1
@@ -116,18 +117,18 @@ def _done(journal: pathlib.Path, agent: str) -> set[tuple[str, int]]:
   if whole < len(data):
     os.truncate(journal, whole)
   done = set()
-  for number, record in text_files.json_lines(journal):
+  for number, content in text_files.json_lines(journal):
     try:
-      done.add((record["query_id"], record["index"]))
-      source = record["source"]
-    except (KeyError, TypeError) as error:
+      record = TrajectoryRecord.from_json(content)
+    except InputError as error:
       raise InputError(
-        f"{journal}:{number} is no trajectory of an endpoint ({error!r}): fix "
+        f"{journal}:{number} is no trajectory of an endpoint ({error}): fix "
         "or remove the line."
       ) from error
-    if source != agent:
+    done.add((record.query_id, record.index))
+    if record.source != agent:
       raise InputError(
-        f"{journal} holds trajectories of {source}, not of {agent}: choose "
-        "another --output, or remove it."
+        f"{journal} holds trajectories of {record.source}, not of {agent}: "
+        "choose another --output, or remove it."
       )
   return done

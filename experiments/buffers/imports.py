@@ -15,7 +15,12 @@ from experiments.workdir import write_json
 from rapo_jax import rewards
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
-from rapo_jax.retrieval import SentenceEncoder, StepTrace
+from rapo_jax.retrieval import (
+  IndexConfig,
+  SentenceEncoder,
+  StepTrace,
+  index_class,
+)
 from rapo_jax.retrieval.buffer.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.buffer.leaks import LeakCheck, Overlap, overlap_counts
 from rapo_jax.retrieval.buffer.manifest import Manifest
@@ -79,6 +84,7 @@ class ImportConfig:
       refuses them.
     selection: what is taken.
     leaks: what must not be in it.
+    index: which index is built over the keys.
   """
 
   file_format: Format | None = None
@@ -86,6 +92,7 @@ class ImportConfig:
   reward: Literal["f1"] | float | None = None
   selection: Selection = Selection()
   leaks: LeakConfig = LeakConfig()
+  index: IndexConfig = IndexConfig()
 
   def __post_init__(self) -> None:
     if self.reward != "f1":
@@ -174,7 +181,9 @@ def import_files(
       )
     traces = itertools.chain([first], traces)
     with progress.stage("write"):
-      writer = BufferWriter(output, encoder, resume=resume)
+      writer = BufferWriter(
+        output, encoder, index_cls=index_class(config.index), resume=resume
+      )
       total = sum(len(t.steps) for t in selected)
       writer.add(_reported(_not_yet_in(writer, traces), total, progress))
     if not outcome.traces.num_traces:

@@ -20,6 +20,7 @@ from rapo_jax.models import KV_BLOCK, sharding
 from rapo_jax.ranges import check_numbers
 from rapo_jax.rollout import sampler
 from rapo_jax.training import (
+  BASE_COLUMNS,
   PackedBatch,
   TrainState,
   make_optimizer,
@@ -344,10 +345,8 @@ class Programs:
       tokens=rows(jnp.int32),
       segment_ids=rows(jnp.int32),
       where=rows(jnp.bool_),
-      old_log_probs=rows(jnp.float32),
-      advantages=rows(jnp.float32),
-      retrieved_fraction=rows(jnp.float32),
       weights=rows(jnp.float32),
+      columns={name: rows(jnp.float32) for name in BASE_COLUMNS},
       num_microbatches=self._array((), jnp.int32),
     )
 

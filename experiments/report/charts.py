@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from experiments.report.results import METHODS, label
 from rapo_jax.rewards import ScoreStatus
 
 _WIDTH, _HEIGHT = 340, 216
@@ -32,6 +31,7 @@ class Lines:
   """One method in a line chart: a thin line a seed and a bold mean."""
 
   method: str
+  label: str
   seeds: Mapping[str, Points]
   mean: Points
 
@@ -85,7 +85,7 @@ def _method_lines(
   y_format: Callable[[float], str],
   x_label: str,
 ) -> list[Markup]:
-  name = label(line.method)
+  name = line.label
   parts = [
     Markup('<path class="seed {}" d="{}"><title>{}</title></path>').format(
       _class(line.method), _path(map(place, points)), f"{name}, seed {seed}"
@@ -110,11 +110,13 @@ def _method_lines(
   return parts
 
 
-def dot_chart(rows: Sequence[tuple[str, Mapping]], *, title: str) -> Markup:
+def dot_chart(
+  rows: Sequence[tuple[str, str, Mapping]], *, title: str
+) -> Markup:
   """One row a method: a dot a seed, the mean and its interval, 0 to 100 %.
 
   Args:
-    rows: (method, estimate) as in `results["accuracy"][task]`.
+    rows: (method, label, estimate) as in `results["accuracy"][task]`.
     title: what the chart shows, for those who cannot see it.
   """
   left, height = 108, len(rows) * _ROW + 30
@@ -122,10 +124,10 @@ def dot_chart(rows: Sequence[tuple[str, Mapping]], *, title: str) -> Markup:
   parts = _vertical_grid(
     [(left + v / 100 * span, f"{v}") for v in (0, 25, 50, 75, 100)], height
   )
-  for i, (method, estimate) in enumerate(rows):
+  for i, (method, label, estimate) in enumerate(rows):
     y = _ROW * (i + 0.5) + 2
     mean = left + span * estimate["mean"]
-    parts.append(_row_text(left, y, label(method)))
+    parts.append(_row_text(left, y, label))
     if estimate["interval"] is not None:
       low, high = (left + span * v for v in estimate["interval"])
       parts.append(_interval(_class(method), low, high, y))
@@ -134,7 +136,7 @@ def dot_chart(rows: Sequence[tuple[str, Mapping]], *, title: str) -> Markup:
         method,
         left + span * value,
         y,
-        f"{label(method)}, seed {seed}: {100 * value:.1f} %",
+        f"{label}, seed {seed}: {100 * value:.1f} %",
         faint=True,
       )
       for seed, value in estimate["seeds"].items()
@@ -354,7 +356,7 @@ def number(value: float) -> str:
 
 
 def _class(method: str) -> str:
-  return f"m-{method}" if method in METHODS else "m-other"
+  return f"m-{method}"
 
 
 def _svg(

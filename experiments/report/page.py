@@ -17,7 +17,8 @@ from markupsafe import Markup
 from experiments import pages
 from experiments.report import charts, samples, tables
 from experiments.report import results as results_lib
-from experiments.report.results import MEAN, Run, label
+from experiments.report.methods import colour_rules, label
+from experiments.report.results import MEAN, Run
 from experiments.workdir import Workdir, read_config
 from rapo_jax import files
 
@@ -80,8 +81,12 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
       *tables.cost_lines(results),
     ],
     tiles=list(_tiles(results)),
-    methods=[(m, label(m), charts.key_mark(m)) for m in results["methods"]],
-    trained=[(m, label(m), charts.key_mark(m)) for m in trained],
+    methods=[
+      (m, label(results, m), charts.key_mark(m)) for m in results["methods"]
+    ],
+    trained=[(m, label(results, m), charts.key_mark(m)) for m in trained],
+    colours=Markup(colour_rules(results, dark=False)),
+    dark_colours=Markup(colour_rules(results, dark=True)),
     has_hybrid="hybrid" in results["methods"],
     accuracy=_accuracy_table(results),
     seeds=_seed_charts(results),
@@ -94,11 +99,19 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     config=list(_flat(config)),
     trajectories=_json(
       {
-        "labels": {m: label(m) for m in results["methods"]},
+        "labels": {m: label(results, m) for m in results["methods"]},
         "groups": samples.sample_groups(runs),
       }
     ),
   )
+
+
+def _legend(
+  results: Mapping[str, Any], methods: Sequence[str]
+) -> Iterator[tuple[str, str, Markup]]:
+  """Name, label and mark of each method."""
+  for method in methods:
+    yield method, label(results, method), charts.key_mark(method)
 
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -121,7 +134,7 @@ def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if difference:
       yield (
         tables.points(difference["mean"]),
-        f"points, {tables.shown_comparison(name)}",
+        f"points, {tables.shown_comparison(results, name)}",
         tables.certainty(difference),
       )
   learning = results["learning"].get(MEAN, {})
@@ -131,7 +144,8 @@ def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
       tables.speedup_text(speedup),
       "updates to half of the gain, GRPO ÷ RAPO",
       ", ".join(
-        f"{label(m)} {tables.updates(c['updates_to']['halfway']['mean'], c)}"
+        f"{label(results, m)} "
+        f"{tables.updates(c['updates_to']['halfway']['mean'], c)}"
         for m, c in learning["methods"].items()
         if m in ("grpo", "rapo")
       ),
@@ -185,8 +199,11 @@ def _accuracy_table(results: Mapping[str, Any]) -> dict[str, Any]:
     if "num_samples" in content
   ]
   return {
-    "methods": [(m, label(m)) for m in methods],
-    "comparisons": [*map(tables.shown_comparison, tables.comparisons(results))],
+    "methods": [(m, label(results, m)) for m in methods],
+    "comparisons": [
+      tables.shown_comparison(results, name)
+      for name in tables.comparisons(results)
+    ],
     "rows": rows,
     "num_samples": max((c["num_samples"] for c in counts), default=0),
     "num_questions": min(
@@ -216,7 +233,7 @@ def _seed_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
   found = []
   for task in tables.task_rows(results, "accuracy"):
     rows = [
-      (method, content["sampled"])
+      (method, label(results, method), content["sampled"])
       for method, content in results["accuracy"].get(task, {}).items()
       if "sampled" in content
     ]
@@ -237,7 +254,7 @@ def _difference_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     ]
     if rows:
       first, _, second = name.partition(" - ")
-      title = f"{label(first)} − {label(second)}, points"
+      title = f"{label(results, first)} − {label(results, second)}, points"
       found.append(
         (title, charts.difference_chart(rows, title=title, method=first))
       )
@@ -271,7 +288,7 @@ def _mean_curve(results: Mapping[str, Any]) -> Markup:
       for seed, values in curve["seeds"].items()
     }
     mean = list(zip(updates, curve["mean"], strict=True))
-    lines.append(charts.Lines(method, seeds, mean))
+    lines.append(charts.Lines(method, label(results, method), seeds, mean))
   return _accuracy_chart(lines, "updates")
 
 
@@ -321,7 +338,7 @@ def _lines(
         for update in sorted(shared)
       ]
       seeds = {seed: list(p.values()) for seed, p in by_seed.items()}
-      yield charts.Lines(method, seeds, mean)
+      yield charts.Lines(method, label(results, method), seeds, mean)
 
 
 def _points(
@@ -357,7 +374,7 @@ def _progress_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
       rows.append(
         {
           "task": task,
-          "label": label(method),
+          "label": label(results, method),
           "at": [
             tables.percent(
               (content["at_updates"].get(str(u)) or {}).get("mean")
@@ -396,9 +413,9 @@ def _cost_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     found.append(
       {
         "title": title,
-        "methods": [label(method) for method in cost["methods"]],
+        "methods": [label(results, method) for method in cost["methods"]],
         "ratios": [
-          " ÷ ".join(label(part) for part in name.split(" / "))
+          " ÷ ".join(label(results, part) for part in name.split(" / "))
           for name in cost["ratios"]
         ],
         "rows": rows,
@@ -460,7 +477,7 @@ def _status_charts(
         points, title=f"Score status, {task} {method}", statuses=statuses
       )
       if chart:
-        yield f"{task}, {label(method)}", chart
+        yield f"{task}, {label(results, method)}", chart
 
 
 def _provenance(

@@ -20,24 +20,18 @@ import numpy as np
 from experiments import health, provenance
 from experiments.metrics import read_metrics
 from experiments.report import bootstrap
+from experiments.report.methods import (
+  AGENTS,
+  BASE,
+  Shown,
+  method_order,
+  read_shown,
+)
 from experiments.workdir import read_evaluation, read_json, write_json
 
-METHODS = ("base", "off_policy", "grpo", "hybrid", "rapo")
-LABELS = {
-  "base": "base agent",
-  "off_policy": "off-policy agent",
-  "grpo": "GRPO",
-  "hybrid": "hybrid alone",
-  "rapo": "RAPO",
-}
-BASE = "base"
-COMPARISONS = (
-  ("rapo", "grpo"),
-  ("rapo", "hybrid"),
-  ("grpo", BASE),
-  ("hybrid", BASE),
-  ("rapo", BASE),
-)
+# Differences that are shown first, where both are there.
+_FIRST_COMPARISONS = (("rapo", "grpo"), ("rapo", "hybrid"))
+_COMPARED_FIRST = {name for pair in _FIRST_COMPARISONS for name in pair}
 MEAN = "mean"
 # Parts of a run at whose ends accuracy is compared.
 _PARTS = 4
@@ -138,15 +132,22 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
   evaluations = load_evaluations(workdir)
   runs = load_runs(workdir)
   tasks = sorted({*evaluations, *(run.task for run in runs)})
+  there = _methods(evaluations, runs)
   differences = {
     f"{first} - {second}": _differences(evaluations, first, second)
-    for first, second in COMPARISONS
+    for first, second in _comparisons(there)
   }
+  shown = read_shown((run.method, run.path) for run in runs)
   results = {
     "written": _now(),
     "provenance": provenance.read_starts(workdir),
     "tasks": tasks,
-    "methods": _methods(evaluations, runs),
+    "methods": there,
+    "labels": {m: shown[m].label if m in shown else m for m in there},
+    "colours": {
+      m: [shown[m].colour, shown[m].dark_colour] if m in shown else [None, None]
+      for m in there
+    },
     "unfinished_runs": [
       f"{run.task}/{run.name}" for run in runs if not run.finished
     ],
@@ -159,7 +160,7 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
     "learning": _learning(runs, differences),
     "training": _training(runs),
     "cost": _cost(runs),
-    "warnings": _warnings(workdir, runs, evaluations),
+    "warnings": _warnings(workdir, runs, evaluations, shown),
     "bootstrap_resamples": bootstrap.NUM_RESAMPLES,
   }
   return _without_nan(results)
@@ -200,22 +201,25 @@ def load_runs(workdir: str | pathlib.Path) -> list[Run]:
       runs.append(
         Run(path.parent.name, method, int(seed), path, finished, rows)
       )
-  return sorted(runs, key=lambda r: (r.task, _order(r.method), r.seed))
+  return sorted(runs, key=lambda r: (r.task, method_order(r.method), r.seed))
 
 
-def label(method: str) -> str:
-  return LABELS.get(method, method)
-
-
-def _order(method: str) -> tuple[int, str]:
-  return (METHODS.index(method) if method in METHODS else 99, method)
+def _comparisons(there: Sequence[str]) -> list[tuple[str, str]]:
+  """Pairs of methods that are compared: with GRPO, then with the base agent."""
+  trained = [m for m in there if m not in AGENTS]
+  pairs = [
+    *_FIRST_COMPARISONS,
+    *((m, "grpo") for m in trained if m not in _COMPARED_FIRST),
+    *((m, BASE) for m in trained),
+  ]
+  return list(dict.fromkeys(pairs))
 
 
 def _methods(
   evaluations: Mapping[str, Sequence[Evaluation]], runs: Sequence[Run]
 ) -> list[str]:
   evaluated = (e.method for group in evaluations.values() for e in group)
-  return sorted({*evaluated, *(run.method for run in runs)}, key=_order)
+  return sorted({*evaluated, *(run.method for run in runs)}, key=method_order)
 
 
 # Accuracy and differences.
@@ -457,7 +461,7 @@ def _learning(
   runs: Sequence[Run], differences: Mapping[str, Any]
 ) -> dict[str, Any]:
   tasks = sorted({run.task for run in runs})
-  methods = sorted({run.method for run in runs}, key=_order)
+  methods = sorted({run.method for run in runs}, key=method_order)
   curves: dict[str, dict[str, _Curve]] = {}
   for method in methods:
     own = {
@@ -590,6 +594,7 @@ def _warnings(
   workdir: str | pathlib.Path,
   runs: Sequence[Run],
   evaluations: Mapping[str, Sequence[Evaluation]],
+  shown: Mapping[str, Shown],
 ) -> list[dict[str, Any]]:
   """Alerts of every run, and evaluations in which nothing could be right."""
   settings, hybrid = _health_settings(workdir)
@@ -597,7 +602,7 @@ def _warnings(
     _warning(run.task, run.name, alert)
     for run in runs
     for alert in health.alerts_of(
-      run.rows, settings, retrieves=hybrid and run.method != "grpo"
+      run.rows, settings, retrieves=hybrid and shown[run.method].retrieves
     )
   ]
   for task, group in evaluations.items():
@@ -752,7 +757,7 @@ def _cost_ratios(by_method: Mapping[str, Any]) -> dict[str, Any]:
       }
       for name in COSTS
     }
-    for first, second in COMPARISONS
+    for first, second in _comparisons(list(by_method))
     if first in by_method and second in by_method
   }
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.report.results import Run
 from experiments.workdir import parse_row
+from rapo_jax.errors import InputError
+from rapo_jax.records import SegmentRecord, TrajectoryRecord
 
 BUDGET_BYTES = 2_000_000
 _MAX_TEXT = 4_000
@@ -94,36 +96,41 @@ def _group(
   with (run.path / "trajectories.jsonl").open("rb") as file:
     for offset in offsets:
       file.seek(offset)
-      rows.append(json.loads(file.readline()))
-  prompt = [s["text"] for s in rows[0]["segments"] if s["kind"] == "prompt"]
-  truth = rows[0]["ground_truth"]
+      rows.append(TrajectoryRecord.from_json(json.loads(file.readline())))
+  first = rows[0]
+  prompt = [s.text for s in first.segments if s.kind == "prompt"]
   return {
     "task": run.task,
     "method": run.method,
     "seed": run.seed,
     "update": update,
     "query": query_id,
-    "question": _cut(rows[0]["question"]),
-    "truth": _cut(truth if isinstance(truth, str) else " | ".join(truth)),
+    "question": _cut(first.question),
+    "truth": _cut(" | ".join(first.ground_truth)),
     "prompt": _cut("".join(prompt)),
     "rollouts": [_rollout(row) for row in rows],
   }
 
 
-def _rollout(row: Mapping[str, Any]) -> dict[str, Any]:
-  score = row["score"]
+def _rollout(row: TrajectoryRecord) -> dict[str, Any]:
+  score, training = row.score, row.training
+  if training is None:
+    raise InputError(
+      f"a log of training says what each trajectory was worth, and that of "
+      f"question {row.query_id!r} does not: remove the line."
+    )
   return {
-    "index": row["index"],
-    "hybrid": row["hybrid"],
-    "finish": row["finish_reason"],
-    "version": row["policy_version"],
+    "index": row.index,
+    "hybrid": training.hybrid,
+    "finish": row.finish_reason,
+    "version": training.policy_version,
     "reward": _round(score["value"]),
     "status": score["status"],
     "answer": _cut(str(score["answer"] if score["answer"] is not None else "")),
     "class": reward_class(score),
-    "advantage": _round(row["advantage"]),
-    "z": _round(row["retrieval_reward"]),
-    "retrieved": _round(row["retrieved_fraction"]),
+    "advantage": _round(training.advantage),
+    "z": _round(training.retrieval_reward),
+    "retrieved": _round(training.retrieved_fraction),
     "steps": list(_segments(row)),
   }
 
@@ -137,24 +144,24 @@ def reward_class(score: Mapping[str, Any]) -> str:
   return "partly" if score["value"] > 0 else "wrong"
 
 
-def _segments(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _segments(row: TrajectoryRecord) -> Iterator[dict[str, Any]]:
   """Segments in order, with the event that made each, and failed retrievals."""
-  segments = [s for s in row["segments"] if s["kind"] != "prompt"]
-  pending = list(row["events"])
+  segments = [s for s in row.segments if s.kind != "prompt"]
+  pending = list(row.events)
   for position, segment in enumerate(segments):
-    step, kind = segment["step_id"], segment["kind"]
+    step, kind = segment.step_id, segment.kind
     for event in [e for e in pending if _precedes(e, segment)]:
       pending.remove(event)
       yield {"kind": "missed", "step": step, "outcome": event["outcome"]}
     content = {
       "kind": kind,
       "step": step,
-      "text": _cut(segment["text"]),
-      "tokens": segment["num_tokens"],
+      "text": _cut(segment.text),
+      "tokens": segment.num_tokens,
     }
     if kind == "policy":
-      content["entropy"] = _round(segment.get("entropy"))
-      content["log_prob"] = _round(segment.get("log_prob"))
+      content["entropy"] = _round(segment.entropy)
+      content["log_prob"] = _round(segment.log_prob)
     wanted = {"observation": "tool", "retrieved": "retrieval"}.get(kind)
     for event in pending:
       if event["type"] == wanted and event["step_id"] == step:
@@ -166,13 +173,13 @@ def _segments(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield content
 
 
-def _precedes(event: Mapping[str, Any], segment: Mapping[str, Any]) -> bool:
+def _precedes(event: Mapping[str, Any], segment: SegmentRecord) -> bool:
   """Whether an event is a retrieval that inserted nothing before a segment."""
   return (
     event["type"] == "retrieval"
     and event["outcome"] != "hit"
-    and event["step_id"] == segment["step_id"]
-    and segment["kind"] == "policy"
+    and event["step_id"] == segment.step_id
+    and segment.kind == "policy"
   )
 
 
@@ -186,7 +193,7 @@ def _event(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def retrieval_effect(
-  segments: Sequence[Mapping[str, Any]], position: int
+  segments: Sequence[SegmentRecord], position: int
 ) -> dict[str, Any]:
   """Entropy before and after a retrieved step and its reward (Eq. 5 to 7).
 
@@ -209,10 +216,10 @@ def retrieval_effect(
   }
 
 
-def _entropy(segments: Any) -> float | None:
+def _entropy(segments: Iterable[SegmentRecord]) -> float | None:
   for segment in segments:
-    if segment["kind"] == "policy":
-      return segment.get("entropy")
+    if segment.kind == "policy":
+      return segment.entropy
   return None
 
 

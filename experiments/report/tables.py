@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import health
-from experiments.report.results import COSTS, MEAN, label
+from experiments.report.methods import AGENTS, label
+from experiments.report.results import COSTS, MEAN
 
 # From fewer seeds a bootstrap interval is too narrow to lean on.
 FEW_SEEDS = 5
@@ -137,11 +138,14 @@ def headline(results: Mapping[str, Any]) -> list[str]:
 def _headline_alone(results: Mapping[str, Any]) -> list[str]:
   """The headline of a run without RAPO or without GRPO."""
   where = _where(results["tasks"])
-  for method in ("rapo", "hybrid", "grpo"):
+  trained = [m for m in reversed(results["methods"]) if m not in AGENTS]
+  for method in dict.fromkeys(["rapo", *trained]):
     reached = results["accuracy"].get(MEAN, {}).get(method, {}).get("sampled")
     if reached is None:
       continue
-    first = f"{label(method)} answers {percent(reached['mean'])} % {where}"
+    first = (
+      f"{label(results, method)} answers {percent(reached['mean'])} % {where}"
+    )
     gain = results["differences"].get(f"{method} - base", {})
     overall = gain.get(MEAN, {}).get("sampled")
     if overall is None:
@@ -162,7 +166,7 @@ def _headline_of_curves(results: Mapping[str, Any]) -> list[str]:
   """The headline of runs that have not been evaluated yet."""
   curves = results["learning"].get(MEAN, {}).get("methods", {})
   parts = [
-    f"{label(method)} {percent(content['curve']['mean'][0])} % to "
+    f"{label(results, method)} {percent(content['curve']['mean'][0])} % to "
     f"{percent(content['curve']['mean'][-1])} % in {content['last_update']} "
     "updates"
     for method, content in curves.items()
@@ -295,7 +299,7 @@ def speed_lines(results: Mapping[str, Any]) -> list[str]:
       for method, content in learning["methods"].items()
     }
     words = [
-      f"{label(method)} {updates(value, learning['methods'][method])}"
+      f"{label(results, method)} {updates(value, learning['methods'][method])}"
       for method, value in reached.items()
     ]
     speedup = learning.get("speedup", {}).get(name)
@@ -374,12 +378,14 @@ def difference_text(estimate: Mapping[str, Any] | None) -> str:
   return f"{points(estimate['mean'])} [{points(low)}, {points(high)}]"
 
 
-def shown_comparison(name: str) -> str:
+def _short(results: Mapping[str, Any], method: str) -> str:
+  return _SHORT.get(method, label(results, method))
+
+
+def shown_comparison(results: Mapping[str, Any], name: str) -> str:
   """`rapo - grpo` as people write it."""
   first, _, second = name.partition(" - ")
-  return (
-    f"{_SHORT.get(first, label(first))} − {_SHORT.get(second, label(second))}"
-  )
+  return f"{_short(results, first)} − {_short(results, second)}"
 
 
 def comparisons(results: Mapping[str, Any]) -> list[str]:
@@ -401,8 +407,8 @@ def _accuracy_rows(
   accuracy, methods = results["accuracy"], results["methods"]
   evaluated = [m for m in methods if any(m in t for t in accuracy.values())]
   names = comparisons(results)[:1]
-  header = ["task", *(_SHORT.get(m, label(m)) for m in evaluated)]
-  header += [f"{shown_comparison(name)} [95 %]" for name in names]
+  header = ["task", *(_short(results, m) for m in evaluated)]
+  header += [f"{shown_comparison(results, name)} [95 %]" for name in names]
   rows = []
   for task in task_rows(results, "accuracy"):
     cells = accuracy.get(task, {})
@@ -435,7 +441,7 @@ def _seed_rows(results: Mapping[str, Any]) -> list[list[str]]:
   return [
     ["task", "method", *(f"seed {name}" for name in names)],
     *(
-      [task, _SHORT.get(method, label(method))]
+      [task, _short(results, method)]
       + [percent(seeds.get(name)) for name in names]
       for (task, method), seeds in found.items()
     ),

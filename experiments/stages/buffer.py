@@ -21,6 +21,7 @@ from rapo_jax.errors import InputError
 from rapo_jax.retrieval import (
   BufferWriter,
   SentenceEncoder,
+  index_class,
   select_top_k,
   step_traces,
 )
@@ -64,7 +65,9 @@ def build_buffer(
     dataclasses.replace(config.rollout, num_hybrid=0),
     vocab_size=model.config.vocab_size,
   )
-  writer = BufferWriter(directory, encoder, resume=True)
+  writer = BufferWriter(
+    directory, encoder, index_cls=index_class(config.index), resume=True
+  )
   progress = _Progress(directory, config)
   # Under which the agent's traces are kept.
   source = f"{task.name}/{agent_path.name}"
@@ -117,7 +120,7 @@ def _best(
   """
   trajectories = [t for t in trajectories if not t.is_cut_by_system]
   samples = rewards.samples_of(
-    trajectories, queries, task.tokenizer, task.tools
+    trajectories, queries, task.tokenizer, task.tag_set
   )
   scores = [s.value for s in rewards.score_all(task.reward, samples)]
   best = select_top_k(

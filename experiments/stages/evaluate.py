@@ -166,7 +166,9 @@ def counted(
       "or tools that broke), so there is no accuracy: raise "
       "rollout.trajectory_timeout_s or look into the tools."
     )
-  samples = rewards.samples_of(kept, task.held_out, task.tokenizer, task.tools)
+  samples = rewards.samples_of(
+    kept, task.held_out, task.tokenizer, task.tag_set
+  )
   return list(zip(kept, rewards.score_all(task.reward, samples), strict=True))
 
 

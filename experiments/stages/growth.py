@@ -16,6 +16,7 @@ from rapo_jax.retrieval import (
   GrowingBuffer,
   StepTrace,
   StepTraceBuffer,
+  index_class,
   select_top_k,
   step_traces,
 )
@@ -44,7 +45,9 @@ class Growth:
     assert config.buffer.grow is not None
     self._grow = config.buffer.grow
     self._retrieval = config.retrieval
-    self.buffer = GrowingBuffer(base, folder)
+    self.buffer = GrowingBuffer(
+      base, folder, index_cls=index_class(config.index)
+    )
 
   def state(self) -> dict[str, int | str]:
     """What a checkpoint says of the buffer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -20,9 +21,8 @@ from experiments import (
   health,
   input_errors,
   provenance,
-  trajectory_log,
 )
-from experiments.config import ExperimentConfig, Method
+from experiments.config import ExperimentConfig
 from experiments.dependencies import (
   CHECKPOINTS_FOLDER,
   DIVERGED_FILE,
@@ -34,6 +34,7 @@ from experiments.devices import device_mesh
 from experiments.engines import open_engine
 from experiments.metrics import MetricsWriter, read_metrics, truncate_rows
 from experiments.policies import describe_policy, load_policy, model_digest
+from experiments.report.methods import write_shown
 from experiments.stages.divergence import Diverged, Watch
 from experiments.stages.evaluate import curve_point
 from experiments.stages.growth import Growth
@@ -56,9 +57,11 @@ from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.tools import ToolStatus as ToolStatus
 from rapo_jax.training import (
   Checkpoints,
+  ObjectiveConfig,
   Trainer,
   TrainState,
   init_train_state,
+  trajectory_records,
 )
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
@@ -79,12 +82,12 @@ class Run:
 
   Attributes:
     task: name of its task.
-    method: what trains.
+    method: name of the algorithm that trains.
     seed: of sampling and retrieval.
   """
 
   task: str
-  method: Method
+  method: str
   seed: int
 
   @property
@@ -96,7 +99,7 @@ def runs(config: ExperimentConfig, tasks: list[str]) -> Iterator[Run]:
   """All runs of an experiment, seed by seed, so that pairs end together."""
   for task in tasks:
     for seed in config.train.seeds:
-      for method in config.train.methods:
+      for method in config.train.algorithms:
         yield Run(task, method, seed)
 
 
@@ -136,6 +139,7 @@ def train(
   if is_finished(folder, config):
     report(1.0, "finished before")
     return
+  write_shown(folder, config.train.algorithm(run.method))
   folders.clear_leftovers(folder / POLICY_FOLDER)
   folders.clear_leftovers(folder / ADAPTERS_FOLDER)
   policy = load_policy(config, task.base_path, seed=run.seed)
@@ -235,7 +239,7 @@ class _Updates:
       monitor = _monitor(config, run).replay(read_metrics(self.folder))
       if not totals:
         writer.write(0, self._evaluate(state.model))
-        totals = {"seconds": 0.0, "generated_tokens": 0.0}
+        totals = {"seconds": 0.0, "generated_tokens": 0.0, "batches": 0.0}
       report(done / num_updates, run.name)
       with compilations() as compiled:
         _try_update(config, self.task, run, self.trainer, state)
@@ -356,11 +360,12 @@ def _make_trainer(
   policy: models.Decoder,
 ) -> Trainer:
   """What runs the updates of a run's method."""
-  rollout, objective = config.method(run.method)
+  algorithm = config.train.algorithm(run.method)
+  retrieval = algorithm.plan.retrieval(config.retrieval)
   engine = open_engine(
-    config,
+    dataclasses.replace(config, retrieval=retrieval),
     task,
-    rollout,
+    algorithm.plan.rollout(config.rollout),
     vocab_size=policy.config.vocab_size,
     buffer=buffer,
     policy=policy,
@@ -368,15 +373,27 @@ def _make_trainer(
   return Trainer(
     engine,
     task.tokenizer,
-    rollout=rollout,
-    objective=objective,
+    rollout=config.rollout,
+    objective=config.objective,
     optimizer=config.optimizer,
     update=config.update,
     seed=run.seed,
     mesh=device_mesh(config.mesh),
     reward=task.reward,
-    tools=tuple(task.tools),
+    tag_set=task.tag_set,
+    algorithm=algorithm,
+    reference=_reference(algorithm.settings(config.objective), policy),
   )
+
+
+def _reference(
+  objective: ObjectiveConfig, policy: models.Decoder
+) -> models.Decoder | None:
+  """A copy of the policy that KL is taken to; None if there is no need."""
+  if not objective.kl_coef or policy.config.lora is not None:
+    return None
+  # A copy: the state that begins with the policy is donated.
+  return jax.tree.map(jnp.copy, policy)
 
 
 def _write_end(
@@ -653,12 +670,15 @@ def _check_config(
 
 @input_errors.from_outside()
 def _questions(
-  config: ExperimentConfig, task: Task, run: Run, update: int
+  config: ExperimentConfig, task: Task, run: Run, batch: int
 ) -> tuple[list[Query], list[np.ndarray]]:
-  """Queries and prompts of an update, the same for every method."""
+  """Queries and prompts of a batch, the same for every method.
+
+  A method that does not resample takes one batch an update.
+  """
   chosen = order.batch(
     config.data.seed + run.seed,
-    update,
+    batch,
     config.update.queries_per_update,
     len(task.train),
   )
@@ -700,25 +720,35 @@ def _update(
 
   Its trajectories are logged on a schedule, and where an alert begins.
   """
-  queries, prompts = _questions(config, task, run, update)
+  # A checkpoint from before methods resampled counts updates.
+  first = int(totals.setdefault("batches", float(update)))
+  questions = functools.partial(_questions, config, task, run)
   where = f"update {update + 1} of {run.task} {run.name}"
   with compilations() as compiled, health.finite_rollout(where):
-    state, experience, row = trainer.step(state, queries, prompts, update)
+    state, experience, row = trainer.step(
+      state,
+      *questions(first),
+      update,
+      more=lambda number: questions(first + number),
+    )
+  queries = experience.queries
   row["compile/programs"] = len(compiled)
   row["compile/seconds"] = sum(c.seconds for c in compiled)
   _stop_if_compiled(config, run, update + 1, compiled)
   totals["seconds"] += row["step/seconds"]
   totals["generated_tokens"] += row["rollout/generated_tokens"]
+  totals["batches"] += row["rollout/rounds"]
   number = update + 1
   every = config.train.log_trajectories_every
   alerts = monitor.look(number, row)
   row |= monitor.metrics()
   if number == 1 or number % every == 0 or any(a.show for a in alerts):
     with files.append_private(folder / TRAJECTORIES_FILE) as file:
-      for record in trajectory_log.records(
+      for record in trajectory_records(
         experience, queries, task.tokenizer, number
       ):
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        line = json.dumps(record.to_json(), ensure_ascii=False)
+        file.write(line + "\n")
   if growth is not None:
     row |= growth.after_update(number, experience, queries, task.tokenizer)
   return state, {**totals, **row}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,6 +15,7 @@ from rapo_jax.data.prompts import chat_messages
 from rapo_jax.data.queries import Query
 from rapo_jax.dataset_rows import accepted_answers, row_question, unpacked
 from rapo_jax.errors import InputError
+from rapo_jax.tools import Described, PythonTool, SearchTool
 
 TASK = "tool_star"
 _COLUMNS = ("prompt", "reward_model")
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 def load_tool_star(
   path: str | os.PathLike[str],
-  tools: Collection[str] = ("search", "python"),
+  tools: Iterable[Described] = (SearchTool, PythonTool),
   limit: int | None = None,
 ) -> list[Query]:
   r"""Reads questions in the layout that RAPO, ARPO, verl and Search-R1 use.
@@ -41,7 +42,7 @@ def load_tool_star(
 
   Args:
     path: a parquet file.
-    tools: tools that the system prompt names.
+    tools: those that the system prompt names, or their classes.
     limit: most rows to read, from the start; all if None.
 
   Returns:
@@ -57,6 +58,7 @@ def load_tool_star(
     raise FileNotFoundError(f"no parquet file at {path}")
   if limit is not None and limit < 1:
     raise InputError(f"limit must be >= 1 or None, got {limit}")
+  tools = tuple(tools)
   queries = []
   blank = []
   for row, record in _rows(path, limit):

@@ -311,7 +311,8 @@ def _loss_sum_forward(
       lambda x: _masked_loss(loss, x, *arguments), log_probs
     )
     (by_log_prob,) = backward(jnp.ones_like(losses))
-    return losses, by_log_prob, None, None
+    # A select passes on the NaN of a derivative that it does not take.
+    return losses, jnp.where(arguments[0], by_log_prob, 0), None, None
 
   *gradients, (losses, log_probs) = _gradients(
     slopes,

@@ -1,8 +1,8 @@
 """RAPO's objective, free of the rest of the library.
 
 Pure functions from arrays to arrays: entropies, the retrieval reward, group
-advantages, the clipped loss and its metrics. The package needs `jax` and
-`chex` and nothing else, so any JAX training loop can import it:
+advantages, step returns, the clipped losses and their metrics. The package
+needs `jax` and `chex` and nothing else, so any JAX training loop can import it:
 
 ```python
 from rapo_jax import objectives
@@ -30,15 +30,23 @@ numbers are those of "RAPO: Expanding Exploration for LLM Agents via
 Retrieval-Augmented Policy Optimization" (arXiv 2603.03078).
 """
 
-from rapo_jax.objectives.advantages import group_advantages, rapo_advantages
+from rapo_jax.objectives.advantages import (
+  group_advantages,
+  overlong_penalty,
+  rapo_advantages,
+  step_returns,
+)
 from rapo_jax.objectives.entropy import step_entropy, token_entropy
 from rapo_jax.objectives.losses import (
+  clipped_loss,
   importance_ratio,
   importance_shaping,
   kl_estimate,
   loss_weights,
   rapo_loss,
   rapo_token_loss,
+  segment_log_ratio,
+  segment_ratio,
 )
 from rapo_jax.objectives.metrics import rapo_metrics
 from rapo_jax.objectives.retrieval import (
@@ -48,11 +56,13 @@ from rapo_jax.objectives.retrieval import (
 )
 
 __all__ = [
+  "clipped_loss",
   "group_advantages",
   "importance_ratio",
   "importance_shaping",
   "kl_estimate",
   "loss_weights",
+  "overlong_penalty",
   "rapo_advantages",
   "rapo_loss",
   "rapo_metrics",
@@ -60,6 +70,9 @@ __all__ = [
   "retrieval_quality",
   "retrieval_reward",
   "retrieved_fraction",
+  "segment_log_ratio",
+  "segment_ratio",
   "step_entropy",
+  "step_returns",
   "token_entropy",
 ]

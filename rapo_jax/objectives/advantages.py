@@ -20,6 +20,7 @@ def group_advantages(
   num_groups: int,
   ddof: int = 1,
   eps: chex.Numeric = 1e-6,
+  std: bool = True,
 ) -> jax.Array:
   """Rewards relative to the other rollouts of the same query.
 
@@ -35,6 +36,8 @@ def group_advantages(
     num_groups: number of groups; static.
     ddof: 1 for the unbiased variance, 0 for the biased one.
     eps: added to the standard deviation, in units of reward, >= 0.
+    std: False leaves the division out: `r - mean` (Dr. GRPO: Liu et al.,
+      2025).
 
   Returns:
     Advantages, `[B]`; exactly 0 for a group of one or of equal rewards.
@@ -53,18 +56,88 @@ def group_advantages(
   rewards = masked.select(rewards, where)
   mean = masked.segment_mean(rewards, group_ids, where, num_groups)
   centred = rewards - masked.take_segment(mean, group_ids, where)
+  equal = masked.segment_is_constant(rewards, group_ids, where, num_groups)
+  live = where & (masked.take_segment(equal.astype(int), group_ids, where) == 0)
+  if not std:
+    return masked.select(centred, live)
   squares = masked.segment_sum(
     jnp.square(centred), group_ids, where, num_groups
   )
   count = masked.segment_count(
     group_ids, where, num_groups, dtype=rewards.dtype
   )
-  equal = masked.segment_is_constant(rewards, group_ids, where, num_groups)
   # The gradient of sqrt at 0 is inf, so groups of equal rewards are kept off.
   variance = masked.select(squares / jnp.maximum(count - ddof, 1), ~equal, 1.0)
   scale = masked.take_segment(jnp.sqrt(variance) + eps, group_ids, where)
-  live = where & (masked.take_segment(equal.astype(int), group_ids, where) == 0)
   return masked.select(centred, live) / masked.select(scale, live, 1.0)
+
+
+def step_returns(
+  step_rewards: chex.Array,
+  *,
+  where: chex.Array,
+  discount: chex.Numeric = 1.0,
+) -> jax.Array:
+  """Discounted sum of the rewards from each step on.
+
+  `R_t = r_t + discount * R_u`, with `u` the next step in `where`: a step that
+  is left out takes no discount.
+
+  Args:
+    step_rewards: reward of each step in order, `[B, S]`.
+    where: steps that count, bool `[B, S]`.
+    discount: in [0, 1].
+
+  Returns:
+    Returns, `[B, S]`; 0 where masked.
+
+  Raises:
+    ValueError: if the shapes differ or the discount is negative.
+  """
+  rewards = checks.as_float(step_rewards)
+  checks.check_rank("step_rewards", rewards, "BS")
+  where = checks.as_mask("where", where, rewards.shape, "`step_rewards`")
+  checks.check_at_least("discount", discount, 0)
+
+  def back(
+    later: jax.Array, step: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
+    reward, counts = step
+    later = jnp.where(counts, reward + discount * later, later)
+    return later, masked.select(later, counts)
+
+  start = jnp.zeros(rewards.shape[0], rewards.dtype)
+  _, returns = jax.lax.scan(
+    back, start, (masked.select(rewards, where).T, where.T), reverse=True
+  )
+  return returns.T
+
+
+def overlong_penalty(
+  lengths: chex.Array, *, limit: chex.Numeric, share: chex.Numeric
+) -> jax.Array:
+  """What a response costs for its length (DAPO: Yu et al., 2025, Eq. 13).
+
+  0 up to `(1 - share) * limit` tokens; from there it falls on a line to -1 at
+  the limit, and on below -1 beyond it, as in the authors' code. The paper
+  stops at -1.
+
+  Args:
+    lengths: tokens of each response, any shape.
+    limit: tokens at which the penalty is -1, above 0.
+    share: last share of the limit, over which it grows, in (0, 1].
+
+  Returns:
+    Penalties, <= 0, same shape, to be added to the rewards.
+
+  Raises:
+    ValueError: the limit or the share is negative.
+  """
+  lengths = checks.as_float(lengths)
+  checks.check_at_least("limit", limit, 0)
+  checks.check_at_least("share", share, 0)
+  over = (lengths - (1 - share) * limit) / (share * limit)
+  return -jnp.maximum(over, 0)
 
 
 def rapo_advantages(

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from rapo_jax.objectives import checks, masked
 
-Aggregation = Literal["sequence", "token"]
+Aggregation = Literal["sequence", "token", "constant"]
 Estimator = Literal["k1", "k2", "k3"]
+
+_MAX_SEGMENT_LOG_RATIO = 10.0
 
 
 def importance_ratio(
@@ -81,6 +83,7 @@ def kl_estimate(
   reference_log_probs: chex.Array,
   *,
   estimator: Estimator = "k3",
+  limit: float | None = None,
 ) -> jax.Array:
   """Estimate of KL(policy || reference) at each token the policy sampled.
 
@@ -93,6 +96,8 @@ def kl_estimate(
     log_probs: log-probabilities under the policy, any shape.
     reference_log_probs: log-probabilities under the reference, same shape.
     estimator: "k1", "k2" or "k3".
+    limit: a k3 estimate above it counts as it, without gradient; above 0, in
+      nats, or None for no limit. verl's is 10.
 
   Returns:
     Estimates in nats, same shape.
@@ -114,12 +119,117 @@ def kl_estimate(
     case "k3":
       difference = _cap(difference)
       # expm1 keeps the small values that exp(d) - 1 would round away.
-      return jnp.expm1(difference) - difference
+      estimate = jnp.expm1(difference) - difference
+      return estimate if limit is None else jnp.minimum(estimate, limit)
     case _:
       raise ValueError(
         f"`estimator` must be 'k1', 'k2' or 'k3', got {estimator!r}; 'k3' "
         "is the usual choice"
       )
+
+
+def clipped_loss(
+  ratio: chex.Array,
+  advantages: chex.Array,
+  *,
+  clip_epsilon_low: chex.Numeric = 0.2,
+  clip_epsilon_high: chex.Numeric = 0.28,
+  dual_clip: float | None = None,
+) -> jax.Array:
+  """PPO's clipped loss of each entry (Schulman et al., 2017, Eq. 7).
+
+  `-min(r A, clip(r, 1 - low, 1 + high) A)`. With a dual clip `c` (Ye et al.,
+  2020) the loss of a negative advantage is at most `-c A`.
+
+  Args:
+    ratio: importance ratios, any shape.
+    advantages: constants to the gradient, same shape.
+    clip_epsilon_low: how far below 1 the ratio counts, in [0, 1].
+    clip_epsilon_high: how far above 1 the ratio counts, >= 0.
+    dual_clip: at least 1, or None for no such bound.
+
+  Returns:
+    Losses, same shape.
+
+  Raises:
+    ValueError: if the shapes differ or a number is out of its range.
+  """
+  _check_clips(clip_epsilon_low, clip_epsilon_high, dual_clip)
+  ratio = checks.as_float(ratio)
+  advantages = jax.lax.stop_gradient(checks.as_float(advantages))
+  clipped = jnp.clip(ratio, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
+  loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+  if dual_clip is None:
+    return loss
+  bound = jnp.minimum(loss, -dual_clip * advantages)
+  return jnp.where(advantages < 0, bound, loss)
+
+
+def segment_log_ratio(
+  log_probs: chex.Array,
+  old_log_probs: chex.Array,
+  segment_ids: chex.Array,
+  *,
+  where: chex.Array,
+) -> jax.Array:
+  """Mean log-ratio of the segment that each token belongs to.
+
+  `mean_t(log_probs - old_log_probs)` over the segment's tokens in `where`:
+  the logarithm of GSPO's sequence ratio (Zheng et al., 2025, Eq. 7) where a
+  segment is a trajectory. It has no gradient.
+
+  Args:
+    log_probs: log-probabilities under the current policy, `[B, T]`.
+    old_log_probs: log-probabilities as sampled, `[B, T]`.
+    segment_ids: segment of each token, int `[B, T]`, in [0, T); a row's
+      segments are its own.
+    where: tokens to average, bool `[B, T]`.
+
+  Returns:
+    Mean log-ratios, `[B, T]`; 0 where masked.
+
+  Raises:
+    ValueError: if the shapes differ.
+  """
+  log_probs, old_log_probs, where = _as_log_probs(
+    log_probs, old_log_probs, where
+  )
+  ids = checks.as_ids(
+    "segment_ids", segment_ids, log_probs.shape, "`log_probs`"
+  )
+  gap = jax.lax.stop_gradient(log_probs - old_log_probs)
+
+  def row(gap: jax.Array, ids: jax.Array, where: jax.Array) -> jax.Array:
+    mean = masked.segment_mean(gap, ids, where, gap.shape[0])
+    return masked.take_segment(mean, ids, where)
+
+  return jax.vmap(row)(gap, ids, where)
+
+
+def segment_ratio(
+  log_probs: chex.Array, mean_log_ratio: chex.Array
+) -> jax.Array:
+  """Ratio of a segment, with a gradient by each of its tokens.
+
+  `exp(log_probs - sg(log_probs) + sg(mean_log_ratio))`, with the exponent
+  capped at 10 (GSPO-token: Zheng et al., 2025, Eq. 14; the cap is verl's).
+  Its value is the segment's, its gradient the token's.
+
+  Args:
+    log_probs: log-probabilities under the current policy, any shape.
+    mean_log_ratio: `segment_log_ratio`, same shape.
+
+  Returns:
+    Ratios, > 0, same shape.
+
+  Raises:
+    ValueError: if the shapes differ.
+  """
+  log_probs = checks.as_float(log_probs)
+  mean = jax.lax.stop_gradient(checks.as_float(mean_log_ratio))
+  checks.check_shape("mean_log_ratio", mean, log_probs.shape, "`log_probs`")
+  log_ratio = log_probs - jax.lax.stop_gradient(log_probs) + mean
+  return jnp.exp(jnp.minimum(log_ratio, _MAX_SEGMENT_LOG_RATIO))
 
 
 def rapo_token_loss(
@@ -177,11 +287,13 @@ def rapo_token_loss(
     row_fractions(retrieved_fraction, where),
     shaping_coef=shaping_coef,
   )
-  clipped = jnp.clip(shaped, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
-  loss = -jnp.minimum(shaped * advantages, clipped * advantages)
-  if dual_clip is not None:
-    bound = jnp.minimum(loss, -dual_clip * advantages)
-    loss = jnp.where(advantages < 0, bound, loss)
+  loss = clipped_loss(
+    shaped,
+    advantages,
+    clip_epsilon_low=clip_epsilon_low,
+    clip_epsilon_high=clip_epsilon_high,
+    dual_clip=dual_clip,
+  )
   if reference_log_probs is not None:
     _, reference_log_probs, _ = _as_log_probs(
       log_probs,
@@ -207,6 +319,7 @@ def rapo_loss(
   kl_coef: chex.Numeric = 0.0,
   reference_log_probs: chex.Array | None = None,
   aggregation: Aggregation = "sequence",
+  constant: float | None = None,
 ) -> jax.Array:
   """RAPO's loss of a minibatch: Eq. 11, negated.
 
@@ -228,7 +341,10 @@ def rapo_loss(
     reference_log_probs: `[B, T]` or None.
     aggregation: "sequence" for the mean over trajectories of each one's mean
       over tokens (the paper); "token" for the mean over all tokens (the
-      authors' code). A trajectory without tokens counts 0 in "sequence".
+      authors' code); "constant" for the mean over trajectories of each one's
+      sum over tokens, divided by `constant` (Dr. GRPO: Liu et al., 2025). A
+      trajectory without tokens counts 0 in "sequence" and "constant".
+    constant: tokens, above 0; needed by "constant" and by nothing else.
 
   Returns:
     The loss, a scalar; 0 if nothing is in the mask.
@@ -236,7 +352,7 @@ def rapo_loss(
   Raises:
     ValueError: as `rapo_token_loss`, and on an unknown aggregation.
   """
-  _check_aggregation(aggregation)
+  _check_aggregation(aggregation, constant)
   loss = rapo_token_loss(
     log_probs,
     old_log_probs,
@@ -252,11 +368,16 @@ def rapo_loss(
   )
   if aggregation == "token":
     return masked.masked_mean(loss, where)
+  if constant is not None:
+    return jnp.mean(masked.masked_sum(loss, where, axis=1)) / constant
   return jnp.mean(masked.masked_mean(loss, where, axis=1))
 
 
 def loss_weights(
-  where: chex.Array, *, aggregation: Aggregation = "sequence"
+  where: chex.Array,
+  *,
+  aggregation: Aggregation = "sequence",
+  constant: float | None = None,
 ) -> jax.Array:
   """Weight of each token, so that `rapo_loss = sum(weights * token losses)`.
 
@@ -266,21 +387,26 @@ def loss_weights(
   Args:
     where: the policy's own tokens of the whole minibatch, bool `[B, T]`.
     aggregation: as for `rapo_loss`.
+    constant: as for `rapo_loss`.
 
   Returns:
     Weights, `[B, T]`; 0 where masked. They sum to 1, less the share of
-    trajectories without tokens in "sequence".
+    trajectories without tokens in "sequence"; in "constant" to the mean
+    number of tokens over the constant.
 
   Raises:
     ValueError: if the mask is no boolean matrix or the aggregation unknown.
   """
-  _check_aggregation(aggregation)
+  _check_aggregation(aggregation, constant)
   where = jnp.asarray(where)
   checks.check_rank("where", where, "BT")
   where = checks.as_mask("where", where, where.shape, "itself")
   dtype = jnp.result_type(float)
   if aggregation == "token":
     total = masked.masked_count(where, dtype=dtype)
+  elif constant is not None:
+    total = jnp.asarray(constant * len(where), dtype)
+    return masked.select(1 / total, where)
   else:
     total = masked.masked_count(where, 1, dtype=dtype)[:, None] * len(where)
   return masked.select(1 / jnp.maximum(total, 1), where)
@@ -344,6 +470,20 @@ def _check_knobs(
   kl_coef: chex.Numeric,
   reference_log_probs: chex.Array | None,
 ) -> None:
+  _check_clips(clip_epsilon_low, clip_epsilon_high, dual_clip)
+  needs_reference = not (checks.is_static(kl_coef) and kl_coef == 0)
+  if needs_reference and reference_log_probs is None:
+    raise ValueError(
+      f"`kl_coef` = {kl_coef} needs `reference_log_probs`, got None; pass the "
+      "reference policy's log-probabilities or set kl_coef=0.0"
+    )
+
+
+def _check_clips(
+  clip_epsilon_low: chex.Numeric,
+  clip_epsilon_high: chex.Numeric,
+  dual_clip: float | None,
+) -> None:
   checks.check_at_least("clip_epsilon_low", clip_epsilon_low, 0)
   checks.check_at_least("clip_epsilon_high", clip_epsilon_high, 0)
   if checks.is_static(clip_epsilon_low) and clip_epsilon_low > 1:
@@ -354,18 +494,22 @@ def _check_knobs(
   if dual_clip is not None:
     # Below 1 the bound would also hold where the ratio is 1.
     checks.check_at_least("dual_clip", dual_clip, 1)
-  needs_reference = not (checks.is_static(kl_coef) and kl_coef == 0)
-  if needs_reference and reference_log_probs is None:
+
+
+def _check_aggregation(aggregation: str, constant: float | None) -> None:
+  if aggregation not in ("sequence", "token", "constant"):
     raise ValueError(
-      f"`kl_coef` = {kl_coef} needs `reference_log_probs`, got None; pass the "
-      "reference policy's log-probabilities or set kl_coef=0.0"
+      "`aggregation` must be 'sequence' (the paper), 'token' (the authors' "
+      f"code) or 'constant' (Dr. GRPO), got {aggregation!r}; use 'sequence' "
+      "unless you compare with that code"
     )
-
-
-def _check_aggregation(aggregation: str) -> None:
-  if aggregation not in ("sequence", "token"):
+  if (aggregation == "constant") != (constant is not None):
     raise ValueError(
-      "`aggregation` must be 'sequence' (the paper) or 'token' (the authors' "
-      f"code), got {aggregation!r}; use 'sequence' unless you compare with "
-      "that code"
+      "`constant` belongs to aggregation='constant' and to no other, got "
+      f"{constant!r} with {aggregation!r}; set both or neither"
+    )
+  if constant is not None and not constant > 0:
+    raise ValueError(
+      f"`constant` must be above 0 tokens, got {constant}; give the longest "
+      "response, say"
     )

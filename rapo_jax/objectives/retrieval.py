@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -51,6 +54,7 @@ def retrieval_reward(
   where: chex.Array,
   scale: chex.Numeric = 2.0,
   eps: chex.Numeric = 1e-6,
+  worth: Callable[[jax.Array, jax.Array], jax.Array] = operator.mul,
 ) -> jax.Array:
   """Mean worth of a trajectory's retrievals, `Z_ret`.
 
@@ -68,6 +72,8 @@ def retrieval_reward(
       step that has no entropy.
     scale: see `retrieval_quality`.
     eps: see `retrieval_quality`.
+    worth: Z of each retrieval, of its quality and the entropy before it,
+      `[B, S]` both. By default their product (Eq. 7).
 
   Returns:
     Retrieval reward in nats, `[B]`; 0 for a trajectory without a retrieval
@@ -102,7 +108,7 @@ def retrieval_reward(
   quality = retrieval_quality(
     entropy_before, entropy_after, scale=scale, eps=eps
   )
-  return masked.masked_mean(quality * entropy_before, usable, axis=1)
+  return masked.masked_mean(worth(quality, entropy_before), usable, axis=1)
 
 
 def retrieved_fraction(

@@ -24,14 +24,17 @@ from rapo_jax.retrieval.encoder.sentence import SentenceEncoder
 from rapo_jax.retrieval.encoder.sentence_folder import Pooling
 from rapo_jax.retrieval.index.base import Index, IndexClass, Neighbors
 from rapo_jax.retrieval.index.exact import ExactIndex
-from rapo_jax.retrieval.index.scann_index import (
-  ScannIndex,
-  default_index_class,
+from rapo_jax.retrieval.index.kinds import (
+  INDEXES,
+  IndexConfig,
+  index_class,
   load_index,
 )
+from rapo_jax.retrieval.index.scann_index import ScannIndex
 from rapo_jax.retrieval.serving.breaker import GuardedBuffer
 
 __all__ = [
+  "INDEXES",
   "Buffer",
   "BufferWriter",
   "ExactIndex",
@@ -41,6 +44,7 @@ __all__ = [
   "Hit",
   "Index",
   "IndexClass",
+  "IndexConfig",
   "Miss",
   "Neighbors",
   "Pooling",
@@ -50,7 +54,7 @@ __all__ = [
   "StepTrace",
   "StepTraceBuffer",
   "choose_hit",
-  "default_index_class",
+  "index_class",
   "key_text",
   "key_texts",
   "load_index",

@@ -1,6 +1,7 @@
 """Outcome rewards of trajectories."""
 
 from rapo_jax.rewards.base import (
+  RECIPE_TAGS,
   FunctionReward,
   Reward,
   Sample,
@@ -24,6 +25,7 @@ from rapo_jax.rewards.outcome import (
 
 __all__ = [
   "OUTCOME",
+  "RECIPE_TAGS",
   "WHOLE_FORMAT",
   "FunctionReward",
   "OutcomeReward",

@@ -15,9 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from rapo_jax.data.queries import Query
 from rapo_jax.errors import InputError
+from rapo_jax.tools.tags import TagSet
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 
 _POLL_S = 0.2
+RECIPE_TAGS = TagSet(("search", "python", "open"))
+"""Tags of the recipe's tools, which count as calls whatever tools there are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +63,13 @@ class Sample:
     query: its question.
     segments: kind and text of each run of tokens, in order.
     finish_reason: why it ended.
-    tools: names of the tools that the agent had.
+    tag_set: tags of the tools that the agent had.
   """
 
   query: Query
   segments: Sequence[tuple[TokenKind, str]]
   finish_reason: FinishReason
-  tools: tuple[str, ...] = ()
+  tag_set: TagSet = RECIPE_TAGS
 
   @property
   def policy_text(self) -> str:
@@ -78,7 +81,7 @@ def samples_of(
   trajectories: Iterable[Trajectory],
   queries: Sequence[Query],
   tokenizer: Any,
-  tools: Iterable[str] = (),
+  tag_set: TagSet = RECIPE_TAGS,
 ) -> list[Sample]:
   """Trajectories as samples.
 
@@ -86,12 +89,11 @@ def samples_of(
     trajectories: in any order.
     queries: the query of each group id.
     tokenizer: decodes the tokens.
-    tools: names of the tools that the agent had.
+    tag_set: tags of the tools that the agent had.
   """
-  names = tuple(tools)
   return [
     Sample(
-      queries[t.group_id], tuple(t.texts(tokenizer)), t.finish_reason, names
+      queries[t.group_id], tuple(t.texts(tokenizer)), t.finish_reason, tag_set
     )
     for t in trajectories
   ]

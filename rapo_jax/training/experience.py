@@ -12,21 +12,33 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rapo_jax import objectives, rewards
+from rapo_jax.algorithms import (
+  ALGORITHMS,
+  Algorithm,
+  ObjectiveConfig,
+  Signals,
+)
+from rapo_jax.algorithms.base import Advantages, RetrievalReward
+from rapo_jax.algorithms.checks import check_advantages
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
-from rapo_jax.training.config import ObjectiveConfig
+from rapo_jax.tools.tags import TagSet
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+
+RAPO = ALGORITHMS["rapo"]
 
 
 class Experience(NamedTuple):
   """`B` trajectories and their training signal.
 
   Attributes:
+    queries: the question of each group id.
     trajectories: as sampled.
     scores: outcome reward of each, with its reasons.
     retrieval_rewards: Z_ret (Eq. 7).
     retrieved_fraction: F_ret (Eq. 8).
-    advantages: A (Eq. 10); 0 for what is left out.
+    advantages: A (Eq. 10), of each trajectory or each of its tokens; 0 for
+      what is left out.
     live_groups: for each group, whether the rewards that count differ.
     rewards: the scores' values, less what a response's length costs.
     counted: whether each trajectory counts. One that does not, as the system
@@ -34,14 +46,48 @@ class Experience(NamedTuple):
       left out of its group's mean and deviation, of the loss and of accuracy.
   """
 
+  queries: list[Query]
   trajectories: list[Trajectory]
   scores: list[rewards.Score]
   retrieval_rewards: Float[np.ndarray, " B"]
   retrieved_fraction: Float[np.ndarray, " B"]
-  advantages: Float[np.ndarray, " B"]
+  advantages: Float[np.ndarray, "B *L"]
   live_groups: Bool[np.ndarray, " groups"]
   rewards: Float[np.ndarray, " B"]
   counted: Bool[np.ndarray, " B"]
+
+  def mean_advantage(self, index: int) -> float:
+    """Advantage of a trajectory: the mean over its policy tokens."""
+    values = self.advantages[index]
+    if values.ndim == 0:
+      return float(values)
+    trajectory = self.trajectories[index]
+    chosen = values[: len(trajectory.tokens)][trajectory.policy_mask]
+    return float(np.mean(chosen)) if len(chosen) else 0.0
+
+
+def score_trajectories(
+  trajectories: Sequence[Trajectory],
+  queries: Sequence[Query],
+  tokenizer: Any,
+  reward: rewards.Reward = rewards.OUTCOME,
+  tag_set: TagSet = rewards.RECIPE_TAGS,
+) -> list[rewards.Score]:
+  """Outcome rewards of the trajectories.
+
+  Args:
+    trajectories: any number for each query, in any order.
+    queries: the query of each group id.
+    tokenizer: decodes policy tokens for the reward.
+    reward: scores them.
+    tag_set: tags of the agent's tools.
+
+  Raises:
+    InputError: the reward fails.
+  """
+  return rewards.score_all(
+    reward, rewards.samples_of(trajectories, queries, tokenizer, tag_set)
+  )
 
 
 def evaluate_trajectories(
@@ -53,8 +99,8 @@ def evaluate_trajectories(
   max_length: int,
   max_steps: int,
   max_response_tokens: int | None = None,
-  reward: rewards.Reward = rewards.OUTCOME,
-  tools: Sequence[str] = (),
+  algorithm: Algorithm = RAPO,
+  scores: Sequence[rewards.Score] | None = None,
 ) -> Experience:
   """Rewards and advantages of the trajectories of one rollout.
 
@@ -62,52 +108,62 @@ def evaluate_trajectories(
     trajectories: any number for each query, in any order.
     queries: the query of each group id.
     tokenizer: decodes policy tokens for the reward.
-    config: coefficients.
+    config: coefficients, as the algorithm reads them.
     max_length: most tokens that a trajectory can have. With it shapes are the
       same in every update, and nothing compiles again.
     max_steps: most steps, for the same reason.
     max_response_tokens: the response budget; `length_limit="soft"` needs it.
-    reward: scores the trajectories.
-    tools: names of the tools that the agent had, for the reward.
+    algorithm: makes the advantages.
+    scores: of the trajectories; None to score them by the recipe.
 
   Raises:
-    InputError: the budget is needed and not given, or the reward fails.
+    InputError: the budget is needed and not given, or advantages are not
+      finite.
   """
-  scores = rewards.score_all(
-    reward, rewards.samples_of(trajectories, queries, tokenizer, tools)
-  )
+  if scores is None:
+    scores = score_trajectories(trajectories, queries, tokenizer)
   rewards_ = np.asarray([s.value for s in scores], np.float64)
   if config.length_limit == "soft":
     rewards_ = rewards_ + _length_penalties(
       trajectories, max_response_tokens, config.soft_length_share
     )
   values = rewards_.astype(np.float32)
-  counted = np.asarray([_counts(t, config) for t in trajectories], bool)
+  counted = np.asarray([counts(t, config) for t in trajectories], bool)
   group_ids = np.asarray([t.group_id for t in trajectories], np.int32)
+  steps = _steps(trajectories, values, counted, max_steps)
   retrieval, fraction, advantages = _advantages(
     *_pad(trajectories, max_length),
     values,
     # -1 belongs to no group.
     np.where(counted, group_ids, np.int32(-1)),
-    num_steps=max_steps,
+    steps,
     num_groups=len(queries),
+    retrieval_reward=algorithm.retrieval_reward,
+    advantages=algorithm.advantages,
     config=config,
+  )
+  check_advantages(
+    algorithm,
+    advantages,
+    (len(trajectories), max_length),
+    num_steps=max_steps,
   )
   groups = [values[(group_ids == g) & counted] for g in range(len(queries))]
   live = [len(group) > 1 and np.ptp(group) > 0 for group in groups]
   return Experience(
+    list(queries),
     list(trajectories),
-    scores,
+    list(scores),
     np.asarray(retrieval),
     np.asarray(fraction),
-    np.asarray(advantages),
+    _by_token(np.asarray(advantages), trajectories, max_length),
     np.asarray(live, bool),
     rewards_,
     counted,
   )
 
 
-def _counts(trajectory: Trajectory, config: ObjectiveConfig) -> bool:
+def counts(trajectory: Trajectory, config: ObjectiveConfig) -> bool:
   """Whether a trajectory says something of the agent, as configured."""
   if trajectory.is_cut_by_system:
     return False
@@ -121,10 +177,9 @@ def _counts(trajectory: Trajectory, config: ObjectiveConfig) -> bool:
 def _length_penalties(
   trajectories: Sequence[Trajectory], budget: int | None, share: float
 ) -> Float[np.ndarray, " B"]:
-  """Soft overlong punishment (DAPO, arXiv 2503.14476, Eq. 13), in [-1, 0].
+  """What each response costs for its length, see `overlong_penalty`.
 
-  0 for responses of up to `(1 - share) * budget` tokens, tool results and
-  retrieved steps included; from there it falls to -1 at the budget.
+  Tool results and retrieved steps are part of a response.
   """
   if budget is None:
     raise InputError(
@@ -132,8 +187,62 @@ def _length_penalties(
       "rollout."
     )
   lengths = np.asarray([int(t.response_mask.sum()) for t in trajectories])
-  over = (lengths - (1 - share) * budget) / (share * budget)
-  return -np.clip(over, 0.0, 1.0)
+  return np.asarray(
+    objectives.overlong_penalty(lengths, limit=budget, share=share), np.float64
+  )
+
+
+class _Steps(NamedTuple):
+  """What is known of each step, `[B, S]`; see `Signals`."""
+
+  rewards: Float[Array, "B S"]
+  malformed: Bool[Array, "B S"]
+  anchors: Int[Array, "B S"]
+
+
+def _steps(
+  trajectories: Sequence[Trajectory],
+  values: Float[np.ndarray, " B"],
+  counted: Bool[np.ndarray, " B"],
+  num_steps: int,
+) -> _Steps:
+  """Rewards, malformed calls and anchors of the steps."""
+  shape = (len(trajectories), num_steps)
+  rewards_ = np.zeros(shape, np.float32)
+  malformed = np.zeros(shape, bool)
+  anchors = np.full(shape, -1, np.int32)
+  known: dict[tuple[int, bytes], int] = {}
+  for row, trajectory in enumerate(trajectories):
+    last = -1
+    before = b""
+    for segment in trajectory.segments():
+      span = trajectory.tokens[segment.start : segment.end]
+      if segment.kind is TokenKind.POLICY and segment.step_id > last:
+        last = segment.step_id
+        if counted[row]:
+          key = (trajectory.group_id, before)
+          anchors[row, last] = known.setdefault(key, len(known))
+      before = span.tobytes()
+    if last >= 0:
+      rewards_[row, last] = values[row]
+    for event in trajectory.tool_events:
+      malformed[row, event.step_id] |= event.status == "malformed"
+  return _Steps(*map(jnp.asarray, (rewards_, malformed, anchors)))
+
+
+def _by_token(
+  advantages: Float[np.ndarray, "B *_"],
+  trajectories: Sequence[Trajectory],
+  length: int,
+) -> Float[np.ndarray, "B *L"]:
+  """Advantages of trajectories as they are, those of steps by token."""
+  if advantages.ndim == 1 or advantages.shape[1] == length:
+    return advantages
+  tokens = np.zeros((len(trajectories), length), np.float32)
+  for row, trajectory in enumerate(trajectories):
+    of_step = advantages[row, np.maximum(trajectory.step_ids, 0)]
+    tokens[row, : len(of_step)] = np.where(trajectory.policy_mask, of_step, 0)
+  return tokens
 
 
 def _pad(
@@ -154,7 +263,8 @@ def _pad(
 
 
 @functools.partial(
-  jax.jit, static_argnames=("num_steps", "num_groups", "config")
+  jax.jit,
+  static_argnames=("num_groups", "retrieval_reward", "advantages", "config"),
 )
 def _advantages(
   kinds: Int[Array, "B L"],
@@ -162,39 +272,45 @@ def _advantages(
   entropies: Float[Array, "B L"],
   rewards_: Float[Array, " B"],
   group_ids: Int[Array, " B"],
+  steps_: _Steps,
   *,
-  num_steps: int,
   num_groups: int,
+  retrieval_reward: RetrievalReward,
+  advantages: Advantages,
   config: ObjectiveConfig,
-) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, "B *_"]]:
   """Retrieval rewards, retrieved fractions and advantages (Eq. 5-10)."""
+  num_steps = steps_.rewards.shape[1]
   policy = kinds == TokenKind.POLICY
   retrieved = kinds == TokenKind.RETRIEVED
   steps = step_ids[:, :, None] == jnp.arange(num_steps)
   has_policy = jnp.any(steps & policy[:, :, None], axis=1)
   is_retrieved = jnp.any(steps & retrieved[:, :, None], axis=1)
-  retrieval = objectives.retrieval_reward(
-    objectives.step_entropy(
-      entropies, step_ids, num_steps=num_steps, where=policy
-    ),
+  step_entropies = objectives.step_entropy(
+    entropies, step_ids, num_steps=num_steps, where=policy
+  )
+  retrieval = retrieval_reward(
+    step_entropies,
     is_retrieved,
     where=has_policy | is_retrieved,
     scale=config.quality_scale,
   )
-  normalise = functools.partial(
-    objectives.group_advantages,
+  signals = Signals(
+    rewards=rewards_,
     group_ids=group_ids,
+    kinds=kinds,
+    step_ids=step_ids,
+    entropies=entropies,
+    step_entropies=step_entropies,
+    policy_steps=has_policy,
+    retrieved=is_retrieved,
+    retrieval_rewards=retrieval,
+    step_rewards=steps_.rewards,
+    malformed=steps_.malformed,
+    anchors=steps_.anchors,
     num_groups=num_groups,
-    ddof=config.advantage_ddof,
-    eps=config.advantage_eps,
-  )
-  advantages = objectives.rapo_advantages(
-    normalise(rewards_),
-    normalise(retrieval),
-    retrieval_coef=config.retrieval_coef,
-    min_factor=config.min_retrieval_factor,
   )
   fraction = objectives.retrieved_fraction(
     retrieved, where=(kinds >= 0) & (kinds != TokenKind.PROMPT)
   )
-  return retrieval, fraction, advantages
+  return retrieval, fraction, advantages(signals, config)

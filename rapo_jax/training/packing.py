@@ -18,6 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 from rapo_jax.errors import InputError
 from rapo_jax.trajectory import Trajectory
 
+BASE_COLUMNS = ("old_log_probs", "advantages", "retrieved_fraction")
+"""Columns of every batch: metrics read them."""
+
 
 class PackedBatch(NamedTuple):
   """`M` micro-batches of `R` rows of `T` tokens.
@@ -26,20 +29,17 @@ class PackedBatch(NamedTuple):
     tokens: token ids, 0 where nothing is.
     segment_ids: 1, 2, … for the trajectories of a row; 0 for padding.
     where: policy tokens with a weight, the only ones in the loss.
-    old_log_probs: as sampled.
-    advantages: of the token's trajectory.
-    retrieved_fraction: of the token's trajectory (Eq. 8).
     weights: with which the token's loss enters the sum.
+    columns: what the loss reads of a token, by name, see
+      `algorithms.COLUMNS`; at least `BASE_COLUMNS`.
     num_microbatches: how many of the `M` hold any tokens.
   """
 
   tokens: Int[Array, "M R T"]
   segment_ids: Int[Array, "M R T"]
   where: Bool[Array, "M R T"]
-  old_log_probs: Float[Array, "M R T"]
-  advantages: Float[Array, "M R T"]
-  retrieved_fraction: Float[Array, "M R T"]
   weights: Float[Array, "M R T"]
+  columns: dict[str, Float[Array, "M R T"]]
   num_microbatches: Int[Array, ""]
 
   @property
@@ -79,22 +79,25 @@ def assign_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 def pack(
   trajectories: Sequence[Trajectory],
   *,
-  advantages: Float[np.ndarray, " B"],
+  advantages: Float[np.ndarray, "B *L"],
   retrieved_fraction: Float[np.ndarray, " B"],
   weights: Float[np.ndarray, "B L"],
   row_length: int,
   rows_per_microbatch: int,
+  columns: Sequence[str] = BASE_COLUMNS,
 ) -> PackedBatch:
   """Packs the trajectories of one minibatch.
 
   Args:
     trajectories: `B` of them.
-    advantages: of each trajectory.
+    advantages: of each trajectory, `[B]`, or each of its tokens, `[B, L]`.
     retrieved_fraction: of each trajectory.
     weights: loss weight of each token of each trajectory; 0 for one that is
       left out.
     row_length: tokens of a row.
     rows_per_microbatch: rows of a micro-batch.
+    columns: that are wanted; those beyond `BASE_COLUMNS` that a trajectory
+      holds are packed, others are for the update to make.
   """
   rows = assign_rows([len(t.tokens) for t in trajectories], row_length)
   # One trajectory a row is the worst case.
@@ -103,8 +106,9 @@ def pack(
   tokens = np.zeros(shape, np.int32)
   segment_ids = np.zeros(shape, np.int32)
   where = np.zeros(shape, bool)
-  floats = np.zeros((4, *shape), np.float32)
-  old_log_probs, advantage, fraction, weight = floats
+  weight = np.zeros(shape, np.float32)
+  held = [n for n in ("entropies", "step_ids") if n in columns]
+  packed = {n: np.zeros(shape, np.float32) for n in (*BASE_COLUMNS, *held)}
   for row, members in enumerate(rows):
     start = 0
     for segment, member in enumerate(members):
@@ -114,10 +118,16 @@ def pack(
       tokens[at] = trajectory.tokens
       segment_ids[at] = segment + 1
       where[at] = trajectory.policy_mask & (weights[member, :length] > 0)
-      old_log_probs[at] = trajectory.log_probs
-      advantage[at] = advantages[member]
-      fraction[at] = retrieved_fraction[member]
       weight[at] = weights[member, :length]
+      packed["old_log_probs"][at] = trajectory.log_probs
+      packed["advantages"][at] = (
+        advantages[member]
+        if advantages.ndim == 1
+        else advantages[member, :length]
+      )
+      packed["retrieved_fraction"][at] = retrieved_fraction[member]
+      for name in held:
+        packed[name][at] = getattr(trajectory, name)
       start += length
 
   def split(x: np.ndarray) -> Array:
@@ -128,9 +138,7 @@ def pack(
     tokens=split(tokens),
     segment_ids=split(segment_ids),
     where=split(where),
-    old_log_probs=split(old_log_probs),
-    advantages=split(advantage),
-    retrieved_fraction=split(fraction),
     weights=split(weight),
+    columns={name: split(column) for name, column in packed.items()},
     num_microbatches=jnp.asarray(used, jnp.int32),
   )

@@ -1,27 +1,34 @@
-"""One RAPO update, told as its stages.
+"""One update, told as its stages; the algorithm says how each is done.
 
-    1. rollout       G trajectories a query; hybrid ones retrieve between steps
-    2. rewards       outcome reward from policy tokens; retrieval reward from
-                     step entropies (Eq. 5-7)
-    3. advantages    both normalised in their group and joined (Eq. 9-10)
-    4. pack          minibatches of queries, trajectories side by side in rows
-    5. update        clipped objective with importance shaping (Eq. 8, 11)
-
-GRPO is the same code with no hybrid trajectories and both coefficients 0.
+1. rollout       the plan: G trajectories a query; hybrid ones retrieve
+                 between steps; other queries for groups that teach nothing
+2. rewards       outcome reward from policy tokens; retrieval reward from
+                 step entropies (Eq. 5-7)
+3. advantages    of trajectories, steps or tokens (RAPO's: Eq. 9-10)
+4. pack          minibatches of queries, trajectories side by side in rows
+5. update        the weighted sum of token losses (RAPO's: Eq. 8, 11)
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
-from rapo_jax import objectives, rewards
+from rapo_jax import models, objectives, rewards
+from rapo_jax.algorithms import (
+  Algorithm,
+  ObjectiveConfig,
+  Resample,
+  TokenLoss,
+  check_algorithm,
+)
 from rapo_jax.data import Query
 from rapo_jax.models import sharding
 from rapo_jax.rollout import (
@@ -30,20 +37,56 @@ from rapo_jax.rollout import (
   RolloutStats,
   group_requests,
 )
-from rapo_jax.training.config import (
-  ObjectiveConfig,
-  OptimizerConfig,
-  UpdateConfig,
+from rapo_jax.rollout.tool_runner import ToolStats
+from rapo_jax.tools.tags import TagSet
+from rapo_jax.training.config import OptimizerConfig, UpdateConfig
+from rapo_jax.training.experience import (
+  RAPO,
+  Experience,
+  counts,
+  evaluate_trajectories,
+  score_trajectories,
 )
-from rapo_jax.training.experience import Experience, evaluate_trajectories
-from rapo_jax.training.packing import PackedBatch, pack
+from rapo_jax.training.packing import BASE_COLUMNS, PackedBatch, pack
 from rapo_jax.training.repetition import repetitive_fraction
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
+  score_reference,
   update_minibatch,
 )
-from rapo_jax.trajectory import FinishReason, TokenKind
+from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+
+Prompts = Sequence[Int[np.ndarray, " _"]]
+Questions = Callable[[int], tuple[Sequence[Query], Prompts]]
+"""Queries and prompts of another round before the same update, from 1 on."""
+
+
+class Sampled(NamedTuple):
+  """The groups that an update trains on.
+
+  Attributes:
+    queries: the query of each group id.
+    trajectories: of all groups.
+    scores: of the trajectories, with those of a filter; None if not known.
+    stats: of all rollouts together.
+    rounds: rollouts that were made.
+    dropped: groups that were rolled out and are not trained on.
+  """
+
+  queries: list[Query]
+  trajectories: list[Trajectory]
+  scores: list[rewards.Score] | None
+  stats: RolloutStats
+  rounds: int = 1
+  dropped: int = 0
+
+
+class _Group(NamedTuple):
+  """The rollouts of one question."""
+
+  query: Query
+  members: list[tuple[Trajectory, rewards.Score]]
 
 
 class Trainer:
@@ -53,16 +96,21 @@ class Trainer:
     engine: generates trajectories.
     tokenizer: decodes them for the reward.
     rollout: G, N_hybrid and temperature are read here, the rest by the engine.
-    objective: coefficients and clip range.
+    objective: settings of the experiment; the algorithm may change some.
     optimizer: of the train state.
     update: batch shapes.
     seed: of sampling and retrieval.
     mesh: devices that share the update; None for one device.
     reward: scores the trajectories.
-    tools: names of the agent's tools, for the reward.
+    tag_set: tags of the agent's tools, for the reward.
+    algorithm: what is trained with.
+    reference: the policy before the first update, which KL is taken to; needed
+      with a `kl_coef` above 0, unless the policy has adapters.
 
   Raises:
-    ValueError: the mesh does not divide the rows of a micro-batch.
+    InputError: the algorithm is not as it must be, see
+      `algorithms.check_algorithm`; or the mesh does not divide the rows of a
+      micro-batch.
   """
 
   def __init__(
@@ -77,89 +125,245 @@ class Trainer:
     seed: int,
     mesh: jax.sharding.Mesh | None = None,
     reward: rewards.Reward = rewards.OUTCOME,
-    tools: Sequence[str] = (),
+    tag_set: TagSet = rewards.RECIPE_TAGS,
+    algorithm: Algorithm = RAPO,
+    reference: models.Decoder | None = None,
   ):
     if mesh is not None:
       sharding.check_rows(
         "rows_per_microbatch", update.rows_per_microbatch, mesh
       )
+    check_algorithm(algorithm, objective)
     self._mesh = mesh
     self._engine = engine
     self._tokenizer = tokenizer
-    self._rollout = rollout
-    self._objective = objective
+    self._algorithm = algorithm
+    self._rollout = algorithm.plan.rollout(rollout)
+    self._objective = algorithm.settings(objective)
     self._optimizer = optimizer
     self._update = update
     self._seed = seed
     self._reward = reward
-    self._tools = tuple(tools)
+    self._tag_set = tag_set
+    self._reference = reference
 
   def step(
     self,
     state: TrainState,
     queries: Sequence[Query],
-    prompts: Sequence[Int[np.ndarray, " _"]],
+    prompts: Prompts,
     update: int,
+    more: Questions | None = None,
   ) -> tuple[TrainState, Experience, dict[str, float]]:
-    """One rollout and the minibatch updates on it.
+    """Rollouts and the minibatch updates on them.
 
     Args:
       state: donated.
       queries: `queries_per_update` of them.
       prompts: token ids of each query's prompt.
       update: number of updates before this one.
+      more: gives the queries of further rounds, for a plan that resamples;
+        None for one round.
 
     Returns:
       The new state, what it was trained on, and metrics of the update.
     """
     began = time.perf_counter()
+    sampled = self._sample(state.model, queries, prompts, update, more)
+    experience = evaluate_trajectories(
+      sampled.trajectories,
+      sampled.queries,
+      self._tokenizer,
+      self._objective,
+      max_length=self._engine.max_length,
+      max_steps=self._rollout.max_steps,
+      max_response_tokens=self._rollout.max_response_tokens,
+      algorithm=self._algorithm,
+      scores=sampled.scores
+      or self._scores(sampled.trajectories, sampled.queries),
+    )
+    rolled_out = time.perf_counter()
+    history: list[UpdateMetrics] = []
+    padding: list[float] = []
+    loss = self._algorithm.loss
+    for _ in range(self._update.epochs):
+      for batch in minibatches(experience, self._update, self._objective, loss):
+        state, metrics = self._train(state, batch)
+        history.append(jax.device_get(metrics))
+        padding.append(batch.padding_fraction)
+    report = summarise(experience, sampled.stats, history)
+    report["rollout/rounds"] = sampled.rounds
+    report["groups/dropped"] = sampled.dropped
+    report["update/seconds"] = time.perf_counter() - rolled_out
+    report["update/padding_fraction"] = float(np.mean(padding))
+    report["step/seconds"] = time.perf_counter() - began
+    return state, experience, report
+
+  def _scores(
+    self, trajectories: Sequence[Trajectory], queries: Sequence[Query]
+  ) -> list[rewards.Score]:
+    return score_trajectories(
+      trajectories, queries, self._tokenizer, self._reward, self._tag_set
+    )
+
+  def _train(
+    self, state: TrainState, batch: PackedBatch
+  ) -> tuple[TrainState, UpdateMetrics]:
+    """One minibatch update."""
+    with sharding.use_mesh(self._mesh):
+      batch = sharding.replicate(batch, self._mesh)
+      if self._objective.kl_coef:
+        reference = self._reference
+        batch = score_reference(
+          state.model if reference is None else reference,
+          batch,
+          temperature=self._rollout.temperature,
+          dtype=self._rollout.dtype,
+          remat=self._update.remat,
+          head_chunk=self._update.head_chunk,
+        )
+      return update_minibatch(
+        state,
+        batch,
+        objective=self._objective,
+        optimizer=self._optimizer,
+        temperature=self._rollout.temperature,
+        dtype=self._rollout.dtype,
+        remat=self._update.remat,
+        head_chunk=self._update.head_chunk,
+        loss=self._algorithm.loss,
+      )
+
+  def _sample(
+    self,
+    model: models.Decoder,
+    queries: Sequence[Query],
+    prompts: Prompts,
+    update: int,
+    more: Questions | None,
+  ) -> Sampled:
+    """Rolls out until there are enough groups that the plan keeps."""
+    resample = self._algorithm.plan.resample
+    if resample is None:
+      trajectories, stats = self._roll_out(model, queries, prompts, update, 0)
+      return Sampled([*queries], trajectories, None, stats)
+    wanted = len(queries)
+    rounds = resample.max_rounds if more is not None else 1
+    kept: list[_Group] = []
+    all_stats: list[RolloutStats] = []
+    for number in range(rounds):
+      if number and more is not None:
+        queries, prompts = more(number)
+      trajectories, stats = self._roll_out(
+        model, queries, prompts, update, number
+      )
+      all_stats.append(stats)
+      scores = self._scores(trajectories, queries)
+      groups = _groups(queries, trajectories, scores)
+      dead: list[_Group] = []
+      for group in groups:
+        (kept if self._teaches(group, resample) else dead).append(group)
+      if len(kept) >= wanted:
+        break
+    rolled_out = len(all_stats) * wanted
+    # Only where the last round has left too few.
+    kept += dead
+    return _joined(kept[:wanted], all_stats, dropped=rolled_out - wanted)
+
+  def _teaches(self, group: _Group, resample: Resample) -> bool:
+    """Whether a group is kept, by those of its rollouts that count."""
+    scores = [s for t, s in group.members if counts(t, self._objective)]
+    if len(scores) < min(2, len(group.members)):
+      return False
+    return resample.keep(
+      np.asarray([s.value for s in scores]),
+      np.asarray([s.correct for s in scores], bool),
+    )
+
+  def _roll_out(
+    self,
+    model: models.Decoder,
+    queries: Sequence[Query],
+    prompts: Prompts,
+    update: int,
+    number: int,
+  ) -> tuple[list[Trajectory], RolloutStats]:
+    """One rollout; a question that comes again in another round differs."""
     requests = group_requests(
       queries,
       prompts,
       num_generations=self._rollout.num_generations,
       num_hybrid=self._rollout.num_hybrid,
     )
-    trajectories, stats = self._engine.rollout(
-      state.model, requests, seed=self._seed, update=update
+    # Random streams go by question and index.
+    shift = number * self._rollout.num_generations
+    if shift:
+      requests = [
+        dataclasses.replace(request, index=request.index + shift)
+        for request in requests
+      ]
+    return self._engine.rollout(model, requests, seed=self._seed, update=update)
+
+
+def _groups(
+  queries: Sequence[Query],
+  trajectories: Sequence[Trajectory],
+  scores: Sequence[rewards.Score],
+) -> list[_Group]:
+  groups = [_Group(query, []) for query in queries]
+  for trajectory, score in zip(trajectories, scores, strict=True):
+    groups[trajectory.group_id].members.append((trajectory, score))
+  return groups
+
+
+def _joined(
+  groups: Sequence[_Group], stats: Sequence[RolloutStats], *, dropped: int
+) -> Sampled:
+  """Groups of several rounds as if they were of one."""
+  trajectories = []
+  scores = []
+  for number, group in enumerate(groups):
+    for trajectory, score in group.members:
+      trajectories.append(dataclasses.replace(trajectory, group_id=number))
+      scores.append(score)
+  return Sampled(
+    [group.query for group in groups],
+    trajectories,
+    scores,
+    _total(stats),
+    rounds=len(stats),
+    dropped=dropped,
+  )
+
+
+def _total(stats: Sequence[RolloutStats]) -> RolloutStats:
+  """Where the time and the tokens of several rollouts went."""
+  if len(stats) == 1:
+    return stats[0]
+  names = [f.name for f in dataclasses.fields(RolloutStats)]
+  total = RolloutStats(
+    **{n: sum(getattr(s, n) for s in stats) for n in names if n != "tools"}
+  )
+  for tool in {name: None for s in stats for name in s.tools}:
+    calls = [s.tools[tool] for s in stats if tool in s.tools]
+    total.tools[tool] = ToolStats(
+      counts={
+        status: sum(c.counts.get(status, 0) for c in calls)
+        for status in calls[0].counts
+      },
+      seconds=[x for c in calls for x in c.seconds],
+      waited_seconds=[x for c in calls for x in c.waited_seconds],
+      retries=sum(c.retries for c in calls),
+      hung=max(c.hung for c in calls),
     )
-    experience = evaluate_trajectories(
-      trajectories,
-      queries,
-      self._tokenizer,
-      self._objective,
-      max_length=self._engine.max_length,
-      max_steps=self._rollout.max_steps,
-      max_response_tokens=self._rollout.max_response_tokens,
-      reward=self._reward,
-      tools=self._tools,
-    )
-    sampled = time.perf_counter()
-    history: list[UpdateMetrics] = []
-    padding: list[float] = []
-    for _ in range(self._update.epochs):
-      for batch in minibatches(experience, self._update, self._objective):
-        with sharding.use_mesh(self._mesh):
-          state, metrics = update_minibatch(
-            state,
-            sharding.replicate(batch, self._mesh),
-            objective=self._objective,
-            optimizer=self._optimizer,
-            temperature=self._rollout.temperature,
-            dtype=self._rollout.dtype,
-            remat=self._update.remat,
-            head_chunk=self._update.head_chunk,
-          )
-        history.append(jax.device_get(metrics))
-        padding.append(batch.padding_fraction)
-    report = summarise(experience, stats, history)
-    report["update/seconds"] = time.perf_counter() - sampled
-    report["update/padding_fraction"] = float(np.mean(padding))
-    report["step/seconds"] = time.perf_counter() - began
-    return state, experience, report
+  return total
 
 
 def minibatches(
-  experience: Experience, update: UpdateConfig, objective: ObjectiveConfig
+  experience: Experience,
+  update: UpdateConfig,
+  objective: ObjectiveConfig,
+  loss: TokenLoss = RAPO.loss,
 ) -> list[PackedBatch]:
   """Packed batches of `queries_per_minibatch` groups each, in order.
 
@@ -170,7 +374,11 @@ def minibatches(
     experience: all trajectories of an update.
     update: how many groups, rows and tokens a minibatch has.
     objective: how token losses are weighted.
+    loss: whose columns are packed.
   """
+  columns = (*BASE_COLUMNS, *loss.columns)
+  if loss.segment == "step":
+    columns = (*columns, "step_ids")
   per_batch = update.queries_per_minibatch
   trajectories = experience.trajectories
   batches = []
@@ -187,9 +395,13 @@ def minibatches(
       length = len(trajectory.tokens)
       where[row, :length] = trajectory.policy_mask & counted[row]
     weights = np.asarray(
-      objectives.loss_weights(where, aggregation=objective.aggregation)
+      objectives.loss_weights(
+        where,
+        aggregation=objective.aggregation,
+        constant=objective.aggregation_length,
+      )
     )
-    if objective.aggregation == "sequence" and counted.any():
+    if objective.aggregation != "token" and counted.any():
       # The mean is over those that count. A factor of 1 changes no bit.
       weights = weights * np.float32(len(counted) / counted.sum())
     batches.append(
@@ -200,6 +412,7 @@ def minibatches(
         weights=weights,
         row_length=update.row_length,
         rows_per_microbatch=update.rows_per_microbatch,
+        columns=columns,
       )
     )
   return batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rapo_jax import models, objectives
+from rapo_jax.algorithms import CLIPPED_LOSS, ObjectiveConfig, TokenLoss
 from rapo_jax.models import sharding
-from rapo_jax.training.config import ObjectiveConfig, OptimizerConfig
+from rapo_jax.training.config import OptimizerConfig
 from rapo_jax.training.packing import PackedBatch
 
 
@@ -108,6 +109,7 @@ def _init_optimizer(
   jax.jit,
   static_argnames=(
     "objective",
+    "loss",
     "optimizer",
     "temperature",
     "dtype",
@@ -126,6 +128,7 @@ def update_minibatch(
   dtype: str,
   remat: models.Remat,
   head_chunk: int,
+  loss: TokenLoss = CLIPPED_LOSS,
 ) -> tuple[TrainState, UpdateMetrics]:
   """One optimizer update on one minibatch (Eq. 11).
 
@@ -136,38 +139,30 @@ def update_minibatch(
   Args:
     state: donated.
     batch: packed trajectories.
-    objective: coefficients and clip range.
+    objective: coefficients and clip range, as the loss reads them.
     optimizer: of which the state is a part.
     temperature: at which the tokens were sampled.
     dtype: that the model computes in, the sampler's. Parameters, gradients'
       sum and moments keep their own.
     remat: what each layer keeps for its backward pass.
     head_chunk: tokens of a device whose logits are alive at a time.
+    loss: of each token.
   """
-
+  scoring: _Scoring = {
+    "temperature": temperature,
+    "remat": remat,
+    "head_chunk": head_chunk,
+  }
   trained = models.trainable(state.model)
 
   def microbatch_loss(
     variables: dict[str, nnx.Variable], micro: PackedBatch
   ) -> tuple[Array, UpdateMetrics]:
     model = models.with_trainable(state.model, variables)
-    loss, log_probs = models.token_loss_sum(
-      model.astype(dtype),
-      micro.tokens,
-      functools.partial(_weighted_losses, objective=objective),
-      (
-        micro.old_log_probs,
-        micro.advantages,
-        micro.retrieved_fraction,
-        micro.weights,
-      ),
-      where=micro.where,
-      temperature=temperature,
-      segment_ids=micro.segment_ids,
-      remat=remat,
-      head_chunk=head_chunk,
+    total, log_probs = _loss_sum(
+      model.astype(dtype), micro, loss, objective, scoring
     )
-    return loss, _metrics(loss, log_probs, micro, objective)
+    return total, _metrics(total, log_probs, micro, objective)
 
   gradient = jax.grad(microbatch_loss, has_aux=True)
 
@@ -179,6 +174,8 @@ def update_minibatch(
       lambda x: sharding.constrain(x[index], "batch", None) if x.ndim else x,
       batch,
     )
+    if loss.segment is not None:
+      micro = _with_segments(state.model.astype(dtype), micro, loss, scoring)
     new_gradients, new_metrics = gradient(trained, micro)
     gradients = jax.tree.map(jnp.add, gradients, new_gradients)
     gradients = sharding.constrain_parameters(gradients, sharding.TRAIN_RULES)
@@ -205,28 +202,145 @@ def update_minibatch(
   )
 
 
+class _Scoring(TypedDict):
+  """How tokens are scored: arguments of `models.token_log_probs`."""
+
+  temperature: float
+  remat: models.Remat
+  head_chunk: int
+
+
+def _loss_sum(
+  model: models.Decoder,
+  micro: PackedBatch,
+  loss: TokenLoss,
+  objective: ObjectiveConfig,
+  scoring: _Scoring,
+) -> tuple[Float[Array, ""], Float[Array, "R T"]]:
+  """The weighted sum of token losses, and log-probs without gradient."""
+  weighted = functools.partial(_weighted_losses, loss=loss, objective=objective)
+  needed = {*loss.columns}
+  if objective.kl_coef:
+    needed.add("reference_log_probs")
+  columns = {name: micro.columns[name] for name in sorted(needed)}
+  if not objective.entropy_coef:
+    return models.token_loss_sum(
+      model,
+      micro.tokens,
+      weighted,
+      (columns, micro.weights),
+      where=micro.where,
+      segment_ids=micro.segment_ids,
+      **scoring,
+    )
+  # The fused head differentiates by log-probs alone.
+  log_probs, entropies = models.token_log_probs(
+    model,
+    micro.tokens,
+    where=micro.where,
+    segment_ids=micro.segment_ids,
+    **scoring,
+  )
+  chosen = jax.tree.map(
+    lambda x: jnp.where(micro.where, x, 0).ravel(),
+    (log_probs, (columns, micro.weights)),
+  )
+  losses = weighted(*chosen).reshape(log_probs.shape)
+  losses -= objective.entropy_coef * micro.weights * entropies
+  total = jnp.sum(jnp.where(micro.where, losses, 0))
+  return total, jax.lax.stop_gradient(log_probs)
+
+
 def _weighted_losses(
   log_probs: Float[Array, " N"],
-  arguments: tuple[Float[Array, " N"], ...],
+  arguments: tuple[dict[str, Float[Array, " N"]], Float[Array, " N"]],
   *,
+  loss: TokenLoss,
   objective: ObjectiveConfig,
 ) -> Float[Array, " N"]:
   """Weighted losses of some policy tokens of a packed batch."""
-  old_log_probs, advantages, retrieved_fraction, weights = arguments
-  # A packed row holds several trajectories, each with a fraction of its own.
-  # Seen as trajectories of one token, every token brings its own.
-  token_loss = objectives.rapo_token_loss(
-    log_probs[:, None],
-    old_log_probs[:, None],
-    advantages,
-    retrieved_fraction,
-    where=jnp.ones((log_probs.size, 1), bool),
-    clip_epsilon_low=objective.clip_epsilon_low,
-    clip_epsilon_high=objective.clip_epsilon_high,
-    dual_clip=objective.dual_clip,
-    shaping_coef=objective.shaping_coef,
+  columns, weights = arguments
+  named = {name: columns[name] for name in loss.columns}
+  losses = loss.function(log_probs, named, objective)
+  if objective.kl_coef:
+    losses += objective.kl_coef * objectives.kl_estimate(
+      log_probs,
+      columns["reference_log_probs"],
+      estimator=objective.kl_estimator,
+      limit=objective.kl_limit,
+    )
+  return weights * losses
+
+
+def _with_segments(
+  model: models.Decoder, micro: PackedBatch, loss: TokenLoss, scoring: _Scoring
+) -> PackedBatch:
+  """Adds the mean log-ratios of the segments of a micro-batch."""
+  log_probs, _ = models.token_log_probs(
+    model,
+    micro.tokens,
+    where=micro.where,
+    segment_ids=micro.segment_ids,
+    **scoring,
   )
-  return weights * token_loss[:, 0]
+  ids = micro.segment_ids
+  if loss.segment == "step":
+    # Steps of a trajectory lie in a row, one after the other.
+    steps = micro.columns["step_ids"]
+    starts = (jnp.diff(ids, axis=1) != 0) | (jnp.diff(steps, axis=1) != 0)
+    ids = jnp.cumsum(jnp.pad(starts, ((0, 0), (1, 0))), axis=1)
+  else:
+    ids = jnp.maximum(ids - 1, 0)
+  ratio = objectives.segment_log_ratio(
+    log_probs, micro.columns["old_log_probs"], ids, where=micro.where
+  )
+  return micro._replace(columns={**micro.columns, "segment_log_ratio": ratio})
+
+
+@functools.partial(
+  jax.jit, static_argnames=("temperature", "dtype", "remat", "head_chunk")
+)
+def score_reference(
+  model: models.Decoder,
+  batch: PackedBatch,
+  *,
+  temperature: float,
+  dtype: str,
+  remat: models.Remat,
+  head_chunk: int,
+) -> PackedBatch:
+  """Adds the column `reference_log_probs` to a minibatch.
+
+  Args:
+    model: the reference. One with adapters is read with all of them off.
+    batch: packed trajectories.
+    temperature: at which the tokens were sampled.
+    dtype: that the model computes in.
+    remat: as for `update_minibatch`.
+    head_chunk: as for `update_minibatch`.
+  """
+  if model.config.lora is not None:
+    off = jax.tree.map(jnp.zeros_like, models.trainable(model))
+    model = models.with_trainable(model, off)
+  model = model.astype(dtype)
+
+  def body(index: Array, scored: Float[Array, "M R T"]) -> Array:
+    log_probs, _ = models.token_log_probs(
+      model,
+      sharding.constrain(batch.tokens[index], "batch", None),
+      where=sharding.constrain(batch.where[index], "batch", None),
+      segment_ids=sharding.constrain(batch.segment_ids[index], "batch", None),
+      temperature=temperature,
+      remat=remat,
+      head_chunk=head_chunk,
+    )
+    return scored.at[index].set(log_probs)
+
+  scored = jax.lax.fori_loop(
+    0, batch.num_microbatches, body, jnp.zeros(batch.tokens.shape)
+  )
+  columns = {**batch.columns, "reference_log_probs": scored}
+  return batch._replace(columns=columns)
 
 
 def _metrics(
@@ -236,10 +350,14 @@ def _metrics(
   objective: ObjectiveConfig,
 ) -> UpdateMetrics:
   """Metrics of one micro-batch."""
-  gap = jnp.where(micro.where, log_probs - micro.old_log_probs, 0.0)
-  ratio = jnp.exp(gap) * (1 + objective.shaping_coef * micro.retrieved_fraction)
-  low = (ratio < 1 - objective.clip_epsilon_low) & (micro.advantages < 0)
-  high = (ratio > 1 + objective.clip_epsilon_high) & (micro.advantages > 0)
+  columns = micro.columns
+  gap = jnp.where(micro.where, log_probs - columns["old_log_probs"], 0.0)
+  ratio = jnp.exp(columns.get("segment_log_ratio", gap)) * (
+    1 + objective.shaping_coef * columns["retrieved_fraction"]
+  )
+  advantages = columns["advantages"]
+  low = (ratio < 1 - objective.clip_epsilon_low) & (advantages < 0)
+  high = (ratio > 1 + objective.clip_epsilon_high) & (advantages > 0)
   return UpdateMetrics(
     loss=loss,
     gradient_norm=jnp.zeros(()),

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import buffer as lib
 from experiments import flags, tasks
+from experiments.buffers import commands
 from experiments.stages import agents
 from experiments.stages import buffer as buffer_stage
 from rapo_jax import models, retrieval
@@ -26,7 +27,7 @@ def encoder():
 
 @pytest.fixture(autouse=True)
 def one_encoder(monkeypatch, encoder):
-  monkeypatch.setattr(lib, "_encoder", lambda *_: encoder)
+  monkeypatch.setattr(commands, "_encoder", lambda *_: encoder)
   monkeypatch.setattr(lib, "use_compilation_cache", lambda: None)
 
 
@@ -385,7 +386,7 @@ def test_build_from_the_agent_of_an_experiment(tmp_path, monkeypatch):
     model = agents.random_model(shape)
     models.save_pretrained(model, path, tokenizer=tokenizer)
   monkeypatch.setattr(buffer_stage, "QUERIES_AT_A_TIME", 2)
-  monkeypatch.setattr(lib.checks, "quick_checks", lambda config: None)
+  monkeypatch.setattr(commands.checks, "quick_checks", lambda config: None)
 
   def build(name, *arguments):
     return run(

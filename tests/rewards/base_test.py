@@ -14,7 +14,7 @@ def sample(answer="42", query_id="q1"):
   )
   text = rf"<think>t</think><answer>\boxed{{{answer}}}</answer>"
   segments = ((TokenKind.PROMPT, "What?"), (TokenKind.POLICY, text))
-  return rewards.Sample(query, segments, FinishReason.ANSWER, ("search",))
+  return rewards.Sample(query, segments, FinishReason.ANSWER)
 
 
 class Returns:

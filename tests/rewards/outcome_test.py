@@ -361,8 +361,8 @@ def test_text_of_others_spoils_nothing(kind: TokenKind, text: str):
     segments = [QUESTION, SEARCH, (kind, text), RIGHT]
   else:
     segments = [QUESTION, SEARCH, RESULT, (kind, text), RIGHT]
-  assert rewards.score(segments, GOLD) == rewards.Score(
-    1.0, Status.OK, 1.0, "Paris", correct=True
+  assert rewards.score(segments, GOLD) == rewards.OutcomeScore(
+    1.0, Status.OK, "Paris", correct=True, parts={"f1": 1.0}
   )
 
 

@@ -198,6 +198,7 @@ def test_an_ordinary_user_has_the_same_wall(surroundings):
     source = pathlib.Path(__file__).parents[2] / "rapo_jax" / "tools"
     for name in _MODULES:
       shutil.copy(source / f"{name}.py", package)
+    shutil.copy(source.parent / "errors.py", package.parent)
     subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
     done = subprocess.run(
       [_python_of_others(), "-c", _AS_NOBODY],

@@ -59,10 +59,12 @@ def make_batch() -> PackedBatch:
     tokens=jnp.asarray(rng.integers(0, VOCABULARY, shape), jnp.int32),
     segment_ids=jnp.broadcast_to(jnp.asarray(segments, jnp.int32), shape),
     where=jnp.asarray(where),
-    old_log_probs=jnp.full(shape, -4.2, jnp.float32),
-    advantages=jnp.asarray(rng.normal(size=shape), jnp.float32),
-    retrieved_fraction=jnp.asarray(0.3 * rng.random(shape), jnp.float32),
     weights=jnp.asarray(where / where.sum(), jnp.float32),
+    columns={
+      "old_log_probs": jnp.full(shape, -4.2, jnp.float32),
+      "advantages": jnp.asarray(rng.normal(size=shape), jnp.float32),
+      "retrieved_fraction": jnp.asarray(0.3 * rng.random(shape), jnp.float32),
+    },
     num_microbatches=jnp.int32(2),
   )
 

@@ -78,10 +78,10 @@ def test_packs_each_trajectory_with_its_own_figures():
     batch.where[0], [[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 1, 1, 0]]
   )
   np.testing.assert_allclose(
-    batch.advantages[0, 1], [0.1] * 4 + [0.3] * 3 + [0]
+    batch.columns["advantages"][0, 1], [0.1] * 4 + [0.3] * 3 + [0]
   )
   np.testing.assert_allclose(
-    batch.retrieved_fraction[0, 1], [0.5] * 4 + [0.25] * 3 + [0]
+    batch.columns["retrieved_fraction"][0, 1], [0.5] * 4 + [0.25] * 3 + [0]
   )
   np.testing.assert_array_equal(batch.weights[0, 1], [1] * 4 + [3] * 3 + [0])
   # 3 of 16 positions in use are padding.

@@ -80,9 +80,11 @@ def _packed(trajectories, row_length, rows, *, fraction=None, poison=None):
     rows_per_microbatch=rows,
   )
   if poison is not None:
-    batch = batch._replace(
-      old_log_probs=np.where(batch.where, batch.old_log_probs, poison)
-    )
+    columns = {
+      name: np.where(batch.where, column, poison)
+      for name, column in batch.columns.items()
+    }
+    batch = batch._replace(columns=columns)
   return batch
 
 
@@ -176,7 +178,7 @@ def test_gap_is_the_distance_to_the_samplers_log_probs(trajectories):
     segment_ids=jnp.asarray(batch.segment_ids[0]),
   )
   assert batch.num_microbatches == 1
-  gap = np.abs(log_probs - batch.old_log_probs[0])[batch.where[0]]
+  gap = np.abs(log_probs - batch.columns["old_log_probs"][0])[batch.where[0]]
   assert_close(metrics.gap_sum, gap.sum())
   assert_close(metrics.gap_max, gap.max())
 

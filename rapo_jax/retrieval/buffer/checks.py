@@ -31,7 +31,7 @@ from rapo_jax.retrieval.buffer.trace_file import (
   row_problem,
 )
 from rapo_jax.retrieval.index import base as index_lib
-from rapo_jax.retrieval.index import scann_index
+from rapo_jax.retrieval.index import kinds
 
 NORM_TOLERANCE = 1e-3
 """Of a vector's norm from 1: float32 rounds by 1e-7, bfloat16 by 4e-3 a value,
@@ -379,7 +379,7 @@ def _index_problems(
         f" {dict(manifest.index)!a:.200}"
       )
     elif load:
-      scann_index.load_index(path, encoder_sha256=manifest.encoder.sha256)
+      kinds.load_index(path, encoder_sha256=manifest.encoder.sha256)
     if encoder_sha256 != manifest.encoder.sha256:
       yield (
         f"the index is of the encoder {encoder_sha256}, the manifest of"

@@ -60,7 +60,7 @@ from rapo_jax.retrieval.buffer.trace_file import (
 )
 from rapo_jax.retrieval.encoder.sentence import SentenceEncoder
 from rapo_jax.retrieval.index import base as index_lib
-from rapo_jax.retrieval.index import scann_index
+from rapo_jax.retrieval.index import kinds
 
 _log = logging.getLogger(__name__)
 
@@ -388,7 +388,7 @@ class StepTraceBuffer:
     if checksums:
       check_folder(directory, buffer_checks.value_problems(directory, manifest))
     traces = StoredTraces(directory / TRACES_FILE)
-    index = scann_index.load_index(
+    index = kinds.load_index(
       directory / INDEX_FOLDER, encoder_sha256=encoder.sha256
     )
     check_folder(directory, _count_problems(traces, index, manifest))

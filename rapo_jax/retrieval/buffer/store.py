@@ -59,7 +59,7 @@ from rapo_jax.retrieval.buffer.trace_file import (
 )
 from rapo_jax.retrieval.encoder.sentence import SentenceEncoder
 from rapo_jax.retrieval.index import base as index_lib
-from rapo_jax.retrieval.index import scann_index
+from rapo_jax.retrieval.index import kinds
 
 BATCH_TRACES = 4096
 """Traces put into columns at a time."""
@@ -368,7 +368,7 @@ def build_index(
   index_cls: index_lib.IndexClass | None,
 ) -> index_lib.Index:
   """Builds the index over key vectors; the class None is the default one."""
-  index_cls = index_cls or scann_index.default_index_class()
+  index_cls = index_cls or kinds.index_class()
   return index_cls.build(vectors, encoder_sha256=encoder.sha256)
 
 

@@ -25,7 +25,7 @@ from rapo_jax.retrieval.buffer.agent_trajectory import (
   question_id,
 )
 from rapo_jax.retrieval.importers.lines import ImportReport, JsonLines, OnError
-from rapo_jax.tools.tags import ALL_TAGS, RESULT
+from rapo_jax.tools.tags import RESULT, TagSet
 
 # How chat templates show a user's turn and the start of the next, with their
 # special tokens and without (as the authors decode them).
@@ -39,7 +39,6 @@ _TURNS = (
   ("user\n\n", "assistant\n\n"),
 )
 _STEP = re.compile(rf".*?</{RESULT}>|.+\Z", re.DOTALL)
-_FIRST_TAG = re.compile(rf"<(?:{'|'.join(ALL_TAGS)})>")
 _FIELDS = ("key", "value", "reward")
 
 
@@ -127,8 +126,8 @@ def split_key(key: str) -> tuple[str, tuple[str, ...]]:
       question, rest = key[start + len(user) : end], key[end + len(assistant) :]
       break
   else:
-    tag = _FIRST_TAG.search(key)
-    end = tag.start() if tag else len(key)
+    found = TagSet.of_text(key).find_tags(key)
+    end = next((tag.start for tag in found if not tag.closing), len(key))
     question, rest = key[:end], key[end:]
   steps = (match.strip() for match in _STEP.findall(rest))
   return question.strip(), tuple(step for step in steps if step)

@@ -1,8 +1,7 @@
 """Trajectories that our own runs log: one a line, by segments.
 
-`experiments.trajectory_log` writes them, and so does the journal of an
-endpoint's agent: `question`, `query_id`, `score.value`, and `segments`, each
-with its `kind`, `step_id` and `text`.
+Runs write them as `records.TrajectoryRecord`, and so does the journal of an
+endpoint's agent.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rapo_jax.errors import InputError
+from rapo_jax.records import TrajectoryRecord
 from rapo_jax.retrieval.buffer.agent_trajectory import AgentTrajectory
 from rapo_jax.retrieval.importers.lines import (
   ImportReport,
@@ -53,34 +52,20 @@ def read_logged(
 
 
 def _trajectory(
-  record: Mapping[str, Any], source: str, name: str
+  content: Mapping[str, Any], source: str, name: str
 ) -> AgentTrajectory:
-  """Raises ValueError, with the reason, for a record that cannot be used."""
-  score, segments = record.get("score"), record.get("segments")
-  value = score.get("value") if isinstance(score, dict) else None
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise InputError("score.value must be a number")
-  for field in ("question", "query_id"):
-    if not isinstance(record.get(field), str):
-      raise InputError(f"{field} must be a text")
-  if not isinstance(record.get("source") or source, str):
-    raise InputError(f"source must be a text, got {record['source']!a:.60}")
-  if not isinstance(segments, list):
-    raise InputError("segments must be a list")
+  """Raises InputError, with the reason, for a record that cannot be used."""
+  record = TrajectoryRecord.from_json(content)
   steps: dict[int, str] = {}
-  for segment in segments:
-    match segment:
-      case {"step_id": int(step), "text": str(text)}:
-        if step >= 0:
-          steps[step] = steps.get(step, "") + text
-      case _:
-        raise InputError("a segment must have a step_id and a text")
+  for segment in record.segments:
+    if segment.step_id >= 0:
+      steps[segment.step_id] = steps.get(segment.step_id, "") + segment.text
   return AgentTrajectory(
-    question=record["question"],
+    question=record.question,
     steps=tuple(steps[step].strip() for step in sorted(steps)),
-    reward=float(value),
-    source=record.get("source") or source,
-    query_id=record["query_id"],
+    reward=float(record.score["value"]),
+    source=record.source or source,
+    query_id=record.query_id,
     trajectory_id=name,
-    extras={name: record[name] for name in _EXTRAS if name in record},
+    extras={name: content[name] for name in _EXTRAS if name in content},
   )

@@ -1,8 +1,7 @@
 """Approximate nearest-neighbour search with ScaNN.
 
 The only file that imports `scann`, and only when an index is built or loaded:
-ScaNN has wheels for Linux alone. Elsewhere `default_index_class` gives exact
-search.
+ScaNN has wheels for Linux alone. Elsewhere `index_class` gives exact search.
 
 Guo et al., "Accelerating Large-Scale Inference with Anisotropic Vector
 Quantization", ICML 2020.
@@ -13,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-import logging
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,74 +54,15 @@ def is_scann_installed() -> bool:
   return importlib.util.find_spec("scann") is not None
 
 
-def default_index_class() -> index_lib.IndexClass:
-  """Returns `ScannIndex`, or `ExactIndex` with a warning without ScaNN."""
-  if is_scann_installed():
-    return ScannIndex
-  logging.getLogger(__name__).warning(
-    "ScaNN is not installed (it has wheels for Linux only: `pip install"
-    " scann`); searching exactly instead. Results are the same or better; it"
-    " is slower from about 100,000 vectors on."
-  )
-  return ExactIndex
-
-
 def _scann() -> Any:
   if not is_scann_installed():
     raise ModuleNotFoundError(
       "ScannIndex needs ScaNN, which is not installed. On Linux: `pip install"
-      " scann`. Elsewhere use ExactIndex, as default_index_class() does."
+      ' scann`. Elsewhere use ExactIndex, as the kind "auto" does.'
     )
   from scann.scann_ops.py import scann_ops_pybind
 
   return scann_ops_pybind
-
-
-def load_index(
-  path: str | pathlib.Path, *, encoder_sha256: str | None = None
-) -> index_lib.Index:
-  """Loads a saved index with the class that saved it.
-
-  Without ScaNN, a ScaNN index is searched exactly, with a warning.
-
-  Args:
-    path: folder written by an index's `save`.
-    encoder_sha256: digest of the encoder that queries will come from; None to
-      load whatever is there.
-
-  Returns:
-    The index.
-
-  Raises:
-    InputError: if the folder holds no index, one of an unknown kind, or one
-      of another encoder's vectors.
-  """
-  meta = index_lib.read_meta(pathlib.Path(path))
-  kind = meta["kind"]
-  classes: dict[str, index_lib.IndexClass] = {
-    ExactIndex.kind: ExactIndex,
-    ScannIndex.kind: ScannIndex,
-  }
-  if kind not in classes:
-    raise InputError(
-      f"{path} holds an index of kind {kind!r}; known are {sorted(classes)}."
-      " Load it with the version of rapo_jax that wrote it."
-    )
-  built_with = meta["encoder_sha256"]
-  if encoder_sha256 is not None and built_with != encoder_sha256:
-    raise InputError(
-      f"{path} holds vectors of encoder {_shortened(built_with)}, but the"
-      f" encoder given is {_shortened(encoder_sha256)}. Their vectors do not"
-      " compare: load the same encoder, or build the index again with this"
-      " one."
-    )
-  if classes[kind] is ScannIndex:
-    return default_index_class().load(path)
-  return classes[kind].load(path)
-
-
-def _shortened(sha256: str | None) -> str:
-  return "unknown" if sha256 is None else sha256[:12]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,10 @@ import pytest
 from experiments.buffers import endpoint as buffer_endpoint
 from rapo_jax.errors import InputError
 
-LINE = b'{"query_id": "a", "index": %d, "source": "teacher"}\n'
+LINE = (
+  b'{"source": "teacher", "query_id": "a", "question": "?", "index": %d, '
+  b'"score": {"value": 1}, "segments": []}\n'
+)
 
 
 def test_a_line_that_is_not_whole_is_cut(tmp_path):

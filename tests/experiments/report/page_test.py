@@ -11,6 +11,7 @@ import pytest
 from experiments.report import charts, samples
 from experiments.report import page as report
 from experiments.report import results as results_lib
+from rapo_jax.records import SegmentRecord
 from tests.experiments import fake_workdir
 
 
@@ -206,11 +207,11 @@ def test_a_retrieved_step_carries_its_event_and_its_effect(runs):
 
 def test_retrieval_effect_by_hand():
   segments = [
-    {"kind": "policy", "entropy": 1.0},
-    {"kind": "observation"},
-    {"kind": "retrieved"},
-    {"kind": "retrieved"},
-    {"kind": "policy", "entropy": 0.5},
+    SegmentRecord("policy", 0, "", entropy=1.0),
+    SegmentRecord("observation", 0, ""),
+    SegmentRecord("retrieved", 1, ""),
+    SegmentRecord("retrieved", 2, ""),
+    SegmentRecord("policy", 3, "", entropy=0.5),
   ]
   # dH = -(.5 - 1) / 1 = .5; tanh(1) * 1 = .7616, for both of a pair.
   effect = {"before": 1.0, "after": 0.5, "z": 0.7616}
@@ -238,7 +239,7 @@ def test_reward_class(correct, whole, value, expected):
 
 def test_line_chart_places_points_by_hand():
   chart = charts.line_chart(
-    [charts.Lines("grpo", {"0": [(0, 0)]}, [(0.0, 0.0), (10.0, 1.0)])],
+    [charts.Lines("grpo", "GRPO", {"0": [(0, 0)]}, [(0.0, 0.0), (10.0, 1.0)])],
     x_label="updates",
     y_label="accuracy",
     y_range=(0.0, 1.0),
@@ -267,7 +268,7 @@ def test_share_chart_stacks_by_hand():
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 5.0, 1e-9])
 def test_a_flat_line_has_a_chart(value):
-  lines = charts.Lines("rapo", {}, [(1.0, value), (2.0, value)])
+  lines = charts.Lines("rapo", "RAPO", {}, [(1.0, value), (2.0, value)])
   chart = charts.line_chart([lines], x_label="x", y_label="y")
   assert "nan" not in chart.lower()
 

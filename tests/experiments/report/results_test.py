@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments.report import methods, tables
 from experiments.report import results as results_lib
-from experiments.report import tables
 from rapo_jax.errors import InputError
 from tests.experiments import fake_workdir
 
@@ -236,7 +236,7 @@ def test_a_method_alone_is_held_against_the_base_agent(tmp_path, method):
     _evaluation(tmp_path, method, seed, right)
   results = results_lib.compute_results(tmp_path)
   lines = tables.headline(results)
-  name = results_lib.label(method)
+  name = methods.label(results, method)
   assert lines[0].startswith(
     f"{name} answers 60.0 % on t, 60.0 points above the base agent (95 % inter"
   )

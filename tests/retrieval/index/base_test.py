@@ -8,7 +8,7 @@ import pytest
 
 from rapo_jax.retrieval import ExactIndex
 from rapo_jax.retrieval.index import base as index_lib
-from rapo_jax.retrieval.index import scann_index
+from rapo_jax.retrieval.index import kinds, scann_index
 
 
 class Forest(scann_index.ScannIndex):
@@ -213,7 +213,7 @@ def test_load_refuses_a_folder_without_an_index(index_cls, tmp_path):
 def test_another_encoder_is_refused(index_cls, tmp_path):
   index = index_cls.build(unit_vectors(5), encoder_sha256="a" * 64)
   index.save(tmp_path / "index")
-  load = scann_index.load_index
+  load = kinds.load_index
   for wanted in (None, "a" * 64):
     loaded = load(tmp_path / "index", encoder_sha256=wanted)
     assert loaded.encoder_sha256 == "a" * 64

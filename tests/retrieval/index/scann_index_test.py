@@ -1,5 +1,3 @@
-import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -8,7 +6,6 @@ import numpy as np
 import pytest
 
 from rapo_jax.retrieval import ExactIndex
-from rapo_jax.retrieval.index import base as index_lib
 from rapo_jax.retrieval.index import scann_index
 
 
@@ -120,12 +117,8 @@ def test_below_the_tree_it_equals_exact_search_bit_for_bit():
   np.testing.assert_array_equal(exact.scores, approximate.scores)
 
 
-def test_without_scann_the_default_is_exact(monkeypatch, caplog):
-  assert scann_index.default_index_class() is scann_index.ScannIndex
+def test_without_scann_building_says_what_to_use(monkeypatch):
   monkeypatch.setattr(scann_index, "is_scann_installed", lambda: False)
-  with caplog.at_level(logging.WARNING):
-    assert scann_index.default_index_class() is ExactIndex
-  assert "searching exactly instead" in caplog.text
   with pytest.raises(ModuleNotFoundError, match="use ExactIndex"):
     scann_index.ScannIndex.build(np.zeros((1, 2), np.float32))
 
@@ -135,26 +128,6 @@ def test_an_index_of_another_kind_is_refused(tmp_path):
   ExactIndex.build(vectors).save(tmp_path / "index")
   with pytest.raises(ValueError, match="'exact', not 'scann'"):
     scann_index.ScannIndex.load(tmp_path / "index")
-
-
-def test_load_index_picks_the_class_that_saved(tmp_path, monkeypatch):
-  vectors, queries = clustered(10, 1)
-  for index_cls in (ExactIndex, scann_index.ScannIndex):
-    index_cls.build(vectors).save(tmp_path / "index")
-    assert type(scann_index.load_index(tmp_path / "index")) is index_cls
-  monkeypatch.setattr(scann_index, "is_scann_installed", lambda: False)
-  moved_to_a_mac = scann_index.load_index(tmp_path / "index")
-  assert isinstance(moved_to_a_mac, ExactIndex)
-  assert moved_to_a_mac.search(queries, 1).ids[0, 0] == 0
-
-
-def test_load_index_refuses_an_unknown_kind(tmp_path):
-  meta = {"kind": "hnsw", "encoder_sha256": None}
-  (tmp_path / index_lib.META_FILE).write_text(
-    json.dumps(meta), encoding="utf-8"
-  )
-  with pytest.raises(ValueError, match="kind 'hnsw'; known are"):
-    scann_index.load_index(tmp_path)
 
 
 def test_a_pickle_in_the_folder_is_refused(tmp_path):

@@ -1,0 +1,99 @@
+"""How the report names and colours the methods of a work folder.
+
+A run writes what its algorithm says of itself, so that a report needs no file
+of the user's own. Agents that are not trained have fixed names.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.workdir import read_json, write_json
+from rapo_jax.algorithms import ALGORITHMS, Algorithm
+
+BASE = "base"
+METHOD_FILE = "method.json"
+"""Lies in the folder of a run."""
+
+
+class Shown(NamedTuple):
+  """What the report shows of a method.
+
+  Attributes:
+    label: its name for people.
+    colour: `#rrggbb`; None for that of what has no own.
+    dark_colour: the same on a dark page.
+    retrieves: whether its rollouts may retrieve.
+  """
+
+  label: str
+  colour: str | None = None
+  dark_colour: str | None = None
+  retrieves: bool = False
+
+
+AGENTS = {
+  BASE: Shown("base agent", "#6b7280", "#a0a8b3"),
+  "off_policy": Shown("off-policy agent", "#a3418f", "#d795c8"),
+}
+
+
+def write_shown(folder: pathlib.Path, algorithm: Algorithm) -> None:
+  """Writes what a run's algorithm says of itself into the run's folder."""
+  write_json(folder / METHOD_FILE, _of(algorithm)._asdict())
+
+
+def read_shown(runs: Iterable[tuple[str, pathlib.Path]]) -> dict[str, Shown]:
+  """What is shown of each method.
+
+  Args:
+    runs: method and folder of each run.
+
+  Returns:
+    By name: the agents, the methods of the table and those of the runs.
+  """
+  found = AGENTS | {name: _of(a) for name, a in ALGORITHMS.items()}
+  for method, folder in runs:
+    path = folder / METHOD_FILE
+    if path.exists():
+      found[method] = Shown(**read_json(path))
+    else:
+      found.setdefault(method, Shown(method))
+  return found
+
+
+def label(results: Mapping[str, Any], method: str) -> str:
+  """Name of a method for people."""
+  return str(results.get("labels", {}).get(method, method))
+
+
+def method_order(method: str) -> tuple[int, str]:
+  """Sorts agents before methods, these by name."""
+  agents = list(AGENTS)
+  return (agents.index(method) if method in agents else len(agents), method)
+
+
+def colour_rules(results: Mapping[str, Any], *, dark: bool) -> str:
+  """Rules of a style sheet that colour the marks of each method.
+
+  Args:
+    results: content of `results.json`.
+    dark: of a dark page.
+  """
+  rules = []
+  for method, colours in results["colours"].items():
+    light, on_dark = colours
+    chosen = (on_dark or light) if dark else light
+    rules.append(f".m-{method} {{ --c: {chosen or 'var(--other)'}; }}")
+  return "\n".join(rules)
+
+
+def _of(algorithm: Algorithm) -> Shown:
+  return Shown(
+    algorithm.label,
+    algorithm.colour,
+    algorithm.dark_colour,
+    algorithm.plan.hybrid,
+  )

@@ -1,0 +1,326 @@
+"""What an algorithm is: a plan, advantages and a loss, as one value.
+
+An algorithm chooses three things that do not depend on each other:
+
+- its plan: how the rollouts of a question are sampled (on the host);
+- its advantages: pure arrays, `Signals` to one number a trajectory, step or
+  token;
+- its loss: of each token by itself, given named columns.
+
+What has to see the whole batch, such as a mean over it, belongs to the
+advantages. So the update is a weighted sum of token losses, and exact for any
+split into micro-batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from rapo_jax import objectives
+from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval.buffer.policy import RetrievalConfig
+from rapo_jax.rollout import RolloutConfig
+
+COLUMNS = {
+  "old_log_probs": "log-probability of the token as sampled",
+  "advantages": "of the token",
+  "retrieved_fraction": "of the token's trajectory (Eq. 8)",
+  "entropies": "of the distribution that the token was sampled from, nats",
+  "reference_log_probs": "under the reference policy; needs kl_coef above 0",
+  "step_ids": "step of the token",
+  "segment_log_ratio": "mean log-ratio of the token's segment; needs `segment`",
+}
+"""What a token loss can read, by name."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# What no method may be named: agents of the report.
+_RESERVED = ("base", "off_policy", "other")
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Signals:
+  """What advantages are made of: `B` trajectories, `S` steps, `L` tokens.
+
+  Attributes:
+    rewards: outcome reward of each trajectory.
+    group_ids: question of each trajectory; -1 for one that does not count.
+    kinds: `TokenKind` of each token; -1 for padding.
+    step_ids: step of each token; -1 for prompt and padding.
+    entropies: as sampled, nats; 0 where the policy wrote nothing.
+    step_entropies: mean of a step's policy tokens, nats; 0 without any.
+    policy_steps: steps that the policy wrote.
+    retrieved: steps that were inserted.
+    retrieval_rewards: Z_ret (Eq. 7).
+    step_rewards: the outcome reward on the last policy step, 0 elsewhere.
+    malformed: steps whose call could not be parsed.
+    anchors: id of what a policy step answers: of the segment before it, which
+      is the prompt for the first one. Steps of one question that answer the
+      same tokens share an id, in [0, B * S); -1 for other steps and for
+      trajectories that do not count.
+    num_groups: number of questions.
+  """
+
+  rewards: Float[Array, " B"]
+  group_ids: Int[Array, " B"]
+  kinds: Int[Array, "B L"]
+  step_ids: Int[Array, "B L"]
+  entropies: Float[Array, "B L"]
+  step_entropies: Float[Array, "B S"]
+  policy_steps: Bool[Array, "B S"]
+  retrieved: Bool[Array, "B S"]
+  retrieval_rewards: Float[Array, " B"]
+  step_rewards: Float[Array, "B S"]
+  malformed: Bool[Array, "B S"]
+  anchors: Int[Array, "B S"]
+  num_groups: int = dataclasses.field(metadata={"static": True})
+
+
+Advantages = Callable[[Signals, ObjectiveConfig], Array]
+"""Gives `[B]`, `[B, S]` or `[B, L]`; an entry holds for all of its tokens."""
+
+RetrievalReward = Callable[..., Array]
+"""Called as `objectives.retrieval_reward` is (Eq. 5-7)."""
+
+LossFunction = Callable[[Array, Mapping[str, Array], ObjectiveConfig], Array]
+"""Log-probs `[N]`, columns `[N]` by name and settings to losses `[N]`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLoss:
+  """The loss of each token by itself.
+
+  ```python
+  def reinforce(log_probs, columns, settings):
+    return -columns["advantages"] * log_probs
+
+  loss = TokenLoss(reinforce)
+  ```
+
+  Attributes:
+    function: of log-probs, columns and settings, entry by entry; a function
+      of a module, so that a resumed run finds it.
+    columns: that it reads, of `COLUMNS`.
+    segment: whose mean log-ratio the column `segment_log_ratio` gives. The
+      update makes it with one more forward pass, without gradient.
+
+  Raises:
+    InputError: the function cannot be called, or a column is not known.
+  """
+
+  function: LossFunction
+  columns: tuple[str, ...] = ("old_log_probs", "advantages")
+  segment: Literal["trajectory", "step"] | None = None
+
+  def __post_init__(self) -> None:
+    if not callable(self.function):
+      raise InputError(
+        f"a loss needs a function, got {self.function!r}: hand in one that "
+        "takes log-probs, columns and settings."
+      )
+    # A lone name without a comma is taken letter by letter, and refused too.
+    unknown = [name for name in self.columns if name not in COLUMNS]
+    if unknown:
+      raise InputError(
+        f"columns of the loss {self.name} must be a tuple of "
+        f"{', '.join(COLUMNS)}, got {self.columns!r}: correct the name."
+      )
+    if self.segment not in (None, "trajectory", "step"):
+      raise InputError(
+        f"segment of the loss {self.name} must be None, trajectory or step, "
+        f"got {self.segment!r}: correct it."
+      )
+    if ("segment_log_ratio" in self.columns) != (self.segment is not None):
+      raise InputError(
+        f"the loss {self.name} needs both the column segment_log_ratio and "
+        f"segment or neither, got {self.columns!r} and {self.segment!r}: add "
+        "the one that is missing."
+      )
+
+  @property
+  def name(self) -> str:
+    """Of its function, for messages."""
+    return getattr(self.function, "__qualname__", repr(self.function))
+
+
+Keep = Callable[[Float[np.ndarray, " G"], Bool[np.ndarray, " G"]], bool]
+"""Whether a group is trained on, of its rewards and of what is correct."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resample:
+  """Other questions in place of groups that teach nothing.
+
+  Attributes:
+    keep: says whether a group is trained on.
+    max_rounds: most rollouts before an update, at least 1. Groups of the last
+      one fill up what is missing, kept or not.
+  """
+
+  keep: Keep
+  max_rounds: int = 10
+
+  def __post_init__(self) -> None:
+    if not callable(self.keep) or self.max_rounds < 1:
+      raise InputError(
+        "Resample takes a function `keep` and at least 1 round, got "
+        f"{self.keep!r} and {self.max_rounds}: correct it."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How the rollouts of a question are sampled.
+
+  Attributes:
+    hybrid: whether `rollout.num_hybrid` of a group's rollouts may retrieve.
+    granularity: what a retrieval inserts; None for `retrieval.granularity`.
+    resample: other questions for groups that teach nothing; None for none.
+  """
+
+  hybrid: bool = False
+  granularity: Literal["step", "trajectory"] | None = None
+  resample: Resample | None = None
+
+  def rollout(self, config: RolloutConfig) -> RolloutConfig:
+    """The rollout of this plan."""
+    if self.hybrid:
+      return config
+    return dataclasses.replace(config, num_hybrid=0)
+
+  def retrieval(self, config: RetrievalConfig) -> RetrievalConfig:
+    """The retrieval of this plan."""
+    if self.granularity is None:
+      return config
+    return dataclasses.replace(config, granularity=self.granularity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+  """One method of training.
+
+  Attributes:
+    name: in configs and folders: lower case letters, digits and `_`.
+    label: in the report.
+    description: one sentence, with the paper.
+    advantages: of each trajectory, step or token.
+    loss: of each token.
+    plan: how a question's rollouts are sampled.
+    changes: fields of `ObjectiveConfig` that the method sets itself. All
+      others stay as they are configured.
+    retrieval_reward: Z_ret (Eq. 5-7), called as `objectives.retrieval_reward`.
+    colour: in the report, `#rrggbb`; None for that of what has no own.
+    dark_colour: the same on a dark page; None for `colour`.
+
+  Raises:
+    InputError: a field is not as it must be.
+  """
+
+  name: str
+  label: str
+  description: str
+  advantages: Advantages
+  loss: TokenLoss
+  plan: Plan = Plan()
+  changes: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
+  retrieval_reward: RetrievalReward = objectives.retrieval_reward
+  colour: str | None = None
+  dark_colour: str | None = None
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, "changes", dict(self.changes))
+    if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
+      raise InputError(
+        "the name of an algorithm must be lower case letters, digits and _, "
+        f"and none of {', '.join(_RESERVED)}, got {self.name!r}: choose "
+        "another."
+      )
+    if not isinstance(self.loss, TokenLoss):
+      raise InputError(
+        f"the loss of the algorithm {self.name} must be a TokenLoss, got "
+        f"{self.loss!r}: write TokenLoss(function)."
+      )
+    for field in ("advantages", "retrieval_reward"):
+      if not callable(getattr(self, field)):
+        raise InputError(
+          f"{field} of the algorithm {self.name} must be a function, got "
+          f"{getattr(self, field)!r}: hand one in."
+        )
+    for field in ("colour", "dark_colour"):
+      colour = getattr(self, field)
+      if colour is not None and not _COLOUR.fullmatch(colour):
+        raise InputError(
+          f"{field} of the algorithm {self.name} must be #rrggbb, got "
+          f"{colour!r}: correct it."
+        )
+    known = {field.name for field in dataclasses.fields(ObjectiveConfig)}
+    unknown = sorted(set(self.changes) - known)
+    if unknown:
+      raise InputError(
+        f"changes of the algorithm {self.name} must be fields of "
+        f"ObjectiveConfig, got {', '.join(unknown)}: correct the name."
+      )
+    # A value out of range is refused here, not by the first run.
+    self.settings(ObjectiveConfig())
+
+  def settings(self, objective: ObjectiveConfig) -> ObjectiveConfig:
+    """The settings of this method, made from those of the experiment."""
+    return dataclasses.replace(objective, **self.changes)
+
+
+def group_relative(
+  values: Float[Array, " B"], signals: Signals, settings: ObjectiveConfig
+) -> Float[Array, " B"]:
+  """Values relative to the other rollouts of the question (Eq. 9)."""
+  return objectives.group_advantages(
+    values,
+    signals.group_ids,
+    num_groups=signals.num_groups,
+    ddof=settings.advantage_ddof,
+    eps=settings.advantage_eps,
+    std=settings.advantage_std,
+  )
+
+
+def outcome_advantages(
+  signals: Signals, settings: ObjectiveConfig
+) -> Float[Array, " B"]:
+  """GRPO's advantages: outcome rewards relative to the group."""
+  return group_relative(signals.rewards, signals, settings)
+
+
+def clipped_loss(
+  log_probs: Float[Array, " N"],
+  columns: Mapping[str, Float[Array, " N"]],
+  settings: ObjectiveConfig,
+) -> Float[Array, " N"]:
+  """PPO's clipped loss on shaped ratios (Eq. 8, 11)."""
+  # Seen as trajectories of one token, every token brings its own fraction.
+  token_loss = objectives.rapo_token_loss(
+    log_probs[:, None],
+    columns["old_log_probs"][:, None],
+    columns["advantages"],
+    columns["retrieved_fraction"],
+    where=np.ones((log_probs.size, 1), bool),
+    clip_epsilon_low=settings.clip_epsilon_low,
+    clip_epsilon_high=settings.clip_epsilon_high,
+    dual_clip=settings.dual_clip,
+    shaping_coef=settings.shaping_coef,
+  )
+  return token_loss[:, 0]
+
+
+CLIPPED_LOSS = TokenLoss(
+  clipped_loss, ("old_log_probs", "advantages", "retrieved_fraction")
+)

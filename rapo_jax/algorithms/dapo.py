@@ -1,0 +1,48 @@
+"""DAPO (Yu et al., 2025): dynamic sampling, clip-higher, a price on length."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from rapo_jax.algorithms.base import (
+  CLIPPED_LOSS,
+  Algorithm,
+  Plan,
+  Resample,
+  outcome_advantages,
+)
+
+
+def rewards_differ(
+  rewards: Float[np.ndarray, " G"], correct: Bool[np.ndarray, " G"]
+) -> bool:
+  """Whether a group teaches anything; one of one rollout is kept.
+
+  Rewards are compared exactly: the deviation of equal rewards may be above 0
+  by rounding.
+  """
+  del correct
+  return len(rewards) == 1 or bool(np.any(rewards != rewards[0]))
+
+
+ALGORITHM = Algorithm(
+  name="dapo",
+  label="DAPO",
+  description="Decoupled clip and dynamic sampling (arXiv 2503.14476).",
+  plan=Plan(resample=Resample(rewards_differ, max_rounds=10)),
+  advantages=outcome_advantages,
+  loss=CLIPPED_LOSS,
+  changes={
+    "retrieval_coef": 0.0,
+    "shaping_coef": 0.0,
+    "clip_epsilon_low": 0.2,
+    "clip_epsilon_high": 0.28,
+    "dual_clip": 3.0,
+    "aggregation": "token",
+    "aggregation_length": None,
+    "length_limit": "soft",
+  },
+  colour="#b3264a",
+  dark_colour="#f2849c",
+)

@@ -1,0 +1,47 @@
+"""Signals by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from rapo_jax.algorithms import Signals
+
+
+def make(
+  rewards, group_ids, *, anchors=None, returns=None, retrieval=None
+) -> Signals:
+  """Trajectories of as many policy steps as they have anchors.
+
+  Args:
+    rewards: of each.
+    group_ids: of each.
+    anchors: of each step, -1 for none; one step each by default.
+    returns: rewards of the steps; by default the reward on the last one.
+    retrieval: retrieval rewards; 0 by default.
+  """
+  rows = len(rewards)
+  if anchors is None:
+    anchors = np.arange(rows)[:, None]
+  anchors = np.asarray(anchors, np.int32)
+  policy = anchors >= 0
+  if returns is None:
+    returns = np.zeros(anchors.shape)
+    last = policy.shape[1] - 1 - np.argmax(policy[:, ::-1], axis=1)
+    returns[np.arange(rows), last] = rewards
+  kinds = np.where(policy, 1, -1).astype(np.int32)
+  return Signals(
+    rewards=jnp.asarray(rewards, jnp.float32),
+    group_ids=jnp.asarray(group_ids, jnp.int32),
+    kinds=jnp.asarray(kinds),
+    step_ids=jnp.asarray(np.where(policy, np.arange(policy.shape[1]), -1)),
+    entropies=jnp.zeros(anchors.shape),
+    step_entropies=jnp.zeros(anchors.shape),
+    policy_steps=jnp.asarray(policy),
+    retrieved=jnp.zeros(anchors.shape, bool),
+    retrieval_rewards=jnp.asarray(
+      np.zeros(rows) if retrieval is None else retrieval, jnp.float32
+    ),
+    step_rewards=jnp.asarray(returns, jnp.float32),
+    malformed=jnp.zeros(anchors.shape, bool),
+    anchors=jnp.asarray(anchors),
+    num_groups=int(max(group_ids)) + 1,
+  )
