@@ -8,7 +8,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from rapo_jax.models.config import AttentionImplementation, AttentionKernel
+from rapo_jax.models.config import (
+  ATTENTION_OUTPUT,
+  AttentionImplementation,
+  AttentionKernel,
+)
 
 KV_BLOCK = 64
 """Cache positions that one step of the online softmax takes in."""
@@ -19,9 +23,6 @@ QUERY_BLOCK = 512
 # Shorter rows go in four blocks, which spares 3 / 8 of the scores, but in none
 # shorter than this: products get too small.
 _MIN_QUERY_BLOCK = 128
-
-OUTPUT_NAME = "attention_output"
-"""What `attend` computes goes by this name in remat policies."""
 
 # Of GPU kernels, whose tensor cores would round float32.
 _KERNEL_DTYPES = (jnp.bfloat16, jnp.float16)
@@ -282,7 +283,7 @@ def attend(
   if kernel == "xla":
     return _attend_xla(queries, keys, values, segment_ids)
   outputs = _attend_cudnn(queries, keys, values, segment_ids)
-  return checkpoint_name(outputs, OUTPUT_NAME)
+  return checkpoint_name(outputs, ATTENTION_OUTPUT)
 
 
 def _choose(
@@ -363,9 +364,10 @@ def _attend_dense_forward(queries, keys, values, mask):
     weights.astype(values.dtype), _by_head(values, values.shape[2])
   )
   outputs = checkpoint_name(
-    _by_token((outputs / total).astype(queries.dtype), queries), OUTPUT_NAME
+    _by_token((outputs / total).astype(queries.dtype), queries),
+    ATTENTION_OUTPUT,
   )
-  log_total = checkpoint_name(peak + jnp.log(total), OUTPUT_NAME)
+  log_total = checkpoint_name(peak + jnp.log(total), ATTENTION_OUTPUT)
   return outputs, (queries, keys, values, mask, outputs, log_total)
 
 

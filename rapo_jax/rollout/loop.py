@@ -24,7 +24,14 @@ from jaxtyping import Bool
 from rapo_jax.rollout.between import BetweenSession, Boundary, Insertion
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.episode import Episode, StepEnd, refusal
-from rapo_jax.rollout.programs import Contents, Programs
+from rapo_jax.rollout.programs import (
+  AdmissionArrays,
+  Contents,
+  Programs,
+  empty_admission,
+  empty_insert,
+  empty_prompts,
+)
 from rapo_jax.rollout.requests import RolloutRequest, query_number
 from rapo_jax.rollout.stats import RolloutStats
 from rapo_jax.rollout.tool_runner import (
@@ -161,17 +168,17 @@ class Loop:
     while free and (self._prefilled or waiting):
       if not self._prefilled:
         self._prefill(waiting)
-      source = np.full(len(self._slots), -1, np.int32)
+      arrays = empty_admission(self._config)
       started = []
       while free and self._prefilled:
         row, sequence = self._prefilled.popleft()
         sequence.slot = free.pop(0)
         now = time.monotonic()
         sequence.episode.deadline = now + self._config.trajectory_timeout_s
-        source[sequence.slot] = row
+        arrays.source[sequence.slot] = row
         self._slots[sequence.slot] = sequence
         started.append(sequence)
-      self._start(source, started)
+      self._start(arrays, started)
 
   def _prefill(self, waiting: collections.deque[_Sequence]) -> None:
     """Runs the next distinct prompts through the model, each once."""
@@ -188,8 +195,7 @@ class Loop:
         prompts.append(prompt)
       self._prefilled.append((rows[key], waiting.popleft()))
     width = self._setup.prompt_width
-    tokens = np.zeros((self._config.prefill_rows, width), np.int32)
-    lengths = np.zeros(self._config.prefill_rows, np.int32)
+    tokens, lengths = empty_prompts(self._config, width)
     for row, prompt in enumerate(prompts):
       tokens[row, : len(prompt)] = prompt
       lengths[row] = len(prompt)
@@ -197,18 +203,15 @@ class Loop:
     self._programs.prefill(tokens, lengths)
     self._cached(lengths - 1, began)
 
-  def _start(self, source: np.ndarray, started: list[_Sequence]) -> None:
-    numbers = np.zeros(len(source), np.uint32)
-    indices = np.zeros(len(source), np.uint32)
-    limits = np.zeros(len(source), np.int32)
+  def _start(self, arrays: AdmissionArrays, started: list[_Sequence]) -> None:
     for sequence in started:
       prompt = len(sequence.request.prompt_tokens)
       sequence.append(TokenKind.PROMPT, -1, prompt)
-      numbers[sequence.slot] = query_number(sequence.request.query)
-      indices[sequence.slot] = sequence.request.index
-      limits[sequence.slot] = self._limit(sequence)
+      arrays.queries[sequence.slot] = query_number(sequence.request.query)
+      arrays.indices[sequence.slot] = sequence.request.index
+      arrays.limits[sequence.slot] = self._limit(sequence)
       self._active.add(sequence.slot)
-    self._programs.admit(source, limits, numbers, indices)
+    self._programs.admit(*arrays)
 
   # Decoding.
 
@@ -406,13 +409,7 @@ class Loop:
     for sequence in sorted(sequences, key=lambda s: (len(s.piece), s.number)):
       parts[sequence.slot // part_slots].append(sequence)
     for first in range(0, max(map(len, parts)), num_rows):
-      # One past the end of its part is no slot.
-      slots = np.full((num_parts, num_rows), part_slots, np.int32)
-      pieces = np.zeros(
-        (slots.size, self._config.max_response_tokens), np.int32
-      )
-      counts = np.zeros(slots.size, np.int32)
-      limits = np.zeros(slots.size, np.int32)
+      slots, pieces, counts, limits = empty_insert(self._config, num_parts)
       for part, members in enumerate(parts):
         for column, sequence in enumerate(members[first : first + num_rows]):
           slots[part, column] = sequence.slot % part_slots

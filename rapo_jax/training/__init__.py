@@ -12,7 +12,12 @@ from rapo_jax.training.examples import (
   repeat_examples,
 )
 from rapo_jax.training.experience import Experience, evaluate_trajectories
-from rapo_jax.training.packing import BASE_COLUMNS, PackedBatch, pack
+from rapo_jax.training.packing import (
+  BASE_COLUMNS,
+  PackedBatch,
+  empty_batch,
+  pack,
+)
 from rapo_jax.training.parameters import non_finite, parameter_norm
 from rapo_jax.training.supervised import (
   StepLoss,
@@ -46,6 +51,7 @@ __all__ = [
   "Trainer",
   "UpdateConfig",
   "UpdateMetrics",
+  "empty_batch",
   "evaluate_trajectories",
   "from_chat",
   "from_trajectory",
