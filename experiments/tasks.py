@@ -36,6 +36,7 @@ from rapo_jax.retrieval import (
   index_class,
   normalized,
 )
+from rapo_jax.rewards import OUTCOME, RECIPE_TAGS, Reward
 from rapo_jax.tasks.miniature.world import (
   FAMILIES,
   Family,
@@ -49,6 +50,7 @@ from rapo_jax.tools import (
   PythonTool,
   PythonWallError,
   SearchTool,
+  TagSet,
   Tool,
 )
 
@@ -76,6 +78,7 @@ class Task:
       agents exchange is text.
     max_prompt_tokens: longer prompts are refused.
     prompt_date: that chat templates which write the date are given.
+    reward: scores its trajectories.
     base_path: Hugging Face folder of the base agent.
     off_policy_path: of the off-policy agent; None without one.
   """
@@ -88,9 +91,15 @@ class Task:
   off_policy_tokenizer: Any
   max_prompt_tokens: int
   prompt_date: datetime.date
+  reward: Reward
   base_path: pathlib.Path
   off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @property
+  def tag_set(self) -> TagSet:
+    """Tags that the reward reads as calls: the recipe's and its own tools'."""
+    return TagSet(tuple(dict.fromkeys((*RECIPE_TAGS.tool_names, *self.tools))))
 
   def for_off_policy(self) -> tuple[Task, pathlib.Path]:
     """The same task with the off-policy agent acting, in its own tokens.
@@ -268,6 +277,7 @@ def open_task(
       off_policy_tokenizer=tokenizers.get("off_policy"),
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
+      reward=OUTCOME,
       base_path=paths["base"],
       off_policy_path=paths.get("off_policy"),
     )

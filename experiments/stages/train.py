@@ -376,6 +376,8 @@ def _make_trainer(
     update=config.update,
     seed=run.seed,
     mesh=device_mesh(config.mesh),
+    reward=task.reward,
+    tag_set=task.tag_set,
     algorithm=algorithm,
     reference=_reference(algorithm.settings(config.objective), policy),
   )

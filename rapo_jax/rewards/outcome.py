@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapo_jax.errors import InputError
+from rapo_jax.rewards.base import RECIPE_TAGS, Sample, Score
 from rapo_jax.rewards.f1 import is_match, token_f1
 from rapo_jax.tools import tags as tags_lib
 from rapo_jax.trajectory import TokenKind
@@ -26,8 +27,6 @@ from rapo_jax.trajectory import TokenKind
 FORMAT_PENALTY = -1.0
 TOOLS_BONUS = 0.1
 BONUS_TOOLS = frozenset({"search", "python"})
-RECIPE_TAGS = tags_lib.TagSet(("search", "python", "open"))
-"""Tags of the recipe's agents and of those that open pages."""
 # A run of backslashes, the start of a box behind it, or a brace. More
 # backslashes than one: models escape them as in JSON.
 _BRACES = re.compile(r"(\\++)((?:boxed|fbox)[ \t\n]*+\{)?|[{}]")
@@ -59,32 +58,41 @@ WHOLE_FORMAT = frozenset({ScoreStatus.OK, ScoreStatus.BOX_EMPTY})
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-  """Outcome reward of a trajectory.
+class OutcomeScore(Score):
+  """Score of the recipe.
 
-  Attributes:
-    value: -1 for a broken format, else F1 in [0, 1], plus 0.1 if earned.
-    status: the rule that decided.
-    f1: F1 with the best of the ground truths; 0 for a broken format.
-    answer: content of the answer's last closed box; None if there is none.
-    correct: whether the answer counts as right, see `rewards.is_match`.
+  `value` is -1 for a broken format, else F1 in [0, 1], plus 0.1 if earned.
+  `answer` is the content of the answer's last closed box.
   """
 
-  value: float
-  status: ScoreStatus
-  f1: float
-  answer: str | None
-  correct: bool = False
+  @property
+  def f1(self) -> float:
+    """F1 with the best of the ground truths; 0 for a broken format."""
+    return self.parts["f1"]
 
-  def record(self) -> dict[str, Any]:
-    """The score as a JSON object."""
-    return {
-      "value": self.value,
-      "status": str(self.status),
-      "f1": self.f1,
-      "answer": self.answer,
-      "correct": self.correct,
-    }
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeReward:
+  """The recipe's reward: see `score`."""
+
+  def score(self, batch: Sequence[Sample]) -> list[Score]:
+    """Scores each sample by its question's accepted answers."""
+    return [score(s.segments, s.query.ground_truth, s.tag_set) for s in batch]
+
+
+OUTCOME = OutcomeReward()
+"""The reward of a task that names none."""
+
+
+def _score(
+  value: float,
+  status: ScoreStatus,
+  f1: float,
+  answer: str | None,
+  correct: bool = False,
+) -> OutcomeScore:
+  whole = status in WHOLE_FORMAT
+  return OutcomeScore(value, status, answer, correct, whole, {"f1": f1})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +120,7 @@ def score(
   segments: Sequence[tuple[TokenKind, str]],
   ground_truth: str | Sequence[str],
   tag_set: tags_lib.TagSet = RECIPE_TAGS,
-) -> Score:
+) -> OutcomeScore:
   r"""Scores a trajectory by the recipe's rules.
 
   The format is broken (-1) when the policy's text has think tags that do not
@@ -144,15 +152,15 @@ def score(
   runs = _policy_runs(segments, opened, tag_set)
   status, answer = _check_format(runs, opened)
   if status is not ScoreStatus.OK:
-    return Score(FORMAT_PENALTY, status, 0.0, answer)
+    return _score(FORMAT_PENALTY, status, 0.0, answer)
   assert answer is not None
   if not answer.strip():
-    return Score(0.0, ScoreStatus.BOX_EMPTY, 0.0, answer)
+    return _score(0.0, ScoreStatus.BOX_EMPTY, 0.0, answer)
   f1 = max(token_f1(answer, truth) for truth in truths)
   earned = f1 > 0 and _tools_used(runs, tag_set) >= BONUS_TOOLS
   value = f1 + TOOLS_BONUS if earned else f1
   correct = any(is_match(answer, truth) for truth in truths)
-  return Score(value, ScoreStatus.OK, f1, answer, correct)
+  return _score(value, ScoreStatus.OK, f1, answer, correct)
 
 
 def _checked_truths(ground_truth: Any) -> Sequence[str]:

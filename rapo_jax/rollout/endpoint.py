@@ -144,6 +144,7 @@ class EndpointAgent:
     rollout: budgets of a trajectory that are not in tokens (`max_tool_calls`,
       `max_malformed_calls`, `trajectory_timeout_s`) and limits of the tools;
       `max_tool_tokens` is taken as so many times four characters.
+    reward: scores the trajectories.
 
   Attributes:
     name: of the agent.
@@ -158,6 +159,7 @@ class EndpointAgent:
     config: EndpointConfig,
     tools: Mapping[str, tools_lib.Tool],
     rollout: RolloutConfig,
+    reward: rewards.Reward = rewards.OUTCOME,
   ):
     # Of the extra `buffer`.
     import openai
@@ -169,6 +171,7 @@ class EndpointAgent:
     check_tool_settings(rollout, tools)
     self._tools = dict(tools)
     self._rollout = rollout
+    self._reward = reward
     self._max_chars = 4 * rollout.max_tool_tokens
     self._runner = ToolRunner(
       self._tools, rollout, max_chars=self._max_chars + 1
@@ -294,10 +297,14 @@ class EndpointAgent:
         messages.append({"role": "user", "content": shown})
     reason = episode.finish_reason
     assert reason is not None
-    score = rewards.score(
-      [(kind, text) for kind, _, text in segments],
-      query.ground_truth,
+    sample = rewards.Sample(
+      query,
+      tuple((kind, text) for kind, _, text in segments),
+      reason,
       self._tags,
+    )
+    (score,) = await asyncio.get_running_loop().run_in_executor(
+      threads, rewards.score_all, self._reward, [sample]
     )
     return EndpointTrajectory(
       query, index, tuple(segments), reason, score, tuple(episode.events)
