@@ -26,9 +26,8 @@ from jaxtyping import Array, Int
 
 from experiments import input_errors, places
 from experiments.policies import END_IDS, check_finite, open_policy
-from rapo_jax import models
+from rapo_jax import files, models
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder as folders
 from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
 from rapo_jax.training import Checkpoints
 
@@ -96,7 +95,7 @@ def export(
   expected = np.asarray(model(tokens))
   written = "float32" if adapters else dtype or model.config.dtype
   bound = _bound(model.config, written, adapters=adapters)
-  with folders.replaced_folder(output) as temporary:
+  with files.replaced_folder(output) as temporary:
     if adapters:
       models.save_adapters(model, temporary, base_model=source)
       loaded = models.load_adapters(

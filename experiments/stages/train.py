@@ -44,7 +44,6 @@ from rapo_jax import files, models
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, end_ids, order, prompt_hash
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder as folders
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
 from rapo_jax.retrieval.buffer.manifest import (
   MANIFEST_FILE,
@@ -139,8 +138,8 @@ def train(
     report(1.0, "finished before")
     return
   write_shown(folder, config.train.algorithm(run.method))
-  folders.clear_leftovers(folder / POLICY_FOLDER)
-  folders.clear_leftovers(folder / ADAPTERS_FOLDER)
+  files.clear_leftovers(folder / POLICY_FOLDER)
+  files.clear_leftovers(folder / ADAPTERS_FOLDER)
   policy = load_policy(config, task.base_path, seed=run.seed)
   watch = Watch(config, workdir, folder, policy)
   growth = _open_growth(config, run, buffer, folder)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rapo_jax import files
 from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.models.checkpoint_layout import (
   ADAPTER_CONFIG,
@@ -23,7 +24,6 @@ from rapo_jax.models.checkpoint_layout import (
 from rapo_jax.models.config import LoraConfig, LoraTarget
 from rapo_jax.models.decoder import Decoder
 from rapo_jax.models.export import space_noted, tensors_to_write
-from rapo_jax.models.folder import replaced_folder
 from rapo_jax.models.lora import add_adapters, trainable, with_trainable
 from rapo_jax.models.tensor_files import (
   file_tensors,
@@ -93,7 +93,7 @@ def save_adapters(
     )
   target = pathlib.Path(path)
   tensors = list(tensors_to_write(model, _adapter_layouts(model)))
-  with space_noted(target, tensors), replaced_folder(target) as temporary:
+  with space_noted(target, tensors), files.replaced_folder(target) as temporary:
     write_file(temporary / ADAPTER_WEIGHTS, tensors)
     write_json(
       temporary / ADAPTER_CONFIG,

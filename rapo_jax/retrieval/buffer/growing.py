@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
+from rapo_jax import files
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder as folder_lib
 from rapo_jax.retrieval.buffer import store
 from rapo_jax.retrieval.buffer.manifest import MANIFEST_FILE
 from rapo_jax.retrieval.buffer.policy import Failed, Hit, Miss, RetrievalConfig
@@ -215,14 +215,12 @@ class GrowingBuffer:
     column = pa.FixedSizeListArray.from_arrays(
       vectors.ravel(), self._encoder.dimension
     )
-    store.write_whole(
-      path,
-      lambda new: pq.write_table(
+    with files.replaced_file(path, private=False) as new:
+      pq.write_table(
         table.append_column(_VECTOR_COLUMN, column),
         new,
         write_page_checksum=True,
-      ),
-    )
+      )
     self._append(table, vectors)
     self._parts.append(path)
 
@@ -240,7 +238,7 @@ class GrowingBuffer:
       assert isinstance(traces, ColumnarTraces)
       vectors = np.concatenate([self._main_vectors(), self._tail])
       index = store.build_index(vectors, self._encoder, self._index_cls)
-      with folder_lib.replaced_folder(path) as new:
+      with files.replaced_folder(path) as new:
         store.write_contents(
           new, traces.tables(), index, self._encoder, version=self.version
         )

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from rapo_jax import files
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder
 from rapo_jax.retrieval.buffer import checks as buffer_checks
 from rapo_jax.retrieval.buffer import store
 from rapo_jax.retrieval.buffer.manifest import (
@@ -324,7 +324,7 @@ class StepTraceBuffer:
       directory: folder to create or replace; `docs/buffer.md` says what is in
         it. It can be moved.
     """
-    with folder.replaced_folder(directory) as new:
+    with files.replaced_folder(directory) as new:
       store.write_contents(
         new, self._tables(), self.index, self.encoder, version=self.version
       )

@@ -26,9 +26,8 @@ import httpx2
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax import text_files, web_address
+from rapo_jax import files, text_files, web_address
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder
 from rapo_jax.retrieval.buffer.policy import (
   Failed,
   Hit,
@@ -495,7 +494,7 @@ class RemoteIndex:
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes to a folder where the index is."""
-    with folder.replaced_folder(path) as new:
+    with files.replaced_folder(path) as new:
       index_lib.write_meta(new, self)
 
   @classmethod
