@@ -457,7 +457,7 @@ def _check_config(
   write_json(workdir.config, wanted)
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   parser = argparse.ArgumentParser(

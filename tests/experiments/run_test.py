@@ -945,7 +945,7 @@ def test_what_retrieves_without_a_buffer_says_what_is_missing(
   assert "set policy.off_policy, or buffer.path" in message
 
 
-def test_a_file_system_without_locks_is_told_in_a_line(
+def test_a_file_system_without_locks_is_report_input_errors(
   tmp_path, monkeypatch, capsys
 ):
   def flock(file, operation):
@@ -972,7 +972,7 @@ def test_a_broken_config_of_the_folder_is_named(tmp_path, capsys):
       assert "w/config.json must hold the JSON" in capsys.readouterr().err
 
 
-def test_a_missing_accelerator_is_told_in_a_line(monkeypatch, capsys):
+def test_a_missing_accelerator_is_report_input_errors(monkeypatch, capsys):
   def devices():
     raise RuntimeError("Unable to initialize backend 'tpu': no libtpu")
 
