@@ -174,6 +174,9 @@ def load_evaluations(
   for path in sorted(pathlib.Path(workdir).glob("evaluate/*/*.json")):
     content = read_evaluation(path)
     sampled = content["sampled"]
+    statuses = content.get("score_statuses", {})
+    # An evaluation of an earlier version says it by the recipe's statuses.
+    whole = statuses.get("ok", 0) + statuses.get("box_empty", 0)
     found.setdefault(path.parent.name, []).append(
       Evaluation(
         method=content["method"],
@@ -182,9 +185,9 @@ def load_evaluations(
         greedy={k: float(v) for k, v in content["greedy"].items()},
         sampled={k: float(np.mean(v)) for k, v in sampled.items()},
         num_samples=max(map(len, sampled.values()), default=0),
-        score_statuses=content.get("score_statuses", {}),
+        score_statuses=statuses,
         num_left_out=content.get("left_out", 0),
-        num_whole=content.get("format_whole", 0),
+        num_whole=content.get("format_whole", whole),
       )
     )
   return found

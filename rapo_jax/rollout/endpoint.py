@@ -31,7 +31,7 @@ from rapo_jax import rewards, web_address
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.ranges import check_numbers
-from rapo_jax.records import SegmentRecord, TrajectoryRecord
+from rapo_jax.records import SegmentRecord, TrajectoryRecord, event_to_json
 from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
 from rapo_jax.rollout.episode import Episode, StepEnd, refusal
 from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
@@ -122,6 +122,7 @@ class EndpointTrajectory:
         SegmentRecord(kind.name.lower(), step, text)
         for kind, step, text in self.segments
       ),
+      events=tuple(map(event_to_json, self.events)),
       source=source,
     )
 
