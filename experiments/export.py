@@ -243,7 +243,7 @@ def _sample_tokens(model: models.Decoder) -> Int[Array, "B T"]:
   )
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known = _parser().parse_args(arguments)

@@ -46,7 +46,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-def told_in_a_line(
+def report_input_errors(
   main: Callable[_Arguments, int],
 ) -> Callable[_Arguments, int]:
   """Decorates a command: an input error goes to standard error, in a line.

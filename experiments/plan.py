@@ -44,7 +44,7 @@ _LARGEST: dict[str | None, tuple[Phase, ...]] = {
 _PIPED_WIDTH = 120
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known, overrides = flags.parse_arguments(_parser(), arguments)

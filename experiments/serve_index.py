@@ -51,7 +51,7 @@ _OTHER_FILES = 128
 """That are open besides connections."""
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known = _parser().parse_args(arguments)

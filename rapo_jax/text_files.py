@@ -1,8 +1,8 @@
 """Text files that other programs wrote: JSON, JSON lines and plain lines.
 
-Such a file may have a byte order mark, another encoding than UTF-8, or values
-that Python's parser takes and no other reader does. What is read here is text
-and finite numbers, and an error names the path, the line and the reason.
+Such a file may have a byte order mark or another encoding than UTF-8. It may
+also have values that only Python's parser accepts. The readers here accept text
+and finite numbers. An error names the path, the line and the reason.
 """
 
 from __future__ import annotations

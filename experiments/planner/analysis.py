@@ -1,7 +1,7 @@
 """Compiles an experiment's programs and works out memory, time and a verdict.
 
-Nothing runs: programs are compiled ahead of time for devices that need not be
-attached, and what the compiler says of their memory is what a run would take.
+Nothing runs. Programs are compiled ahead of time for devices that need not be
+attached. The compiler's figure for their memory is that of a run.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def make_plan(
     config: the experiment.
     topology: devices to compile for.
     workload: what trajectories are like.
-    progress: told what is under way.
+    progress: called with the name of the current step.
     agent: which agent acts. The off-policy agent fills the buffer: it is
       rolled out and never trained.
     largest: phases for which to find the most slots, or rows of a micro-batch,

@@ -1,4 +1,4 @@
-"""What the agent is told, and the token ids that a trajectory starts with."""
+"""The agent's instructions, and the token ids that start a trajectory."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ _KERNEL_DTYPES = (jnp.bfloat16, jnp.float16)
 
 _KERNELS: dict[str, AttentionKernel] = {"tpu": "splash", "gpu": "cudnn"}
 
-# Low enough that exp(MASKED - any score) is exactly 0 in float32, and finite,
-# so that a row with nothing to attend to gives no NaN.
+# Low enough that exp(MASKED - any score) is exactly 0 in float32. Finite, so
+# that a fully masked row gives no NaN.
 _MASKED = -1e30
 
 

@@ -1,8 +1,8 @@
 """Tensors in safetensors files, mapped when read and streamed when written.
 
 The library's own reader copies what it returns and keeps whole files mapped.
-Here one tensor at a time is mapped, so that what a process holds beyond the
-parameters stays small whatever the size of the files.
+Here one tensor at a time is mapped. So the memory beyond the parameters stays
+small for files of any size.
 """
 
 from __future__ import annotations

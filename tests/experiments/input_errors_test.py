@@ -15,7 +15,7 @@ from rapo_jax.data import load_corpus
 from rapo_jax.errors import InputError, MissingInputError
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def command(error: BaseException) -> int:
   raise error
 
@@ -43,7 +43,7 @@ def test_a_bug_inside_a_loader_keeps_its_traceback(tmp_path, monkeypatch):
   def broken(text):
     return np.zeros(2) + np.zeros(3)
 
-  @input_errors.told_in_a_line
+  @input_errors.report_input_errors
   def main() -> int:
     return len(load_corpus(corpus))
 
@@ -60,7 +60,7 @@ def test_a_path_that_cannot_be_read_is_a_line(name, tmp_path, capsys):
   (tmp_path / "folder").mkdir()
   (tmp_path / "file").write_text("", encoding="utf-8")
 
-  @input_errors.told_in_a_line
+  @input_errors.report_input_errors
   def main() -> int:
     return len(list(text_files.json_lines(tmp_path / name)))
 
@@ -107,7 +107,7 @@ def test_what_a_locale_cannot_write_is_written_otherwise(monkeypatch):
   stdout = io.TextIOWrapper(raw, encoding="latin-1")
   monkeypatch.setattr(sys, "stdout", stdout)
 
-  @input_errors.told_in_a_line
+  @input_errors.report_input_errors
   def main() -> int:
     sys.stdout.write("é → 查\n")
     return 0

@@ -1,14 +1,14 @@
 """The Step-Trace Buffer: off-policy steps, found by the history before them.
 
-An off-policy agent's trajectories are cut into steps. Each is stored as a
-pair: the key is the question with the history before the step, `q + S_<t`;
-the value is the step `s_t`, thought, action and observation (RAPO, section
-"hybrid-policy rollout", Eq. 3). A waiting history is embedded, the nearest
-keys are found, and one value comes back.
+An off-policy agent's trajectories are cut into steps. Each is stored as a pair:
+the key is the question with the history before the step, `q + S_<t`; the value
+is the step `s_t`, thought, action and observation (RAPO, section "hybrid-policy
+rollout", Eq. 3). A search embeds the current history, finds the nearest keys
+and returns one value.
 
-Many traces share a key (every trajectory of a question starts with an empty
-history), so the index holds each distinct key once, and ties between the
-traces of one key are settled by reward and not by the index's rounding.
+Many traces share a key: every trajectory of a question starts with an empty
+history. So the index holds each distinct key once. The reward, not the index's
+rounding, decides ties between the traces of one key.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ A buffer is a folder, whose layout `docs/buffer.md` gives:
     traces.parquet   the traces, the truth of the buffer
     index/           the index over their keys, with vectors.npy
 
-`BufferWriter` takes traces as they come and holds few of them. What it has
-taken lies in `<folder>.partial` in parts, so that a build that was interrupted
-goes on where it was, embedding included, which takes the longest by far.
+`BufferWriter` takes a stream of traces and keeps few of them in memory. It
+writes them in parts to `<folder>.partial`. So an interrupted build resumes
+where it stopped, embeddings included. Embedding takes by far the longest.
 """
 
 from __future__ import annotations

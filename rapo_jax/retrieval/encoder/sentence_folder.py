@@ -226,7 +226,7 @@ def _max_tokens(path: pathlib.Path, sentence: Mapping[str, Any]) -> int:
   if not 3 <= limit <= positions:
     raise InputError(
       f"{path} says that {limit} tokens of a text count; that must lie between"
-      f" 3 and the model's {positions} positions. Mend max_seq_length in"
+      f" 3 and the model's {positions} positions. Fix max_seq_length in"
       f" {_SENTENCE_FILE}."
     )
   return int(limit)

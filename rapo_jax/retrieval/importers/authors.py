@@ -2,10 +2,10 @@
 
 One object a line: `key`, the decoded context before a step (prompt and
 history); `value`, the step with its result; `reward`, that of its trajectory;
-and whatever the reward function told (the code of arXiv 2603.03078, the
-trainer of the off-policy agent). Lines of one trajectory follow each other, so
-that a key is the key before it with the step before it. Between them stands,
-for every question, a list of the rewards of what was kept.
+and the other outputs of the reward function (the code of arXiv 2603.03078, the
+trainer of the off-policy agent). Lines of one trajectory follow each other:
+each key is the previous key with the previous step. For every question, a list
+of the rewards of the kept trajectories stands between them.
 
 A trajectory that branched off another one starts with the history that they
 share.

@@ -1,11 +1,11 @@
 """Trajectories as chat messages: one conversation a line.
 
-Calls may stand in the text (`<tool_call>`, `<tool_response>`, as Qwen's
-template and WebDancer have them) or beside it (`tool_calls` and messages of
-role `tool`, as OpenAI's protocol has them). A step is what the assistant says
-up to a call, with the result that follows. What the assistant and its tools
-say is put into our tags where there is one for it (`tools.tags`); the rest
-stays text, in which nothing looks like a tag of ours or a special token.
+Calls may stand in the text: `<tool_call>` and `<tool_response>`, as in Qwen's
+template and WebDancer. They may also stand beside it: `tool_calls` and messages
+of role `tool`, as in OpenAI's protocol. A step is the assistant's text up to a
+call, with the result that follows. Parts for which we have a tag are put into
+it (`tools.tags`). The rest stays text, in which nothing looks like a tag of
+ours or a special token.
 """
 
 from __future__ import annotations
