@@ -14,7 +14,13 @@ from jaxtyping import Int
 from rapo_jax.data import chat
 from rapo_jax.data.queries import Query
 from rapo_jax.errors import InputError
-from rapo_jax.tools import Described, TagSet
+from rapo_jax.tools import (
+  Described,
+  OpenTool,
+  PythonTool,
+  SearchTool,
+  TagSet,
+)
 
 _ANSWER_EXAMPLE = (
   r"<think> That settles it. </think><answer> \boxed{43} </answer>"
@@ -26,19 +32,26 @@ _SAMPLE_REPLY = r"<think> Let me see. </think><answer> \boxed{42} </answer>"
 _OPENED_THOUGHT = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
 
 
-def system_prompt(tools: Iterable[Described]) -> str:
+READY_TOOLS: Mapping[str, Described] = {
+  tool.name: tool for tool in (SearchTool, OpenTool, PythonTool)
+}
+"""The tools that come along, by name."""
+
+
+def system_prompt(tools: Iterable[Described | str]) -> str:
   """Tells the agent how to think, call the given tools and answer.
 
   The wording is ours; the protocol is the recipe's (method: tags of RAPO).
 
   Args:
-    tools: the agent's tools, or their classes; may be empty. No others are
-      mentioned.
+    tools: the agent's tools, their classes, or names of `READY_TOOLS`; may be
+      empty. No others are mentioned.
 
   Raises:
-    InputError: two tools have one name, or a name cannot be a tag.
+    InputError: two tools have one name, a name cannot be a tag, or a name
+      alone is given of a tool that is not ready-made.
   """
-  named = tuple(tools)
+  named = tuple(_described(tool) for tool in tools)
   TagSet(tuple(tool.name for tool in named))
   lines = [
     "Answer the user's question. Work in steps, and begin each step with your "
@@ -68,8 +81,19 @@ def system_prompt(tools: Iterable[Described]) -> str:
   return "\n".join(lines)
 
 
+def _described(tool: Described | str) -> Described:
+  if not isinstance(tool, str):
+    return tool
+  if tool not in READY_TOOLS:
+    raise InputError(
+      f"a tool that is given by name must be one of {', '.join(READY_TOOLS)}, "
+      f"got {tool!r}: hand in the tool itself."
+    )
+  return READY_TOOLS[tool]
+
+
 def chat_messages(
-  question: str, tools: Iterable[Described]
+  question: str, tools: Iterable[Described | str]
 ) -> tuple[Mapping[str, str], ...]:
   """System prompt for the tools, then the question."""
   return (

@@ -86,6 +86,14 @@ def test_the_prompt_of_the_recipe_s_tools_stays_as_it_is():
   assert digest[:16] == "d53fc0261b95e30d"
 
 
+def test_tools_that_come_along_may_be_named():
+  assert prompts.system_prompt(("python",)) == prompts.system_prompt(
+    (tools.PythonTool,)
+  )
+  with pytest.raises(ValueError, match="one of search, open, python, got 'x'"):
+    prompts.system_prompt(("x",))
+
+
 def test_the_example_of_the_prompt_has_a_whole_format():
   text = prompts.system_prompt((SEARCH, OPEN, PYTHON)).split("\n")[-1]
   pieces = re.split("(<result>.*?</result>)", text)
