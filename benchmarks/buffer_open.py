@@ -50,6 +50,11 @@ class _MadeUpVectors(retrieval.SentenceEncoder):
 
   parts = np.random.default_rng(0).standard_normal((2, 8192, 384), np.float32)
 
+  def words(self) -> list[str]:
+    """Words of the tokenizer's vocabulary."""
+    vocabulary = self._tokenizer.get_vocab()
+    return sorted(w for w in vocabulary if len(w) > 2 and w.isalpha())
+
   def encode(self, texts: Sequence[str]) -> np.ndarray:
     centres = [zlib.crc32(t.partition("\n")[0].encode()) % 8192 for t in texts]
     own = [zlib.crc32(t.encode()) % 8192 for t in texts]
@@ -90,11 +95,9 @@ def make_buffer(directory: pathlib.Path, num_traces: int) -> None:
     return
   print(f"writing {directory}", file=sys.stderr)
   encoder = _MadeUpVectors.from_pretrained()
-  vocabulary = encoder._tokenizer.get_vocab()
-  words = sorted(w for w in vocabulary if len(w) > 2 and w.isalpha())
   directory.parent.mkdir(parents=True, exist_ok=True)
   writer = retrieval.BufferWriter(directory, encoder, resume=True)
-  traces = list(make_traces(num_traces, words))
+  traces = list(make_traces(num_traces, encoder.words()))
   writer.add(traces[writer.num_traces :])
   writer.finish(lambda share, text: print(text, file=sys.stderr))
 

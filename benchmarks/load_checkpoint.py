@@ -11,9 +11,9 @@ folder (3.1 GB), and times in turns, with the files in the page cache:
 - `from_pretrained` onto one device, in bfloat16.
 
 Then a process of its own loads onto one device, and another onto a mesh of
-eight fake CPU devices (fsdp 4, tensor 2). The arrays of CPU devices lie in
-host memory, so what is reported is the peak of the resident set, mapped pages
-of the files included, less what was resident before and less the arrays' own
+eight fake CPU devices (fsdp 4, tensor 2). The arrays of CPU devices lie in host
+memory. So the benchmark reports the peak of the resident set, mapped pages of
+the files included. It subtracts the resident set before and the arrays' own
 bytes. Targets: load / read at most 1.3; that peak at most the largest tensor
 plus 1 GB on the mesh. Run it on a machine that is otherwise idle.
 """

@@ -57,6 +57,8 @@ class LateTool:
 
   def __init__(self, tool: Tool, latency_s: float):
     self.name = tool.name
+    self.description = tool.description
+    self.example = tool.example
     self.batched = tool.batched
     self._tool = tool
     self._latency_s = latency_s

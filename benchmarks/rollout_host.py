@@ -10,7 +10,7 @@ step traces are (see `index_vectors`); what is looked up is embedded by the real
 encoder, and the texts are English words, each of which is one wordpiece to it.
 All results are new, so no vector is found in the encoder's cache.
 
-Shares are of the rollout's wall time, taken apart by the engine's own clock:
+The engine's own clock splits the rollout's wall time into shares:
 
 - `host`: in which no device program of the policy ran and no tool was waited
   for: retrieval, and the loop's own work.

@@ -2,10 +2,10 @@
 
 Tokens and lengths have to be known for a measurement, and no policy here was
 trained. `scripted_policy` therefore gives a random model an output head of its
-own: the head's column of an id is the embedding of the ids that it is to
-follow, so the policy walks along chains of words and ends every step with a
-tool call, after as many tokens as it is told. The layers stay random and do all
-of their work, sampling included: only what they lead to is fixed.
+own. The head's column of an id is the embedding of the ids that it follows. So
+the policy walks along chains of words. It ends every step with a tool call,
+after a given number of tokens. The layers stay random and do all of their work,
+sampling included. Only the result is fixed.
 """
 
 from __future__ import annotations
@@ -221,6 +221,8 @@ class WordsTool:
     name: str = TOOL,
   ):
     self.name = name
+    self.description = f"<{name}> words </{name}> answers with words."
+    self.example = f"<{name}> words </{name}>"
     self._words = words
     self._num_words = num_words
     self._max_delay_s = max_delay_s

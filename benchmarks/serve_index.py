@@ -103,7 +103,7 @@ class Server:
       [
         *(sys.executable, "-m", "experiments.serve_index"),
         *("--buffer", str(folder), "--port", "0"),
-        # What is measured is how long it takes.
+        # This measures how long it takes.
         *("--timeout_s", "3600"),
       ],
       cwd=_ROOT,

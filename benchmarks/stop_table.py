@@ -20,11 +20,10 @@ import time
 import numpy as np
 
 from rapo_jax.rollout import automaton
-from rapo_jax.rollout.engine import ANSWER_END
-from rapo_jax.tools.tags import TOOL_TAGS
+from rapo_jax.tools import TagSet
 
 VOCABULARIES = (32_000, 152_064)
-STOP_STRINGS = (*(f"</{name}>" for name in TOOL_TAGS), ANSWER_END)
+STOP_STRINGS = TagSet(("search", "python", "open")).stop_strings
 
 
 def vocabulary(size: int) -> list[bytes]:

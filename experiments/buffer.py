@@ -26,7 +26,7 @@ from experiments.run import use_compilation_cache
 from experiments.stop_signal import StopSignal
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   parser = arguments_lib.parser(__doc__)

@@ -147,14 +147,14 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   if config.buffer.path is not None:
     try:
       there = manifest.read_manifest(config.buffer.path)
-    except ValueError as error:
+    except InputError as error:
       yield "problem", f"buffer.path: {error}"
     else:
       yield from _empty_buffer(config, there.num_traces)
   if config.buffer.url is not None:
     try:
       remote.check_policy(config.retrieval)
-    except ValueError as error:
+    except InputError as error:
       yield "problem", f"buffer.url is set: {error}"
   rollout, update = config.rollout, config.update
   longest = rollout.max_prompt_tokens + rollout.max_response_tokens
@@ -189,7 +189,7 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     sharding.check_rows(
       "update.rows_per_microbatch", update.rows_per_microbatch, mesh
     )
-  except ValueError as error:
+  except InputError as error:
     yield "problem", str(error)
   groups = rollout.num_slots / rollout.num_generations
   yield (
@@ -221,7 +221,7 @@ def _models(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
       if trained:
         sharding.shardings(abstract, mesh, sharding.TRAIN_RULES)
       sharding.shardings(abstract, mesh, sharding.ROLLOUT_RULES)
-    except (ValueError, FileNotFoundError) as error:
+    except InputError as error:
       yield "problem", f"{_name(agent)}: {error}"
 
 
@@ -296,7 +296,7 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     try:
       train, held_out = questions(config, name)
       order.batch(0, 0, config.update.queries_per_update, len(train))
-    except (ValueError, FileNotFoundError) as error:
+    except InputError as error:
       yield "problem", str(error)
       continue
     yield (
@@ -309,7 +309,7 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
         check_vocabulary(tokenizer, policy_shape(config, agent).vocab_size)
         end_ids(tokenizer)
         longest = _longest_prompt(config, tokenizer, train, held_out)
-      except (ValueError, OSError) as error:
+      except InputError as error:
         yield "problem", f"{_name(agent)}: {error}"
         continue
       yield (
@@ -396,11 +396,11 @@ def _contents(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     try:
       documents = load_corpus(config.data.corpus)
       yield "note", f"data.corpus: {len(documents)} documents"
-    except (ValueError, OSError) as error:
+    except InputError as error:
       yield "problem", f"data.corpus {config.data.corpus}: {error}"
   try:
     encoder = load_encoder(config.encoder)
-  except (ValueError, OSError) as error:
+  except InputError as error:
     yield "problem", f"encoder.path: {error}"
     return
   buffer = config.buffer
@@ -411,7 +411,7 @@ def _contents(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     elif buffer.path is not None:
       traces = StepTraceBuffer.load(buffer.path, encoder)
       yield "note", f"buffer.path: {len(traces)} step traces"
-  except (ValueError, OSError) as error:
+  except InputError as error:
     yield "problem", f"the buffer: {error}"
 
 

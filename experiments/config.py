@@ -16,6 +16,7 @@ from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
 from rapo_jax.algorithms import Algorithm, find_algorithm, unique
 from rapo_jax.data import PROMPT_DATE
+from rapo_jax.errors import InputError
 from rapo_jax.models import LoraConfig
 from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
 from rapo_jax.retrieval import IndexConfig, Pooling, RetrievalConfig
@@ -30,7 +31,7 @@ def _check_named(config: Any, *names: str) -> None:
   """Refuses an empty path or address, which would mean the current folder."""
   for name in names:
     if getattr(config, name) == "":
-      raise ValueError(
+      raise InputError(
         f"{name} must name something, got '': set it to none to leave it out."
       )
 
@@ -71,12 +72,12 @@ class DataConfig:
     try:
       datetime.date.fromisoformat(self.prompt_date)
     except ValueError as error:
-      raise ValueError(
+      raise InputError(
         "prompt_date must be a day as YYYY-MM-DD, got "
         f"{self.prompt_date!r}: {error}."
       ) from error
     if not self.families or len(set(self.families)) < len(self.families):
-      raise ValueError(
+      raise InputError(
         "families must name at least one family and none twice, got "
         f"{self.families}."
       )
@@ -168,12 +169,12 @@ class MeshConfig:
     """Sizes of the three axes.
 
     Raises:
-      ValueError: they do not use all devices.
+      InputError: they do not use all devices.
     """
     fsdp = self.fsdp or max(1, num_devices // (self.data * self.tensor))
     shape = {"data": self.data, "fsdp": fsdp, "tensor": self.tensor}
     if math.prod(shape.values()) != num_devices:
-      raise ValueError(
+      raise InputError(
         f"mesh.data * mesh.fsdp * mesh.tensor must be the number of devices "
         f"({num_devices}), got {self.data} * {fsdp} * {self.tensor}: leave "
         "mesh.fsdp unset and let data * tensor divide it."
@@ -299,17 +300,17 @@ class BufferConfig:
     check_numbers(self, "num_trajectories", "top_k_trajectories", at_least=1)
     _check_named(self, "path", "url")
     if self.path is not None and self.url is not None:
-      raise ValueError(
+      raise InputError(
         f"A buffer is in a folder or with a server, got the path {self.path!r}"
         f" and the url {self.url!r}: set one of them to None."
       )
     if self.url is not None and self.grow is not None:
-      raise ValueError(
+      raise InputError(
         f"A buffer that a server holds does not grow, got the url {self.url!r}"
         " and grow: set one of them to None."
       )
     if self.top_k_trajectories > self.num_trajectories:
-      raise ValueError(
+      raise InputError(
         "top_k_trajectories must be at most num_trajectories "
         f"({self.num_trajectories}), got {self.top_k_trajectories}: lower it."
       )
@@ -364,7 +365,7 @@ class TrainConfig:
     for name in ("methods", "seeds"):
       values = getattr(self, name)
       if not values or len(set(values)) < len(values):
-        raise ValueError(
+        raise InputError(
           f"{name} must hold at least one entry and none twice, got {values}."
         )
     unique(map(find_algorithm, self.methods))
@@ -407,7 +408,7 @@ class EvaluationConfig:
     check_seeds(self, "seed")
     check_numbers(self, "num_samples", "curve_samples", at_least=1)
     if self.curve_samples > self.num_samples:
-      raise ValueError(
+      raise InputError(
         f"curve_samples must be at most num_samples ({self.num_samples}), got "
         f"{self.curve_samples}: lower it."
       )

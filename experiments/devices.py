@@ -6,7 +6,6 @@ import os
 
 import jax
 
-from experiments import input_errors
 from experiments.config import MeshConfig
 from rapo_jax.errors import InputError
 from rapo_jax.models import sharding
@@ -31,7 +30,6 @@ def check_devices() -> None:
     ) from error
 
 
-@input_errors.from_outside()
 def device_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
   """The mesh over all devices, None if there is one only.
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from experiments import input_errors
+import dataclasses
+from collections.abc import Collection
+
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
-from experiments.tasks import Task
+from experiments.tasks import Task, task_names
 from rapo_jax import models
 from rapo_jax.retrieval import Buffer
 from rapo_jax.rollout import RolloutConfig, RolloutEngine
 
 
-@input_errors.from_outside()
 def open_engine(
   config: ExperimentConfig,
   task: Task,
@@ -32,9 +33,11 @@ def open_engine(
     policy: one with adapters whose base all rollouts share, or None.
 
   Raises:
-    InputError: a limit leaves no room for a result's tags, or the mesh does
-      not divide the slots.
+    InputError: a limit leaves no room for a result's tags, a limit names no
+      tool, or the mesh does not divide the slots.
   """
+  if len(task_names(config)) > 1:
+    rollout = _for_tools(rollout, task.tools)
   return RolloutEngine(
     rollout,
     task.tokenizer,
@@ -44,4 +47,13 @@ def open_engine(
     retrieval=config.retrieval,
     mesh=device_mesh(config.mesh),
     policy=policy,
+  )
+
+
+def _for_tools(rollout: RolloutConfig, tools: Collection[str]) -> RolloutConfig:
+  """The settings without those of tools that only other tasks have."""
+  return dataclasses.replace(
+    rollout,
+    tool_limits=tuple(v for v in rollout.tool_limits if v[0] in tools),
+    tool_timeouts_s=tuple(v for v in rollout.tool_timeouts_s if v[0] in tools),
   )

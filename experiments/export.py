@@ -26,9 +26,8 @@ from jaxtyping import Array, Int
 
 from experiments import input_errors, places
 from experiments.policies import END_IDS, check_finite, open_policy
-from rapo_jax import models
+from rapo_jax import files, models
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder as folders
 from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
 from rapo_jax.training import Checkpoints
 
@@ -96,11 +95,7 @@ def export(
   expected = np.asarray(model(tokens))
   written = "float32" if adapters else dtype or model.config.dtype
   bound = _bound(model.config, written, adapters=adapters)
-  # The model has been run before: what fails from here on is files.
-  with (
-    input_errors.from_outside(),
-    folders.replaced_folder(output) as temporary,
-  ):
+  with files.replaced_folder(output) as temporary:
     if adapters:
       models.save_adapters(model, temporary, base_model=source)
       loaded = models.load_adapters(
@@ -140,7 +135,6 @@ class Found(NamedTuple):
   passed_over: list[str]
 
 
-@input_errors.from_outside()
 def find_checkpoint(path: pathlib.Path) -> Found:
   """The checkpoints of a run, and the number of the one that is meant.
 
@@ -183,8 +177,7 @@ def _restore(
 ) -> tuple[Found, models.Decoder, str, list[int]]:
   """The checkpoint, its policy, the base's folder, ends of its turns."""
   found = find_checkpoint(path)
-  with input_errors.from_outside():
-    metadata: dict[str, Any] = found.checkpoints.metadata(found.update)
+  metadata: dict[str, Any] = found.checkpoints.metadata(found.update)
   if "model" not in metadata:
     raise ExportError(
       f"a checkpoint says which model it is of, and update {found.update} in "
@@ -250,7 +243,7 @@ def _sample_tokens(model: models.Decoder) -> Int[Array, "B T"]:
   )
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known = _parser().parse_args(arguments)

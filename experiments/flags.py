@@ -282,7 +282,7 @@ def check_types(config: Any, path: str = "config") -> None:
 
 
 class _Value(NamedTuple):
-  """A new value, told apart from changes further down."""
+  """A new value, as opposed to changes of fields inside it."""
 
   value: Any
 

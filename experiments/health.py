@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from rapo_jax.ranges import check_numbers
-from rapo_jax.rewards import ScoreStatus
 from rapo_jax.rollout import NonFiniteRollout
 from rapo_jax.tools import ToolStatus
 
@@ -441,8 +440,12 @@ def _reward_signs(row: Row, config: HealthConfig) -> Iterator[Sign]:
   text = f"every reward of the update is {low:g} ({shown}). {remedy}"
   yield Sign("same_reward", text if same else "", spares=solved)
   broken = accuracy == 0 and whole <= 1 - config.broken_share
-  statuses = {s: row.get(f"score/{s}", 0.0) for s in ScoreStatus}
-  most = max(statuses, key=lambda status: statuses[status])
+  statuses = {
+    name.removeprefix("score/"): count
+    for name, count in row.items()
+    if name.startswith("score/")
+  }
+  most = max(statuses, key=lambda status: statuses[status], default="unknown")
   text = (
     f"no answer is right, and {100 * (1 - whole):.0f} % of the trajectories"
   )

@@ -1,16 +1,14 @@
-"""A user's mistake becomes one line; everything else keeps its traceback.
+"""What ends a command: one line for bad input, a traceback for a bug.
 
-A library raises ValueError for a bad mesh and for its own bugs alike, so that
-the type alone does not tell whose mistake it was. The place does: what reads a
-config, a folder or a checkpoint, or holds one against another, runs under
-`from_outside`, and what computes does not. A ValueError out of a jitted program
-in the middle of training is a bug, and is shown as one. A full or read-only
-disk and a full device are no bug anywhere.
+The type of an error tells which it is. What checks a config, a file or a folder
+raises `InputError`; what opens a path of a user does so under
+`rapo_jax.errors.accessing`. A full or read-only disk and a full device are no
+bug anywhere; they get a line with a remedy. Everything else is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import io
@@ -18,7 +16,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ParamSpec
 
 import jax
@@ -48,26 +46,10 @@ _OUT_OF_MEMORY = (
 )
 
 
-@contextlib.contextmanager
-def from_outside() -> Iterator[None]:
-  """Takes what fails here for an input error; decorates functions as well.
-
-  Raises:
-    InputError: for a ValueError or an OSError, with its message and notes.
-  """
-  try:
-    yield
-  except InputError:
-    raise
-  except (ValueError, OSError) as error:
-    lines = (f"{error}{_remedy(error)}", *getattr(error, "__notes__", ()))
-    raise InputError("\n".join(lines)) from error
-
-
-def told_in_a_line(
+def report_input_errors(
   main: Callable[_Arguments, int],
 ) -> Callable[_Arguments, int]:
-  """Decorates a command: what ends it goes to standard error, in a line.
+  """Decorates a command: an input error goes to standard error, in a line.
 
   The exit status is 2 for an input error, 128 + n for a signal n. Libraries
   that repeat their warnings are heard once.
@@ -82,14 +64,12 @@ def told_in_a_line(
     log_once.show_each_once()
     try:
       return main(*args, **kwargs)
-    except InputError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return EXIT_STATUS
     except (OSError, ValueError) as error:
       remedy = _remedy(error)
-      if not remedy:
+      if not remedy and not isinstance(error, InputError):
         raise
-      print(f"error: {error}{remedy}", file=sys.stderr)
+      lines = (f"error: {error}{remedy}", *getattr(error, "__notes__", ()))
+      print("\n".join(lines), file=sys.stderr)
       return EXIT_STATUS
     except jax.errors.JaxRuntimeError as error:
       if not str(error).startswith("RESOURCE_EXHAUSTED"):

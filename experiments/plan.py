@@ -32,6 +32,7 @@ from experiments.planner.analysis import (
 )
 from experiments.planner.programs import Workload
 from experiments.workdir import write_json
+from rapo_jax.errors import InputError
 
 _LARGEST: dict[str | None, tuple[Phase, ...]] = {
   None: (),
@@ -43,7 +44,7 @@ _LARGEST: dict[str | None, tuple[Phase, ...]] = {
 _PIPED_WIDTH = 120
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known, overrides = flags.parse_arguments(_parser(), arguments)
@@ -131,7 +132,7 @@ def _workload(config: ExperimentConfig, known: argparse.Namespace) -> Workload:
   """What was given of a trajectory, and shares of its budgets for the rest.
 
   Raises:
-    ValueError: it does not go into the budgets.
+    InputError: it does not go into the budgets.
   """
   rollout = config.rollout
 
@@ -151,7 +152,7 @@ def _workload(config: ExperimentConfig, known: argparse.Namespace) -> Workload:
     ("tool_calls", "max_tool_calls"),
   ):
     if getattr(workload, name) > getattr(rollout, limit):
-      raise ValueError(
+      raise InputError(
         f"{name} must be at most rollout.{limit} ({getattr(rollout, limit)}), "
         f"got {getattr(workload, name):g}: lower it or raise the budget."
       )

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from flax import nnx
 
-from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
 from rapo_jax import models
@@ -28,7 +27,6 @@ END_IDS = "end_ids"
 """Where it has the tokens that end the policy's turns."""
 
 
-@input_errors.from_outside()
 def load_policy(
   config: ExperimentConfig, base_path: pathlib.Path, *, seed: int
 ) -> models.Decoder:
@@ -117,7 +115,6 @@ def describe_policy(
   return description
 
 
-@input_errors.from_outside()
 def open_policy(description: dict[str, Any], source: str) -> models.Decoder:
   """A policy as described, into which a checkpoint's parameters can be put.
 
@@ -151,7 +148,6 @@ def open_policy(description: dict[str, Any], source: str) -> models.Decoder:
   return models.add_adapters(base, adapters, rngs=nnx.Rngs(0))
 
 
-@input_errors.from_outside()
 def load_agent(config: ExperimentConfig, path: pathlib.Path) -> models.Decoder:
   """Loads an agent onto the devices and in the dtype of its rollout.
 

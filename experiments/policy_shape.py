@@ -11,6 +11,7 @@ from huggingface_hub import errors
 from experiments.config import ExperimentConfig, RandomModelConfig
 from experiments.tasks import make_world
 from rapo_jax import models
+from rapo_jax.errors import MissingInputError
 from rapo_jax.models import hub, published
 from rapo_jax.models.huggingface import read_config
 from rapo_jax.tasks.miniature import tokenizer as miniature_tokenizer
@@ -29,12 +30,12 @@ def policy_shape(
     agent: which of its two agents.
 
   Raises:
-    FileNotFoundError: the policy section names a model whose config.json is
+    MissingInputError: the policy section names a model whose config.json is
       neither here, nor on a hub within reach, nor that of a published model we
       know, or there is no off-policy agent.
   """
   if agent == "off_policy" and not config.has_off_policy:
-    raise FileNotFoundError(
+    raise MissingInputError(
       "the config has no off-policy agent: set policy.off_policy."
     )
   named = config.policy.base if agent == "base" else config.policy.off_policy
@@ -59,7 +60,7 @@ def named_shape(path_or_hub_id: str) -> models.DecoderConfig:
     file = huggingface_hub.hf_hub_download(path_or_hub_id, "config.json")
   except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
     known = ", ".join(published.CONFIGS)
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"the config.json of {path_or_hub_id} cannot be had from the hub: name "
       f"a folder, or one of the models whose shape is known: {known}."
     ) from error

@@ -31,7 +31,7 @@ import jax
 
 from experiments import checks, flags, input_errors, places, provenance
 from experiments.config import ExperimentConfig
-from experiments.dependencies import EVALUATE, conflicts
+from experiments.dependencies import DONE_FILE, EVALUATE, conflicts
 from experiments.devices import check_devices
 from experiments.health import HealthStop
 from experiments.policies import load_agent, model_digest
@@ -41,7 +41,9 @@ from experiments.report import results, tables
 from experiments.stages import agents as agents_stage
 from experiments.stages import buffer as buffer_stage
 from experiments.stages import evaluate as evaluate_stage
+from experiments.stages import runs as run_lib
 from experiments.stages import train as train_stage
+from experiments.stages.trainers import check_buffer
 from experiments.stop_signal import StopSignal
 from experiments.tasks import (
   Task,
@@ -58,7 +60,7 @@ from experiments.workdir import (
   write_json,
 )
 from rapo_jax import files
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, accessing
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
 
@@ -96,7 +98,6 @@ class Experiment:
     self._digests: dict[pathlib.Path, str] = {}
 
   @functools.cached_property
-  @input_errors.from_outside()
   def _encoder(self) -> SentenceEncoder:
     return load_encoder(self._config.encoder)
 
@@ -132,7 +133,7 @@ class Experiment:
       )
     if stage == "train":
       finished = all(
-        self._is_finished(run) for run in train_stage.runs(config, self._tasks)
+        self._is_finished(run) for run in run_lib.all_runs(config, self._tasks)
       )
     if stage == "evaluate":
       finished = all(
@@ -144,9 +145,9 @@ class Experiment:
   def _note_longer_runs(self) -> None:
     """Says which runs have more updates behind them than the config asks."""
     wanted = self._config.train.num_updates
-    for run in train_stage.runs(self._config, self._tasks):
+    for run in run_lib.all_runs(self._config, self._tasks):
       folder = self._workdir.run(run.task, run.name)
-      update = train_stage.ended_update(folder)
+      update = run_lib.ended_update(folder)
       if update is not None and update > wanted:
         self._progress.note(
           f"{run.task} {run.name} ended after {update} updates, which is more "
@@ -179,7 +180,7 @@ class Experiment:
         )
 
   def _train(self) -> None:
-    runs = list(train_stage.runs(self._config, self._tasks))
+    runs = list(run_lib.all_runs(self._config, self._tasks))
     updates = self._config.train.num_updates
     self._share(0, len(runs), 0.0, "", units=updates)
     self._encoder.compile()
@@ -188,7 +189,7 @@ class Experiment:
         buffer = self._open_buffer(name) if self._config.retrieves else None
         for run in runs:
           if run.task == name:
-            train_stage.check_buffer(self._config, run, buffer)
+            check_buffer(self._config, run, buffer)
         for number, run in enumerate(runs):
           if run.task == name:
             train_stage.train(
@@ -205,7 +206,6 @@ class Experiment:
             if self._stop.requested:
               raise self._stop.stop(f"stopped after {run.task} {run.name}")
 
-  @input_errors.from_outside()
   def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:
     config = self._config.buffer
     if config.url is not None:
@@ -236,7 +236,7 @@ class Experiment:
     self,
     task: Task,
     agent: str,
-    run: train_stage.Run | None,
+    run: run_lib.Run | None,
     report: Callable[[float], None],
   ) -> None:
     """Evaluates one agent, and writes down what its result depends on."""
@@ -244,7 +244,7 @@ class Experiment:
     if agent == "off_policy":
       acting, _ = task.for_off_policy()
     if run is not None:
-      train_stage.check_policy(folder.parent)
+      run_lib.check_policy(folder.parent)
     model = load_agent(self._config, folder)
     result = evaluate_stage.evaluate(self._config, acting, model, report)
     result |= {
@@ -252,13 +252,13 @@ class Experiment:
       "agent": agent,
       "method": run.method if run else agent,
       "seed": run.seed if run else None,
-      "update": train_stage.ended_update(folder.parent) if run else 0,
+      "update": run_lib.ended_update(folder.parent) if run else 0,
       "made_with": self._evaluated_with(folder, run),
     }
     write_json(self._workdir.evaluation(task.name, agent), result)
 
   def _is_evaluated(
-    self, task: str, agent: str, run: train_stage.Run | None
+    self, task: str, agent: str, run: run_lib.Run | None
   ) -> bool:
     """Whether a result is there, of this agent and of what it depends on."""
     path = self._workdir.evaluation(task, agent)
@@ -268,9 +268,8 @@ class Experiment:
     folder = self._agent_folder(task, agent, run)
     return bool(made_with == self._evaluated_with(folder, run))
 
-  @input_errors.from_outside()
   def _evaluated_with(
-    self, agent: pathlib.Path, run: train_stage.Run | None
+    self, agent: pathlib.Path, run: run_lib.Run | None
   ) -> str:
     """Changes with the agent, and with any field that its result depends on."""
     fields = EVALUATE.of(flags.to_dict(self._config))
@@ -279,7 +278,7 @@ class Experiment:
       self._agent_digest(agent)
       if run is None
       # It has a sum of every file of the policy.
-      else read_json(agent.parent / train_stage.DONE_FILE),
+      else read_json(agent.parent / DONE_FILE),
     ]
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -291,10 +290,10 @@ class Experiment:
     return self._digests[agent]
 
   def _agent_folder(
-    self, task: str, agent: str, run: train_stage.Run | None
+    self, task: str, agent: str, run: run_lib.Run | None
   ) -> pathlib.Path:
     if run is not None:
-      return self._workdir.run(task, run.name) / train_stage.POLICY_FOLDER
+      return self._workdir.run(task, run.name) / run_lib.POLICY_FOLDER
     return agent_paths(self._config, self._workdir, task)[agent]
 
   def _report(self) -> None:
@@ -324,25 +323,25 @@ class Experiment:
 
   def _agents_to_evaluate(
     self,
-  ) -> Iterator[tuple[str, str, train_stage.Run | None]]:
+  ) -> Iterator[tuple[str, str, run_lib.Run | None]]:
     """(task, agent, its run or None) in the order of the table."""
     for task in self._tasks:
       yield task, "base", None
       if self._config.has_off_policy:
         yield task, "off_policy", None
-    for run in train_stage.runs(self._config, self._tasks):
+    for run in run_lib.all_runs(self._config, self._tasks):
       if self._is_finished(run):
         yield run.task, run.name, run
 
-  def _is_finished(self, run: train_stage.Run) -> bool:
+  def _is_finished(self, run: run_lib.Run) -> bool:
     folder = self._workdir.run(run.task, run.name)
-    return train_stage.is_finished(folder, self._config)
+    return run_lib.is_finished(folder, self._config)
 
   def unfinished_runs(self) -> list[str]:
     """Runs that are not finished, which cannot be evaluated."""
     return [
       f"{run.task} {run.name}"
-      for run in train_stage.runs(self._config, self._tasks)
+      for run in run_lib.all_runs(self._config, self._tasks)
       if not self._is_finished(run)
     ]
 
@@ -359,8 +358,7 @@ def claim_workdir(
     flags.ConfigError: another process works on one of the tasks, or the folder
       holds another experiment; names the fields that differ.
   """
-  with input_errors.from_outside():
-    files.make_private_folder(workdir.root)
+  files.make_private_folder(workdir.root)
   _warn_if_others_can_read(workdir)
   with contextlib.ExitStack() as locks:
     for task in tasks:
@@ -402,7 +400,7 @@ def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
   Raises:
     InputError: the folder cannot be written, or its file system has no locks.
   """
-  with input_errors.from_outside():
+  with accessing(workdir.root):
     file = (workdir.root / name).open("a", encoding="utf-8")
   with file:
     try:
@@ -433,7 +431,6 @@ def _refuse_others(workdir: Workdir, tasks: list[str]) -> None:
         )
 
 
-@input_errors.from_outside()
 def _check_config(
   config: ExperimentConfig, workdir: Workdir, tasks: list[str]
 ) -> None:
@@ -460,7 +457,7 @@ def _check_config(
   write_json(workdir.config, wanted)
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   parser = argparse.ArgumentParser(

@@ -51,7 +51,7 @@ _OTHER_FILES = 128
 """That are open besides connections."""
 
 
-@input_errors.told_in_a_line
+@input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known = _parser().parse_args(arguments)
@@ -243,7 +243,6 @@ def _add_load(parser: argparse.ArgumentParser, config: ServerConfig) -> None:
   )
 
 
-@input_errors.from_outside()
 def _config(known: argparse.Namespace) -> ServerConfig:
   return ServerConfig(
     limits=protocol.Limits(
@@ -289,7 +288,6 @@ def _listen(host: str, port: int) -> socket.socket:
     ) from error
 
 
-@input_errors.from_outside()
 def _open(known: argparse.Namespace) -> StepTraceBuffer:
   directory = known.buffer
   print(f"opening {directory}", file=sys.stderr)

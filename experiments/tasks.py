@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from experiments import input_errors
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir
@@ -37,6 +36,7 @@ from rapo_jax.retrieval import (
   index_class,
   normalized,
 )
+from rapo_jax.rewards import OUTCOME, RECIPE_TAGS, Reward
 from rapo_jax.tasks.miniature.world import (
   FAMILIES,
   Family,
@@ -50,11 +50,12 @@ from rapo_jax.tools import (
   PythonTool,
   PythonWallError,
   SearchTool,
+  TagSet,
   Tool,
 )
 
 _log = logging.getLogger(__name__)
-DATA_SET_TOOLS = ("search", "python")
+DATA_SET_TOOLS = (SearchTool, PythonTool)
 
 
 @functools.cache
@@ -77,6 +78,7 @@ class Task:
       agents exchange is text.
     max_prompt_tokens: longer prompts are refused.
     prompt_date: that chat templates which write the date are given.
+    reward: scores its trajectories.
     base_path: Hugging Face folder of the base agent.
     off_policy_path: of the off-policy agent; None without one.
   """
@@ -89,9 +91,15 @@ class Task:
   off_policy_tokenizer: Any
   max_prompt_tokens: int
   prompt_date: datetime.date
+  reward: Reward
   base_path: pathlib.Path
   off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @property
+  def tag_set(self) -> TagSet:
+    """Tags that the reward reads as calls: the recipe's and its own tools'."""
+    return TagSet(tuple(dict.fromkeys((*RECIPE_TAGS.tool_names, *self.tools))))
 
   def for_off_policy(self) -> tuple[Task, pathlib.Path]:
     """The same task with the off-policy agent acting, in its own tokens.
@@ -112,7 +120,6 @@ class Task:
     )
     return acting, self.off_policy_path
 
-  @input_errors.from_outside()
   def prompt(self, query: Query) -> Int[np.ndarray, " P"]:
     """Token ids of a question's prompt."""
     if query.query_id not in self._prompts:
@@ -132,7 +139,6 @@ def task_names(config: ExperimentConfig) -> list[str]:
   return [config.data.source]
 
 
-@input_errors.from_outside()
 def agent_paths(
   config: ExperimentConfig, workdir: Workdir, name: str
 ) -> dict[str, pathlib.Path]:
@@ -150,7 +156,6 @@ def agent_paths(
   }
 
 
-@input_errors.from_outside()
 def questions(
   config: ExperimentConfig, name: str
 ) -> tuple[list[Query], list[Query]]:
@@ -185,7 +190,7 @@ def _data_set_questions(
   train, held_out = split_by_question(queries, wanted)
   at_least = config.update.queries_per_update
   if len(held_out) < wanted or len(train) < at_least:
-    raise ValueError(
+    raise InputError(
       "a data set must hold data.held_out + update.queries_per_update "
       f"questions ({wanted} + {at_least}), {config.data.path} gives "
       f"{len(held_out)} + {len(train)}, none of which is both: lower "
@@ -232,7 +237,7 @@ def load_encoder(config: EncoderConfig) -> SentenceEncoder:
 
   Raises:
     FileNotFoundError: it is not there.
-    ValueError: it is of another kind.
+    InputError: it is of another kind.
   """
   return SentenceEncoder.from_pretrained(
     config.path,
@@ -272,6 +277,7 @@ def open_task(
       off_policy_tokenizer=tokenizers.get("off_policy"),
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
+      reward=OUTCOME,
       base_path=paths["base"],
       off_policy_path=paths.get("off_policy"),
     )
@@ -297,7 +303,6 @@ def _has_python(config: ExperimentConfig, name: str) -> bool:
   return config.data.source != "miniature" or name == "compute"
 
 
-@input_errors.from_outside()
 def _python_tool(config: ExperimentConfig) -> PythonTool:
   limits = config.tools.python
   try:
@@ -339,8 +344,7 @@ def _tools(
     return [search]
   documents: Sequence[str] = ("Nothing was found.",)
   if config.data.corpus is not None:
-    with input_errors.from_outside():
-      documents = load_corpus(config.data.corpus)
+    documents = load_corpus(config.data.corpus)
   return [search_tool(documents, encoder, index, top_k)]
 
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import transformers
 
-from experiments import input_errors
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
-@input_errors.from_outside()
 def load_tokenizer(path_or_hub_id: str | pathlib.Path) -> Any:
   """The tokenizer of a model.
 

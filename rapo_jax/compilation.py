@@ -1,8 +1,8 @@
 """What JAX compiles, and when.
 
-A program that compiles in the middle of training costs seconds to minutes that
-nobody asked for, and on several hosts holds up all of them. JAX tells of every
-program that it compiles; this listens.
+A compilation in the middle of training costs seconds to minutes. On several
+hosts, all of them wait for it. JAX reports every program that it compiles; this
+module listens.
 """
 
 from __future__ import annotations

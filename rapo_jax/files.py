@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
+import uuid
 from collections.abc import Iterator
 from typing import TextIO
+
+from rapo_jax.errors import InputError, accessing
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
@@ -37,15 +41,27 @@ def followed(path: str | os.PathLike[str]) -> pathlib.Path:
   return pathlib.Path(os.path.realpath(path))
 
 
+def rename(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves a file or folder within a folder; waits until the disk has it.
+
+  What it holds has to be on the disk before.
+  """
+  source.replace(target)
+  sync(target.parent)
+
+
 @contextlib.contextmanager
-def replaced_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def replaced_file(
+  path: str | os.PathLike[str], *, private: bool = True
+) -> Iterator[pathlib.Path]:
   """Gives a file to write that takes the place of `path` at the end.
 
-  A failure leaves `path` as it was. The owner alone can read what is written,
-  whatever the umask. A link is followed.
+  A failure leaves `path` as it was. A link is followed.
 
   Args:
     path: file to create or replace; its folder must exist.
+    private: only the owner can read it, whatever the umask; otherwise the umask
+      says who can.
 
   Yields:
     An empty file beside it, which is removed if the block raises.
@@ -53,15 +69,14 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   target = followed(path)
   partial = target.with_name(target.name + ".partial")
   partial.unlink(missing_ok=True)
-  handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
-  os.close(handle)
+  mode = PRIVATE_FILE if private else 0o666
+  os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
   try:
     yield partial
     sync(partial)
-    partial.replace(target)
+    rename(partial, target)
   finally:
     partial.unlink(missing_ok=True)
-  sync(target.parent)
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
@@ -90,15 +105,78 @@ def make_private_folder(path: pathlib.Path) -> None:
   What is there keeps its permissions.
 
   Raises:
-    NotADirectoryError: a file of that name is there.
+    InputError: a file of that name is there.
   """
   missing = [path, *path.parents]
   for folder in reversed([p for p in missing if not p.exists()]):
     # A umask can only take permissions away; another process may be first.
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError, NotADirectoryError):
       folder.mkdir(mode=PRIVATE_FOLDER)
   if not path.is_dir():
-    raise NotADirectoryError(
+    raise InputError(
       f"{path} must be a folder, and a file of that name is there: move it, or "
       "choose another folder."
     )
+
+
+@contextlib.contextmanager
+def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Gives a temporary folder that takes the place of `path` at the end.
+
+  A failure leaves `path` as it was. The temporary folder lies beside it, so
+  that the last move is a rename on one file system, after all of it is on the
+  disk. A link to a folder is followed and stays.
+
+  Args:
+    path: folder to create or replace; its parent is created.
+
+  Yields:
+    An empty folder to write into. It is removed if the block raises.
+  """
+  path = followed(path)
+  with accessing(path.parent):
+    path.parent.mkdir(parents=True, exist_ok=True)
+  suffix = uuid.uuid4().hex[:8]
+  new, old = (path.with_name(f"{prefix}{suffix}") for prefix in _prefixes(path))
+  new.mkdir()
+  try:
+    yield new
+    sync_tree(new)
+    _take_place(new, path, old)
+    sync(path.parent)
+  finally:
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def clear_leftovers(path: pathlib.Path) -> None:
+  """Deletes what writers of a folder that were killed have left beside it.
+
+  Args:
+    path: the folder, which no other process is writing.
+  """
+  path = followed(path)
+  if not path.parent.is_dir():
+    return
+  for entry in path.parent.iterdir():
+    if entry.name.startswith(_prefixes(path)):
+      shutil.rmtree(entry)
+
+
+def _prefixes(path: pathlib.Path) -> tuple[str, str]:
+  """How folders are called that take a folder's place, and that gave it up."""
+  return f".{path.name}.new-", f".{path.name}.old-"
+
+
+def _take_place(
+  new: pathlib.Path, path: pathlib.Path, old: pathlib.Path
+) -> None:
+  """Puts a folder where another may be, which comes back if that fails."""
+  if path.exists():
+    path.rename(old)
+  try:
+    new.rename(path)
+  except OSError:
+    if old.exists():
+      old.rename(path)
+    raise
+  shutil.rmtree(old, ignore_errors=True)

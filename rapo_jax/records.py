@@ -84,7 +84,8 @@ class TrajectoryRecord:
     ground_truth: accepted answers.
     index: number of the trajectory among those of the question.
     finish_reason: why it ended; see `trajectory.FinishReason`.
-    score: `value`, a number, and what else the reward says of it.
+    score: `value`, a number, and what else the reward says of it: see
+      `rewards.Score.record`.
     segments: in order.
     events: tool calls and retrievals in order, as JSON objects with `type`
       "tool" or "retrieval" and `step_id`.
@@ -133,7 +134,7 @@ class TrajectoryRecord:
     """
     if not isinstance(content, Mapping):
       raise InputError(f"a record must be a JSON object, got {content!a:.60}")
-    check_version(content)
+    version = check_version(content)
     score = content.get("score")
     value = score.get("value") if isinstance(score, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -157,7 +158,7 @@ class TrajectoryRecord:
       ground_truth=(truth,) if isinstance(truth, str) else tuple(truth),
       index=index,
       finish_reason=content.get("finish_reason", ""),
-      score=dict(score or {}),
+      score=dict(score or {}) if version else _first_score(score or {}),
       segments=tuple(map(_segment_from_json, segments)),
       events=tuple(content.get("events", ())),
       source=source or None,
@@ -192,7 +193,7 @@ def record_of(
     finish_reason=str(trajectory.finish_reason),
     score=score,
     segments=_segments(trajectory, tokenizer),
-    events=tuple(_event(event) for event in trajectory.events),
+    events=tuple(map(event_to_json, trajectory.events)),
     training=training,
   )
 
@@ -237,7 +238,8 @@ def _segments(
   return tuple(found)
 
 
-def _event(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
+def event_to_json(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
+  """A tool call or a retrieval as a JSON object."""
   if isinstance(event, ToolEvent):
     return {
       "type": "tool",
@@ -257,6 +259,20 @@ def _event(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
     "trace_id": event.trace_id,
     "source": event.source,
     "answers": event.answers,
+  }
+
+
+def _first_score(score: Mapping[str, Any]) -> dict[str, Any]:
+  """A score of version 0, which says F1 and the recipe's status."""
+  f1 = score.get("f1") or 0.0
+  status = score.get("status", "")
+  return {
+    "value": score["value"],
+    "status": status,
+    "answer": score.get("answer"),
+    "correct": score.get("correct", f1 >= 1),
+    "whole": status in ("ok", "box_empty"),
+    "parts": {"f1": f1},
   }
 
 

@@ -1,8 +1,8 @@
 """Text files that other programs wrote: JSON, JSON lines and plain lines.
 
-Such a file may have a byte order mark, another encoding than UTF-8, or values
-that Python's parser takes and no other reader does. What is read here is text
-and finite numbers, and an error names the path, the line and the reason.
+Such a file may have a byte order mark or another encoding than UTF-8. It may
+also have values that only Python's parser accepts. The readers here accept text
+and finite numbers. An error names the path, the line and the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, accessing
 
 MAX_DEPTH = 100
 """Lists and objects inside one another. Python's parser and writer both stop
@@ -36,7 +36,7 @@ _FIRST_BYTES: tuple[tuple[bytes, str, str], ...] = (
 )
 
 
-class TextError(ValueError):
+class TextError(InputError):
   """A text that cannot be used; its message is the reason."""
 
 
@@ -190,7 +190,7 @@ def refuse_other_kinds(path: pathlib.Path) -> None:
   Raises:
     InputError: it is compressed, Parquet or UTF-16; says what to do.
   """
-  with path.open("rb") as file:
+  with accessing(path), path.open("rb") as file:
     start = file.read(8)
   for first, kind, remedy in _FIRST_BYTES:
     if start.startswith(first):

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from rapo_jax import files
+from rapo_jax.errors import InputError
 
 
 def _fail_to_write(path):
@@ -58,7 +59,7 @@ def test_a_folder_that_is_there_keeps_its_permissions(tmp_path):
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
   (tmp_path / "a").write_text("", encoding="utf-8")
-  with pytest.raises(NotADirectoryError, match="must be a folder"):
+  with pytest.raises(InputError, match="must be a folder"):
     files.make_private_folder(tmp_path / "a")
 
 
@@ -74,3 +75,79 @@ def test_a_link_is_followed_and_stays(there, tmp_path):
   assert link.is_symlink()
   assert target.read_text(encoding="utf-8") == "new"
   assert files.followed(link) == pathlib.Path(target)
+
+
+def _fill(path, text):
+  with files.replaced_folder(path) as new:
+    (new / "sub").mkdir()
+    (new / "sub" / "file").write_text(text, encoding="utf-8")
+
+
+def _fail_to_fill(path):
+  with files.replaced_folder(path) as new:
+    (new / "file").write_text("half", encoding="utf-8")
+    raise OSError("full")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "out"
+  _fill(path, "first")
+  with pytest.raises(OSError, match="full"):
+    _fail_to_fill(path)
+  assert (path / "sub" / "file").read_text(encoding="utf-8") == "first"
+  assert os.listdir(tmp_path) == ["out"]
+  _fill(path, "second")
+  assert (path / "sub" / "file").read_text(encoding="utf-8") == "second"
+  assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_a_folder_is_followed_and_stays(there, tmp_path):
+  target, link = tmp_path / "far" / "target", tmp_path / "link"
+  target.parent.mkdir()
+  if there:
+    _fill(target, "old")
+  link.symlink_to(target, target_is_directory=True)
+  _fill(link, "new")
+  assert link.is_symlink()
+  assert (target / "sub" / "file").read_text(encoding="utf-8") == "new"
+  assert sorted(os.listdir(tmp_path)) == ["far", "link"]
+  assert os.listdir(target.parent) == ["target"]
+
+
+@pytest.mark.parametrize("name", ["[x]", "*?", "back\\slash", "line\nbreak"])
+def test_a_folder_may_have_any_name(name, tmp_path):
+  _fill(tmp_path / name, "text")
+  _fill(tmp_path / name, "again")
+  assert os.listdir(tmp_path) == [name]
+  assert (tmp_path / name / "sub" / "file").read_text(
+    encoding="utf-8"
+  ) == "again"
+
+
+def test_what_killed_writers_left_is_cleared(tmp_path):
+  for name in (".out.new-1a", ".out.old-2b", ".other.new-1a", "out"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "file").write_text("", encoding="utf-8")
+  files.clear_leftovers(tmp_path / "out")
+  assert sorted(os.listdir(tmp_path)) == [".other.new-1a", "out"]
+  files.clear_leftovers(tmp_path / "missing" / "out")
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_a_file_that_is_not_private_follows_the_umask(umask, tmp_path):
+  before = os.umask(umask)
+  try:
+    with files.replaced_file(tmp_path / "a", private=False) as new:
+      new.write_text("open", encoding="utf-8")
+  finally:
+    os.umask(before)
+  assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_rename_replaces_a_file(tmp_path):
+  for name in ("a", "b"):
+    (tmp_path / name).write_text(name, encoding="utf-8")
+  files.rename(tmp_path / "a", tmp_path / "b")
+  assert os.listdir(tmp_path) == ["b"]
+  assert (tmp_path / "b").read_text(encoding="utf-8") == "a"

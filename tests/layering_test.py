@@ -2,7 +2,7 @@
 
 A lower layer never imports a higher one:
 errors → ranges | files | web_address | … → trajectory → objectives | models |
-tools → retrieval | rewards | data → rollout → algorithms → training → tasks →
+tools → retrieval | data → rewards → rollout → algorithms → training → tasks →
 experiments.
 """
 
@@ -31,13 +31,13 @@ LAYERS = {
   "rapo_jax.models": 2,
   "rapo_jax.tools": 2,
   "rapo_jax.retrieval": 3,
-  "rapo_jax.rewards": 3,
   "rapo_jax.data": 3,
-  "rapo_jax.rollout": 4,
-  "rapo_jax.algorithms": 5,
-  "rapo_jax.training": 6,
-  "rapo_jax.tasks": 7,
-  "experiments": 8,
+  "rapo_jax.rewards": 4,
+  "rapo_jax.rollout": 5,
+  "rapo_jax.algorithms": 6,
+  "rapo_jax.training": 7,
+  "rapo_jax.tasks": 8,
+  "experiments": 9,
 }
 # Run in an interpreter of its own, where standard output is the agent's.
 PROGRAMS = ("rapo_jax/tools/python_server.py",)

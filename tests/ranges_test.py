@@ -20,6 +20,7 @@ from rapo_jax.retrieval.encoder.bert import BertConfig
 from rapo_jax.retrieval.serving.config import ServerConfig
 from rapo_jax.rollout.endpoint import EndpointConfig
 from rapo_jax.tasks.miniature.demonstrations import DemonstrationConfig
+from rapo_jax.training.supervised import SupervisedConfig
 from tests.tiny_decoder import tiny_config
 
 # A reward, and a bound on one, may be any number.
@@ -45,6 +46,7 @@ _CONFIGS = (
   ),
   BertConfig(100, 8, 1, 2, 16, 64, 2, 1e-12),
   Workload(100, 1.0, 10, 200),
+  SupervisedConfig(100, warmup_steps=10, rows_per_microbatch=4),
 )
 
 

@@ -114,9 +114,18 @@ def test_a_record_from_before_versions_is_read():
   for name in ("version", "left_out", "buffer_version"):
     del old[name]
   old["ground_truth"] = "so"
+  old["score"] = {"value": 1.1, "status": "ok", "f1": 1.0, "answer": "so"}
   again = TrajectoryRecord.from_json(old)
   assert records.check_version(old) == 0
   assert again.ground_truth == ("so",)
+  assert again.score == {
+    "value": 1.1,
+    "status": "ok",
+    "answer": "so",
+    "correct": True,
+    "whole": True,
+    "parts": {"f1": 1.0},
+  }
   assert again.training.left_out is False
   assert again.training.buffer_version is None
 

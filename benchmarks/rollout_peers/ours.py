@@ -11,7 +11,6 @@ from problem import Generate, Problem, serve
 from benchmarks import rollout_setup as setup
 from rapo_jax import models
 from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
-from rapo_jax.tools import tags
 
 
 def make_generate(problem: Problem) -> Generate:
@@ -29,7 +28,7 @@ def make_generate(problem: Problem) -> Generate:
     config,
     setup.spelling_tokenizer(),
     vocab_size=problem.shape["vocab_size"],
-    tools={name: setup.WordsTool(name=name) for name in tags.TOOL_TAGS},
+    tools={n: setup.WordsTool(name=n) for n in ("search", "python", "open")},
   )
   model = models.from_pretrained(problem.model)
   requests = group_requests(

@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from experiments import checks, flags, input_errors, places
+from experiments import checks, flags, places
 from experiments.buffers import endpoint as endpoint_lib
 from experiments.buffers import imports, page
 from experiments.buffers.imports import ImportConfig, LeakConfig
@@ -87,7 +87,6 @@ def build(known: argparse.Namespace) -> int:
     Progress(["build"]) as progress,
     progress.stage("build"),
     open_task(config, Workdir(known.workdir), task, encoder) as opened,
-    input_errors.from_outside(),
   ):
     train = _asked(known, opened.train, opened.held_out, encoder)
     manifest = build_buffer(
@@ -106,16 +105,15 @@ def _build_from_endpoint(
 ) -> int:
   if known.model is None:
     raise InputError("--endpoint needs --model: the model's name there.")
-  with input_errors.from_outside():
-    endpoint = EndpointConfig(
-      known.endpoint,
-      known.model,
-      temperature=config.rollout.temperature,
-      max_step_tokens=config.rollout.max_step_tokens,
-      concurrency=known.concurrency,
-      request_timeout_s=known.request_timeout_s,
-      max_retries=known.max_retries,
-    )
+  endpoint = EndpointConfig(
+    known.endpoint,
+    known.model,
+    temperature=config.rollout.temperature,
+    max_step_tokens=config.rollout.max_step_tokens,
+    concurrency=known.concurrency,
+    request_timeout_s=known.request_timeout_s,
+    max_retries=known.max_retries,
+  )
   journal = known.output.with_name(f"{known.output.name}.journal.jsonl")
   if journal.exists() and not known.resume:
     raise InputError(
@@ -157,7 +155,6 @@ def _build_from_endpoint(
   return 0
 
 
-@input_errors.from_outside()
 def _asked(
   known: argparse.Namespace,
   train: Sequence[Query],
@@ -220,7 +217,6 @@ def _repair(buffer: pathlib.Path) -> str:
   )
 
 
-@input_errors.from_outside()
 def merge(known: argparse.Namespace) -> int:
   """Joins buffers into one."""
   _check_output(known)
@@ -234,7 +230,6 @@ def merge(known: argparse.Namespace) -> int:
   return 0
 
 
-@input_errors.from_outside()
 def search(known: argparse.Namespace) -> int:
   """Shows the steps that a waiting history finds."""
   buffer = StepTraceBuffer.load(known.buffer, _encoder(known))
@@ -256,7 +251,6 @@ def search(known: argparse.Namespace) -> int:
   return 0
 
 
-@input_errors.from_outside()
 def inspect(known: argparse.Namespace) -> int:
   """Writes a page that shows a buffer."""
   if known.history and known.question is None:
@@ -298,7 +292,6 @@ def _contents(directory: pathlib.Path, manifest: Manifest) -> str:
   return "\n".join(rows)
 
 
-@input_errors.from_outside()
 def _encoder(
   known: argparse.Namespace, config: EncoderConfig | None = None
 ) -> SentenceEncoder:
@@ -318,7 +311,6 @@ def _check_output(known: argparse.Namespace) -> None:
     )
 
 
-@input_errors.from_outside()
 def _import_config(known: argparse.Namespace) -> ImportConfig:
   return ImportConfig(
     file_format=None if known.format == "auto" else known.format,

@@ -8,11 +8,10 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from experiments import input_errors
 from experiments.progress import Progress
 from rapo_jax import text_files
 from rapo_jax.data import Query
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, accessing
 from rapo_jax.records import TrajectoryRecord
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.rollout.endpoint import (
@@ -106,10 +105,10 @@ async def _append(
       )
 
 
-@input_errors.from_outside()
 def _done(journal: pathlib.Path, agent: str) -> set[tuple[str, int]]:
   """Which trajectories a journal holds; cuts a line that is not whole."""
-  journal.parent.mkdir(parents=True, exist_ok=True)
+  with accessing(journal.parent):
+    journal.parent.mkdir(parents=True, exist_ok=True)
   if not journal.exists():
     return set()
   data = journal.read_bytes()

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from experiments import input_errors, places
+from experiments import places
 from experiments.progress import Progress
 from experiments.workdir import write_json
 from rapo_jax import rewards
@@ -135,7 +135,6 @@ def parse_source(text: str) -> Source:
   return Source(agent, pathlib.Path(places.local(path, "a source")))
 
 
-@input_errors.from_outside()
 def import_files(
   sources: Sequence[Source],
   output: pathlib.Path,
@@ -254,7 +253,7 @@ def _reward(
 
   def f1(answer: str, accepted: Sequence[str]) -> float:
     if not accepted:
-      raise ValueError("there are no accepted answers to compute F1 with")
+      raise InputError("there are no accepted answers to compute F1 with")
     given = rewards.last_boxed(answer) or answer
     return max(rewards.token_f1(given, truth) for truth in accepted)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float32
 
 from experiments import pages
@@ -27,7 +26,7 @@ from rapo_jax.retrieval.buffer.trace_file import (
   StoredTraces,
   trajectory_columns,
 )
-from rapo_jax.tools.tags import TOOL_TAGS
+from rapo_jax.tools.tags import answered_tools
 
 _MAP_KEYS = 3000
 _SAMPLES = 12
@@ -92,20 +91,12 @@ class _Facts:
     )
     parts = []
     for table in traces.tables([*_COLUMNS, "step"]):
-      steps = table["step"].combine_chunks()
-      for tool in TOOL_TAGS:
-        counts = pc.count_substring(steps, f"<{tool}>")
-        counted = pa.table({"source": table["source"], "calls": counts})
-        by_agent = counted.group_by("source").aggregate([("calls", "sum")])
-        for row in by_agent.to_pylist():
-          self._calls[row["source"]][tool] += row["calls_sum"]
+      columns = table.select(["source", "step"]).to_pydict()
+      for agent, step in zip(columns["source"], columns["step"], strict=True):
+        self._calls[agent].update(answered_tools(step))
       parts.append(table.drop_columns(["step"]))
     self.columns = pa.concat_tables(parts) if parts else pa.table({})
-    self.tools = [
-      tool
-      for tool in TOOL_TAGS
-      if any(counts[tool] for counts in self._calls.values())
-    ]
+    self.tools = sorted(set().union(*self._calls.values()))
 
   def array(self, name: str) -> np.ndarray:
     return self.columns[name].to_numpy()

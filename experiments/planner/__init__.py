@@ -1,1 +1,1 @@
-"""Memory and time of a run's programs, told without the machine it needs."""
+"""Memory and time of a run's programs, without the machine it needs."""

@@ -1,7 +1,7 @@
 """Compiles an experiment's programs and works out memory, time and a verdict.
 
-Nothing runs: programs are compiled ahead of time for devices that need not be
-attached, and what the compiler says of their memory is what a run would take.
+Nothing runs. Programs are compiled ahead of time for devices that need not be
+attached. The compiler's figure for their memory is that of a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from experiments import input_errors
 from experiments.config import ExperimentConfig
 from experiments.planner import chips, collectives, jaxpr_cost
 from experiments.planner.programs import (
@@ -167,7 +166,7 @@ def make_plan(
     config: the experiment.
     topology: devices to compile for.
     workload: what trajectories are like.
-    progress: told what is under way.
+    progress: called with the name of the current step.
     agent: which agent acts. The off-policy agent fills the buffer: it is
       rolled out and never trained.
     largest: phases for which to find the most slots, or rows of a micro-batch,
@@ -183,17 +182,16 @@ def make_plan(
   phases: tuple[Phase, ...] = ("rollout",)
   if agent == "base":
     phases = ("rollout", "update")
-  with input_errors.from_outside():
-    compiler = _Compiler(
-      config,
-      policy_shape(config, agent),
-      topology,
-      mesh,
-      workload,
-      agent,
-      progress,
-    )
-    programs = compiler.programs(config)
+  compiler = _Compiler(
+    config,
+    policy_shape(config, agent),
+    topology,
+    mesh,
+    workload,
+    agent,
+    progress,
+  )
+  programs = compiler.programs(config)
   reports = [compiler.report(program) for program in programs]
   chip = chips.CHIPS.get(topology.chip)
   capacity = None if chip is None else _USABLE * chip.memory_bytes
@@ -245,7 +243,6 @@ def make_plan(
   )
 
 
-@input_errors.from_outside()
 def _mesh(
   config: ExperimentConfig, topology: chips.Topology, agent: Agent
 ) -> tuple[dict[str, int], Mesh]:

@@ -1,12 +1,12 @@
 """FLOPs and bytes of a program, counted on its jaxpr.
 
-XLA's own count takes the body of a loop once, however often it runs. Here
-every scan counts with its length, and a while loop, whose length is known only
-when it runs, with the trips that the caller names.
+XLA's own count takes the body of a loop once, however often it runs. Here every
+scan counts with its length. The length of a while loop is known only at run
+time; it counts with the caller's number of trips.
 
-Only matrix products are counted. They are nearly all of the FLOPs; and what is
-between them is fused into them, so that reading their operands and writing
-their results is what a good compiler leaves of the traffic.
+Only matrix products are counted. They are nearly all of the FLOPs. A good
+compiler fuses the operations between them into them. The remaining traffic is
+reading their operands and writing their results.
 """
 
 from __future__ import annotations

@@ -16,13 +16,14 @@ from experiments.config import ExperimentConfig
 from experiments.policy_shape import Agent
 from experiments.stages.buffer import QUERIES_AT_A_TIME
 from rapo_jax import models
+from rapo_jax.errors import InputError
 from rapo_jax.models import KV_BLOCK, sharding
 from rapo_jax.ranges import check_numbers
-from rapo_jax.rollout import sampler
+from rapo_jax.rollout import programs, sampler
 from rapo_jax.training import (
-  BASE_COLUMNS,
   PackedBatch,
   TrainState,
+  empty_batch,
   make_optimizer,
   update_minibatch,
 )
@@ -54,7 +55,7 @@ class Workload:
     check_numbers(self, "policy_tokens", "longest_response", at_least=1)
     check_numbers(self, "tool_calls", "tool_tokens", at_least=0)
     if self.longest_response < self.response_tokens:
-      raise ValueError(
+      raise InputError(
         "longest_response must be at least the mean response, policy_tokens + "
         f"tool_calls * tool_tokens ({self.response_tokens:g}), got "
         f"{self.longest_response}: raise it, or lower those."
@@ -216,14 +217,11 @@ class Programs:
     """
     answers = math.ceil(self.sequences * self._workload.tool_calls)
     chunks = min(self.decode_calls, answers)
-    rows = math.prod(self._insert_shape)
+    arrays = programs.empty_insert(
+      self._config.rollout, sharding.row_parts(self._mesh)
+    )
+    rows = arrays.slots.size
     return chunks * math.ceil(answers / (chunks * rows)) if chunks else 0
-
-  @property
-  def _insert_shape(self) -> tuple[int, int]:
-    """Parts of the slots, and slots of each that an insert grows."""
-    rollout, parts = self._config.rollout, sharding.row_parts(self._mesh)
-    return parts, min(rollout.insert_rows, rollout.num_slots // parts)
 
   @property
   def admit_calls(self) -> int:
@@ -302,19 +300,16 @@ class Programs:
       *(self._array(x.shape, x.dtype, ROWS) for x in state[1:]),
     )
 
-  def _prompt_state(self) -> tuple[Any, Any, Any]:
-    """Cache, tokens and lengths of the prompts that are prefilled together."""
+  def _prompt_state(self) -> tuple[Any, Any]:
+    """Cache and arrays of the prompts that are prefilled together."""
     rows = self._config.rollout.prefill_rows
     over = ROWS if self._prompt_copies == 1 else None
     cache = jax.eval_shape(
       lambda model: sampler.init_prompt_cache(model, rows, self.prompt_width),
       self._rollout_model,
     )
-    return (
-      self._cache(cache, over),
-      self._array((rows, self.prompt_width), jnp.int32, over),
-      self._array((rows,), jnp.int32, over),
-    )
+    prompts = programs.empty_prompts(self._config.rollout, self.prompt_width)
+    return self._cache(cache, over), self._rows(prompts, over)
 
   @property
   def _prompt_copies(self) -> int:
@@ -336,18 +331,26 @@ class Programs:
 
   def _batch(self, microbatches: int) -> PackedBatch:
     update = self._config.update
-    shape = (microbatches, update.rows_per_microbatch, update.row_length)
+    batch = jax.eval_shape(
+      lambda: empty_batch(
+        microbatches,
+        row_length=update.row_length,
+        rows_per_microbatch=update.rows_per_microbatch,
+      )
+    )
+    placed: PackedBatch = jax.tree.map(
+      lambda x: self._array(
+        x.shape, x.dtype, *((None, ROWS) if x.ndim else ())
+      ),
+      batch,
+    )
+    return placed
 
-    def rows(dtype: Any) -> Any:
-      return self._array(shape, dtype, None, ROWS)
-
-    return PackedBatch(
-      tokens=rows(jnp.int32),
-      segment_ids=rows(jnp.int32),
-      where=rows(jnp.bool_),
-      weights=rows(jnp.float32),
-      columns={name: rows(jnp.float32) for name in BASE_COLUMNS},
-      num_microbatches=self._array((), jnp.int32),
+  def _rows(self, arrays: Any, over: Any = ROWS) -> Any:
+    """Abstract copies of host arrays, their first axis cut."""
+    return jax.tree.map(
+      lambda x: self._array(x.shape, x.dtype, over),
+      jax.eval_shape(lambda: arrays),
     )
 
   # Programs.
@@ -364,15 +367,13 @@ class Programs:
     )
 
   def _prefill(self) -> Program:
-    chunk = self._config.rollout.insert_chunk
-    chunks = math.ceil(self.prompt_width / chunk)
-    return self._program(
+    call = programs.prefill_call(
+      self._rollout_model, *self._prompts, self._config.rollout
+    )
+    chunks = math.ceil(self.prompt_width / self._config.rollout.insert_chunk)
+    return self._called(
       "prefill",
-      sampler.prefill,
-      self._rollout_model,
-      *self._prompts,
-      attend_length=self.prompt_width,
-      chunk=chunk,
+      call,
       # Each chunk reads the blocks up to its own end.
       trips=(chunks, self.prompt_width / KV_BLOCK * (chunks + 1) / 2 / chunks),
       calls=self._prefill_calls,
@@ -381,32 +382,38 @@ class Programs:
     )
 
   def _admit(self) -> Program:
-    slots = self._config.rollout.num_slots
-    return self._program(
+    arrays = programs.empty_admission(self._config.rollout)
+    keys = jax.eval_shape(
+      lambda: sampler.sequence_keys(
+        0, jnp.int32(0), arrays.queries, arrays.indices
+      )
+    )
+    call = programs.admit_call(
+      self._slots, *self._prompts, self._rows(arrays), self._rows(keys)
+    )
+    return self._called(
       "admit",
-      sampler.admit,
-      self._slots,
-      *self._prompts,
-      self._array((slots,), jnp.int32, ROWS),
-      self._array((slots,), jnp.int32, ROWS),
-      self._array((slots, 2), jnp.uint32, ROWS),
+      call,
       calls=self.admit_calls,
       beside=("parameters", "optimizer", "rollout parameters"),
     )
 
   def _decode(self) -> Program:
     rollout = self._config.rollout
-    return self._program(
-      "decode",
-      sampler.decode,
+    call = programs.decode_call(
       self._rollout_model,
       self._slots,
-      *self._tables,
+      self._tables,
       jax.tree.map(
         lambda x: self._array((), x.dtype), sampler.sampling(rollout)
       ),
-      num_tokens=rollout.decode_chunk,
-      attend_length=self.max_length,
+      # Layers that are held apart are a matter of CPUs.
+      None,
+      rollout,
+    )
+    return self._called(
+      "decode",
+      call,
       trips=(rollout.decode_chunk, self._longest_blocks),
       calls=self.decode_calls,
       beside=("parameters", "optimizer", "KV cache of prompts"),
@@ -414,19 +421,13 @@ class Programs:
 
   def _insert(self) -> Program:
     rollout = self._config.rollout
-    slots = self._insert_shape
-    rows = math.prod(slots)
-    return self._program(
+    arrays = programs.empty_insert(rollout, sharding.row_parts(self._mesh))
+    call = programs.insert_call(
+      self._rollout_model, self._slots, self._rows(arrays), rollout
+    )
+    return self._called(
       "insert",
-      sampler.insert,
-      self._rollout_model,
-      self._slots,
-      self._array(slots, jnp.int32, ROWS),
-      self._array((rows, rollout.max_response_tokens), jnp.int32, ROWS),
-      self._array((rows,), jnp.int32, ROWS),
-      self._array((rows,), jnp.int32, ROWS),
-      attend_length=self.max_length,
-      chunk=rollout.insert_chunk,
+      call,
       trips=(
         math.ceil(self._workload.tool_tokens / rollout.insert_chunk),
         self._longest_blocks,
@@ -446,22 +447,16 @@ class Programs:
   def _log_probs(self) -> Program:
     update, rollout = self._config.update, self._config.rollout
     batch = self._batch(1)
-    shape = batch.tokens.shape[1:]
     rows = {
-      name: self._array(shape, dtype, ROWS)
-      for name, dtype in (
-        ("tokens", jnp.int32),
-        ("where", jnp.bool_),
-        ("segment_ids", jnp.int32),
-      )
+      name: self._array(x.shape[1:], x.dtype, ROWS)
+      for name, x in batch._asdict().items()
+      if name in ("tokens", "where", "segment_ids")
     }
     function = jax.jit(
-      lambda model, tokens, where, segment_ids: models.token_log_probs(
+      lambda model, rows: models.token_log_probs(
         model.astype(rollout.dtype),
-        tokens,
-        where=where,
+        **rows,
         temperature=rollout.temperature,
-        segment_ids=segment_ids,
         remat=update.remat,
         head_chunk=update.head_chunk,
       )
@@ -471,7 +466,7 @@ class Programs:
       "log-probs",
       function,
       self.train_model,
-      *rows.values(),
+      rows,
       trips=(self.head_chunks,),
       calls=0,
       beside=("optimizer",),
@@ -499,6 +494,11 @@ class Programs:
       * update.queries_per_update
       // update.queries_per_minibatch,
       phase="update",
+    )
+
+  def _called(self, name: str, call: programs.Call, **about: Any) -> Program:
+    return self._program(
+      name, call.function, *call.args, **call.static, **about
     )
 
   def _program(

@@ -20,7 +20,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 38
 _ROW = 24
 _MARKED_POINTS = 12
 STATUSES = tuple(str(status) for status in ScoreStatus)
-"""Bands of a share chart, from the bottom."""
+"""Order in which a share chart stacks the recipe's statuses."""
+_BAND_COLOURS = 6
 
 Points = Sequence[tuple[float, float]]
 
@@ -250,13 +251,17 @@ def histogram(
 
 
 def share_chart(
-  points: Sequence[tuple[float, Sequence[float]]], *, title: str
+  points: Sequence[tuple[float, Sequence[float]]],
+  *,
+  title: str,
+  statuses: Sequence[str] = STATUSES,
 ) -> Markup:
   """Shares of score statuses as bands over updates; empty without a point.
 
   Args:
-    points: (update, count of each of `STATUSES`), ascending.
+    points: (update, count of each status), ascending.
     title: what the chart shows, for those who cannot see it.
+    statuses: bands, from the bottom.
   """
   if not points:
     return Markup("")
@@ -278,20 +283,25 @@ def share_chart(
   if len(updates) == 1:
     updates, edges = [0.0, updates[0]], np.repeat(edges, 2, axis=0)
   parts = [_y_axis(0.0, 1.0, place, lambda v: f"{100 * v:.0f} %")]
-  for band, status in enumerate(STATUSES):
+  for band, status in enumerate(statuses):
     if not counts[:, band].any():
       continue
     lower = list(zip(updates, edges[:, band], strict=True))
     upper = list(zip(updates, edges[:, band + 1], strict=True))
     parts.append(
-      Markup('<path class="band s-{}" d="{}z"><title>{}</title></path>').format(
-        status,
+      Markup('<path class="{}" d="{}z"><title>{}</title></path>').format(
+        band_class(status, band),
         _path(map(place, [*lower, *reversed(upper)])),
         f"{status.replace('_', ' ')}: {counts[:, band].sum():,.0f}",
       )
     )
   parts.append(_x_axis(right, place, "updates"))
   return _svg(_WIDTH, _HEIGHT, title, parts)
+
+
+def band_class(status: str, band: int) -> str:
+  """CSS classes of a status: its own colour, else the colour of its place."""
+  return f"band b-{band % _BAND_COLOURS} s-{status}"
 
 
 def map_chart(

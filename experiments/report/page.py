@@ -67,7 +67,10 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     headline=tables.headline(results),
     warnings=_warning_table(results),
     status_charts=list(_status_charts(results, runs)),
-    statuses=[(s, status_label(s)) for s in charts.STATUSES],
+    statuses=[
+      (charts.band_class(status, band), status_label(status))
+      for band, status in enumerate(_statuses(runs))
+    ],
     references=results["reference_updates"],
     written=results["written"],
     log_every=config.get("train", {}).get("log_trajectories_every"),
@@ -439,24 +442,40 @@ def status_label(status: str) -> str:
   return status.replace("_", " ")
 
 
+def _statuses(runs: Sequence[Run]) -> list[str]:
+  """The statuses of all runs; the recipe's come first, in their order."""
+  found = {
+    name.removeprefix("score/")
+    for run in runs
+    for row in run.rows
+    for name in row
+    if name.startswith("score/")
+  }
+  known = [status for status in charts.STATUSES if status in found]
+  return [*known, *sorted(found.difference(known))]
+
+
 def _status_charts(
   results: Mapping[str, Any], runs: Sequence[Run]
 ) -> Iterator[tuple[str, Markup]]:
   """Shares of the score statuses by update, mean over seeds."""
+  statuses = _statuses(runs)
   for task in results["tasks"]:
     for method in results["methods"]:
       own = [run for run in runs if (run.task, run.method) == (task, method)]
       counts: dict[float, list[dict[str, float]]] = {}
       for run in own:
         for row in run.rows:
-          here = {s: row.get(f"score/{s}", 0.0) for s in charts.STATUSES}
+          here = {s: row.get(f"score/{s}", 0.0) for s in statuses}
           if sum(here.values()) > 0:
             counts.setdefault(row["update"], []).append(here)
       points = [
-        (update, [sum(c[s] for c in there) for s in charts.STATUSES])
+        (update, [sum(c[s] for c in there) for s in statuses])
         for update, there in sorted(counts.items())
       ]
-      chart = charts.share_chart(points, title=f"Score status, {task} {method}")
+      chart = charts.share_chart(
+        points, title=f"Score status, {task} {method}", statuses=statuses
+      )
       if chart:
         yield f"{task}, {label(results, method)}", chart
 

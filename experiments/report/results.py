@@ -28,7 +28,6 @@ from experiments.report.methods import (
   read_shown,
 )
 from experiments.workdir import read_evaluation, read_json, write_json
-from rapo_jax import rewards
 
 # Differences that are shown first, where both are there.
 _FIRST_COMPARISONS = (("rapo", "grpo"), ("rapo", "hybrid"))
@@ -66,7 +65,8 @@ _GAP = "mismatch/abs_log_prob_max"
 class Evaluation:
   """Held-out answers of one agent; `{query_id: share right}`.
 
-  `num_left_out` counts the samples that the system cut, which are in neither.
+  `num_left_out` counts the samples that the system cut, which are in neither;
+  `num_whole` those of the others that keep the format.
   """
 
   method: str
@@ -77,6 +77,7 @@ class Evaluation:
   num_samples: int
   score_statuses: Mapping[str, int] = dataclasses.field(default_factory=dict)
   num_left_out: int = 0
+  num_whole: int = 0
 
   @property
   def agent(self) -> str:
@@ -173,6 +174,9 @@ def load_evaluations(
   for path in sorted(pathlib.Path(workdir).glob("evaluate/*/*.json")):
     content = read_evaluation(path)
     sampled = content["sampled"]
+    statuses = content.get("score_statuses", {})
+    # An evaluation of an earlier version says it by the recipe's statuses.
+    whole = statuses.get("ok", 0) + statuses.get("box_empty", 0)
     found.setdefault(path.parent.name, []).append(
       Evaluation(
         method=content["method"],
@@ -181,8 +185,9 @@ def load_evaluations(
         greedy={k: float(v) for k, v in content["greedy"].items()},
         sampled={k: float(np.mean(v)) for k, v in sampled.items()},
         num_samples=max(map(len, sampled.values()), default=0),
-        score_statuses=content.get("score_statuses", {}),
+        score_statuses=statuses,
         num_left_out=content.get("left_out", 0),
+        num_whole=content.get("format_whole", whole),
       )
     )
   return found
@@ -641,7 +646,7 @@ def _broken_evaluation(
   """An alert where nothing is right and most trajectories break the format."""
   statuses = evaluation.score_statuses
   total = sum(statuses.values())
-  whole = sum(statuses.get(status, 0) for status in rewards.WHOLE_FORMAT)
+  whole = evaluation.num_whole
   right = any(evaluation.sampled.values())
   if not total or right or whole > (1 - settings.broken_share) * total:
     return None

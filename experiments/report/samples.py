@@ -136,14 +136,12 @@ def _rollout(row: TrajectoryRecord) -> dict[str, Any]:
 
 
 def reward_class(score: Mapping[str, Any]) -> str:
-  """right, partly (F1 > 0), broken (reward < 0) or wrong."""
-  f1 = score["f1"] or 0.0
-  # Logs of earlier versions do not say it.
-  if score.get("correct", f1 >= 1):
+  """right, partly (reward > 0), broken (not in the format) or wrong."""
+  if score["correct"]:
     return "right"
-  if f1 > 0:
-    return "partly"
-  return "broken" if score["value"] < 0 else "wrong"
+  if not score["whole"]:
+    return "broken"
+  return "partly" if score["value"] > 0 else "wrong"
 
 
 def _segments(row: TrajectoryRecord) -> Iterator[dict[str, Any]]:

@@ -119,12 +119,10 @@ def _best(
   What the system cut is not whole, and is never kept.
   """
   trajectories = [t for t in trajectories if not t.is_cut_by_system]
-  scores = [
-    rewards.score(
-      t.texts(task.tokenizer), queries[t.group_id].ground_truth
-    ).value
-    for t in trajectories
-  ]
+  samples = rewards.samples_of(
+    trajectories, queries, task.tokenizer, task.tag_set
+  )
+  scores = [s.value for s in rewards.score_all(task.reward, samples)]
   best = select_top_k(
     [t.query_id for t in trajectories],
     scores,

@@ -39,8 +39,8 @@ def evaluate(
   Returns:
     `greedy` and `sampled` by query id (see `report.results`). `left_out`: how
     many trajectories the system cut. Score statuses of the sampled ones that
-    it did not cut. Finish reasons, generated tokens and tool calls of all
-    sampled trajectories.
+    it did not cut, and how many of these keep the format. Finish reasons,
+    generated tokens and tool calls of all sampled trajectories.
 
   Raises:
     InputError: the system cut every trajectory.
@@ -63,6 +63,7 @@ def evaluate(
     "score_statuses": dict(
       collections.Counter(str(s.status) for _, s in scored)
     ),
+    "format_whole": sum(s.whole for _, s in scored),
     "generated_tokens": sum(int(t.policy_mask.sum()) for t in sampled),
     "tool_calls": sum(len(t.tool_events) for t in sampled),
   }
@@ -88,7 +89,7 @@ def curve_point(
   """
   rolled = roll_out(config, task, model, samples=samples, greedy=False)
   scores = [score for _, score in counted(task, rolled)]
-  whole = [score.status in rewards.WHOLE_FORMAT for score in scores]
+  whole = [score.whole for score in scores]
   return {
     "eval/accuracy": float(np.mean([score.correct for score in scores])),
     "eval/format_whole": float(np.mean(whole)),
@@ -165,15 +166,10 @@ def counted(
       "or tools that broke), so there is no accuracy: raise "
       "rollout.trajectory_timeout_s or look into the tools."
     )
-  return [
-    (
-      t,
-      rewards.score(
-        t.texts(task.tokenizer), task.held_out[t.group_id].ground_truth
-      ),
-    )
-    for t in kept
-  ]
+  samples = rewards.samples_of(
+    kept, task.held_out, task.tokenizer, task.tag_set
+  )
+  return list(zip(kept, rewards.score_all(task.reward, samples), strict=True))
 
 
 def correct(

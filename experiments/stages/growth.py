@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments import input_errors
 from experiments.config import ExperimentConfig, GrowConfig
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
@@ -57,7 +56,6 @@ class Growth:
       "sha256": self.buffer.digest(),
     }
 
-  @input_errors.from_outside()
   def restore(self, update: int, state: dict[str, int | str] | None) -> None:
     """Goes back to the buffer of an update.
 

@@ -9,55 +9,49 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import (
-  flags,
-  health,
-  input_errors,
-  provenance,
-)
+from experiments import flags, health, provenance
 from experiments.config import ExperimentConfig
 from experiments.dependencies import (
   CHECKPOINTS_FOLDER,
-  DIVERGED_FILE,
   DONE_FILE,
   TRAIN,
   train_differences,
 )
 from experiments.devices import device_mesh
-from experiments.engines import open_engine
 from experiments.metrics import MetricsWriter, read_metrics, truncate_rows
 from experiments.policies import describe_policy, load_policy, model_digest
 from experiments.report.methods import write_shown
 from experiments.stages.divergence import Diverged, Watch
 from experiments.stages.evaluate import curve_point
 from experiments.stages.growth import Growth
+from experiments.stages.runs import (
+  ADAPTERS_FOLDER,
+  POLICY_FOLDER,
+  Run,
+  is_finished,
+  write_end,
+)
+from experiments.stages.trainers import make_trainer, open_growth
 from experiments.stop_signal import StopSignal
 from experiments.tasks import Task
-from experiments.workdir import Workdir, read_json, write_json
+from experiments.workdir import Workdir
 from rapo_jax import files, models
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, end_ids, order, prompt_hash
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder as folders
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
-from rapo_jax.retrieval.buffer.manifest import (
-  MANIFEST_FILE,
-  FileInfo,
-  describe_files,
-  file_problems,
-)
+from rapo_jax.retrieval.buffer.manifest import MANIFEST_FILE
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.tools import ToolStatus as ToolStatus
 from rapo_jax.training import (
   Checkpoints,
-  ObjectiveConfig,
   Trainer,
   TrainState,
   init_train_state,
@@ -65,42 +59,9 @@ from rapo_jax.training import (
 )
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
-POLICY_FOLDER = "policy"
-"""Hugging Face folder of a finished run's policy, adapters merged."""
-ADAPTERS_FOLDER = "adapters"
-"""Its adapters alone, in PEFT's format, where it has any."""
-BUFFER_FOLDER = "buffer"
-"""What a run whose buffer grows has added to it."""
 
 Report = Callable[[float, str], None]
 Note = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One training run.
-
-  Attributes:
-    task: name of its task.
-    method: name of the algorithm that trains.
-    seed: of sampling and retrieval.
-  """
-
-  task: str
-  method: str
-  seed: int
-
-  @property
-  def name(self) -> str:
-    return f"{self.method}-seed{self.seed}"
-
-
-def runs(config: ExperimentConfig, tasks: list[str]) -> Iterator[Run]:
-  """All runs of an experiment, seed by seed, so that pairs end together."""
-  for task in tasks:
-    for seed in config.train.seeds:
-      for method in config.train.algorithms:
-        yield Run(task, method, seed)
 
 
 def train(
@@ -140,12 +101,12 @@ def train(
     report(1.0, "finished before")
     return
   write_shown(folder, config.train.algorithm(run.method))
-  folders.clear_leftovers(folder / POLICY_FOLDER)
-  folders.clear_leftovers(folder / ADAPTERS_FOLDER)
+  files.clear_leftovers(folder / POLICY_FOLDER)
+  files.clear_leftovers(folder / ADAPTERS_FOLDER)
   policy = load_policy(config, task.base_path, seed=run.seed)
   watch = Watch(config, workdir, folder, policy)
-  growth = _open_growth(config, run, buffer, folder)
-  trainer = _make_trainer(
+  growth = open_growth(config, run, buffer, folder)
+  trainer = make_trainer(
     config, task, run, buffer if growth is None else growth.buffer, policy
   )
   origin = _origin(config, task, run, buffer)
@@ -176,7 +137,7 @@ def train(
       state = resumed.state
       note(_ends_at(config, run, resumed.update))
   update = max(resumed.update, config.train.num_updates)
-  _write_end(state.model, task, folder, update, origin)
+  write_end(state.model, task, folder, update, origin)
 
 
 def _ends_at(config: ExperimentConfig, run: Run, update: int) -> str:
@@ -295,211 +256,6 @@ class _Updates:
     self.checkpoints.save(number, state, metadata)
 
 
-def check_buffer(
-  config: ExperimentConfig, run: Run, buffer: Buffer | None
-) -> None:
-  """Refuses to retrieve from a buffer without a trace that may be inserted.
-
-  One that grows may begin empty.
-
-  Args:
-    config: the experiment.
-    run: whose method may retrieve.
-    buffer: that it retrieves from.
-
-  Raises:
-    InputError: no trace has a reward above `retrieval.min_reward`.
-  """
-  rollout, _ = config.method(run.method)
-  if not rollout.num_hybrid or config.buffer.grow is not None:
-    return
-  least = config.retrieval.min_reward
-  if isinstance(buffer, StepTraceBuffer):
-    there, usable = len(buffer), buffer.num_above(least)
-  elif isinstance(buffer, RemoteBuffer):
-    there = usable = int(buffer.check().get("num_traces", 1))
-  else:
-    there = usable = 0
-  if usable:
-    return
-  what = (
-    f"none of the {there} traces of its buffer has a reward above "
-    f"retrieval.min_reward ({least:g})"
-    if there
-    else "its buffer holds no trace"
-  )
-  raise InputError(
-    f"{run.method} retrieves, and {what} ({run.task}): build one from "
-    "trajectories that answer right, name another in buffer.path, let it grow "
-    "(buffer.grow), or train with train.methods=grpo."
-  )
-
-
-@input_errors.from_outside()
-def _open_growth(
-  config: ExperimentConfig,
-  run: Run,
-  buffer: Buffer | None,
-  folder: pathlib.Path,
-) -> Growth | None:
-  """What grows the run's buffer; None if nothing does, or nothing retrieves."""
-  rollout, _ = config.method(run.method)
-  if buffer is None or config.buffer.grow is None or not rollout.num_hybrid:
-    return None
-  # What a server holds does not grow: `BufferConfig` has seen to that.
-  assert isinstance(buffer, StepTraceBuffer)
-  return Growth(config, buffer, folder / BUFFER_FOLDER)
-
-
-@input_errors.from_outside()
-def _make_trainer(
-  config: ExperimentConfig,
-  task: Task,
-  run: Run,
-  buffer: Buffer | None,
-  policy: models.Decoder,
-) -> Trainer:
-  """What runs the updates of a run's method."""
-  algorithm = config.train.algorithm(run.method)
-  retrieval = algorithm.plan.retrieval(config.retrieval)
-  engine = open_engine(
-    dataclasses.replace(config, retrieval=retrieval),
-    task,
-    algorithm.plan.rollout(config.rollout),
-    vocab_size=policy.config.vocab_size,
-    buffer=buffer,
-    policy=policy,
-  )
-  return Trainer(
-    engine,
-    task.tokenizer,
-    rollout=config.rollout,
-    objective=config.objective,
-    optimizer=config.optimizer,
-    update=config.update,
-    seed=run.seed,
-    mesh=device_mesh(config.mesh),
-    algorithm=algorithm,
-    reference=_reference(algorithm.settings(config.objective), policy),
-  )
-
-
-def _reference(
-  objective: ObjectiveConfig, policy: models.Decoder
-) -> models.Decoder | None:
-  """A copy of the policy that KL is taken to; None if there is no need."""
-  if not objective.kl_coef or policy.config.lora is not None:
-    return None
-  # A copy: the state that begins with the policy is donated.
-  return jax.tree.map(jnp.copy, policy)
-
-
-def _write_end(
-  model: models.Decoder,
-  task: Task,
-  folder: pathlib.Path,
-  update: int,
-  origin: Mapping[str, Any],
-) -> None:
-  """Writes the trained policy, adapters if it has any, and that it ended."""
-  models.save_pretrained(
-    models.merge_adapters(model),
-    folder / POLICY_FOLDER,
-    tokenizer=task.tokenizer,
-    source=task.base_path,
-    end_ids=end_ids(task.tokenizer),
-  )
-  if model.config.lora is not None:
-    models.save_adapters(
-      model, folder / ADAPTERS_FOLDER, base_model=task.base_path.absolute()
-    )
-  written = describe_files(folder / POLICY_FOLDER)
-  write_json(
-    folder / DONE_FILE,
-    {
-      "run": origin["run"],
-      "config": origin["config"],
-      "update": update,
-      "policy": {name: dataclasses.asdict(f) for name, f in written.items()},
-    },
-  )
-  (folder / DIVERGED_FILE).unlink(missing_ok=True)
-
-
-def ended_update(folder: pathlib.Path) -> int | None:
-  """Updates behind the policy that a run has ended with.
-
-  Args:
-    folder: of the run.
-
-  Returns:
-    None if it has not ended, if its policy is not there whole, or if the
-    folder is a copy of another run's.
-  """
-  done = _read_end(folder)
-  if done is None:
-    return None
-  if file_problems(folder / POLICY_FOLDER, done.policy, checksums=False):
-    return None
-  return done.update
-
-
-def is_finished(folder: pathlib.Path, config: ExperimentConfig) -> bool:
-  """Whether a run has as many updates behind it as the config asks for.
-
-  One that was copied here from a work folder of another config has not: what
-  goes on with it says what differs.
-  """
-  done, update = _read_end(folder), ended_update(folder)
-  if done is None or update is None or update < config.train.num_updates:
-    return False
-  wanted = TRAIN.of(flags.to_dict(config))
-  return not train_differences(TRAIN.complete(done.config), wanted, folder)
-
-
-@input_errors.from_outside()
-def check_policy(folder: pathlib.Path) -> None:
-  """Reads the policy of a run that has ended, and compares it byte by byte.
-
-  Raises:
-    InputError: it is not as it was written; says how to have it again.
-  """
-  done = _read_end(folder)
-  found = (
-    file_problems(folder / POLICY_FOLDER, done.policy, checksums=True)
-    if done
-    else [f"{DONE_FILE} cannot be read"]
-  )
-  if found:
-    raise InputError(
-      f"{folder / POLICY_FOLDER} is not as it was written: "
-      f"{'; '.join(found)}. Delete {folder / DONE_FILE} and start "
-      "--stage=train again: the policy is written once more, from the newest "
-      "checkpoint."
-    )
-
-
-class _End(NamedTuple):
-  """What `_write_end` wrote of a run: see there."""
-
-  update: int
-  config: dict[str, Any]
-  policy: dict[str, FileInfo]
-
-
-def _read_end(folder: pathlib.Path) -> _End | None:
-  """How a run has ended; None if that is missing, broken or another run's."""
-  try:
-    done = read_json(folder / DONE_FILE)
-    if done["run"] != f"{folder.parent.name} {folder.name}":
-      return None
-    policy = {name: FileInfo(**info) for name, info in done["policy"].items()}
-    return _End(int(done["update"]), dict(done["config"]), policy)
-  except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-    return None
-
-
-@input_errors.from_outside()
 def _open_checkpoints(folder: pathlib.Path) -> Checkpoints:
   return Checkpoints(folder / CHECKPOINTS_FOLDER)
 
@@ -518,7 +274,6 @@ class _Resumed(NamedTuple):
   totals: dict[str, float]
 
 
-@input_errors.from_outside()
 def _origin(
   config: ExperimentConfig, task: Task, run: Run, buffer: Buffer | None
 ) -> dict[str, Any]:
@@ -546,7 +301,6 @@ def _buffer_digest(buffer: Buffer | None) -> str | None:
   return None
 
 
-@input_errors.from_outside()
 def _resume(
   checkpoints: Checkpoints,
   state: TrainState,
@@ -666,7 +420,6 @@ def _check_config(
     )
 
 
-@input_errors.from_outside()
 def _questions(
   config: ExperimentConfig, task: Task, run: Run, batch: int
 ) -> tuple[list[Query], list[np.ndarray]]:

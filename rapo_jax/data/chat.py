@@ -52,6 +52,7 @@ _REMEDY = (
 )
 
 _SAMPLE_REPLY = "REPLY7f3a"
+_PROTOCOL = tags.TagSet()
 _DELIMITED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 
 
@@ -60,8 +61,8 @@ class ControlTokens:
   """Tokens that structure a conversation, which only a template may write.
 
   These are the special tokens; other added tokens that a tool's result may not
-  hold (`<|fim_prefix|>`, see `tags.escape`); and added tokens in brackets that
-  the chat template writes. Tags of the agent's own protocol are text.
+  hold (`<|fim_prefix|>`, see `TagSet.escape`); and added tokens in brackets
+  that the chat template writes. Tags of the agent are text.
 
   Attributes:
     by_text: the tokens, as the tokenizer describes them.
@@ -81,11 +82,12 @@ class TextEncoder:
 
   Args:
     tokenizer: a Hugging Face tokenizer.
+    tag_set: tags of the agent, which are text.
   """
 
-  def __init__(self, tokenizer: Any):
+  def __init__(self, tokenizer: Any, tag_set: tags.TagSet = _PROTOCOL):
     self._tokenizer = tokenizer
-    self._joined = control_tokens(tokenizer).joined
+    self._joined = control_tokens(tokenizer, tag_set).joined
 
   def __call__(self, text: str) -> list[int]:
     """Ids of a text, without tokens before or behind it."""
@@ -252,28 +254,35 @@ def _later_encoder(
   return encode_later
 
 
-def control_tokens(tokenizer: Any) -> ControlTokens:
+def control_tokens(
+  tokenizer: Any, tag_set: tags.TagSet = _PROTOCOL
+) -> ControlTokens:
   """The tokens that only a template may write.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+    tag_set: tags of the agent, which are text.
 
   Raises:
     InputError: there are several templates and none is called `default`.
   """
-  return _control_tokens(tokenizer, template_of(tokenizer), len(tokenizer))
+  template = template_of(tokenizer)
+  return _control_tokens(tokenizer, template, len(tokenizer), tag_set)
 
 
 @functools.lru_cache(maxsize=8)
 def _control_tokens(
-  tokenizer: Any, template: str | None, _size: int
+  tokenizer: Any, template: str | None, _size: int, tag_set: tags.TagSet
 ) -> ControlTokens:
   """Cached for a tokenizer as it is: vocabularies can be large."""
-  names = {f"<{slash}{name}>" for name in tags.ALL_TAGS for slash in ("", "/")}
+  names = {f"<{slash}{name}>" for name in tag_set.names for slash in ("", "/")}
   by_text, ids = {}, {}
   for token_id, token in tokenizer.added_tokens_decoder.items():
     text = token.content
     written = (
       template is not None and text in template and _DELIMITED.fullmatch(text)
     )
-    reserved = written or tags.escape(text) != text
+    reserved = written or tag_set.escape(text) != text
     # Tokenizers may hold a tag of ours with the space before it.
     if text and (token.special or (reserved and text.strip() not in names)):
       by_text[text], ids[text] = token, token_id

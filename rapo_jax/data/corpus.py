@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from rapo_jax import text_files
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, MissingInputError
 
 
 def load_corpus(path: str | os.PathLike[str]) -> list[str]:
@@ -20,13 +20,13 @@ def load_corpus(path: str | os.PathLike[str]) -> list[str]:
     The contents, in the order of the file.
 
   Raises:
-    FileNotFoundError: if there is no such file.
+    MissingInputError: if there is no such file.
     InputError: for a line that is no such object or repeats an id, named by
       its number; for a file without documents, or one that is compressed.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f"no corpus at {path}")
+    raise MissingInputError(f"no corpus at {path}")
   documents: dict[str, str] = {}
   for number, record in text_files.json_lines(path):
     document_id, contents = _document(record, f"{path}:{number}")

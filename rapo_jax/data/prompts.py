@@ -1,11 +1,11 @@
-"""What the agent is told, and the token ids that a trajectory starts with."""
+"""The agent's instructions, and the token ids that start a trajectory."""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,14 @@ from jaxtyping import Int
 from rapo_jax.data import chat
 from rapo_jax.data.queries import Query
 from rapo_jax.errors import InputError
+from rapo_jax.tools import (
+  Described,
+  OpenTool,
+  PythonTool,
+  SearchTool,
+  TagSet,
+)
 
-_TOOLS = {
-  "search": (
-    "<search> a query </search> finds documents about the query.",
-    "<think> I need to know who designed the bridge. </think>"
-    "<search> designer of the bridge </search>"
-    "<result> … </result>",
-  ),
-  "open": (
-    "<open> a page id </open> shows the page with that id.",
-    "<think> Page p12 should say when. </think>"
-    "<open> p12 </open>"
-    "<result> … </result>",
-  ),
-  "python": (
-    "<python> a program </python> runs a Python program, which has the "
-    "standard library, and shows what it prints.",
-    "<think> Now the difference in years. </think>"
-    "<python> print(1932 - 1889) </python>"
-    "<result> 43 </result>",
-  ),
-}
 _ANSWER_EXAMPLE = (
   r"<think> That settles it. </think><answer> \boxed{43} </answer>"
 )
@@ -46,24 +32,27 @@ _SAMPLE_REPLY = r"<think> Let me see. </think><answer> \boxed{42} </answer>"
 _OPENED_THOUGHT = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
 
 
-def system_prompt(tools: Collection[str]) -> str:
+READY_TOOLS: Mapping[str, Described] = {
+  tool.name: tool for tool in (SearchTool, OpenTool, PythonTool)
+}
+"""The tools that come along, by name."""
+
+
+def system_prompt(tools: Iterable[Described | str]) -> str:
   """Tells the agent how to think, call the given tools and answer.
 
   The wording is ours; the protocol is the recipe's (method: tags of RAPO).
 
   Args:
-    tools: names of the tools that the agent has; may be empty. No others are
-      mentioned.
+    tools: the agent's tools, their classes, or names of `READY_TOOLS`; may be
+      empty. No others are mentioned.
 
   Raises:
-    InputError: for a tool that there is no description of.
+    InputError: two tools have one name, a name cannot be a tag, or a name
+      alone is given of a tool that is not ready-made.
   """
-  unknown = sorted(set(tools) - set(_TOOLS))
-  if unknown:
-    raise InputError(
-      f"no description of the tools {unknown}; known: {sorted(_TOOLS)}"
-    )
-  named = [name for name in _TOOLS if name in tools]
+  named = tuple(_described(tool) for tool in tools)
+  TagSet(tuple(tool.name for tool in named))
   lines = [
     "Answer the user's question. Work in steps, and begin each step with your "
     "thoughts between <think> and </think>."
@@ -74,7 +63,7 @@ def system_prompt(tools: Collection[str]) -> str:
       "A step may end with one tool call. Stop after it: the result will be "
       "given to you between <result> and </result>, and the next step follows. "
       "Never write a result yourself. Your tools:",
-      *(f"- {_TOOLS[name][0]}" for name in named),
+      *(f"- {tool.description}" for tool in named),
     ]
   lines += [
     "",
@@ -87,13 +76,24 @@ def system_prompt(tools: Collection[str]) -> str:
     "as it can be.",
     "",
     "For example:",
-    "".join([*(_TOOLS[name][1] for name in named), _ANSWER_EXAMPLE]),
+    "".join([*(tool.example for tool in named), _ANSWER_EXAMPLE]),
   ]
   return "\n".join(lines)
 
 
+def _described(tool: Described | str) -> Described:
+  if not isinstance(tool, str):
+    return tool
+  if tool not in READY_TOOLS:
+    raise InputError(
+      f"a tool that is given by name must be one of {', '.join(READY_TOOLS)}, "
+      f"got {tool!r}: hand in the tool itself."
+    )
+  return READY_TOOLS[tool]
+
+
 def chat_messages(
-  question: str, tools: Collection[str]
+  question: str, tools: Iterable[Described | str]
 ) -> tuple[Mapping[str, str], ...]:
   """System prompt for the tools, then the question."""
   return (

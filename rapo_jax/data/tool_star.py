@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rapo_jax import text_files
 from rapo_jax.data.prompts import chat_messages
 from rapo_jax.data.queries import Query
 from rapo_jax.dataset_rows import accepted_answers, row_question, unpacked
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, MissingInputError
+from rapo_jax.tools import Described, PythonTool, SearchTool
 
 TASK = "tool_star"
 _COLUMNS = ("prompt", "reward_model")
@@ -25,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 def load_tool_star(
   path: str | os.PathLike[str],
-  tools: Collection[str] = ("search", "python"),
+  tools: Iterable[Described] = (SearchTool, PythonTool),
   limit: int | None = None,
 ) -> list[Query]:
   r"""Reads questions in the layout that RAPO, ARPO, verl and Search-R1 use.
@@ -41,22 +44,23 @@ def load_tool_star(
 
   Args:
     path: a parquet file.
-    tools: tools that the system prompt names.
+    tools: those that the system prompt names, or their classes.
     limit: most rows to read, from the start; all if None.
 
   Returns:
     Queries in the order of the file, with ids `<file name>-<row>`.
 
   Raises:
-    FileNotFoundError: if there is no such file.
+    MissingInputError: if there is no such file.
     InputError: for a missing column, or for a row without a question or
       answer, named by row and column.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f"no parquet file at {path}")
+    raise MissingInputError(f"no parquet file at {path}")
   if limit is not None and limit < 1:
     raise InputError(f"limit must be >= 1 or None, got {limit}")
+  tools = tuple(tools)
   queries = []
   blank = []
   for row, record in _rows(path, limit):
@@ -83,7 +87,7 @@ def load_tool_star(
 def _rows(
   path: pathlib.Path, limit: int | None
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-  with pq.ParquetFile(path) as file:
+  with _parquet(path) as file:
     names = file.schema_arrow.names
     missing = [name for name in _COLUMNS if name not in names]
     if missing:
@@ -98,6 +102,23 @@ def _rows(
           return
         yield row, record
         row += 1
+
+
+@contextlib.contextmanager
+def _parquet(path: pathlib.Path) -> Iterator[pq.ParquetFile]:
+  """Opens a Parquet file.
+
+  Raises:
+    InputError: it cannot be opened or read as one.
+  """
+  try:
+    with pq.ParquetFile(path) as file:
+      yield file
+  except (pa.ArrowException, OSError) as error:
+    raise InputError(
+      f"{path} must be a Parquet file, and cannot be read as one ({error}): "
+      "copy or download it again."
+    ) from error
 
 
 def _question(record: Mapping[str, Any], where: str) -> str:

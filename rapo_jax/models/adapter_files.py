@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rapo_jax.errors import InputError
+from rapo_jax import files
+from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.models.checkpoint_layout import (
   ADAPTER_CONFIG,
   TensorLayout,
@@ -23,7 +24,6 @@ from rapo_jax.models.checkpoint_layout import (
 from rapo_jax.models.config import LoraConfig, LoraTarget
 from rapo_jax.models.decoder import Decoder
 from rapo_jax.models.export import space_noted, tensors_to_write
-from rapo_jax.models.folder import replaced_folder
 from rapo_jax.models.lora import add_adapters, trainable, with_trainable
 from rapo_jax.models.tensor_files import (
   file_tensors,
@@ -93,7 +93,7 @@ def save_adapters(
     )
   target = pathlib.Path(path)
   tensors = list(tensors_to_write(model, _adapter_layouts(model)))
-  with space_noted(target, tensors), replaced_folder(target) as temporary:
+  with space_noted(target, tensors), files.replaced_folder(target) as temporary:
     write_file(temporary / ADAPTER_WEIGHTS, tensors)
     write_json(
       temporary / ADAPTER_CONFIG,
@@ -123,14 +123,14 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
     The base with the adapters, in float32.
 
   Raises:
-    FileNotFoundError: there are no adapters.
+    MissingInputError: there are no adapters.
     InputError: the file is broken, its tensors are not those of the
       configuration and the base, or the configuration asks for more than plain
       LoRA; names them.
   """
   folder = pathlib.Path(path)
   if not (folder / ADAPTER_CONFIG).is_file():
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"An adapter folder holds {ADAPTER_CONFIG}, and {folder} does not; give "
       "a folder that save_adapters wrote."
     )
@@ -138,7 +138,7 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
   adapted = add_adapters(model, lora, rngs=nnx.Rngs(0))
   layouts = _adapter_layouts(adapted)
   if not (folder / ADAPTER_WEIGHTS).is_file():
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"An adapter folder holds {ADAPTER_WEIGHTS}, and {folder} does not; "
       "convert other formats to safetensors first."
     )

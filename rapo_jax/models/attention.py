@@ -8,7 +8,12 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from rapo_jax.models.config import AttentionImplementation, AttentionKernel
+from rapo_jax.errors import InputError
+from rapo_jax.models.config import (
+  ATTENTION_OUTPUT,
+  AttentionImplementation,
+  AttentionKernel,
+)
 
 KV_BLOCK = 64
 """Cache positions that one step of the online softmax takes in."""
@@ -20,16 +25,13 @@ QUERY_BLOCK = 512
 # shorter than this: products get too small.
 _MIN_QUERY_BLOCK = 128
 
-OUTPUT_NAME = "attention_output"
-"""What `attend` computes goes by this name in remat policies."""
-
 # Of GPU kernels, whose tensor cores would round float32.
 _KERNEL_DTYPES = (jnp.bfloat16, jnp.float16)
 
 _KERNELS: dict[str, AttentionKernel] = {"tpu": "splash", "gpu": "cudnn"}
 
-# Low enough that exp(MASKED - any score) is exactly 0 in float32, and finite,
-# so that a row with nothing to attend to gives no NaN.
+# Low enough that exp(MASKED - any score) is exactly 0 in float32. Finite, so
+# that a fully masked row gives no NaN.
 _MASKED = -1e30
 
 
@@ -271,7 +273,7 @@ def attend(
     The heads' outputs.
 
   Raises:
-    ValueError: the named kernel cannot take these arrays.
+    InputError: the named kernel cannot take these arrays.
   """
   kernel = _choose(implementation, queries)
   if kernel == "splash":
@@ -282,7 +284,7 @@ def attend(
   if kernel == "xla":
     return _attend_xla(queries, keys, values, segment_ids)
   outputs = _attend_cudnn(queries, keys, values, segment_ids)
-  return checkpoint_name(outputs, OUTPUT_NAME)
+  return checkpoint_name(outputs, ATTENTION_OUTPUT)
 
 
 def _choose(
@@ -293,7 +295,7 @@ def _choose(
     kernel = _KERNELS.get(platform(), "xla")
     return "xla" if _refusal(kernel, queries) else kernel
   if rule := _refusal(implementation, queries):
-    raise ValueError(
+    raise InputError(
       f"attention={implementation!r} needs {rule}, got {queries.dtype} heads "
       f"of {queries.shape[3]} in rows of {queries.shape[1]}; change that, or "
       "take 'auto' or 'xla'."
@@ -363,9 +365,10 @@ def _attend_dense_forward(queries, keys, values, mask):
     weights.astype(values.dtype), _by_head(values, values.shape[2])
   )
   outputs = checkpoint_name(
-    _by_token((outputs / total).astype(queries.dtype), queries), OUTPUT_NAME
+    _by_token((outputs / total).astype(queries.dtype), queries),
+    ATTENTION_OUTPUT,
   )
-  log_total = checkpoint_name(peak + jnp.log(total), OUTPUT_NAME)
+  log_total = checkpoint_name(peak + jnp.log(total), ATTENTION_OUTPUT)
   return outputs, (queries, keys, values, mask, outputs, log_total)
 
 

@@ -40,6 +40,8 @@ AttentionKernel = Literal["xla", "cudnn", "splash"]
 AttentionImplementation = Literal["auto", "xla", "cudnn", "splash"]
 """How whole sequences attend, see `attention.attend`."""
 
+ATTENTION_OUTPUT = "attention_output"
+"""Name of attention's outputs in rematerialization policies."""
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """How the rotary embedding's frequencies may be scaled."""

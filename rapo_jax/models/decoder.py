@@ -18,7 +18,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rapo_jax.models import attention, rope, sharding
-from rapo_jax.models.config import DecoderConfig, LoraConfig, LoraTarget
+from rapo_jax.models.config import (
+  ATTENTION_OUTPUT,
+  DecoderConfig,
+  LoraConfig,
+  LoraTarget,
+)
 
 Remat = Literal["none", "dots", "attention", "layer", "nested"]
 """What a layer keeps for its backward pass, from much to little.
@@ -36,7 +41,7 @@ _POLICIES = jax.checkpoint_policies
 _REMAT_POLICIES = {
   "layer": _POLICIES.nothing_saveable,
   "nested": _POLICIES.nothing_saveable,
-  "attention": _POLICIES.save_only_these_names(attention.OUTPUT_NAME),
+  "attention": _POLICIES.save_only_these_names(ATTENTION_OUTPUT),
   "dots": _POLICIES.dots_with_no_batch_dims_saveable,
 }
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rapo_jax import files
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.models.checkpoint_layout import (
@@ -26,7 +27,6 @@ from rapo_jax.models.checkpoint_layout import (
 )
 from rapo_jax.models.config import DecoderConfig
 from rapo_jax.models.decoder import Decoder
-from rapo_jax.models.folder import replaced_folder
 from rapo_jax.models.huggingface import end_token_ids, read_config
 from rapo_jax.models.tensor_files import (
   TensorToWrite,
@@ -96,7 +96,7 @@ def save_pretrained(
   origin = None if source is None else hub.local_folder(source)
   config, generation = _configurations(model.config, tokenizer, origin, end_ids)
   tensors = list(tensors_to_write(model, tensor_layouts(model)))
-  with space_noted(target, tensors), replaced_folder(target) as temporary:
+  with space_noted(target, tensors), files.replaced_folder(target) as temporary:
     write_weights(temporary, tensors, max_shard_bytes)
     write_json(temporary / CONFIG, config)
     write_json(temporary / GENERATION_CONFIG, generation)

@@ -9,6 +9,8 @@ import re
 import huggingface_hub
 from huggingface_hub import errors
 
+from rapo_jax.errors import MissingInputError
+
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -33,7 +35,7 @@ def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
       folder of that name is preferred.
 
   Raises:
-    FileNotFoundError: it is neither a folder nor in the cache, and the hub
+    MissingInputError: it is neither a folder nor in the cache, and the hub
       cannot be reached or does not show it.
   """
   if not is_hub_id(path_or_hub_id):
@@ -48,13 +50,13 @@ def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
       )
     )
   except errors.RepositoryNotFoundError as error:
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"A model must be a local folder or a hub's model that you may read, "
       f"and {path_or_hub_id} is neither; check the name, accept its licence "
       "on its page, and log in with `hf auth login`."
     ) from error
   except errors.LocalEntryNotFoundError as error:
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"A model must be a local folder, in the hub's cache, or within reach, "
       f"and {path_or_hub_id} is none of them; run `hf download "
       f"{path_or_hub_id}` with a network and without HF_HUB_OFFLINE, or give "

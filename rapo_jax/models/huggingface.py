@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.models import hub, sharding
 from rapo_jax.models.checkpoint_layout import (
   ADAPTER_CONFIG,
@@ -83,7 +83,7 @@ def from_pretrained(
     The decoder.
 
   Raises:
-    FileNotFoundError: if the configuration or weights are not there, or the
+    MissingInputError: if the configuration or weights are not there, or the
       name is not a model's that can be reached.
     InputError: if the configuration is not supported; if a file is broken; if
       tensors are missing, unknown or of the wrong shape, the first of them
@@ -117,7 +117,7 @@ def check_pretrained(folder: str | os.PathLike[str]) -> None:
     folder: with `config.json` and safetensors.
 
   Raises:
-    FileNotFoundError, ValueError: as `from_pretrained` says.
+    MissingInputError, InputError: as `from_pretrained` says.
   """
   path = pathlib.Path(folder)
   config = read_config(path)
@@ -140,7 +140,7 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     folder: with `config.json` and safetensors.
 
   Raises:
-    FileNotFoundError: if the configuration or weights are not there.
+    MissingInputError: if the configuration or weights are not there.
     InputError: if a file is broken.
   """
   path = pathlib.Path(folder)
@@ -158,11 +158,11 @@ def read_config(folder: pathlib.Path) -> DecoderConfig:
   """Reads the configuration of a local checkpoint.
 
   Raises:
-    FileNotFoundError: there is none.
+    MissingInputError: there is none.
     InputError: it is not JSON, or not supported.
   """
   if not (folder / CONFIG).is_file():
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"A checkpoint folder holds {CONFIG}, and {folder} does not; give such "
       "a folder, or a hub's name for one."
     )
@@ -205,7 +205,7 @@ def _model_tensors(
   """The tensors of a folder that are the model's, each under one name.
 
   Raises:
-    FileNotFoundError, ValueError: as `from_pretrained` says.
+    MissingInputError, InputError: as `from_pretrained` says.
   """
   if (folder / ADAPTER_CONFIG).is_file():
     raise InputError(

@@ -115,7 +115,7 @@ def with_trainable(model: Any, variables: Mapping[str, nnx.Variable]) -> Any:
 def with_adapters_of(placed: Decoder, model: Decoder) -> Decoder:
   """A model as it lies already, with another's adapters.
 
-  What is frozen is the same after every update: only adapters have to move.
+  Frozen parameters never change: only adapters have to move.
 
   Args:
     placed: where and in the dtype in which the result is wanted. Its frozen

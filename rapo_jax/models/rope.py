@@ -1,7 +1,7 @@
 """Frequencies of the rotary embedding, stretched for longer sequences or not.
 
-The rules are those of transformers' `modeling_rope_utils`, so that weights
-which were trained with one of them give the same logits here.
+The rules are those of transformers' `modeling_rope_utils`. So weights trained
+with one of them give the same logits here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from rapo_jax.models.attention import OUTPUT_NAME
+from rapo_jax.models.config import ATTENTION_OUTPUT
 from rapo_jax.models.sharding import activation_spec
 
 _BLOCKS = (512, 256, 128)
@@ -78,6 +78,6 @@ def _kernel(num_heads: int, length: int, interpret: bool):
       block_q_dq=block,
       block_kv_dq=block,
     ),
-    residual_checkpoint_name=OUTPUT_NAME,
+    residual_checkpoint_name=ATTENTION_OUTPUT,
     interpret=interpret,
   )

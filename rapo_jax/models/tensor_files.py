@@ -1,8 +1,8 @@
 """Tensors in safetensors files, mapped when read and streamed when written.
 
 The library's own reader copies what it returns and keeps whole files mapped.
-Here one tensor at a time is mapped, so that what a process holds beyond the
-parameters stays small whatever the size of the files.
+Here one tensor at a time is mapped. So the memory beyond the parameters stays
+small for files of any size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.models.checkpoint_layout import INDEX, WEIGHTS
 from rapo_jax.text_files import read_json
 
@@ -96,7 +96,7 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
     folder: holds `model.safetensors`, or an index and the files it names.
 
   Raises:
-    FileNotFoundError: there are no weights, or a file that the index names is
+    MissingInputError: there are no weights, or a file that the index names is
       absent.
     InputError: a file is cut short or otherwise broken; names it. Or weights
       are there twice.
@@ -106,7 +106,7 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, StoredTensor]:
   elif (folder / WEIGHTS).is_file():
     shards = [WEIGHTS]
   else:
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"A checkpoint folder holds {WEIGHTS} or {INDEX}, and {folder} does "
       "not; convert other formats to safetensors first."
     )
@@ -161,7 +161,7 @@ def _indexed_files(folder: pathlib.Path) -> list[str]:
     )
   absent = [shard for shard in shards if not (folder / shard).is_file()]
   if absent:
-    raise FileNotFoundError(
+    raise MissingInputError(
       f"{index} names files that must lie beside it, and these do not: "
       f"{name_some(absent)}; copy or download them."
     )

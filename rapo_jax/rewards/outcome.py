@@ -19,13 +19,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapo_jax.errors import InputError
+from rapo_jax.rewards.base import RECIPE_TAGS, Sample, Score
 from rapo_jax.rewards.f1 import is_match, token_f1
 from rapo_jax.tools import tags as tags_lib
 from rapo_jax.trajectory import TokenKind
 
 FORMAT_PENALTY = -1.0
 TOOLS_BONUS = 0.1
-BONUS_TOOLS = frozenset({tags_lib.SEARCH, tags_lib.PYTHON})
+BONUS_TOOLS = frozenset({"search", "python"})
 # A run of backslashes, the start of a box behind it, or a brace. More
 # backslashes than one: models escape them as in JSON.
 _BRACES = re.compile(r"(\\++)((?:boxed|fbox)[ \t\n]*+\{)?|[{}]")
@@ -57,36 +58,41 @@ WHOLE_FORMAT = frozenset({ScoreStatus.OK, ScoreStatus.BOX_EMPTY})
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-  """Outcome reward of a trajectory.
+class OutcomeScore(Score):
+  """Score of the recipe.
 
-  Attributes:
-    value: -1 for a broken format, else F1 in [0, 1], plus 0.1 if earned.
-    status: the rule that decided.
-    f1: F1 with the best of the ground truths; 0 for a broken format.
-    answer: content of the answer's last closed box; None if there is none.
-    correct: whether the answer counts as right, see `rewards.is_match`.
+  `value` is -1 for a broken format, else F1 in [0, 1], plus 0.1 if earned.
+  `answer` is the content of the answer's last closed box.
   """
 
-  value: float
-  status: ScoreStatus
-  f1: float
-  answer: str | None
-  correct: bool = False
-
-  def record(self) -> dict[str, Any]:
-    """The score as a JSON object."""
-    return {
-      "value": self.value,
-      "status": str(self.status),
-      "f1": self.f1,
-      "answer": self.answer,
-      "correct": self.correct,
-    }
+  @property
+  def f1(self) -> float:
+    """F1 with the best of the ground truths; 0 for a broken format."""
+    return self.parts["f1"]
 
 
-# What a thought may name without doing it.
-_NAMED = (tags_lib.ANSWER, *tags_lib.TOOL_TAGS)
+@dataclasses.dataclass(frozen=True)
+class OutcomeReward:
+  """The recipe's reward: see `score`."""
+
+  def score(self, batch: Sequence[Sample]) -> list[Score]:
+    """Scores each sample by its question's accepted answers."""
+    return [score(s.segments, s.query.ground_truth, s.tag_set) for s in batch]
+
+
+OUTCOME = OutcomeReward()
+"""The reward of a task that names none."""
+
+
+def _score(
+  value: float,
+  status: ScoreStatus,
+  f1: float,
+  answer: str | None,
+  correct: bool = False,
+) -> OutcomeScore:
+  whole = status in WHOLE_FORMAT
+  return OutcomeScore(value, status, answer, correct, whole, {"f1": f1})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +119,8 @@ class _Run:
 def score(
   segments: Sequence[tuple[TokenKind, str]],
   ground_truth: str | Sequence[str],
-) -> Score:
+  tag_set: tags_lib.TagSet = RECIPE_TAGS,
+) -> OutcomeScore:
   r"""Scores a trajectory by the recipe's rules.
 
   The format is broken (-1) when the policy's text has think tags that do not
@@ -130,6 +137,7 @@ def score(
     segments: kind and text of each run of tokens, in order.
     ground_truth: the accepted answer or answers, none of them blank. Of one
       that holds a box, the box alone counts.
+    tag_set: tags of the agent's tools. What it does not hold is no call.
 
   Returns:
     The score. The time taken is linear in the length of the text.
@@ -141,18 +149,18 @@ def score(
   """
   truths = _checked_truths(ground_truth)
   opened = _opened_by_prompt(segments)
-  runs = _policy_runs(segments, opened)
+  runs = _policy_runs(segments, opened, tag_set)
   status, answer = _check_format(runs, opened)
   if status is not ScoreStatus.OK:
-    return Score(FORMAT_PENALTY, status, 0.0, answer)
+    return _score(FORMAT_PENALTY, status, 0.0, answer)
   assert answer is not None
   if not answer.strip():
-    return Score(0.0, ScoreStatus.BOX_EMPTY, 0.0, answer)
+    return _score(0.0, ScoreStatus.BOX_EMPTY, 0.0, answer)
   f1 = max(token_f1(answer, truth) for truth in truths)
-  earned = f1 > 0 and _tools_used(runs) >= BONUS_TOOLS
+  earned = f1 > 0 and _tools_used(runs, tag_set) >= BONUS_TOOLS
   value = f1 + TOOLS_BONUS if earned else f1
   correct = any(is_match(answer, truth) for truth in truths)
-  return Score(value, ScoreStatus.OK, f1, answer, correct)
+  return _score(value, ScoreStatus.OK, f1, answer, correct)
 
 
 def _checked_truths(ground_truth: Any) -> Sequence[str]:
@@ -182,7 +190,9 @@ def _opened_by_prompt(segments: Sequence[tuple[TokenKind, str]]) -> bool:
 
 
 def _policy_runs(
-  segments: Sequence[tuple[TokenKind, str]], opened: bool
+  segments: Sequence[tuple[TokenKind, str]],
+  opened: bool,
+  tag_set: tags_lib.TagSet,
 ) -> list[_Run]:
   """Joins adjacent policy segments; anything else between them parts them."""
   runs = []
@@ -192,7 +202,8 @@ def _policy_runs(
     if kind == TokenKind.POLICY:
       parts.append(text)
     elif parts:
-      run = _run("".join(parts), opened, kind == TokenKind.OBSERVATION)
+      observed = kind == TokenKind.OBSERVATION
+      run = _run("".join(parts), opened, observed, tag_set)
       runs.append(run)
       thoughts = [t for t in run.others if t.name == tags_lib.THINK]
       opened = not thoughts[-1].closing if thoughts else opened
@@ -200,9 +211,13 @@ def _policy_runs(
   return runs
 
 
-def _run(text: str, opened: bool, observed: bool) -> _Run:
+def _run(
+  text: str, opened: bool, observed: bool, tag_set: tags_lib.TagSet
+) -> _Run:
   """Sorts the tags of a text that begins inside a thought or outside."""
-  found = tags_lib.find_tags(text)
+  found = tag_set.find_tags(text)
+  # What a thought may name without doing it.
+  named = (tags_lib.ANSWER, *tag_set.tool_names)
   # For each tag, the first closing one from there on.
   ends: list[str | None] = [None] * (len(found) + 1)
   for at in range(len(found) - 1, -1, -1):
@@ -212,9 +227,9 @@ def _run(text: str, opened: bool, observed: bool) -> _Run:
   inside = False
   for at, tag in enumerate(found):
     in_thought = opened and not inside and ends[at + 1] == tags_lib.THINK
-    if in_thought and not tag.closing and tag.name in _NAMED:
+    if in_thought and not tag.closing and tag.name in named:
       continue
-    if tag.name in tags_lib.TOOL_TAGS:
+    if tag.name in tag_set.tool_names:
       calls.append(tag)
       # A call that is never closed holds nothing, and its tags count.
       inside = not tag.closing and last_close.get(tag.name, -1) > at
@@ -299,13 +314,9 @@ def _answer_block(run: _Run) -> str | None:
   return run.text[tags[0].end : tags[1].start]
 
 
-def _tools_used(runs: Sequence[_Run]) -> set[str]:
+def _tools_used(runs: Sequence[_Run], tag_set: tags_lib.TagSet) -> set[str]:
   """Tools called with an argument and answered; the format is whole."""
-  calls = [
-    tags_lib.parse_call(run.text, tags_lib.TOOL_TAGS)
-    for run in runs
-    if run.observed
-  ]
+  calls = [tag_set.parse_call(run.text) for run in runs if run.observed]
   return {
     call.name
     for call in calls

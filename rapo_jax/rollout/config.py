@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Literal
 
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
-from rapo_jax.tools.tags import TOOL_TAGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,11 @@ class RolloutConfig:
       boundary, its first step excepted.
     temperature: of sampling; > 0.
     top_k: draw from so many of the likeliest tokens; 0 for all.
-    top_p: draw from the fewest likeliest of these whose probability is at
-      least this share of theirs, in (0, 1]; 1 for all.
-    min_p: draw from those of these that are at least this times as likely as
-      the likeliest token, in [0, 1]; 0 for all. No filter drops one of two
-      tokens that are equally likely.
+    top_p: draw from the smallest set of tokens whose probability is at least p,
+      of what `top_k` left, in (0, 1]; 1 for all.
+    min_p: draw from tokens that are at least this many times as likely as the
+      likeliest token, in [0, 1]; 0 for all. Of two tokens that are equally
+      likely, no filter drops only one.
     dtype: of the weights and the KV cache that are sampled with. Training has
       to compute in the same, or log-probs differ.
     num_slots: sequences that decode side by side.
@@ -56,7 +56,7 @@ class RolloutConfig:
       time when a prompt, an observation or a retrieved step is cached.
     insert_rows: sequences whose observations and retrieved steps are cached at
       a time, on each slice of a mesh that the slots are cut over. The others
-      do not run through the model. Another number rounds in another way.
+      do not run through the model. It is static; changing it changes rounding.
     tool_threads: calls of one tool under way at once, where neither the tool
       (`max_concurrency`) nor `tool_limits` says otherwise. No tool waits for
       the threads of another.
@@ -177,6 +177,26 @@ def check_sampling(
     raise InputError(f"min_p must lie in [0, 1], got {min_p}: 0 keeps all.")
 
 
+def check_tool_settings(config: RolloutConfig, tools: Collection[str]) -> None:
+  """Checks that settings of single tools name tools that there are.
+
+  Args:
+    config: of the rollout.
+    tools: names of the agent's tools.
+
+  Raises:
+    InputError: `tool_limits` or `tool_timeouts_s` names another tool.
+  """
+  for name in ("tool_limits", "tool_timeouts_s"):
+    named = dict(getattr(config, name))
+    unknown = [tool for tool in named if tool not in tools]
+    if unknown:
+      raise InputError(
+        f"{name} may name tools of the agent ({', '.join(tools) or 'none'}), "
+        f"got {', '.join(unknown)}: correct the names."
+      )
+
+
 def _check_by_tool(
   name: str,
   values: tuple[tuple[str, int], ...] | tuple[tuple[str, float], ...],
@@ -185,10 +205,10 @@ def _check_by_tool(
   above: float = -math.inf,
 ) -> None:
   tools = [tool for tool, _ in values]
-  if len(set(tools)) < len(tools) or not set(tools) <= set(TOOL_TAGS):
+  if len(set(tools)) < len(tools):
     raise InputError(
-      f"{name} may name each of {', '.join(TOOL_TAGS)} once, got "
-      f"{', '.join(tools)}: correct the names."
+      f"{name} may name each tool once, got {', '.join(tools)}: correct the "
+      "names."
     )
   for tool, value in values:
     if not (math.inf > value >= at_least and value > above):

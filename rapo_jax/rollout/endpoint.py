@@ -31,16 +31,21 @@ from rapo_jax import rewards, web_address
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.ranges import check_numbers
-from rapo_jax.records import SegmentRecord, TrajectoryRecord
-from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.records import SegmentRecord, TrajectoryRecord, event_to_json
+from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
+from rapo_jax.rollout.episode import Episode, StepEnd, refusal
 from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
 from rapo_jax.tools import tags
-from rapo_jax.trajectory import FinishReason, TokenKind
+from rapo_jax.trajectory import (
+  FinishReason,
+  RetrievalEvent,
+  TokenKind,
+  ToolEvent,
+)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"
 _MAX_IN_A_ROW = 8
-_ANSWER_END = f"</{tags.ANSWER}>"
 # Where servers that reason apart from the reply put the thought.
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
 # Where servers name what a reply stopped at: a string, or a token's id.
@@ -90,6 +95,7 @@ class EndpointTrajectory:
     segments: (kind, step, text), in order.
     finish_reason: why it ended.
     score: its outcome.
+    events: its calls, in order.
   """
 
   query: Query
@@ -97,6 +103,7 @@ class EndpointTrajectory:
   segments: tuple[tuple[TokenKind, int, str], ...]
   finish_reason: FinishReason
   score: rewards.Score
+  events: tuple[ToolEvent | RetrievalEvent, ...] = ()
 
   def record(self, source: str) -> TrajectoryRecord:
     """As a record of a log, which importers read.
@@ -115,6 +122,7 @@ class EndpointTrajectory:
         SegmentRecord(kind.name.lower(), step, text)
         for kind, step, text in self.segments
       ),
+      events=tuple(map(event_to_json, self.events)),
       source=source,
     )
 
@@ -137,13 +145,14 @@ class EndpointAgent:
     rollout: budgets of a trajectory that are not in tokens (`max_tool_calls`,
       `max_malformed_calls`, `trajectory_timeout_s`) and limits of the tools;
       `max_tool_tokens` is taken as so many times four characters.
+    reward: scores the trajectories.
 
   Attributes:
     name: of the agent.
 
   Raises:
     ModuleNotFoundError: openai is not installed (the extra `buffer`).
-    ValueError: a tool's name is no tag.
+    InputError: an object is no tool, or a limit names no tool.
   """
 
   def __init__(
@@ -151,6 +160,7 @@ class EndpointAgent:
     config: EndpointConfig,
     tools: Mapping[str, tools_lib.Tool],
     rollout: RolloutConfig,
+    reward: rewards.Reward = rewards.OUTCOME,
   ):
     # Of the extra `buffer`.
     import openai
@@ -158,16 +168,17 @@ class EndpointAgent:
     self.name = config.model
     self._openai = openai
     self._config = config
-    tags.check_tool_names(tools)
+    self._tags = tools_lib.check_tools(tools)
+    check_tool_settings(rollout, tools)
     self._tools = dict(tools)
     self._rollout = rollout
+    self._reward = reward
     self._max_chars = 4 * rollout.max_tool_tokens
     self._runner = ToolRunner(
       self._tools, rollout, max_chars=self._max_chars + 1
     )
     # Whatever comes behind the end of a call or an answer is not read.
-    ends = "|".join(re.escape(f"</{n}>") for n in (*self._tools, tags.ANSWER))
-    self._end = re.compile(ends)
+    self._end = re.compile("|".join(map(re.escape, self._tags.stop_strings)))
 
   async def rollouts(
     self, wanted: Sequence[tuple[Query, int]]
@@ -254,49 +265,56 @@ class EndpointAgent:
     query: Query,
     index: int,
   ) -> EndpointTrajectory:
-    messages = [dict(m) for m in chat_messages(query.question, self._tools)]
+    messages = [
+      dict(m) for m in chat_messages(query.question, self._tools.values())
+    ]
     segments: list[tuple[TokenKind, int, str]] = []
-    deadline = time.monotonic() + self._rollout.trajectory_timeout_s
-    calls = malformed = 0
-    thinking = False
-    reason = None
-    while reason is None:
-      step = calls
-      text, cut = await self._reply(client, messages, thinking)
-      thinking = tags.leaves_thought_open(text, opened=thinking)
-      segments.append((TokenKind.POLICY, step, text))
-      reason = self._ended(text, cut)
-      if reason is None and calls == self._rollout.max_tool_calls:
-        reason = FinishReason.TOOL_LIMIT
-      if reason is not None:
-        break
-      calls += 1
-      call = tags.parse_call(text, list(self._tools))
-      if isinstance(call, tags.MalformedCall):
-        malformed += 1
-        answer = f"malformed tool call: {call.reason}"
-      else:
-        malformed = 0
-        answer = await asyncio.get_running_loop().run_in_executor(
-          threads, self._call, call.name, call.argument, deadline
-        )
-      shown = self._shown(answer)
-      segments.append((TokenKind.OBSERVATION, step, shown))
-      messages.append({"role": "assistant", "content": text})
-      messages.append({"role": "user", "content": shown})
-      if malformed == self._rollout.max_malformed_calls:
-        reason = FinishReason.MALFORMED
-      elif time.monotonic() > deadline:
-        reason = FinishReason.TIMEOUT
-    score = rewards.score(
-      [(kind, text) for kind, _, text in segments], query.ground_truth
+    episode = Episode(
+      self._rollout,
+      self._tags,
+      deadline=time.monotonic() + self._rollout.trajectory_timeout_s,
     )
-    return EndpointTrajectory(query, index, tuple(segments), reason, score)
+    thinking = False
+    while episode.finish_reason is None:
+      step_id = episode.step_id
+      text, end = await self._reply(client, messages, thinking)
+      thinking = tags.leaves_thought_open(text, opened=thinking)
+      segments.append((TokenKind.POLICY, step_id, text))
+      asked = time.monotonic()
+      call = episode.end_step(text, end)
+      if call is None:
+        break
+      if isinstance(call, tags.MalformedCall):
+        result = refusal(call)
+      else:
+        result = await asyncio.get_running_loop().run_in_executor(
+          threads, self._call, call.name, call.argument, episode.deadline
+        )
+      shown = self._shown(result.text)
+      now = time.monotonic()
+      if episode.observe(call, result, shown, seconds=now - asked, now=now):
+        segments.append((TokenKind.OBSERVATION, step_id, shown))
+        messages.append({"role": "assistant", "content": text})
+        messages.append({"role": "user", "content": shown})
+    reason = episode.finish_reason
+    assert reason is not None
+    sample = rewards.Sample(
+      query,
+      tuple((kind, text) for kind, _, text in segments),
+      reason,
+      self._tags,
+    )
+    (score,) = await asyncio.get_running_loop().run_in_executor(
+      threads, rewards.score_all, self._reward, [sample]
+    )
+    return EndpointTrajectory(
+      query, index, tuple(segments), reason, score, tuple(episode.events)
+    )
 
   async def _reply(
     self, client: Any, messages: Sequence[Mapping[str, str]], thinking: bool
-  ) -> tuple[str, bool]:
-    """The next step's text, and whether it was cut by its budget.
+  ) -> tuple[str, StepEnd]:
+    """The next step's text, and where it stopped.
 
     `thinking`: a thought is open behind the last step.
     """
@@ -309,7 +327,7 @@ class EndpointAgent:
       extra_body=dict(self._config.extra) or None,
     )
     choice = reply.choices[0]
-    said, thought = map(_storable, _said(choice.message))
+    said, thought = map(_storable, _said(choice.message, self._tags))
     end = self._end.search(said)
     cut = end is None and choice.finish_reason == "length"
     if end:
@@ -318,7 +336,11 @@ class EndpointAgent:
       said += self._stop_string(choice, said, thinking)
     if not thinking:
       said = tags.with_opened_thought(said)
-    return thought + said, cut
+    if cut:
+      return thought + said, StepEnd.STEP_BUDGET
+    # A text stops where a call or an answer ends, or the turn has ended.
+    stopped = said.endswith(self._tags.stop_strings)
+    return thought + said, StepEnd.STOP_STRING if stopped else StepEnd.TURN
 
   def _stop_string(self, choice: Any, said: str, thinking: bool) -> str:
     """The end of the call that a reply stops in; it is not part of the reply.
@@ -327,7 +349,7 @@ class EndpointAgent:
     not: then the reply stops in a call if its last tag opens one. A tool that
     a thought only names has another tag behind it, the end of the thought.
     """
-    opened = next(reversed(tags.find_tags(said)), None)
+    opened = next(reversed(self._tags.find_tags(said)), None)
     for name in _STOP_FIELDS:
       named = getattr(choice, name, None)
       if isinstance(named, str) and self._end.fullmatch(named):
@@ -345,16 +367,9 @@ class EndpointAgent:
       return ""
     return f"</{opened.name}>"
 
-  def _ended(self, text: str, cut: bool) -> FinishReason | None:
-    if cut:
-      return FinishReason.STEP_LIMIT
-    if text.endswith(_ANSWER_END):
-      return FinishReason.ANSWER
-    if not any(text.endswith(f"</{name}>") for name in self._tools):
-      return FinishReason.EOS
-    return None
-
-  def _call(self, name: str, argument: str, deadline: float) -> str:
+  def _call(
+    self, name: str, argument: str, deadline: float
+  ) -> tools_lib.ToolResult:
     """A tool's answer; waits for it."""
     session = self._runner.session()
     now = time.monotonic()
@@ -363,17 +378,17 @@ class EndpointAgent:
       while True:
         wait_for_news(session.changed, [session], deadline - time.monotonic())
         for _, result in session.take():
-          return result.text
+          return result
     finally:
       session.close()
 
   def _shown(self, text: str) -> str:
     end = " [cut]" if len(text) > self._max_chars else ""
-    body = tags.escape(text[: self._max_chars])
+    body = self._tags.escape(text[: self._max_chars])
     return f"<{tags.RESULT}> {body}{end} </{tags.RESULT}>"
 
 
-def _said(message: Any) -> tuple[str, str]:
+def _said(message: Any, tag_set: tags.TagSet) -> tuple[str, str]:
   """What a message says, and its thought in tags, if that came apart.
 
   Either may come in parts, as some servers send their content.
@@ -392,7 +407,7 @@ def _said(message: Any) -> tuple[str, str]:
   # Some servers repeat it in the reply.
   if not thought or thought in said.rpartition(end)[0]:
     return said, ""
-  return said, f"{begin} {tags.escape(thought)} {end}"
+  return said, f"{begin} {tag_set.escape(thought)} {end}"
 
 
 def _text(value: Any) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rapo_jax import tools as tools_lib
 from rapo_jax.errors import InputError
+from rapo_jax.tools import tags
 from rapo_jax.trajectory import decode
 
 _START = "<result>"
@@ -25,6 +25,7 @@ class ObservationEncoder:
   may be of any size.
 
   Args:
+    tag_set: tags of the agent, which no text may forge.
     encode: ids of a text, in which nothing becomes a special token.
     tokenizer: decodes such ids.
     max_tokens: of an observation, tags included.
@@ -36,12 +37,14 @@ class ObservationEncoder:
 
   def __init__(
     self,
+    tag_set: tags.TagSet,
     encode: Callable[[str], list[int]],
     tokenizer: Any,
     *,
     max_tokens: int,
     longest_token: int,
   ):
+    self._escape = tag_set.escape
     self._encode = encode
     self._tokenizer = tokenizer
     self._max_tokens = max_tokens
@@ -67,7 +70,7 @@ class ObservationEncoder:
     num_chars = self._max_tokens * _CHARS_PER_TOKEN
     while True:
       num_chars = min(num_chars, self._max_chars)
-      start = f"{_START} {tools_lib.escape(text[:num_chars])}"
+      start = f"{_START} {self._escape(text[:num_chars])}"
       ids = self._encode(start + _END)
       if len(ids) > self._max_tokens or num_chars == self._max_chars:
         break

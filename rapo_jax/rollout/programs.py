@@ -8,14 +8,16 @@ processes the calls of one can therefore be repeated by the others, see
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from rapo_jax.models import Decoder, sharding
+from rapo_jax.models import Decoder, KVCache, sharding
+from rapo_jax.models.decoder import DecoderLayer
 from rapo_jax.rollout import sampler
 from rapo_jax.rollout.config import RolloutConfig
 
@@ -39,6 +41,181 @@ class Contents(NamedTuple):
   tokens: Int[np.ndarray, "S L"]
   log_probs: Float[np.ndarray, "S L"]
   entropies: Float[np.ndarray, "S L"]
+
+
+class PromptArrays(NamedTuple):
+  """Prompts that are prefilled together, in `R` rows of `P` tokens.
+
+  Attributes:
+    tokens: of each prompt, padded at the end.
+    lengths: of each prompt; 0 for an unused row.
+  """
+
+  tokens: Int[np.ndarray, "R P"]
+  lengths: Int[np.ndarray, " R"]
+
+
+class AdmissionArrays(NamedTuple):
+  """Sequences that start in `S` slots.
+
+  Attributes:
+    source: row of the prompt that each slot starts from; -1 for none.
+    limits: length at which each of them stops decoding.
+    queries: 32-bit number of each one's query.
+    indices: index of each one in its group.
+  """
+
+  source: Int[np.ndarray, " S"]
+  limits: Int[np.ndarray, " S"]
+  queries: UInt32[np.ndarray, " S"]
+  indices: UInt32[np.ndarray, " S"]
+
+
+class InsertArrays(NamedTuple):
+  """Tokens for `R` slots of each part, `N` in all; see `sampler.insert`."""
+
+  slots: Int[np.ndarray, "parts R"]
+  pieces: Int[np.ndarray, "N L"]
+  counts: Int[np.ndarray, " N"]
+  limits: Int[np.ndarray, " N"]
+
+
+def empty_prompts(config: RolloutConfig, prompt_width: int) -> PromptArrays:
+  """Rows without a prompt."""
+  rows = config.prefill_rows
+  return PromptArrays(
+    np.zeros((rows, prompt_width), np.int32), np.zeros(rows, np.int32)
+  )
+
+
+def empty_admission(config: RolloutConfig) -> AdmissionArrays:
+  """Slots in which nothing starts."""
+  slots = config.num_slots
+  return AdmissionArrays(
+    np.full(slots, -1, np.int32),
+    np.zeros(slots, np.int32),
+    np.zeros(slots, np.uint32),
+    np.zeros(slots, np.uint32),
+  )
+
+
+def empty_insert(config: RolloutConfig, slot_parts: int) -> InsertArrays:
+  """Rows that name no slot: a number past the end of a part.
+
+  Args:
+    config: number of slots, and of rows of an insert.
+    slot_parts: parts that the mesh cuts the slots into.
+  """
+  part_slots = config.num_slots // slot_parts
+  shape = (slot_parts, min(config.insert_rows, part_slots))
+  rows = shape[0] * shape[1]
+  return InsertArrays(
+    np.full(shape, part_slots, np.int32),
+    np.zeros((rows, config.max_response_tokens), np.int32),
+    np.zeros(rows, np.int32),
+    np.zeros(rows, np.int32),
+  )
+
+
+class Call(NamedTuple):
+  """A device program and its arguments, concrete or abstract.
+
+  Attributes:
+    function: jitted.
+    args: arrays.
+    static: static arguments by name.
+  """
+
+  function: Callable[..., Any]
+  args: tuple[Any, ...]
+  static: dict[str, Any]
+
+  def __call__(self) -> Any:
+    """Runs the program."""
+    return self.function(*self.args, **self.static)
+
+
+def prefill_call(
+  model: Decoder, cache: KVCache, prompts: PromptArrays, config: RolloutConfig
+) -> Call:
+  """Computes the cache of prompts."""
+  return Call(
+    sampler.prefill,
+    (model, cache, *prompts),
+    {
+      "attend_length": prompts.tokens.shape[1],
+      "chunk": config.insert_chunk,
+    },
+  )
+
+
+def admit_call(
+  state: sampler.SlotState,
+  cache: KVCache,
+  prompts: PromptArrays,
+  arrays: AdmissionArrays,
+  keys: Any,
+) -> Call:
+  """Starts sequences in slots.
+
+  Args:
+    state: the slots.
+    cache: of the prompts.
+    prompts: the tokens that the cache is of.
+    arrays: what starts where.
+    keys: of `sampler.sequence_keys`, uint32 `[S, 2]`.
+  """
+  return Call(
+    sampler.admit,
+    (state, cache, *prompts, arrays.source, arrays.limits, keys),
+    {},
+  )
+
+
+def insert_call(
+  model: Decoder,
+  state: sampler.SlotState,
+  arrays: InsertArrays,
+  config: RolloutConfig,
+) -> Call:
+  """Appends tokens to slots."""
+  return Call(
+    sampler.insert,
+    (model, state, *arrays),
+    {
+      "attend_length": state.tokens.shape[1],
+      "chunk": config.insert_chunk,
+    },
+  )
+
+
+def decode_call(
+  model: Decoder,
+  state: sampler.SlotState,
+  tables: tuple[Any, Any],
+  sampling: sampler.Sampling,
+  layers: list[DecoderLayer] | None,
+  config: RolloutConfig,
+) -> Call:
+  """Samples a chunk of tokens in every active slot.
+
+  Args:
+    model: the policy.
+    state: the slots.
+    tables: transitions of the stop automaton, int8 `[states, V]`, and tokens
+      that end the turn, bool `[V]`.
+    sampling: temperature and filters.
+    layers: the layers unstacked, see `sampler.layers_apart`.
+    config: tokens of a chunk.
+  """
+  return Call(
+    sampler.decode,
+    (model, state, *tables, sampling, layers),
+    {
+      "num_tokens": config.decode_chunk,
+      "attend_length": state.tokens.shape[1],
+    },
+  )
 
 
 class Programs:
@@ -76,8 +253,6 @@ class Programs:
     self._mesh = mesh
     self._stop_table = stop_table
     self._eos = eos
-    self._max_length = max_length
-    self._prompt_width = prompt_width
     self._seed = seed
     self._update = update
     self._sampling = sampler.GREEDY if greedy else sampler.sampling(config)
@@ -87,21 +262,17 @@ class Programs:
         model, config.prefill_rows, prompt_width
       )
       self._layers = sampler.layers_apart(model)
-    self._prompts = (np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
+    self._prompts = empty_prompts(config, prompt_width)
 
   def prefill(
     self, tokens: Int[np.ndarray, "R P"], lengths: Int[np.ndarray, " R"]
   ) -> None:
     """Computes the prompts that the next slots start from, and waits."""
-    self._prompts = (tokens, lengths)
+    self._prompts = PromptArrays(tokens, lengths)
     with sharding.use_mesh(self._mesh):
-      self._prompt_cache = sampler.prefill(
-        self._model,
-        self._prompt_cache,
-        *self._prompts,
-        attend_length=self._prompt_width,
-        chunk=self._config.insert_chunk,
-      )
+      self._prompt_cache = prefill_call(
+        self._model, self._prompt_cache, self._prompts, self._config
+      )()
     jax.block_until_ready(self._prompt_cache)
 
   def admit(
@@ -123,9 +294,13 @@ class Programs:
       keys = sampler.sequence_keys(
         self._seed, jnp.int32(self._update), queries, indices
       )
-      self._state = sampler.admit(
-        self._state, self._prompt_cache, *self._prompts, source, limits, keys
-      )
+      self._state = admit_call(
+        self._state,
+        self._prompt_cache,
+        self._prompts,
+        AdmissionArrays(source, limits, queries, indices),
+        keys,
+      )()
 
   def insert(
     self,
@@ -136,31 +311,25 @@ class Programs:
   ) -> None:
     """Appends tokens to slots, which decode on; see `sampler.insert`. Waits."""
     with sharding.use_mesh(self._mesh):
-      self._state = sampler.insert(
+      self._state = insert_call(
         self._model,
         self._state,
-        slots,
-        pieces,
-        counts,
-        limits,
-        attend_length=self._max_length,
-        chunk=self._config.insert_chunk,
-      )
+        InsertArrays(slots, pieces, counts, limits),
+        self._config,
+      )()
     jax.block_until_ready(self._state.lengths)
 
   def decode(self) -> Progress:
     """Samples a chunk, and says where the slots are then."""
     with sharding.use_mesh(self._mesh):
-      self._state = sampler.decode(
+      self._state = decode_call(
         self._model,
         self._state,
-        self._stop_table,
-        self._eos,
+        (self._stop_table, self._eos),
         self._sampling,
         self._layers,
-        num_tokens=self._config.decode_chunk,
-        attend_length=self._max_length,
-      )
+        self._config,
+      )()
     return Progress(*self._read(Progress._fields))
 
   def contents(self) -> Contents:

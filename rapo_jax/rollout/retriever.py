@@ -11,16 +11,21 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from rapo_jax.retrieval import (
+  Buffer,
   Failed,
   GuardedBuffer,
   Hit,
   Miss,
   RetrievalConfig,
 )
+from rapo_jax.rollout.between import Boundary, Insertion
+from rapo_jax.trajectory import RetrievalEvent
 
 Owner = TypeVar("Owner")
 
@@ -155,3 +160,116 @@ class Retriever(Generic[Owner]):
         for question, outcome in zip(asked, outcomes, strict=True):
           self._answer(question, outcome)
         self._changed.notify_all()
+
+
+class RetrievalHook:
+  """Retrieval from a Step-Trace Buffer between steps (Algorithm 1, Eq. 4).
+
+  Args:
+    buffer: what is asked. It may grow between two rollouts.
+    config: how a trace is chosen among the nearest.
+    probability: that a hybrid trajectory retrieves at a boundary, in [0, 1].
+  """
+
+  def __init__(
+    self, buffer: Buffer, config: RetrievalConfig, probability: float
+  ):
+    self._buffer = GuardedBuffer(buffer)
+    self._config = config
+    self._probability = probability
+
+  def session(self, changed: threading.Condition) -> RetrievalSession:
+    """Retrieval of one rollout."""
+    return RetrievalSession(
+      self._buffer, self._config, self._probability, changed
+    )
+
+
+class RetrievalSession:
+  """Retrieval of one rollout; see `BetweenSession`.
+
+  Attributes:
+    version: of the buffer, when the rollout began.
+  """
+
+  def __init__(
+    self,
+    buffer: GuardedBuffer,
+    config: RetrievalConfig,
+    probability: float,
+    changed: threading.Condition,
+  ):
+    self.version = buffer.version
+    self._config = config
+    self._probability = probability
+    self._retriever: Retriever[Boundary] = Retriever(buffer, config, changed)
+
+  @property
+  def busy_seconds(self) -> float:
+    """In which a thread embedded histories and searched."""
+    return self._retriever.busy_seconds
+
+  @property
+  def open(self) -> Mapping[Question[Boundary], None]:
+    """Questions without an answer."""
+    return self._retriever.open
+
+  @property
+  def has_news(self) -> bool:
+    """Whether there is something to take; with the lock held."""
+    return self._retriever.has_news
+
+  def left_s(self) -> float:
+    """Until the first deadline of an open question; with the lock held."""
+    return self._retriever.left_s()
+
+  def wants(self, boundary: Boundary) -> bool:
+    """Draws for a hybrid trajectory, from the boundary's own stream."""
+    if not boundary.request.hybrid:
+      return False
+    if self._config.granularity == "trajectory" and any(
+      isinstance(event, RetrievalEvent) and event.outcome == "hit"
+      for event in boundary.events
+    ):
+      return False
+    draw = np.random.default_rng(boundary.key)
+    return bool(draw.random() < self._probability)
+
+  def submit(self, boundaries: Sequence[Boundary]) -> None:
+    """Has the histories of boundaries looked up."""
+    self._retriever.submit(
+      [
+        Question(b, b.request.query.question, b.history, b.key, b.deadline)
+        for b in boundaries
+      ]
+    )
+
+  def take(self) -> list[tuple[Boundary, Insertion]]:
+    """Answers that have come.
+
+    Raises:
+      Exception: a bug of the encoder or the index, as the buffer raised it.
+    """
+    return [(b, _insertion(b, found)) for b, found in self._retriever.take()]
+
+  def close(self) -> None:
+    """Forgets what is still open."""
+    self._retriever.close()
+
+
+def _insertion(boundary: Boundary, found: Hit | Miss | Failed) -> Insertion:
+  if not isinstance(found, Hit):
+    name = "miss"
+    if isinstance(found, Failed):
+      name = "failed" if found.attempted else "open"
+    return Insertion(RetrievalEvent(boundary.step_id, name))
+  event = RetrievalEvent(
+    boundary.step_id,
+    "hit",
+    similarity=found.similarity,
+    reward=found.trace.reward,
+    trace_id=found.trace.trace_id,
+    source=found.trace.source,
+    answers=found.answers,
+  )
+  return Insertion(event, f"<retrieve>{found.text}</retrieve>")

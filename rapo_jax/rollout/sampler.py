@@ -39,7 +39,8 @@ class SlotState(NamedTuple):
     log_probs: log-probability of each sampled token in the full measure, which
       is the trainer's: softmax of the logits over the temperature, of the whole
       vocabulary whatever filter is on; 0 for tokens that were not sampled.
-    entropies: entropy of that measure in nats; 0 likewise.
+    entropies: entropy of that measure in nats; 0 for tokens that were not
+      sampled.
     lengths: number of tokens of each sequence.
     limits: length at which decoding stops.
     active: slots that decode.
@@ -316,7 +317,7 @@ def insert(
 
 
 def layers_apart(model: Decoder) -> list[DecoderLayer] | None:
-  """The policy's layers as `decode` wants them on the devices at hand.
+  """The policy's layers as `decode` wants them on these devices.
 
   Apart on a GPU, which costs a second copy of their weights, see
   `Decoder.unstack`; None elsewhere.

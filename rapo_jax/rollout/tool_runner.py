@@ -5,7 +5,7 @@ caller gets a `ToolResult` in any case, in time. Every tool has threads of its
 own, so that one which is slow or hangs holds up no other. A thread that hangs
 cannot be ended from outside: it is given up and replaced, up to a bound beyond
 which the tool's calls are refused. Threads live while there is work and are
-daemons, so that none of them keeps the interpreter from its exit.
+daemons, so the interpreter can exit.
 
 Tools share the interpreter with the rollout. One that computes in Python
 belongs into processes of its own, as `PythonTool` does it.
@@ -96,7 +96,7 @@ class _Batch:
   """Calls that one thread makes together.
 
   `started` is when the thread took them up: waiting for a free thread does not
-  count against a call, or load would change what agents are told.
+  count against a call, or load would change what agents read.
   """
 
   lane: _Lane
@@ -197,9 +197,9 @@ class ToolRunner:
       )
       try:
         thread.start()
-      except RuntimeError:  # The system gives no more threads.
+      except RuntimeError:
         lane.running -= 1
-        self._refuse(batch, "no thread is to be had")
+        self._refuse(batch, "the system gives no more threads")
     while lane.waiting:
       self._refuse(
         lane.waiting.popleft(),
@@ -349,7 +349,7 @@ class ToolRunner:
       first, lane.failure_logged = not lane.failure_logged, True
     if first:
       _log.warning(
-        "%s failed; the agent is told so. Further failures are counted and "
+        "%s failed, and the agent reads that. Further failures are counted and "
         "not logged.",
         lane.name,
         exc_info=error,

@@ -1,13 +1,14 @@
-"""What a tool is: a name and text in, text out."""
+"""What a tool is: a name, how to call it, and text in, text out."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from rapo_jax.errors import InputError
+from rapo_jax.tools import tags
 
 
 class ToolStatus(enum.StrEnum):
@@ -37,17 +38,33 @@ class ToolResult:
 
 
 @runtime_checkable
-class Tool(Protocol):
-  """A tool of an agent. Both methods may be called from many threads.
-
-  `name` is also the tool's tag. Whatever the argument holds, the methods
-  return: an argument that makes no sense gives status `error`. How calls may
-  be made is up to `CallPolicy`, whose attributes a tool may have too.
-  """
+class Described(Protocol):
+  """What the system prompt says of a tool. A tool's class may have it too."""
 
   @property
   def name(self) -> str:
-    """The tool's tag."""
+    """The tool's name, which is also its tag."""
+
+  @property
+  def description(self) -> str:
+    """How to call it and what it does, in one sentence.
+
+    For instance "<open> a page id </open> shows the page with that id."
+    """
+
+  @property
+  def example(self) -> str:
+    """One step of an agent that calls it: thought, call and result."""
+
+
+@runtime_checkable
+class Tool(Described, Protocol):
+  """A tool of an agent. Both methods may be called from many threads.
+
+  Whatever the argument holds, the methods return. An argument that makes no
+  sense gives status `error`. A tool may also have the attributes of
+  `CallPolicy`, which say how it may be called.
+  """
 
   @property
   def batched(self) -> bool:
@@ -111,6 +128,60 @@ def call_policy(tool: Any) -> CallPolicy:
     name: getattr(tool, name) for name in names if hasattr(tool, name)
   }
   return CallPolicy(**stated)
+
+
+def check_tools(tools: Mapping[str, Any]) -> tags.TagSet:
+  """Checks that objects are tools, and gives their tags.
+
+  Args:
+    tools: by name.
+
+  Raises:
+    InputError: an object lacks an attribute of `Tool`, has another name than
+      its key, has an example without a call, or its name cannot be a tag.
+  """
+  tag_set = tags.TagSet(tuple(tools))
+  for name, tool in tools.items():
+    missing = [
+      attribute
+      for attribute in (
+        *("name", "description", "example"),
+        *("batched", "call", "call_batch"),
+      )
+      if not hasattr(tool, attribute)
+    ]
+    if missing:
+      raise InputError(
+        f"a tool must have the attributes of rapo_jax.tools.Tool, and {name!r} "
+        f"({type(tool).__qualname__}) lacks {', '.join(missing)}: add them, or "
+        "make the tool of a function with rapo_jax.tools.tool."
+      )
+    if tool.name != name:
+      raise InputError(
+        f"each tool must be given under its own name, and {tool.name!r} is "
+        f"given as {name!r}: correct the key."
+      )
+    check_description(tool)
+  return tag_set
+
+
+def check_description(tool: Any) -> None:
+  """Checks what a tool says of itself.
+
+  Raises:
+    InputError: the description is blank, or the example shows no call.
+  """
+  if not isinstance(tool.description, str) or not tool.description.strip():
+    raise InputError(
+      f"the tool {tool.name!r} must have a description, got "
+      f"{tool.description!r}: say in one sentence how to call it."
+    )
+  if not isinstance(tool.example, str):
+    raise InputError(
+      f"the example of the tool {tool.name!r} must be a text, got "
+      f"{type(tool.example).__name__}: write one step that calls it."
+    )
+  tags.check_call(tool.name, tool.example)
 
 
 def shorten(text: str, max_chars: int = 80) -> str:

@@ -12,9 +12,17 @@ class OpenTool:
 
   Attributes:
     name: "open".
+    description: how to call it.
+    example: a step that calls it.
   """
 
   name = "open"
+  description = "<open> a page id </open> shows the page with that id."
+  example = (
+    "<think> Page p12 should say when. </think>"
+    "<open> p12 </open>"
+    "<result> … </result>"
+  )
   batched = True
   idempotent = True
 

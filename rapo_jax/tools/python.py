@@ -373,11 +373,22 @@ class PythonTool:
 
   Attributes:
     name: "python".
+    description: how to call it.
+    example: a step that calls it.
     max_concurrency: programs that run at the same time. A caller that makes
       no more calls at once does not count waiting for a worker as running.
   """
 
   name = "python"
+  description = (
+    "<python> a program </python> runs a Python program, which has the "
+    "standard library, and shows what it prints."
+  )
+  example = (
+    "<think> Now the difference in years. </think>"
+    "<python> print(1932 - 1889) </python>"
+    "<result> 43 </result>"
+  )
   batched = False
 
   def __init__(

@@ -35,9 +35,17 @@ class SearchTool:
 
   Attributes:
     name: "search".
+    description: how to call it.
+    example: a step that calls it.
   """
 
   name = "search"
+  description = "<search> a query </search> finds documents about the query."
+  example = (
+    "<think> I need to know who designed the bridge. </think>"
+    "<search> designer of the bridge </search>"
+    "<result> … </result>"
+  )
   batched = True
   idempotent = True
 

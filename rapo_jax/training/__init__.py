@@ -3,9 +3,27 @@
 from rapo_jax.algorithms import ObjectiveConfig
 from rapo_jax.training.checkpoints import BrokenCheckpointError, Checkpoints
 from rapo_jax.training.config import OptimizerConfig, UpdateConfig
+from rapo_jax.training.examples import (
+  Example,
+  SupervisedBatch,
+  from_chat,
+  from_trajectory,
+  pack_examples,
+  repeat_examples,
+)
 from rapo_jax.training.experience import Experience, evaluate_trajectories
-from rapo_jax.training.packing import BASE_COLUMNS, PackedBatch, pack
+from rapo_jax.training.packing import (
+  BASE_COLUMNS,
+  PackedBatch,
+  empty_batch,
+  pack,
+)
 from rapo_jax.training.parameters import non_finite, parameter_norm
+from rapo_jax.training.supervised import (
+  StepLoss,
+  SupervisedConfig,
+  SupervisedTrainer,
+)
 from rapo_jax.training.trainer import Trainer, minibatches, summarise
 from rapo_jax.training.trajectory_log import trajectory_records
 from rapo_jax.training.update import (
@@ -20,21 +38,31 @@ __all__ = [
   "BASE_COLUMNS",
   "BrokenCheckpointError",
   "Checkpoints",
+  "Example",
   "Experience",
   "ObjectiveConfig",
   "OptimizerConfig",
   "PackedBatch",
+  "StepLoss",
+  "SupervisedBatch",
+  "SupervisedConfig",
+  "SupervisedTrainer",
   "TrainState",
   "Trainer",
   "UpdateConfig",
   "UpdateMetrics",
+  "empty_batch",
   "evaluate_trajectories",
+  "from_chat",
+  "from_trajectory",
   "init_train_state",
   "make_optimizer",
   "minibatches",
   "non_finite",
   "pack",
+  "pack_examples",
   "parameter_norm",
+  "repeat_examples",
   "summarise",
   "trajectory_records",
   "update_minibatch",

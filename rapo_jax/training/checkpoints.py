@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]*")
 _OPEN_FOLDERS = pathlib.Path("/proc/self/fd")
 
 
-class BrokenCheckpointError(ValueError):
+class BrokenCheckpointError(InputError):
   """A checkpoint that is not what was written."""
 
 
@@ -334,8 +334,7 @@ class Checkpoints:
     self._sound.discard(update)
     if target.exists():
       self._delete(target)
-    partial.rename(target)
-    files.sync(self._path)
+    files.rename(partial, target)
     older = [number for number in self.updates() if number <= update]
     kept = older[-self._max_to_keep :]
     _write_ledger(self._path, kept)

@@ -22,6 +22,7 @@ from rapo_jax.algorithms.base import Advantages, RetrievalReward
 from rapo_jax.algorithms.checks import check_advantages
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
+from rapo_jax.tools.tags import TagSet
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 
 RAPO = ALGORITHMS["rapo"]
@@ -66,7 +67,11 @@ class Experience(NamedTuple):
 
 
 def score_trajectories(
-  trajectories: Sequence[Trajectory], queries: Sequence[Query], tokenizer: Any
+  trajectories: Sequence[Trajectory],
+  queries: Sequence[Query],
+  tokenizer: Any,
+  reward: rewards.Reward = rewards.OUTCOME,
+  tag_set: TagSet = rewards.RECIPE_TAGS,
 ) -> list[rewards.Score]:
   """Outcome rewards of the trajectories.
 
@@ -74,11 +79,15 @@ def score_trajectories(
     trajectories: any number for each query, in any order.
     queries: the query of each group id.
     tokenizer: decodes policy tokens for the reward.
+    reward: scores them.
+    tag_set: tags of the agent's tools.
+
+  Raises:
+    InputError: the reward fails.
   """
-  return [
-    rewards.score(t.texts(tokenizer), queries[t.group_id].ground_truth)
-    for t in trajectories
-  ]
+  return rewards.score_all(
+    reward, rewards.samples_of(trajectories, queries, tokenizer, tag_set)
+  )
 
 
 def evaluate_trajectories(
@@ -105,7 +114,7 @@ def evaluate_trajectories(
     max_steps: most steps, for the same reason.
     max_response_tokens: the response budget; `length_limit="soft"` needs it.
     algorithm: makes the advantages.
-    scores: of the trajectories, where they are known; None to score them.
+    scores: of the trajectories; None to score them by the recipe.
 
   Raises:
     InputError: the budget is needed and not given, or advantages are not

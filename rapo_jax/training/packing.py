@@ -9,8 +9,9 @@ say how many micro-batches are in use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -76,6 +77,36 @@ def assign_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
   return rows
 
 
+def empty_batch(
+  num_microbatches: int,
+  *,
+  row_length: int,
+  rows_per_microbatch: int,
+  columns: Sequence[str] = BASE_COLUMNS,
+) -> PackedBatch:
+  """A batch of NumPy arrays that holds no token: `pack` fills one.
+
+  Args:
+    num_microbatches: that there is room for.
+    row_length: tokens of a row.
+    rows_per_microbatch: rows of a micro-batch.
+    columns: by name.
+  """
+  shape = (num_microbatches, rows_per_microbatch, row_length)
+
+  def zeros(dtype: type) -> Any:
+    return np.zeros(shape, dtype)
+
+  return PackedBatch(
+    tokens=zeros(np.int32),
+    segment_ids=zeros(np.int32),
+    where=zeros(bool),
+    weights=zeros(np.float32),
+    columns={name: zeros(np.float32) for name in columns},
+    num_microbatches=jnp.zeros((), jnp.int32),
+  )
+
+
 def pack(
   trajectories: Sequence[Trajectory],
   *,
@@ -102,43 +133,38 @@ def pack(
   rows = assign_rows([len(t.tokens) for t in trajectories], row_length)
   # One trajectory a row is the worst case.
   capacity = -(-len(trajectories) // rows_per_microbatch)
-  shape = (capacity * rows_per_microbatch, row_length)
-  tokens = np.zeros(shape, np.int32)
-  segment_ids = np.zeros(shape, np.int32)
-  where = np.zeros(shape, bool)
-  weight = np.zeros(shape, np.float32)
   held = [n for n in ("entropies", "step_ids") if n in columns]
-  packed = {n: np.zeros(shape, np.float32) for n in (*BASE_COLUMNS, *held)}
+  batch = empty_batch(
+    capacity,
+    row_length=row_length,
+    rows_per_microbatch=rows_per_microbatch,
+    columns=(*BASE_COLUMNS, *held),
+  )
   for row, members in enumerate(rows):
     start = 0
     for segment, member in enumerate(members):
       trajectory = trajectories[member]
       length = len(trajectory.tokens)
-      at = (row, slice(start, start + length))
-      tokens[at] = trajectory.tokens
-      segment_ids[at] = segment + 1
-      where[at] = trajectory.policy_mask & (weights[member, :length] > 0)
-      weight[at] = weights[member, :length]
-      packed["old_log_probs"][at] = trajectory.log_probs
-      packed["advantages"][at] = (
+      at = (
+        *divmod(row, rows_per_microbatch),
+        slice(start, start + length),
+      )
+      batch.tokens[at] = trajectory.tokens
+      batch.segment_ids[at] = segment + 1
+      batch.where[at] = trajectory.policy_mask & (weights[member, :length] > 0)
+      batch.weights[at] = weights[member, :length]
+      batch.columns["old_log_probs"][at] = trajectory.log_probs
+      batch.columns["advantages"][at] = (
         advantages[member]
         if advantages.ndim == 1
         else advantages[member, :length]
       )
-      packed["retrieved_fraction"][at] = retrieved_fraction[member]
+      batch.columns["retrieved_fraction"][at] = retrieved_fraction[member]
       for name in held:
-        packed[name][at] = getattr(trajectory, name)
+        batch.columns[name][at] = getattr(trajectory, name)
       start += length
-
-  def split(x: np.ndarray) -> Array:
-    return jnp.asarray(x.reshape(capacity, rows_per_microbatch, row_length))
-
   used = -(-len(rows) // rows_per_microbatch)
-  return PackedBatch(
-    tokens=split(tokens),
-    segment_ids=split(segment_ids),
-    where=split(where),
-    weights=split(weight),
-    columns={name: split(column) for name, column in packed.items()},
-    num_microbatches=jnp.asarray(used, jnp.int32),
+  packed: PackedBatch = jax.tree.map(
+    jnp.asarray, batch._replace(num_microbatches=jnp.asarray(used, jnp.int32))
   )
+  return packed

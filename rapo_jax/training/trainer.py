@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ from rapo_jax.rollout import (
   group_requests,
 )
 from rapo_jax.rollout.tool_runner import ToolStats
+from rapo_jax.tools.tags import TagSet
 from rapo_jax.training.config import OptimizerConfig, UpdateConfig
 from rapo_jax.training.experience import (
   RAPO,
@@ -99,6 +101,8 @@ class Trainer:
     update: batch shapes.
     seed: of sampling and retrieval.
     mesh: devices that share the update; None for one device.
+    reward: scores the trajectories.
+    tag_set: tags of the agent's tools, for the reward.
     algorithm: what is trained with.
     reference: the policy before the first update, which KL is taken to; needed
       with a `kl_coef` above 0, unless the policy has adapters.
@@ -120,6 +124,8 @@ class Trainer:
     update: UpdateConfig,
     seed: int,
     mesh: jax.sharding.Mesh | None = None,
+    reward: rewards.Reward = rewards.OUTCOME,
+    tag_set: TagSet = rewards.RECIPE_TAGS,
     algorithm: Algorithm = RAPO,
     reference: models.Decoder | None = None,
   ):
@@ -137,6 +143,8 @@ class Trainer:
     self._optimizer = optimizer
     self._update = update
     self._seed = seed
+    self._reward = reward
+    self._tag_set = tag_set
     self._reference = reference
 
   def step(
@@ -171,7 +179,8 @@ class Trainer:
       max_steps=self._rollout.max_steps,
       max_response_tokens=self._rollout.max_response_tokens,
       algorithm=self._algorithm,
-      scores=sampled.scores,
+      scores=sampled.scores
+      or self._scores(sampled.trajectories, sampled.queries),
     )
     rolled_out = time.perf_counter()
     history: list[UpdateMetrics] = []
@@ -189,6 +198,13 @@ class Trainer:
     report["update/padding_fraction"] = float(np.mean(padding))
     report["step/seconds"] = time.perf_counter() - began
     return state, experience, report
+
+  def _scores(
+    self, trajectories: Sequence[Trajectory], queries: Sequence[Query]
+  ) -> list[rewards.Score]:
+    return score_trajectories(
+      trajectories, queries, self._tokenizer, self._reward, self._tag_set
+    )
 
   def _train(
     self, state: TrainState, batch: PackedBatch
@@ -242,7 +258,7 @@ class Trainer:
         model, queries, prompts, update, number
       )
       all_stats.append(stats)
-      scores = score_trajectories(trajectories, queries, self._tokenizer)
+      scores = self._scores(trajectories, queries)
       groups = _groups(queries, trajectories, scores)
       dead: list[_Group] = []
       for group in groups:
@@ -429,10 +445,8 @@ def summarise(
   counted = experience.counted
   correct = [s.correct for s in experience.scores]
   values = experience.rewards[counted]
-  statuses = [
-    s.status
-    for s, counts in zip(experience.scores, counted, strict=True)
-    if counts
+  scored = [
+    s for s, counts in zip(experience.scores, counted, strict=True) if counts
   ]
   return {
     **{f"rollout/{k}": value for k, value in stats.numbers().items()},
@@ -463,12 +477,12 @@ def summarise(
     "reward/min": float(min(values, default=0.0)),
     "reward/max": float(max(values, default=0.0)),
     "reward/accuracy": _mean(np.asarray(correct, bool)[counted]),
-    "reward/format_whole": _mean(
-      np.asarray([status in rewards.WHOLE_FORMAT for status in statuses])
-    ),
+    "reward/format_whole": _mean(np.asarray([score.whole for score in scored])),
     **{
-      f"score/{status}": statuses.count(status)
-      for status in rewards.ScoreStatus
+      f"score/{status}": count
+      for status, count in collections.Counter(
+        str(score.status) for score in scored
+      ).items()
     },
     "retrieval/reward": float(np.mean(experience.retrieval_rewards[retrieving]))
     if retrieving

@@ -31,6 +31,7 @@ from rapo_jax.algorithms import (
   ObjectiveConfig,
   Signals,
 )
+from rapo_jax.training.supervised import negative_log_likelihood
 
 # Log-ratios beyond it have no gradient in the authors' code.
 _THEIR_CAP = 20.0
@@ -433,6 +434,22 @@ def _kl(case: Case) -> str | None:
   return None
 
 
+def _sft(case: Case) -> str | None:
+  mask = case["in_mask"] > 0
+  weights = objectives.loss_weights(mask, aggregation="token")
+
+  def total(log_probs: jax.Array) -> jax.Array:
+    return jnp.sum(
+      negative_log_likelihood(log_probs[mask], jnp.asarray(weights)[mask])
+    )
+
+  loss, gradient = jax.value_and_grad(total)(jnp.asarray(case["in_log_probs"]))
+  for actual, name in ((gradient, "out_grad_log_probs"), (loss, "out_loss")):
+    if not case.close(actual, name):
+      raise _Differs(name)
+  return None
+
+
 def _overlong(case: Case) -> str | None:
   arguments = case.arguments
   limit = arguments["max_resp_len"]
@@ -470,6 +487,7 @@ CHECKS: Mapping[tuple[str, str], Check] = {
   ("loss", "compute_policy_loss_dual_clip"): _ppo,
   ("loss", "compute_policy_loss_gspo"): _gspo,
   ("loss", "kl_penalty"): _kl,
+  ("loss", "compute_sft_pure_loss"): _sft,
 }
 
 

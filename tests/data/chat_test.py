@@ -9,7 +9,7 @@ import tokenizers
 import transformers
 import transformers.utils.chat_template_utils as chat_template_utils
 
-from rapo_jax import data
+from rapo_jax import data, tools
 from rapo_jax.data import chat
 
 CHATML = (
@@ -69,7 +69,10 @@ def make_tokenizer(template=CHATML, **tokens):
   )
   backend.decoder = tokenizers.decoders.ByteLevel()
   backend.train_from_iterator(
-    [data.system_prompt(("search",)), "user\nHow high is the\n\n bridge?"],
+    [
+      data.system_prompt((tools.SearchTool,)),
+      "user\nHow high is the\n\n bridge?",
+    ],
     tokenizers.trainers.BpeTrainer(
       vocab_size=400,
       initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
@@ -95,8 +98,8 @@ def templated(request):
   return make_tokenizer(TEMPLATES[request.param])
 
 
-def query_of(question, tools=("search",)):
-  messages = data.chat_messages(question, tools)
+def query_of(question, some=(tools.SearchTool,)):
+  messages = data.chat_messages(question, some)
   return data.Query("q", question, ("a",), messages, "test")
 
 
@@ -113,7 +116,7 @@ def test_ordinary_questions_have_the_ids_of_apply_chat_template(
   templated, question
 ):
   for messages in (
-    data.chat_messages(question, ("search", "python")),
+    data.chat_messages(question, (tools.SearchTool, tools.PythonTool)),
     ({"role": "user", "content": question},),
   ):
     for begun in (True, False):

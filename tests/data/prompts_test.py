@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import re
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import tokenizers
 import transformers
 
-from rapo_jax import data, rewards
+from rapo_jax import data, rewards, tools
 from rapo_jax.data import prompts
-from rapo_jax.tools import tags
 from rapo_jax.trajectory import TokenKind
 
+SEARCH, OPEN, PYTHON = tools.SearchTool, tools.OpenTool, tools.PythonTool
 APPEND_ONLY = (
   "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
   "<|im_end|>\n{% endfor %}"
@@ -67,18 +68,34 @@ def test_prompt_hash_changes_with_template_and_messages(tokenizer, query):
 
 
 def test_prompt_names_the_given_tools_only():
-  for names in ((), ("search",), ("python",), ("search", "open", "python")):
-    text = prompts.system_prompt(names)
-    named = {tag.name for tag in tags.find_tags(text)}
+  for some in ((), (SEARCH,), (PYTHON,), (SEARCH, OPEN, PYTHON)):
+    text = prompts.system_prompt(some)
+    every = tools.TagSet(("search", "open", "python"))
+    named = {tag.name for tag in every.find_tags(text)}
+    names = {tool.name for tool in some}
     expected = {"think", "answer", "retrieve", *names}
     assert named == (expected | {"result"} if names else expected)
     assert r"\boxed{}" in text
-  with pytest.raises(ValueError, match="browse"):
-    prompts.system_prompt(("browse",))
+  with pytest.raises(ValueError, match="two tools"):
+    prompts.system_prompt((SEARCH, SEARCH))
+
+
+def test_the_prompt_of_the_recipe_s_tools_stays_as_it_is():
+  text = prompts.system_prompt((SEARCH, PYTHON))
+  digest = hashlib.sha256(text.encode()).hexdigest()
+  assert digest[:16] == "d53fc0261b95e30d"
+
+
+def test_tools_that_come_along_may_be_named():
+  assert prompts.system_prompt(("python",)) == prompts.system_prompt(
+    (tools.PythonTool,)
+  )
+  with pytest.raises(ValueError, match="one of search, open, python, got 'x'"):
+    prompts.system_prompt(("x",))
 
 
 def test_the_example_of_the_prompt_has_a_whole_format():
-  text = prompts.system_prompt(("python", "open", "search")).split("\n")[-1]
+  text = prompts.system_prompt((SEARCH, OPEN, PYTHON)).split("\n")[-1]
   pieces = re.split("(<result>.*?</result>)", text)
   segments = [
     (TokenKind.OBSERVATION if p.startswith("<result>") else TokenKind.POLICY, p)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rapo_jax import data
+from rapo_jax.tools import SearchTool
 
 
 def record(index: int = 0, **changes: Any) -> dict[str, Any]:
@@ -34,13 +35,13 @@ def write(folder: pathlib.Path, rows: list[dict[str, Any]]) -> pathlib.Path:
 
 def test_rows_become_queries(tmp_path):
   path = write(tmp_path, [record(0), record(1)])
-  queries = data.load_tool_star(path, tools=("search",))
+  queries = data.load_tool_star(path, tools=(SearchTool,))
   assert [q.query_id for q in queries] == ["train-0", "train-1"]
   query = queries[1]
   assert query.question == "Question 1?"
   assert query.ground_truth == ("answer 1",)
   assert query.task == "tool_star"
-  assert query.messages == data.chat_messages("Question 1?", ("search",))
+  assert query.messages == data.chat_messages("Question 1?", (SearchTool,))
   assert "Their" not in query.messages[0]["content"]
 
 

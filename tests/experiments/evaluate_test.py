@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from experiments.stages import evaluate
+from rapo_jax import rewards
 from rapo_jax.errors import InputError
 from rapo_jax.trajectory import FinishReason, Trajectory
 from tests.rollout import tag_world
 
 TOKENIZER = tag_world.make_tokenizer()
 TASK = types.SimpleNamespace(
-  held_out=tag_world.make_queries()[:2], tokenizer=TOKENIZER
+  held_out=tag_world.make_queries()[:2],
+  tokenizer=TOKENIZER,
+  reward=rewards.OUTCOME,
+  tag_set=rewards.RECIPE_TAGS,
 )
 
 

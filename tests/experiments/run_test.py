@@ -33,6 +33,7 @@ from experiments.config import (
   miniature_rollout,
 )
 from experiments.stages import agents, buffer, evaluate, train
+from experiments.stages import runs as run_lib
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder, StepTraceBuffer
@@ -488,8 +489,8 @@ def test_adapters_are_trained_merged_written_apart_and_exported(
   assert all("lora_" in name or "count" in name for name in saved)
   # The policy is the base agent with the adapters merged into it.
   base = models.from_pretrained(folder / "agents" / "compute" / "base")
-  adapted = models.load_adapters(base, run_folder / train.ADAPTERS_FOLDER)
-  policy = models.from_pretrained(run_folder / train.POLICY_FOLDER)
+  adapted = models.load_adapters(base, run_folder / run_lib.ADAPTERS_FOLDER)
+  policy = models.from_pretrained(run_folder / run_lib.POLICY_FOLDER)
   expected = models.merge_adapters(adapted)
   assert jax.tree.all(jax.tree.map(np.array_equal, policy, expected))
   assert not np.array_equal(
@@ -621,7 +622,7 @@ def test_a_run_goes_on_from_the_last_sound_checkpoint_and_is_extended(
   assert read_json(run_folder / "done.json")["update"] == 6
 
   # A policy that was damaged is neither evaluated nor kept.
-  weights = run_folder / train.POLICY_FOLDER / "model.safetensors"
+  weights = run_folder / run_lib.POLICY_FOLDER / "model.safetensors"
   whole_policy = weights.read_bytes()
   (folder / "evaluate" / "compute" / "rapo-seed0.json").unlink()
   _flip(weights)
@@ -787,7 +788,7 @@ def test_a_policy_that_diverges_is_not_saved_and_the_remedy_works(
   assert "--config.optimizer.learning_rate=0.0001 or less" in message
   run_folder = folder / "train" / "compute" / "grpo-seed0"
   assert not (run_folder / "done.json").exists()
-  assert not (run_folder / train.POLICY_FOLDER).exists()
+  assert not (run_folder / run_lib.POLICY_FOLDER).exists()
   assert not (run_folder / "checkpoints" / "2").exists()
   assert not (folder / "evaluate").exists()
   # The learning rate of the other tests: nothing is compiled again.
@@ -944,7 +945,7 @@ def test_what_retrieves_without_a_buffer_says_what_is_missing(
   assert "set policy.off_policy, or buffer.path" in message
 
 
-def test_a_file_system_without_locks_is_told_in_a_line(
+def test_a_file_system_without_locks_is_report_input_errors(
   tmp_path, monkeypatch, capsys
 ):
   def flock(file, operation):
@@ -971,7 +972,7 @@ def test_a_broken_config_of_the_folder_is_named(tmp_path, capsys):
       assert "w/config.json must hold the JSON" in capsys.readouterr().err
 
 
-def test_a_missing_accelerator_is_told_in_a_line(monkeypatch, capsys):
+def test_a_missing_accelerator_is_report_input_errors(monkeypatch, capsys):
   def devices():
     raise RuntimeError("Unable to initialize backend 'tpu': no libtpu")
 

@@ -159,7 +159,9 @@ def test_a_port_that_is_taken(run, folder):
     ("--encoder=/no/such/folder", "/no/such/folder has no"),
   ],
 )
-def test_a_wrong_argument_is_told_in_a_line(run, folder, argument, message):
+def test_a_wrong_argument_is_report_input_errors(
+  run, folder, argument, message
+):
   status, text = run(f"--buffer={folder}", argument)
   assert status == 2
   assert message in text

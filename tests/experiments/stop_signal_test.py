@@ -26,7 +26,7 @@ def _run(code: str, *numbers: int) -> subprocess.CompletedProcess:
     print("ready", flush=True)
     time.sleep(60)
 
-  @input_errors.told_in_a_line
+  @input_errors.report_input_errors
   def main():
     {textwrap.indent(textwrap.dedent(code), "    ").strip()}
 
@@ -182,7 +182,7 @@ def test_ctrl_c_while_a_command_imports_has_no_traceback(tmp_path):
 
 
 def test_ctrl_c_before_anything_is_written_is_a_line_too(capsys):
-  @input_errors.told_in_a_line
+  @input_errors.report_input_errors
   def interrupted():
     raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ from experiments.config import (
   GrowConfig,
   TrainConfig,
 )
-from experiments.stages import train
+from experiments.stages import runs, train, trainers
 from rapo_jax.compilation import Compilation
 from rapo_jax.errors import InputError
 from rapo_jax.training import TrainState
@@ -30,7 +30,7 @@ _SOUND = {
 
 def _check(**changes):
   config = ExperimentConfig("test")
-  run = train.Run("multihop", "rapo", 0)
+  run = runs.Run("multihop", "rapo", 0)
   train._stop_if_broken(config, run, 3, _SOUND | changes)
 
 
@@ -84,7 +84,7 @@ def test_goes_on(changes):
 
 
 def test_a_late_compilation_stops_a_strict_run_alone():
-  run = train.Run("multihop", "rapo", 0)
+  run = runs.Run("multihop", "rapo", 0)
   late = [Compilation("jit(decode)", 1.0), Compilation("jit(add)", 0.1)]
   strict = ExperimentConfig("test", train=TrainConfig(strict_compile=True))
   train._stop_if_compiled(ExperimentConfig("test"), run, 3, late)
@@ -111,32 +111,32 @@ class _Traces(train.StepTraceBuffer):
   ],
 )
 def test_a_buffer_that_nothing_can_come_from_is_refused(rewards, message):
-  run, buffer = train.Run("multihop", "rapo", 0), _Traces(rewards)
+  run, buffer = runs.Run("multihop", "rapo", 0), _Traces(rewards)
   with pytest.raises(InputError, match=f"rapo retrieves, and {message}"):
-    train.check_buffer(ExperimentConfig("test"), run, buffer)
+    trainers.check_buffer(ExperimentConfig("test"), run, buffer)
 
 
 def test_a_server_without_traces_is_refused():
   buffer = mock.Mock(train.RemoteBuffer)
   buffer.check.return_value = {"version": 1, "num_traces": 0}
-  run = train.Run("multihop", "hybrid", 0)
+  run = runs.Run("multihop", "hybrid", 0)
   with pytest.raises(InputError, match="holds no trace"):
-    train.check_buffer(ExperimentConfig("test"), run, buffer)
+    trainers.check_buffer(ExperimentConfig("test"), run, buffer)
 
 
 def test_what_needs_no_trace_and_what_has_one_are_let_through():
   config = ExperimentConfig("test")
-  train.check_buffer(config, train.Run("multihop", "grpo", 0), None)
-  rapo = train.Run("multihop", "rapo", 0)
-  train.check_buffer(config, rapo, _Traces([1.0]))
+  trainers.check_buffer(config, runs.Run("multihop", "grpo", 0), None)
+  rapo = runs.Run("multihop", "rapo", 0)
+  trainers.check_buffer(config, rapo, _Traces([1.0]))
   grows = ExperimentConfig("test", buffer=BufferConfig(grow=GrowConfig()))
-  train.check_buffer(grows, rapo, _Traces([]))
+  trainers.check_buffer(grows, rapo, _Traces([]))
 
 
 def test_a_stop_names_its_kind_and_how_to_go_on():
   monitor = health.Monitor(health.HealthConfig(stop_updates=3))
   dead = {"groups/live_fraction": 0.0, "reward/accuracy": 0.0}
-  run = train.Run("multihop", "grpo", 0)
+  run = runs.Run("multihop", "grpo", 0)
   config, row = ExperimentConfig("test"), _SOUND | dead
   for update in (1, 2):
     train._stop_if_broken(config, run, update, row, monitor)
@@ -153,7 +153,7 @@ def _watch(row, number, monitor=None):
   notes, writer = [], mock.Mock()
   train._watch(
     ExperimentConfig("test"),
-    train.Run("multihop", "grpo", 0),
+    runs.Run("multihop", "grpo", 0),
     _SOUND | row,
     number,
     monitor or health.Monitor(),

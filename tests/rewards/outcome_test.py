@@ -152,7 +152,9 @@ def test_whole_format(segments, value: float):
 )
 def test_broken_format(text: str, status: Status):
   result = rewards.score([QUESTION, (POLICY, text)], GOLD)
-  assert result == rewards.Score(-1.0, status, 0.0, None)
+  assert result == rewards.OutcomeScore(
+    -1.0, status, None, whole=False, parts={"f1": 0.0}
+  )
 
 
 OPENED = "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n<think>\n"
@@ -359,8 +361,8 @@ def test_text_of_others_spoils_nothing(kind: TokenKind, text: str):
     segments = [QUESTION, SEARCH, (kind, text), RIGHT]
   else:
     segments = [QUESTION, SEARCH, RESULT, (kind, text), RIGHT]
-  assert rewards.score(segments, GOLD) == rewards.Score(
-    1.0, Status.OK, 1.0, "Paris", correct=True
+  assert rewards.score(segments, GOLD) == rewards.OutcomeScore(
+    1.0, Status.OK, "Paris", correct=True, parts={"f1": 1.0}
   )
 
 

@@ -21,6 +21,8 @@ class Search:
   """Echoes, and forges a tag."""
 
   name = "search"
+  description = "<search> a query </search> echoes it."
+  example = "<search> a </search>"
   batched = False
 
   def call(self, argument):
@@ -95,7 +97,7 @@ def test_a_trajectory_with_a_tool(cuts):
     ("I do not know.", FinishReason.EOS, 1),
     ("<think> on and on [long]", FinishReason.STEP_LIMIT, 1),
     ("<search> again </search>", FinishReason.TOOL_LIMIT, 5),
-    ("no call </search>", FinishReason.MALFORMED, 2),
+    ("no call </search>", FinishReason.MALFORMED, 1),
   ],
 )
 def test_how_it_ends(reply, reason, num_segments):
@@ -251,8 +253,8 @@ def test_a_stop_string_that_the_server_names():
 
 def test_a_tool_whose_name_is_no_tag():
   config = endpoint.EndpointConfig("http://x/v1", "teacher")
-  with pytest.raises(ValueError, match="a tool's name must be"):
-    endpoint.EndpointAgent(config, {"calc": Search()}, RolloutConfig())
+  with pytest.raises(ValueError, match="each tool must have a name"):
+    endpoint.EndpointAgent(config, {"think": Search()}, RolloutConfig())
 
 
 def test_the_time_of_a_trajectory():

@@ -22,9 +22,8 @@ from rapo_jax.rollout import (
   group_requests,
   sampler,
 )
-from rapo_jax.rollout import engine as engine_lib
-from rapo_jax.tools import ToolResult, ToolStatus
-from rapo_jax.tools.tags import find_tags
+from rapo_jax.rollout import loop as loop_lib
+from rapo_jax.tools import TagSet, ToolResult, ToolStatus
 from rapo_jax.trajectory import FinishReason, TokenKind, decode
 from tests.closeness import assert_close
 from tests.rollout import tag_world
@@ -496,9 +495,9 @@ def test_refuses_tokenizers_that_do_not_fit(tag_tokenizer, echo_tool):
     tag_world.make_engine(_CONFIG, endless, echo_tool())
 
 
-@pytest.mark.parametrize("name", ["calc", "answer", "web search"])
+@pytest.mark.parametrize("name", ["think", "answer", "web search"])
 def test_refuses_a_tool_that_no_tag_calls(tag_tokenizer, echo_tool, name):
-  with pytest.raises(ValueError, match=f"a tool's name must be .*{name!r}"):
+  with pytest.raises(ValueError, match=f"each tool must .*{name!r}"):
     _engine(tag_tokenizer, echo_tool(name=name))
 
 
@@ -593,6 +592,8 @@ class HostileTool:
   """Misbehaves in a way that its argument picks; otherwise echoes."""
 
   name: str = "search"
+  description: str = "<search> a query </search> misbehaves."
+  example: str = "<search> a </search>"
   batched: bool = False
 
   def call(self, argument):
@@ -626,7 +627,10 @@ def test_a_hostile_tool_is_observations_and_counts(
   for trajectory in trajectories:
     for kind, text in trajectory.texts(tag_tokenizer):
       if kind is TokenKind.OBSERVATION:
-        assert [t.name for t in find_tags(text)] == ["result", "result"]
+        assert [t.name for t in TagSet().find_tags(text)] == [
+          "result",
+          "result",
+        ]
         assert "<|im_end|>" not in text
   events = [e for t in trajectories for e in t.tool_events]
   statuses = collections.Counter(str(e.status) for e in events)
@@ -665,7 +669,7 @@ def test_a_stop_whose_tag_is_lost_in_decoding_is_a_malformed_call(
   policy, tag_tokenizer, queries, prompts, echo_tool, monkeypatch
 ):
   # As bytes beside it do that complete no character, in some tokenizers.
-  monkeypatch.setattr(engine_lib, "decode", lambda *_: "\ufffd")
+  monkeypatch.setattr(loop_lib, "decode", lambda *_: "\ufffd")
   trajectories, _ = _engine(tag_tokenizer, echo_tool()).rollout(
     policy, _requests(queries, prompts)[:2], seed=1, update=3
   )

@@ -6,16 +6,17 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from rapo_jax import tools
 from rapo_jax.rollout.observation import ObservationEncoder
-from rapo_jax.tools import tags
+from rapo_jax.tools import TagSet, ToolCall
 from rapo_jax.trajectory import decode
+
+TAGS = TagSet(("search", "python", "open"))
 
 _MAX_TOKENS = 40
 _PIECES = st.sampled_from(
   [
-    *(f"<{name}>" for name in tags.ALL_TAGS),
-    *(f"</{name}>" for name in tags.ALL_TAGS),
+    *(f"<{name}>" for name in TAGS.names),
+    *(f"</{name}>" for name in TAGS.names),
     *("<|im_end|>", "<", "\ud800", "\0", "€", "🙂", "e\u0301", " ", "ab"),
   ]
 )
@@ -40,6 +41,7 @@ class CountingEncode:
 
 def _observation(tokenizer, encode=None, max_tokens=_MAX_TOKENS):
   return ObservationEncoder(
+    TAGS,
     encode or CountingEncode(tokenizer),
     tokenizer,
     max_tokens=max_tokens,
@@ -76,14 +78,14 @@ def test_any_text_is_bounded_and_escaped(tag_tokenizer, text):
   assert len(ids) <= _MAX_TOKENS
   assert tag_tokenizer.eos_token_id not in ids
   shown = decode(tag_tokenizer, ids)
-  found = tags.find_tags(shown)
+  found = TAGS.find_tags(shown)
   assert [(t.name, t.closing) for t in found] == [
     ("result", False),
     ("result", True),
   ]
   body = shown[found[0].end : found[1].start]
-  assert tools.escape(body) == body
-  whole = f" {tools.escape(text)} "
+  assert TAGS.escape(body) == body
+  whole = f" {TAGS.escape(text)} "
   kept = body.removesuffix(" [cut] ")
   assert body == whole or (kept != body and whole.startswith(kept))
 
@@ -123,7 +125,7 @@ def test_a_text_without_tokens_is_bounded_too(tag_tokenizer):
 def test_ten_thousand_fuzzed_calls_are_calls_or_observations(tag_tokenizer):
   observe = _observation(tag_tokenizer, max_tokens=160)
   pieces = [
-    *(f"<{slash}{name}>" for name in tags.ALL_TAGS for slash in ("", "/")),
+    *(f"<{slash}{name}>" for name in TAGS.names for slash in ("", "/")),
     *("<search", "search>", "</sear", "ch>", "<", ">", "</", "< /python >"),
     *("<|im_end|>", "\ud800", "\0", "🙂", " ", "\n", "q", "</search>" * 3),
   ]
@@ -131,10 +133,10 @@ def test_ten_thousand_fuzzed_calls_are_calls_or_observations(tag_tokenizer):
   calls, reasons = 0, []
   for _ in range(10_000):
     text = "".join(rng.choices(pieces, k=rng.randrange(12)))
-    call = tools.parse_call(text, ("search", "python"))
-    if isinstance(call, tools.ToolCall):
+    call = TAGS.parse_call(text)
+    if isinstance(call, ToolCall):
       calls += 1
-      assert not tags.find_tags(call.argument)
+      assert not TAGS.find_tags(call.argument)
     else:
       reasons.append(call.reason)
   assert calls > 100

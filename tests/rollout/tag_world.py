@@ -112,6 +112,14 @@ class EchoTool:
   batched: bool = False
   threads: set = dataclasses.field(default_factory=set)
 
+  @property
+  def description(self):
+    return f"<{self.name}> a word </{self.name}> gives it back."
+
+  @property
+  def example(self):
+    return f"<{self.name}> a </{self.name}><result> found a </result>"
+
   def call(self, argument):
     self.threads.add(threading.get_ident())
     if self.delay is not None:

@@ -13,6 +13,7 @@ import hypothesis.strategies as st
 import pytest
 
 from rapo_jax.rollout import RolloutConfig
+from rapo_jax.rollout.config import check_tool_settings
 from rapo_jax.rollout.tool_runner import Call, ToolRunner, wait_for_news
 from rapo_jax.tools import CallPolicy, ToolResult, ToolStatus, call_policy
 
@@ -36,6 +37,8 @@ class FakeTool:
 
   answer: object = lambda argument: ToolResult(argument, ToolStatus.OK)
   name: str = "search"
+  description: str = "<search> a query </search> looks it up."
+  example: str = "<search> a </search>"
   batched: bool = False
   batches: list = dataclasses.field(default_factory=list)
 
@@ -53,6 +56,8 @@ class HangingTool:
   """Its calls hang until they are released; it tells when one has begun."""
 
   name: str = "search"
+  description: str = "<search> a query </search> looks it up."
+  example: str = "<search> a </search>"
   batched: bool = False
   begun: threading.Semaphore = dataclasses.field(
     default_factory=lambda: threading.Semaphore(0)
@@ -522,7 +527,7 @@ def test_without_threads_calls_are_refused(monkeypatch):
     session.submit([_call()])
     [(_, result)] = session.take()
   assert result.status is ToolStatus.REFUSED
-  assert "no thread is to be had" in result.text
+  assert "the system gives no more threads" in result.text
 
 
 def test_a_hanging_call_does_not_keep_the_interpreter_from_its_exit():
@@ -655,8 +660,10 @@ def test_a_policy_out_of_range_is_refused(name, value, message):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"tool_limits": (("serch", 1),)}, "search, python, open once, got serch"),
-    ({"tool_limits": (("search", 1),) * 2}, "once, got search, search"),
+    (
+      {"tool_limits": (("search", 1),) * 2},
+      "each tool once, got search, search",
+    ),
     ({"tool_limits": (("open", 0),)}, "at least 1, got 0 for open"),
     ({"tool_timeouts_s": (("open", 0.0),)}, "> 0, got 0.0 for open"),
     ({"tool_retries": -1}, "tool_retries must be at least 0"),
@@ -667,3 +674,13 @@ def test_a_policy_out_of_range_is_refused(name, value, message):
 def test_a_config_out_of_range_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     RolloutConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["tool_limits", "tool_timeouts_s"])
+def test_a_setting_for_a_tool_that_is_not_there_is_refused(name):
+  config = RolloutConfig(**{name: (("serch", 1),)})
+  check_tool_settings(config, ("serch",))
+  with pytest.raises(
+    ValueError, match=rf"{name} .*\(search, open\), got serch"
+  ):
+    check_tool_settings(config, ("search", "open"))

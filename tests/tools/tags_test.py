@@ -11,14 +11,15 @@ from rapo_jax import tools
 from rapo_jax.tools import tags
 
 NAMES = ("search", "python", "open")
+TAGS = tools.TagSet(NAMES)
 # Anything that a tag parser, or a tokenizer with a normaliser, may take for a
 # tag: white space, case and a missing end included.
-ANY_TAG = re.compile(rf"<[\s/]*({'|'.join(tags.ALL_TAGS)})\b", re.IGNORECASE)
+ANY_TAG = re.compile(rf"<[\s/]*({'|'.join(TAGS.names)})\b", re.IGNORECASE)
 SPECIAL = re.compile(r"<\||</?s>|</?tool_call>|<(pad|unk|bos|eos|mask)>")
 PIECES = st.sampled_from(
   [
-    *(f"<{name}>" for name in tags.ALL_TAGS),
-    *(f"</{name}>" for name in tags.ALL_TAGS),
+    *(f"<{name}>" for name in TAGS.names),
+    *(f"</{name}>" for name in TAGS.names),
     *("<", ">", "/", "|", " ", "\n", "\0", "\\boxed{", "}", "search", "answer"),
     *("< / Answer >", "<ANSWER", "<|im_end|>", "<s>", "＜think>", "\ud800"),
   ]
@@ -55,7 +56,7 @@ TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=20).map(
   ],
 )
 def test_calls(text: str, name: str, argument: str):
-  assert tools.parse_call(text, NAMES) == tools.ToolCall(name, argument)
+  assert TAGS.parse_call(text) == tools.ToolCall(name, argument)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +75,45 @@ def test_calls(text: str, name: str, argument: str):
   ],
 )
 def test_malformed_calls(text: str, reason: str):
-  call = tools.parse_call(text, NAMES)
+  call = TAGS.parse_call(text)
   assert isinstance(call, tools.MalformedCall)
   assert reason in call.reason
   # The reason goes into an observation.
-  assert tools.escape(call.reason) == call.reason
+  assert TAGS.escape(call.reason) == call.reason
 
 
-def test_tools_that_the_agent_has_not():
-  call = tools.parse_call("<open> p1 </open>", ("search", "python"))
-  assert isinstance(call, tools.MalformedCall)
-  assert call.reason == "there is no tool 'open'; tools: python, search"
-  assert isinstance(tools.parse_call("<open> </open>", ()), tools.MalformedCall)
+def test_tags_of_other_tools_are_text():
+  some = tools.TagSet(("search",))
+  assert not some.find_tags("<open> p1 </open>")
+  assert some.escape("<open> </search>") == "<open> &lt;/search>"
+  call = some.parse_call("<search> <open> p1 </open> </search>")
+  assert call == tools.ToolCall("search", " <open> p1 </open> ")
+  assert isinstance(
+    tools.TagSet().parse_call("<open> </open>"), tools.MalformedCall
+  )
+
+
+def test_a_set_of_any_tool():
+  tag_set = tools.TagSet(("calculator",))
+  assert tag_set.stop_strings == ("</calculator>", "</answer>")
+  call = tag_set.parse_call("<think> t </think><calculator> 1+1 </calculator>")
+  assert call == tools.ToolCall("calculator", " 1+1 ")
+  assert tag_set.escape("</calculator>") == "&lt;/calculator>"
+
+
+def test_tools_are_inferred_from_answered_calls():
+  text = (
+    "<think> <python> or <open>? </think><calc> 1 </calc>\n<result> 1 </result>"
+    "<think> </think><result> x </result><b> <search> q </search>"
+  )
+  assert tags.answered_tools(text * 2) == ["calc", "calc"]
+  assert tools.TagSet.of_text(text) == tools.TagSet(("calc",))
+
+
+def test_a_text_without_its_tags():
+  step = "<think> a </think><search> b </search>\n<result> <b> c </result>"
+  assert TAGS.remove_tags(step) == "a b <b> c"
+  assert TAGS.remove_tags(" no tag\n") == "no tag"
 
 
 @pytest.mark.parametrize(
@@ -142,36 +170,37 @@ def test_whether_a_thought_is_open_behind_a_text():
 @pytest.mark.parametrize(
   ("name", "fault"),
   [
-    ("calc", "no tag that the parser reads"),
     ("think", "another meaning"),
     ("result", "another meaning"),
     ("web search", "cannot be a tag"),
     ("Search", "cannot be a tag"),
     ("", "cannot be a tag"),
     ("a>", "cannot be a tag"),
+    (3, "cannot be a tag"),
+    ("tool_call", "special token"),
+    ("python", "name of two tools"),
   ],
 )
 def test_names_that_no_tool_can_have(name: str, fault: str):
   with pytest.raises(ValueError, match=fault):
-    tags.check_tool_names(["search", name])
-  tags.check_tool_names(NAMES)
+    tools.TagSet(("search", "python", name))
 
 
 @hypothesis.given(TEXTS)
 @hypothesis.settings(deadline=None, max_examples=300)
 def test_parse_call_never_raises(text: str):
-  call = tools.parse_call(text, NAMES)
+  call = TAGS.parse_call(text)
   if isinstance(call, tools.ToolCall):
     assert call.name in NAMES
-    assert not tags.find_tags(call.argument)
+    assert not TAGS.find_tags(call.argument)
     assert call.argument in text
 
 
 @hypothesis.given(TEXTS)
 @hypothesis.settings(deadline=None, max_examples=300)
 def test_escape_leaves_no_tag(text: str):
-  escaped = tools.escape(text)
-  assert not tags.find_tags(escaped)
+  escaped = TAGS.escape(text)
+  assert not TAGS.find_tags(escaped)
   assert not ANY_TAG.search(escaped)
   assert not SPECIAL.search(escaped)
   escaped.encode("utf-8")
@@ -180,8 +209,8 @@ def test_escape_leaves_no_tag(text: str):
 @hypothesis.given(TEXTS)
 @hypothesis.settings(deadline=None, max_examples=100)
 def test_an_escaped_result_cannot_end_its_own_tag(text: str):
-  result = f"<result> {tools.escape(text)} </result>"
-  assert [t.closing for t in tags.find_tags(result)] == [False, True]
+  result = f"<result> {TAGS.escape(text)} </result>"
+  assert [t.closing for t in TAGS.find_tags(result)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +230,7 @@ def test_an_escaped_result_cannot_end_its_own_tag(text: str):
   ],
 )
 def test_escape(text: str, expected: str):
-  assert tools.escape(text) == expected
+  assert TAGS.escape(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -215,14 +244,14 @@ def test_escape(text: str, expected: str):
   ],
 )
 def test_other_text_stays_as_it_is(text: str):
-  assert tools.escape(text) == text
+  assert TAGS.escape(text) == text
 
 
 @pytest.mark.parametrize("piece", ["<", "< ", "<answer", "<s", "< /\n", "\0"])
 def test_escape_takes_linear_time(piece: str):
   start = time.perf_counter()
-  tools.escape(piece * 100_000)
-  tools.escape("<" + piece[1:] * 100_000)
-  tools.parse_call(piece * 100_000, NAMES)
+  TAGS.escape(piece * 100_000)
+  TAGS.escape("<" + piece[1:] * 100_000)
+  TAGS.parse_call(piece * 100_000)
   tags.opens_thought(piece * 100_000)
   assert time.perf_counter() - start < 5

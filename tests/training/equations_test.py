@@ -83,7 +83,7 @@ def group() -> list[Trajectory]:
 def _evaluated(
   group, algorithm: Algorithm = ALGORITHMS["rapo"], settings=SETTINGS
 ) -> Experience:
-  scores = [Score(value, ScoreStatus.OK, value, "a") for value in REWARDS]
+  scores = [Score(value, ScoreStatus.OK, "a") for value in REWARDS]
   return evaluate_trajectories(
     group,
     [QUERY],

@@ -1,16 +1,16 @@
 """A Step-Trace Buffer that grows while it is searched.
 
-An approximate index is built once and takes nothing more. So what is added
-goes into a tail behind it, which is compared vector by vector, and once in a
-while a new index is built over both. Each addition gives the buffer a new
-version, which is searched from then on.
+An approximate index is built once and accepts no more vectors. So additions go
+into a tail, which is compared vector by vector. From time to time a new index
+is built over both. Each addition gives the buffer a new version, and later
+searches use it.
 
-A run that is killed and started again must find what it would have found. So
-every addition is a file of its own, named by the update that it came after, and
-a merged buffer is a folder likewise. `restore` goes back to an update: it drops
-later additions and takes the newest merged buffer that was there. A later
-merged buffer stays, and is taken, not built again, when the run comes to it
-once more: two ScaNN trees of the same vectors give different neighbours.
+A killed run that resumes must find the same traces as an uninterrupted run. So
+every addition is a file of its own, named by the update before it. A merged
+buffer is a folder, named in the same way. `restore` goes back to an update: it
+drops later additions and takes the newest merged buffer of that time. A later
+merged buffer stays, and the run reuses it instead of building it again. The
+reason: two ScaNN trees of the same vectors give different neighbours.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
+from rapo_jax import files
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder as folder_lib
 from rapo_jax.retrieval.buffer import store
 from rapo_jax.retrieval.buffer.manifest import MANIFEST_FILE
 from rapo_jax.retrieval.buffer.policy import Failed, Hit, Miss, RetrievalConfig
@@ -215,14 +215,12 @@ class GrowingBuffer:
     column = pa.FixedSizeListArray.from_arrays(
       vectors.ravel(), self._encoder.dimension
     )
-    store.write_whole(
-      path,
-      lambda new: pq.write_table(
+    with files.replaced_file(path, private=False) as new:
+      pq.write_table(
         table.append_column(_VECTOR_COLUMN, column),
         new,
         write_page_checksum=True,
-      ),
-    )
+      )
     self._append(table, vectors)
     self._parts.append(path)
 
@@ -240,7 +238,7 @@ class GrowingBuffer:
       assert isinstance(traces, ColumnarTraces)
       vectors = np.concatenate([self._main_vectors(), self._tail])
       index = store.build_index(vectors, self._encoder, self._index_cls)
-      with folder_lib.replaced_folder(path) as new:
+      with files.replaced_folder(path) as new:
         store.write_contents(
           new, traces.tables(), index, self._encoder, version=self.version
         )

@@ -1,8 +1,8 @@
 """The manifest of a Step-Trace Buffer's folder, and what is checked by it.
 
 The manifest is written last: a folder without one is not a buffer. It names
-every file with its size and digest, so that a folder that was copied in part,
-or changed since, is noticed when it is opened.
+every file with its size and digest. So opening a folder detects a partial copy
+or a later change.
 """
 
 from __future__ import annotations

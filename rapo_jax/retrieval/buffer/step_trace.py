@@ -17,13 +17,12 @@ from typing import Any
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.encoder.sentence import SentenceEncoder
 from rapo_jax.tools.tags import (
-  ALL_TAGS,
+  TagSet,
   leaves_thought_open,
   with_opened_thought,
 )
 
 _RETRIEVE_TAGS = re.compile(r"</?retrieve>")
-_TAG = re.compile(rf"</?(?:{'|'.join(ALL_TAGS)})>")
 ANSWER_TAG = "<answer>"
 _SPACE = " \t\r\n"
 
@@ -177,12 +176,11 @@ class _Keys:
 
 
 def _without_tags(step: str) -> str:
-  """The text of a step, a space for tags that stand together."""
-  first, *others = _TAG.split(step)
-  if not others:
-    return step.strip(_SPACE)
-  parts = (part.strip() for part in (first, *others))
-  return " ".join(part for part in parts if part)
+  """The text of a step, a space for tags that stand together.
+
+  The tool that a step calls is known by the result behind the call.
+  """
+  return TagSet.of_text(step).remove_tags(step)
 
 
 def step_traces(

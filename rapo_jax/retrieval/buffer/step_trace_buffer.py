@@ -1,14 +1,14 @@
 """The Step-Trace Buffer: off-policy steps, found by the history before them.
 
-An off-policy agent's trajectories are cut into steps. Each is stored as a
-pair: the key is the question with the history before the step, `q + S_<t`;
-the value is the step `s_t`, thought, action and observation (RAPO, section
-"hybrid-policy rollout", Eq. 3). A waiting history is embedded, the nearest
-keys are found, and one value comes back.
+An off-policy agent's trajectories are cut into steps. Each is stored as a pair:
+the key is the question with the history before the step, `q + S_<t`; the value
+is the step `s_t`, thought, action and observation (RAPO, section "hybrid-policy
+rollout", Eq. 3). A search embeds the current history, finds the nearest keys
+and returns one value.
 
-Many traces share a key (every trajectory of a question starts with an empty
-history), so the index holds each distinct key once, and ties between the
-traces of one key are settled by reward and not by the index's rounding.
+Many traces share a key: every trajectory of a question starts with an empty
+history. So the index holds each distinct key once. The reward, not the index's
+rounding, decides ties between the traces of one key.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from rapo_jax import files
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder
 from rapo_jax.retrieval.buffer import checks as buffer_checks
 from rapo_jax.retrieval.buffer import store
 from rapo_jax.retrieval.buffer.manifest import (
@@ -324,7 +324,7 @@ class StepTraceBuffer:
       directory: folder to create or replace; `docs/buffer.md` says what is in
         it. It can be moved.
     """
-    with folder.replaced_folder(directory) as new:
+    with files.replaced_folder(directory) as new:
       store.write_contents(
         new, self._tables(), self.index, self.encoder, version=self.version
       )

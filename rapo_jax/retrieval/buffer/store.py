@@ -6,14 +6,13 @@ A buffer is a folder, whose layout `docs/buffer.md` gives:
     traces.parquet   the traces, the truth of the buffer
     index/           the index over their keys, with vectors.npy
 
-`BufferWriter` takes traces as they come and holds few of them. What it has
-taken lies in `<folder>.partial` in parts, so that a build that was interrupted
-goes on where it was, embedding included, which takes the longest by far.
+`BufferWriter` takes a stream of traces and keeps few of them in memory. It
+writes them in parts to `<folder>.partial`. So an interrupted build resumes
+where it stopped, embeddings included. Embedding takes by far the longest.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
@@ -22,7 +21,6 @@ import math
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +29,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from rapo_jax import files, text_files
-from rapo_jax.errors import InputError
-from rapo_jax.models import folder
+from rapo_jax.errors import InputError, accessing
 from rapo_jax.retrieval.buffer.checks import value_problems
 from rapo_jax.retrieval.buffer.checks import verify as verify
 from rapo_jax.retrieval.buffer.manifest import (
@@ -69,6 +66,7 @@ CHUNK_KEYS = 1024
 """Keys embedded between two files of vectors."""
 
 _STATE_FILE = "build.json"
+_OPEN_PART = "part.partial"
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
@@ -119,12 +117,13 @@ class BufferWriter:
     if self._partial.exists() and _begun(self._partial):
       self._open_partial(resume)
     else:
-      self._partial.mkdir(parents=True, exist_ok=True)
+      with accessing(self._partial):
+        self._partial.mkdir(parents=True, exist_ok=True)
       state = {"encoder_sha256": encoder.sha256}
-      write_whole(
-        self._partial / _STATE_FILE,
-        lambda new: new.write_text(json.dumps(state), encoding="utf-8"),
-      )
+      with files.replaced_file(
+        self._partial / _STATE_FILE, private=False
+      ) as new:
+        new.write_text(json.dumps(state), encoding="utf-8")
 
   @property
   def num_traces(self) -> int:
@@ -171,7 +170,7 @@ class BufferWriter:
     report(0.9, f"indexing {self.num_keys} keys")
     index = build_index(vectors, self._encoder, self._index_cls)
     report(0.95, "writing the buffer")
-    with folder.replaced_folder(self._directory) as new:
+    with files.replaced_folder(self._directory) as new:
       manifest = write_contents(new, self._tables(), index, self._encoder)
     shutil.rmtree(self._partial)
     report(1.0, f"{manifest.num_traces} step traces")
@@ -219,7 +218,7 @@ class BufferWriter:
       num_tokens=num_tokens,
     )
     if self._writer is None:
-      self._writer = open_writer(self._partial / "part.writing")
+      self._writer = open_writer(self._partial / _OPEN_PART)
       self._rows_in_part = 0
     self._writer.write_table(table)
     self._rows_in_part += len(table)
@@ -232,11 +231,9 @@ class BufferWriter:
     self._writer.close()
     self._writer = None
     number = len(self._parts())
-    files.sync(self._partial / "part.writing")
-    (self._partial / "part.writing").rename(
-      self._partial / f"part-{number:05d}.parquet"
-    )
-    files.sync(self._partial)
+    writing = self._partial / _OPEN_PART
+    files.sync(writing)
+    files.rename(writing, self._partial / f"part-{number:05d}.parquet")
 
   def _tables(self) -> Iterator[pa.Table]:
     for part in self._parts():
@@ -269,7 +266,11 @@ class BufferWriter:
       # The last chunk of a run that was interrupted may have been shorter.
       if embedded.shape != (len(chunk), self._encoder.dimension):
         embedded = self._encoder.encode(chunk)
-        write_whole(path, functools.partial(_save_vectors, vectors=embedded))
+        with (
+          files.replaced_file(path, private=False) as new,
+          new.open("wb") as file,
+        ):
+          np.save(file, embedded)
       vectors[first : first + len(chunk)] = embedded
       done = first + len(chunk)
       report(
@@ -471,7 +472,7 @@ def merge(
       new_rows = rows[ids >= known]
       vectors.append(stored[table["key_id"].to_numpy()[new_rows]])
   index = build_index(np.concatenate(vectors), encoder, index_cls)
-  with folder.replaced_folder(out) as new:
+  with files.replaced_folder(out) as new:
     return write_contents(
       new,
       _joined(sources, keys),
@@ -527,25 +528,6 @@ def check_encoder(
     )
 
 
-def write_whole(
-  path: pathlib.Path, write: Callable[[pathlib.Path], Any]
-) -> None:
-  """Has a file written that is there whole, and on the disk, or not at all."""
-  writing = path.with_suffix(".writing")
-  try:
-    write(writing)
-    files.sync(writing)
-    writing.rename(path)
-  finally:
-    writing.unlink(missing_ok=True)
-  files.sync(path.parent)
-
-
 def _begun(partial: pathlib.Path) -> bool:
   """Whether a build has put anything down, and is not just an empty folder."""
-  return any(path.suffix != ".writing" for path in partial.iterdir())
-
-
-def _save_vectors(path: pathlib.Path, vectors: np.ndarray) -> None:
-  with path.open("wb") as file:
-    np.save(file, vectors)
+  return any(path.suffix != ".partial" for path in partial.iterdir())

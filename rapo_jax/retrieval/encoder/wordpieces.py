@@ -1,9 +1,9 @@
 """Counts wordpieces, and cuts texts at them, fast.
 
-A buffer of the paper's size has 15 million wordpieces to count before anything
-is embedded, and the tokenizer takes a minute for them. But words never span
-white space, so the wordpieces of a text are those of what stands between its
-spaces, and most of that has been seen before.
+A buffer of the paper's size has 15 million wordpieces to count before
+embedding. The tokenizer takes a minute for them. But words never span white
+space. So the wordpieces of a text are those of its chunks between spaces, and
+most chunks occurred before.
 """
 
 from __future__ import annotations

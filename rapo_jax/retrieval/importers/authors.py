@@ -2,10 +2,10 @@
 
 One object a line: `key`, the decoded context before a step (prompt and
 history); `value`, the step with its result; `reward`, that of its trajectory;
-and whatever the reward function told (the code of arXiv 2603.03078, the
-trainer of the off-policy agent). Lines of one trajectory follow each other, so
-that a key is the key before it with the step before it. Between them stands,
-for every question, a list of the rewards of what was kept.
+and the other outputs of the reward function (the code of arXiv 2603.03078, the
+trainer of the off-policy agent). Lines of one trajectory follow each other:
+each key is the previous key with the previous step. For every question, a list
+of the rewards of the kept trajectories stands between them.
 
 A trajectory that branched off another one starts with the history that they
 share.
@@ -25,7 +25,7 @@ from rapo_jax.retrieval.buffer.agent_trajectory import (
   question_id,
 )
 from rapo_jax.retrieval.importers.lines import ImportReport, JsonLines, OnError
-from rapo_jax.tools.tags import ALL_TAGS, RESULT
+from rapo_jax.tools.tags import RESULT, TagSet
 
 # How chat templates show a user's turn and the start of the next, with their
 # special tokens and without (as the authors decode them).
@@ -39,7 +39,6 @@ _TURNS = (
   ("user\n\n", "assistant\n\n"),
 )
 _STEP = re.compile(rf".*?</{RESULT}>|.+\Z", re.DOTALL)
-_FIRST_TAG = re.compile(rf"<(?:{'|'.join(ALL_TAGS)})>")
 _FIELDS = ("key", "value", "reward")
 
 
@@ -127,8 +126,8 @@ def split_key(key: str) -> tuple[str, tuple[str, ...]]:
       question, rest = key[start + len(user) : end], key[end + len(assistant) :]
       break
   else:
-    tag = _FIRST_TAG.search(key)
-    end = tag.start() if tag else len(key)
+    found = TagSet.of_text(key).find_tags(key)
+    end = next((tag.start for tag in found if not tag.closing), len(key))
     question, rest = key[:end], key[end:]
   steps = (match.strip() for match in _STEP.findall(rest))
   return question.strip(), tuple(step for step in steps if step)

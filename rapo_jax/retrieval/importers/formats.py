@@ -71,7 +71,7 @@ def read_trajectories(
 
   Raises:
     InputError: the format is not known, or a broken line is to stop.
-    FileNotFoundError: there is no such file.
+    MissingInputError: there is no such file.
   """
   file_format = file_format or detect_format(path)
   if file_format == "messages":

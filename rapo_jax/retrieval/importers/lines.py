@@ -65,7 +65,7 @@ class ImportReport:
     """Counts a broken line.
 
     Raises:
-      InputError: it stops the import, which is told what to do.
+      InputError: `on_error` is "stop". The message names the remedy.
     """
     if on_error == "stop":
       raise InputError(

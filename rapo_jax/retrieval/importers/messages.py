@@ -1,11 +1,11 @@
 """Trajectories as chat messages: one conversation a line.
 
-Calls may stand in the text (`<tool_call>`, `<tool_response>`, as Qwen's
-template and WebDancer have them) or beside it (`tool_calls` and messages of
-role `tool`, as OpenAI's protocol has them). A step is what the assistant says
-up to a call, with the result that follows. What the assistant and its tools
-say is put into our tags where there is one for it (`tools.tags`); the rest
-stays text, in which nothing looks like a tag of ours or a special token.
+Calls may stand in the text: `<tool_call>` and `<tool_response>`, as in Qwen's
+template and WebDancer. They may also stand beside it: `tool_calls` and messages
+of role `tool`, as in OpenAI's protocol. A step is the assistant's text up to a
+call, with the result that follows. Parts for which we have a tag are put into
+it (`tools.tags`). The rest stays text, in which nothing looks like a tag of
+ours or a special token.
 """
 
 from __future__ import annotations
@@ -34,26 +34,24 @@ from rapo_jax.tools import tags
 Reward = Callable[[str, Sequence[str]], float]
 
 TOOL_NAMES = {
-  "search": (tags.SEARCH, ("query", "queries", "q")),
-  "web_search": (tags.SEARCH, ("query", "queries", "q")),
-  "google_search": (tags.SEARCH, ("query", "queries", "q")),
-  "wiki_search": (tags.SEARCH, ("query", "queries", "q")),
-  "python": (tags.PYTHON, ("code",)),
-  "pythoninterpreter": (tags.PYTHON, ("code",)),
-  "python_interpreter": (tags.PYTHON, ("code",)),
-  "code_interpreter": (tags.PYTHON, ("code",)),
-  "open": (tags.OPEN, ("id", "url")),
-  "visit": (tags.OPEN, ("url",)),
-  "browse": (tags.OPEN, ("url",)),
+  "search": ("search", ("query", "queries", "q")),
+  "web_search": ("search", ("query", "queries", "q")),
+  "google_search": ("search", ("query", "queries", "q")),
+  "wiki_search": ("search", ("query", "queries", "q")),
+  "python": ("python", ("code",)),
+  "pythoninterpreter": ("python", ("code",)),
+  "python_interpreter": ("python", ("code",)),
+  "code_interpreter": ("python", ("code",)),
+  "open": ("open", ("id", "url")),
+  "visit": ("open", ("url",)),
+  "browse": ("open", ("url",)),
 }
 """By a tool's name, small: our tag for it, and the names of the argument that
 goes first in it. Other arguments follow as `name: value`, a line each."""
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
-_OWN_TAG = re.compile(
-  rf"(</?(?:{'|'.join((tags.THINK, tags.ANSWER, *tags.TOOL_TAGS))})>)"
-)
+_TAGS = tags.TagSet(tuple({tag: None for tag, _ in TOOL_NAMES.values()}))
 # Prompts that show the whole task end with the question.
 _QUESTION = re.compile(r"(?:\A|\n)\s*(?:User|Question)\s*:")
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
@@ -266,16 +264,18 @@ def _final(text: str) -> str:
 
 def _own(text: str) -> str:
   """The assistant's text: its thoughts, calls and answer keep their tags."""
-  # Odd places are the tags that the pattern split at.
-  parts = _OWN_TAG.split(text)
-  return "".join(
-    part if place % 2 else tags.escape(part) for place, part in enumerate(parts)
-  )
+  parts = []
+  at = 0
+  for tag in _TAGS.find_tags(text):
+    if tag.name not in tags.ENGINE_TAGS:
+      parts += [_TAGS.escape(text[at : tag.start]), text[tag.start : tag.end]]
+      at = tag.end
+  return "".join([*parts, _TAGS.escape(text[at:])])
 
 
 def _result(text: str) -> str:
   found = _RESPONSE.findall(text) or [text]
-  body = tags.escape("\n\n".join(part.strip("\n") for part in found).rstrip())
+  body = _TAGS.escape("\n\n".join(part.strip("\n") for part in found).rstrip())
   return f"\n<{tags.RESULT}> {body} </{tags.RESULT}>"
 
 
@@ -317,13 +317,13 @@ def _call(call: Mapping[str, Any], number: int) -> str:
   tag, firsts = TOOL_NAMES.get(name.lower(), (None, ()))
   if tag is None:
     shown = json.dumps(arguments, ensure_ascii=False)
-    return tags.escape(f"{name}({shown})")
+    return _TAGS.escape(f"{name}({shown})")
   rest = dict(arguments)
   main = next((rest.pop(n) for n in (*firsts, "") if n in rest), "")
   rows = [*_values(main)]
   rows += [f"{n}: {', '.join(_values(v))}" for n, v in rest.items()]
-  body = tags.escape("\n".join(rows)).strip("\n")
-  if tag == tags.PYTHON and body[:1] in (" ", "\t"):
+  body = _TAGS.escape("\n".join(rows)).strip("\n")
+  if tag == "python" and body[:1] in (" ", "\t"):
     # The indentation of a program's first line has a meaning.
     return f"<{tag}>\n{body}\n</{tag}>"
   return f"<{tag}> {body.strip()} </{tag}>"

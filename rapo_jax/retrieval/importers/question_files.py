@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from rapo_jax import text_files
 from rapo_jax.dataset_rows import unpacked, user_message
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, MissingInputError
 
 FIELDS = ("question", "problem", "query", "prompt")
 """Where a question stands, the first of them that a row has. Capitals and
@@ -44,12 +44,12 @@ def read_questions(path: pathlib.Path, field: str | None = None) -> list[str]:
     The questions in the order of the file, at least one.
 
   Raises:
-    FileNotFoundError: there is no such file.
+    MissingInputError: there is no such file.
     InputError: it is of another kind, broken, has no rows, or a row has no
       question; names the path and the line or row.
   """
   if not path.is_file():
-    raise FileNotFoundError(f"no file of questions at {path}")
+    raise MissingInputError(f"no file of questions at {path}")
   questions = []
   for where, row in _rows(path, field):
     try:

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from rapo_jax import files
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder
 from rapo_jax.retrieval.index import base as index_lib
 
 _QUERY_ROWS = 32
@@ -101,7 +101,7 @@ class ExactIndex:
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes the index to a folder, whole or not at all."""
-    with folder.replaced_folder(path) as new:
+    with files.replaced_folder(path) as new:
       np.save(new / index_lib.VECTORS_FILE, self._vectors)
       index_lib.write_meta(new, self)
 

@@ -1,8 +1,7 @@
 """Approximate nearest-neighbour search with ScaNN.
 
 The only file that imports `scann`, and only when an index is built or loaded:
-ScaNN has wheels for Linux alone. Elsewhere `default_index_class` gives exact
-search.
+ScaNN has wheels for Linux alone. Elsewhere `index_class` gives exact search.
 
 Guo et al., "Accelerating Large-Scale Inference with Anisotropic Vector
 Quantization", ICML 2020.
@@ -21,8 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from rapo_jax import files
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder
 from rapo_jax.retrieval.index import base as index_lib
 from rapo_jax.retrieval.index.exact import ExactIndex
 
@@ -234,7 +233,7 @@ class ScannIndex:
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes the index to a folder, whole or not at all."""
-    with folder.replaced_folder(path) as new:
+    with files.replaced_folder(path) as new:
       np.save(new / index_lib.VECTORS_FILE, self._vectors)
       index_lib.write_meta(new, self)
       for shard in self._shards:

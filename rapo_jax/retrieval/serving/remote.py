@@ -1,13 +1,13 @@
 """Clients of the retrieval protocol: a buffer, or an index, somewhere else.
 
 One server can then hold the buffer of many runs. `RemoteBuffer` gives a rollout
-what the buffer itself would, trace for trace: keys are written here, as the
-buffer writes them, the server finds what lies nearest, and the choice is made
-here. `RemoteIndex` is an `Index` whose vectors lie with a server.
+the same traces as the buffer itself. The client writes the keys as the buffer
+does. The server finds the nearest ones, and the client chooses. `RemoteIndex`
+is an `Index` whose vectors are on a server.
 
-What fails on the way is an outcome, `Failed`, so that the circuit breaker
-before the buffer (`GuardedBuffer`) can leave a dead server alone. Searches
-change nothing, so one that failed to get through is safe to repeat.
+A failed request is an outcome, `Failed`. So the circuit breaker before the
+buffer (`GuardedBuffer`) can stop asking a dead server. Searches change nothing,
+so a failed one is safe to repeat.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ import httpx2
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax import text_files, web_address
+from rapo_jax import files, text_files, web_address
 from rapo_jax.errors import InputError
-from rapo_jax.models import folder
 from rapo_jax.retrieval.buffer.policy import (
   Failed,
   Hit,
@@ -495,7 +494,7 @@ class RemoteIndex:
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes to a folder where the index is."""
-    with folder.replaced_folder(path) as new:
+    with files.replaced_folder(path) as new:
       index_lib.write_meta(new, self)
 
   @classmethod

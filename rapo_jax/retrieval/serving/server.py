@@ -1,7 +1,7 @@
 """Serves a Step-Trace Buffer over HTTP, by the protocol of Search-R1.
 
-An ASGI application. Requests are read and checked in the event loop, searched
-in batches in one thread (`batcher`), and answered with their documents. An
+An ASGI application. The event loop reads and checks requests. One thread
+searches them in batches (`batcher`). The response holds their documents. An
 error is JSON with one field, `error`:
 
     400, 422  the request is malformed (`protocol.parse_request`)

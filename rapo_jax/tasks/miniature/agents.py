@@ -17,19 +17,14 @@ training or held-out question.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
 
 from rapo_jax import files, models
 from rapo_jax.errors import InputError
@@ -45,6 +40,7 @@ from rapo_jax.tasks.miniature.world import (
   World,
   draw_questions,
 )
+from rapo_jax.training import Example, SupervisedConfig, SupervisedTrainer
 
 Report = Callable[[float, str], None]
 
@@ -157,20 +153,6 @@ class AgentsConfig:
       raise InputError("hops must hold at least one number, got (): add one.")
 
 
-class Batches(NamedTuple):
-  """Packed demonstrations of `N` steps, `R` rows of `T` tokens each.
-
-  Attributes:
-    tokens: token ids.
-    segment_ids: 1, 2, … for the demonstrations of a row; 0 for padding.
-    where: policy tokens, the only ones in the loss.
-  """
-
-  tokens: Int[Array | np.ndarray, "N R T"]
-  segment_ids: Int[Array | np.ndarray, "N R T"]
-  where: Bool[Array | np.ndarray, "N R T"]
-
-
 def train_agents(
   world: World,
   family: Family,
@@ -198,30 +180,22 @@ def train_agents(
   rows: list[dict[str, Any]] = []
   started = time.perf_counter()
   for number, (name, phase, demonstration) in enumerate(phases):
-    batches = pack(
-      demonstrate_forever(
-        world,
-        family,
-        tokenizer,
-        demonstration,
-        hops=config.hops,
-        rng=np.random.default_rng(
-          [config.seed, FAMILIES.index(family), number]
-        ),
-      ),
-      num_steps=phase.num_steps,
-      rows=config.rows,
-      row_length=config.row_length,
+    trainer = SupervisedTrainer(model, supervised_config(config, phase))
+    examples = demonstrate_forever(
+      world,
+      family,
+      tokenizer,
+      demonstration,
+      hops=config.hops,
+      rng=np.random.default_rng([config.seed, FAMILIES.index(family), number]),
     )
-    for trained, step, loss in train(
-      model, batches, phase, weight_decay=config.weight_decay
-    ):
-      model = trained
+    for step, loss in trainer.run(examples):
       seconds = time.perf_counter() - started
       rows.append(
         {"phase": name, "step": step, "loss": loss, "seconds": seconds}
       )
       report((done + step) / total, f"{family} {name}: loss {loss:.3f}")
+    model = trainer.model
     done += phase.num_steps
     if name != "clean":
       models.save_pretrained(
@@ -233,6 +207,22 @@ def train_agents(
   files.replace_text(
     output_dir / "metrics.jsonl",
     "".join(f"{json.dumps(row)}\n" for row in rows),
+  )
+
+
+def supervised_config(
+  config: AgentsConfig, phase: PhaseConfig
+) -> SupervisedConfig:
+  """How the trainer runs a phase."""
+  return SupervisedConfig(
+    num_steps=phase.num_steps,
+    learning_rate=phase.learning_rate,
+    warmup_steps=phase.num_steps // 10,
+    weight_decay=config.weight_decay,
+    rows=config.rows,
+    row_length=config.row_length,
+    steps_per_call=_STEPS_PER_CALL,
+    head="whole",
   )
 
 
@@ -297,7 +287,7 @@ def demonstrate_forever(
   *,
   hops: tuple[int, ...],
   rng: np.random.Generator,
-) -> Iterator[demonstrations_lib.TokenizedDemonstration]:
+) -> Iterator[Example]:
   """Demonstrations on fresh questions, without end."""
   known = {
     question.question
@@ -325,122 +315,3 @@ def demonstrate_forever(
         for question in questions
       ],
     )
-
-
-def pack(
-  demonstrations: Iterator[demonstrations_lib.TokenizedDemonstration],
-  *,
-  num_steps: int,
-  rows: int,
-  row_length: int,
-) -> Batches:
-  """Packs demonstrations, in order, into the batches of `num_steps` steps.
-
-  Each goes into the first row of the step with room for it; one that fits
-  nowhere begins the next step.
-
-  Raises:
-    InputError: if a demonstration is longer than a row.
-  """
-  shape = (num_steps, rows, row_length)
-  batches = Batches(
-    np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
-  )
-  step = 0
-  used = np.zeros(rows, np.int32)
-  segments = np.zeros(rows, np.int32)
-  for demonstration in demonstrations:
-    length = len(demonstration.tokens)
-    if length > row_length:
-      raise InputError(
-        f"a demonstration may hold at most {row_length} tokens (row_length),"
-        f" one has {length}: raise row_length or lower hops."
-      )
-    if not (used + length <= row_length).any():
-      step += 1
-      if step == num_steps:
-        return batches
-      used[:] = 0
-      segments[:] = 0
-    row = int(np.argmax(used + length <= row_length))
-    at = (step, row, slice(used[row], used[row] + length))
-    segments[row] += 1
-    batches.tokens[at] = demonstration.tokens
-    batches.segment_ids[at] = segments[row]
-    batches.where[at] = demonstration.where
-    used[row] += length
-  raise InputError(
-    f"the demonstrations ended in step {step + 1} of {num_steps}; give more."
-  )
-
-
-def train(
-  model: models.Decoder,
-  batches: Batches,
-  phase: PhaseConfig,
-  *,
-  weight_decay: float,
-) -> Iterator[tuple[models.Decoder, int, float]]:
-  """Runs one phase; yields model, steps done and loss after every dispatch.
-
-  Args:
-    model: where to start from; not changed.
-    batches: one a step.
-    phase: steps and learning rate.
-    weight_decay: of AdamW.
-  """
-  optimizer = _optimizer(phase, weight_decay)
-  model = jax.tree.map(lambda x: x.copy(), model)
-  state = optimizer.init(model)
-  for start in range(0, phase.num_steps, _STEPS_PER_CALL):
-    part = Batches(*(x[start : start + _STEPS_PER_CALL] for x in batches))
-    model, state, losses = _steps(model, state, part, phase, weight_decay)
-    yield model, start + _STEPS_PER_CALL, float(np.mean(losses))
-
-
-def _optimizer(
-  phase: PhaseConfig, weight_decay: float
-) -> optax.GradientTransformation:
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, phase.learning_rate, phase.num_steps // 10, phase.num_steps
-  )
-  return optax.chain(
-    optax.clip_by_global_norm(1.0),
-    optax.adamw(schedule, b2=0.99, weight_decay=weight_decay),
-  )
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=(1,))
-def _steps(
-  model: models.Decoder,
-  state: Any,
-  batches: Batches,
-  phase: PhaseConfig,
-  weight_decay: float,
-) -> tuple[models.Decoder, Any, Float[Array, " N"]]:
-  """Some gradient steps."""
-  optimizer = _optimizer(phase, weight_decay)
-
-  def step(carry, batch):
-    model, state = carry
-    loss, gradients = jax.value_and_grad(_loss)(model, batch)
-    updates, state = optimizer.update(gradients, state, model)
-    return (optax.apply_updates(model, updates), state), loss
-
-  (model, state), losses = jax.lax.scan(step, (model, state), batches)
-  return model, state, losses
-
-
-def _loss(model: models.Decoder, batch: Batches) -> Float[Array, ""]:
-  """Mean negative log-likelihood of the policy tokens, in nats.
-
-  All logits at once: with this vocabulary that is twice as fast as
-  `models.token_log_probs`, which is written for large ones.
-  """
-  tokens, segment_ids, where = map(jnp.asarray, batch)
-  hidden = model.hidden_states(tokens, segment_ids=segment_ids)
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    model.unembed(hidden[:, :-1]), tokens[:, 1:]
-  )
-  where = where[:, 1:]
-  return jnp.where(where, losses, 0).sum() / where.sum()

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tasks.miniature import lexicon
 from rapo_jax.tasks.miniature.world import Chain, Question, Step
-from rapo_jax.tools import escape
+from rapo_jax.tools import TagSet
+from rapo_jax.training import Example
 from rapo_jax.trajectory import TokenKind
 
 # Steps beyond the question's own before a lost agent answers all the same.
@@ -57,19 +57,6 @@ class DemonstrationConfig:
       at_least=0,
       at_most=1,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizedDemonstration:
-  """A demonstration as token ids.
-
-  Attributes:
-    tokens: prompt and response, `[T]`.
-    where: policy tokens, the only ones in the loss, `[T]`.
-  """
-
-  tokens: Int[np.ndarray, " T"]
-  where: Bool[np.ndarray, " T"]
 
 
 def demonstrate(
@@ -149,7 +136,8 @@ def policy_text(step: Step, wording: int) -> str:
 
 def observation_text(step: Step) -> str:
   """What the rollout appends to it."""
-  return f"<result> {escape(step.observation)} </result>"
+  shown = TagSet((step.tool,)).escape(step.observation)
+  return f"<result> {shown} </result>"
 
 
 def step_text(step: Step, wording: int) -> str:
@@ -175,7 +163,7 @@ def every_wording(question: Question) -> Iterator[str]:
 def tokenize(
   tokenizer: Any,
   demonstrations: Sequence[tuple[str, Sequence[tuple[TokenKind, str]]]],
-) -> list[TokenizedDemonstration]:
+) -> list[Example]:
   """Encodes demonstrations as the rollout would have them.
 
   Args:
@@ -203,7 +191,7 @@ def tokenize(
     for text, encoding in zip(texts, encoded, strict=True)
   }
   return [
-    TokenizedDemonstration(
+    Example(
       np.concatenate([ids[text] for _, text in row]),
       np.concatenate(
         [

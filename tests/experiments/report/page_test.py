@@ -221,17 +221,17 @@ def test_retrieval_effect_by_hand():
 
 
 @pytest.mark.parametrize(
-  ("f1", "value", "expected"),
+  ("correct", "whole", "value", "expected"),
   [
-    (1.0, 1.1, "right"),
-    (0.4, 0.4, "partly"),
-    (0.0, 0.0, "wrong"),
-    (0.0, -1.0, "broken"),
-    (None, -1.0, "broken"),
+    (True, True, 0.2, "right"),
+    (False, True, 0.4, "partly"),
+    (False, True, 0.0, "wrong"),
+    (False, False, -1.0, "broken"),
   ],
 )
-def test_reward_class(f1, value, expected):
-  assert samples.reward_class({"f1": f1, "value": value}) == expected
+def test_reward_class(correct, whole, value, expected):
+  score = {"correct": correct, "whole": whole, "value": value}
+  assert samples.reward_class(score) == expected
 
 
 # Charts.
@@ -260,7 +260,7 @@ def test_share_chart_stacks_by_hand():
   counts[0], counts[1] = 3, 1
   chart = charts.share_chart([(1, counts), (2, counts)], title="t")
   # Left 44, right 328, floor 178, top 10: three quarters is y = 52.
-  assert 'class="band s-ok" d="M186.0 178.0L328.0 178.0L328.0 52.0' in chart
+  assert 'class="band b-0 s-ok" d="M186.0 178.0L328.0 178.0L328.0 52.0' in chart
   assert chart.count('<path class="band') == 2
   one = charts.share_chart([(1, counts)], title="t")
   assert 'd="M44.0 178.0L328.0 178.0L328.0 52.0L44.0 52.0z"' in one

@@ -287,7 +287,11 @@ def test_warnings_of_runs_and_evaluations(tmp_path):
   _evaluation(tmp_path, "rapo", 0, {"a": [0, 0]})
   path = tmp_path / "evaluate" / "t" / "rapo-seed0.json"
   content = json.loads(path.read_text(encoding="utf-8"))
-  _write(path, content | {"score_statuses": {"think_unpaired": 9, "ok": 1}})
+  statuses = {
+    "score_statuses": {"think_unpaired": 9, "ok": 1},
+    "format_whole": 1,
+  }
+  _write(path, content | statuses)
   results = results_lib.compute_results(tmp_path)
   found = {
     (w["run"], w["kind"], w["first"], w["last"]) for w in results["warnings"]

@@ -285,7 +285,7 @@ class TestResume:
   ):
     partial = tmp_path / "buffer.partial"
     partial.mkdir()
-    (partial / "build.writing").write_text("{", encoding="utf-8")
+    (partial / "build.json.partial").write_text("{", encoding="utf-8")
     writer = retrieval.BufferWriter(tmp_path / "buffer", encoder, resume=True)
     writer.add(make_traces())
     writer.finish()

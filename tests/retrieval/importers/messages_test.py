@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from rapo_jax.retrieval import importers
-from rapo_jax.tools import parse_call
+from rapo_jax.tools import TagSet
 
 
 def read(tmp_path, *records, on_error="stop", reward=None):
@@ -65,7 +65,7 @@ class TestCallsInText:
       "<think> So. </think>\n<answer> Austen </answer>",
     )
     step = trajectory.steps[0]
-    assert parse_call(step, ["search"]).argument == " Emma\nAusten "
+    assert TagSet(("search",)).parse_call(step).argument == " Emma\nAusten "
     assert trajectory.reward == 0.5
     assert trajectory.extras == {"tag": "easy"}
     assert (report.num_trajectories, report.num_steps) == (1, 2)
@@ -110,7 +110,16 @@ class TestCallsInText:
       assert calls
       assert "<answer>" in last
       for step in calls:
-        assert parse_call(step, ["search", "open"]).argument
+        assert (
+          TagSet(
+            (
+              "search",
+              "open",
+            )
+          )
+          .parse_call(step)
+          .argument
+        )
         assert step.endswith("</result>")
         assert "tool_call>" not in step
 
@@ -183,7 +192,7 @@ def test_an_indented_program_stays_as_it_is(tmp_path):
       "reward": 1,
     },
   )
-  called = parse_call(trajectory.steps[0], ["python"])
+  called = TagSet(("python",)).parse_call(trajectory.steps[0])
   assert called.argument == "    x = 6\n    print(x * 7)"
 
 

@@ -9,7 +9,7 @@ from rapo_jax import rewards
 from rapo_jax.tasks.miniature import demonstrations as lib
 from rapo_jax.tasks.miniature import tokenizer as tokenizer_lib
 from rapo_jax.tasks.miniature import world as world_lib
-from rapo_jax.tools import parse_call
+from rapo_jax.tools import TagSet
 from rapo_jax.trajectory import TokenKind
 
 WORLD = world_lib.make_world(world_lib.WorldConfig())
@@ -37,7 +37,8 @@ class DemonstrationsTest(parameterized.TestCase):
     for question, segments in demonstrations:
       texts = [text for kind, text in segments if kind == TokenKind.POLICY]
       calls = [
-        parse_call(text, ("search", "python", "open")) for text in texts[:-1]
+        TagSet(("search", "python", "open")).parse_call(text)
+        for text in texts[:-1]
       ]
       self.assertEqual(
         [(c.name, c.argument.strip()) for c in calls],

@@ -1,0 +1,1 @@
+"""Whole programs that fit on a screen."""

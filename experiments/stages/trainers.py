@@ -1,0 +1,123 @@
+"""What a training run needs: a buffer that can be used, and a trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from experiments.config import ExperimentConfig
+from experiments.devices import device_mesh
+from experiments.engines import open_engine
+from experiments.stages.growth import Growth
+from experiments.stages.runs import Run
+from experiments.tasks import Task
+from rapo_jax import models
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval import Buffer, StepTraceBuffer
+from rapo_jax.retrieval.serving.remote import RemoteBuffer
+from rapo_jax.training import ObjectiveConfig, Trainer
+
+BUFFER_FOLDER = "buffer"
+"""What a run whose buffer grows has added to it."""
+
+
+def check_buffer(
+  config: ExperimentConfig, run: Run, buffer: Buffer | None
+) -> None:
+  """Refuses to retrieve from a buffer without a trace that may be inserted.
+
+  One that grows may begin empty.
+
+  Args:
+    config: the experiment.
+    run: whose method may retrieve.
+    buffer: that it retrieves from.
+
+  Raises:
+    InputError: no trace has a reward above `retrieval.min_reward`.
+  """
+  rollout, _ = config.method(run.method)
+  if not rollout.num_hybrid or config.buffer.grow is not None:
+    return
+  least = config.retrieval.min_reward
+  if isinstance(buffer, StepTraceBuffer):
+    there, usable = len(buffer), buffer.num_above(least)
+  elif isinstance(buffer, RemoteBuffer):
+    there = usable = int(buffer.check().get("num_traces", 1))
+  else:
+    there = usable = 0
+  if usable:
+    return
+  what = (
+    f"none of the {there} traces of its buffer has a reward above "
+    f"retrieval.min_reward ({least:g})"
+    if there
+    else "its buffer holds no trace"
+  )
+  raise InputError(
+    f"{run.method} retrieves, and {what} ({run.task}): build one from "
+    "trajectories that answer right, name another in buffer.path, let it grow "
+    "(buffer.grow), or train with train.methods=grpo."
+  )
+
+
+def open_growth(
+  config: ExperimentConfig,
+  run: Run,
+  buffer: Buffer | None,
+  folder: pathlib.Path,
+) -> Growth | None:
+  """What grows the run's buffer; None if nothing does, or nothing retrieves."""
+  rollout, _ = config.method(run.method)
+  if buffer is None or config.buffer.grow is None or not rollout.num_hybrid:
+    return None
+  # What a server holds does not grow: `BufferConfig` has seen to that.
+  assert isinstance(buffer, StepTraceBuffer)
+  return Growth(config, buffer, folder / BUFFER_FOLDER)
+
+
+def make_trainer(
+  config: ExperimentConfig,
+  task: Task,
+  run: Run,
+  buffer: Buffer | None,
+  policy: models.Decoder,
+) -> Trainer:
+  """What runs the updates of a run's method."""
+  algorithm = config.train.algorithm(run.method)
+  retrieval = algorithm.plan.retrieval(config.retrieval)
+  engine = open_engine(
+    dataclasses.replace(config, retrieval=retrieval),
+    task,
+    algorithm.plan.rollout(config.rollout),
+    vocab_size=policy.config.vocab_size,
+    buffer=buffer,
+    policy=policy,
+  )
+  return Trainer(
+    engine,
+    task.tokenizer,
+    rollout=config.rollout,
+    objective=config.objective,
+    optimizer=config.optimizer,
+    update=config.update,
+    seed=run.seed,
+    mesh=device_mesh(config.mesh),
+    reward=task.reward,
+    tag_set=task.tag_set,
+    algorithm=algorithm,
+    reference=_reference(algorithm.settings(config.objective), policy),
+  )
+
+
+def _reference(
+  objective: ObjectiveConfig, policy: models.Decoder
+) -> models.Decoder | None:
+  """A copy of the policy that KL is taken to; None if there is no need."""
+  if not objective.kl_coef or policy.config.lora is not None:
+    return None
+  # A copy: the state that begins with the policy is donated.
+  return jax.tree.map(jnp.copy, policy)

@@ -1,0 +1,73 @@
+"""Where the time and the tokens of a rollout went."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rapo_jax.rollout.tool_runner import ToolStats
+
+
+@dataclasses.dataclass
+class RolloutStats:
+  """Where the time and the tokens of a rollout went.
+
+  Attributes:
+    seconds: wall time of the whole rollout.
+    decode_seconds: time in which the device sampled.
+    cache_seconds: time in which it prefilled and inserted.
+    tool_seconds: time in which the host waited for tools.
+    retrieval_seconds: time in which it waited between steps, for retrieval
+      alone.
+    retrieval_busy_seconds: time in which a thread embedded and searched.
+    sampled_tokens: written by the policy.
+    decode_positions: slots times the tokens that the longest of them gained,
+      over all chunks.
+    cached_tokens: prompt, observation and retrieved tokens that were cached.
+    cache_positions: computed for them, padding included.
+    tools: what became of the calls of each tool, by name.
+  """
+
+  seconds: float = 0.0
+  decode_seconds: float = 0.0
+  cache_seconds: float = 0.0
+  tool_seconds: float = 0.0
+  retrieval_seconds: float = 0.0
+  retrieval_busy_seconds: float = 0.0
+  sampled_tokens: int = 0
+  decode_positions: int = 0
+  cached_tokens: int = 0
+  cache_positions: int = 0
+  tools: dict[str, ToolStats] = dataclasses.field(default_factory=dict)
+
+  def numbers(self) -> dict[str, float]:
+    """Times, speed and shares by name.
+
+    `device_idle_fraction` is the share of the time in which no device
+    program ran, `host_seconds` the part of it without waiting.
+    `slot_occupancy` is the share of decoded positions that gained a token, and
+    `padding_fraction` the share of cached positions that were padding.
+    """
+    device = self.decode_seconds + self.cache_seconds
+    waiting = self.tool_seconds + self.retrieval_seconds
+    seconds = max(self.seconds, 1e-9)
+    return {
+      "seconds": self.seconds,
+      "decode_seconds": self.decode_seconds,
+      "cache_seconds": self.cache_seconds,
+      "tool_seconds": self.tool_seconds,
+      "retrieval_seconds": self.retrieval_seconds,
+      "retrieval_busy_seconds": self.retrieval_busy_seconds,
+      "host_seconds": self.seconds - device - waiting,
+      "tokens_per_second": self.sampled_tokens / seconds,
+      "device_idle_fraction": 1 - device / seconds,
+      "slot_occupancy": self.sampled_tokens / max(self.decode_positions, 1),
+      "padding_fraction": 1 - self.cached_tokens / max(self.cache_positions, 1),
+    }
+
+  def tool_numbers(self) -> dict[str, float]:
+    """Counts and times of each tool, as `tools/<tool>/<figure>`."""
+    return {
+      f"tools/{tool}/{name}": value
+      for tool, stats in self.tools.items()
+      for name, value in stats.numbers().items()
+    }
