@@ -176,7 +176,6 @@ def test_whether_a_thought_is_open_behind_a_text():
     ("Search", "cannot be a tag"),
     ("", "cannot be a tag"),
     ("a>", "cannot be a tag"),
-    (3, "cannot be a tag"),
     ("tool_call", "special token"),
     ("python", "name of two tools"),
   ],
