@@ -20,13 +20,7 @@ from rapo_jax.trajectory import (
   ToolEvent,
   Trajectory,
 )
-
-
-class Letters:
-  """A tokenizer of the 26 letters: id 0 is a."""
-
-  def decode(self, ids, *, skip_special_tokens, clean_up_tokenization_spaces):
-    return "".join(chr(ord("a") + i) for i in ids)
+from tests.letters import Letters
 
 
 def sampled() -> Trajectory:

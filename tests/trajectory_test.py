@@ -14,6 +14,7 @@ from rapo_jax.trajectory import (
   Trajectory,
   decode,
 )
+from tests.letters import Letters
 
 P, W, O, R = (  # noqa: E741
   TokenKind.PROMPT,
@@ -21,15 +22,6 @@ P, W, O, R = (  # noqa: E741
   TokenKind.OBSERVATION,
   TokenKind.RETRIEVED,
 )
-
-
-class Letters:
-  """A tokenizer of the 26 letters: id 0 is a."""
-
-  def decode(self, ids, *, skip_special_tokens, clean_up_tokenization_spaces):
-    assert not skip_special_tokens
-    assert not clean_up_tokenization_spaces
-    return "".join(chr(ord("a") + i) for i in ids)
 
 
 def trajectory(**changes) -> Trajectory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import chex
 import jax
@@ -32,40 +33,26 @@ def _low_entropy(quality: jax.Array, entropy_before: jax.Array) -> jax.Array:
   return quality / (entropy_before + _EPS)
 
 
-def no_quality(
-  step_entropies: chex.Array, retrieved: chex.Array, **settings: object
-) -> jax.Array:
-  """Z = H_before: a retrieval counts by its timing alone."""
-  return objectives.retrieval_reward(
-    step_entropies, retrieved, worth=_timing, **settings
-  )
+@dataclasses.dataclass(frozen=True)
+class WorthReward:
+  """The retrieval reward (Eq. 5-7) with another product of its two terms.
 
+  Attributes:
+    worth: of one retrieval, given its quality and the entropy before it.
+  """
 
-def no_timing(
-  step_entropies: chex.Array, retrieved: chex.Array, **settings: object
-) -> jax.Array:
-  """Z = quality: a retrieval counts by what it changed alone."""
-  return objectives.retrieval_reward(
-    step_entropies, retrieved, worth=_quality, **settings
-  )
+  worth: Callable[[jax.Array, jax.Array], jax.Array]
 
-
-def inverted(
-  step_entropies: chex.Array, retrieved: chex.Array, **settings: object
-) -> jax.Array:
-  """Z = -quality * H_before: a higher entropy afterwards is rewarded."""
-  return objectives.retrieval_reward(
-    step_entropies, retrieved, worth=_inverted, **settings
-  )
-
-
-def low_entropy_timing(
-  step_entropies: chex.Array, retrieved: chex.Array, **settings: object
-) -> jax.Array:
-  """Z = quality / H_before: a retrieval counts where the policy was sure."""
-  return objectives.retrieval_reward(
-    step_entropies, retrieved, worth=_low_entropy, **settings
-  )
+  def __call__(
+    self,
+    step_entropies: chex.Array,
+    retrieved: chex.Array,
+    **settings: object,
+  ) -> jax.Array:
+    """Z_ret; see `objectives.retrieval_reward`."""
+    return objectives.retrieval_reward(
+      step_entropies, retrieved, worth=self.worth, **settings
+    )
 
 
 ALGORITHMS = (
@@ -74,7 +61,7 @@ ALGORITHMS = (
     name="rapo_no_quality",
     label="RAPO, no quality",
     description="RAPO without the quality term of the retrieval reward.",
-    retrieval_reward=no_quality,
+    retrieval_reward=WorthReward(_timing),
     colour="#3b7f9e",
     dark_colour="#8cc6e0",
   ),
@@ -83,7 +70,7 @@ ALGORITHMS = (
     name="rapo_no_timing",
     label="RAPO, no timing",
     description="RAPO without the timing term of the retrieval reward.",
-    retrieval_reward=no_timing,
+    retrieval_reward=WorthReward(_quality),
     colour="#4a6fa5",
     dark_colour="#9db9e6",
   ),
@@ -92,7 +79,7 @@ ALGORITHMS = (
     name="rapo_inverted",
     label="RAPO, inverted",
     description="RAPO that rewards an increase of entropy.",
-    retrieval_reward=inverted,
+    retrieval_reward=WorthReward(_inverted),
     colour="#7a4f9e",
     dark_colour="#c3a1e0",
   ),
@@ -101,7 +88,7 @@ ALGORITHMS = (
     name="rapo_low_entropy_timing",
     label="RAPO, low-entropy timing",
     description="RAPO that rewards retrievals where the policy was sure.",
-    retrieval_reward=low_entropy_timing,
+    retrieval_reward=WorthReward(_low_entropy),
     colour="#2f7f6f",
     dark_colour="#86cfc0",
   ),
