@@ -46,8 +46,9 @@ from experiments.stages import train as train_stage
 from experiments.stages.trainers import check_buffer
 from experiments.stop_signal import StopSignal
 from experiments.tasks import (
-  Task,
+  OpenedTask,
   agent_paths,
+  check_train_questions,
   load_encoder,
   open_task,
   task_names,
@@ -186,6 +187,7 @@ class Experiment:
     self._encoder.compile()
     for name in self._tasks:
       with self._open(name) as task:
+        check_train_questions(self._config, name, task.train)
         buffer = self._open_buffer(name) if self._config.retrieves else None
         for run in runs:
           if run.task == name:
@@ -234,7 +236,7 @@ class Experiment:
 
   def _evaluate_agent(
     self,
-    task: Task,
+    task: OpenedTask,
     agent: str,
     run: run_lib.Run | None,
     report: Callable[[float], None],
@@ -253,7 +255,7 @@ class Experiment:
       "method": run.method if run else agent,
       "seed": run.seed if run else None,
       "update": run_lib.ended_update(folder.parent) if run else 0,
-      "made_with": self._evaluated_with(folder, run),
+      "made_with": self._evaluated_with(task.name, folder, run),
     }
     write_json(self._workdir.evaluation(task.name, agent), result)
 
@@ -266,13 +268,13 @@ class Experiment:
       return False
     made_with = read_evaluation(path).get("made_with")
     folder = self._agent_folder(task, agent, run)
-    return bool(made_with == self._evaluated_with(folder, run))
+    return bool(made_with == self._evaluated_with(task, folder, run))
 
   def _evaluated_with(
-    self, agent: pathlib.Path, run: run_lib.Run | None
+    self, task: str, agent: pathlib.Path, run: run_lib.Run | None
   ) -> str:
     """Changes with the agent, and with any field that its result depends on."""
-    fields = EVALUATE.of(flags.to_dict(self._config))
+    fields = EVALUATE.of(flags.to_dict(self._config), task)
     content = [
       fields,
       self._agent_digest(agent)
@@ -318,7 +320,7 @@ class Experiment:
     done = round((item + share) * units, 6)
     self._progress.update(done, items * units, text)
 
-  def _open(self, name: str) -> contextlib.AbstractContextManager[Task]:
+  def _open(self, name: str) -> contextlib.AbstractContextManager[OpenedTask]:
     return open_task(self._config, self._workdir, name, self._encoder)
 
   def _agents_to_evaluate(
@@ -489,7 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   parser.add_argument(
     "--task",
-    help="run one task (family) of the experiment alone (default: all)",
+    help="run one task of the experiment alone (default: all)",
   )
   parser.add_argument(
     "--dry_run",
