@@ -66,7 +66,7 @@ def load_config(path: str | pathlib.Path) -> Any:
   Raises:
     ConfigError: the file is missing, cannot be read or fails; it has no
       docstring or no `get_config`; it returns anything but a frozen dataclass,
-      or holds a value of a wrong type.
+      or holds a value of a wrong type or one that has no name on disk.
   """
   path = _find_config(pathlib.Path(path).expanduser())
   module = _run_file(path)
@@ -88,6 +88,10 @@ def load_config(path: str | pathlib.Path) -> Any:
       " instance of a frozen dataclass."
     )
   check_types(config)
+  try:
+    to_dict(config)
+  except InputError as error:
+    raise ConfigError(f"{path}: {error}") from error
   return config
 
 

@@ -29,7 +29,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from experiments import checks, flags, input_errors, places, provenance
+from experiments import (
+  checks,
+  flags,
+  input_errors,
+  objects,
+  places,
+  provenance,
+)
 from experiments.config import ExperimentConfig
 from experiments.dependencies import DONE_FILE, EVALUATE, conflicts
 from experiments.devices import check_devices
@@ -501,7 +508,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   known, overrides = flags.parse_arguments(parser, arguments)
   if known.config is None:
     parser.error(f"--config is needed: a Python file, or one of {packaged}")
-  config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  config = _load_config(known.config, known.workdir)
+  config = flags.apply_overrides(config, overrides)
   config = places.local_config(config)
   check_devices()
   if known.dry_run:
@@ -519,6 +527,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"error: {stopped}", file=sys.stderr)
     return UNHEALTHY_STATUS
   return 0
+
+
+def _load_config(path: str, workdir: pathlib.Path | None) -> ExperimentConfig:
+  """The config; where that fails, the error names what the folder needs."""
+  try:
+    config: ExperimentConfig = flags.load_config(path)
+  except flags.ConfigError as error:
+    needed: list[str] = []
+    if workdir is not None and Workdir(workdir).config.exists():
+      held = read_config(Workdir(workdir))
+      needed = sorted(set(objects.names_from_outside(held)))
+    if not needed:
+      raise
+    raise flags.ConfigError(
+      f"{error} {workdir} was made with {', '.join(needed)} (module:name): "
+      "these modules must lie beside the config file, be the config file, or "
+      "be on PYTHONPATH."
+    ) from error
+  return config
 
 
 def _chosen_tasks(config: ExperimentConfig, task: str | None) -> list[str]:

@@ -22,6 +22,7 @@ from experiments.dependencies import (
   CHECKPOINTS_FOLDER,
   DONE_FILE,
   TRAIN,
+  differences,
   train_differences,
 )
 from experiments.devices import device_mesh
@@ -411,12 +412,19 @@ def _check_origin(
       "another --workdir."
     )
   for name, here in origin.items():
-    if name != "config" and metadata[name] != here:
-      raise InputError(
-        f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"{where} has {metadata[name]}, this run {here}: undo what has "
-        "changed, or choose another --workdir."
-      )
+    there = metadata[name]
+    if name == "config" or there == here:
+      continue
+    changed = f"has {there}, this run {here}"
+    if isinstance(here, dict):
+      lines = differences(there, here, name)
+      if not lines:
+        continue
+      changed = f"differs: {'; '.join(lines)}"
+    raise InputError(
+      f"a run goes on with the {name} that it began with; the checkpoint of "
+      f"{where} {changed}: undo what has changed, or choose another --workdir."
+    )
 
 
 def _check_config(
