@@ -21,7 +21,7 @@ from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.retrieval import SentenceEncoder, index_class
 from rapo_jax.rewards import RECIPE_TAGS, Reward
-from rapo_jax.tasks import load_questions, open_tools
+from rapo_jax.tasks import load_questions, start_tools
 from rapo_jax.tools import (
   PythonTool,
   PythonWallError,
@@ -180,7 +180,7 @@ def open_task(
     if not (path / "config.json").exists():
       raise InputError(f"{path} holds no agent: run --stage=agents first.")
   tokenizers = {agent: load_tokenizer(path) for agent, path in paths.items()}
-  with opened_tools(config, name, encoder) as tools:
+  with running_tools(config, name, encoder) as tools:
     yield OpenedTask(
       name=name,
       train=questions.train,
@@ -197,7 +197,7 @@ def open_task(
 
 
 @contextlib.contextmanager
-def opened_tools(
+def running_tools(
   config: ExperimentConfig, name: str, encoder: SentenceEncoder
 ) -> Iterator[dict[str, Tool]]:
   """The tools of a task by name, running.
@@ -208,7 +208,7 @@ def opened_tools(
   """
   specs = config.task(name).tool_specs()
   with contextlib.ExitStack() as stack:
-    tools = open_tools(specs, _Services(config, encoder, stack))
+    tools = start_tools(specs, _Services(config, encoder, stack))
     check_tools(tools)
     yield tools
 

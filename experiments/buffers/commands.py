@@ -19,7 +19,7 @@ from experiments.stages.buffer import build_buffer
 from experiments.tasks import (
   load_encoder,
   open_task,
-  opened_tools,
+  running_tools,
   task_names,
 )
 from experiments.workdir import Workdir
@@ -126,7 +126,7 @@ def _build_from_endpoint(
   with Progress(stages) as progress:
     with (
       progress.stage("roll out"),
-      opened_tools(config, task, encoder) as tools,
+      running_tools(config, task, encoder) as tools,
     ):
       endpoint_lib.roll_out(
         endpoint,

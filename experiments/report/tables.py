@@ -256,7 +256,7 @@ def hybrid_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def _where(results: Mapping[str, Any]) -> str:
-  evaluated = [t for t in results["tasks"] if t in results["accuracy"]]
+  evaluated = [t for t in results["tasks"] if t in results.get("accuracy", {})]
   tasks = evaluated or results["tasks"]
   return f"on {tasks[0]}" if len(tasks) == 1 else f"over {len(tasks)} tasks"
 

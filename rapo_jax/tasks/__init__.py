@@ -23,7 +23,7 @@ from rapo_jax.tasks.tools import (
   SearchSpec,
   Services,
   ToolSpec,
-  open_tools,
+  start_tools,
 )
 
 __all__ = [
@@ -42,6 +42,6 @@ __all__ = [
   "by_name",
   "check_tool_specs",
   "load_questions",
-  "open_tools",
   "split_by_question",
+  "start_tools",
 ]

@@ -171,7 +171,7 @@ def load_questions(task: Task) -> Questions:
 
 
 def check_tool_specs(task: Task) -> TagSet:
-  """Checks what a task says of its tools, before one is opened.
+  """Checks what a task says of its tools, before one is started.
 
   Returns:
     Their tags.

@@ -24,9 +24,9 @@ class Services(Protocol):
 
 @runtime_checkable
 class ToolSpec(Described, Protocol):
-  """A tool that is still to be opened."""
+  """A tool that is still to be started."""
 
-  def open(self, services: Services, /) -> Tool:
+  def start(self, services: Services, /) -> Tool:
     """The running tool.
 
     Raises:
@@ -42,7 +42,7 @@ class PythonSpec:
   description = PythonTool.description
   example = PythonTool.example
 
-  def open(self, services: Services, /) -> Tool:
+  def start(self, services: Services, /) -> Tool:
     """Starts the interpreters."""
     return services.python()
 
@@ -62,7 +62,7 @@ class SearchSpec:
   description = SearchTool.description
   example = SearchTool.example
 
-  def open(self, services: Services, /) -> Tool:
+  def start(self, services: Services, /) -> Tool:
     """Reads the corpus and builds an index over it."""
     documents: Sequence[str] = _NO_DOCUMENTS
     if self.corpus is not None:
@@ -70,7 +70,7 @@ class SearchSpec:
     return services.search(documents)
 
 
-def open_tools(
+def start_tools(
   specs: Iterable[Tool | ToolSpec], services: Services
 ) -> dict[str, Tool]:
   """Running tools by name; one that needs no service is used as it is.
@@ -79,6 +79,6 @@ def open_tools(
     InputError: what a tool needs is not there.
   """
   return {
-    spec.name: spec.open(services) if isinstance(spec, ToolSpec) else spec
+    spec.name: spec.start(services) if isinstance(spec, ToolSpec) else spec
     for spec in specs
   }

@@ -91,7 +91,9 @@ def test_it_trains_is_killed_resumes_evaluates_and_reports(own, capsys):
   assert [json.loads(row)["update"] for row in rows] == [0, 1, 2, 3, 4]
   assert all(json.loads(row)["gradient_norm"] > 0 for row in rows[1:])
   result = json.loads(
-    (workdir / "evaluate" / "sums" / "ours-seed0.json").read_text()
+    (workdir / "evaluate" / "sums" / "ours-seed0.json").read_text(
+      encoding="utf-8"
+    )
   )
   assert [*result["sets"]] == ["held_out"]
   assert set(result["score_statuses"]) <= {"right", "wrong"}

@@ -31,7 +31,7 @@ def test_fewer_questions_than_an_update_takes():
 def test_the_tools_of_a_task_run_over_its_documents():
   config = ExperimentConfig(name="t")
   encoder = SentenceEncoder.from_pretrained()
-  with tasks.opened_tools(config, "multihop", encoder) as tools:
+  with tasks.running_tools(config, "multihop", encoder) as tools:
     (document,) = {d for d in _facts(config) if d.startswith(_facts(config)[0])}
     entity, _, rest = document.partition(" : ")
     query = rest.rpartition(" ")[0].rpartition(" ")[0]
@@ -41,7 +41,7 @@ def test_the_tools_of_a_task_run_over_its_documents():
 def _facts(config):
   (spec,) = config.task("multihop").tool_specs()
   services = types.SimpleNamespace(search=lambda documents: documents)
-  return spec.open(services)
+  return spec.start(services)
 
 
 def test_an_object_that_is_no_tool_is_refused():
@@ -51,6 +51,6 @@ def test_an_object_that_is_no_tool_is_refused():
   encoder = SentenceEncoder.from_pretrained()
   with (
     pytest.raises(InputError, match=r"'lookup' .* lacks batched, call"),
-    tasks.opened_tools(config, "t", encoder),
+    tasks.running_tools(config, "t", encoder),
   ):
     raise AssertionError

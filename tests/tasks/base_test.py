@@ -18,7 +18,7 @@ from rapo_jax.tasks import (
   by_name,
   check_tool_specs,
   load_questions,
-  open_tools,
+  start_tools,
 )
 from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.world import FAMILIES, WorldConfig
@@ -144,7 +144,7 @@ def test_the_miniature_world_is_split_by_question(family):
 )
 def test_tools_of_the_miniature_world(family, names):
   task = MiniatureTask("mine", family=family, world=WORLD)
-  opened = open_tools(task.tool_specs(), Services())
+  opened = start_tools(task.tool_specs(), Services())
   assert [*opened] == names
   if family != "compute":
     assert " has " in opened["search"].call("").text

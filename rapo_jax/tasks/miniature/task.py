@@ -48,7 +48,7 @@ class FamilySearch:
   description = SearchTool.description
   example = SearchTool.example
 
-  def open(self, services: Services, /) -> Tool:
+  def start(self, services: Services, /) -> Tool:
     """Builds an index over the documents."""
     return services.search(make_world(self.world).documents(self.family))
 
@@ -67,7 +67,7 @@ class WorldPages:
   description = OpenTool.description
   example = OpenTool.example
 
-  def open(self, services: Services, /) -> Tool:
+  def start(self, services: Services, /) -> Tool:
     """Writes the pages."""
     del services
     return OpenTool(make_world(self.world).page_texts())
