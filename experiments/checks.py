@@ -39,6 +39,7 @@ from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.retrieval.buffer import manifest
 from rapo_jax.retrieval.serving import remote
 from rapo_jax.tasks import (
+  MixedTask,
   Questions,
   SearchSpec,
   Task,
@@ -285,10 +286,14 @@ def _files(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, str]]:
       yield from _file(_name(agent), value)
 
 
-def _files_of(task: Task) -> Iterator[tuple[str, str]]:
+def _files_of(task: Task, above: str = "") -> Iterator[tuple[str, str]]:
   """Files of a task that are needed and not named, or not there."""
+  section = f"{above}tasks.{task.name}."
+  if isinstance(task, MixedTask):
+    for part in task.tasks:
+      yield from _files_of(part, section)
   for field, needed in task.paths.items():
-    name, value = f"tasks.{task.name}.{field}", getattr(task, field)
+    name, value = f"{section}{field}", getattr(task, field)
     if value is None and needed:
       yield (
         "problem",

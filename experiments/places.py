@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.config import ExperimentConfig
 from rapo_jax.errors import InputError
-from rapo_jax.tasks import Task
+from rapo_jax.tasks import MixedTask, Task
 
 # One slash is enough: `gs:/bucket` is what a path makes of `gs://bucket`.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -102,13 +102,16 @@ def local_config(config: ExperimentConfig) -> ExperimentConfig:
   return dataclasses.replace(config, tasks=tasks)
 
 
-def _local_task(task: Task) -> Task:
+def _local_task(task: Task, above: str = "") -> Task:
   """The task with `~` expanded in each of its paths."""
   changes: dict[str, Any] = {}
+  name = f"{above}tasks.{task.name}."
+  if isinstance(task, MixedTask):
+    changes["tasks"] = tuple(_local_task(part, name) for part in task.tasks)
   for field in task.paths:
-    name, value = f"tasks.{task.name}.{field}", getattr(task, field)
+    value = getattr(task, field)
     if isinstance(value, str):
-      changes[field] = local(value, name)
+      changes[field] = local(value, f"{name}{field}")
     elif value is not None:
-      changes[field] = tuple(local(text, name) for text in value)
+      changes[field] = tuple(local(text, f"{name}{field}") for text in value)
   return dataclasses.replace(task, **changes)
