@@ -62,7 +62,7 @@ class MappedIndex:
     checked = index_lib.checked_vectors("vectors", vectors)
     if not checked.size:
       return cls(checked, encoder_sha256=encoder_sha256)
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile("w+b") as file:
       checked.tofile(file)
       file.flush()
       mapped = np.memmap(file, np.float32, mode="r", shape=checked.shape)
