@@ -27,7 +27,7 @@ from experiments import checks, flags
 from experiments.config import ExperimentConfig
 from experiments.flags import apply_overrides, load_config, parse_arguments
 from experiments.run import use_compilation_cache
-from experiments.tasks import Task, agent_paths, open_task
+from experiments.tasks import OpenedTask, agent_paths, open_task
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
 from rapo_jax.data import order
@@ -78,7 +78,7 @@ class Method:
   def __init__(
     self,
     config: ExperimentConfig,
-    task: Task,
+    task: OpenedTask,
     buffer: StepTraceBuffer,
     name: str,
     path: pathlib.Path,

@@ -19,29 +19,33 @@ from experiments.dependencies import differences as differences
 from experiments.policy_shape import Agent, policy_shape
 from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.tasks import (
+  check_train_questions,
   load_encoder,
-  make_world,
-  questions,
   task_names,
 )
 from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir, read_config
 from rapo_jax import models
 from rapo_jax.data import (
-  Query,
   check_prefix_preservation,
   check_vocabulary,
   encode_prompt,
   end_ids,
   load_corpus,
-  order,
 )
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub, sharding
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.retrieval.buffer import manifest
 from rapo_jax.retrieval.serving import remote
-from rapo_jax.tasks.miniature import tokenizer as miniature_tokenizer
+from rapo_jax.tasks import (
+  MixedTask,
+  Questions,
+  SearchSpec,
+  Task,
+  check_tool_specs,
+  load_questions,
+)
 
 
 class CheckError(InputError):
@@ -65,13 +69,14 @@ def dry_run(
     CheckError: with every problem and its remedy.
   """
   problems: list[str] = []
-  lines = [f"{config.name}: {config.data.source}"]
+  lines = [f"{config.name}: {', '.join(task_names(config))}"]
 
   def collect(found: Iterator[tuple[str, str]]) -> None:
     for kind, text in found:
       (problems if kind == "problem" else lines).append(text)
 
   collect(_shapes(config))
+  collect(_tools(config))
   collect(_files(config, stage))
   collect(_services(config))
   if workdir is not None:
@@ -80,7 +85,7 @@ def dry_run(
     collect(_models(config))
     collect(_contents(config))
   if not problems:
-    collect(_questions(config))
+    collect(_questions(config, stage))
     collect(_memory(config, workdir, stage))
   _refuse(problems)
   lines.append(_first_signal(config))
@@ -100,7 +105,7 @@ def _first_signal(config: ExperimentConfig) -> str:
       f"{unknown}unknown until the first update, which says it. Where it is "
       f"below {100 * health.FEW_WHOLE:.0f} %, {health.WARM_START}"
     )
-  if config.data.source == "miniature":
+  if all(task.own_agents() is not None for task in config.tasks):
     return (
       f"{unknown}the agents stage warm-starts the base agent on them; the "
       "first update says it"
@@ -121,7 +126,12 @@ def quick_checks(config: ExperimentConfig, stage: str = "all") -> None:
   Raises:
     CheckError: with every problem and its remedy.
   """
-  found = (*_shapes(config), *_files(config, stage), *_services(config))
+  found = (
+    *_shapes(config),
+    *_tools(config),
+    *_files(config, stage),
+    *_services(config),
+  )
   _refuse(text for kind, text in found if kind == "problem")
 
 
@@ -268,47 +278,93 @@ def _files(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, str]]:
       "or buffer.path or buffer.url to a buffer, or leave the method out of "
       "train.methods.",
     )
-  if config.data.source == "tool_star" and config.data.path is None:
-    yield (
-      "problem",
-      f"data.source {config.data.source!r} reads a Parquet file and data.path "
-      "is not set: add --config.data.path=<folder>/train_10k.parquet.",
-    )
-  for name in ("data.path", "data.corpus", "policy.base", "policy.off_policy"):
-    section, field = name.split(".")
-    value = getattr(getattr(config, section), field)
-    if section == "policy" and value is not None and hub.is_hub_id(value):
-      continue
-    if value is not None and not pathlib.Path(value).exists():
-      parent = pathlib.Path(value).parent
-      near = difflib.get_close_matches(
-        pathlib.Path(value).name,
-        [p.name for p in parent.iterdir()] if parent.is_dir() else [],
-        n=1,
+  for task in config.tasks:
+    yield from _files_of(task)
+  for agent in ("base", "off_policy"):
+    value = getattr(config.policy, agent)
+    if value is not None and not hub.is_hub_id(value):
+      yield from _file(_name(agent), value)
+
+
+def _files_of(task: Task, above: str = "") -> Iterator[tuple[str, str]]:
+  """Files of a task that are needed and not named, or not there."""
+  section = f"{above}tasks.{task.name}."
+  if isinstance(task, MixedTask):
+    for part in task.tasks:
+      yield from _files_of(part, section)
+  for field, needed in task.paths.items():
+    name, value = f"{section}{field}", getattr(task, field)
+    if value is None and needed:
+      yield (
+        "problem",
+        f"the task {task.name} reads a file and {name} is not set: add "
+        f"--config.{name}=<file>.",
       )
-      hint = f": did you mean {parent / near[0]}?" if near else "."
-      yield "problem", f"{name} names {value}, which does not exist{hint}"
+    paths = (value,) if isinstance(value, str) else value or ()
+    for path in paths:
+      yield from _file(name, path)
 
 
-def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-  """Questions, prompts, template and memory of each task."""
-  for name in task_names(config):
+def _file(name: str, value: str) -> Iterator[tuple[str, str]]:
+  """A file or folder that a field names and that is not there."""
+  if pathlib.Path(value).exists():
+    return
+  parent = pathlib.Path(value).parent
+  near = difflib.get_close_matches(
+    pathlib.Path(value).name,
+    [p.name for p in parent.iterdir()] if parent.is_dir() else [],
+    n=1,
+  )
+  hint = f": did you mean {parent / near[0]}?" if near else "."
+  yield "problem", f"{name} names {value}, which does not exist{hint}"
+
+
+def _tools(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+  """Tools that cannot be tags, and settings of tools that no task has."""
+  known = set()
+  for task in config.tasks:
     try:
-      train, held_out = questions(config, name)
-      order.batch(0, 0, config.update.queries_per_update, len(train))
+      known |= set(check_tool_specs(task).tool_names)
+    except InputError as error:
+      yield "problem", str(error)
+      return
+  for field in ("tool_limits", "tool_timeouts_s"):
+    for name, _ in getattr(config.rollout, field):
+      if name not in known:
+        yield (
+          "problem",
+          f"rollout.{field} must name tools of the tasks "
+          f"({', '.join(sorted(known))}), got {name!r}: correct the name.",
+        )
+
+
+def _questions(
+  config: ExperimentConfig, stage: str
+) -> Iterator[tuple[str, str]]:
+  """Questions, prompts, template and memory of each task."""
+  for task in config.tasks:
+    name = task.name
+    try:
+      questions = load_questions(task)
+      if stage in ("all", "train"):
+        check_train_questions(config, name, questions.train)
     except InputError as error:
       yield "problem", str(error)
       continue
+    held_out = sum(map(len, questions.evaluation.values()))
+    sets = ", ".join(questions.evaluation)
     yield (
       "note",
-      f"{name}: {len(train)} training questions, {len(held_out)} held out",
+      f"{name}: {len(questions.train)} training questions, {held_out} held out"
+      + (f" ({sets})" if len(questions.evaluation) > 1 else ""),
     )
     for agent, path in _agents(config).items():
       try:
-        tokenizer = _tokenizer(config, path, train)
-        check_vocabulary(tokenizer, policy_shape(config, agent).vocab_size)
+        tokenizer = _tokenizer(config, task, path, questions)
+        shape = policy_shape(config, agent, task)
+        check_vocabulary(tokenizer, shape.vocab_size)
         end_ids(tokenizer)
-        longest = _longest_prompt(config, tokenizer, train, held_out)
+        longest = _longest_prompt(config, tokenizer, questions)
       except InputError as error:
         yield "problem", f"{_name(agent)}: {error}"
         continue
@@ -321,10 +377,7 @@ def _questions(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 
 def _longest_prompt(
-  config: ExperimentConfig,
-  tokenizer: Any,
-  train: list[Query],
-  held_out: list[Query],
+  config: ExperimentConfig, tokenizer: Any, questions: Questions
 ) -> int:
   """Tokens of the longest prompt, as an agent's own tokenizer writes it.
 
@@ -332,16 +385,18 @@ def _longest_prompt(
     ValueError: one is too long, or the chat template fails or rewrites prompts.
   """
   date = datetime.date.fromisoformat(config.data.prompt_date)
-  check_prefix_preservation(tokenizer, train[0], date=date)
+  every = [*questions.train]
+  for queries in questions.evaluation.values():
+    every.extend(queries)
+  check_prefix_preservation(tokenizer, every[0], date=date)
   limit = config.rollout.max_prompt_tokens
   return max(
-    len(encode_prompt(tokenizer, query, limit, date=date))
-    for query in (*train, *held_out)
+    len(encode_prompt(tokenizer, query, limit, date=date)) for query in every
   )
 
 
 def _tokenizer(
-  config: ExperimentConfig, path: str | None, train: list[Query]
+  config: ExperimentConfig, task: Task, path: str | None, questions: Questions
 ) -> Any:
   """Of an agent: as named, or as the agents stage would make it.
 
@@ -350,12 +405,11 @@ def _tokenizer(
   """
   if path is not None:
     return load_tokenizer(path)
-  if config.data.source == "miniature":
-    return miniature_tokenizer.train_tokenizer(
-      miniature_tokenizer.corpus(make_world(config.world))
-    )
+  own = task.own_agents()
+  if own is not None:
+    return own.tokenizer()
   return train_byte_level_tokenizer(
-    [q.question for q in train], config.policy.random.vocab_size
+    [q.question for q in questions.train], config.policy.random.vocab_size
   )
 
 
@@ -392,12 +446,14 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 def _contents(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """Corpus, encoder and buffer, read as a run reads them."""
-  if config.data.corpus is not None:
-    try:
-      documents = load_corpus(config.data.corpus)
-      yield "note", f"data.corpus: {len(documents)} documents"
-    except InputError as error:
-      yield "problem", f"data.corpus {config.data.corpus}: {error}"
+  for task in config.tasks:
+    for spec in task.tool_specs():
+      if isinstance(spec, SearchSpec) and spec.corpus is not None:
+        try:
+          documents = load_corpus(spec.corpus)
+          yield "note", f"corpus of {task.name}: {len(documents)} documents"
+        except InputError as error:
+          yield "problem", f"corpus {spec.corpus} of {task.name}: {error}"
   try:
     encoder = load_encoder(config.encoder)
   except InputError as error:

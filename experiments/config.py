@@ -12,6 +12,7 @@ import datetime
 import math
 from typing import Any, Literal
 
+from experiments import flags
 from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
 from rapo_jax.algorithms import Algorithm, find_algorithm, unique
@@ -22,8 +23,8 @@ from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
 from rapo_jax.retrieval import IndexConfig, Pooling, RetrievalConfig
 from rapo_jax.retrieval.serving import remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
-from rapo_jax.tasks.miniature.agents import AgentsConfig
-from rapo_jax.tasks.miniature.world import WorldConfig
+from rapo_jax.tasks import TASKS, Task, ToolStarTask, by_name
+from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
 
@@ -38,37 +39,19 @@ def _check_named(config: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where questions come from.
+  """How the questions of all tasks are asked.
 
   Attributes:
-    source: "miniature" writes the miniature world; "tool_star" reads the
-      Tool-Star training file.
-    families: families of the miniature world; each is a task of its own, with
-      its own agents, buffer and runs.
-    path: Parquet file of "tool_star".
-    limit: questions read from it; None for all.
-    held_out: of those, how many distinct questions are kept apart for
-      evaluation.
-    corpus: JSONL file (`id`, `contents`) that the search tool of "tool_star"
-      reads; without one it answers that nothing was found.
     seed: of the order in which questions are asked.
     prompt_date: day (YYYY-MM-DD) that a chat template which writes the date is
       given, whatever the day. So prompts are the same when a run goes on.
   """
 
-  source: Literal["miniature", "tool_star"] = "miniature"
-  families: tuple[Literal["multihop", "compute", "web"], ...] = ("multihop",)
-  path: str | None = None
-  limit: int | None = None
-  held_out: int = 32
-  corpus: str | None = None
   seed: int = 0
   prompt_date: str = PROMPT_DATE.isoformat()
 
   def __post_init__(self) -> None:
     check_seeds(self, "seed")
-    check_numbers(self, "limit", "held_out", at_least=1)
-    _check_named(self, "path", "corpus")
     try:
       datetime.date.fromisoformat(self.prompt_date)
     except ValueError as error:
@@ -76,16 +59,11 @@ class DataConfig:
         "prompt_date must be a day as YYYY-MM-DD, got "
         f"{self.prompt_date!r}: {error}."
       ) from error
-    if not self.families or len(set(self.families)) < len(self.families):
-      raise InputError(
-        "families must name at least one family and none twice, got "
-        f"{self.families}."
-      )
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomModelConfig:
-  """Shape of the randomly initialised Qwen2 model that data sets smoke-test.
+  """Shape of the randomly initialised Qwen2 model, for smoke tests.
 
   Attributes:
     vocab_size: of the byte-level BPE tokenizer trained on the questions.
@@ -129,8 +107,8 @@ class PolicyConfig:
 
   Attributes:
     base: the base agent: a Hugging Face folder, or a model's name on the hub.
-      None: warm-started in the miniature world, randomly initialised
-      (`random`) for a data set.
+      None: the task's own agents (`Task.own_agents`), randomly initialised
+      (`random`) where it has none.
     off_policy: the off-policy agent, which fills the buffer. None: made as
       the base agent is, or left out beside a base agent that is named.
     random: shape of the randomly initialised model.
@@ -278,8 +256,8 @@ class BufferConfig:
 
   Attributes:
     path: folder of one that is there (`experiments.buffer`), for all tasks;
-      None for one that the run builds itself, of which the numbers are.
-    url: of a server of one (`experiments.serve_index`), likewise.
+      None for one that the run builds itself, with the numbers below.
+    url: of a server of one (`experiments.serve_index`), for all tasks.
     num_trajectories: off-policy trajectories a question, N.
     top_k_trajectories: of which the best are kept, K.
     seed: of their sampling.
@@ -391,8 +369,8 @@ class EvaluationConfig:
     temperature: of sampling.
     top_k: filter of sampling, as `RolloutConfig.top_k`; the rollout's own is
       not used here, nor are the next two.
-    top_p: likewise.
-    min_p: likewise.
+    top_p: as top_k.
+    min_p: as top_k.
     seed: of sampling, the same for every agent.
   """
 
@@ -434,9 +412,9 @@ class ExperimentConfig:
 
   Attributes:
     name: shown in the report.
-    data: questions.
-    world: the miniature world.
-    agents: warm start of the miniature agents.
+    tasks: each with its own agents, buffer, runs and evaluation sets. Values,
+      or names of `rapo_jax.tasks.TASKS` on the command line.
+    data: how questions are asked.
     policy: which agents are used.
     mesh: how devices share the work.
     tools: limits of the tools.
@@ -454,9 +432,10 @@ class ExperimentConfig:
   """
 
   name: str
+  tasks: tuple[Task, ...] = dataclasses.field(
+    default=(MiniatureTask("multihop"),), metadata={flags.KNOWN: TASKS}
+  )
   data: DataConfig = DataConfig()
-  world: WorldConfig = WorldConfig()
-  agents: AgentsConfig = AgentsConfig()
   policy: PolicyConfig = PolicyConfig()
   mesh: MeshConfig = MeshConfig()
   tools: ToolsConfig = ToolsConfig()
@@ -471,6 +450,13 @@ class ExperimentConfig:
   train: TrainConfig = TrainConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   logging: LoggingConfig = LoggingConfig()
+
+  def __post_init__(self) -> None:
+    by_name(self.tasks)
+
+  def task(self, name: str) -> Task:
+    """The task of that name."""
+    return by_name(self.tasks)[name]
 
   def method(self, name: str) -> tuple[RolloutConfig, ObjectiveConfig]:
     """Rollout and objective of a method.
@@ -573,7 +559,7 @@ def paper_reasoning(name: str, base: str, *, tensor: int) -> ExperimentConfig:
   questions, epochs, batch = 10_000, 3, 32
   return ExperimentConfig(
     name=name,
-    data=DataConfig(source="tool_star", held_out=64),
+    tasks=(ToolStarTask(held_out=64),),
     policy=PolicyConfig(base=base, off_policy="Qwen/Qwen3-14B"),
     mesh=MeshConfig(tensor=tensor),
     tools=ToolsConfig(search_top_k=3),

@@ -18,6 +18,7 @@ from typing import Any
 from experiments import flags
 from experiments.config import ExperimentConfig
 from experiments.workdir import Workdir
+from rapo_jax.tasks import TASKS
 from rapo_jax.training import Checkpoints
 
 DIVERGED_FILE = "diverged.json"
@@ -31,7 +32,8 @@ class Fields:
   """Some fields of a config.
 
   Attributes:
-    sections: paths of fields, or of sections with all that is in them.
+    sections: paths of fields, or of sections with all that is in them. Those of
+      a task stand without its name, such as "tasks.world".
     apart: paths below these that do not belong to it.
   """
 
@@ -40,36 +42,57 @@ class Fields:
 
   def has(self, path: str) -> bool:
     """Whether a field is one of these."""
+    path = without_task_name(path)
     return _below(path, self.sections) and not _below(path, self.apart)
 
-  def of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+  def of(self, config: Mapping[str, Any], task: str) -> dict[str, Any]:
     """These fields of a plain config, by their dotted path.
 
     A field that the config does not have, as an older version wrote it, has
     its default.
+
+    Args:
+      config: a plain config.
+      task: name of the task that they are for; those of others are left out.
     """
-    return self.complete(dict(_leaves(config)))
+    return self.complete(dict(_leaves(config)), task)
 
-  def complete(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+  def complete(self, leaves: Mapping[str, Any], task: str) -> dict[str, Any]:
     """The same of a config whose fields are given by their dotted path."""
-    defaults = flags.to_dict(ExperimentConfig(name=""))
-    complete = dict(_leaves(defaults)) | dict(leaves)
-    return {path: v for path, v in complete.items() if self.has(path)}
+    every = ExperimentConfig(name="", tasks=tuple(TASKS.values()))
+    complete = dict(_leaves(flags.to_dict(every))) | dict(leaves)
+    return {
+      path: value
+      for path, value in complete.items()
+      if self.has(path)
+      and (not _below(path, ("tasks",)) or _below(path, (f"tasks.{task}",)))
+    }
 
 
-_QUESTIONS = ("data.source", "data.path", "data.limit", "data.held_out")
+def without_task_name(path: str) -> str:
+  """A field of a task without the task's name; any other as it is."""
+  section, _, rest = path.partition(".")
+  if section != "tasks" or "." not in rest:
+    return path
+  return f"tasks.{rest.partition('.')[2]}"
+
+
+# What a task's agents are made with changes nothing else by itself.
+_OWN_AGENTS = "tasks.agents"
 # What keeps programs in changes nothing that they answer.
 _TRUST = "tools.python.trust_code"
 
-AGENTS = Fields((*_QUESTIONS, "world", "agents", "policy.random"))
+AGENTS = Fields(
+  ("tasks", "policy.random"),
+  # Agents are made from the questions alone.
+  apart=("tasks.reward", "tasks.tools", "tasks.corpus"),
+)
 """What the agents that a folder holds were made with."""
 
 BUFFER = Fields(
   (
-    *_QUESTIONS,
-    "data.corpus",
+    "tasks",
     "data.prompt_date",
-    "world",
     "policy.off_policy",
     "tools",
     "encoder",
@@ -82,6 +105,7 @@ BUFFER = Fields(
   ),
   # The off-policy agent retrieves nothing and has a group size of its own.
   apart=(
+    _OWN_AGENTS,
     "rollout.num_generations",
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
@@ -92,8 +116,8 @@ BUFFER = Fields(
 
 TRAIN = Fields(
   (
+    "tasks",
     "data",
-    "world",
     "policy",
     "mesh",
     "tools",
@@ -108,7 +132,7 @@ TRAIN = Fields(
   ),
   # Base agent and buffer are compared by what they hold, not by their place.
   apart=(
-    "data.families",
+    _OWN_AGENTS,
     "policy.base",
     "policy.off_policy",
     "policy.random",
@@ -124,10 +148,8 @@ TRAIN = Fields(
 
 EVALUATE = Fields(
   (
-    *_QUESTIONS,
-    "data.corpus",
+    "tasks",
     "data.prompt_date",
-    "world",
     "tools",
     "encoder",
     "index",
@@ -135,6 +157,7 @@ EVALUATE = Fields(
     "evaluation",
   ),
   apart=(
+    _OWN_AGENTS,
     "rollout.num_generations",
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
@@ -205,11 +228,15 @@ def conflicts(
   """
   lines = []
   for kind, fields in (("agents", AGENTS), ("buffer", BUFFER)):
-    changed = differences(fields.of(there), fields.of(wanted))
     for path in filter(_holds_files, _entries(workdir.root / kind)):
+      task = path.name
+      changed = differences(fields.of(there, task), fields.of(wanted, task))
       lines += [f"{line}; {path} was made with it" for line in changed]
   for path in trained(workdir):
-    changed = train_differences(TRAIN.of(there), TRAIN.of(wanted), path)
+    task = path.parent.name
+    changed = train_differences(
+      TRAIN.of(there, task), TRAIN.of(wanted, task), path
+    )
     lines += [f"{line}; {path} was trained with it" for line in changed]
   return lines
 

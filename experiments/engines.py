@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
-from experiments.tasks import Task, task_names
+from experiments.tasks import OpenedTask
 from rapo_jax import models
 from rapo_jax.retrieval import Buffer
 from rapo_jax.rollout import RolloutConfig, RolloutEngine
@@ -15,7 +15,7 @@ from rapo_jax.rollout import RolloutConfig, RolloutEngine
 
 def open_engine(
   config: ExperimentConfig,
-  task: Task,
+  task: OpenedTask,
   rollout: RolloutConfig,
   *,
   vocab_size: int,
@@ -33,13 +33,11 @@ def open_engine(
     policy: one with adapters whose base all rollouts share, or None.
 
   Raises:
-    InputError: a limit leaves no room for a result's tags, a limit names no
-      tool, or the mesh does not divide the slots.
+    InputError: a limit leaves no room for a result's tags, or the mesh does not
+      divide the slots.
   """
-  if len(task_names(config)) > 1:
-    rollout = _for_tools(rollout, task.tools)
   return RolloutEngine(
-    rollout,
+    _for_tools(rollout, task.tools),
     task.tokenizer,
     vocab_size=vocab_size,
     tools=task.tools,

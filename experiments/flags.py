@@ -33,9 +33,12 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from experiments import objects
 from rapo_jax.errors import InputError
 
 PREFIX = "--config."
+KNOWN = "known"
+"""Metadata of a field of values with names: those that can be chosen."""
 _TRUE = ("true", "yes", "1")
 _FALSE = ("false", "no", "0")
 
@@ -63,7 +66,7 @@ def load_config(path: str | pathlib.Path) -> Any:
   Raises:
     ConfigError: the file is missing, cannot be read or fails; it has no
       docstring or no `get_config`; it returns anything but a frozen dataclass,
-      or holds a value of a wrong type.
+      or holds a value of a wrong type or one that has no name on disk.
   """
   path = _find_config(pathlib.Path(path).expanduser())
   module = _run_file(path)
@@ -85,6 +88,10 @@ def load_config(path: str | pathlib.Path) -> Any:
       " instance of a frozen dataclass."
     )
   check_types(config)
+  try:
+    to_dict(config)
+  except InputError as error:
+    raise ConfigError(f"{path}: {error}") from error
   return config
 
 
@@ -153,6 +160,12 @@ def _run_file(path: pathlib.Path) -> types.ModuleType:
   module = importlib.util.module_from_spec(spec)
   # Dataclasses look their own module up by name to resolve annotations.
   sys.modules[name] = module
+  objects.register_config(module, path)
+  folder = str(path.resolve().parent)
+  if folder not in sys.path:
+    # As for a script, but behind what is installed: what lies beside the file
+    # can be imported, for as long as the process lives.
+    sys.path.append(folder)
   _call(path, functools.partial(spec.loader.exec_module, module))
   return module
 
@@ -195,47 +208,136 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
       wrong type or that the dataclass refuses, or on an argument of another
       form.
   """
-  changes: _Changes = {}
-  for override in overrides:
-    name, separator, text = override.removeprefix(PREFIX).partition("=")
-    if not override.startswith(PREFIX) or not separator or not name:
-      example = next(field_paths(config), "seed")
-      if override.startswith(PREFIX) and name in field_paths(config):
-        example = name
-      raise ConfigError(
-        f"cannot read {override!r}: write {PREFIX}<field>=<value>, for example"
-        f" {PREFIX}{example}=…"
-      )
-    _collect(config, config, tuple(name.split(".")), (), text, changes)
-  return _rebuild(config, changes, ())
+  wanted = [_split(config, override) for override in overrides]
+  # Which values there are comes first: others may set fields of these.
+  groups = set(_group_paths(config))
+  for chosen in (True, False):
+    changes: _Changes = {}
+    for name, text in wanted:
+      if (name in groups) == chosen:
+        _collect(config, config, tuple(name.split(".")), (), text, changes)
+    config = _rebuild(config, changes, ())
+  return config
+
+
+def _split(config: Any, override: str) -> tuple[str, str]:
+  """Field and text of an override."""
+  name, separator, text = override.removeprefix(PREFIX).partition("=")
+  if not override.startswith(PREFIX) or not separator or not name:
+    example = next(field_paths(config), "seed")
+    if override.startswith(PREFIX) and name in field_paths(config):
+      example = name
+    raise ConfigError(
+      f"cannot read {override!r}: write {PREFIX}<field>=<value>, for example"
+      f" {PREFIX}{example}=…"
+    )
+  return name, text
 
 
 def field_paths(config: Any) -> Iterator[str]:
   """Dotted paths of all fields that hold a value, depth first."""
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if _is_instance(value):
-      yield from (f"{field.name}.{rest}" for rest in field_paths(value))
+  for name in _names(config):
+    value = _value(config, name)
+    if _is_node(value):
+      yield from (f"{name}.{rest}" for rest in field_paths(value))
     else:
-      yield field.name
+      yield name
 
 
-def to_dict(config: Any) -> Any:
-  """Plain JSON-ready form: dicts, lists, strings, numbers, booleans, None."""
-  if _is_instance(config):
-    return {
-      f.name: to_dict(getattr(config, f.name))
-      for f in dataclasses.fields(config)
-    }
+def _group_paths(config: Any) -> Iterator[str]:
+  """Dotted paths of the fields that hold values with names."""
+  for name in _names(config):
+    value = _value(config, name)
+    if isinstance(value, _Group):
+      yield name
+    if _is_node(value):
+      yield from (f"{name}.{rest}" for rest in _group_paths(value))
+
+
+class _Group(dict[str, Any]):
+  """Values of one field by their names."""
+
+
+def _is_node(value: Any) -> bool:
+  """Whether a value has fields that an override can set."""
+  return isinstance(value, _Group) or _is_instance(value)
+
+
+def _names(node: Any) -> list[str]:
+  if isinstance(node, _Group):
+    return list(node)
+  return [field.name for field in dataclasses.fields(node)]
+
+
+def _annotation(node: Any, name: str) -> Any:
+  if isinstance(node, _Group):
+    return type(node[name])
+  return typing.get_type_hints(type(node))[name]
+
+
+def _value(node: Any, name: str) -> Any:
+  """A field's value; those with names as a group."""
+  if isinstance(node, _Group):
+    return node[name]
+  value = getattr(node, name)
+  if _are_named(_annotation(node, name)):
+    return _Group({item.name: item for item in value})
+  return value
+
+
+def to_dict(config: Any, declared: Any = None) -> Any:
+  """Plain JSON-ready form: dicts, lists, strings, numbers, booleans, None.
+
+  Functions and objects that no annotation tells are named, see
+  `experiments.objects`. A tuple of values with names becomes a dict by name.
+
+  Args:
+    config: a config, or a value in one.
+    declared: annotation of the value; None for a config.
+
+  Raises:
+    InputError: a function or an object has no name to be found by.
+  """
+  if config is None or isinstance(config, str | bool | int | float):
+    return config.value if isinstance(config, enum.Enum) else config
   if isinstance(config, enum.Enum):
     return to_dict(config.value)
   if isinstance(config, pathlib.PurePath):
     return str(config)
   if isinstance(config, dict):
-    return {str(key): to_dict(value) for key, value in config.items()}
+    return {str(key): to_dict(value, Any) for key, value in config.items()}
   if isinstance(config, list | tuple):
-    return [to_dict(value) for value in config]
-  return config
+    if _are_named(declared):
+      return {item.name: to_dict(item, Any) for item in config}
+    return [to_dict(value, Any) for value in config]
+  hints = _hints(type(config))
+  if declared is None or type(config) in _options(declared):
+    fields = dataclasses.fields(config)
+    plain = {field.name: getattr(config, field.name) for field in fields}
+  else:
+    plain = objects.describe(config)
+  return {
+    name: to_dict(value, hints.get(name, Any)) for name, value in plain.items()
+  }
+
+
+def _hints(kind: type) -> dict[str, Any]:
+  """Annotations of a dataclass's fields; none of another class."""
+  if not dataclasses.is_dataclass(kind):
+    return {}
+  return typing.get_type_hints(kind)
+
+
+def _are_named(annotation: Any) -> bool:
+  """Whether a field holds dataclasses that are found by their names."""
+  if typing.get_origin(annotation) is not tuple:
+    return False
+  kind = typing.get_args(annotation)[0]
+  return (
+    isinstance(kind, type)
+    and dataclasses.is_dataclass(kind)
+    and "name" in {field.name for field in dataclasses.fields(kind)}
+  )
 
 
 def config_hash(config: Any) -> str:
@@ -279,6 +381,9 @@ def check_types(config: Any, path: str = "config") -> None:
       ) from None
     if _is_instance(value):
       check_types(value, name)
+    elif _are_named(hints[field.name]):
+      for item in value:
+        check_types(item, f"{name}.{item.name}")
 
 
 class _Value(NamedTuple):
@@ -301,14 +406,18 @@ def _collect(
   """Reads `text` for the field `names` below `node` into `changes`."""
   name, rest = names[0], names[1:]
   path = ".".join((*above, name))
-  if name not in {f.name for f in dataclasses.fields(node)}:
+  if name not in _names(node):
     raise ConfigError(_unknown(root, node, (*above, *names), above))
-  annotation = typing.get_type_hints(type(node))[name]
+  annotation = _annotation(node, name)
   if not rest:
-    changes[name] = _Value(_parse(path, text, annotation))
+    changes[name] = _Value(
+      _choose(node, name, path, text)
+      if _are_named(annotation)
+      else _parse(path, text, annotation)
+    )
     return
   child = _child(node, name, path)
-  if not _is_instance(child):
+  if not _is_node(child):
     raise ConfigError(
       f"{PREFIX}{'.'.join((*above, *names))}: {path} is"
       f" {_describe(annotation)} and has no fields."
@@ -318,6 +427,23 @@ def _collect(
   if not isinstance(below, dict):
     below = changes[name] = {}
   _collect(root, child, rest, (*above, name), text, below)
+
+
+def _choose(node: Any, name: str, path: str, text: str) -> tuple[Any, ...]:
+  """Values by their names: those that are there, and the known ones."""
+  there = _value(node, name)
+  field = next(f for f in dataclasses.fields(node) if f.name == name)
+  choices = {**field.metadata.get(KNOWN, {}), **there}
+  wanted = _read_tuple(text, (str, ...))
+  for word in wanted:
+    if word not in choices:
+      near = difflib.get_close_matches(word, choices, n=1)
+      hint = f" Did you mean {near[0]}?" if near else ""
+      raise ConfigError(
+        f"{PREFIX}{path} must be names, one of {', '.join(choices)}, but got"
+        f" {text!r}.{hint}"
+      )
+  return tuple(choices[word] for word in wanted)
 
 
 def _rebuild(node: Any, changes: _Changes, above: tuple[str, ...]) -> Any:
@@ -330,6 +456,8 @@ def _rebuild(node: Any, changes: _Changes, above: tuple[str, ...]) -> Any:
       path = (*above, name)
       child = _child(node, name, ".".join(path))
       values[name] = _rebuild(child, change, path)
+  if isinstance(node, _Group):
+    return tuple({**node, **values}.values())
   try:
     return dataclasses.replace(node, **values)
   except ValueError as error:
@@ -342,10 +470,9 @@ def _rebuild(node: Any, changes: _Changes, above: tuple[str, ...]) -> Any:
 
 def _child(node: Any, name: str, path: str) -> Any:
   """A nested config; its default where it is None so far."""
-  child = getattr(node, name)
+  child = _value(node, name)
   if child is None:
-    annotation = typing.get_type_hints(type(node))[name]
-    child = _default_child(path, annotation)
+    child = _default_child(path, _annotation(node, name))
   return child
 
 
@@ -376,7 +503,7 @@ def _unknown(
   message = f"unknown config field {wanted!r}."
   if near:
     return f"{message} Did you mean {PREFIX}{near[0]}?"
-  fields = ", ".join(f.name for f in dataclasses.fields(node))
+  fields = ", ".join(_names(node))
   return f"{message} Fields of {'.'.join(('config', *above))}: {fields}."
 
 

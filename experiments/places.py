@@ -7,22 +7,25 @@ import dataclasses
 import os
 import pathlib
 import re
+from typing import Any
 
 from experiments.config import ExperimentConfig
 from rapo_jax.errors import InputError
+from rapo_jax.tasks import MixedTask, Task
 
 # One slash is enough: `gs:/bucket` is what a path makes of `gs://bucket`.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 CONFIG_PLACES = (
-  "data.path",
-  "data.corpus",
   "policy.base",
   "policy.off_policy",
   "encoder.path",
   "buffer.path",
 )
-"""Fields of a config that name a file or a folder, or a model on the hub."""
+"""Fields of a config that name a file or a folder, or a model on the hub.
+
+A task has further ones (`Task.paths`).
+"""
 
 
 def local(text: str, name: str) -> str:
@@ -95,4 +98,20 @@ def local_config(config: ExperimentConfig) -> ExperimentConfig:
     if text is not None:
       values = dataclasses.replace(values, **{field: local(text, name)})
       config = dataclasses.replace(config, **{section: values})
-  return config
+  tasks = tuple(_local_task(task) for task in config.tasks)
+  return dataclasses.replace(config, tasks=tasks)
+
+
+def _local_task(task: Task, above: str = "") -> Task:
+  """The task with `~` expanded in each of its paths."""
+  changes: dict[str, Any] = {}
+  name = f"{above}tasks.{task.name}."
+  if isinstance(task, MixedTask):
+    changes["tasks"] = tuple(_local_task(part, name) for part in task.tasks)
+  for field in task.paths:
+    value = getattr(task, field)
+    if isinstance(value, str):
+      changes[field] = local(value, f"{name}{field}")
+    elif value is not None:
+      changes[field] = tuple(local(text, f"{name}{field}") for text in value)
+  return dataclasses.replace(task, **changes)

@@ -9,25 +9,24 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from experiments.config import ExperimentConfig, RandomModelConfig
-from experiments.tasks import make_world
 from rapo_jax import models
 from rapo_jax.errors import MissingInputError
 from rapo_jax.models import hub, published
 from rapo_jax.models.huggingface import read_config
-from rapo_jax.tasks.miniature import tokenizer as miniature_tokenizer
-from rapo_jax.tasks.miniature.agents import decoder_config
+from rapo_jax.tasks import Task
 
 Agent = Literal["base", "off_policy"]
 
 
 def policy_shape(
-  config: ExperimentConfig, agent: Agent = "base"
+  config: ExperimentConfig, agent: Agent = "base", task: Task | None = None
 ) -> models.DecoderConfig:
   """Shape of an agent: as named, or as the agents stage would make it.
 
   Args:
     config: the experiment.
     agent: which of its two agents.
+    task: whose agents they are; None for the first task.
 
   Raises:
     MissingInputError: the policy section names a model whose config.json is
@@ -41,12 +40,9 @@ def policy_shape(
   named = config.policy.base if agent == "base" else config.policy.off_policy
   if named is not None:
     return named_shape(named)
-  if config.data.source == "miniature":
-    world = make_world(config.world)
-    tokenizer = miniature_tokenizer.train_tokenizer(
-      miniature_tokenizer.corpus(world)
-    )
-    return decoder_config(config.agents, len(tokenizer))
+  own = (task or config.tasks[0]).own_agents()
+  if own is not None:
+    return own.shape()
   return random_shape(config.policy.random)
 
 
@@ -68,7 +64,7 @@ def named_shape(path_or_hub_id: str) -> models.DecoderConfig:
 
 
 def random_shape(config: RandomModelConfig) -> models.DecoderConfig:
-  """Shape of the randomly initialised model that data sets smoke-test."""
+  """Shape of the randomly initialised model, for smoke tests."""
   return models.DecoderConfig(
     vocab_size=config.vocab_size,
     hidden_size=config.hidden_size,

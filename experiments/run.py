@@ -29,7 +29,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from experiments import checks, flags, input_errors, places, provenance
+from experiments import (
+  checks,
+  flags,
+  input_errors,
+  objects,
+  places,
+  provenance,
+)
 from experiments.config import ExperimentConfig
 from experiments.dependencies import DONE_FILE, EVALUATE, conflicts
 from experiments.devices import check_devices
@@ -46,8 +53,9 @@ from experiments.stages import train as train_stage
 from experiments.stages.trainers import check_buffer
 from experiments.stop_signal import StopSignal
 from experiments.tasks import (
-  Task,
+  OpenedTask,
   agent_paths,
+  check_train_questions,
   load_encoder,
   open_task,
   task_names,
@@ -186,6 +194,7 @@ class Experiment:
     self._encoder.compile()
     for name in self._tasks:
       with self._open(name) as task:
+        check_train_questions(self._config, name, task.train)
         buffer = self._open_buffer(name) if self._config.retrieves else None
         for run in runs:
           if run.task == name:
@@ -234,7 +243,7 @@ class Experiment:
 
   def _evaluate_agent(
     self,
-    task: Task,
+    task: OpenedTask,
     agent: str,
     run: run_lib.Run | None,
     report: Callable[[float], None],
@@ -253,7 +262,7 @@ class Experiment:
       "method": run.method if run else agent,
       "seed": run.seed if run else None,
       "update": run_lib.ended_update(folder.parent) if run else 0,
-      "made_with": self._evaluated_with(folder, run),
+      "made_with": self._evaluated_with(task.name, folder, run),
     }
     write_json(self._workdir.evaluation(task.name, agent), result)
 
@@ -266,13 +275,13 @@ class Experiment:
       return False
     made_with = read_evaluation(path).get("made_with")
     folder = self._agent_folder(task, agent, run)
-    return bool(made_with == self._evaluated_with(folder, run))
+    return bool(made_with == self._evaluated_with(task, folder, run))
 
   def _evaluated_with(
-    self, agent: pathlib.Path, run: run_lib.Run | None
+    self, task: str, agent: pathlib.Path, run: run_lib.Run | None
   ) -> str:
     """Changes with the agent, and with any field that its result depends on."""
-    fields = EVALUATE.of(flags.to_dict(self._config))
+    fields = EVALUATE.of(flags.to_dict(self._config), task)
     content = [
       fields,
       self._agent_digest(agent)
@@ -318,7 +327,7 @@ class Experiment:
     done = round((item + share) * units, 6)
     self._progress.update(done, items * units, text)
 
-  def _open(self, name: str) -> contextlib.AbstractContextManager[Task]:
+  def _open(self, name: str) -> contextlib.AbstractContextManager[OpenedTask]:
     return open_task(self._config, self._workdir, name, self._encoder)
 
   def _agents_to_evaluate(
@@ -489,7 +498,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   parser.add_argument(
     "--task",
-    help="run one task (family) of the experiment alone (default: all)",
+    help="run one task of the experiment alone (default: all)",
   )
   parser.add_argument(
     "--dry_run",
@@ -499,7 +508,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   known, overrides = flags.parse_arguments(parser, arguments)
   if known.config is None:
     parser.error(f"--config is needed: a Python file, or one of {packaged}")
-  config = flags.apply_overrides(flags.load_config(known.config), overrides)
+  config = _load_config(known.config, known.workdir)
+  config = flags.apply_overrides(config, overrides)
   config = places.local_config(config)
   check_devices()
   if known.dry_run:
@@ -517,6 +527,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"error: {stopped}", file=sys.stderr)
     return UNHEALTHY_STATUS
   return 0
+
+
+def _load_config(path: str, workdir: pathlib.Path | None) -> ExperimentConfig:
+  """The config; where that fails, the error names what the folder needs."""
+  try:
+    config: ExperimentConfig = flags.load_config(path)
+  except flags.ConfigError as error:
+    needed: list[str] = []
+    if workdir is not None and Workdir(workdir).config.exists():
+      held = read_config(Workdir(workdir))
+      needed = sorted(set(objects.names_from_outside(held)))
+    if not needed:
+      raise
+    raise flags.ConfigError(
+      f"{error} {workdir} was made with {', '.join(needed)} (module:name): "
+      "these modules must lie beside the config file, be the config file, or "
+      "be on PYTHONPATH."
+    ) from error
+  return config
 
 
 def _chosen_tasks(config: ExperimentConfig, task: str | None) -> list[str]:

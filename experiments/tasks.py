@@ -1,8 +1,4 @@
-"""A task: questions, tools and the agents that meet them.
-
-The miniature world has one task a family; a data set is one task. Everything
-downstream of here is the same for both.
-"""
+"""Tasks of an experiment with their agents there and their tools running."""
 
 from __future__ import annotations
 
@@ -10,9 +6,8 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,57 +16,30 @@ from jaxtyping import Int
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir
-from rapo_jax.data import (
-  Query,
-  check_query_ids,
-  encode_prompt,
-  load_corpus,
-  load_tool_star,
-)
+from rapo_jax.data import Query, encode_prompt
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
-from rapo_jax.retrieval import (
-  IndexConfig,
-  SentenceEncoder,
-  index_class,
-  normalized,
-)
-from rapo_jax.rewards import OUTCOME, RECIPE_TAGS, Reward
-from rapo_jax.tasks.miniature.world import (
-  FAMILIES,
-  Family,
-  Question,
-  World,
-  WorldConfig,
-)
-from rapo_jax.tasks.miniature.world import make_world as draw_world
+from rapo_jax.retrieval import SentenceEncoder, index_class
+from rapo_jax.rewards import RECIPE_TAGS, Reward
+from rapo_jax.tasks import load_questions, start_tools
 from rapo_jax.tools import (
-  OpenTool,
   PythonTool,
   PythonWallError,
   SearchTool,
   TagSet,
   Tool,
+  check_tools,
 )
-
-_log = logging.getLogger(__name__)
-DATA_SET_TOOLS = (SearchTool, PythonTool)
-
-
-@functools.cache
-def make_world(config: WorldConfig) -> World:
-  """The miniature world of a config, drawn once a process."""
-  return draw_world(config)
 
 
 @dataclasses.dataclass
-class Task:
-  """Questions, tools and agents.
+class OpenedTask:
+  """A task whose agents exist and whose tools run.
 
   Attributes:
-    name: family of the miniature world, or name of the data set.
+    name: of the task.
     train: training questions.
-    held_out: questions that nothing is trained on.
+    evaluation: evaluation sets by name; nothing is trained on these questions.
     tools: by name.
     tokenizer: of the agent that acts: the policy, except in `for_off_policy`.
     off_policy_tokenizer: of the off-policy agent. It may be another: what the
@@ -84,8 +52,8 @@ class Task:
   """
 
   name: str
-  train: list[Query]
-  held_out: list[Query]
+  train: Sequence[Query]
+  evaluation: Mapping[str, Sequence[Query]]
   tools: dict[str, Tool]
   tokenizer: Any
   off_policy_tokenizer: Any
@@ -96,12 +64,17 @@ class Task:
   off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+  @functools.cached_property
+  def held_out(self) -> list[Query]:
+    """Questions of all evaluation sets, set by set."""
+    return [q for queries in self.evaluation.values() for q in queries]
+
   @property
   def tag_set(self) -> TagSet:
     """Tags that the reward reads as calls: the recipe's and its own tools'."""
     return TagSet(tuple(dict.fromkeys((*RECIPE_TAGS.tool_names, *self.tools))))
 
-  def for_off_policy(self) -> tuple[Task, pathlib.Path]:
+  def for_off_policy(self) -> tuple[OpenedTask, pathlib.Path]:
     """The same task with the off-policy agent acting, in its own tokens.
 
     Returns:
@@ -134,9 +107,7 @@ class Task:
 
 def task_names(config: ExperimentConfig) -> list[str]:
   """Names of an experiment's tasks."""
-  if config.data.source == "miniature":
-    return list(config.data.families)
-  return [config.data.source]
+  return [task.name for task in config.tasks]
 
 
 def agent_paths(
@@ -156,80 +127,21 @@ def agent_paths(
   }
 
 
-def questions(
-  config: ExperimentConfig, name: str
-) -> tuple[list[Query], list[Query]]:
-  """Training and held-out questions of a task; no question is both.
+def check_train_questions(
+  config: ExperimentConfig, name: str, train: Sequence[Query]
+) -> None:
+  """Refuses a task that cannot fill one update.
 
   Raises:
-    InputError: the data set is not there, broken or too small, or two questions
-      have one id.
+    InputError: it has fewer training questions than an update takes.
   """
-  if config.data.source == "miniature":
-    world = make_world(config.world)
-    train, held_out = (
-      [_miniature_query(q) for q in part[family(name)]]
-      for part in (world.train, world.held_out)
-    )
-  else:
-    train, held_out = _data_set_questions(config)
-  check_query_ids([*train, *held_out])
-  return train, held_out
-
-
-def _data_set_questions(
-  config: ExperimentConfig,
-) -> tuple[list[Query], list[Query]]:
-  assert config.data.path is not None, "checked before a run starts"
-  queries = load_tool_star(
-    config.data.path,
-    tools=DATA_SET_TOOLS,
-    limit=config.data.limit,
-  )
-  wanted = config.data.held_out
-  train, held_out = split_by_question(queries, wanted)
   at_least = config.update.queries_per_update
-  if len(held_out) < wanted or len(train) < at_least:
+  if len(train) < at_least:
     raise InputError(
-      "a data set must hold data.held_out + update.queries_per_update "
-      f"questions ({wanted} + {at_least}), {config.data.path} gives "
-      f"{len(held_out)} + {len(train)}, none of which is both: lower "
-      "data.held_out or raise data.limit."
+      f"the task {name} must have at least update.queries_per_update "
+      f"({at_least}) training questions, and has {len(train)}, none of which "
+      "is held out: add questions, or lower it."
     )
-  return train, held_out
-
-
-def split_by_question(
-  queries: Sequence[Query], num_held_out: int
-) -> tuple[list[Query], list[Query]]:
-  """Training and held-out questions; the first ones are held out.
-
-  Questions differ if their texts do, apart from case, white space and
-  punctuation (`retrieval.normalized`). A question that is held out is evaluated
-  once, and its other copies are in neither part. All copies of a training
-  question stay.
-
-  Args:
-    queries: in the order of the file.
-    num_held_out: distinct questions to hold out.
-
-  Returns:
-    Training questions, then held-out ones.
-  """
-  held_out: dict[str, Query] = {}
-  train = []
-  for query in queries:
-    text = normalized(query.question)
-    if text not in held_out and len(held_out) < num_held_out:
-      held_out[text] = query
-    elif text not in held_out:
-      train.append(query)
-  num_copies = len(queries) - len(held_out) - len(train)
-  if num_copies:
-    _log.warning(
-      "left out %d rows whose question is held out already.", num_copies
-    )
-  return train, list(held_out.values())
 
 
 def load_encoder(config: EncoderConfig) -> SentenceEncoder:
@@ -254,110 +166,78 @@ def open_task(
   workdir: Workdir,
   name: str,
   encoder: SentenceEncoder,
-) -> Iterator[Task]:
+) -> Iterator[OpenedTask]:
   """A task whose agents exist, with its tools running.
 
   Raises:
-    InputError: an agent, the data set or the corpus is not there or broken, or
-      a tool's limit is out of range.
+    InputError: an agent, a file of questions or a corpus is not there or
+      broken, or a tool's limit is out of range.
   """
-  train, held_out = questions(config, name)
+  task = config.task(name)
+  questions = load_questions(task)
   paths = agent_paths(config, workdir, name)
   for path in paths.values():
     if not (path / "config.json").exists():
       raise InputError(f"{path} holds no agent: run --stage=agents first.")
   tokenizers = {agent: load_tokenizer(path) for agent, path in paths.items()}
-  with open_tools(config, name, encoder) as tools:
-    yield Task(
+  with running_tools(config, name, encoder) as tools:
+    yield OpenedTask(
       name=name,
-      train=train,
-      held_out=held_out,
+      train=questions.train,
+      evaluation=questions.evaluation,
       tools=tools,
       tokenizer=tokenizers["base"],
       off_policy_tokenizer=tokenizers.get("off_policy"),
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
-      reward=OUTCOME,
+      reward=task.reward,
       base_path=paths["base"],
       off_policy_path=paths.get("off_policy"),
     )
 
 
 @contextlib.contextmanager
-def open_tools(
+def running_tools(
   config: ExperimentConfig, name: str, encoder: SentenceEncoder
 ) -> Iterator[dict[str, Tool]]:
   """The tools of a task by name, running.
 
   Raises:
-    InputError: a tool's limit is out of range, or the corpus is not there.
+    InputError: a tool keeps no protocol, its limit is out of range, or the
+      corpus is not there.
   """
+  specs = config.task(name).tool_specs()
   with contextlib.ExitStack() as stack:
-    tools = _tools(config, name, encoder)
-    if _has_python(config, name):
-      tools.append(stack.enter_context(_python_tool(config)))
-    yield {tool.name: tool for tool in tools}
+    tools = start_tools(specs, _Services(config, encoder, stack))
+    check_tools(tools)
+    yield tools
 
 
-def _has_python(config: ExperimentConfig, name: str) -> bool:
-  return config.data.source != "miniature" or name == "compute"
+@dataclasses.dataclass(frozen=True)
+class _Services:
+  """What the tools of an experiment run with; closed with the stack."""
 
+  config: ExperimentConfig
+  encoder: SentenceEncoder
+  stack: contextlib.ExitStack
 
-def _python_tool(config: ExperimentConfig) -> PythonTool:
-  limits = config.tools.python
-  try:
-    return PythonTool(
-      timeout_s=limits.timeout_s,
-      memory_bytes=limits.memory_bytes,
-      max_output_bytes=limits.output_bytes,
-      trust_code=limits.trust_code,
-    )
-  except PythonWallError as error:
-    raise InputError(str(error)) from error
+  def search(self, documents: Sequence[str], /) -> Tool:
+    """A search tool by the index that step traces use."""
+    vectors = self.encoder.encode(documents)
+    index = index_class(self.config.index).build(vectors)
+    top_k = self.config.tools.search_top_k
+    return SearchTool(documents, self.encoder, index, top_k)
 
-
-def search_tool(
-  documents: Sequence[str],
-  encoder: SentenceEncoder,
-  index: IndexConfig,
-  top_k: int,
-) -> SearchTool:
-  """A search tool over documents, by the index that step traces use."""
-  built = index_class(index).build(encoder.encode(documents))
-  return SearchTool(documents, encoder, built, top_k)
-
-
-def _tools(
-  config: ExperimentConfig,
-  name: str,
-  encoder: SentenceEncoder,
-) -> list[Tool]:
-  """The tools that read; `open_tools` adds python."""
-  top_k, index = config.tools.search_top_k, config.index
-  if config.data.source == "miniature":
-    world = make_world(config.world)
-    if name == "compute":
-      return []
-    search = search_tool(world.documents(family(name)), encoder, index, top_k)
-    if name == "web":
-      return [search, OpenTool(world.page_texts())]
-    return [search]
-  documents: Sequence[str] = ("Nothing was found.",)
-  if config.data.corpus is not None:
-    documents = load_corpus(config.data.corpus)
-  return [search_tool(documents, encoder, index, top_k)]
-
-
-def family(name: str) -> Family:
-  """A task name of the miniature world as the family that it names."""
-  return next(f for f in FAMILIES if f == name)
-
-
-def _miniature_query(question: Question) -> Query:
-  return Query(
-    query_id=question.query_id,
-    question=question.question,
-    ground_truth=(question.ground_truth,),
-    messages=({"role": "user", "content": question.question},),
-    task=question.family,
-  )
+  def python(self) -> Tool:
+    """A python tool with the limits of the config."""
+    limits = self.config.tools.python
+    try:
+      tool = PythonTool(
+        timeout_s=limits.timeout_s,
+        memory_bytes=limits.memory_bytes,
+        max_output_bytes=limits.output_bytes,
+        trust_code=limits.trust_code,
+      )
+    except PythonWallError as error:
+      raise InputError(str(error)) from error
+    return self.stack.enter_context(tool)

@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = {
   "rapo_jax.errors": 0,
   "rapo_jax.compilation": 1,
+  "rapo_jax.discovery": 1,
   "rapo_jax.files": 1,
   "rapo_jax.ranges": 1,
   "rapo_jax.dataset_rows": 1,

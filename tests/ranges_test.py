@@ -19,6 +19,7 @@ from rapo_jax.models import LoraConfig, RopeConfig
 from rapo_jax.retrieval.encoder.bert import BertConfig
 from rapo_jax.retrieval.serving.config import ServerConfig
 from rapo_jax.rollout.endpoint import EndpointConfig
+from rapo_jax.tasks import TASKS, JsonlTask
 from rapo_jax.tasks.miniature.demonstrations import DemonstrationConfig
 from rapo_jax.training.supervised import SupervisedConfig
 from tests.tiny_decoder import tiny_config
@@ -28,7 +29,10 @@ _ANY_NUMBER = {"min_reward", "reward"}
 # A cosine.
 _SIGNED = {"min_similarity"}
 _CONFIGS = (
-  ExperimentConfig(name="test"),
+  ExperimentConfig(
+    name="test",
+    tasks=(TASKS["multihop"], TASKS["tool_star"], JsonlTask("t")),
+  ),
   ServerConfig(),
   ImportConfig(),
   DemonstrationConfig(0.5),
@@ -51,10 +55,16 @@ _CONFIGS = (
 
 
 def _nested(config) -> Iterator:
-  """A config and all configs in it, set or not."""
+  """A config and all configs in it, set or not; values of a tuple, too."""
   yield config
   hints = typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
+    if isinstance(getattr(config, field.name), tuple):
+      for value in filter(
+        dataclasses.is_dataclass, getattr(config, field.name)
+      ):
+        yield from _nested(value)
+      continue
     for option in typing.get_args(hints[field.name]) or (hints[field.name],):
       if dataclasses.is_dataclass(option):
         value = getattr(config, field.name)
@@ -132,10 +142,16 @@ def test_what_is_out_of_range_is_refused_by_name(
     ),
     ("train.seeds=0,-1", "seeds must lie in [0, 2147483647], got -1: raise"),
     ("train.seeds=2147483648", "got 2147483648: lower it"),
-    (f"world.num_train=-{10**400}", "num_train must be at least 1, got -1000"),
+    (
+      f"tasks.multihop.world.num_train=-{10**400}",
+      "num_train must be at least 1, got -1000",
+    ),
     ("policy.random.num_heads=3", "hidden_size must be a multiple of 2 * num"),
     ("policy.random.hidden_size=68", "(8), got 68: set it to 72"),
-    ("agents.hops=5", "hops must lie in [1, 4], got 5: lower it"),
+    (
+      "tasks.multihop.agents.hops=5",
+      "hops must lie in [1, 4], got 5: lower it",
+    ),
     ("objective.clip_epsilon_low=1.5", "must lie in [0, 1], got 1.5: lower"),
   ],
 )

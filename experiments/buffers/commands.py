@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Sequence
 
 from experiments import checks, flags, places
 from experiments.buffers import endpoint as endpoint_lib
@@ -20,8 +19,7 @@ from experiments.stages.buffer import build_buffer
 from experiments.tasks import (
   load_encoder,
   open_task,
-  open_tools,
-  questions,
+  running_tools,
   task_names,
 )
 from experiments.workdir import Workdir
@@ -38,6 +36,7 @@ from rapo_jax.retrieval.buffer.leaks import LeakCheck
 from rapo_jax.retrieval.buffer.manifest import Manifest, partial_folder
 from rapo_jax.retrieval.buffer.selection import Selection
 from rapo_jax.rollout.endpoint import EndpointConfig
+from rapo_jax.tasks import Questions, load_questions
 
 _SHOWN_CHARS = 240
 
@@ -88,7 +87,8 @@ def build(known: argparse.Namespace) -> int:
     progress.stage("build"),
     open_task(config, Workdir(known.workdir), task, encoder) as opened,
   ):
-    train = _asked(known, opened.train, opened.held_out, encoder)
+    questions = Questions(opened.train, opened.evaluation)
+    train = _asked(known, questions, encoder)
     manifest = build_buffer(
       config,
       dataclasses.replace(opened, train=train),
@@ -121,12 +121,12 @@ def _build_from_endpoint(
       "with it (--resume), or remove it."
     )
   encoder = _encoder(known, config.encoder)
-  train = _asked(known, *questions(config, task), encoder)
+  train = _asked(known, load_questions(config.task(task)), encoder)
   stages = ("roll out", *imports.STAGES)
   with Progress(stages) as progress:
     with (
       progress.stage("roll out"),
-      open_tools(config, task, encoder) as tools,
+      running_tools(config, task, encoder) as tools,
     ):
       endpoint_lib.roll_out(
         endpoint,
@@ -157,8 +157,7 @@ def _build_from_endpoint(
 
 def _asked(
   known: argparse.Namespace,
-  train: Sequence[Query],
-  held_out: Sequence[Query],
+  questions: Questions,
   encoder: SentenceEncoder,
 ) -> list[Query]:
   """Training questions, without those held out; asked before anything is done.
@@ -167,7 +166,13 @@ def _asked(
   compared by their text.
   """
   config = _leak_config(known)
-  own = LeakCheck([("held out by the config", [q.question for q in held_out])])
+  own = LeakCheck(
+    [
+      (f"{name} of the config", [query.question for query in queries])
+      for name, queries in questions.evaluation.items()
+    ]
+  )
+  train = questions.train
   asked = [query.question for query in train]
   overlaps = own.overlaps(asked)
   overlaps += imports.held_out(asked, encoder, config)

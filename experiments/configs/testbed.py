@@ -18,7 +18,6 @@ seen its questions before the table was made.
 """
 
 from experiments.config import (
-  DataConfig,
   ExperimentConfig,
   TrainConfig,
   miniature_health,
@@ -27,14 +26,14 @@ from experiments.config import (
   miniature_rollout,
   miniature_update,
 )
-from rapo_jax.tasks.miniature.world import WorldConfig
+from rapo_jax.tasks.miniature import MiniatureTask
+from rapo_jax.tasks.miniature.world import FAMILIES, WorldConfig
 
 
 def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="testbed",
-    data=DataConfig(families=("multihop", "compute", "web")),
-    world=WorldConfig(seed=1),
+    tasks=tuple(MiniatureTask(f, world=WorldConfig(seed=1)) for f in FAMILIES),
     retrieval=miniature_retrieval(),
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),

@@ -19,13 +19,16 @@ from experiments.config import (
   miniature_rollout,
   miniature_update,
 )
+from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.world import WorldConfig
 
 
 def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="testbed_sparse",
-    world=WorldConfig(seed=1, multihop_hops=(4,)),
+    tasks=(
+      MiniatureTask("multihop", world=WorldConfig(seed=1, multihop_hops=(4,))),
+    ),
     retrieval=miniature_retrieval(),
     rollout=miniature_rollout(),
     optimizer=miniature_optimizer(),

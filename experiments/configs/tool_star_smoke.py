@@ -2,16 +2,15 @@
 
     python -m experiments.run --config experiments/configs/tool_star_smoke.py \\
         --workdir runs/tool_star_smoke \\
-        --config.data.path=<...>/train_10k.parquet
+        --config.tasks.tool_star.path=<...>/train_10k.parquet
 
 Two CPU cores, a few minutes. Shows that the real prompts, tools and file layout
 go through every stage; a random model earns the reward of a broken format, -1.
-`--config.data.corpus=<...>.jsonl` gives the search tool documents to find.
+`--config.tasks.tool_star.corpus=<...>.jsonl` gives the search tool documents.
 """
 
 from experiments.config import (
   BufferConfig,
-  DataConfig,
   EvaluationConfig,
   ExperimentConfig,
   GrowConfig,
@@ -19,13 +18,14 @@ from experiments.config import (
   TrainConfig,
 )
 from rapo_jax.rollout import RolloutConfig
+from rapo_jax.tasks import ToolStarTask
 from rapo_jax.training import OptimizerConfig, UpdateConfig
 
 
 def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="tool_star_smoke",
-    data=DataConfig(source="tool_star", limit=16, held_out=8),
+    tasks=(ToolStarTask(limit=16, held_out=8),),
     tools=ToolsConfig(search_top_k=3),
     # The random agent fills no buffer, and an empty one has to be able to grow.
     buffer=BufferConfig(

@@ -274,6 +274,22 @@ def _learning(
     ]
     if any(row):
       yield task, [chart for chart in row if chart]
+    for name in _set_metrics(runs, task):
+      lines = list(_lines(results, runs, task, "update", name))
+      yield f"{task}/{name.split('/')[1]}", [_accuracy_chart(lines, "updates")]
+
+
+def _set_metrics(runs: Sequence[Run], task: str) -> list[str]:
+  """Metrics of single evaluation sets, where a task has several."""
+  rows = (row for run in runs if run.task == task for row in run.rows)
+  names = {name for row in rows for name in row}
+  return sorted(
+    name
+    for name in names
+    if name.startswith("eval/")
+    and name.endswith("/accuracy")
+    and name.count("/") == 2
+  )
 
 
 def _mean_curve(results: Mapping[str, Any]) -> Markup:

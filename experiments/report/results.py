@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,7 +169,10 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
 def load_evaluations(
   workdir: str | pathlib.Path,
 ) -> dict[str, list[Evaluation]]:
-  """Evaluations by task, in the order of their file names."""
+  """Evaluations by task, in the order of their file names.
+
+  Those of a task with several evaluation sets are by set, as `<task>/<set>`.
+  """
   found: dict[str, list[Evaluation]] = {}
   for path in sorted(pathlib.Path(workdir).glob("evaluate/*/*.json")):
     content = read_evaluation(path)
@@ -177,20 +180,49 @@ def load_evaluations(
     statuses = content.get("score_statuses", {})
     # An evaluation of an earlier version says it by the recipe's statuses.
     whole = statuses.get("ok", 0) + statuses.get("box_empty", 0)
-    found.setdefault(path.parent.name, []).append(
-      Evaluation(
-        method=content["method"],
-        seed=content.get("seed"),
-        update=content.get("update"),
-        greedy={k: float(v) for k, v in content["greedy"].items()},
-        sampled={k: float(np.mean(v)) for k, v in sampled.items()},
-        num_samples=max(map(len, sampled.values()), default=0),
-        score_statuses=statuses,
-        num_left_out=content.get("left_out", 0),
-        num_whole=content.get("format_whole", whole),
-      )
+    evaluation = Evaluation(
+      method=content["method"],
+      seed=content.get("seed"),
+      update=content.get("update"),
+      greedy={k: float(v) for k, v in content["greedy"].items()},
+      sampled={k: float(np.mean(v)) for k, v in sampled.items()},
+      num_samples=max(map(len, sampled.values()), default=0),
+      score_statuses=statuses,
+      num_left_out=content.get("left_out", 0),
+      num_whole=content.get("format_whole", whole),
     )
+    for key, own in _by_set(path.parent.name, evaluation, content):
+      found.setdefault(key, []).append(own)
   return found
+
+
+def _by_set(
+  task: str, evaluation: Evaluation, content: Mapping[str, Any]
+) -> Iterator[tuple[str, Evaluation]]:
+  """The evaluation, or its part on each set where there are several.
+
+  What is counted over all trajectories stays with one set, if possible one
+  with a right answer: a warning says where none is right.
+  """
+  sets = content.get("sets", {})
+  if len(sets) < 2:
+    yield task, evaluation
+    return
+  right = {k for k, share in evaluation.sampled.items() if share}
+  counted = max(sets, key=lambda name: bool(right & set(sets[name])))
+  none = {"score_statuses": {}, "num_left_out": 0, "num_whole": 0}
+  for name, ids in sets.items():
+    wanted = set(ids)
+    part: dict[str, Any] = {} if name == counted else none
+    yield (
+      f"{task}/{name}",
+      dataclasses.replace(
+        evaluation,
+        greedy={k: v for k, v in evaluation.greedy.items() if k in wanted},
+        sampled={k: v for k, v in evaluation.sampled.items() if k in wanted},
+        **part,
+      ),
+    )
 
 
 def load_runs(workdir: str | pathlib.Path) -> list[Run]:
@@ -489,10 +521,12 @@ def _above_base(differences: Mapping[str, Any], task: str) -> set[str]:
   found = set()
   for name, by_task in differences.items():
     method, _, second = name.partition(" - ")
-    estimate = by_task.get(task, {}).get("sampled")
-    if second != BASE or estimate is None:
-      continue
-    if estimate["clear"] and estimate["mean"] > 0:
+    estimates = [
+      kinds["sampled"]
+      for key, kinds in by_task.items()
+      if (key == task or key.startswith(f"{task}/")) and "sampled" in kinds
+    ]
+    if second == BASE and any(e["clear"] and e["mean"] > 0 for e in estimates):
       found.add(method)
   return found
 

@@ -121,7 +121,7 @@ def headline(results: Mapping[str, Any]) -> list[str]:
   if overall is None:
     return _headline_alone(results)
   size = f"{abs(100 * overall['mean']):.1f} points"
-  where = _where(results["tasks"])
+  where = _where(results)
   side = "ahead of" if overall["mean"] > 0 else "behind"
   if overall["mean"] == 0:
     first = f"No difference between RAPO and GRPO {where}"
@@ -137,7 +137,7 @@ def headline(results: Mapping[str, Any]) -> list[str]:
 
 def _headline_alone(results: Mapping[str, Any]) -> list[str]:
   """The headline of a run without RAPO or without GRPO."""
-  where = _where(results["tasks"])
+  where = _where(results)
   trained = [m for m in reversed(results["methods"]) if m not in AGENTS]
   for method in dict.fromkeys(["rapo", *trained]):
     reached = results["accuracy"].get(MEAN, {}).get(method, {}).get("sampled")
@@ -255,7 +255,9 @@ def hybrid_lines(results: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _where(tasks: Sequence[str]) -> str:
+def _where(results: Mapping[str, Any]) -> str:
+  evaluated = [t for t in results["tasks"] if t in results.get("accuracy", {})]
+  tasks = evaluated or results["tasks"]
   return f"on {tasks[0]}" if len(tasks) == 1 else f"over {len(tasks)} tasks"
 
 

@@ -9,11 +9,11 @@ from transformers import Qwen2Tokenizer
 
 from experiments.config import ExperimentConfig, RandomModelConfig
 from experiments.policy_shape import random_shape
-from experiments.tasks import agent_paths, family, make_world, questions
+from experiments.tasks import agent_paths
 from experiments.workdir import Workdir
 from rapo_jax import models
 from rapo_jax.errors import InputError
-from rapo_jax.tasks.miniature.agents import train_agents
+from rapo_jax.tasks import load_questions
 from rapo_jax.tasks.miniature.tokenizer import end_ids, untrained_tokenizer
 
 Report = Callable[[float, str], None]
@@ -43,16 +43,12 @@ def make_agents(
       f"{' and '.join(map(str, missing))} has none: correct policy.base or "
       "policy.off_policy."
     )
-  if config.data.source == "miniature":
-    train_agents(
-      make_world(config.world),
-      family(task),
-      config.agents,
-      workdir.agent(task, "base").parent,
-      report=report,
-    )
+  own = config.task(task).own_agents()
+  if own is not None:
+    own.train(workdir.agent(task, "base").parent, report=report)
     return
-  texts = [query.question for query in questions(config, task)[0]]
+  questions = load_questions(config.task(task))
+  texts = [query.question for query in questions.train]
   tokenizer = train_byte_level_tokenizer(texts, config.policy.random.vocab_size)
   for number, path in enumerate(paths.values()):
     if path in missing:

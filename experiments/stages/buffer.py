@@ -13,7 +13,7 @@ from experiments.config import ExperimentConfig
 from experiments.dependencies import BUFFER
 from experiments.engines import open_engine
 from experiments.policies import load_agent
-from experiments.tasks import Task
+from experiments.tasks import OpenedTask
 from experiments.workdir import read_json, write_json
 from rapo_jax import rewards
 from rapo_jax.data import Query
@@ -35,7 +35,7 @@ _PROGRESS_FILE = "rolled_out.json"
 
 def build_buffer(
   config: ExperimentConfig,
-  task: Task,
+  task: OpenedTask,
   encoder: SentenceEncoder,
   report: Callable[[float, str], None],
   directory: pathlib.Path,
@@ -68,7 +68,7 @@ def build_buffer(
   writer = BufferWriter(
     directory, encoder, index_cls=index_class(config.index), resume=True
   )
-  progress = _Progress(directory, config)
+  progress = _Progress(directory, config, task.name)
   # Under which the agent's traces are kept.
   source = f"{task.name}/{agent_path.name}"
   total = len(task.train)
@@ -110,7 +110,7 @@ def build_buffer(
 
 def _best(
   config: ExperimentConfig,
-  task: Task,
+  task: OpenedTask,
   queries: Sequence[Query],
   trajectories: Sequence[Trajectory],
 ) -> Iterator[tuple[Trajectory, float]]:
@@ -140,8 +140,10 @@ class _Progress:
     InputError: they were done with another config.
   """
 
-  def __init__(self, directory: pathlib.Path, config: ExperimentConfig):
-    fields = BUFFER.of(flags.to_dict(config))
+  def __init__(
+    self, directory: pathlib.Path, config: ExperimentConfig, task: str
+  ):
+    fields = BUFFER.of(flags.to_dict(config), task)
     text = json.dumps(fields, sort_keys=True, default=str)
     self._config = hashlib.sha256(text.encode()).hexdigest()
     self._path = partial_folder(directory) / _PROGRESS_FILE

@@ -13,7 +13,7 @@ import numpy as np
 from experiments import health
 from experiments.config import ExperimentConfig
 from experiments.engines import open_engine
-from experiments.tasks import Task
+from experiments.tasks import OpenedTask
 from rapo_jax import models, rewards
 from rapo_jax.errors import InputError
 from rapo_jax.rollout import RolloutRequest
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 def evaluate(
   config: ExperimentConfig,
-  task: Task,
+  task: OpenedTask,
   model: models.Decoder,
   report: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
@@ -37,10 +37,11 @@ def evaluate(
     report: called with the share of the trajectories that is done.
 
   Returns:
-    `greedy` and `sampled` by query id (see `report.results`). `left_out`: how
-    many trajectories the system cut. Score statuses of the sampled ones that
-    it did not cut, and how many of these keep the format. Finish reasons,
-    generated tokens and tool calls of all sampled trajectories.
+    `greedy` and `sampled` by query id (see `report.results`). `sets`: query ids
+    of each evaluation set. `left_out`: how many trajectories the system cut.
+    Score statuses of the sampled ones that it did not cut, and how many of
+    these keep the format. Finish reasons, generated tokens and tool calls of
+    all sampled trajectories.
 
   Raises:
     InputError: the system cut every trajectory.
@@ -56,6 +57,10 @@ def evaluate(
       k: v[0] for k, v in correct(task, counted(task, greedy)).items()
     },
     "sampled": correct(task, scored),
+    "sets": {
+      name: [query.query_id for query in queries]
+      for name, queries in task.evaluation.items()
+    },
     "left_out": sum(t.is_cut_by_system for t in (*greedy, *sampled)),
     "finish_reasons": dict(
       collections.Counter(str(t.finish_reason) for t in sampled)
@@ -70,7 +75,11 @@ def evaluate(
 
 
 def curve_point(
-  config: ExperimentConfig, task: Task, model: models.Decoder, *, samples: int
+  config: ExperimentConfig,
+  task: OpenedTask,
+  model: models.Decoder,
+  *,
+  samples: int,
 ) -> dict[str, float]:
   """Shares over the first samples of `evaluate`, as metrics.
 
@@ -82,23 +91,31 @@ def curve_point(
 
   Returns:
     `eval/accuracy`, of right answers, and `eval/format_whole`, of trajectories
-    that close their tags and give an answer.
+    that close their tags and give an answer. With several evaluation sets the
+    first is the mean over them, and `eval/<set>/accuracy` is that of each.
 
   Raises:
     InputError: the system cut every trajectory.
   """
   rolled = roll_out(config, task, model, samples=samples, greedy=False)
-  scores = [score for _, score in counted(task, rolled)]
-  whole = [score.whole for score in scores]
-  return {
-    "eval/accuracy": float(np.mean([score.correct for score in scores])),
-    "eval/format_whole": float(np.mean(whole)),
+  scored = counted(task, rolled)
+  sets = [name for name, queries in task.evaluation.items() for _ in queries]
+  by_set: dict[str, list[bool]] = {}
+  for trajectory, score in scored:
+    by_set.setdefault(sets[trajectory.group_id], []).append(score.correct)
+  accuracies = {name: float(np.mean(by_set[name])) for name in sorted(by_set)}
+  point = {
+    "eval/accuracy": float(np.mean(list(accuracies.values()))),
+    "eval/format_whole": float(np.mean([score.whole for _, score in scored])),
   }
+  if len(task.evaluation) > 1:
+    point |= {f"eval/{name}/accuracy": a for name, a in accuracies.items()}
+  return point
 
 
 def roll_out(
   config: ExperimentConfig,
-  task: Task,
+  task: OpenedTask,
   model: models.Decoder,
   *,
   samples: int,
@@ -138,7 +155,7 @@ def roll_out(
 
 
 def counted(
-  task: Task, trajectories: Sequence[Trajectory]
+  task: OpenedTask, trajectories: Sequence[Trajectory]
 ) -> list[tuple[Trajectory, rewards.Score]]:
   """Trajectories and their scores, without those that the system cut.
 
@@ -173,7 +190,7 @@ def counted(
 
 
 def correct(
-  task: Task, scored: Sequence[tuple[Trajectory, rewards.Score]]
+  task: OpenedTask, scored: Sequence[tuple[Trajectory, rewards.Score]]
 ) -> dict[str, list[int]]:
   """1 or 0 for each sample of each question: right, in a sound format.
 

@@ -15,7 +15,7 @@ from experiments.dependencies import (
   TRAIN,
   train_differences,
 )
-from experiments.tasks import Task
+from experiments.tasks import OpenedTask
 from experiments.workdir import read_json, write_json
 from rapo_jax import models
 from rapo_jax.data import end_ids
@@ -61,7 +61,7 @@ def all_runs(config: ExperimentConfig, tasks: list[str]) -> Iterator[Run]:
 
 def write_end(
   model: models.Decoder,
-  task: Task,
+  task: OpenedTask,
   folder: pathlib.Path,
   update: int,
   origin: Mapping[str, Any],
@@ -118,8 +118,12 @@ def is_finished(folder: pathlib.Path, config: ExperimentConfig) -> bool:
   done, update = _read_end(folder), ended_update(folder)
   if done is None or update is None or update < config.train.num_updates:
     return False
-  wanted = TRAIN.of(flags.to_dict(config))
-  return not train_differences(TRAIN.complete(done.config), wanted, folder)
+  task = folder.parent.name
+  return not train_differences(
+    TRAIN.complete(done.config, task),
+    TRAIN.of(flags.to_dict(config), task),
+    folder,
+  )
 
 
 def check_policy(folder: pathlib.Path) -> None:

@@ -22,6 +22,7 @@ from experiments.dependencies import (
   CHECKPOINTS_FOLDER,
   DONE_FILE,
   TRAIN,
+  differences,
   train_differences,
 )
 from experiments.devices import device_mesh
@@ -40,9 +41,10 @@ from experiments.stages.runs import (
 )
 from experiments.stages.trainers import make_trainer, open_growth
 from experiments.stop_signal import StopSignal
-from experiments.tasks import Task
+from experiments.tasks import OpenedTask
 from experiments.workdir import Workdir
 from rapo_jax import files, models
+from rapo_jax.algorithms import Algorithm
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, end_ids, order, prompt_hash
 from rapo_jax.errors import InputError
@@ -67,7 +69,7 @@ Note = Callable[[str], None]
 def train(
   config: ExperimentConfig,
   workdir: Workdir,
-  task: Task,
+  task: OpenedTask,
   run: Run,
   buffer: Buffer | None,
   report: Report,
@@ -168,7 +170,7 @@ class _Updates:
   """
 
   config: ExperimentConfig
-  task: Task
+  task: OpenedTask
   run: Run
   folder: pathlib.Path
   trainer: Trainer
@@ -275,18 +277,29 @@ class _Resumed(NamedTuple):
 
 
 def _origin(
-  config: ExperimentConfig, task: Task, run: Run, buffer: Buffer | None
+  config: ExperimentConfig, task: OpenedTask, run: Run, buffer: Buffer | None
 ) -> dict[str, Any]:
   """What makes a run this run; a checkpoint with another origin is refused."""
   rollout, _ = config.method(run.method)
   return {
     "run": f"{run.task} {run.name}",
-    "config": TRAIN.of(flags.to_dict(config)),
+    "config": TRAIN.of(flags.to_dict(config), run.task),
+    "algorithm": _definition(config.train.algorithm(run.method)),
     "prompt_hash": prompt_hash(
       task.tokenizer, task.train[0], date=task.prompt_date
     ),
     "base_agent": model_digest(task.base_path),
     "buffer": _buffer_digest(buffer) if rollout.num_hybrid else None,
+  }
+
+
+def _definition(algorithm: Algorithm) -> dict[str, Any]:
+  """What an algorithm computes with, by names; how it is shown may change."""
+  plain = flags.to_dict(algorithm)
+  return {
+    name: value
+    for name, value in plain.items()
+    if name not in ("label", "description", "colour", "dark_colour")
   }
 
 
@@ -399,19 +412,27 @@ def _check_origin(
       "another --workdir."
     )
   for name, here in origin.items():
-    if name != "config" and metadata[name] != here:
-      raise InputError(
-        f"a run goes on with the {name} that it began with; the checkpoint of "
-        f"{where} has {metadata[name]}, this run {here}: undo what has "
-        "changed, or choose another --workdir."
-      )
+    there = metadata[name]
+    if name == "config" or there == here:
+      continue
+    changed = f"has {there}, this run {here}"
+    if isinstance(here, dict):
+      lines = differences(there, here, name)
+      if not lines:
+        continue
+      changed = f"differs: {'; '.join(lines)}"
+    raise InputError(
+      f"a run goes on with the {name} that it began with; the checkpoint of "
+      f"{where} {changed}: undo what has changed, or choose another --workdir."
+    )
 
 
 def _check_config(
   there: dict[str, Any], here: dict[str, Any], folder: pathlib.Path, where: str
 ) -> None:
   """Refuses a checkpoint whose run had other settings than this one."""
-  lines = train_differences(TRAIN.complete(there), here, folder)
+  task = folder.parent.name
+  lines = train_differences(TRAIN.complete(there, task), here, folder)
   if lines:
     raise InputError(
       f"a run goes on with the config that it began with; of that of {where}\n"
@@ -421,7 +442,7 @@ def _check_config(
 
 
 def _questions(
-  config: ExperimentConfig, task: Task, run: Run, batch: int
+  config: ExperimentConfig, task: OpenedTask, run: Run, batch: int
 ) -> tuple[list[Query], list[np.ndarray]]:
   """Queries and prompts of a batch, the same for every method.
 
@@ -439,7 +460,7 @@ def _questions(
 
 def _try_update(
   config: ExperimentConfig,
-  task: Task,
+  task: OpenedTask,
   run: Run,
   trainer: Trainer,
   state: TrainState,
@@ -457,7 +478,7 @@ def _try_update(
 
 def _update(
   config: ExperimentConfig,
-  task: Task,
+  task: OpenedTask,
   run: Run,
   trainer: Trainer,
   state: TrainState,

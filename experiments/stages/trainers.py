@@ -13,7 +13,7 @@ from experiments.devices import device_mesh
 from experiments.engines import open_engine
 from experiments.stages.growth import Growth
 from experiments.stages.runs import Run
-from experiments.tasks import Task
+from experiments.tasks import OpenedTask
 from rapo_jax import models
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
@@ -81,7 +81,7 @@ def open_growth(
 
 def make_trainer(
   config: ExperimentConfig,
-  task: Task,
+  task: OpenedTask,
   run: Run,
   buffer: Buffer | None,
   policy: models.Decoder,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pathlib
-import pkgutil
 import types
 from collections.abc import Iterable, Mapping
 
 from rapo_jax.algorithms.base import Algorithm
+from rapo_jax.discovery import values_of
 from rapo_jax.errors import InputError
 
 _NOT_METHODS = ("base", "checks", "settings", "table")
@@ -49,15 +47,9 @@ def find_algorithm(method: str | Algorithm) -> Algorithm:
 
 def _assemble() -> Mapping[str, Algorithm]:
   """All methods of this package, sorted by name."""
-  algorithms: list[Algorithm] = []
-  package = __name__.rpartition(".")[0]
-  folder = str(pathlib.Path(__file__).parent)
-  for info in pkgutil.iter_modules([folder]):
-    if info.name not in _NOT_METHODS:
-      module = importlib.import_module(f"{package}.{info.name}")
-      if hasattr(module, "ALGORITHM"):
-        algorithms.append(module.ALGORITHM)
-      algorithms.extend(getattr(module, "ALGORITHMS", ()))
+  algorithms: list[Algorithm] = values_of(
+    "rapo_jax.algorithms", "ALGORITHM", skip=_NOT_METHODS
+  )
   algorithms.sort(key=lambda algorithm: algorithm.name)
   return types.MappingProxyType(unique(algorithms))
 

@@ -1,1 +1,47 @@
-"""Tasks: questions, evaluation sets, tools, prompt and reward."""
+"""Tasks: questions, evaluation sets, tools and rewards, as values.
+
+`TASKS` holds what the modules of this package define as `TASK`, or as `TASKS`
+where there are several. A new file adds a task.
+"""
+
+from rapo_jax.tasks.base import (
+  HELD_OUT,
+  OwnAgents,
+  Questions,
+  Task,
+  by_name,
+  check_tool_specs,
+  load_questions,
+)
+from rapo_jax.tasks.jsonl import JsonlTask
+from rapo_jax.tasks.mixed import MixedTask
+from rapo_jax.tasks.splits import split_by_question
+from rapo_jax.tasks.table import TASKS
+from rapo_jax.tasks.tool_star import ToolStarTask
+from rapo_jax.tasks.tools import (
+  PythonSpec,
+  SearchSpec,
+  Services,
+  ToolSpec,
+  start_tools,
+)
+
+__all__ = [
+  "HELD_OUT",
+  "TASKS",
+  "JsonlTask",
+  "MixedTask",
+  "OwnAgents",
+  "PythonSpec",
+  "Questions",
+  "SearchSpec",
+  "Services",
+  "Task",
+  "ToolSpec",
+  "ToolStarTask",
+  "by_name",
+  "check_tool_specs",
+  "load_questions",
+  "split_by_question",
+  "start_tools",
+]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from experiments import buffer as lib
-from experiments import flags, tasks
+from experiments import flags
 from experiments.buffers import commands
 from experiments.stages import agents
 from experiments.stages import buffer as buffer_stage
@@ -277,8 +277,8 @@ class TestPlaces:
 
 CONFIG = "experiments/configs/quickstart.py"
 OVERRIDES = (
-  "--config.data.families=compute,",
-  "--config.world.num_train=3",
+  "--config.tasks=compute",
+  "--config.tasks.compute.world.num_train=3",
   "--config.buffer.num_trajectories=2",
   "--config.buffer.top_k_trajectories=1",
 )
@@ -288,7 +288,7 @@ class TestBuildFromAnEndpoint:
   @pytest.fixture
   def truths(self):
     config = flags.apply_overrides(flags.load_config(CONFIG), list(OVERRIDES))
-    train, _ = tasks.questions(config, "compute")
+    train = config.task("compute").questions().train
     return {query.question: query.ground_truth[0] for query in train}
 
   def build(self, out, url, *arguments):

@@ -12,7 +12,6 @@ from flax import nnx
 from experiments import checks, memory, metrics, tokenizer_files
 from experiments.config import (
   BufferConfig,
-  DataConfig,
   ExperimentConfig,
   GrowConfig,
   LoggingConfig,
@@ -29,6 +28,8 @@ from rapo_jax.models import (
   end_token_ids,
   save_pretrained,
 )
+from rapo_jax.tasks import TASKS, JsonlTask, SearchSpec
+from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.world import WorldConfig
 from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
@@ -54,7 +55,11 @@ def write_agent(folder, *, template=None, **changes):
 def config_of(folder):
   return ExperimentConfig(
     name="test",
-    world=WorldConfig(num_train=32, num_held_out=6),
+    tasks=(
+      MiniatureTask(
+        "multihop", world=WorldConfig(num_train=32, num_held_out=6)
+      ),
+    ),
     policy=PolicyConfig(
       base=str(folder / "base"), off_policy=str(folder / "off_policy")
     ),
@@ -195,23 +200,23 @@ def test_an_experiment_on_several_processes_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("base", "source", "words"),
+  ("base", "task", "words"),
   [
-    (None, "miniature", "the agents stage warm-starts the base agent"),
+    (None, "multihop", "the agents stage warm-starts the base agent"),
     (None, "tool_star", "near 0, since policy.base is not set"),
     ("some/model", "tool_star", "unknown until the first update"),
   ],
 )
-def test_the_dry_run_names_the_warm_start(base, source, words):
+def test_the_dry_run_names_the_warm_start(base, task, words):
   config = ExperimentConfig(
     name="test",
-    data=DataConfig(source=source),
+    tasks=(TASKS[task],),
     policy=PolicyConfig(base=base, off_policy=base),
   )
   text = checks._first_signal(config)
   assert text.startswith("share of trajectories that close their tags: ")
   assert words in text
-  assert ("instruct model" in text) == (source == "tool_star")
+  assert ("instruct model" in text) == (task == "tool_star")
 
 
 @pytest.mark.parametrize(
@@ -277,9 +282,12 @@ def test_room_is_what_the_host_has_within_the_container_s_limit(
 def test_a_corpus_of_another_layout_is_a_problem_of_the_dry_run(tmp_path):
   corpus = tmp_path / "corpus.jsonl"
   corpus.write_text('{"id": 1, "text": "Paris"}\n', encoding="utf-8")
-  config = dataclasses.replace(
-    config_of(tmp_path), data=DataConfig(corpus=str(corpus))
+  questions = tmp_path / "questions.jsonl"
+  questions.write_text('{"question": "?", "answer": "a"}\n', encoding="utf-8")
+  task = JsonlTask(
+    "towns", evaluation=(str(questions),), tools=(SearchSpec(str(corpus)),)
   )
+  config = dataclasses.replace(config_of(tmp_path), tasks=(task,))
   for name in ("base", "off_policy"):
     write_agent(tmp_path / name)
   with pytest.raises(checks.CheckError, match=r'corpus\.jsonl:1: .*"contents"'):

@@ -18,6 +18,8 @@ import pytest
 
 from experiments import flags, run
 from experiments.config import DataConfig
+from rapo_jax.tasks import JsonlTask, MixedTask, Task, ToolStarTask
+from rapo_jax.tasks.miniature import MiniatureTask
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _CONFIGS = sorted(
@@ -41,8 +43,12 @@ def _class_fields(config_class: type, above: str = "") -> Iterator[str]:
   hints = typing.get_type_hints(config_class)
   for field in dataclasses.fields(config_class):
     yield above + field.name
-    for option in typing.get_args(hints[field.name]) or (hints[field.name],):
-      if dataclasses.is_dataclass(option):
+    options = typing.get_args(hints[field.name]) or (hints[field.name],)
+    if options[0] is Task:
+      options = (MiniatureTask, MixedTask, JsonlTask, ToolStarTask)
+    for option in options:
+      # A mixture holds tasks, whose fields are seen already.
+      if dataclasses.is_dataclass(option) and ".tasks." not in above:
         yield from _class_fields(option, f"{above}{field.name}.")
 
 

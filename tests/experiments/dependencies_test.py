@@ -7,11 +7,11 @@ import pytest
 from experiments import dependencies, flags
 from experiments.config import ExperimentConfig
 from experiments.workdir import Workdir
+from rapo_jax.tasks import TASKS
 
 # Fields that nothing in a work folder depends on.
 FREE = (
   "name",
-  "data.families",
   "policy.base",
   "buffer.path",
   "buffer.url",
@@ -68,7 +68,8 @@ def _conflicts(workdir, *overrides):
     "evaluation.seed=7",
     "tools.python.trust_code=true",
     "logging.tensorboard=false",
-    "data.families=multihop,web",
+    "tasks=web,multihop",
+    "tasks=web",
     "optimizer.weight_decay=0",
     "optimizer.learning_rate=0.000001",
   ],
@@ -80,8 +81,8 @@ def test_what_nothing_depends_on_may_change(workdir, override):
 @pytest.mark.parametrize(
   ("override", "dependent"),
   [
-    ("world.num_train=9", ("agents", "buffer", "train")),
-    ("agents.rows=9", ("agents",)),
+    ("tasks.multihop.world.num_train=9", ("agents", "buffer", "train")),
+    ("tasks.multihop.agents.rows=9", ("agents",)),
     ("rollout.num_slots=7", ("buffer", "train")),
     ("rollout.num_hybrid=1", ("train",)),
     ("buffer.num_trajectories=5", ("buffer",)),
@@ -92,7 +93,6 @@ def test_what_nothing_depends_on_may_change(workdir, override):
     ("policy.lora.rank=2", ("train",)),
     ("mesh.tensor=2", ("train",)),
     ("data.seed=3", ("train",)),
-    ("data.held_out=3", ("agents", "buffer", "train")),
     ("tools.search_top_k=3", ("buffer", "train")),
   ],
 )
@@ -111,7 +111,7 @@ def test_in_an_empty_folder_everything_may_change(tmp_path):
   run = workdir.run("multihop", "rapo-seed0")
   (run / "checkpoints").mkdir(parents=True)
   (run / "metrics.jsonl").write_text('{"update": 0}\n', encoding="utf-8")
-  changes = ("world.num_train=9", "data.path=there", "rollout.num_slots=7")
+  changes = ("tasks.multihop.world.num_train=9", "rollout.num_slots=7")
   assert _conflicts(workdir, *changes) == []
 
 
@@ -158,7 +158,10 @@ def test_every_field_is_depended_on_or_free():
 
 
 def test_every_name_of_a_field_is_one():
-  known = list(flags.field_paths(ExperimentConfig(name="test")))
+  config = ExperimentConfig(name="test", tasks=tuple(TASKS.values()))
+  known = [*map(dependencies.without_task_name, flags.field_paths(config))]
+  # Objects, which are set in a config file.
+  known += ["tasks.tools", "tasks.reward"]
   for fields in (*FIELDS, dependencies.AFTER_DIVERGENCE):
     for name in (*fields.sections, *fields.apart):
       assert any(p == name or p.startswith(f"{name}.") for p in known), name

@@ -14,8 +14,10 @@ from rapo_jax.trajectory import FinishReason, Trajectory
 from tests.rollout import tag_world
 
 TOKENIZER = tag_world.make_tokenizer()
+QUERIES = tag_world.make_queries()[:2]
 TASK = types.SimpleNamespace(
-  held_out=tag_world.make_queries()[:2],
+  held_out=QUERIES,
+  evaluation={"held_out": QUERIES},
   tokenizer=TOKENIZER,
   reward=rewards.OUTCOME,
   tag_set=rewards.RECIPE_TAGS,
@@ -59,3 +61,27 @@ def test_what_the_system_cut_is_left_out_and_said(caplog):
   assert correct(cut, made(1, "b")) == {"q1": [0]}
   with pytest.raises(InputError, match="cut all 2 trajectories"):
     correct(cut, cut)
+
+
+@pytest.mark.parametrize(
+  ("evaluation", "expected"),
+  [
+    # Of three trajectories one is right.
+    ({"held_out": QUERIES}, {"eval/accuracy": 1 / 3}),
+    # Each set weighs the same, and each is shown.
+    (
+      {"easy": QUERIES[:1], "hard": QUERIES[1:]},
+      {
+        "eval/accuracy": 0.25,
+        "eval/easy/accuracy": 0.5,
+        "eval/hard/accuracy": 0.0,
+      },
+    ),
+  ],
+)
+def test_a_point_of_the_curve(evaluation, expected, monkeypatch):
+  task = types.SimpleNamespace(**{**vars(TASK), "evaluation": evaluation})
+  rolled = [made(0, "a"), made(0, "b"), made(1, "b")]
+  monkeypatch.setattr(evaluate, "roll_out", lambda *_, **__: rolled)
+  point = evaluate.curve_point(None, task, None, samples=1)
+  assert point == pytest.approx({**expected, "eval/format_whole": 1.0})

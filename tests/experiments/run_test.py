@@ -24,7 +24,6 @@ import transformers
 from experiments import checks, export, flags, health, run, tasks
 from experiments.config import (
   BufferConfig,
-  DataConfig,
   EvaluationConfig,
   ExperimentConfig,
   LoggingConfig,
@@ -39,6 +38,8 @@ from rapo_jax import models
 from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.serving import server
 from rapo_jax.retrieval.serving.config import ServerConfig
+from rapo_jax.tasks import TASKS
+from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.agents import AgentsConfig, PhaseConfig
 from rapo_jax.tasks.miniature.world import WorldConfig
 from rapo_jax.training import Checkpoints, OptimizerConfig, UpdateConfig
@@ -54,6 +55,19 @@ from tests.experiments.run_test import small_config as get_config
 '''
 
 
+def small_task(family) -> MiniatureTask:
+  return MiniatureTask(
+    family,
+    world=WorldConfig(num_train=8, num_held_out=6),
+    agents=AgentsConfig(
+      rows=4,
+      clean=PhaseConfig(60, 5e-3),
+      expert=PhaseConfig(10, 1e-3),
+      corrupted=PhaseConfig(10, 1e-3),
+    ),
+  )
+
+
 def small_config() -> ExperimentConfig:
   """Agents that know the format and little else: rewards of -1 and 0.
 
@@ -62,14 +76,7 @@ def small_config() -> ExperimentConfig:
   """
   return ExperimentConfig(
     name="test",
-    data=DataConfig(families=("compute",)),
-    world=WorldConfig(num_train=8, num_held_out=6),
-    agents=AgentsConfig(
-      rows=4,
-      clean=PhaseConfig(60, 5e-3),
-      expert=PhaseConfig(10, 1e-3),
-      corrupted=PhaseConfig(10, 1e-3),
-    ),
+    tasks=(small_task("compute"),),
     buffer=BufferConfig(num_trajectories=2, top_k_trajectories=2),
     retrieval=RetrievalConfig(min_reward=-2.0),
     rollout=dataclasses.replace(
@@ -183,7 +190,7 @@ def test_evaluation_never_retrieves_and_repeats_the_curve(finished):
     ]
   # The curve's samples are the first ones of the evaluate stage.
   firsts = [t for t in rolled[1] if t.index == 0]
-  assert len(firsts) == len(rolled[0]) == config.world.num_held_out
+  assert len(firsts) == len(rolled[0]) == config.tasks[0].world.num_held_out
   for curve, stage in zip(rolled[0], firsts, strict=True):
     np.testing.assert_array_equal(curve.tokens, stage.tokens)
   for trajectory in rolled[1]:
@@ -820,18 +827,18 @@ def test_a_wrong_path_is_corrected_in_the_same_folder(tmp_path, capsys):
     *("--config", str(ROOT / "experiments" / "configs" / "tool_star_smoke.py")),
     *("--workdir", str(folder), "--stage=agents"),
     "--config.policy.random.vocab_size=320",
-    "--config.data.limit=12",
+    "--config.tasks.tool_star.limit=12",
   ]
   broken = tmp_path / "broken.parquet"
   broken.write_text("no questions", encoding="utf-8")
-  assert run.main([*arguments, f"--config.data.path={broken}"]) == 2
+  assert run.main([*arguments, f"--config.tasks.tool_star.path={broken}"]) == 2
   assert "another" not in capsys.readouterr().err
-  right = f"--config.data.path={_tool_star_file(tmp_path)}"
+  right = f"--config.tasks.tool_star.path={_tool_star_file(tmp_path)}"
   assert run.main([*arguments, right]) == 0
   # Now the agents are made from these questions.
-  assert run.main([*arguments, f"--config.data.path={broken}"]) == 2
+  assert run.main([*arguments, f"--config.tasks.tool_star.path={broken}"]) == 2
   message = capsys.readouterr().err
-  assert "config.data.path is" in message
+  assert "config.tasks.tool_star.path is" in message
   assert "agents/tool_star was made with it" in message
 
 
@@ -866,7 +873,7 @@ def test_a_work_folder_is_its_owner_s_alone(umask, finished, tmp_path, capsys):
 
 def test_one_task_of_several_is_held_and_run_alone(tmp_path):
   config = dataclasses.replace(
-    small_config(), data=DataConfig(families=("compute", "web"))
+    small_config(), tasks=(small_task("compute"), small_task("web"))
   )
   workdir = Workdir(tmp_path / "shared")
   with (
@@ -1040,7 +1047,7 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
     ("--config.update.queries_per_minibatch=3", "must divide"),
     ("--config.train.num_updates=-3", "num_updates must be at least 1"),
     ("--config.evaluation.temperature=0", "temperature must be > 0"),
-    ("--config.data.source=tool_star", "data.path is not set"),
+    ("--config.tasks=tool_star", "tasks.tool_star.path is not set"),
     (
       "--config.policy.base=here",
       "(rapo) needs a buffer, and there is no agent",
@@ -1072,10 +1079,8 @@ def test_bad_overrides_fail_at_once(override, message, tmp_path, capsys):
 
 
 def test_missing_data_is_named():
-  config = dataclasses.replace(
-    small_config(), data=DataConfig(source="tool_star")
-  )
-  with pytest.raises(checks.CheckError, match=r"data\.path is not set"):
+  config = dataclasses.replace(small_config(), tasks=(TASKS["tool_star"],))
+  with pytest.raises(checks.CheckError, match=r"tasks\.tool_star\.path is not"):
     checks.dry_run(config, None)
 
 
@@ -1124,8 +1129,8 @@ def test_agents_may_have_tokenizers_of_their_own(tmp_path):
   config = flags.apply_overrides(
     config,
     [
-      f"--config.data.path={_tool_star_file(tmp_path)}",
-      "--config.data.held_out=2",
+      f"--config.tasks.tool_star.path={_tool_star_file(tmp_path)}",
+      "--config.tasks.tool_star.held_out=2",
       "--config.rollout.max_response_tokens=64",
       "--config.rollout.max_step_tokens=16",
       "--config.rollout.max_tool_tokens=32",
@@ -1162,8 +1167,8 @@ def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
       str(ROOT / "experiments" / "configs" / "tool_star_smoke.py"),
       "--workdir",
       str(folder),
-      f"--config.data.path={path}",
-      "--config.data.limit=12",
+      f"--config.tasks.tool_star.path={path}",
+      "--config.tasks.tool_star.limit=12",
       "--config.train.num_updates=1",
       "--config.train.methods=rapo,",
       "--config.rollout.max_response_tokens=128",

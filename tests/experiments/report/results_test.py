@@ -102,6 +102,27 @@ def test_the_mean_over_tasks_weighs_tasks_alike(tmp_path):
   assert "base" not in results["accuracy"]["mean"]
 
 
+def test_several_evaluation_sets_are_rows_of_their_own(tmp_path):
+  for method, seed, easy, hard in (("base", None, 0, 0), ("rapo", 0, 1, 0)):
+    _evaluation(tmp_path, method, seed, {"a": [easy], "b": [hard], "c": [hard]})
+  for path in tmp_path.glob("evaluate/t/*.json"):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content |= {"sets": {"easy": ["a"], "hard": ["b", "c"]}, "left_out": 1}
+    _write(path, content)
+  _metrics(tmp_path, "rapo-seed0", {0: 0.0, 1: 0.5})
+  found = results_lib.compute_results(tmp_path)
+  assert found["tasks"] == ["t", "t/easy", "t/hard"]
+  means = {
+    task: found["accuracy"][task]["rapo"]["sampled"]["mean"]
+    for task in ("t/easy", "t/hard", "mean")
+  }
+  assert means == {"t/easy": 1.0, "t/hard": 0.0, "mean": 0.5}
+  assert found["left_out"] == 2
+  table = tables.format_table(found)
+  assert "t/easy" in table
+  assert "t/hard" in table
+
+
 def test_updates_to_a_target():
   updates, accuracy = np.array([0, 5, 10, 15]), np.array([0.0, 0.2, 0.6, 0.4])
   # Between 5 (.2) and 10 (.6): .5 is three quarters of the way.

@@ -1,0 +1,185 @@
+"""What a task is: questions, evaluation sets, tools and a reward."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from rapo_jax import models
+from rapo_jax.data import Query, check_query_ids
+from rapo_jax.errors import InputError
+from rapo_jax.rewards import OUTCOME, Reward, check_reward
+from rapo_jax.tasks.tools import ToolSpec
+from rapo_jax.tools import TagSet, Tool
+
+Report = Callable[[float, str], None]
+
+HELD_OUT = "held_out"
+"""Name of the evaluation set that is split from the training file."""
+# It names a folder, a metric and a field of a config.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class Questions(NamedTuple):
+  """The questions of a task.
+
+  Attributes:
+    train: to train on; empty if the task is for evaluation alone.
+    evaluation: evaluation sets by name, in the order of the report.
+  """
+
+  train: Sequence[Query]
+  evaluation: Mapping[str, Sequence[Query]]
+
+
+class OwnAgents(Protocol):
+  """Agents that a task trains itself, where a run names none."""
+
+  def tokenizer(self) -> Any:
+    """A Hugging Face tokenizer with a chat template."""
+
+  def shape(self) -> models.DecoderConfig:
+    """Shape of both agents."""
+
+  def train(self, folder: pathlib.Path, *, report: Report) -> None:
+    """Writes `base` and `off_policy`, two Hugging Face folders.
+
+    Args:
+      folder: gets both.
+      report: called with the share done, 0 to 1, and a word on it.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(abc.ABC):
+  """A task. Subclasses are frozen dataclasses, and give the questions.
+
+  Attributes:
+    name: names folders, metrics and fields of a config: letters, digits, `_`
+      and `-`.
+    reward: scores trajectories, and says which answers are correct.
+
+  Raises:
+    InputError: the name is of another form, or the reward is none.
+  """
+
+  paths: ClassVar[Mapping[str, bool]] = {}
+  """Fields that name files, and whether the task needs them."""
+
+  name: str
+  _: dataclasses.KW_ONLY
+  reward: Reward = OUTCOME
+
+  def __post_init__(self) -> None:
+    check_name("the name of a task", self.name)
+    check_reward(self.reward)
+
+  @abc.abstractmethod
+  def questions(self) -> Questions:
+    """Reads the questions.
+
+    Raises:
+      InputError: a file is missing or broken.
+    """
+
+  def tool_specs(self) -> tuple[Tool | ToolSpec, ...]:
+    """Its tools; those that need a service are specs."""
+    return ()
+
+  def own_agents(self) -> OwnAgents | None:
+    """Agents that the task trains itself; None if it has none."""
+    return None
+
+
+def check_name(what: str, name: str) -> None:
+  """Refuses a name that can be no folder or field.
+
+  Raises:
+    InputError: it holds other characters.
+  """
+  if not isinstance(name, str) or not _NAME.fullmatch(name):
+    raise InputError(
+      f"{what} must be letters, digits, _ and -, got {name!r}: rename it."
+    )
+
+
+def by_name(tasks: Iterable[Task]) -> dict[str, Task]:
+  """Tasks by name.
+
+  Raises:
+    InputError: there is none, one is no task, or two share a name.
+  """
+  found: dict[str, Task] = {}
+  for task in tasks:
+    if not isinstance(task, Task):
+      raise InputError(
+        f"a task must be a value of a subclass of rapo_jax.tasks.Task, got "
+        f"{task!r:.80}: hand one in."
+      )
+    if task.name in found:
+      raise InputError(
+        f"tasks need names of their own, got two that are called "
+        f"{task.name!r}: rename one."
+      )
+    found[task.name] = task
+  if not found:
+    raise InputError("tasks must hold at least one task, got (): add one.")
+  return found
+
+
+def load_questions(task: Task) -> Questions:
+  """Reads a task's questions and checks them.
+
+  Raises:
+    InputError: a file is missing or broken; there is no evaluation set, or one
+      without questions; something is no `Query`; or two questions share an id.
+      The message names the task.
+  """
+  questions = task.questions()
+  if not questions.evaluation:
+    raise InputError(
+      f"the task {task.name} must have at least one evaluation set, and has "
+      "none: give it questions to evaluate on."
+    )
+  for name, queries in questions.evaluation.items():
+    check_name(f"the name of an evaluation set of {task.name}", name)
+    if not queries:
+      raise InputError(
+        f"an evaluation set must have questions, and {name} of the task "
+        f"{task.name} has none: add some, or leave the set out."
+      )
+  every = [
+    query
+    for queries in (questions.train, *questions.evaluation.values())
+    for query in queries
+  ]
+  for query in every:
+    if not isinstance(query, Query):
+      raise InputError(
+        f"questions must be rapo_jax.data.Query, and the task {task.name} has "
+        f"{query!r:.80}: make one of it."
+      )
+  try:
+    check_query_ids(every)
+  except InputError as error:
+    raise InputError(f"the task {task.name}: {error}") from error
+  return questions
+
+
+def check_tool_specs(task: Task) -> TagSet:
+  """Checks what a task says of its tools, before one is started.
+
+  Returns:
+    Their tags.
+
+  Raises:
+    InputError: two share a name, or a name cannot be a tag; names the task.
+  """
+  try:
+    return TagSet(tuple(spec.name for spec in task.tool_specs()))
+  except InputError as error:
+    raise InputError(f"the tools of the task {task.name}: {error}") from error

@@ -1,0 +1,96 @@
+"""Several tasks as one, for one policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rapo_jax.data import Query
+from rapo_jax.errors import InputError
+from rapo_jax.rewards import Reward, Sample, Score
+from rapo_jax.tasks.base import Questions, Task, by_name, load_questions
+from rapo_jax.tasks.tools import ToolSpec
+from rapo_jax.tools import Tool
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedReward:
+  """Scores each sample by the reward of its question's task.
+
+  Attributes:
+    rewards: name of a task and its reward.
+  """
+
+  rewards: tuple[tuple[str, Reward], ...]
+
+  def score(self, batch: Sequence[Sample]) -> list[Score]:
+    """One batch for each task's reward; scores in the order of the samples."""
+    scores: dict[int, Score] = {}
+    for name, reward in self.rewards:
+      own = [i for i, s in enumerate(batch) if s.query.task == name]
+      if own:
+        found = reward.score([batch[i] for i in own])
+        scores |= dict(zip(own, found, strict=True))
+    return [scores[i] for i in range(len(batch))]
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedTask(Task):
+  """The training questions of several tasks, shuffled together.
+
+  Each evaluation set keeps its name, behind that of its task and a dash. An
+  agent can call the tools of all tasks; a question's prompt names those of its
+  own. `reward` is made from the rewards of the tasks.
+
+  Attributes:
+    tasks: two or more.
+
+  Raises:
+    InputError: there are fewer tasks, or two have different tools of one name.
+  """
+
+  _: dataclasses.KW_ONLY
+  tasks: tuple[Task, ...]
+
+  def __post_init__(self) -> None:
+    tasks = by_name(self.tasks)
+    if len(tasks) < 2:
+      raise InputError(
+        f"a mixture needs at least two tasks, and {self.name} has "
+        f"{', '.join(tasks)}: add one, or use the task itself."
+      )
+    reward = MixedReward(tuple((t.name, t.reward) for t in self.tasks))
+    object.__setattr__(self, "reward", reward)
+    super().__post_init__()
+    self.tool_specs()
+
+  def questions(self) -> Questions:
+    """Reads all of them; see `Task.questions`."""
+    train: list[Query] = []
+    sets: dict[str, list[Query]] = {}
+    for task in self.tasks:
+      own = load_questions(task)
+      train += [_renamed(query, task) for query in own.train]
+      for name, queries in own.evaluation.items():
+        sets[f"{task.name}-{name}"] = [_renamed(q, task) for q in queries]
+    return Questions(train, sets)
+
+  def tool_specs(self) -> tuple[Tool | ToolSpec, ...]:
+    """The tools of all tasks; one that several share comes once."""
+    found: dict[str, Tool | ToolSpec] = {}
+    for task in self.tasks:
+      for spec in task.tool_specs():
+        if found.setdefault(spec.name, spec) != spec:
+          raise InputError(
+            f"tasks of a mixture must share a tool of one name, and those of "
+            f"{self.name} have two that are called {spec.name!r} and differ: "
+            "give both tasks the same one."
+          )
+    return tuple(found.values())
+
+
+def _renamed(query: Query, task: Task) -> Query:
+  """The question with an id that no other task's has."""
+  return dataclasses.replace(
+    query, query_id=f"{task.name}/{query.query_id}", task=task.name
+  )

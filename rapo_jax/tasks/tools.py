@@ -1,0 +1,84 @@
+"""Tools that a task asks for and that need a service to run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+from rapo_jax.data import load_corpus
+from rapo_jax.tools import Described, PythonTool, SearchTool, Tool
+
+_NO_DOCUMENTS = ("Nothing was found.",)
+
+
+class Services(Protocol):
+  """What an experiment runs tools with; it closes them with the task."""
+
+  def search(self, documents: Sequence[str], /) -> Tool:
+    """A search tool over documents, by the experiment's encoder and index."""
+
+  def python(self) -> Tool:
+    """A python tool with the experiment's limits."""
+
+
+@runtime_checkable
+class ToolSpec(Described, Protocol):
+  """A tool that is still to be started."""
+
+  def start(self, services: Services, /) -> Tool:
+    """The running tool.
+
+    Raises:
+      InputError: what it needs is not there.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonSpec:
+  """The python tool; `tools.python` of the config has its limits."""
+
+  name = PythonTool.name
+  description = PythonTool.description
+  example = PythonTool.example
+
+  def start(self, services: Services, /) -> Tool:
+    """Starts the interpreters."""
+    return services.python()
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpec:
+  """The search tool over a corpus.
+
+  Attributes:
+    corpus: JSONL file (`id`, `contents`); None for a tool that answers that
+      nothing was found.
+  """
+
+  corpus: str | None = None
+
+  name = SearchTool.name
+  description = SearchTool.description
+  example = SearchTool.example
+
+  def start(self, services: Services, /) -> Tool:
+    """Reads the corpus and builds an index over it."""
+    documents: Sequence[str] = _NO_DOCUMENTS
+    if self.corpus is not None:
+      documents = load_corpus(self.corpus)
+    return services.search(documents)
+
+
+def start_tools(
+  specs: Iterable[Tool | ToolSpec], services: Services
+) -> dict[str, Tool]:
+  """Running tools by name; one that needs no service is used as it is.
+
+  Raises:
+    InputError: what a tool needs is not there.
+  """
+  return {
+    spec.name: spec.start(services) if isinstance(spec, ToolSpec) else spec
+    for spec in specs
+  }

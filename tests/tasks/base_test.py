@@ -1,0 +1,201 @@
+"""Tasks as values: names, questions, tools, and the table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rapo_jax import rewards, tools
+from rapo_jax.data import Query
+from rapo_jax.errors import InputError
+from rapo_jax.retrieval import normalized
+from rapo_jax.tasks import (
+  TASKS,
+  MixedTask,
+  Questions,
+  Task,
+  by_name,
+  check_tool_specs,
+  load_questions,
+  start_tools,
+)
+from rapo_jax.tasks.miniature import MiniatureTask
+from rapo_jax.tasks.miniature.world import FAMILIES, WorldConfig
+from rapo_jax.trajectory import FinishReason
+
+WORLD = WorldConfig(num_train=4, num_held_out=3)
+
+
+def query(query_id: str, text: str = "?") -> Query:
+  return Query(query_id, text, ("a",), ({"role": "user", "content": text},), "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Task):
+  given: Questions = Questions([query("a")], {"test": [query("b")]})
+  tools: tuple[tools.Tool, ...] = ()
+
+  def questions(self) -> Questions:
+    return self.given
+
+  def tool_specs(self):
+    return self.tools
+
+
+def lookup(name: str) -> tools.FunctionTool:
+  return tools.FunctionTool(
+    str.upper, name, f"<{name}> x </{name}> looks up.", f"<{name}> x </{name}>"
+  )
+
+
+class Services:
+  def search(self, documents):
+    found = lookup("search")
+    return dataclasses.replace(found, function=lambda _: documents[0])
+
+  def python(self):
+    return lookup("python")
+
+
+def test_the_table_has_the_tasks_of_this_package():
+  assert {*FAMILIES, "tool_star"} <= {*TASKS}
+  assert all(TASKS[name].name == name for name in TASKS)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "..", "a.b", "é"])
+def test_a_name_that_is_no_folder(name):
+  with pytest.raises(InputError, match="the name of a task must be letters"):
+    Given(name)
+
+
+def test_a_reward_that_is_none():
+  with pytest.raises(InputError, match="a reward has a method score"):
+    Given("t", reward=lambda sample: 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (Questions([query("a")], {}), "t must have at least one evaluation set"),
+    (Questions([query("a")], {"test": []}), "test of the task t has none"),
+    (Questions([], {"a b": [query("a")]}), "evaluation set of t must be"),
+    (Questions(["a"], {"test": [query("a")]}), "the task t has 'a'"),
+    (
+      Questions([query("a", "1")], {"test": [query("a", "2")]}),
+      "the task t: two questions must not have one id, and 'a'",
+    ),
+  ],
+)
+def test_questions_that_cannot_be_used(given, message):
+  with pytest.raises(InputError, match=message):
+    load_questions(Given("t", given))
+
+
+def test_a_task_may_be_evaluated_alone():
+  assert not load_questions(
+    Given("t", Questions([], {"x": [query("a")]}))
+  ).train
+
+
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    (("think",), "the tools of the task t: .*think"),
+    (("one", "one"), "the tools of the task t: .*one"),
+  ],
+)
+def test_tools_that_cannot_be_tags(names, message):
+  good = lookup("ok")
+  given = tuple(_renamed(good, name) for name in names)
+  with pytest.raises(InputError, match=message):
+    check_tool_specs(Given("t", tools=given))
+
+
+def _renamed(tool, name):
+  """A tool of any kind with a name that its constructor would refuse."""
+  copy = dataclasses.replace(tool)
+  object.__setattr__(copy, "name", name)
+  return copy
+
+
+@pytest.mark.parametrize("given", [(), (Given("t"), Given("t")), ("compute",)])
+def test_tasks_of_an_experiment(given):
+  with pytest.raises(InputError, match="task"):
+    by_name(given)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_miniature_world_is_split_by_question(family):
+  train, evaluation = load_questions(MiniatureTask(family, world=WORLD))
+  (held_out,) = evaluation.values()
+  assert (len(train), len(held_out)) == (4, 3)
+  known = {normalized(q.question) for q in train}
+  assert not known & {normalized(q.question) for q in held_out}
+
+
+@pytest.mark.parametrize(
+  ("family", "names"),
+  [
+    ("multihop", ["search"]),
+    ("compute", ["python"]),
+    ("web", ["search", "open"]),
+  ],
+)
+def test_tools_of_the_miniature_world(family, names):
+  task = MiniatureTask("mine", family=family, world=WORLD)
+  opened = start_tools(task.tool_specs(), Services())
+  assert [*opened] == names
+  if family != "compute":
+    assert " has " in opened["search"].call("").text
+
+
+def test_a_family_of_another_name_has_to_be_set():
+  with pytest.raises(InputError, match="family must be set"):
+    MiniatureTask("mine")
+
+
+@rewards.reward
+def half(sample):
+  return 0.5
+
+
+class TestAMixture:
+  def mixture(self):
+    return MixedTask(
+      "both",
+      tasks=(
+        MiniatureTask("compute", world=WORLD, reward=half),
+        MiniatureTask("multihop", world=WORLD),
+      ),
+    )
+
+  def test_holds_all_questions_and_keeps_the_evaluation_sets(self):
+    train, evaluation = load_questions(self.mixture())
+    assert len(train) == 8
+    assert [*evaluation] == ["compute-held_out", "multihop-held_out"]
+    assert train[0].query_id == "compute/compute-train-0000"
+    assert {q.task for q in train} == {"compute", "multihop"}
+
+  def test_scores_each_sample_by_its_own_task(self):
+    mixture = self.mixture()
+    train = mixture.questions().train
+    batch = [
+      rewards.Sample(q, (), FinishReason.ANSWER)
+      for q in (train[7], train[0], train[6])
+    ]
+    values = [s.value for s in rewards.score_all(mixture.reward, batch)]
+    assert values == [-1.0, 0.5, -1.0]
+
+  def test_has_the_tools_of_all(self):
+    names = [spec.name for spec in self.mixture().tool_specs()]
+    assert names == ["python", "search"]
+
+  def test_refuses_two_tools_of_one_name(self):
+    tasks = [MiniatureTask(name, world=WORLD) for name in ("multihop", "web")]
+    with pytest.raises(InputError, match="two that are called 'search'"):
+      MixedTask("both", tasks=tuple(tasks))
+
+  def test_needs_two_tasks(self):
+    with pytest.raises(InputError, match="at least two tasks, and x has t"):
+      MixedTask("x", tasks=(Given("t"),))
