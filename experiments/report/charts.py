@@ -202,7 +202,7 @@ def difference_chart(
 def histogram(
   values: Sequence[float], *, x_label: str, num_bins: int = 24
 ) -> Markup:
-  """How many values fall where; empty text when there is none.
+  """Bars of how many values fall where; empty text without values.
 
   Whole numbers that are few get a bar each.
 
@@ -310,7 +310,7 @@ def band_class(status: str, band: int) -> str:
 def map_chart(
   points: Sequence[tuple[float, float, str, str]], *, title: str
 ) -> Markup:
-  """Points in a plane without axes: only what lies near what is told.
+  """Points in a plane without axes: only neighbourhoods have a meaning.
 
   Args:
     points: (x, y, class of the style sheet, tooltip).
