@@ -52,6 +52,13 @@ def _enforce_signatures() -> None:
 _enforce_signatures()
 
 
+@pytest.fixture(autouse=True)
+def _no_shared_data_dir(monkeypatch, tmp_path_factory, request):
+  """Keeps prepared data sets of a test apart from all others'."""
+  folder = tmp_path_factory.getbasetemp() / f"data-{id(request.node):x}"
+  monkeypatch.setenv("RAPO_DATA_DIR", str(folder))
+
+
 @pytest.fixture(scope="session")
 def sample_data() -> pathlib.Path:
   """Folder of sample data, from RAPO_JAX_SAMPLE_DATA; skips without it."""
