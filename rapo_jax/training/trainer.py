@@ -1,4 +1,4 @@
-"""One update, told as its stages; the algorithm says how each is done.
+"""One update in its stages; the algorithm says how each is done.
 
 1. rollout       the plan: G trajectories a query; hybrid ones retrieve
                  between steps; other queries for groups that teach nothing
