@@ -17,6 +17,7 @@ from rapo_jax.training.packing import (
   PackedBatch,
   empty_batch,
   pack,
+  packed_columns,
 )
 from rapo_jax.training.parameters import non_finite, parameter_norm
 from rapo_jax.training.supervised import (
@@ -31,6 +32,7 @@ from rapo_jax.training.update import (
   UpdateMetrics,
   init_train_state,
   make_optimizer,
+  score_reference,
   update_minibatch,
 )
 
@@ -61,8 +63,10 @@ __all__ = [
   "non_finite",
   "pack",
   "pack_examples",
+  "packed_columns",
   "parameter_norm",
   "repeat_examples",
+  "score_reference",
   "summarise",
   "trajectory_records",
   "update_minibatch",
