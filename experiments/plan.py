@@ -1,4 +1,4 @@
-"""Whether an experiment fits a topology, and what bounds it, told anywhere.
+"""Plans on any machine whether an experiment fits a topology, and its bound.
 
     python -m experiments.plan \\
         --config experiments/configs/qwen2_5_7b_reasoning.py \\

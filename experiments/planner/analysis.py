@@ -175,13 +175,13 @@ def make_plan(
     agent: which agent acts. The off-policy agent fills the buffer: it is
       rolled out and never trained.
     largest: phases for which to find the most slots, or rows of a micro-batch,
-      that fit, by compiling a few more times. Where a phase does not fit, a
+      that fit. This compiles a few more times. Where a phase does not fit, a
       value that does is looked for in any case.
 
   Raises:
     InputError: the mesh does not use the devices, or does not divide a
-      dimension of the model or of the batch, naming what would work; or the
-      shape of the agent cannot be had.
+      dimension of the model or of the batch. The message names a mesh that
+      would work. Or the shape of the agent is not known.
   """
   axes, mesh = _mesh(config, topology, agent)
   phases: tuple[Phase, ...] = ("rollout",)
@@ -256,8 +256,8 @@ def _mesh(
   """The mesh over a topology: its axes by name, and itself.
 
   Raises:
-    InputError: it does not use the devices, or does not divide the slots, or
-      the rows of a micro-batch where the agent is trained.
+    InputError: it does not use the devices, or does not divide the slots. Or it
+      does not divide the rows of a micro-batch of a trained agent.
   """
   axes = config.mesh.shape(len(topology.devices))
   mesh = sharding.make_mesh(**axes, devices=topology.devices)
@@ -493,8 +493,8 @@ class _Compiled:
 def _compile(traced: Any, program: Program) -> _Compiled:
   """Compiles a program, or learns from the refusal how much it lacks.
 
-  The compiler for TPUs refuses what the chip's memory does not hold, and names
-  what it would take, arguments and results included.
+  The compiler for TPUs refuses a program that the chip's memory does not hold.
+  It names the memory that the program needs, arguments and results included.
   """
   try:
     compiled = traced.lower().compile()

@@ -47,8 +47,8 @@ class Workload:
     tool_calls: in a trajectory, on average.
     tool_tokens: of a tool's result; results are taken to be of one length.
     longest_response: tokens of the longest response of a rollout. Slots go on
-      until it is done, and attention reads the caches of all slots as far as
-      the longest one has come.
+      until it is done. Attention reads the caches of all slots as far as the
+      longest one has come.
   """
 
   policy_tokens: int
@@ -74,7 +74,7 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A jitted function and what it is compiled for.
+  """A jitted function and its arguments.
 
   Attributes:
     name: short.
@@ -107,8 +107,8 @@ class Programs:
   """Builds the programs of an experiment for a mesh.
 
   One round of an agent that is trained is an update: a rollout and the
-  minibatch updates on it. One round of another is a rollout on as many
-  questions as the buffer is filled with at a time.
+  minibatch updates on it. One round of another is a rollout on one batch of
+  the questions that fill the buffer.
 
   Args:
     config: the experiment.

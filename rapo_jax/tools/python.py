@@ -486,7 +486,7 @@ class PythonTool:
     """
     if self._closed:
       raise RuntimeError(_CLOSED)
-    program = _program(argument)
+    program = program_of(argument)
     if not program:
       return ToolResult("The program is empty.", ToolStatus.ERROR)
     server = self._idle.get()
@@ -560,7 +560,7 @@ class PythonTool:
     return ToolResult(printed or NO_OUTPUT, ToolStatus.OK)
 
 
-def _program(argument: str) -> str:
+def program_of(argument: str) -> str:
   """The program in an argument, without a fence of Markdown around it.
 
   Blank lines before it go; the indentation of its first line stays.

@@ -11,7 +11,11 @@ from rapo_jax.training.examples import (
   pack_examples,
   repeat_examples,
 )
-from rapo_jax.training.experience import Experience, evaluate_trajectories
+from rapo_jax.training.experience import (
+  Experience,
+  evaluate_trajectories,
+  score_trajectories,
+)
 from rapo_jax.training.packing import (
   BASE_COLUMNS,
   PackedBatch,
@@ -67,6 +71,7 @@ __all__ = [
   "parameter_norm",
   "repeat_examples",
   "score_reference",
+  "score_trajectories",
   "summarise",
   "trajectory_records",
   "update_minibatch",

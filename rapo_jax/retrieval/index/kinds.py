@@ -15,10 +15,12 @@ from numpy import ndarray
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.index import base, scann_index
 from rapo_jax.retrieval.index.exact import ExactIndex
+from rapo_jax.retrieval.index.mapped import MappedIndex
 from rapo_jax.retrieval.index.scann_index import ScannIndex
 
 INDEXES: dict[str, base.IndexClass] = {
   ExactIndex.kind: ExactIndex,
+  MappedIndex.kind: MappedIndex,
   ScannIndex.kind: ScannIndex,
 }
 """Index classes by their kind. A new kind is a file of its own and a row here;
@@ -33,8 +35,8 @@ class IndexConfig:
   """Which index is built over keys and documents.
 
   Attributes:
-    kind: "auto", or a kind of `INDEXES`: "exact" or "scann". "auto" builds
-      ScaNN where it is installed, else an exact index.
+    kind: "auto", or a kind of `INDEXES`: "exact", "mapped" or "scann". "auto"
+      builds ScaNN where it is installed, else an exact index.
     parameters: arguments of the kind's `build`, as (name, number), such as
       ("recall_target", 0.99) of "scann".
   """

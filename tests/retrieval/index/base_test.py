@@ -9,6 +9,7 @@ import pytest
 from rapo_jax.retrieval import ExactIndex
 from rapo_jax.retrieval.index import base as index_lib
 from rapo_jax.retrieval.index import kinds, scann_index
+from rapo_jax.retrieval.index.mapped import MappedIndex
 
 
 class Forest(scann_index.ScannIndex):
@@ -23,6 +24,7 @@ class Forest(scann_index.ScannIndex):
 
 IMPLEMENTATIONS = {
   "exact": ExactIndex,
+  "mapped": MappedIndex,
   "scann": scann_index.ScannIndex,
   "forest": Forest,
 }

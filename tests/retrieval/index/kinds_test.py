@@ -78,7 +78,11 @@ RECALL = (("recall_target", 0.9),)
 @pytest.mark.parametrize(
   ("kind", "parameters", "message"),
   [
-    ("hnsw", (), "kind must be auto or one of exact, scann, got 'hnsw'"),
+    (
+      "hnsw",
+      (),
+      "kind must be auto or one of exact, mapped, scann, got 'hnsw'",
+    ),
     (
       "exact",
       (("recall_target", 0.9),),
