@@ -13,6 +13,7 @@ from rapo_jax.rewards.base import (
   score_all,
 )
 from rapo_jax.rewards.f1 import is_match, token_f1
+from rapo_jax.rewards.mathematics import MATH, MathReward, math_equal
 from rapo_jax.rewards.outcome import (
   OUTCOME,
   WHOLE_FORMAT,
@@ -24,10 +25,12 @@ from rapo_jax.rewards.outcome import (
 )
 
 __all__ = [
+  "MATH",
   "OUTCOME",
   "RECIPE_TAGS",
   "WHOLE_FORMAT",
   "FunctionReward",
+  "MathReward",
   "OutcomeReward",
   "OutcomeScore",
   "Reward",
@@ -37,6 +40,7 @@ __all__ = [
   "check_reward",
   "is_match",
   "last_boxed",
+  "math_equal",
   "reward",
   "reward_name",
   "samples_of",
