@@ -167,6 +167,7 @@ EVALUATE = Fields(
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
     "evaluation.curve_samples",
+    "evaluation.max_tool_fail_rate",
     _TRUST,
   ),
 )

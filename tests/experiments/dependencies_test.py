@@ -16,6 +16,7 @@ FREE = (
   "buffer.path",
   "buffer.url",
   "evaluation.curve_samples",
+  "evaluation.max_tool_fail_rate",
   "tools.python.trust_code",
   "train",
   "logging",
