@@ -45,7 +45,7 @@ def matmul_flops_per_s(repeats: int) -> float:
   """What a chain of large products of random bfloat16 matrices reaches."""
   size = _PRODUCT_SIZE
   keys = jax.random.split(jax.random.key(0))
-  # Of this scale a product is as large as what it is made of.
+  # At this scale a product is as large as its factors.
   a, b = (
     jax.random.normal(key, (size, size), jnp.bfloat16) * scale
     for key, scale in zip(keys, (1.0, size**-0.5), strict=True)

@@ -2,14 +2,14 @@
 
   python -m benchmarks.buffer_import --core 1
 
-Writes a file in the authors' format: 50,000 trajectories of 3.39 steps, five
-on each of 10,000 questions, 169,489 lines of a key (prompt and history) and a
-value of some 90 wordpieces. Then imports it as `experiments.buffer import`
-does, up to an index that is on disk. Embedding is not measured: an encoder that
-has MiniLM's tokenizer, but makes up vectors in clusters by question, stands in
-for it, and its seconds are taken off. Prints one JSON line: seconds by phase,
-processor seconds in all, which others on the machine change less, and the most
-memory resident.
+Writes a file in the authors' format: 50,000 trajectories of 3.39 steps, five on
+each of 10,000 questions. Each of its 169,489 lines has a key (prompt and
+history) and a value of some 90 wordpieces. Then imports it as
+`experiments.buffer import` does, up to an index that is on disk. Embedding is
+not measured. A stand-in for the encoder has MiniLM's tokenizer and makes up
+vectors in clusters by question. Its seconds are subtracted. Prints one JSON
+line: seconds by phase, processor seconds in all, which others on the machine
+change less, and the most memory resident.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     .venv/bin/python -m benchmarks.buffer_open
 
-Writes a buffer of 169,489 traces, once, to `.cache/benchmarks`: questions of
-18 words with five trajectories of 3 or 4 steps each, steps of some 90
-wordpieces, one agent. Embedding is not what is measured, so the keys' vectors
-are made up: those of one question lie close together. Then processes of their
-own open it one after another, each with the real encoder, and read:
+Writes a buffer of 169,489 traces, once, to `.cache/benchmarks`: questions of 18
+words with five trajectories of 3 or 4 steps each, steps of some 90 wordpieces,
+one agent. Embedding is not measured, so the keys' vectors are made up: those of
+one question lie close together. Then processes of their own open it one after
+another, each with the real encoder, and read:
 
 - `open_s`: `StepTraceBuffer.load`, checksums of all files included;
   `open_without_checksums_s` compares sizes alone. The files are in the page
@@ -115,7 +115,7 @@ def resident_mb() -> float:
 def open_once(directory: pathlib.Path, checksums: bool) -> dict[str, float]:
   """Opens the buffer in this process; returns what it took."""
   encoder = retrieval.SentenceEncoder.from_pretrained()
-  # What ScaNN needs is loaded with the first index, however small.
+  # The first index, however small, loads all that ScaNN needs.
   retrieval.index_class().build(np.eye(2, dtype=np.float32))
   before = resident_mb()
   began = time.perf_counter()

@@ -2,12 +2,12 @@
 
     python -m benchmarks.decode_bandwidth
 
-The rollout's own `decode` program, Qwen2.5-3B's shape in bfloat16, random
-weights, all slots with a cache of `--context` tokens at the end. A step has to
-read the weights once and each slot's cache up to its last block; `fraction` is
-that many bytes a second, over what copies of a large array reach in the same
-process. Sampling, log-probabilities, entropies and the stop automaton are in
-the time and not in the bytes.
+Runs the rollout's own `decode` program with random weights of Qwen2.5-3B's
+shape in bfloat16. At the end all slots have a cache of `--context` tokens. A
+step has to read the weights once and each slot's cache up to its last block;
+`fraction` is that many bytes a second, over what copies of a large array reach
+in the same process. Sampling, log-probabilities, entropies and the stop
+automaton are in the time and not in the bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
   def decode() -> sampler.SlotState:
     nonlocal state
-    # The slots go back to the same length: what the cache holds is the same.
+    # The slots go back to the same length: the cache holds the same.
     state = state._replace(
       lengths=jnp.full(slots, start, jnp.int32),
       limits=jnp.full(slots, context, jnp.int32),

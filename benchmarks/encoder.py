@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.encoder
 
-MiniLM-L6-v2, float32, one core. Batches of 64 texts whose lengths are spread
-evenly from 8 to 256 wordpieces, as keys of histories from the first step to the
-last are; English words of one wordpiece each. Both run in turns, one process
-each, with nothing in a cache; compiling does not count.
+MiniLM-L6-v2, float32, one core. A batch has 64 texts of English words of one
+wordpiece each. Their lengths are spread evenly from 8 to 256 wordpieces, like
+keys of histories from the first step to the last. Both run in turns, one
+process each, with nothing in a cache; compiling does not count.
 
 `largest_difference` is that of any element of a vector of either.
 """

@@ -4,17 +4,17 @@
     .venv/bin/python -m benchmarks.index --data ../shared/data --text
     .venv/bin/python -m benchmarks.index --workers ours --vectors 1000000
 
-169,489 vectors, as many as the paper's buffer has step traces, in bundles
-around 10,000 keys of real text (see `index_vectors`); queries lie around the
-same keys and are none of the vectors. The keys are made from the data sets in
-the folder (see `index_texts`) and embedded by MiniLM; their vectors are kept
-under `.cache`. Without a folder random ones take their place.
+The 169,489 vectors are as many as the paper's buffer has step traces. They lie
+in bundles around 10,000 keys of real text (see `index_vectors`). Queries lie
+around the same keys and differ from all vectors. The keys are made from the
+data sets in the folder (see `index_texts`) and embedded by MiniLM; their
+vectors are kept under `.cache`. Without a folder random ones take their place.
 
 Ours and FAISS (M 32, efConstruction 200, efSearch 128) run in turns, one
 process each, on one core. Recall is against exact search. `held_mb` is the
-memory that an index took which no file backs, `peak_mb` the most while it was
-built, pages of the file of vectors included; `loaded` is a process that has
-only read the index back.
+index's memory that no file backs. `peak_mb` is the most while it was built,
+pages of the file of vectors included. `loaded` is a process that has only read
+the index back.
 
 With `--text` the index holds 20,000 of 21,000 keys as they are, and the queries
 are 1,000 waiting histories: keys of the 21,000 in other words.

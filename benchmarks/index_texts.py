@@ -80,9 +80,9 @@ def read_histories(
 ) -> list[History]:
   """Reads `count` distinct histories from a folder of data sets.
 
-  A quarter of them are questions of the training set `rl_train` alone, as the
-  first step of every trajectory has them; the others are of trajectories on
-  the questions of hotpotqa, 2wikimultihopqa and musique, of up to three steps.
+  A quarter of them are questions of the training set `rl_train` alone, like the
+  key of every first step. The others are of trajectories on the questions of
+  hotpotqa, 2wikimultihopqa and musique, of up to three steps.
 
   Raises:
     FileNotFoundError: if the folder lacks one of the sets.

@@ -2,8 +2,8 @@
 
 Step traces come in bundles: the same question and history in the words of
 several trajectories. So a vector is one of a few thousand keys, moved in a
-random direction to a cosine that is the median between a key of real text and
-the same history in other words.
+random direction to a fixed cosine. That cosine is the median between a key of
+real text and the same history in other words.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
   python -m benchmarks.load_checkpoint
 
 Writes random bfloat16 weights of that shape, in several files, to a temporary
-folder (3.1 GB), and times in turns, with the files in the page cache:
+folder (3.1 GB). Then it times in turns, with the files in the page cache:
 
 - reading every file into fresh memory, as parameters need fresh memory too;
 - reading them all into one buffer, again and again, which is less than any
   loader can do: it shows what the memory costs;
 - `from_pretrained` onto one device, in bfloat16.
 
-Then a process of its own loads onto one device, and another onto a mesh of
-eight fake CPU devices (fsdp 4, tensor 2). The arrays of CPU devices lie in host
+Then one new process loads onto one device, and another onto a mesh of eight
+fake CPU devices (fsdp 4, tensor 2). The arrays of CPU devices lie in host
 memory. So the benchmark reports the peak of the resident set, mapped pages of
 the files included. It subtracts the resident set before and the arrays' own
 bytes. Targets: load / read at most 1.3; that peak at most the largest tensor

@@ -2,13 +2,13 @@
 
   python -m benchmarks.packing
 
-Packs minibatches of 16 questions x 16 rollouts, the paper's, into rows of
-5,632 tokens. The paper gives budgets (prompts of up to 1,536 and responses of
-up to 4,096 tokens) and no distribution; three are tried: response lengths
-spread evenly over the whole budget, log-normal ones around 900 tokens, and
-log-normal ones of which a tenth is cut at the limit. Prints one JSON line:
-medians over batches of the share of positions that hold no token, whole
-micro-batches counted, and the same for one trajectory a row.
+Packs minibatches of 16 questions x 16 rollouts, the paper's, into rows of 5,632
+tokens. The paper gives budgets (prompts of up to 1,536 and responses of up to
+4,096 tokens) and no distribution. Three are tried. Response lengths are spread
+evenly over the whole budget, log-normal around 900 tokens, or log-normal with a
+tenth cut at the limit. Prints one JSON line with the share of positions that
+hold no token. It is the median over batches, whole micro-batches counted. The
+same is given for one trajectory a row.
 """
 
 from __future__ import annotations

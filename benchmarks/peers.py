@@ -1,9 +1,9 @@
 """Peers in environments of their own, and processes that take turns.
 
 A benchmark that compares with other libraries starts one process for each,
-pinned to one core, and asks them in turn. A peer's environment is made from
-`benchmarks/requirements` on first use and kept under `.cache/benchmarks`. What
-runs in the process serves by `benchmarks.worker`.
+pinned to one core. It asks them in turn. A peer's environment is made from
+`benchmarks/requirements` on first use and kept under `.cache/benchmarks`. The
+program in the process serves by `benchmarks.worker`.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
   python -m benchmarks.plan_tables
 
-Makes every plan that is not in `--folder` yet, each in a process of its own,
-and writes the tables into the document. Needs libtpu (`make test-plan` makes an
-environment that has it) and no TPU; compiling takes a few minutes a plan on
-one core. Prints one JSON line: the least seconds of a round by plan.
+Makes every plan that is not in `--folder` yet, each in its own process. Writes
+the tables into the document. Needs libtpu (`make test-plan` makes an
+environment that has it) and no TPU; compiling takes a few minutes a plan on one
+core. Prints one JSON line: the least seconds of a round by plan.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Setting:
   Attributes:
     title: in the tables.
     config: name of the config file.
-    topology: what it is planned for.
+    topology: of the devices.
     more: further arguments of the planner.
   """
 
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def _plan(setting: Setting, folder: pathlib.Path) -> dict[str, Any]:
-  """A plan from its file, made first where there is none."""
+  """A plan from its file, which is made first if it is missing."""
   path = folder / f"{setting.name}.json"
   if not path.exists():
     command = [sys.executable, "-m", "experiments.plan", *setting.arguments]

@@ -2,20 +2,20 @@
 
     .venv/bin/python -m benchmarks.rollout
 
-Distinct prompts of 128 tokens, 128 new ones in every row, float32, one CPU
-core, all from the same weights, sampled at temperature 1 over the whole
-vocabulary. All four run in turns, one process each; peers live in environments
-of their own, which the first run installs under `.cache/benchmarks`. Prefill
-counts, compiling does not.
+Distinct prompts have 128 tokens, and every row generates 128 new ones. Float32,
+one CPU core. All use the same weights and sample at temperature 1 over the
+whole vocabulary. All four run in turns, one process each; peers live in
+environments of their own, which the first run installs under
+`.cache/benchmarks`. Prefill counts, compiling does not.
 
-Ours is the rollout engine as training runs it: the stop automaton of all tools
-beside the answer's tag runs at every token, and log-probabilities and
-entropies of what is sampled are kept; the peers keep the tokens alone. Nothing
-ends early: no id ends a text here, and in this vocabulary a tag is spelled by
-eight or more ids, which an untrained policy does not hit upon.
+Ours is the rollout engine as training runs it. The stop automaton of the
+answer's tag and of all tools' runs at every token. Log-probabilities and
+entropies of sampled tokens are kept; the peers keep the tokens alone. No text
+ends early: no id ends a text here. In this vocabulary eight or more ids spell a
+tag, and an untrained policy does not write them.
 
 `greedy_agreement` is the share of the first eight likeliest tokens of every row
-that a peer has in common with ours; it has to be 1, up to near ties.
+in which a peer agrees with ours; it has to be 1, up to near ties.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def write_problem(
   folder: pathlib.Path, rows: int, prompt_tokens: int, new_tokens: int
 ) -> None:
   """Weights, prompts and settings that all workers read."""
-  # With wider weights than usual the layers have a say beside the embedding,
-  # which alone would write the same token again and again.
+  # Wider weights than usual let the layers count beside the embedding. Alone it
+  # would write the same token again and again.
   config = setup.decoder_config(initializer_range=0.06)
   models.save_pretrained(
     models.Decoder(config, rngs=nnx.Rngs(0)), folder / "model"

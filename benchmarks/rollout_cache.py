@@ -4,7 +4,7 @@
 
 How long a decode step takes with ever longer prompts, whose cache is read in
 blocks of `KV_BLOCK` positions. The last token of a prompt is the first of a
-block, and one block's worth of tokens is generated, so a run reads the same
+block, and a run generates as many tokens as a block has. So it reads the same
 number of blocks from its first step to its last. All lengths run in one engine
 with the same room, in turns, on one core.
 

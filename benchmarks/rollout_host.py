@@ -2,13 +2,13 @@
 
     .venv/bin/python -m benchmarks.rollout_host
 
-A hybrid rollout with instant tools and a Step-Trace Buffer of 169,489 traces:
-4 questions, 16 trajectories each, 8 of them hybrid, retrieval at every other
+A hybrid rollout with instant tools and a Step-Trace Buffer of 169,489 traces: 4
+questions, 16 trajectories each, 8 of them hybrid, retrieval at every other
 boundary. Steps of 16 to 112 tokens, five tool calls, results of 100 tokens,
 retrieved steps of 40. Keys in the buffer are made up, in bundles as those of
-step traces are (see `index_vectors`); what is looked up is embedded by the real
-encoder, and the texts are English words, each of which is one wordpiece to it.
-All results are new, so no vector is found in the encoder's cache.
+step traces are (see `index_vectors`). The real encoder embeds the queries. The
+texts are English words, each of which is one wordpiece to it. All results are
+new, so no vector is found in the encoder's cache.
 
 The engine's own clock splits the rollout's wall time into shares:
 

@@ -7,13 +7,13 @@ tokens around them. The rollout inserts what came back into its cache and goes
 on. Three things stand beside it, in turns, in one process on one core:
 
 - `unbroken`: one generation that ends at the same length. It samples as many
-  tokens as the trajectory samples and inserts together, which is what the
-  trajectory would cost if the policy wrote everything itself. An inserted
-  token runs through the model too, but without the output head, without
-  sampling, and many at once; so the ratio tells whether stopping, tools,
-  encoding and inserting cost more than they spare.
+  tokens as the trajectory samples and inserts together. So much the trajectory
+  would cost if the policy wrote everything itself. An inserted token runs
+  through the model too, but without the output head, without sampling, and many
+  at once; so the ratio tells whether stopping, tools, encoding and inserting
+  cost more than they spare.
 - `sampled_alone`: one generation of as many tokens as the trajectory samples,
-  and none for those that it inserts. What the trajectory takes beyond it is the
+  and none for those that it inserts. The trajectory's time beyond it is the
   whole cost of its inserts, the model's own work on them included.
 - `prefill_again`: what engines without an insertion do. Every step is a request
   of its own, whose prompt is all that there is so far.

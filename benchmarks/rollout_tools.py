@@ -6,10 +6,10 @@
 and 1 s, uniformly, or no time; the two take turns in one process on one core.
 `slow_over_bound` is the time with slow tools over that with instant ones plus
 the mean of one call, 0.5 s: what a rollout takes whose sequences never wait for
-each other's tools, but for the last one. A sequence cannot spare its own
-calls, though: they come one after the other, between its steps. With slow
-tools sequences also stop at different moments, so decoding runs with some of
-its slots idle, and results are inserted in more programs.
+each other's tools, but for the last one. A sequence cannot spare its own calls,
+though: they come one after the other, between its steps. With slow tools
+sequences also stop at different moments. So decoding runs with some of its
+slots idle, and more programs insert results.
 
 The policy is scripted (see `rollout_setup`): six steps of 64 tokens, results
 of 100. A thread a sequence, since a tool that waits takes no core.

@@ -2,14 +2,13 @@
 
     .venv/bin/python -m benchmarks.serve_index
 
-Starts `experiments.serve_index` in a process of its own with a buffer of 20,000
-traces, and asks it over loopback from this one: 512 connections, each of which
-sends its next request when it has the answer to the last. A request is one
-query, a question with its history, and wants three documents with scores.
-Queries are of 16 to 200 English words, each of which is one wordpiece to the
-encoder, all of them new, so that no vector is found in its cache. Keys in the
-buffer are random unit vectors of the encoder's dimension; what is looked up is
-embedded by the real encoder.
+Starts `experiments.serve_index` in its own process with a buffer of 20,000
+traces. This process asks it over loopback on 512 connections. Each sends its
+next request when it has the answer to the last. A request is one query, a
+question with its history, and wants three documents with scores. Queries have
+16 to 200 English words, each of which is one wordpiece to the encoder. All are
+new, so no vector is found in its cache. Keys in the buffer are random unit
+vectors of the encoder's dimension. The real encoder embeds the queries.
 
 - `load`: that.
 - `again`: the same queries once more, whose vectors the server's encoder has in
@@ -19,8 +18,8 @@ embedded by the real encoder.
 - `one_request`: all 512 queries in one request, as Search-R1's trainer sends
   those of a batch of trajectories.
 - `in_process`: the same search without a server, in batches as large as the
-  server's, in this process while the server is idle. What the server loses
-  beside it is the price of HTTP, and of sharing the cores with this client.
+  server's. It runs in this process while the server is idle. The server's loss
+  beside it is the cost of HTTP, and of sharing the cores with this client.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
   python -m benchmarks.stop_table
 
-Builds the table of the tags that end a step with all tools, for vocabularies
-of Llama 2's and of Qwen2.5-7B's size. Token lengths are geometric with a mean
-of 5.5 bytes, one token has 128 bytes, and an eighth of all begin with a part of
-a tag. Prints one JSON line: bytes of the table, and medians of the seconds that
-it took.
+Builds the table of the tags that end a step with all tools. The vocabularies
+have Llama 2's and Qwen2.5-7B's size. Token lengths are geometric with a mean of
+5.5 bytes, and one token has 128 bytes. An eighth of all tokens begin with a
+part of a tag. Prints one JSON line: bytes of the table, and medians of the
+seconds that it took.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ batch, in turns, one process each; peers live in environments of their own,
 which the first run installs under `.cache/benchmarks`. The first update's loss
 and gradient norm are printed, since they have to agree.
 
-`matmul_fraction` is the update's own arithmetic (no recomputation; causal half
-of the attention, head on policy tokens) a second, over that of one large
-float32 product by JAX in the same process.
+`matmul_fraction` is the update's own arithmetic a second, over that of one
+large float32 product by JAX in the same process. It counts no recomputation,
+the causal half of the attention, and the head on policy tokens.
 """
 
 from __future__ import annotations

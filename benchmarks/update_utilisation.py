@@ -2,12 +2,13 @@
 
     python -m benchmarks.update_utilisation
 
-The trainer's own `update_minibatch`: Qwen2.5-3B's shape, parameters, gradients
-and moments in float32, computation in bfloat16, rows of `--length` tokens of
-which the second half of each trajectory is the policy's. `fraction` is the
-model's arithmetic a second (a forward and a backward pass, causal half of the
-attention within each trajectory, head on policy tokens, nothing computed
-again), over that of one large bfloat16 product in the same process.
+Runs the trainer's own `update_minibatch` on Qwen2.5-3B's shape. Parameters,
+gradients and moments are float32, computation is bfloat16. Rows have `--length`
+tokens; the second half of each trajectory is the policy's. `fraction` is the
+model's arithmetic a second, over that of one large bfloat16 product in the same
+process. It counts a forward and a backward pass, the causal half of the
+attention within each trajectory, and the head on policy tokens. Recomputation
+does not count.
 """
 
 from __future__ import annotations

@@ -289,6 +289,10 @@ def _files(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, str]]:
 def _files_of(task: Task, above: str = "") -> Iterator[tuple[str, str]]:
   """Files of a task that are needed and not named, or not there."""
   section = f"{above}tasks.{task.name}."
+  try:
+    task.check()
+  except InputError as error:
+    yield "problem", f"the task {task.name}: {error}"
   if isinstance(task, MixedTask):
     for part in task.tasks:
       yield from _files_of(part, section)

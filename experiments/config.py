@@ -23,7 +23,7 @@ from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
 from rapo_jax.retrieval import IndexConfig, Pooling, RetrievalConfig
 from rapo_jax.retrieval.serving import remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
-from rapo_jax.tasks import TASKS, Task, ToolStarTask, by_name
+from rapo_jax.tasks import TASKS, DataSetTask, Task, by_name
 from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
 
@@ -559,7 +559,7 @@ def paper_reasoning(name: str, base: str, *, tensor: int) -> ExperimentConfig:
   questions, epochs, batch = 10_000, 3, 32
   return ExperimentConfig(
     name=name,
-    tasks=(ToolStarTask(held_out=64),),
+    tasks=(DataSetTask("tool_star", held_out=64),),
     policy=PolicyConfig(base=base, off_policy="Qwen/Qwen3-14B"),
     mesh=MeshConfig(tensor=tensor),
     tools=ToolsConfig(search_top_k=3),

@@ -79,13 +79,15 @@ def without_task_name(path: str) -> str:
 
 # What a task's agents are made with changes nothing else by itself.
 _OWN_AGENTS = "tasks.agents"
+# Where a data set is prepared changes nothing that it holds.
+_DATA_DIR = "tasks.data_dir"
 # What keeps programs in changes nothing that they answer.
 _TRUST = "tools.python.trust_code"
 
 AGENTS = Fields(
   ("tasks", "policy.random"),
   # Agents are made from the questions alone.
-  apart=("tasks.reward", "tasks.tools", "tasks.corpus"),
+  apart=("tasks.reward", "tasks.tools", "tasks.corpus", _DATA_DIR),
 )
 """What the agents that a folder holds were made with."""
 
@@ -106,6 +108,7 @@ BUFFER = Fields(
   # The off-policy agent retrieves nothing and has a group size of its own.
   apart=(
     _OWN_AGENTS,
+    _DATA_DIR,
     "rollout.num_generations",
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
@@ -133,6 +136,7 @@ TRAIN = Fields(
   # Base agent and buffer are compared by what they hold, not by their place.
   apart=(
     _OWN_AGENTS,
+    _DATA_DIR,
     "policy.base",
     "policy.off_policy",
     "policy.random",
@@ -158,6 +162,7 @@ EVALUATE = Fields(
   ),
   apart=(
     _OWN_AGENTS,
+    _DATA_DIR,
     "rollout.num_generations",
     "rollout.num_hybrid",
     "rollout.retrieval_prob",

@@ -6,8 +6,8 @@
 
 Runs on a CPU, whatever the checkpoint was written on. LoRA adapters are merged
 into the base agent, or written apart with --adapters. The export is loaded
-again, and its logits compared with the checkpoint's, before it takes the place
-of an earlier one.
+again, and its logits are compared with the checkpoint's. Only then does it
+replace an earlier one.
 """
 
 from __future__ import annotations
@@ -82,9 +82,8 @@ def export(
     base: where the base agent lies; None for where it lay in the run.
 
   Raises:
-    ExportError: there is no such checkpoint, the output is not an export, or
-      the logits of the export are not the checkpoint's. The output is as it
-      was.
+    ExportError: the checkpoint is missing, the output is not an export, or the
+      export's logits differ from the checkpoint's. The output is as it was.
     InputError: the base agent is not there, or the output cannot be written.
   """
   found, model, source, end_ids = _restore(checkpoint, base)
@@ -143,7 +142,7 @@ def find_checkpoint(path: pathlib.Path) -> Found:
       folder in one.
 
   Raises:
-    ExportError: there is none; names those that are there.
+    ExportError: no checkpoint is found; names those that are there.
     InputError: it is not as it was written.
   """
   parent = path.parent if path.name.isdigit() else path

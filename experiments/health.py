@@ -1,7 +1,7 @@
 """Whether a run can learn anything: warnings, and stops where it cannot.
 
-A `Monitor` reads the row of metrics of each update. What it says depends on
-the rows alone, so that a resumed run and the report come to the same warnings.
+A `Monitor` reads the row of metrics of each update. Its warnings depend on the
+rows alone. So a resumed run and the report come to the same ones.
 """
 
 from __future__ import annotations
@@ -403,7 +403,7 @@ def updates_text(first: int, last: int) -> str:
 
 
 def first_update_text(row: Row) -> str:
-  """Share of trajectories that close their tags, and what helps if it is low.
+  """Share of trajectories that close their tags, with a remedy if it is low.
 
   Args:
     row: metrics of an update; of an older one without this share, "".

@@ -29,7 +29,7 @@ _Arguments = ParamSpec("_Arguments")
 
 EXIT_STATUS = 2
 
-# What the machine refuses is no bug, wherever it happens.
+# A refusal by the machine is no bug, wherever it happens.
 _REMEDIES = {
   errno.ENOSPC: "free some space there, or write to another disk",
   errno.EDQUOT: "free some of your quota, or write to another disk",

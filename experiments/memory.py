@@ -87,9 +87,9 @@ def estimate(
 ) -> Estimate:
   """Bytes on one device by kind.
 
-  What is trained has gradients and two moments of AdamW's in float32; what is
-  frozen has rollout.dtype, in which it is loaded. The rollout has a copy of its
-  own of what lies otherwise or is of another dtype.
+  Trained parameters have gradients and two moments of AdamW's in float32.
+  Frozen ones have rollout.dtype, in which they are loaded. The rollout copies
+  parameters that lie otherwise or have another dtype.
 
   Args:
     config: the experiment.

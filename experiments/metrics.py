@@ -1,8 +1,8 @@
 """Metrics of a run: JSONL always, TensorBoard and Weights & Biases by config.
 
-`metrics.jsonl` is what our own results and report are computed from: one object
-an update, written whole and flushed. A resumed run first drops the rows after
-the update that it resumes from, so that no update is ever counted twice.
+Our own results and report are computed from `metrics.jsonl`: one object an
+update, written whole and flushed. A resumed run first drops the rows after the
+update that it resumes from. So no update is counted twice.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Whether an experiment fits a topology, and what bounds it, told anywhere.
+"""Plans on any machine whether an experiment fits a topology, and its bound.
 
     python -m experiments.plan \\
         --config experiments/configs/qwen2_5_7b_reasoning.py \\
         --topology v5p:4x4x2
 
-Compiles the programs of one RAPO update for devices that need not be there:
+Compiles the programs of one update, by the costliest of the experiment's
+methods, for devices that need not be there:
 TPUs with `libtpu` (`pip install -e '.[plan]'`), `cpu:8` with fake CPU devices.
 GPUs (`h100:8`) are worked out from the programs that fake CPU devices get.
 `--agent off_policy` plans the rollouts that fill the buffer instead.

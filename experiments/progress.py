@@ -1,4 +1,4 @@
-"""What a run is doing, what it has reached and how long it still takes.
+"""The stage of a run, its progress and the time that is left.
 
 On a terminal a live table of stages; elsewhere (logs of a CI job, a file) plain
 lines at most every `interval_s` seconds.
@@ -193,10 +193,10 @@ class Progress:
     self._line(stage, stage.message)
 
   def update(self, done: float, total: float, message: str = "") -> None:
-    """Says what the current stage has reached.
+    """Reports the progress of the current stage.
 
-    Call it once at the start of a stage, so that neither what was there before
-    nor preparation counts as speed.
+    Call it once at the start of a stage. Then neither earlier work nor
+    preparation counts as speed.
 
     Args:
       done: units finished, those of earlier runs included.
@@ -236,7 +236,7 @@ class Progress:
   def lines(self, width: int) -> list[rich_text.Text]:
     """The live display, none of its lines wider than a terminal.
 
-    Names and numbers stay whole. What is left of the width is for the bar; the
+    Names and numbers stay whole. The rest of the width is for the bar; the
     message of the running stage is below, at most `_MESSAGE_LINES` lines.
 
     Args:

@@ -9,13 +9,13 @@ speaks the retrieval protocol of Search-R1 and of the authors of RAPO:
     GET  /metrics   counts, and how long requests took
 
 A query is a question on its first line and what has happened since below it.
-Search-R1's trainer takes the address with `/retrieve`, RAPO's with
+Search-R1's trainer takes the address with `/retrieve`. RAPO's takes
 `/retrieve?document=text`, since it reads a document as the text itself.
 docs/serving.md has the protocol in full.
 
-There are no users and no passwords: whoever reaches the address reads the
-buffer. Other machines reach it with --host 0.0.0.0; keep the port inside your
-cluster. SIGTERM or Ctrl+C ends it once what was asked is answered.
+There are no users and no passwords: every client that reaches the address can
+read the buffer. Other machines reach it with --host 0.0.0.0; keep the port
+inside your cluster. SIGTERM or Ctrl+C ends it once all requests are answered.
 """
 
 from __future__ import annotations

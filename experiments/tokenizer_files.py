@@ -20,7 +20,7 @@ def load_tokenizer(path_or_hub_id: str | pathlib.Path) -> Any:
     path_or_hub_id: its folder, or a hub's name for one.
 
   Raises:
-    InputError: there is none, or its files are broken.
+    InputError: the folder has no tokenizer, or its files are broken.
   """
   folder = pathlib.Path(path_or_hub_id)
   if not hub.is_hub_id(path_or_hub_id) and not any(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from rapo_jax import text_files
 from rapo_jax.errors import InputError
 
 ANSWER_KEYS = ("target", "ground_truth", "answer", "answers")
@@ -182,6 +183,52 @@ def _python_value(text: str) -> Any:
     parts += ["," * (token.type == before == tokenize.STRING), token.string]
     before = token.type
   return ast.literal_eval(" ".join(parts).strip())
+
+
+def verl_question(row: Mapping[str, Any], where: str) -> str:
+  """The question of a row, see `row_question`.
+
+  Raises:
+    InputError: the row has none; names file and row.
+  """
+  question = row_question(row)
+  if not isinstance(question, str) or not question.strip():
+    raise InputError(
+      f"{where}: no question in extra_info.question, in question or in a user "
+      f"message of prompt, got {question!r:.80}: correct the row."
+    )
+  _check_text(question, where)
+  return question
+
+
+def verl_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+  """The accepted answers under `reward_model.ground_truth`, in any form.
+
+  Returns:
+    None of them if all are blank.
+
+  Raises:
+    InputError: the row has none, or another form; names file, row and column.
+  """
+  where = f"{where}: reward_model.ground_truth"
+  model = unpacked(row.get("reward_model"))
+  if not isinstance(model, Mapping):
+    raise InputError(
+      f"{where} is missing, as reward_model is {model!r:.80}: give it a "
+      "structure, or the JSON text of one."
+    )
+  truths = accepted_answers(model.get("ground_truth"), where)
+  for truth in truths:
+    _check_text(truth, where)
+  return truths
+
+
+def _check_text(text: str, where: str) -> None:
+  """Refuses what no log can hold, as an escape within a JSON text gives it."""
+  try:
+    text_files.check_text(text)
+  except text_files.TextError as error:
+    raise InputError(f"{where}: {error}. Correct the row.") from error
 
 
 def row_question(row: Mapping[str, Any]) -> Any:

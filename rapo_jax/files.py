@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -77,6 +78,17 @@ def replaced_file(
     rename(partial, target)
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process holds a lock file, and holds it.
+
+  The lock ends with the process, however that ends.
+  """
+  with accessing(path), path.open("a", encoding="utf-8") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

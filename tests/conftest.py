@@ -4,6 +4,7 @@ This file is loaded before any test imports JAX, so the environment is set
 here and not in `rapo_jax`, whose import changes nothing.
 """
 
+import gc
 import os
 import pathlib
 
@@ -13,14 +14,19 @@ from tests import fake_devices
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# A second run of the tests compiles next to nothing.
+# A second run of the tests compiles next to nothing. There are thousands of
+# small programs: even those of a few milliseconds are kept.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", fake_devices.QUICK_TO_COMPILE)
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# What JAX traces lives long. Looking through it for garbage as often as Python
+# does by default takes a tenth of the tests' time.
+gc.set_threshold(50_000, 20, 50)
 
 # Signatures of these packages are enforced, shapes included. Not of
 # `objectives`: it checks with chex and does not know jaxtyping.
@@ -50,6 +56,13 @@ def _enforce_signatures() -> None:
 
 
 _enforce_signatures()
+
+
+@pytest.fixture(autouse=True)
+def _no_shared_data_dir(monkeypatch, tmp_path_factory, request):
+  """Keeps prepared data sets of a test apart from all others'."""
+  folder = tmp_path_factory.getbasetemp() / f"data-{id(request.node):x}"
+  monkeypatch.setenv("RAPO_DATA_DIR", str(folder))
 
 
 @pytest.fixture(scope="session")

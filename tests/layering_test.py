@@ -2,8 +2,8 @@
 
 A lower layer never imports a higher one:
 errors → ranges | files | web_address | … → trajectory → objectives | models |
-tools → retrieval | data → rewards → rollout → algorithms → training → tasks →
-experiments.
+tools → retrieval | data → rewards → datasets | rollout → algorithms →
+training → tasks → experiments.
 """
 
 import ast
@@ -23,17 +23,20 @@ LAYERS = {
   "rapo_jax.discovery": 1,
   "rapo_jax.files": 1,
   "rapo_jax.ranges": 1,
-  "rapo_jax.dataset_rows": 1,
   "rapo_jax.text_files": 1,
   "rapo_jax.web_address": 1,
   "rapo_jax.trajectory": 1,
+  "rapo_jax.dataset_rows": 2,
+  "rapo_jax.encrypted": 2,
   "rapo_jax.records": 2,
+  "rapo_jax.row_files": 2,
   "rapo_jax.objectives": 2,
   "rapo_jax.models": 2,
   "rapo_jax.tools": 2,
   "rapo_jax.retrieval": 3,
   "rapo_jax.data": 3,
   "rapo_jax.rewards": 4,
+  "rapo_jax.datasets": 5,
   "rapo_jax.rollout": 5,
   "rapo_jax.algorithms": 6,
   "rapo_jax.training": 7,

@@ -67,7 +67,7 @@ A build that was interrupted goes on with the same command and --resume.
 _IMPORT = """\
 Builds a buffer from JSONL files of trajectories, of one agent or several.
 
-Formats, told from each file: the file of RAPO's authors (`key`, `value`,
+Formats, detected from each file: the file of RAPO's authors (`key`, `value`,
 `reward`); conversations (`messages`, with calls in the text or in
 `tool_calls`); our own logs (`segments`). Steps are cut after each result of a
 tool.
@@ -155,7 +155,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     "--format",
     choices=("auto", "authors", "messages", "trajectories"),
     default="auto",
-    help="of all files (default: told from each)",
+    help="of all files (default: detected from each)",
   )
   parser.add_argument(
     "--on_error",

@@ -56,7 +56,7 @@ def import_files(known: argparse.Namespace) -> int:
       resume=known.resume,
       report_path=known.report,
     )
-  print(imports.told(outcome))
+  print(imports.describe_outcome(outcome))
   assert outcome.manifest is not None
   print(_contents(known.output, outcome.manifest))
   return 0
@@ -149,7 +149,7 @@ def _build_from_endpoint(
       progress,
       resume=known.resume,
     )
-  print(imports.told(outcome))
+  print(imports.describe_outcome(outcome))
   assert outcome.manifest is not None
   print(_contents(known.output, outcome.manifest))
   return 0
@@ -179,7 +179,7 @@ def _asked(
   imports.check_overlaps(overlaps, config)
   if overlaps:
     print(f"{len(overlaps)} questions are held out ({config.overlap}):")
-    print(imports.overlaps_told(overlaps))
+    print(imports.describe_overlaps(overlaps))
   dropped = {o.question for o in overlaps if config.overlap == "drop"}
   return [query for query in train if query.question not in dropped]
 

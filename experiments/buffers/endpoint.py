@@ -41,8 +41,8 @@ def roll_out(
     tools: by name.
     rollout: budgets, as `EndpointAgent` takes them.
     journal: JSONL file that trajectories are appended to as they are finished;
-      a log as importers read it. What is in it is not asked for again, and a
-      line that was cut off by an interruption is.
+      a log as importers read it. Trajectories in it are not asked for again. A
+      line that an interruption cut off is.
     num_trajectories: wanted on each question.
     progress: display, in a stage.
 

@@ -55,12 +55,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class LeakConfig:
-  """Which questions must not be in a buffer, and what happens if one is.
+  """Questions that must not be in a buffer, and what to do about one.
 
   Attributes:
     held_out: files of questions.
     overlap: "refuse" builds nothing, "drop" leaves trajectories on such
-      questions out, "keep" only tells.
+      questions out, "keep" only reports them.
     min_similarity: cosine similarity at which two questions count as one; None
       compares texts alone.
   """
@@ -75,15 +75,15 @@ class LeakConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImportConfig:
-  """What is read and what is taken of it.
+  """How files are read, and which of their steps are kept.
 
   Attributes:
     file_format: of all files; None to tell it from each.
     on_error: whether a broken line stops the import.
     reward: of conversations without one: "f1" of the answer, or a number; None
       refuses them.
-    selection: what is taken.
-    leaks: what must not be in it.
+    selection: which trajectories and steps are kept.
+    leaks: questions that must not be in it.
     index: which index is built over the keys.
   """
 
@@ -176,7 +176,7 @@ def import_files(
     first = next(traces, None)
     if first is None:
       raise InputError(
-        f"nothing is left to build a buffer of:\n{told(outcome)}"
+        f"nothing is left to build a buffer of:\n{describe_outcome(outcome)}"
       )
     traces = itertools.chain([first], traces)
     with progress.stage("write"):
@@ -187,7 +187,7 @@ def import_files(
       writer.add(_reported(_not_yet_in(writer, traces), total, progress))
     if not outcome.traces.num_traces:
       raise InputError(
-        f"nothing is left to build a buffer of:\n{told(outcome)}"
+        f"nothing is left to build a buffer of:\n{describe_outcome(outcome)}"
       )
     with progress.stage("embed and index"):
       outcome.manifest = writer.finish(
@@ -303,7 +303,7 @@ def check_overlaps(overlaps: Sequence[Overlap], config: LeakConfig) -> None:
   if overlaps and config.overlap == "refuse":
     raise InputError(
       "questions that are held out must not be in a buffer, and "
-      f"{len(overlaps)} are:\n{overlaps_told(overlaps)}\n"
+      f"{len(overlaps)} are:\n{describe_overlaps(overlaps)}\n"
       "--overlap drop leaves their trajectories out, --overlap keep takes them "
       "all the same."
     )
@@ -333,7 +333,7 @@ def _reported(
       progress.update(number, total, f"{number:,} step traces")
 
 
-def told(outcome: Outcome) -> str:
+def describe_outcome(outcome: Outcome) -> str:
   """The outcome in lines for people."""
   lines, traces = outcome.lines, outcome.traces
   rows = [
@@ -353,7 +353,7 @@ def told(outcome: Outcome) -> str:
       f"{len(outcome.overlaps):,} questions are held out"
       f" ({outcome.num_held_out:,} trajectories left out):"
     )
-    rows.append(overlaps_told(outcome.overlaps))
+    rows.append(describe_overlaps(outcome.overlaps))
   for count, what in (
     (traces.num_answers, "steps that hold an answer"),
     (traces.num_exact, "copies of steps"),
@@ -364,7 +364,7 @@ def told(outcome: Outcome) -> str:
   return "\n".join(rows)
 
 
-def overlaps_told(overlaps: Sequence[Overlap]) -> str:
+def describe_overlaps(overlaps: Sequence[Overlap]) -> str:
   """Held-out questions by set, and the first of them."""
   rows = []
   for name, (same, alike) in overlap_counts(overlaps).items():

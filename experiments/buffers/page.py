@@ -106,7 +106,7 @@ class _Facts:
 
 
 def _tiles(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
-  """(figure, what it is, what it is made of)."""
+  """(figure, its name, its parts)."""
   agents = manifest.agents.values()
   trajectories = sum(agent.num_trajectories for agent in agents)
   yield (

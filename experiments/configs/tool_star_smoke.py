@@ -18,14 +18,14 @@ from experiments.config import (
   TrainConfig,
 )
 from rapo_jax.rollout import RolloutConfig
-from rapo_jax.tasks import ToolStarTask
+from rapo_jax.tasks import DataSetTask
 from rapo_jax.training import OptimizerConfig, UpdateConfig
 
 
 def get_config() -> ExperimentConfig:
   return ExperimentConfig(
     name="tool_star_smoke",
-    tasks=(ToolStarTask(limit=16, held_out=8),),
+    tasks=(DataSetTask("tool_star", limit=16, held_out=8),),
     tools=ToolsConfig(search_top_k=3),
     # The random agent fills no buffer, and an empty one has to be able to grow.
     buffer=BufferConfig(

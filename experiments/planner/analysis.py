@@ -27,7 +27,9 @@ from experiments.planner.programs import (
 from experiments.planner.search import largest_that_fits
 from experiments.policy_shape import Agent, policy_shape
 from rapo_jax import models
+from rapo_jax.algorithms import Algorithm
 from rapo_jax.models import sharding
+from rapo_jax.training import packed_columns
 
 # What the runtime keeps for itself.
 _USABLE = 0.95
@@ -114,6 +116,8 @@ class Plan:
   Attributes:
     experiment: its name.
     agent: which of its agents acts.
+    method: that trains it, the costliest of the experiment; None for an agent
+      that is not trained.
     topology: what it was planned for.
     compiled_for: "tpu", or "cpu" where figures come from fake CPU devices.
     mesh: sizes of its axes.
@@ -134,6 +138,7 @@ class Plan:
 
   experiment: str
   agent: Agent
+  method: str | None
   topology: str
   compiled_for: str
   mesh: dict[str, int]
@@ -170,13 +175,13 @@ def make_plan(
     agent: which agent acts. The off-policy agent fills the buffer: it is
       rolled out and never trained.
     largest: phases for which to find the most slots, or rows of a micro-batch,
-      that fit, by compiling a few more times. Where a phase does not fit, a
+      that fit. This compiles a few more times. Where a phase does not fit, a
       value that does is looked for in any case.
 
   Raises:
     InputError: the mesh does not use the devices, or does not divide a
-      dimension of the model or of the batch, naming what would work; or the
-      shape of the agent cannot be had.
+      dimension of the model or of the batch. The message names a mesh that
+      would work. Or the shape of the agent is not known.
   """
   axes, mesh = _mesh(config, topology, agent)
   phases: tuple[Phase, ...] = ("rollout",)
@@ -191,6 +196,7 @@ def make_plan(
     agent,
     progress,
   )
+  algorithm = compiler.algorithm
   programs = compiler.programs(config)
   reports = [compiler.report(program) for program in programs]
   chip = chips.CHIPS.get(topology.chip)
@@ -211,6 +217,7 @@ def make_plan(
   return Plan(
     experiment=config.name,
     agent=agent,
+    method=algorithm.name if algorithm else None,
     topology=topology.name,
     compiled_for=topology.compiled_for,
     mesh=axes,
@@ -225,14 +232,14 @@ def make_plan(
       ".".join(_SETTINGS[phase]): value for phase, value in found.items()
     },
     programs=reports,
-    round="a RAPO update"
-    if agent == "base"
+    round=f"a {algorithm.label} update"
+    if algorithm
     else f"{programs.sequences} trajectories for the buffer",
     round_seconds={
       name: sum(r.calls * r.rooflines[name].seconds for r in reports)
       for name in chips.CHIPS
     },
-    notes=_notes(topology, reports),
+    notes=_notes(topology, reports, algorithm),
     verdict=_verdict(
       topology,
       capacity,
@@ -249,8 +256,8 @@ def _mesh(
   """The mesh over a topology: its axes by name, and itself.
 
   Raises:
-    InputError: it does not use the devices, or does not divide the slots, or
-      the rows of a micro-batch where the agent is trained.
+    InputError: it does not use the devices, or does not divide the slots. Or it
+      does not divide the rows of a micro-batch of a trained agent.
   """
   axes = config.mesh.shape(len(topology.devices))
   mesh = sharding.make_mesh(**axes, devices=topology.devices)
@@ -260,6 +267,52 @@ def _mesh(
       "update.rows_per_microbatch", config.update.rows_per_microbatch, mesh
     )
   return axes, mesh
+
+
+def costliest(
+  config: ExperimentConfig,
+  shape: models.DecoderConfig,
+  mesh: Mesh,
+  workload: Workload,
+) -> Algorithm:
+  """The trained method whose updates take most FLOPs, then most memory.
+
+  Of equals, one that retrieves: its responses are longer.
+
+  Args:
+    config: the experiment.
+    shape: of the agent.
+    mesh: attached or not.
+    workload: what trajectories are like.
+  """
+  methods = sorted(
+    config.train.algorithms.values(), key=lambda m: not m.plan.hybrid
+  )
+  different: dict[Any, Algorithm] = {}
+  for method in methods:
+    settings = method.settings(config.objective)
+    # All other differences are elementwise, and cost next to nothing.
+    kind = (
+      method.loss.segment,
+      packed_columns(method.loss),
+      settings.kl_coef > 0,
+      settings.entropy_coef > 0,
+    )
+    different.setdefault(kind, method)
+  if len(different) == 1:
+    return methods[0]
+
+  def cost(method: Algorithm) -> tuple[float, int]:
+    programs = Programs(config, shape, mesh, workload, method)
+    with jax.set_mesh(mesh):
+      flops = sum(
+        program.calls * _count(program)[1].flops
+        for program in programs.phase("update")
+        if program.calls
+      )
+    return flops, sum(programs.memory.values())
+
+  return max(different.values(), key=cost)
 
 
 class _Compiler:
@@ -280,12 +333,14 @@ class _Compiler:
     self._topology = topology
     self._mesh = mesh
     self._workload = workload
-    self._agent = agent
     self._progress = progress
+    self.algorithm = (
+      costliest(config, shape, mesh, workload) if agent == "base" else None
+    )
 
   def programs(self, config: ExperimentConfig) -> Programs:
     return Programs(
-      config, self._shape, self._mesh, self._workload, self._agent
+      config, self._shape, self._mesh, self._workload, self.algorithm
     )
 
   def report(self, program: Program, change: str = "") -> ProgramReport:
@@ -359,7 +414,8 @@ def _peak(reports: list[ProgramReport], phase: Phase) -> int:
 def _constant_bytes(programs: Programs, phase: Phase) -> int:
   """What a phase holds however many slots or rows there are."""
   memory = programs.memory
-  state = memory.get("parameters", 0) + memory.get("optimizer", 0)
+  kept = ("parameters", "optimizer", "reference")
+  state = sum(memory.get(kind, 0) for kind in kept)
   if phase == "rollout":
     return state + memory["rollout parameters"]
   return state + _gradient_bytes(programs)
@@ -375,9 +431,15 @@ def _activation_bytes(programs: Programs, reports: list[ProgramReport]) -> int:
   return max(0, update.temporary_bytes - _gradient_bytes(programs))
 
 
-def _report(program: Program, mesh: Mesh) -> ProgramReport:
+def _count(program: Program) -> tuple[Any, jaxpr_cost.Cost]:
+  """A program, traced, and its cost on all devices together."""
   traced = program.function.trace(*program.args, **program.kwargs)
   cost = jaxpr_cost.count(traced.jaxpr, program.is_weight, program.trips)
+  return traced, cost
+
+
+def _report(program: Program, mesh: Mesh) -> ProgramReport:
+  traced, cost = _count(program)
   began = time.perf_counter()
   compiled = _compile(traced, program)
   compile_s = time.perf_counter() - began
@@ -431,8 +493,8 @@ class _Compiled:
 def _compile(traced: Any, program: Program) -> _Compiled:
   """Compiles a program, or learns from the refusal how much it lacks.
 
-  The compiler for TPUs refuses what the chip's memory does not hold, and names
-  what it would take, arguments and results included.
+  The compiler for TPUs refuses a program that the chip's memory does not hold.
+  It names the memory that the program needs, arguments and results included.
   """
   try:
     compiled = traced.lower().compile()
@@ -475,8 +537,17 @@ def _roofline(
   )
 
 
-def _notes(topology: chips.Topology, reports: list[ProgramReport]) -> list[str]:
+def _notes(
+  topology: chips.Topology,
+  reports: list[ProgramReport],
+  algorithm: Algorithm | None,
+) -> list[str]:
   notes = []
+  if algorithm and algorithm.plan.resample:
+    notes.append(
+      f"{algorithm.label} rolls out up to {algorithm.plan.resample.max_rounds} "
+      "times before an update: one rollout is counted"
+    )
   if topology.compiled_for == "cpu":
     is_gpu = topology.chip != "cpu"
     notes.append(

@@ -79,8 +79,8 @@ def collectives(hlo: str, trips: Sequence[float]) -> list[Collective]:
     match = _COLLECTIVE.search(line)
     assert match is not None
     result, op = match[1], match[2]
-    # A start returns its operands first, then its results, save that an
-    # all-reduce's have the same shapes and are given once.
+    # A start returns its operands first, then its results. An all-reduce's have
+    # the same shapes and are given once.
     if match[3] and op != "all-reduce":
       result = _second(result)
     counts[op] += runs
@@ -136,7 +136,7 @@ def _known_trips(
 ) -> float | None:
   """How often a loop runs, if that is known before it does.
 
-  CPU programs say so. In those for TPU it is read off the loop, which counts
+  CPU programs say so. In those for TPU it is read off the loop. The loop counts
   from 0, by a constant, up to a constant.
   """
   if said := _TRIPS.search(line):

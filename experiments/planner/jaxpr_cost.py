@@ -135,7 +135,7 @@ def _inner(
     return total, []
   if name == "cond":
     walked = [_walk(b.jaxpr, flags[1:], trips) for b in params["branches"]]
-    # The dearer branch: what is skipped at times is not counted as saved.
+    # The dearer branch: work that is skipped at times is not counted as saved.
     total.add(max((c for c, _ in walked), key=lambda c: c.flops))
     return total, walked[0][1]
   if name == "pallas_call":

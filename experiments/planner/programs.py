@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,9 +14,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import ExperimentConfig
-from experiments.policy_shape import Agent
 from experiments.stages.buffer import QUERIES_AT_A_TIME
 from rapo_jax import models
+from rapo_jax.algorithms import Algorithm
 from rapo_jax.errors import InputError
 from rapo_jax.models import KV_BLOCK, sharding
 from rapo_jax.ranges import check_numbers
@@ -25,10 +26,14 @@ from rapo_jax.training import (
   TrainState,
   empty_batch,
   make_optimizer,
+  packed_columns,
+  score_reference,
   update_minibatch,
 )
 
 ROWS = ("data", "fsdp")
+# What a method holds through its rollouts.
+_STATE = ("parameters", "optimizer", "reference")
 # States of the stop automaton of a few tags of some ten bytes each.
 _STOP_STATES = 64
 
@@ -42,8 +47,8 @@ class Workload:
     tool_calls: in a trajectory, on average.
     tool_tokens: of a tool's result; results are taken to be of one length.
     longest_response: tokens of the longest response of a rollout. Slots go on
-      until it is done, and attention reads the caches of all slots as far as
-      the longest one has come.
+      until it is done. Attention reads the caches of all slots as far as the
+      longest one has come.
   """
 
   policy_tokens: int
@@ -69,7 +74,7 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A jitted function and what it is compiled for.
+  """A jitted function and its arguments.
 
   Attributes:
     name: short.
@@ -101,16 +106,16 @@ class Program:
 class Programs:
   """Builds the programs of an experiment for a mesh.
 
-  One round of the base agent is a RAPO update: a rollout and the minibatch
-  updates on it. One round of the off-policy agent is a rollout on as many
-  questions as the buffer is filled with at a time.
+  One round of an agent that is trained is an update: a rollout and the
+  minibatch updates on it. One round of another is a rollout on one batch of
+  the questions that fill the buffer.
 
   Args:
     config: the experiment.
     shape: of the agent.
     mesh: attached or not.
     workload: what trajectories are like.
-    agent: which agent acts.
+    algorithm: that the agent is trained with; None if it is not trained.
   """
 
   def __init__(
@@ -119,18 +124,18 @@ class Programs:
     shape: models.DecoderConfig,
     mesh: Mesh,
     workload: Workload,
-    agent: Agent = "base",
+    algorithm: Algorithm | None,
   ):
     self._config = config
     self._mesh = mesh
     self._workload = workload
-    self._trains = agent == "base"
+    self._algorithm = algorithm
     rollout = config.rollout
     self.prompt_width = _round_up(rollout.max_prompt_tokens, KV_BLOCK)
     self.max_length = _round_up(
       rollout.max_prompt_tokens + rollout.max_response_tokens, KV_BLOCK
     )
-    lora = config.policy.lora if self._trains else None
+    lora = config.policy.lora if algorithm else None
     # A frozen base has the dtype of rollouts, its adapters float32.
     held = dataclasses.replace(
       shape, lora=lora, dtype=rollout.dtype if lora else "float32"
@@ -141,9 +146,13 @@ class Programs:
     self._slots = self._slot_state()
     self._prompts = self._prompt_state()
     self._tables = self._decoding_tables()
-    if self._trains:
+    self._reference: Any = None
+    if algorithm:
+      self._objective = algorithm.settings(config.objective)
       self.train_model = self._model(held, None, sharding.TRAIN_RULES)
       self._optimizer_state = self._opt_state()
+      if self._objective.kl_coef and lora is None:
+        self._reference = self.train_model
       self._queries = config.update.queries_per_update
       group = rollout.num_generations
     else:
@@ -160,9 +169,11 @@ class Programs:
         "parameters": device_bytes(self.train_model),
         "optimizer": device_bytes(self._optimizer_state),
       }
-      if self._trains
+      if self._algorithm
       else {}
     )
+    if self._reference is not None:
+      trained["reference"] = device_bytes(self._reference)
     return trained | {
       "rollout parameters": device_bytes(self._rollout_model),
       "KV cache": device_bytes(cache),
@@ -241,15 +252,17 @@ class Programs:
   def phase(self, name: Literal["rollout", "update"]) -> Iterator[Program]:
     """The programs of one phase."""
     if name == "rollout":
-      if self._trains:
+      if self._algorithm:
         yield self._reshard()
       yield self._prefill()
       yield self._admit()
       yield self._decode()
       yield self._insert()
-    elif self._trains:
+    elif self._algorithm:
       yield self._log_probs()
-      yield self._update()
+      if self._objective.kl_coef:
+        yield self._score_reference(self._algorithm)
+      yield self._update(self._algorithm)
 
   # Arguments.
 
@@ -329,15 +342,20 @@ class Programs:
       cache,
     )
 
-  def _batch(self, microbatches: int) -> PackedBatch:
+  def _batch(self, microbatches: int, columns: Sequence[str]) -> PackedBatch:
     update = self._config.update
-    batch = jax.eval_shape(
-      lambda: empty_batch(
-        microbatches,
-        row_length=update.row_length,
-        rows_per_microbatch=update.rows_per_microbatch,
+    return self._placed_batch(
+      jax.eval_shape(
+        lambda: empty_batch(
+          microbatches,
+          row_length=update.row_length,
+          rows_per_microbatch=update.rows_per_microbatch,
+          columns=columns,
+        )
       )
     )
+
+  def _placed_batch(self, batch: PackedBatch) -> PackedBatch:
     placed: PackedBatch = jax.tree.map(
       lambda x: self._array(
         x.shape, x.dtype, *((None, ROWS) if x.ndim else ())
@@ -363,7 +381,7 @@ class Programs:
       dtype=self._config.rollout.dtype,
       rules=tuple(sharding.ROLLOUT_RULES.items()),
       calls=1,
-      beside=("optimizer",),
+      beside=("optimizer", "reference"),
     )
 
   def _prefill(self) -> Program:
@@ -377,7 +395,7 @@ class Programs:
       # Each chunk reads the blocks up to its own end.
       trips=(chunks, self.prompt_width / KV_BLOCK * (chunks + 1) / 2 / chunks),
       calls=self._prefill_calls,
-      beside=("parameters", "optimizer", "KV cache", "tokens and tables"),
+      beside=(*_STATE, "KV cache", "tokens and tables"),
       copies=self._prompt_copies,
     )
 
@@ -395,7 +413,7 @@ class Programs:
       "admit",
       call,
       calls=self.admit_calls,
-      beside=("parameters", "optimizer", "rollout parameters"),
+      beside=(*_STATE, "rollout parameters"),
     )
 
   def _decode(self) -> Program:
@@ -416,7 +434,7 @@ class Programs:
       call,
       trips=(rollout.decode_chunk, self._longest_blocks),
       calls=self.decode_calls,
-      beside=("parameters", "optimizer", "KV cache of prompts"),
+      beside=(*_STATE, "KV cache of prompts"),
     )
 
   def _insert(self) -> Program:
@@ -433,7 +451,7 @@ class Programs:
         self._longest_blocks,
       ),
       calls=self.insert_calls,
-      beside=("parameters", "optimizer", "KV cache of prompts"),
+      beside=(*_STATE, "KV cache of prompts"),
     )
 
   @property
@@ -445,8 +463,9 @@ class Programs:
     return math.ceil(min(tokens, self.max_length) / KV_BLOCK)
 
   def _log_probs(self) -> Program:
-    update, rollout = self._config.update, self._config.rollout
-    batch = self._batch(1)
+    scoring = self._scoring
+    dtype = scoring.pop("dtype")
+    batch = self._batch(1, ())
     rows = {
       name: self._array(x.shape[1:], x.dtype, ROWS)
       for name, x in batch._asdict().items()
@@ -454,11 +473,7 @@ class Programs:
     }
     function = jax.jit(
       lambda model, rows: models.token_log_probs(
-        model.astype(rollout.dtype),
-        **rows,
-        temperature=rollout.temperature,
-        remat=update.remat,
-        head_chunk=update.head_chunk,
+        model.astype(dtype), **rows, **scoring
       )
     )
     # The sampler's own log-probs are the old ones: nothing is scored twice.
@@ -469,32 +484,82 @@ class Programs:
       rows,
       trips=(self.head_chunks,),
       calls=0,
-      beside=("optimizer",),
+      beside=("optimizer", "reference"),
       phase="update",
     )
 
-  def _update(self) -> Program:
-    config, update = self._config, self._config.update
-    trajectories = self.minibatch_trajectories
-    rows = trajectories * self.sequence_tokens / update.row_length
-    capacity = math.ceil(trajectories / update.rows_per_microbatch)
+  def _score_reference(self, algorithm: Algorithm) -> Program:
+    copied = self._reference is not None
+    return self._program(
+      "reference",
+      score_reference,
+      self._reference if copied else self.train_model,
+      self._minibatch(algorithm),
+      **self._scoring,
+      trips=self._update_trips,
+      calls=self._update_calls,
+      beside=(*(("parameters",) if copied else ()), "optimizer"),
+      phase="update",
+    )
+
+  def _update(self, algorithm: Algorithm) -> Program:
+    batch = self._minibatch(algorithm)
+    if self._objective.kl_coef:
+      batch = self._placed_batch(
+        jax.eval_shape(
+          functools.partial(score_reference, **self._scoring),
+          self.train_model,
+          batch,
+        )
+      )
     return self._program(
       "update",
       update_minibatch,
       TrainState(self.train_model, self._optimizer_state),
-      self._batch(capacity),
-      objective=config.objective,
-      optimizer=config.optimizer,
-      temperature=config.rollout.temperature,
-      dtype=config.rollout.dtype,
-      remat=update.remat,
-      head_chunk=update.head_chunk,
-      trips=(math.ceil(rows / update.rows_per_microbatch), self.head_chunks),
-      calls=update.epochs
-      * update.queries_per_update
-      // update.queries_per_minibatch,
+      batch,
+      objective=self._objective,
+      optimizer=self._config.optimizer,
+      loss=algorithm.loss,
+      **self._scoring,
+      trips=self._update_trips,
+      calls=self._update_calls,
+      beside=("reference",),
       phase="update",
     )
+
+  def _minibatch(self, algorithm: Algorithm) -> PackedBatch:
+    """What the method's loss reads, with room for the worst case."""
+    rows = self._config.update.rows_per_microbatch
+    return self._batch(
+      math.ceil(self.minibatch_trajectories / rows),
+      packed_columns(algorithm.loss),
+    )
+
+  @property
+  def _update_trips(self) -> tuple[int, int]:
+    """Micro-batches of a minibatch, and chunks of the head in each."""
+    update = self._config.update
+    tokens = self.minibatch_trajectories * self.sequence_tokens
+    rows = tokens / update.row_length
+    return math.ceil(rows / update.rows_per_microbatch), self.head_chunks
+
+  @property
+  def _update_calls(self) -> int:
+    """Minibatches of a round."""
+    update = self._config.update
+    batches = update.queries_per_update // update.queries_per_minibatch
+    return update.epochs * batches
+
+  @property
+  def _scoring(self) -> dict[str, Any]:
+    """How the tokens of a minibatch are scored."""
+    update, rollout = self._config.update, self._config.rollout
+    return {
+      "temperature": rollout.temperature,
+      "dtype": rollout.dtype,
+      "remat": update.remat,
+      "head_chunk": update.head_chunk,
+    }
 
   def _called(self, name: str, call: programs.Call, **about: Any) -> Program:
     return self._program(

@@ -26,8 +26,8 @@ def largest_that_fits(
 
   Args:
     known: peak memory by value, of what has been compiled.
-    peak_at: compiles a value and tells its peak.
-    capacity: what there is.
+    peak_at: compiles a value and returns its peak.
+    capacity: memory of a device.
     constant: what the setting has no part in; a guess to begin with.
     step: values are multiples of it.
     most: the largest value of any use.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -17,6 +17,9 @@ from rapo_jax.rewards import ScoreStatus
 
 _WIDTH, _HEIGHT = 340, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 38
+# Of a letter in the labels, wide ones among them.
+_CHAR_WIDTH = 7
+_LABELS = 108
 _ROW = 24
 _MARKED_POINTS = 12
 STATUSES = tuple(str(status) for status in ScoreStatus)
@@ -119,7 +122,7 @@ def dot_chart(
     rows: (method, label, estimate) as in `results["accuracy"][task]`.
     title: what the chart shows, for those who cannot see it.
   """
-  left, height = 108, len(rows) * _ROW + 30
+  left, height = _label_room(row[1] for row in rows), len(rows) * _ROW + 30
   span = _WIDTH - left - _RIGHT
   parts = _vertical_grid(
     [(left + v / 100 * span, f"{v}") for v in (0, 25, 50, 75, 100)], height
@@ -155,7 +158,7 @@ def difference_chart(
     title: what the chart shows, for those who cannot see it.
     method: which is compared, for the colour.
   """
-  left, height = 108, len(rows) * _ROW + 30
+  left, height = _label_room(row[0] for row in rows), len(rows) * _ROW + 30
   # A signed number under the last tick is wider than a plain one.
   span = _WIDTH - left - 1.5 * _RIGHT
   values = [
@@ -171,7 +174,7 @@ def difference_chart(
   parts = _vertical_grid(
     [
       (place(tick), f"{tick:+g}".replace("-", "−") if tick else "0")
-      for tick in _ticks(low, high, 4)
+      for tick in _ticks(low, high, 4 if left == _LABELS else 2)
     ],
     height,
   )
@@ -199,7 +202,7 @@ def difference_chart(
 def histogram(
   values: Sequence[float], *, x_label: str, num_bins: int = 24
 ) -> Markup:
-  """How many values fall where; empty text when there is none.
+  """Bars of how many values fall where; empty text without values.
 
   Whole numbers that are few get a bar each.
 
@@ -307,7 +310,7 @@ def band_class(status: str, band: int) -> str:
 def map_chart(
   points: Sequence[tuple[float, float, str, str]], *, title: str
 ) -> Markup:
-  """Points in a plane without axes: only what lies near what is told.
+  """Points in a plane without axes: only neighbourhoods have a meaning.
 
   Args:
     points: (x, y, class of the style sheet, tooltip).
@@ -379,8 +382,17 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
   )
 
 
+def _label_room(labels: Iterable[str]) -> int:
+  """Width before the rows of a chart; at most half of it is for labels."""
+  longest = max(map(len, labels), default=0)
+  return min(max(_LABELS, 20 + _CHAR_WIDTH * longest), _WIDTH // 2)
+
+
 def _row_text(left: float, y: float, text: str) -> Markup:
-  return _text(left - 10, y + 4, text, "end")
+  room = int(left - 10) // _CHAR_WIDTH
+  # The end tells the evaluation sets of one task apart.
+  shown = text if len(text) <= room else f"…{text[1 - room :]}"
+  return _text(left - 10, y + 4, shown, "end")
 
 
 def _interval(kind: str, low: float, high: float, y: float) -> Markup:

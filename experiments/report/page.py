@@ -128,7 +128,7 @@ def _json(content: Any) -> Markup:
 
 
 def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-  """(figure, what it is, how sure or against what)."""
+  """(figure, its name, its interval or reference)."""
   for name in tables.comparisons(results):
     difference = results["differences"][name].get(MEAN, {}).get("sampled")
     if difference:

@@ -2,8 +2,8 @@
 
 Whole groups, so that the rollouts of one question can be compared: from each
 run the first, the middle and the last update, the same question for every
-method. One seed of every task and method comes first, then further seeds, then
-further questions, until the budget is used up.
+method. One seed of every task and method comes first. Further seeds follow,
+then further questions, until the budget is used up.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def sample_groups(
   groups, size = [], 0
   for _, run, update, query_id, offsets in ranked:
     group = _group(run, update, query_id, offsets)
-    # What fits of a group that is larger than what is left, but no half a row.
+    # Of a group that is larger than the room left, whole rows that fit.
     while group["rollouts"]:
       added = len(json.dumps(group))
       if size + added <= budget_bytes:

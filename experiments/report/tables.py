@@ -113,7 +113,7 @@ def headline(results: Mapping[str, Any]) -> list[str]:
   """What the run has found, in sentences: the finding, then what limits it.
 
   RAPO against GRPO where both are evaluated, else what was trained against the
-  base agent. An interval that includes 0 is called no clear difference, few
+  base agent. An interval that includes 0 is called no clear difference. Few
   seeds are named, and from one seed no interval is claimed.
   """
   differences = results["differences"].get("rapo - grpo", {})

@@ -12,10 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rapo_jax import text_files
 from rapo_jax.data.prompts import chat_messages
 from rapo_jax.data.queries import Query
-from rapo_jax.dataset_rows import accepted_answers, row_question, unpacked
+from rapo_jax.dataset_rows import verl_answers, verl_question
 from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.tools import Described, PythonTool, SearchTool
 
@@ -65,8 +64,8 @@ def load_tool_star(
   blank = []
   for row, record in _rows(path, limit):
     where = f"{path}, row {row}"
-    truths = _ground_truth(record, where)
-    question = _question(record, where)
+    truths = verl_answers(record, where)
+    question = verl_question(record, where)
     if not truths:
       blank.append(row)
       continue
@@ -119,36 +118,3 @@ def _parquet(path: pathlib.Path) -> Iterator[pq.ParquetFile]:
       f"{path} must be a Parquet file, and cannot be read as one ({error}): "
       "copy or download it again."
     ) from error
-
-
-def _question(record: Mapping[str, Any], where: str) -> str:
-  question = row_question(record)
-  if not isinstance(question, str) or not question.strip():
-    raise InputError(
-      f"{where}: no question in extra_info.question, in question or in a user "
-      f"message of prompt, got {question!r:.80}: correct the row."
-    )
-  _check_text(question, where)
-  return question
-
-
-def _ground_truth(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
-  where = f"{where}: reward_model.ground_truth"
-  model = unpacked(record["reward_model"])
-  if not isinstance(model, Mapping):
-    raise InputError(
-      f"{where} is missing, as reward_model is {model!r:.80}: give it a "
-      "structure, or the JSON text of one."
-    )
-  truths = accepted_answers(model.get("ground_truth"), where)
-  for truth in truths:
-    _check_text(truth, where)
-  return truths
-
-
-def _check_text(text: str, where: str) -> None:
-  """Refuses what no log can hold, as an escape within a JSON text gives it."""
-  try:
-    text_files.check_text(text)
-  except text_files.TextError as error:
-    raise InputError(f"{where}: {error}. Correct the row.") from error

@@ -13,6 +13,7 @@ from rapo_jax.rewards.base import (
   score_all,
 )
 from rapo_jax.rewards.f1 import is_match, token_f1
+from rapo_jax.rewards.mathematics import MATH, MathReward, math_equal
 from rapo_jax.rewards.outcome import (
   OUTCOME,
   WHOLE_FORMAT,
@@ -22,21 +23,36 @@ from rapo_jax.rewards.outcome import (
   last_boxed,
   score,
 )
+from rapo_jax.rewards.qa import (
+  QA,
+  QaReward,
+  answer_f1,
+  exact_match,
+  normalized_answer,
+)
 
 __all__ = [
+  "MATH",
   "OUTCOME",
+  "QA",
   "RECIPE_TAGS",
   "WHOLE_FORMAT",
   "FunctionReward",
+  "MathReward",
   "OutcomeReward",
   "OutcomeScore",
+  "QaReward",
   "Reward",
   "Sample",
   "Score",
   "ScoreStatus",
+  "answer_f1",
   "check_reward",
+  "exact_match",
   "is_match",
   "last_boxed",
+  "math_equal",
+  "normalized_answer",
   "reward",
   "reward_name",
   "samples_of",

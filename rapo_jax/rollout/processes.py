@@ -32,7 +32,7 @@ _PIECE_BYTES = 1 << 20
 Target = TypeVar("Target")
 Result = TypeVar("Result")
 
-# Told apart by number: every process makes the same ones in the same order.
+# Each has a number: every process makes the same ones in the same order.
 _numbers = itertools.count()
 
 

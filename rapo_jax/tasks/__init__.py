@@ -13,11 +13,11 @@ from rapo_jax.tasks.base import (
   check_tool_specs,
   load_questions,
 )
+from rapo_jax.tasks.data_sets import DataSetTask
 from rapo_jax.tasks.jsonl import JsonlTask
 from rapo_jax.tasks.mixed import MixedTask
 from rapo_jax.tasks.splits import split_by_question
 from rapo_jax.tasks.table import TASKS
-from rapo_jax.tasks.tool_star import ToolStarTask
 from rapo_jax.tasks.tools import (
   PythonSpec,
   SearchSpec,
@@ -29,6 +29,7 @@ from rapo_jax.tasks.tools import (
 __all__ = [
   "HELD_OUT",
   "TASKS",
+  "DataSetTask",
   "JsonlTask",
   "MixedTask",
   "OwnAgents",
@@ -38,7 +39,6 @@ __all__ = [
   "Services",
   "Task",
   "ToolSpec",
-  "ToolStarTask",
   "by_name",
   "check_tool_specs",
   "load_questions",

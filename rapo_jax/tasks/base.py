@@ -78,6 +78,13 @@ class Task(abc.ABC):
     check_name("the name of a task", self.name)
     check_reward(self.reward)
 
+  def check(self) -> None:  # noqa: B027 - a task may need no check
+    """Checks what costs nothing to check, before anything is written.
+
+    Raises:
+      InputError: the questions cannot be read as the task stands.
+    """
+
   @abc.abstractmethod
   def questions(self) -> Questions:
     """Reads the questions.

@@ -21,6 +21,7 @@ from rapo_jax.training.packing import (
   PackedBatch,
   empty_batch,
   pack,
+  packed_columns,
 )
 from rapo_jax.training.parameters import non_finite, parameter_norm
 from rapo_jax.training.supervised import (
@@ -35,6 +36,7 @@ from rapo_jax.training.update import (
   UpdateMetrics,
   init_train_state,
   make_optimizer,
+  score_reference,
   update_minibatch,
 )
 
@@ -65,8 +67,10 @@ __all__ = [
   "non_finite",
   "pack",
   "pack_examples",
+  "packed_columns",
   "parameter_norm",
   "repeat_examples",
+  "score_reference",
   "score_trajectories",
   "summarise",
   "trajectory_records",

@@ -1,6 +1,6 @@
 """Trajectories packed into rows of fixed length.
 
-Rows hold several trajectories side by side, told apart by segment ids, so
+Rows hold several trajectories side by side, each with its own segment id. So
 little of a batch is padding. The number of rows varies from batch to batch
 while the shape of the arrays does not: they have room for the worst case and
 say how many micro-batches are in use.
@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from rapo_jax.algorithms import TokenLoss
 from rapo_jax.errors import InputError
 from rapo_jax.trajectory import Trajectory
 
 BASE_COLUMNS = ("old_log_probs", "advantages", "retrieved_fraction")
 """Columns of every batch: metrics read them."""
+# Columns that a trajectory holds and only some losses need.
+_HELD_COLUMNS = ("entropies", "step_ids")
 
 
 class PackedBatch(NamedTuple):
@@ -48,6 +51,17 @@ class PackedBatch(NamedTuple):
     """Share of the positions in use that hold no token."""
     used = self.segment_ids[: int(self.num_microbatches)]
     return float(np.mean(np.asarray(used) == 0))
+
+
+def packed_columns(loss: TokenLoss) -> tuple[str, ...]:
+  """Columns that a batch for this loss is packed with.
+
+  What else the loss reads is made by the update.
+  """
+  needed = {*loss.columns}
+  if loss.segment == "step":
+    needed.add("step_ids")
+  return (*BASE_COLUMNS, *(n for n in _HELD_COLUMNS if n in needed))
 
 
 def assign_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -127,18 +141,17 @@ def pack(
       left out.
     row_length: tokens of a row.
     rows_per_microbatch: rows of a micro-batch.
-    columns: that are wanted; those beyond `BASE_COLUMNS` that a trajectory
-      holds are packed, others are for the update to make.
+    columns: of the batch, see `packed_columns`.
   """
   rows = assign_rows([len(t.tokens) for t in trajectories], row_length)
   # One trajectory a row is the worst case.
   capacity = -(-len(trajectories) // rows_per_microbatch)
-  held = [n for n in ("entropies", "step_ids") if n in columns]
+  held = [n for n in columns if n not in BASE_COLUMNS]
   batch = empty_batch(
     capacity,
     row_length=row_length,
     rows_per_microbatch=rows_per_microbatch,
-    columns=(*BASE_COLUMNS, *held),
+    columns=columns,
   )
   for row, members in enumerate(rows):
     start = 0

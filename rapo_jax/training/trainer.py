@@ -1,4 +1,4 @@
-"""One update, told as its stages; the algorithm says how each is done.
+"""One update in its stages; the algorithm says how each is done.
 
 1. rollout       the plan: G trajectories a query; hybrid ones retrieve
                  between steps; other queries for groups that teach nothing
@@ -47,7 +47,7 @@ from rapo_jax.training.experience import (
   evaluate_trajectories,
   score_trajectories,
 )
-from rapo_jax.training.packing import BASE_COLUMNS, PackedBatch, pack
+from rapo_jax.training.packing import PackedBatch, pack, packed_columns
 from rapo_jax.training.repetition import repetitive_fraction
 from rapo_jax.training.update import (
   TrainState,
@@ -376,9 +376,6 @@ def minibatches(
     objective: how token losses are weighted.
     loss: whose columns are packed.
   """
-  columns = (*BASE_COLUMNS, *loss.columns)
-  if loss.segment == "step":
-    columns = (*columns, "step_ids")
   per_batch = update.queries_per_minibatch
   trajectories = experience.trajectories
   batches = []
@@ -412,7 +409,7 @@ def minibatches(
         weights=weights,
         row_length=update.row_length,
         rows_per_microbatch=update.rows_per_microbatch,
-        columns=columns,
+        columns=packed_columns(loss),
       )
     )
   return batches

@@ -39,7 +39,8 @@ class UpdateMetrics(NamedTuple):
     tokens: policy tokens.
     clipped_low: tokens whose ratio fell below the clip range and whose
       advantage is negative, so that their gradient is cut off.
-    clipped_high: likewise above, with a positive advantage.
+    clipped_high: tokens whose ratio rose above it and whose advantage is
+      positive.
     gap_sum: Σ |log-prob of the trainer - log-prob of the sampler|.
     gap_max: the largest of them.
   """
@@ -133,7 +134,7 @@ def update_minibatch(
   """One optimizer update on one minibatch (Eq. 11).
 
   Gradients are summed over micro-batches with weights that were computed over
-  the whole minibatch, so they do not depend on the split. They are of what is
+  the whole minibatch. So they do not depend on the split. They are of what is
   trained: adapters where there are any, else all parameters.
 
   Args:

@@ -1047,7 +1047,7 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
     ("--config.update.queries_per_minibatch=3", "must divide"),
     ("--config.train.num_updates=-3", "num_updates must be at least 1"),
     ("--config.evaluation.temperature=0", "temperature must be > 0"),
-    ("--config.tasks=tool_star", "tasks.tool_star.path is not set"),
+    ("--config.tasks=tool_star", "Tool-Star RL, 10k must be prepared"),
     (
       "--config.policy.base=here",
       "(rapo) needs a buffer, and there is no agent",
@@ -1080,7 +1080,9 @@ def test_bad_overrides_fail_at_once(override, message, tmp_path, capsys):
 
 def test_missing_data_is_named():
   config = dataclasses.replace(small_config(), tasks=(TASKS["tool_star"],))
-  with pytest.raises(checks.CheckError, match=r"tasks\.tool_star\.path is not"):
+  with pytest.raises(
+    checks.CheckError, match="Tool-Star RL, 10k must be prepared"
+  ):
     checks.dry_run(config, None)
 
 

@@ -139,6 +139,33 @@ def test_group_advantages_under_vmap_are_those_of_each_row():
   )
 
 
+def test_advantages_without_a_deviation_are_differences():
+  # Group 0 has mean 2, group 1 has one member alone.
+  actual = objectives.group_advantages(
+    jnp.array([1.0, 3.0, 7.0]), jnp.array([0, 0, 1]), num_groups=2, std=False
+  )
+  np.testing.assert_allclose(actual, [-1.0, 1.0, 0.0])
+
+
+def test_step_returns_by_hand():
+  where = np.array([[True, False, True, True], [True, True, False, False]])
+  rewards = np.array([[1.0, 50, 0, 8], [0, 2, 50, 50]])
+  actual = objectives.step_returns(rewards, where=where, discount=0.5)
+  # 1 + 4 / 2, 0 + 8 / 2, 8: the step left out takes no discount.
+  np.testing.assert_allclose(actual, [[3, 0, 4, 8], [1, 2, 0, 0]])
+
+
+def test_a_response_costs_for_the_last_share_of_its_limit():
+  # From 80 of 100 tokens on: half of the way at 90, and on below -1.
+  np.testing.assert_allclose(
+    objectives.overlong_penalty(
+      np.array([0, 80, 90, 100, 110]), limit=100, share=0.2
+    ),
+    [0, 0, -0.5, -1, -1.5],
+    atol=1e-6,
+  )
+
+
 def test_rapo_advantages_by_hand():
   # (1 + 0.2 * 1) * 2 = 2.4; (1 - 0.2 * 2) * -1 = -0.6: a retrieval that hurt
   # softens the blow, a good one doubles down; 0 retrieval leaves 3.

@@ -140,6 +140,16 @@ def test_kl_by_hand(estimator, expected):
   )
 
 
+def test_a_kl_above_its_limit_counts_as_it():
+  def estimate(d):
+    return objectives.kl_estimate(jnp.float32(0), d, limit=1.0)
+
+  # exp(1) - 2 = 0.718 is below the limit, exp(2) - 3 = 4.39 above it.
+  values, slopes = jax.vmap(jax.value_and_grad(estimate))(jnp.array([1.0, 2]))
+  np.testing.assert_allclose(values, [math.e - 2, 1.0], rtol=1e-6)
+  np.testing.assert_allclose(slopes, [math.e - 1, 0.0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_kl_estimates_are_unbiased(estimator):
   p, q = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
@@ -253,6 +263,28 @@ def test_aggregations_by_hand():
   np.testing.assert_allclose(
     objectives.loss_weights(where, aggregation="token"), where / 4
   )
+
+
+def test_a_constant_divides_every_row_alike():
+  # Rows of 1, 3 and 0 tokens over a constant of 10 tokens, mean of the rows.
+  where = jnp.array([[1, 0, 0], [1, 1, 1], [0, 0, 0]], bool)
+  weights = objectives.loss_weights(where, aggregation="constant", constant=10)
+  np.testing.assert_allclose(weights, where / 30, rtol=1e-6)
+
+
+def test_a_ratio_of_ones_own_is_clipped():
+  ratios, advantages = jnp.array([1.5, 0.5, 5.0]), jnp.array([2.0, -2.0, -1.0])
+  # Held at 1.28; held at 0.8; nothing holds it but the dual clip.
+  np.testing.assert_allclose(
+    objectives.clipped_loss(ratios, advantages), [-2.56, 1.6, 5.0], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    objectives.clipped_loss(ratios, advantages, dual_clip=3.0),
+    [-2.56, 1.6, 3.0],
+    rtol=1e-6,
+  )
+  with pytest.raises(ValueError, match="dual_clip"):
+    objectives.clipped_loss(ratios, advantages, dual_clip=0.5)
 
 
 def test_advantages_by_token_equal_those_by_trajectory():

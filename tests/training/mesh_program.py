@@ -28,6 +28,7 @@ from rapo_jax.training import (
   OptimizerConfig,
   PackedBatch,
   init_train_state,
+  score_reference,
   update_minibatch,
 )
 from tests.closeness import relative_gap
@@ -36,10 +37,16 @@ from tests.tiny_decoder import tiny_decoder
 VOCABULARY, LENGTH, ROWS, SLOTS = 64, 32, 8, 8
 LORA = models.LoraConfig(4, 8.0, ("query", "value", "out", "down"))
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+OBJECTIVE = ObjectiveConfig()
+# Terms so large that the gradient would not be the same without them.
+REGULARISED = ObjectiveConfig(kl_coef=0.5, entropy_coef=0.5)
 
 
-def make_model(*, tie_embeddings: bool = False) -> models.Decoder:
+def make_model(
+  *, tie_embeddings: bool = False, seed: int = 0
+) -> models.Decoder:
   return tiny_decoder(
+    seed=seed,
     vocab_size=VOCABULARY,
     hidden_size=64,
     intermediate_size=128,
@@ -73,22 +80,28 @@ def update(
   mesh: jax.sharding.Mesh | None,
   dtype: str = "float32",
   lora: models.LoraConfig | None = None,
+  objective: ObjectiveConfig = OBJECTIVE,
 ) -> dict[str, Any]:
   """Loss and gradients of an update, and what became of the state."""
+  scoring: dict[str, Any] = {
+    "temperature": 0.7,
+    "dtype": dtype,
+    "remat": "layer",
+    "head_chunk": 64,
+  }
   model = sharding.place(make_model(), mesh=mesh, rules=sharding.TRAIN_RULES)
   if lora is not None:
     model = models.add_adapters(model, lora, rngs=nnx.Rngs(1), mesh=mesh)
   state = init_train_state(model, OPTIMIZER, mesh=mesh)
   with sharding.use_mesh(mesh):
+    batch = sharding.replicate(make_batch(), mesh)
+    if objective.kl_coef:
+      reference = sharding.place(
+        make_model(seed=1), mesh=mesh, rules=sharding.TRAIN_RULES
+      )
+      batch = score_reference(reference, batch, **scoring)
     state, metrics = update_minibatch(
-      state,
-      sharding.replicate(make_batch(), mesh),
-      objective=ObjectiveConfig(),
-      optimizer=OPTIMIZER,
-      temperature=0.7,
-      dtype=dtype,
-      remat="layer",
-      head_chunk=64,
+      state, batch, objective=objective, optimizer=OPTIMIZER, **scoring
     )
   moment = optax.tree.get(state.opt_state, "mu")
   trained = models.trainable(state.model)
@@ -209,17 +222,20 @@ def _decode(
 
 
 @functools.cache
-def _update_on_one_device(lora: models.LoraConfig | None) -> dict[str, Any]:
-  return update(None, lora=lora)
+def _update_on_one_device(
+  lora: models.LoraConfig | None, objective: ObjectiveConfig
+) -> dict[str, Any]:
+  return update(None, lora=lora, objective=objective)
 
 
 def _update_on(
   mesh: jax.sharding.Mesh,
   dtype: str = "float32",
   lora: models.LoraConfig | None = None,
+  objective: ObjectiveConfig = OBJECTIVE,
 ) -> dict[str, Any]:
-  one = _update_on_one_device(lora)
-  there = update(mesh, dtype=dtype, lora=lora)
+  one = _update_on_one_device(lora, objective)
+  there = update(mesh, dtype=dtype, lora=lora, objective=objective)
   return {
     name: relative_gap(there[name], one[name])
     for name in ("loss", "gradient_norm", "gradients")
@@ -251,6 +267,9 @@ def _cases() -> dict[str, Callable[[], dict[str, Any]]]:
     "update 2x4": lambda: _update_on(mesh(fsdp=2, tensor=4)),
     "update 1x8": lambda: _update_on(mesh(tensor=8)),
     "adapters": lambda: _update_on(mesh(fsdp=4, tensor=2), lora=LORA),
+    "update with KL and entropy": lambda: _update_on(
+      mesh(fsdp=4, tensor=2), objective=REGULARISED
+    ),
     "bfloat16": lambda: _update_on(mesh(fsdp=4, tensor=2), dtype="bfloat16"),
     "greedy 4x2": lambda: _rollout_on(mesh(fsdp=4, tensor=2), greedy),
     "greedy 8": lambda: _rollout_on(mesh(tensor=8), greedy),

@@ -11,7 +11,10 @@ from tests import fake_devices
 
 # Each tuple of cases is one process, as the number of devices is global; it
 # runs when one of its tests does.
-_QUICK = ("update 2x4", "adapters", "bfloat16", "greedy 2x4", "filtered 2x4")
+_QUICK = (
+  *("update 2x4", "update with KL and entropy", "adapters", "bfloat16"),
+  *("greedy 2x4", "filtered 2x4"),
+)
 _SLOW = ("update 8x1", "update 4x2", "update 1x8", "greedy 4x2", "greedy 8")
 
 

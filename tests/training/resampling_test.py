@@ -8,63 +8,9 @@ import numpy as np
 import pytest
 
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig, Plan, Resample
-from rapo_jax.rollout import RolloutConfig, RolloutEngine, RolloutStats
-from rapo_jax.rollout.tool_runner import ToolStats
-from rapo_jax.training import (
-  OptimizerConfig,
-  Trainer,
-  UpdateConfig,
-  init_train_state,
-)
-from rapo_jax.trajectory import FinishReason, Trajectory
-from tests.rollout import tag_world
+from rapo_jax.training import OptimizerConfig, Trainer, init_train_state
 from tests.tiny_decoder import tiny_decoder
-
-TOKENIZER = tag_world.make_tokenizer()
-QUERY = tag_world.make_queries()[0]
-RIGHT = "<think>x</think><answer>\\boxed{a}</answer>"
-WRONG = "<think>x</think><answer>\\boxed{zzz}</answer>"
-ROLLOUT = RolloutConfig(
-  num_generations=2,
-  num_hybrid=0,
-  num_slots=2,
-  max_prompt_tokens=32,
-  max_response_tokens=96,
-  max_step_tokens=64,
-)
-
-
-class Engine(RolloutEngine):
-  """Answers questions called "live" once right, others always right."""
-
-  def __init__(self):
-    self.max_length = 128
-    self.calls = []
-
-  def rollout(self, model, requests, *, seed, update):
-    del model, seed
-    self.calls.append([(r.query.query_id, r.index) for r in requests])
-    stats = RolloutStats(seconds=1.0, tools={"search": ToolStats(retries=1)})
-    return [self._answer(r, update) for r in requests], stats
-
-  def _answer(self, request, update):
-    dead = request.query.query_id.startswith("dead")
-    text = RIGHT if dead or request.index % 2 == 0 else WRONG
-    ids = TOKENIZER.encode(text)
-    kinds = np.array([0] + [1] * len(ids), np.int8)
-    return Trajectory(
-      tokens=np.array([1, *ids], np.int32),
-      kinds=kinds,
-      step_ids=np.where(kinds == 0, -1, 0).astype(np.int32),
-      log_probs=np.where(kinds == 0, 0, -3.0).astype(np.float32),
-      entropies=np.zeros(len(kinds), np.float32),
-      query_id=request.query.query_id,
-      group_id=request.group_id,
-      index=request.index,
-      hybrid=False,
-      policy_version=update,
-      finish_reason=FinishReason.ANSWER,
-    )
+from tests.training.answers import QUERY, ROLLOUT, TOKENIZER, UPDATE, Engine
 
 
 def _batches(*rounds):
@@ -88,12 +34,7 @@ def _step(batches, *, algorithm=None, max_rounds=3, more=True):
     rollout=ROLLOUT,
     objective=ObjectiveConfig(),
     optimizer=OptimizerConfig(),
-    update=UpdateConfig(
-      queries_per_update=2,
-      queries_per_minibatch=2,
-      row_length=128,
-      rows_per_microbatch=2,
-    ),
+    update=UPDATE,
     seed=0,
     algorithm=algorithm or dataclasses.replace(dapo, plan=plan),
   )

@@ -176,8 +176,8 @@ class Chain(Protocol):
   ) -> tuple[str, tuple[str, ...], str]:
     """Draws start, moves and target of a question.
 
-    No relation or operand occurs twice in it: what is next can be told from
-    what was last.
+    No relation or operand occurs twice in it: the last move determines the
+    next.
     """
 
   def ask(self, start: str, moves: tuple[str, ...], target: str) -> str:

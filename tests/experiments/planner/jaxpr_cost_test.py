@@ -14,6 +14,7 @@ from experiments.planner import jaxpr_cost
 from experiments.planner.programs import Programs, Workload
 from experiments.policy_shape import random_shape
 from rapo_jax import models
+from rapo_jax.algorithms import ALGORITHMS
 from rapo_jax.models import sharding, splash
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.training import UpdateConfig
@@ -164,7 +165,9 @@ def test_an_update_counts_six_operations_a_parameter_and_token(remat):
   work = Workload(
     policy_tokens=16, tool_calls=0, tool_tokens=0, longest_response=32
   )
-  programs = Programs(config, random_shape(SHAPE), mesh, work)
+  programs = Programs(
+    config, random_shape(SHAPE), mesh, work, ALGORITHMS["rapo"]
+  )
   (update,) = (p for p in programs if p.name == "update")
   with jax.set_mesh(mesh):
     traced = update.function.trace(*update.args, **update.kwargs)

@@ -14,10 +14,12 @@ import pytest
 
 from experiments import plan
 from experiments.config import ExperimentConfig
-from experiments.planner import analysis, chips, collectives
+from experiments.planner import analysis, chips, collectives, jaxpr_cost
 from experiments.planner.programs import Program, Programs, Workload
 from experiments.planner.search import largest_that_fits
 from experiments.policy_shape import policy_shape
+from rapo_jax import models
+from rapo_jax.algorithms import ALGORITHMS
 from rapo_jax.models import attention, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -26,9 +28,13 @@ CONFIG = "experiments/configs/quickstart.py"
 
 def _plan(*arguments):
   """Runs the planner in a process of its own: it chooses JAX's devices."""
+  return _python("-m", "experiments.plan", *arguments)
+
+
+def _python(*arguments):
   search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
   return subprocess.run(
-    [sys.executable, "-m", "experiments.plan", *arguments],
+    [sys.executable, *arguments],
     cwd=ROOT,
     # The tests' own default of float32 products is not a run's.
     env={
@@ -147,41 +153,43 @@ def test_the_off_policy_agent_is_rolled_out_and_not_trained(tmp_path):
   assert "fake CPU devices" in report["notes"][0]
 
 
-def test_adapters_alone_have_an_optimizer(tmp_path):
-  path = tmp_path / "plan.json"
-  process = _plan(
-    *("--config", CONFIG, "--topology", "cpu:2", "--json", str(path)),
-    "--config.policy.lora.rank=4",
-    "--config.rollout.dtype=bfloat16",
-  )
-  assert process.returncode == 0, process.stderr
-  memory = json.loads(path.read_text(encoding="utf-8"))["memory"]
-  # Two float32 moments of each adapter, over a base in bfloat16 that rollouts
-  # hold once more, not cut over fsdp, with adapters in bfloat16 too.
-  assert 0 < memory["optimizer"] < memory["parameters"]
-  assert memory["parameters"] < memory["rollout parameters"]
-
-
 @pytest.mark.parametrize(
-  ("arguments", "message"),
+  ("topology", "message"),
   [
-    (["--topology", "v5p"], "must be a chip and its shape"),
-    (["--topology", "h100:2x2"], "h100 is a number of devices"),
-    (["--topology", "cpu:8", "--config.mesh.tensor=3"], "number of devices"),
-    (
-      ["--topology", "cpu:8", "--config.mesh.tensor=8"],
-      "tensor has 8, which does not divide heads (4)",
-    ),
-    (
-      ["--topology", "cpu:8", "--config.rollout.num_slots=12"],
-      "rollout.num_slots must be a multiple of data * fsdp (8)",
-    ),
+    ("v5p", "must be a chip and its shape"),
+    ("h100:2x2", "h100 is a number of devices"),
   ],
 )
-def test_what_cannot_be_planned_says_why(arguments, message):
-  process = _plan("--config", CONFIG, *arguments)
-  assert process.returncode == 2
-  assert message in process.stderr
+def test_a_topology_that_is_none_says_why(topology, message, capsys):
+  assert plan.main(["--config", CONFIG, "--topology", topology]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_planned_says_why():
+  # One process for all: each would open the same eight devices.
+  program = """
+import sys
+from experiments import plan
+for change in sys.argv[1:]:
+  given = ["--config", "%s", "--topology", "cpu:8", change]
+  print(plan.main(given), file=sys.stderr)
+"""
+  process = _python(
+    *("-c", program % CONFIG, "--config.mesh.tensor=3"),
+    *("--config.mesh.tensor=8", "--config.rollout.num_slots=12"),
+  )
+  messages = re.split(r"^2$", process.stderr, flags=re.MULTILINE)
+  for message, expected in zip(
+    messages,
+    (
+      "number of devices",
+      "tensor has 8, which does not divide heads (4)",
+      "rollout.num_slots must be a multiple of data * fsdp (8)",
+      "",
+    ),
+    strict=True,
+  ):
+    assert expected in message
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
@@ -264,6 +272,7 @@ def _programs(mesh=None, **changes):
     plan_shape(config),
     mesh or sharding.make_mesh(devices=jax.devices()[:1]),
     workload,
+    ALGORITHMS["rapo"],
   )
 
 
@@ -290,6 +299,100 @@ def test_slots_are_filled_again_as_they_come_free():
   # Three more fills of 1,024 tokens each before the last sequences end.
   assert programs.decode_calls == 48 + 3 * 16
   assert programs.admit_calls == 1 + programs.decode_calls
+
+
+def _trained_with(*methods, lora=None, **objective):
+  """An experiment on a tiny policy, and what `Programs` takes of it."""
+  blank = ExperimentConfig(name="test")
+  config = dataclasses.replace(
+    blank,
+    policy=dataclasses.replace(blank.policy, base=None, lora=lora),
+    objective=dataclasses.replace(blank.objective, **objective),
+    train=dataclasses.replace(blank.train, methods=methods),
+    rollout=dataclasses.replace(blank.rollout, dtype="bfloat16"),
+    update=dataclasses.replace(blank.update, remat="none"),
+  )
+  workload = Workload(
+    policy_tokens=1024, tool_calls=2, tool_tokens=512, longest_response=4096
+  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  return config, policy_shape(config), mesh, workload
+
+
+def _update_flops(*methods, **objective):
+  """FLOPs of one run of each program of the update phase, by name."""
+  experiment = _trained_with(*methods, **objective)
+  programs = Programs(*experiment, analysis.costliest(*experiment))
+  with jax.set_mesh(experiment[2]):
+    return {
+      program.name: jaxpr_cost.count(
+        program.function.trace(*program.args, **program.kwargs).jaxpr,
+        program.is_weight,
+        program.trips,
+      ).flops
+      for program in programs.phase("update")
+    }
+
+
+def _memory(**changes):
+  experiment = _trained_with("grpo", **changes)
+  return Programs(*experiment, ALGORITHMS["grpo"])
+
+
+def test_the_costliest_method_is_planned():
+  def name(*methods, **objective):
+    return analysis.costliest(*_trained_with(*methods, **objective)).name
+
+  # GSPO scores each minibatch once more.
+  assert name("grpo", "rapo", "gspo") == "gspo"
+  # The rest takes as much as GRPO; RAPO retrieves too.
+  assert name("grpo", "dapo", "rapo") == "rapo"
+  assert name("grpo", "dapo") == "grpo"
+  # A method may have a KL term of its own, which takes a model more.
+  own = dataclasses.replace(
+    ALGORITHMS["grpo"], name="own", changes={"kl_coef": 0.1}
+  )
+  assert name("gspo", own) == "own"
+
+
+def test_what_a_method_computes_besides_is_counted():
+  plain = _update_flops("grpo")
+  forward = _update_flops("gspo")["update"] - plain["update"]
+  # A backward pass takes twice a forward pass.
+  assert plain["update"] == pytest.approx(3 * forward, rel=0.35)
+  scored = _update_flops("grpo", kl_coef=0.1)
+  assert scored["update"] == plain["update"]
+  assert scored["reference"] == pytest.approx(forward)
+  assert _update_flops("grpo", entropy_coef=0.1)["update"] > plain["update"]
+
+
+def test_adapters_alone_have_an_optimizer():
+  adapters = models.LoraConfig(4, 8.0, ("query",))
+  memory = _memory(lora=adapters).memory
+  # Adapters are in float32, and rollouts hold them in bfloat16 like the base.
+  adapter_bytes = 2 * (memory["parameters"] - memory["rollout parameters"])
+  assert adapter_bytes > 0
+  # Two moments of each, and a counter or two.
+  assert 0 <= memory["optimizer"] - 2 * adapter_bytes <= 64
+
+
+def test_a_reference_is_held_where_kl_is_taken_to_a_copy():
+  assert "reference" not in _memory().memory
+  adapters = models.LoraConfig(4, 8.0, ("query",))
+  assert "reference" not in _memory(kl_coef=0.1, lora=adapters).memory
+  programs = _memory(kl_coef=0.1)
+  assert programs.memory["reference"] == programs.memory["parameters"]
+  memory = programs.memory
+  beside = {program.name: program.beside_bytes for program in programs}
+  state = memory["parameters"] + memory["optimizer"]
+  assert beside["update"] == memory["reference"]
+  # It is an argument itself.
+  assert beside["reference"] == state
+  assert beside["admit"] == (
+    state + memory["reference"] + memory["rollout parameters"]
+  )
+  calls = {program.name: program.calls for program in programs}
+  assert calls["reference"] == calls["update"] > 0
 
 
 # Peaks made up for it: a capacity of 100, a constant of 20.

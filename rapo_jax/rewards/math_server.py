@@ -1,0 +1,81 @@
+"""Compares answers by math-verify: a program, one line in, one line out.
+
+It runs in a process of its own. A comparison may take any time and memory, and
+Python cannot interrupt it from within: who asks ends the process instead. It
+imports nothing of this project, so that it starts within a second.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import resource
+import sys
+
+_MEMORY_BYTES = 4 * 2**30
+# A number with words behind it, such as 12 apples or 3.5 \text{ cm}. A letter
+# may be a variable, and some words are functions.
+_UNIT = re.compile(
+  r"(?P<number>\\?[$€£¥]? ?[-+]?[\d.,]*\d(?:/\d+)?)"
+  r"(?:\\[ ,;:!])*(?: *\\(?:text|mathrm|textrm|mbox) *\{[A-Za-z .]+\}(?:\^\d)?"
+  r"|(?: +(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|and|inf)\b)"
+  r"[A-Za-z]{3,})+)\.?"
+)
+
+
+def equal(answer: str, truth: str) -> bool:
+  """Whether two answers are the same mathematics, units apart."""
+  import math_verify
+
+  def same(first: str, second: str) -> bool:
+    # Time limits of the library work by signals; ours is the process.
+    wanted, given = (
+      math_verify.parse(
+        f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=False
+      )
+      for text in (first, second)
+    )
+    return bool(
+      wanted
+      and given
+      and math_verify.verify(
+        wanted, given, timeout_seconds=None, raise_on_error=False
+      )
+    )
+
+  if same(truth, answer):
+    return True
+  numbers = [_without_unit(truth), _without_unit(answer)]
+  return numbers != [truth, answer] and same(*numbers)
+
+
+def _without_unit(text: str) -> str:
+  match = _UNIT.fullmatch(text.strip())
+  return match["number"] if match else text
+
+
+def main() -> None:
+  """Answers each line `[answer, truth]` by `true` or `false`."""
+  resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+  # Integers of any length are mathematics; the deadline bounds their time.
+  sys.set_int_max_str_digits(0)
+  logging.disable(logging.CRITICAL)
+  # What a library prints must not be read as an answer.
+  replies, sys.stdout = sys.stdout, sys.stderr
+  equal("1", "1")
+  replies.write("ready\n")
+  replies.flush()
+  for line in sys.stdin:
+    answer, truth = json.loads(line)
+    try:
+      found = equal(answer, truth)
+    except (Exception, RecursionError):
+      # What cannot be read as mathematics equals nothing.
+      found = False
+    replies.write(f"{json.dumps(found)}\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,203 @@
+"""Equality of mathematical answers, and a reward by it.
+
+The comparison is math-verify's (github.com/huggingface/Math-Verify), in
+processes of its own with a deadline.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from rapo_jax.rewards.base import Sample, Score
+from rapo_jax.rewards.outcome import FORMAT_PENALTY, WHOLE_FORMAT, score
+
+TIMEOUT_S = 3.0
+"""Deadline of one comparison."""
+MAX_CHARS = 2000
+"""A longer answer equals nothing."""
+_SERVER = pathlib.Path(__file__).with_name("math_server.py")
+_START_S = 60.0
+_CACHED = 2**16
+
+
+class _Late(Exception):
+  """A server did not answer in time, or died."""
+
+
+class _Server:
+  """One server process; used by one thread at a time."""
+
+  def __init__(self) -> None:
+    self._process = subprocess.Popen(
+      [sys.executable, "-I", str(_SERVER)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      start_new_session=True,
+    )
+    self._ready = False
+
+  def ask(self, answer: str, truth: str) -> bool:
+    """Whether the two are equal.
+
+    Raises:
+      _Late: the server did not answer, and is ended.
+    """
+    if not self._ready:
+      self._line(_START_S)
+      self._ready = True
+    question = json.dumps([answer, truth]) + "\n"
+    assert self._process.stdin is not None
+    try:
+      self._process.stdin.write(question.encode())
+      self._process.stdin.flush()
+    except OSError as error:
+      self.close()
+      raise _Late from error
+    return self._line(TIMEOUT_S) == b"true"
+
+  def _line(self, seconds: float) -> bytes:
+    assert self._process.stdout is not None
+    file = self._process.stdout.fileno()
+    until = time.monotonic() + seconds
+    text = b""
+    while not text.endswith(b"\n"):
+      left = until - time.monotonic()
+      if left <= 0 or not select.select([file], [], [], left)[0]:
+        break
+      part = os.read(file, 4096)
+      if not part:
+        break
+      text += part
+    else:
+      return text.strip()
+    self.close()
+    raise _Late
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.kill()
+    self._process.communicate()
+
+
+class _Pool:
+  """As many servers as there are processors, started when they are needed."""
+
+  def __init__(self, size: int):
+    self.size = size
+    self.threads = ThreadPoolExecutor(size, thread_name_prefix="math-equal")
+    self._idle: queue.LifoQueue[_Server | None] = queue.LifoQueue()
+    for _ in range(size):
+      self._idle.put(None)
+
+  def equal(self, answer: str, truth: str) -> bool:
+    server = self._idle.get()
+    try:
+      server = server or _Server()
+      return server.ask(answer, truth)
+    except _Late:
+      server = None
+      return False
+    finally:
+      self._idle.put(server)
+
+  def close(self) -> None:
+    for _ in range(self.size):
+      server = self._idle.get()
+      if server is not None:
+        server.close()
+
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def _pool() -> _Pool:
+  pool = _Pool(min(8, len(os.sched_getaffinity(0))))
+  atexit.register(pool.close)
+  return pool
+
+
+@functools.lru_cache(_CACHED)
+def _equal(answer: str, truth: str) -> bool:
+  with _lock:
+    pool = _pool()
+  return pool.equal(answer, truth)
+
+
+def math_equal(answer: str, ground_truth: str) -> bool:
+  r"""Whether an answer is the same mathematics as the ground truth.
+
+  1/2, 0.5 and `\frac{1}{2}` are equal; 3 and -3 are not, nor are (1, 2) and
+  (2, 1). Units count as nothing. Any thread may call it.
+
+  Args:
+    answer: without its box, in LaTeX or plain.
+    ground_truth: of the same form.
+
+  Returns:
+    False, too, for what cannot be read, is longer than `MAX_CHARS`, or takes
+    longer than `TIMEOUT_S` seconds to compare.
+
+  """
+  answer, ground_truth = answer.strip(), ground_truth.strip()
+  if not answer or max(len(answer), len(ground_truth)) > MAX_CHARS:
+    return False
+  return _equal(answer, ground_truth)
+
+
+def math_equal_all(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+  """`math_equal` of many pairs, on all processors; results in order."""
+  with _lock:
+    pool = _pool()
+  return list(pool.threads.map(lambda pair: math_equal(*pair), pairs))
+
+
+@dataclasses.dataclass(frozen=True)
+class MathReward:
+  """1 for an equal answer, 0 for another, -1 for a broken format.
+
+  The format is the recipe's (`rewards.score`). The recipe's own value compares
+  words: it takes 3 for -3 and refuses 3/2 for `\\frac{3}{2}`.
+  """
+
+  def score(self, batch: Sequence[Sample]) -> list[Score]:
+    """Compares each answer with every ground truth of its question."""
+    recipe = [score(s.segments, s.query.ground_truth, s.tag_set) for s in batch]
+    pairs = [
+      (index, found.answer, truth)
+      for index, (found, sample) in enumerate(zip(recipe, batch, strict=True))
+      if found.status in WHOLE_FORMAT and found.answer
+      for truth in sample.query.ground_truth
+    ]
+    equal = math_equal_all([(answer, truth) for _, answer, truth in pairs])
+    right = {
+      index for (index, _, _), same in zip(pairs, equal, strict=True) if same
+    }
+    return [
+      _scored(found, index in right) for index, found in enumerate(recipe)
+    ]
+
+
+def _scored(found: Score, right: bool) -> Score:
+  value = float(right) if found.whole else FORMAT_PENALTY
+  return Score(
+    value, found.status, found.answer, right, found.whole, found.parts
+  )
+
+
+MATH = MathReward()
+"""The reward of mathematical tasks."""

@@ -1,0 +1,102 @@
+"""Exact match and F1 of short answers, as the question-answering sets score."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+import string
+from collections.abc import Sequence
+
+from rapo_jax.rewards.base import Sample, Score
+from rapo_jax.rewards.outcome import FORMAT_PENALTY, WHOLE_FORMAT, score
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# In the official scripts these overlap with nothing in part.
+_WHOLE = frozenset({"yes", "no", "noanswer"})
+
+
+def normalized_answer(text: str, *, punctuation: bool = False) -> str:
+  """An answer in lower case, without articles, in single spaces.
+
+  It is the rule of SQuAD, HotpotQA, 2WikiMultihopQA and MuSiQue.
+
+  Args:
+    text: an answer.
+    punctuation: whether punctuation stays, as in ARPO's evaluation.
+  """
+  text = text.lower()
+  if not punctuation:
+    text = text.translate(_PUNCTUATION)
+  return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(
+  answer: str, truths: Sequence[str], *, punctuation: bool = False
+) -> bool:
+  """Whether an answer is one of those accepted, after `normalized_answer`."""
+  given = normalized_answer(answer, punctuation=punctuation)
+  wanted = {normalized_answer(t, punctuation=punctuation) for t in truths}
+  return bool(given) and given in wanted
+
+
+def answer_f1(
+  answer: str, truths: Sequence[str], *, punctuation: bool = False
+) -> float:
+  """Largest F1 of the words of an answer and of one that is accepted."""
+  return max(
+    _f1(
+      normalized_answer(answer, punctuation=punctuation),
+      normalized_answer(truth, punctuation=punctuation),
+    )
+    for truth in truths
+  )
+
+
+def _f1(given: str, wanted: str) -> float:
+  if {given, wanted} & _WHOLE and given != wanted:
+    return 0.0
+  common = collections.Counter(given.split()) & collections.Counter(
+    wanted.split()
+  )
+  shared = common.total()
+  if not shared:
+    return 0.0
+  precision = shared / len(given.split())
+  recall = shared / len(wanted.split())
+  return 2 * precision * recall / (precision + recall)
+
+
+@dataclasses.dataclass(frozen=True)
+class QaReward:
+  """F1 with the accepted answers; correct if one of them is met exactly.
+
+  The format is the recipe's (`rewards.score`); a broken one gives -1. `parts`
+  holds `f1` and `em`.
+
+  Attributes:
+    punctuation: whether punctuation counts, see `normalized_answer`.
+  """
+
+  punctuation: bool = False
+
+  def score(self, batch: Sequence[Sample]) -> list[Score]:
+    """Scores each sample by its question's accepted answers."""
+    return [self._score(sample) for sample in batch]
+
+  def _score(self, sample: Sample) -> Score:
+    truths = sample.query.ground_truth
+    found = score(sample.segments, truths, sample.tag_set)
+    if found.status not in WHOLE_FORMAT or found.answer is None:
+      parts = {"f1": 0.0, "em": 0.0}
+      value = FORMAT_PENALTY
+      return Score(value, found.status, found.answer, False, False, parts)
+    f1 = answer_f1(found.answer, truths, punctuation=self.punctuation)
+    match = exact_match(found.answer, truths, punctuation=self.punctuation)
+    parts = {"f1": f1, "em": float(match)}
+    return Score(f1, found.status, found.answer, match, True, parts)
+
+
+QA = QaReward()
+"""The reward of tasks with short answers."""

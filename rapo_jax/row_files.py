@@ -1,0 +1,152 @@
+"""Rows of the files that data sets come in: JSON, CSV and Parquet."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import pathlib
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rapo_jax import text_files
+from rapo_jax.errors import InputError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_SEPARATORS = (",", ";", "\t")
+
+
+def read_rows(
+  path: pathlib.Path, names: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+  """The place of each row, for errors, and the row.
+
+  Text is UTF-8, with a byte order mark or without.
+
+  Args:
+    path: a file that ends in one of `SUFFIXES`. JSON is a list of objects, an
+      object with one such list, or one object. A .csv file may be separated by
+      semicolons or tabs.
+    names: in small letters, of fields of which a row has one.
+
+  Raises:
+    InputError: the file is of another kind or broken; names path and row.
+  """
+  match path.suffix.lower():
+    case ".jsonl":
+      for number, row in text_files.json_lines(path):
+        yield f"{path}:{number}", row
+    case ".json":
+      for number, row in enumerate(_listed(text_files.read_json(path), names)):
+        yield f"{path}, row {number}", row
+    case ".csv" | ".tsv":
+      yield from _table_rows(path, names)
+    case ".parquet":
+      yield from _parquet_rows(path)
+    case suffix:
+      raise InputError(
+        f"rows are read from {', '.join(SUFFIXES)}, {path} ends in"
+        f" {suffix!r}: convert it."
+      )
+
+
+def _listed(content: Any, names: Collection[str]) -> list[Any]:
+  """The rows of a JSON value: a list, or an object that holds one list."""
+  if isinstance(content, Mapping):
+    lists = [value for value in content.values() if isinstance(value, list)]
+    is_row = any(by_small_name(content).get(name) for name in names)
+    if len(lists) == 1 and not is_row:
+      return lists[0]
+  return content if isinstance(content, list) else [content]
+
+
+def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  number = 0
+  try:
+    with pq.ParquetFile(path) as table:
+      for batch in table.iter_batches():
+        for row in batch.to_pylist():
+          yield f"{path}, row {number}", row
+          number += 1
+  # A value can be no text, or a date that Python has not.
+  except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+    raise InputError(
+      f"{path} cannot be read as Parquet ({error}). Copy the file again."
+    ) from error
+
+
+def _table_rows(
+  path: pathlib.Path, wanted: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+  """Rows of a .csv or .tsv file, whose first line has the names."""
+  lines = text_files.text_lines(path)
+  first = next(lines, "")
+  separator = (
+    "\t" if path.suffix.lower() == ".tsv" else _separator(first, wanted)
+  )
+  reader = csv.reader(
+    (line for part in ((first,), lines) for line in part),
+    delimiter=separator,
+    # A quote that nothing ends would make one field of all that follows.
+    strict=True,
+  )
+  names: Sequence[str] | None = None
+  with _any_field_size():
+    try:
+      for values in reader:
+        if names is None:
+          names = values
+          _check_names(path, names)
+        elif len(values) > len(names):
+          raise InputError(
+            f"{path}:{reader.line_num}: {len(values)} fields in the row, but"
+            f" {len(names)} names in the first line. Quote fields that hold"
+            f" {separator!r}."
+          )
+        elif values:
+          row = dict(zip(names, values, strict=False))
+          yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+      raise InputError(
+        f"{path}:{reader.line_num}: {error}. Fix or remove the line."
+      ) from error
+
+
+def _check_names(path: pathlib.Path, names: Sequence[str]) -> None:
+  counts = collections.Counter(name for name in names if name)
+  for name, count in counts.items():
+    if count > 1:
+      raise InputError(
+        f"{path}:1: {count} fields have the name {name!r}. Rename all but one."
+      )
+
+
+def _separator(header: str, wanted: Collection[str]) -> str:
+  """The one by which the first line names a field that is wanted."""
+  for separator in _SEPARATORS:
+    for names in csv.reader([header], delimiter=separator):
+      if any(name.strip().lower() in wanted for name in names):
+        return separator
+  return _SEPARATORS[0]
+
+
+@contextlib.contextmanager
+def _any_field_size() -> Iterator[None]:
+  """Lets fields be longer than the 128 kB that the csv module takes."""
+  limit = csv.field_size_limit(sys.maxsize)
+  try:
+    yield
+  finally:
+    csv.field_size_limit(limit)
+
+
+def by_small_name(row: Mapping[str, Any]) -> dict[str, Any]:
+  """A row by small names; the first of two names that differ in case."""
+  lowered: dict[str, Any] = {}
+  for name, value in row.items():
+    lowered.setdefault(name.strip().lower(), value)
+  return lowered

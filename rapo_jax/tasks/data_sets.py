@@ -1,0 +1,126 @@
+"""The paper's data sets as tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import ClassVar
+
+from rapo_jax.data import Query, chat_messages
+from rapo_jax.datasets import DATA_SETS, Row, check_prepared, prepare
+from rapo_jax.errors import InputError
+from rapo_jax.ranges import check_numbers
+from rapo_jax.rewards import MATH, OUTCOME, QA, Reward
+from rapo_jax.tasks.base import HELD_OUT, Questions, Task
+from rapo_jax.tasks.splits import split_by_question
+from rapo_jax.tasks.tools import PythonSpec, SearchSpec, ToolSpec
+from rapo_jax.tools import Tool
+
+_REWARDS: Mapping[str, Reward] = {
+  **dict.fromkeys(("gsm8k", "math", "math500", "aime2024", "aime2025"), MATH),
+  **dict.fromkeys(("hotpotqa", "2wikimultihopqa", "musique", "bamboogle"), QA),
+}
+
+# Their files hold no test set, or one that is rarely beside them.
+_FOR_TRAINING = (
+  "tool_star",
+  "hard_search",
+  "search_r1",
+  "webdancer",
+  "websailor",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSetTask(Task):
+  """A data set of `rapo_jax.datasets`, with search and python.
+
+  Its test split is the evaluation set `test`. The data set is prepared once,
+  as ArrayRecord, and prepared anew where its files have changed.
+
+  Attributes:
+    data_set: its name there; None for that of the task.
+    path: the publisher's file, or a folder with the publisher's files. None for
+      what is prepared already (`python -m experiments.data prepare`).
+    data_dir: folder of what is prepared; None for the default.
+    limit: rows of each split that are read; None for all.
+    held_out: distinct training questions that are kept for evaluation, the
+      first ones, as a set of that name.
+    corpus: JSONL file (`id`, `contents`) that the search tool reads; without
+      one it answers that nothing was found.
+  """
+
+  paths: ClassVar[Mapping[str, bool]] = {
+    "path": False,
+    "data_dir": False,
+    "corpus": False,
+  }
+
+  _: dataclasses.KW_ONLY
+  data_set: str | None = None
+  path: str | None = None
+  data_dir: str | None = None
+  limit: int | None = None
+  held_out: int = 0
+  corpus: str | None = None
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check_numbers(self, "limit", at_least=1)
+    check_numbers(self, "held_out", at_least=0)
+    if self.set_name not in DATA_SETS:
+      raise InputError(
+        f"data_set must be one of {', '.join(DATA_SETS)}, got "
+        f"{self.set_name!r}: correct it."
+      )
+
+  @property
+  def set_name(self) -> str:
+    """Name of the data set."""
+    return self.name if self.data_set is None else self.data_set
+
+  def check(self) -> None:
+    """Checks that the data set is there, or can be downloaded."""
+    if self.path is None:
+      check_prepared(self.set_name, self._data_dir)
+
+  @property
+  def _data_dir(self) -> pathlib.Path | None:
+    return None if self.data_dir is None else pathlib.Path(self.data_dir)
+
+  def questions(self) -> Questions:
+    """Prepares the data set where needed; see `Task.questions`."""
+    prepared = prepare(
+      self.set_name,
+      None if self.path is None else pathlib.Path(self.path),
+      self._data_dir,
+    )
+    train, test = (
+      [self._query(row) for row in prepared.rows(split, self.limit)]
+      if split in prepared.sources
+      else []
+      for split in ("train", "test")
+    )
+    sets: dict[str, list[Query]] = {"test": test} if test else {}
+    if self.held_out:
+      train, sets[HELD_OUT] = split_by_question(train, self.held_out)
+    return Questions(train, sets)
+
+  def tool_specs(self) -> tuple[Tool | ToolSpec, ...]:
+    """Search and python."""
+    return SearchSpec(self.corpus), PythonSpec()
+
+  def _query(self, row: Row) -> Query:
+    messages = chat_messages(row.question, self.tool_specs())
+    return Query(row.row_id, row.question, row.answers, messages, self.name)
+
+
+TASKS = tuple(
+  DataSetTask(
+    name,
+    reward=_REWARDS.get(name, OUTCOME),
+    held_out=32 if name in _FOR_TRAINING else 0,
+  )
+  for name in DATA_SETS
+)

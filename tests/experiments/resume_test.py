@@ -1,0 +1,137 @@
+"""A run that resamples, killed between two rollouts and started again."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.config import ExperimentConfig, TrainConfig
+from experiments.metrics import read_metrics
+from experiments.stages import train
+from experiments.stages.runs import Run
+from experiments.stop_signal import StopSignal
+from experiments.workdir import Workdir
+from rapo_jax.training import OptimizerConfig, Trainer
+from tests.tiny_decoder import tiny_decoder
+from tests.training.answers import QUERY, ROLLOUT, TOKENIZER, UPDATE, Engine
+
+RUN = Run("answers", "dapo", 0)
+CONFIG = ExperimentConfig(
+  name="test",
+  rollout=ROLLOUT,
+  update=UPDATE,
+  optimizer=OptimizerConfig(learning_rate=1e-2),
+  train=TrainConfig(
+    methods=("dapo",),
+    num_updates=4,
+    checkpoint_every=2,
+    log_trajectories_every=1,
+    # Log-probs of the engine are made up.
+    stop_mismatch=100.0,
+  ),
+)
+# Two of three questions teach nothing, so that an update takes several rounds.
+NAMES = [f"{'live' if i % 3 == 0 else 'dead'}{i}" for i in range(12)]
+
+
+class Killed(BaseException):
+  """Stands for the end of the process."""
+
+
+class Mortal(Engine):
+  """An engine that ends the process in the second round of an update."""
+
+  def __init__(self, dies_in=None):
+    super().__init__()
+    self.dies_in, self.updates = dies_in, []
+
+  def rollout(self, model, requests, *, seed, update):
+    if update == self.dies_in and update in self.updates:
+      raise Killed
+    self.updates.append(update)
+    return super().rollout(model, requests, seed=seed, update=update)
+
+
+@pytest.fixture
+def start(monkeypatch):
+  """Trains in a folder; returns the engine and the last parameters."""
+  task = types.SimpleNamespace(
+    base_path=None,
+    tokenizer=TOKENIZER,
+    prompt_date=None,
+    train=[dataclasses.replace(QUERY, query_id=name) for name in NAMES],
+    prompt=lambda query: np.array([1]),
+  )
+  ended = {}
+  for name, value in {
+    "load_policy": lambda *_, **__: tiny_decoder(vocab_size=len(TOKENIZER)),
+    "model_digest": lambda path: "digest",
+    "describe_policy": lambda *_, **__: {},
+    "prompt_hash": lambda *_, **__: "hash",
+    "curve_point": lambda *_, **__: {},
+    "write_end": lambda model, *_: ended.update(model=model),
+  }.items():
+    monkeypatch.setattr(train, name, value)
+
+  def run(folder, dies_in=None):
+    engine = Mortal(dies_in)
+    trainer = Trainer(
+      engine,
+      TOKENIZER,
+      rollout=ROLLOUT,
+      objective=CONFIG.objective,
+      optimizer=CONFIG.optimizer,
+      update=UPDATE,
+      seed=0,
+      algorithm=CONFIG.train.algorithm("dapo"),
+    )
+    monkeypatch.setattr(train, "make_trainer", lambda *_: trainer)
+    train.train(
+      CONFIG,
+      Workdir(folder),
+      task,
+      RUN,
+      None,
+      lambda share, text: None,
+      StopSignal("go on"),
+      lambda text: None,
+    )
+    return engine, jax.device_get(jax.tree.leaves(ended["model"]))
+
+  return run
+
+
+def _rounds(folder):
+  rows = read_metrics(Workdir(folder).run(RUN.task, RUN.name))
+  return [row["rollout/rounds"] for row in rows if row["update"]]
+
+
+def _asked(engine, updates):
+  """Questions of each rollout of these updates."""
+  return [
+    call
+    for call, update in zip(engine.calls, engine.updates, strict=True)
+    if update in updates
+  ]
+
+
+def test_resampling_goes_on_where_it_was_killed(start, tmp_path):
+  whole, expected = start(tmp_path / "whole")
+  rounds = _rounds(tmp_path / "whole")
+  assert len(rounds) == 4
+  # A guard: what was asked before the checkpoint has to be counted, and the
+  # fourth update has a second round to be killed in.
+  assert max(rounds[:2]) > 1
+  assert rounds[3] > 1
+  with pytest.raises(Killed):
+    start(tmp_path / "killed", dies_in=3)
+  resumed, parameters = start(tmp_path / "killed")
+  # Updates 3 and 4 again, after the checkpoint of update 2.
+  assert _asked(resumed, {2, 3}) == _asked(whole, {2, 3})
+  assert _rounds(tmp_path / "killed") == rounds
+  for actual, wanted in zip(parameters, expected, strict=True):
+    np.testing.assert_array_equal(actual, wanted)
