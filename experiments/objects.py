@@ -67,8 +67,8 @@ def describe(value: Any) -> dict[str, Any]:
   if owner is not None and not isinstance(owner, type | types.ModuleType):
     raise InputError(
       "what a config holds must show the arguments that it was made of, and "
-      f"the method {value.__qualname__} has those of its object: give the object a "
-      "`__call__`, and hand in the object."
+      f"the method {value.__qualname__} has those of its object: give the "
+      "object a `__call__`, and hand in the object."
     )
   if isinstance(value, type) or hasattr(value, "__qualname__"):
     return {FUNCTION: name_of(value)}

@@ -218,7 +218,10 @@ def test_an_algorithm_is_named_by_what_it_computes_with():
   [
     (rewards.reward(lambda sample: 1.0), "found again by its name, and .*<lam"),
     (Hidden(0.5), "show the arguments .*Hidden does not: make the class a"),
-    (rewards.reward(Threshold(0.5).score), "the method Threshold.score has those"),
+    (
+      rewards.reward(Threshold(0.5).score),
+      "the method Threshold.score has those",
+    ),
     (Threshold(np.ones(2)), "ndarray does not: .* tuples"),
     (Threshold(frozenset({1})), "frozenset does not"),
   ],
