@@ -33,6 +33,8 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from experiments import objects
 from rapo_jax.errors import InputError
 
@@ -304,6 +306,8 @@ def to_dict(config: Any, declared: Any = None) -> Any:
     return to_dict(config.value)
   if isinstance(config, pathlib.PurePath):
     return str(config)
+  if isinstance(config, np.generic):
+    return to_dict(config.item(), Any)
   if isinstance(config, dict):
     return {str(key): to_dict(value, Any) for key, value in config.items()}
   if isinstance(config, list | tuple):

@@ -8,6 +8,7 @@ object that keeps its arguments to itself.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import functools
 import pathlib
@@ -62,18 +63,37 @@ def describe(value: Any) -> dict[str, Any]:
     name = name_of(functools.partial)
     arguments = {"arguments": value.args, "keywords": value.keywords}
     return {OBJECT: name, "called": value.func, **arguments}
+  owner = getattr(value, "__self__", None)
+  if owner is not None and not isinstance(owner, type | types.ModuleType):
+    raise InputError(
+      "what a config holds must show the arguments that it was made of, and "
+      f"the method {value.__qualname__} has those of its object: give the "
+      "object a `__call__`, and hand in the object."
+    )
   if isinstance(value, type) or hasattr(value, "__qualname__"):
     return {FUNCTION: name_of(value)}
   name = name_of(type(value))
   if dataclasses.is_dataclass(value):
-    fields = dataclasses.fields(value)
+    # What it counts while it works is no argument of it.
+    fields = [field for field in dataclasses.fields(value) if field.init]
     return {OBJECT: name} | {f.name: getattr(value, f.name) for f in fields}
-  if getattr(value, "__dict__", None) or hasattr(type(value), "__slots__"):
+  if not _is_stateless(value):
     raise InputError(
       "what a config holds must show the arguments that it was made of, and an "
-      f"object of {name} does not: make the class a frozen dataclass."
+      f"object of {name} does not: make the class a frozen dataclass, or "
+      "write numbers, texts and tuples."
     )
   return {OBJECT: name}
+
+
+def _is_stateless(value: Any) -> bool:
+  """Whether an object is a class's only one, by what pickle would keep."""
+  try:
+    made, arguments, *state = value.__reduce_ex__(2)
+  except Exception:
+    return False
+  only_class = made is copyreg.__newobj__ and arguments == (type(value),)  # type: ignore[attr-defined]
+  return only_class and not any(state)
 
 
 def names_from_outside(plain: Any) -> Iterator[str]:

@@ -79,6 +79,6 @@ def start_tools(
     InputError: what a tool needs is not there.
   """
   return {
-    spec.name: spec.start(services) if isinstance(spec, ToolSpec) else spec
+    spec.name: spec if isinstance(spec, Tool) else spec.start(services)
     for spec in specs
   }

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from experiments import flags, objects, run
@@ -179,6 +180,26 @@ def test_an_object_is_named_with_its_arguments():
   assert flags.config_hash(config_with(Threshold(0.5))) != other
 
 
+def test_a_numpy_number_is_named_by_its_value():
+  plain = flags.to_dict(config_with(Threshold(np.float32(0.5))))
+  assert plain["tasks"]["t"]["reward"]["least"] == 0.5
+
+
+@dataclasses.dataclass
+class Counts:
+  most: int
+  calls: int = dataclasses.field(default=0, init=False)
+
+  def score(self, batch):
+    return []
+
+
+def test_what_an_object_counts_while_it_works_does_not_name_it():
+  used, fresh = Counts(3), Counts(3)
+  used.calls = 7
+  assert flags.to_dict(config_with(used)) == flags.to_dict(config_with(fresh))
+
+
 def test_an_algorithm_is_named_by_what_it_computes_with():
   config = ExperimentConfig(
     name="t", train=TrainConfig(methods=("grpo", ALGORITHMS["rapo"]))
@@ -197,6 +218,12 @@ def test_an_algorithm_is_named_by_what_it_computes_with():
   [
     (rewards.reward(lambda sample: 1.0), "found again by its name, and .*<lam"),
     (Hidden(0.5), "show the arguments .*Hidden does not: make the class a"),
+    (
+      rewards.reward(Threshold(0.5).score),
+      "the method Threshold.score has those",
+    ),
+    (Threshold(np.ones(2)), "ndarray does not: .* tuples"),
+    (Threshold(frozenset({1})), "frozenset does not"),
   ],
 )
 def test_what_no_later_start_could_find_is_refused(reward, message):

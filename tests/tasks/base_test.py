@@ -199,3 +199,13 @@ class TestAMixture:
   def test_needs_two_tasks(self):
     with pytest.raises(InputError, match="at least two tasks, and x has t"):
       MixedTask("x", tasks=(Given("t"),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counter(tools.FunctionTool):
+  start: int = 3
+
+
+def test_a_tool_may_have_a_field_that_is_called_start():
+  counter = Counter(str, "count", "<count> counts.", "<count> x </count>")
+  assert start_tools((counter,), Services()) == {"count": counter}
