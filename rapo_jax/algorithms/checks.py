@@ -29,8 +29,8 @@ def check_algorithm(algorithm: Algorithm, objective: ObjectiveConfig) -> None:
 
   Raises:
     InputError: the advantages or the loss have a wrong shape or are not finite.
-      Or the loss mixes its tokens, or reads a column that it does not name or
-      the settings do not make.
+      Or the loss mixes its tokens. Or it reads a column that it does not name,
+      or that the settings do not make.
   """
   settings = algorithm.settings(objective)
   if "reference_log_probs" in algorithm.loss.columns and not settings.kl_coef:
