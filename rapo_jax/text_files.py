@@ -73,9 +73,10 @@ def parse_json(text: bytes | str, *, allow_nul: bool = False) -> Any:
 
   Raises:
     SyntaxTextError: it is not JSON.
-    TextError: it is not UTF-8, nested more than `MAX_DEPTH` deep, has a number
-      that is not finite, half a character (a lone surrogate), U+0000, or two
-      values of one name, of which readers take different ones.
+    TextError: it is not UTF-8, or nested more than `MAX_DEPTH` deep. Or it has
+      a number that is not finite, half a character (a lone surrogate) or
+      U+0000. Or it has two values of one name, of which readers take different
+      ones.
   """
   if isinstance(text, bytes):
     text = decode(text)

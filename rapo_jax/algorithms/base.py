@@ -1,4 +1,4 @@
-"""What an algorithm is: a plan, advantages and a loss, as one value.
+"""An algorithm: a plan, advantages and a loss, as one value.
 
 An algorithm chooses three things that do not depend on each other:
 

@@ -28,9 +28,9 @@ def check_algorithm(algorithm: Algorithm, objective: ObjectiveConfig) -> None:
     objective: settings of the experiment.
 
   Raises:
-    InputError: advantages have a wrong shape or are not finite; or the loss
-      does, or mixes the tokens that it gets, or reads a column that it does
-      not name, or one that the settings do not make.
+    InputError: the advantages or the loss have a wrong shape or are not finite.
+      Or the loss mixes its tokens. Or it reads a column that it does not name,
+      or that the settings do not make.
   """
   settings = algorithm.settings(objective)
   if "reference_log_probs" in algorithm.loss.columns and not settings.kl_coef:

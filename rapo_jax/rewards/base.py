@@ -1,4 +1,4 @@
-"""What a reward is: samples in, a score for each of them out.
+"""A reward: samples in, a score for each of them out.
 
 A reward is any object with `score(batch)`. `reward` makes one of a plain
 function. `score_all` calls it and checks what it returns.
@@ -30,7 +30,7 @@ class Score:
   Attributes:
     value: the reward that is trained on; finite.
     status: the rule that decided, in the reward's own words.
-    answer: the answer that was found; None if there is none.
+    answer: the answer that was found; None without one.
     correct: whether the answer counts as right.
     whole: whether the trajectory keeps the format.
     parts: further numbers, such as F1, by name.
@@ -112,8 +112,8 @@ class FunctionReward:
   """A reward that scores one sample at a time with a function.
 
   Attributes:
-    function: takes a sample. It returns a `Score`, a bool (right or wrong) or
-      a number, which is right if it is 1 or more.
+    function: takes a sample. It returns a `Score`, a bool (right or wrong) or a
+      number. A number of 1 or more is right.
   """
 
   function: Callable[[Sample], Score | float]

@@ -46,9 +46,9 @@ _BRACKETS = {"(": "round", "[": "square", ")": "round", "]": "square"}
 def words(text: str) -> list[str]:
   """An answer's words in lower case, without articles and punctuation.
 
-  Signs, decimal points and slashes of numbers are part of them. A formula,
-  which has an operator and no word of three letters, is one word, or one on
-  each side of its equals sign.
+  Signs, decimal points and slashes of numbers are part of them. A formula has
+  an operator and no word of three letters. It is one word, or one on each side
+  of its equals sign.
 
   Args:
     text: an answer in any spelling, see `respell`.

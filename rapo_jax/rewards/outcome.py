@@ -123,11 +123,11 @@ def score(
 ) -> OutcomeScore:
   r"""Scores a trajectory by the recipe's rules.
 
-  The format is broken (-1) when the policy's text has think tags that do not
-  pair, not exactly one answer block, a tool call without a result, no
-  `\boxed{}` in its answer, or a `<result>` or `<retrieve>` tag. Otherwise the
-  value is the token F1 of the last boxed text with the best ground truth, and
-  0.1 more if F1 > 0 and both search and python were called.
+  The format of the policy's text is broken (-1) in each of these cases: think
+  tags do not pair; there is not exactly one answer block; a tool call has no
+  result; the answer has no `\boxed{}`; there is a `<result>` or `<retrieve>`
+  tag. Otherwise the value is the token F1 of the last boxed text with the best
+  ground truth. It is 0.1 more if F1 > 0 and both search and python were called.
 
   Departs from the authors' code, which reads all text: prompt, tool results
   and retrieved steps neither give nor spoil anything here. An empty call earns
@@ -137,7 +137,7 @@ def score(
     segments: kind and text of each run of tokens, in order.
     ground_truth: the accepted answer or answers, none of them blank. Of one
       that holds a box, the box alone counts.
-    tag_set: tags of the agent's tools. What it does not hold is no call.
+    tag_set: tags of the agent's tools. Other tags make no call.
 
   Returns:
     The score. The time taken is linear in the length of the text.
@@ -286,9 +286,9 @@ def _alternates(tags: Sequence[tags_lib.Tag], *, opened: bool = False) -> bool:
 def _calls_have_results(run: _Run) -> bool:
   """Whether every tool tag of a run belongs to one call with a result.
 
-  The engine stops at the first closing tool tag and appends the result, so a
-  run holds one call at most. An opening tag that its own closing tag follows
-  is part of that call, even if it was only named in a thought before; a
+  The engine stops at the first closing tool tag and appends the result. So a
+  run holds one call at most. An opening tag that its own closing tag follows is
+  part of that call. This holds even if it was only named in a thought before. A
   closing tag alone was answered with an error and is forgiven, as in the
   recipe.
   """
@@ -305,7 +305,7 @@ def _calls_have_results(run: _Run) -> bool:
 
 
 def _answer_block(run: _Run) -> str | None:
-  """The answer of a run; a call may print one, but it is none."""
+  """The answer of a run; a call may print one, which does not count."""
   if run.calls:
     return None
   tags = [t for t in run.others if t.name == tags_lib.ANSWER]

@@ -1,7 +1,7 @@
 r"""One spelling for answers that are written in several.
 
 `\text{Paris}` and Paris, `\dfrac{1}{2}` and 1/2, U+2212 and the hyphen differ
-in how they are written, not in what they say. What a text says is left alone:
+in how they are written, not in meaning. The meaning of a text is left alone:
 signs, decimal points and operators stay. No mathematics is done: 1/2 and 0.5
 remain two answers.
 """
@@ -114,7 +114,7 @@ def respell(text: str) -> str:
 
   Unicode's compatibility forms, dashes, quotes and a few signs of mathematics
   become ASCII; TeX's commands for fonts and spaces go; a fraction of simple
-  parts becomes a slash. Other braces stay, for whoever reads on.
+  parts becomes a slash. Other braces stay; callers may read them.
 
   Args:
     text: an answer. The time taken is linear in its length.

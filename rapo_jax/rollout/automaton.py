@@ -1,11 +1,11 @@
 """Stop strings recognised on the device, byte by byte.
 
-A stop string such as `</search>` can be cut into tokens in many ways, and a
-token can hold its end and more. Matching ids misses most of them; decoding on
-the host after every token costs a round trip. So the Aho-Corasick automaton
-(Aho and Corasick, 1975) over the bytes of all stop strings is run over the
-bytes of every vocabulary entry from every state once, up front, and the
-sampler advances it with one table look-up a token.
+A stop string such as `</search>` can be cut into tokens in many ways. A token
+can hold its end and more. Matching ids misses most of them; decoding on the
+host after every token costs a round trip. So we build the Aho-Corasick
+automaton (Aho and Corasick, 1975) over the bytes of all stop strings. Once, up
+front, it reads the bytes of every vocabulary entry from every state. The
+sampler then advances it with one table look-up a token.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
   space at the beginning of a text, which is kept here.)
 
   Args:
-    tokenizer: a Hugging Face tokenizer, byte-level as Qwen's and Llama 3's, or
-      with `▁` for spaces and `<0x0A>` for bytes as Llama 2's.
+    tokenizer: a Hugging Face tokenizer. It is byte-level as Qwen's and Llama
+      3's, or has `▁` for spaces and `<0x0A>` for bytes as Llama 2's.
     vocab_size: rows of the model's output head; ids that the tokenizer does
       not know stand for no bytes.
 
@@ -132,8 +132,8 @@ def stop_automaton(
       f"{list(stop_strings)!r}: name the closing tags that end a step."
     )
   transitions, matched = _byte_transitions([s.encode() for s in stop_strings])
-  # Longest tokens first, so that those with a byte at some place come first
-  # and the work is that of the bytes there are.
+  # Longest tokens first, so that those with a byte at some place come first.
+  # Then only bytes that exist cost work.
   lengths = np.asarray([len(v) for v in vocabulary], np.int64)
   order = np.argsort(-lengths, kind="stable")
   text = np.frombuffer(b"".join(vocabulary), np.uint8)

@@ -5,8 +5,8 @@ boundary. Those that it wants go to it in batches. Their trajectories wait while
 others decode. The session answers when it can: with an event, and with a text
 that is inserted as a step of its own, or without one.
 
-Nothing here may depend on time or on what runs beside a trajectory. What is
-drawn at random is drawn from the boundary's `key`.
+Nothing here may depend on time or on what runs beside a trajectory. All random
+draws use the boundary's `key`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Boundary:
 
   Attributes:
     owner: the loop's mark of the trajectory.
-    request: what the trajectory is of.
+    request: the one that the trajectory answers.
     step_id: of the step that comes next.
     history: texts of the steps so far, oldest first.
     events: of the trajectory so far.

@@ -21,9 +21,9 @@ class RolloutConfig:
   trainer. With a filter the policy that samples is therefore not the one that
   is trained. No ratio corrects that: it starts at 1, where the filtered
   distribution gives each token 1 / (what is kept) of its probability. Even at
-  advantage 1 throughout, an update then pushes probability into what the
-  filter keeps, and entropy falls; what is cut is never tried. Train without
-  filters unless that is wanted.
+  advantage 1 throughout, an update then pushes probability into what the filter
+  keeps, and entropy falls; a cut token is never tried. Train without filters
+  unless that is wanted.
 
   Attributes:
     num_generations: rollouts of a query, G.
@@ -44,8 +44,8 @@ class RolloutConfig:
     max_prompt_tokens: longer prompts are refused before the rollout.
     max_response_tokens: policy, observation and retrieved tokens together.
     max_step_tokens: policy tokens of one step.
-    max_tool_tokens: observation tokens of one call, tags included; what is
-      longer is cut.
+    max_tool_tokens: observation tokens of one call, tags included; a longer
+      result is cut.
     max_tool_calls: tool calls of one trajectory; the next one ends it.
     max_malformed_calls: calls in a row that could not be parsed; the last of
       them ends the trajectory. Until then the agent reads what was wrong. 4
@@ -53,10 +53,11 @@ class RolloutConfig:
     decode_chunk: tokens sampled between two looks by the host. A slot that
       stops, and an answer that comes, wait for the next look.
     insert_chunk: positions of one sequence that run through the model at a
-      time when a prompt, an observation or a retrieved step is cached.
+      time. Prompts, observations and retrieved steps are cached in such chunks.
     insert_rows: sequences whose observations and retrieved steps are cached at
-      a time, on each slice of a mesh that the slots are cut over. The others
-      do not run through the model. It is static; changing it changes rounding.
+      a time. On a mesh that the slots are cut over, it counts for each slice.
+      The other sequences do not run through the model. It is static; changing
+      it changes rounding.
     tool_threads: calls of one tool under way at once, where neither the tool
       (`max_concurrency`) nor `tool_limits` says otherwise. No tool waits for
       the threads of another.
@@ -67,18 +68,18 @@ class RolloutConfig:
       thread does not count, retries do.
     tool_timeouts_s: the same for single tools, as (name, seconds); goes before
       what the tool says.
-    tool_retries: times that a call is made again whose tool failed (not one
-      that ran too long, and not an `error`, which is the agent's), within the
-      call's deadline. Only of tools that are `idempotent`, and that do not
-      have their own `retries`.
+    tool_retries: times that a call is made again after its tool failed, within
+      the call's deadline. A call that ran too long is not repeated, nor is an
+      `error`, which is the agent's. Only for tools that are `idempotent` and do
+      not have their own `retries`.
     tool_backoff_s: pause before the first of them; doubled for each further.
     max_hung_calls: threads of one tool that may hang in calls past their
       deadline. A thread cannot be ended from outside, so each is replaced by
       a new one; at this number further calls of the tool are refused until
       one comes back.
-    gather_s: how long slots that could go on are held back, where as many or
-      more wait for tools or retrieval, so that they go on together: a program
-      takes as long for one slot as for all.
+    gather_s: how long slots that could go on are held back, so that they go on
+      together. They are held back only where as many or more wait for tools or
+      retrieval. A program takes as long for one slot as for all.
     trajectory_timeout_s: a trajectory that waits for a tool longer than this
       after its admission ends as `timeout`.
   """

@@ -10,9 +10,9 @@ in tags before the reply, and no text in it counts as a tag. Or the server's
 chat template has opened the thought. Then the reply has only its closing tag,
 and gets the opening one.
 
-Many trajectories are under way at once. A request that fails is made again by
-the client (`openai`, with growing pauses, and as long as the server asks for).
-A trajectory whose request fails for good is reported and not kept.
+Many trajectories are under way at once. The client (`openai`) makes a failed
+request again. Its pauses grow, and are as long as the server asks for. A
+trajectory whose request fails for good is reported and not kept.
 """
 
 from __future__ import annotations
@@ -345,9 +345,10 @@ class EndpointAgent:
   def _stop_string(self, choice: Any, said: str, thinking: bool) -> str:
     """The end of the call that a reply stops in; it is not part of the reply.
 
-    Some servers name the stop string, or say that there was none. Others do
-    not: then the reply stops in a call if its last tag opens one. A tool that
-    a thought only names has another tag behind it, the end of the thought.
+    Some servers name the stop string, or say that no stop string was met.
+    Others do not: then the reply stops in a call if its last tag opens one. A
+    tool that a thought only names has another tag behind it, the end of the
+    thought.
     """
     opened = next(reversed(self._tags.find_tags(said)), None)
     for name in _STOP_FIELDS:

@@ -54,8 +54,8 @@ class RolloutEngine:
       With devices of several processes each of them makes the same engines
       and starts the same rollouts; the tools and the buffer are asked by the
       first process alone.
-    policy: one with adapters whose base is that of every rollout. On a mesh
-      what is frozen is placed once, here, and stays there between rollouts;
+    policy: one with adapters whose base is that of every rollout. On a mesh its
+      frozen parameters are placed once, here, and stay there between rollouts;
       without it each rollout places the whole model.
     end_ids: tokens that end the policy's turn, as its model's files name them
       (`models.end_token_ids`); None reads those in the folder that the
@@ -65,10 +65,10 @@ class RolloutEngine:
       nothing else.
 
   Raises:
-    InputError: a limit leaves no room for a result's tags, an object is no tool
-      (`tools.check_tools`), a tool's policy is out of range, a limit names no
-      tool, the mesh does not divide the slots, the policy has no row for a
-      token of the tokenizer, or nothing ends its turn.
+    InputError: a limit leaves no room for a result's tags, or names no tool. Or
+      an object is no tool (`tools.check_tools`), or a tool's policy is out of
+      range. Or the mesh does not divide the slots. Or the policy has no row for
+      a token of the tokenizer, or nothing ends its turn.
   """
 
   def __init__(
@@ -263,7 +263,7 @@ def _end_ids(
   Padding is not one of them.
 
   Raises:
-    InputError: there is none, or one has no row in the embedding.
+    InputError: no token ends a turn, or one has no row in the embedding.
   """
   ids = {*tokenizer_end_ids(tokenizer), *named}
   if not ids:

@@ -48,7 +48,7 @@ class Episode:
   """A trajectory in the making, as text.
 
   Attributes:
-    config: budgets; those in tokens are kept by whoever drives the episode.
+    config: budgets; the episode's driver keeps those in tokens.
     tag_set: tags of the agent.
     deadline: when the trajectory is out of time, on the monotonic clock.
     step_id: of the step that the policy writes now or next.

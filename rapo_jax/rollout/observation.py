@@ -21,8 +21,8 @@ class ObservationEncoder:
   """Writes tool results within their tags and within a budget.
 
   Text is escaped, and one that is too long keeps its beginning and says
-  `[cut]`. What is encoded is bounded by the budget and not by the text, which
-  may be of any size.
+  `[cut]`. The budget, not the text, bounds how much is encoded: the text may be
+  of any size.
 
   Args:
     tag_set: tags of the agent, which no text may forge.

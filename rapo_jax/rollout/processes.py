@@ -1,12 +1,12 @@
 """One host loop for several processes: one leads, the others do as it does.
 
-A program over the devices of several processes has to be launched by all of
-them, and all programs in the same order. Which one comes next in a rollout
-depends on tools and on a clock, so one process alone runs the host loop. It
-tells the others, before each launch, what it launches and with which arrays.
-That goes through the key-value store with which `jax.distributed` starts the
-processes, not through the devices: those who wait for a slow tool wait idle,
-and hear of an error at any time.
+All processes whose devices a program uses have to launch it. All launch their
+programs in the same order. Which program comes next in a rollout depends on
+tools and on a clock. So one process alone runs the host loop. It tells the
+others, before each launch, what it launches and with which arrays. That goes
+through the key-value store with which `jax.distributed` starts the processes,
+not through the devices: those who wait for a slow tool wait idle, and hear of
+an error at any time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rollout is asked for."""
+"""Requests to a rollout, one for each trajectory."""
 
 from __future__ import annotations
 

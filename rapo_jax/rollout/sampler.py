@@ -5,11 +5,11 @@ of a slot covers every token but the last*. A decode step feeds the last token
 and samples one more; inserting tokens appends them and feeds all that are now
 behind the last one. No position of any sequence runs through the model twice.
 
-All shapes are fixed by `num_slots`, `max_length` and `chunk`, attention reads
-the cache in fixed blocks (see `rapo_jax.models`), and every sequence samples
-with a key of its own folded with the token's position. So, at a fixed
-`num_slots`, tokens and log-probabilities of a sequence depend neither on its
-slot nor on its neighbours nor on when a tool answered.
+`num_slots`, `max_length` and `chunk` fix all shapes. Attention reads the cache
+in fixed blocks (see `rapo_jax.models`). Every sequence samples with a key of
+its own, folded with the token's position. So, at a fixed `num_slots`, a
+sequence's tokens and log-probabilities depend neither on its slot nor on its
+neighbours. Nor do they depend on when a tool answered.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class SlotState(NamedTuple):
 class Sampling(NamedTuple):
   """How a token is drawn. None switches off, and then costs nothing.
 
-  What is None is part of the program; numbers are inputs of it, so that others
+  A None is part of the program; numbers are inputs of it, so that other numbers
   compile nothing. Filters apply in this order, which is Hugging Face's. (vLLM
-  has min-p first, so that its top-p is a share of what min-p leaves.) Tokens as
-  likely as the least likely one that is kept are all kept.
+  has min-p first, so that its top-p is a share of what min-p leaves.) All
+  tokens that are as likely as the least likely kept one are kept.
 
   Attributes:
     temperature: divides the logits, > 0; None takes the likeliest token, reads
@@ -180,7 +180,7 @@ def prefill(
 
   Args:
     model: the policy.
-    cache: buffers for `R` sequences; what they held is overwritten.
+    cache: buffers for `R` sequences; their old content is overwritten.
     tokens: prompts, padded at the end.
     lengths: tokens of each prompt; 0 for an unused row.
     attend_length: static bound on the lengths, a multiple of the KV block.
@@ -346,9 +346,9 @@ def decode(
 ) -> SlotState:
   """Samples up to `num_tokens` tokens in every active slot.
 
-  Ends early when no slot decodes any more. A slot stops, keeping the token
-  that made it stop, when a stop string is completed, at an end-of-sequence
-  token, or at its limit.
+  Ends early when no slot decodes any more. A slot stops when a stop string is
+  completed, at an end-of-sequence token, or at its limit. It keeps the token
+  that made it stop.
 
   Args:
     model: the policy.
@@ -473,13 +473,13 @@ def _keep_most(
 
   Bisects the bits of the least probability that is kept: those of floats that
   are not negative rise with them. That takes at most 30 sums over the
-  vocabulary, which on a CPU are many times faster than to sort it, and which
-  leave it cut over a mesh. Sums of a fixed order never fall when an addend
+  vocabulary. On a CPU they are many times faster than sorting it. On a mesh
+  they leave the vocabulary cut. Sums of a fixed order never fall when an addend
   joins, so the outcome is exact for those very sums.
   """
 
   def likely(bits: Int[Array, " S"]) -> Bool[Array, "S N B"]:
-    # Floats are compared, lest each sum reads two arrays.
+    # Floats are compared, so that each sum reads only one array.
     least = jax.lax.bitcast_convert_type(bits, probs.dtype)
     return probs >= least[:, None, None]
 
@@ -531,8 +531,8 @@ def _first_above(
 ) -> Int[Array, "S 1"]:
   """Where rising sums first exceed the threshold, at the latest at their end.
 
-  An addend of 0 repeats the sum before it and is never chosen, even where
-  rounding has put the threshold at the end of the sums.
+  An addend of 0 repeats the sum before it and is never chosen. This holds even
+  where rounding has put the threshold at the end of the sums.
   """
   threshold = jnp.minimum(threshold, jnp.nextafter(sums[:, -1:], 0))
   return jnp.sum(sums <= threshold, axis=-1, keepdims=True)

@@ -42,10 +42,10 @@ class RolloutStats:
   def numbers(self) -> dict[str, float]:
     """Times, speed and shares by name.
 
-    `device_idle_fraction` is the share of the time in which no device
-    program ran, `host_seconds` the part of it without waiting.
-    `slot_occupancy` is the share of decoded positions that gained a token, and
-    `padding_fraction` the share of cached positions that were padding.
+    `device_idle_fraction` is the share of the time in which no device program
+    ran, `host_seconds` the part of it without waiting. `slot_occupancy` is the
+    share of decoded positions that gained a token. `padding_fraction` is the
+    share of cached positions that were padding.
     """
     device = self.decode_seconds + self.cache_seconds
     waiting = self.tool_seconds + self.retrieval_seconds

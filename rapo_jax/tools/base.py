@@ -1,4 +1,4 @@
-"""What a tool is: a name, how to call it, and text in, text out."""
+"""A tool: a name, how to call it, and text in, text out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class ToolResult:
   """What a tool answers.
 
   Attributes:
-    text: the answer as it is; whoever shows it to the policy escapes it.
+    text: the answer, not escaped; the caller escapes it before the policy reads
+      it.
     status: how the call ended.
   """
 
@@ -137,8 +138,8 @@ def check_tools(tools: Mapping[str, Any]) -> tags.TagSet:
     tools: by name.
 
   Raises:
-    InputError: an object lacks an attribute of `Tool`, has another name than
-      its key, has an example without a call, or its name cannot be a tag.
+    InputError: an object lacks an attribute of `Tool`, or has an example
+      without a call. Or its name is not its key, or cannot be a tag.
   """
   tag_set = tags.TagSet(tuple(tools))
   for name, tool in tools.items():

@@ -362,7 +362,7 @@ class PythonTool:
   A program runs behind a wall of namespaces and a filter of system calls. It
   sees the standard library, read-only, and a folder of its own, which is empty
   and in memory. It has no network, no environment, no other process and no
-  right, and limits on time, memory, threads, files and output. It can start
+  right. Its time, memory, threads, files and output are limited. It can start
   threads, and no process. It is the first process of its namespace, so that
   signals it sends itself do not end it. Nothing of it is left when its call
   ends, and it shares nothing with another call. Set order and `random` are

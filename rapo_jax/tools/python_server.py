@@ -1,8 +1,8 @@
 """Server of the python tool's programs; run as a program, never imported by us.
 
 It runs in an interpreter of its own that has loaded nothing but the standard
-library, so that a fork is cheap and copies no accelerator state. Its child
-(`_Zygote`) lives behind the wall (`python_wall`) and always has one process
+library. So a fork is cheap and copies no accelerator state. Its child
+(`_Zygote`) lives behind the wall (`python_wall`). It always has one process
 forked ahead, confined already, which waits for its program.
 
 The zygote never sees a program or its output. The process that waits receives
@@ -479,8 +479,8 @@ def _enter_wall(wall: Any) -> None:
 def _start_afresh(settings: Settings) -> Settings:
   """Leaves what came from the calling process and is not to go on.
 
-  Signals that it ignores or holds back, and the number of its descriptor, which
-  may lie above those that are closed for a program.
+  These are signals that it ignores or holds back, and the number of its
+  descriptor. That number may lie above those that are closed for a program.
   """
   # Python itself ignores two: writing to no reader, or too much, is an error.
   kept = {signal.SIGPIPE, signal.SIGXFSZ}

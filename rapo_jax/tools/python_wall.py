@@ -222,9 +222,9 @@ def _bind(path: str, root: str, *, device: bool = False) -> None:
 
 def _read_only(target: str, *, recursive: bool, device: bool = False) -> None:
   # struct mount_attr: set, clear, propagation, user namespace. `mount_setattr`
-  # adds flags and keeps those that may not be taken away.
-  # A device can be written to all the same. What changes is its entry: who may
-  # use it, and its times.
+  # adds flags and keeps those that may not be taken away. A device can be
+  # written to all the same. The flags protect its entry alone: who may use it,
+  # and its times.
   flags = _MS_NOSUID | _MS_RDONLY | (_MS_NOEXEC if device else _MS_NODEV)
   attributes = struct.pack("<QQQQ", flags, 0, 0, 0)
   _check(
@@ -300,8 +300,8 @@ class _Architecture:
     clone: number of `clone`, of which threads alone pass.
     socketpair: number of `socketpair`, of which pairs of one process pass.
     prctl: number of `prctl`, which may not allow core files again.
-    fcntl: number of `fcntl`, which may take no lease of a file that others
-      read, nor be notified of it, nor enlarge a pipe.
+    fcntl: number of `fcntl`. It may take no lease of a file that others read,
+      nor be notified of it. It may not enlarge a pipe.
     pivot_root: its number; the C library has no function for it.
     refused: numbers that give EPERM.
     busy: numbers that give EAGAIN, as a process limit does.

@@ -28,10 +28,10 @@ _STDERR_CHARS = 2000
 class SandboxTool:
   """Runs each program in a sandbox of a server.
 
-  What the sandbox allows, its packages and its network among them, is up to
-  the server. A program that fails is status `error`, and one that takes too
-  long `timeout`. Where the server does not answer, or says that its sandbox is
-  broken, the status is `failed`, and the call may be made again.
+  What the sandbox allows, its packages and its network among them, is up to the
+  server. A program that fails is status `error`, and one that takes too long
+  `timeout`. Where the server does not answer, or says that its sandbox is
+  broken, the status is `failed`. Such a call may be made again.
 
   Attributes:
     url: of the server, without `/run_code`. It holds no password.
@@ -40,7 +40,7 @@ class SandboxTool:
     max_concurrency: programs under way at once, >= 1.
 
   Raises:
-    InputError: for an address that is none, or a value out of range.
+    InputError: for an invalid address, or a value out of range.
   """
 
   url: str

@@ -181,7 +181,7 @@ class TagSet:
 
     The call ends at the first closing tag of a tool, which is where the engine
     stops sampling. Text that the last token brought behind it is ignored. The
-    call starts at the last opening tag of the same tool before that, so a
+    call starts at the last opening tag of the same tool before that. So a
     thought may name `<search>` without calling it. An argument that holds
     another tag of the set is refused: it is nested, or was never closed.
 
@@ -192,7 +192,7 @@ class TagSet:
       step_text: text of one policy step.
 
     Returns:
-      The call, or why there is none. Never raises, whatever the text.
+      The call, or why the text has no call. Never raises, whatever the text.
     """
     tags = self.find_tags(step_text)
     close = next(
@@ -221,9 +221,9 @@ class TagSet:
   def escape(self, text: str) -> str:
     """Makes outside text unable to forge tags or special tokens.
 
-    The `<` of each tag of the set and of each special token (`<|…|>`, `<s>`,
-    …) becomes `&lt;`, and so does that of text which a tokenizer could fold
-    into one. All other text, `a < b` and HTML included, stays as it is. Lone
+    The `<` of each tag of the set and of each special token (`<|…|>`, `<s>`, …)
+    becomes `&lt;`. So does the `<` of text which a tokenizer could fold into
+    one. All other text, `a < b` and HTML included, stays as it is. Lone
     surrogates, which no tokenizer accepts, become `?`.
 
     Args:

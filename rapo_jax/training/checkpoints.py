@@ -54,8 +54,8 @@ class Newest(NamedTuple):
 class Checkpoints:
   """Saves and restores the training state of one run.
 
-  A checkpoint becomes visible only when all of it is on the disk and verified,
-  so a process killed at any moment leaves the one before it intact. Beside its
+  A checkpoint becomes visible only when all of it is on the disk and verified.
+  So a process killed at any moment leaves the one before it intact. Beside its
   files lies a manifest with a checksum of each; nothing is read before all of
   them agree. `kept.json` lists the checkpoints, so that one that was removed is
   missed. One process reads and writes them.
@@ -174,8 +174,8 @@ class Checkpoints:
 
     Args:
       update: one that exists.
-      like: a state of the same structure. What is trained is not read, only
-        where it lies; what is frozen is taken from here.
+      like: a state of the same structure. Trained values are not read, only
+        where they lie; frozen values are taken from here.
 
     Raises:
       BrokenCheckpointError: it is not as it was written.
@@ -200,8 +200,8 @@ class Checkpoints:
 
     Args:
       update: one that exists, written on any devices.
-      like: a decoder of the same structure. What is trained is not read and
-        may be abstract; what is frozen is taken from here.
+      like: a decoder of the same structure. Trained values are not read and may
+        be abstract; frozen values are taken from here.
 
     Raises:
       BrokenCheckpointError: it is not as it was written.
@@ -361,7 +361,7 @@ class Checkpoints:
 
 
 class _Manifest(NamedTuple):
-  """What a checkpoint is of.
+  """The content of a checkpoint.
 
   Attributes:
     update: number of updates behind it.

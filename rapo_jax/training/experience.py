@@ -41,9 +41,9 @@ class Experience(NamedTuple):
       what is left out.
     live_groups: for each group, whether the rewards that count differ.
     rewards: the scores' values, less what a response's length costs.
-    counted: whether each trajectory counts. One that does not, as the system
-      cut it (`Trajectory.is_cut_by_system`) or by `length_limit="mask"`, is
-      left out of its group's mean and deviation, of the loss and of accuracy.
+    counted: whether each trajectory counts. One does not if the system cut it
+      (`Trajectory.is_cut_by_system`), or by `length_limit="mask"`. It is left
+      out of its group's mean and deviation, of the loss and of accuracy.
   """
 
   queries: list[Query]

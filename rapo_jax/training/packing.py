@@ -56,7 +56,7 @@ class PackedBatch(NamedTuple):
 def packed_columns(loss: TokenLoss) -> tuple[str, ...]:
   """Columns that a batch for this loss is packed with.
 
-  What else the loss reads is made by the update.
+  The update makes the other columns that the loss reads.
   """
   needed = {*loss.columns}
   if loss.segment == "step":
