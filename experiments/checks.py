@@ -22,10 +22,12 @@ from experiments.tasks import (
   check_train_questions,
   load_encoder,
   task_names,
+  try_reward,
 )
 from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir, read_config
 from rapo_jax import models
+from rapo_jax.algorithms import ALGORITHMS, check_algorithm
 from rapo_jax.data import (
   check_prefix_preservation,
   check_vocabulary,
@@ -77,6 +79,7 @@ def dry_run(
 
   collect(_shapes(config))
   collect(_tools(config))
+  collect(_methods(config))
   collect(_files(config, stage))
   collect(_services(config))
   if workdir is not None:
@@ -129,6 +132,7 @@ def quick_checks(config: ExperimentConfig, stage: str = "all") -> None:
   found = (
     *_shapes(config),
     *_tools(config),
+    *_methods(config),
     *_files(config, stage),
     *_services(config),
   )
@@ -209,6 +213,18 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     f"{groups:g} groups at a time in {rollout.num_slots} slots of {longest} "
     "tokens",
   )
+
+
+def _methods(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+  """Algorithms of a user's own whose functions do not do what they must."""
+  for name, algorithm in config.train.algorithms.items():
+    # Trying takes seconds, and those of the table are tested.
+    if algorithm == ALGORITHMS.get(name):
+      continue
+    try:
+      check_algorithm(algorithm, config.objective)
+    except InputError as error:
+      yield "problem", str(error)
 
 
 def _mesh(config: ExperimentConfig) -> jax.sharding.AbstractMesh:
@@ -352,6 +368,7 @@ def _questions(
       questions = load_questions(task)
       if stage in ("all", "train"):
         check_train_questions(config, name, questions.train)
+      try_reward(task, questions)
     except InputError as error:
       yield "problem", str(error)
       continue

@@ -372,6 +372,8 @@ class EvaluationConfig:
     top_p: as top_k.
     min_p: as top_k.
     seed: of sampling, the same for every agent.
+    max_tool_fail_rate: where more of the tool calls fail through no fault of
+      the agent, there is no verdict, in [0, 1].
   """
 
   num_samples: int = 4
@@ -381,9 +383,11 @@ class EvaluationConfig:
   top_p: float = 1.0
   min_p: float = 0.0
   seed: int = 1_000_003
+  max_tool_fail_rate: float = 0.05
 
   def __post_init__(self) -> None:
     check_seeds(self, "seed")
+    check_numbers(self, "max_tool_fail_rate", at_least=0, at_most=1)
     check_numbers(self, "num_samples", "curve_samples", at_least=1)
     if self.curve_samples > self.num_samples:
       raise InputError(

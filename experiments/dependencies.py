@@ -74,7 +74,9 @@ def without_task_name(path: str) -> str:
   section, _, rest = path.partition(".")
   if section != "tasks" or "." not in rest:
     return path
-  return f"tasks.{rest.partition('.')[2]}"
+  own = rest.partition(".")[2]
+  # A mixture holds tasks itself.
+  return without_task_name(own) if _below(own, ("tasks",)) else f"tasks.{own}"
 
 
 # What a task's agents are made with changes nothing else by itself.
@@ -167,6 +169,7 @@ EVALUATE = Fields(
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
     "evaluation.curve_samples",
+    "evaluation.max_tool_fail_rate",
     _TRUST,
   ),
 )

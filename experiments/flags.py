@@ -41,6 +41,7 @@ from rapo_jax.errors import InputError
 PREFIX = "--config."
 KNOWN = "known"
 """Metadata of a field of values with names: those that can be chosen."""
+_PACKAGED = pathlib.Path(__file__).resolve().parent / "configs"
 _TRUE = ("true", "yes", "1")
 _FALSE = ("false", "no", "0")
 
@@ -130,8 +131,7 @@ def parse_arguments(
 
 def packaged_configs() -> dict[str, pathlib.Path]:
   """The configs that a command finds by their name alone."""
-  folder = pathlib.Path(__file__).resolve().parent / "configs"
-  return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+  return {path.stem: path for path in sorted(_PACKAGED.glob("[!_]*.py"))}
 
 
 def _find_config(path: pathlib.Path) -> pathlib.Path:
@@ -163,11 +163,10 @@ def _run_file(path: pathlib.Path) -> types.ModuleType:
   # Dataclasses look their own module up by name to resolve annotations.
   sys.modules[name] = module
   objects.register_config(module, path)
-  folder = str(path.resolve().parent)
-  if folder not in sys.path:
-    # As for a script, but behind what is installed: what lies beside the file
-    # can be imported, for as long as the process lives.
-    sys.path.append(folder)
+  folder = path.resolve().parent
+  if str(folder) not in sys.path and folder != _PACKAGED:
+    # As for a script: what lies beside the file can be imported.
+    sys.path.insert(0, str(folder))
   _call(path, functools.partial(spec.loader.exec_module, module))
   return module
 

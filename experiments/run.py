@@ -255,16 +255,25 @@ class Experiment:
     if run is not None:
       run_lib.check_policy(folder.parent)
     model = load_agent(self._config, folder)
-    result = evaluate_stage.evaluate(self._config, acting, model, report)
+    made_with = self._evaluated_with(task.name, folder, run)
+    path = self._workdir.evaluation(task.name, agent)
+    result = evaluate_stage.evaluate(
+      self._config,
+      acting,
+      model,
+      report,
+      path=path.with_suffix(".answers.jsonl"),
+      made_with=made_with,
+    )
     result |= {
       "task": task.name,
       "agent": agent,
       "method": run.method if run else agent,
       "seed": run.seed if run else None,
       "update": run_lib.ended_update(folder.parent) if run else 0,
-      "made_with": self._evaluated_with(task.name, folder, run),
+      "made_with": made_with,
     }
-    write_json(self._workdir.evaluation(task.name, agent), result)
+    write_json(path, result)
 
   def _is_evaluated(
     self, task: str, agent: str, run: run_lib.Run | None

@@ -20,8 +20,14 @@ from rapo_jax.data import Query, encode_prompt
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.retrieval import SentenceEncoder, index_class
-from rapo_jax.rewards import RECIPE_TAGS, Reward
-from rapo_jax.tasks import load_questions, start_tools
+from rapo_jax.rewards import RECIPE_TAGS, Reward, Sample, score_all
+from rapo_jax.tasks import (
+  Questions,
+  Task,
+  check_tool_specs,
+  load_questions,
+  start_tools,
+)
 from rapo_jax.tools import (
   PythonTool,
   PythonWallError,
@@ -30,6 +36,7 @@ from rapo_jax.tools import (
   Tool,
   check_tools,
 )
+from rapo_jax.trajectory import FinishReason, TokenKind
 
 
 @dataclasses.dataclass
@@ -144,6 +151,17 @@ def check_train_questions(
     )
 
 
+def try_reward(task: Task, questions: Questions) -> None:
+  """Scores a made-up answer to the first question, before any rollout.
+
+  Raises:
+    InputError: the reward keeps no protocol; names it and the rule.
+  """
+  first = next(iter(questions.evaluation.values()))[0]
+  answer = ((TokenKind.POLICY, r"<answer> \boxed{0} </answer>"),)
+  score_all(task.reward, [Sample(first, answer, FinishReason.ANSWER)])
+
+
 def load_encoder(config: EncoderConfig) -> SentenceEncoder:
   """The sentence encoder of a config.
 
@@ -175,6 +193,7 @@ def open_task(
   """
   task = config.task(name)
   questions = load_questions(task)
+  try_reward(task, questions)
   paths = agent_paths(config, workdir, name)
   for path in paths.values():
     if not (path / "config.json").exists():
@@ -206,9 +225,10 @@ def running_tools(
     InputError: a tool keeps no protocol, its limit is out of range, or the
       corpus is not there.
   """
-  specs = config.task(name).tool_specs()
+  task = config.task(name)
+  check_tool_specs(task)
   with contextlib.ExitStack() as stack:
-    tools = start_tools(specs, _Services(config, encoder, stack))
+    tools = start_tools(task.tool_specs(), _Services(config, encoder, stack))
     check_tools(tools)
     yield tools
 

@@ -240,6 +240,16 @@ class Algorithm:
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "changes", dict(self.changes))
+    if not isinstance(self.name, str):
+      raise InputError(
+        f"the name of an algorithm must be a text, got {self.name!r}: choose "
+        "one."
+      )
+    if not isinstance(self.plan, Plan):
+      raise InputError(
+        f"plan of the algorithm {self.name} must be a Plan, got "
+        f"{self.plan!r}: write Plan(...)."
+      )
     if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
       raise InputError(
         "the name of an algorithm must be lower case letters, digits and _, "

@@ -14,7 +14,7 @@ from rapo_jax.data import Query, check_query_ids
 from rapo_jax.errors import InputError
 from rapo_jax.rewards import OUTCOME, Reward, check_reward
 from rapo_jax.tasks.tools import ToolSpec
-from rapo_jax.tools import TagSet, Tool
+from rapo_jax.tools import TagSet, Tool, check_description, check_tools
 
 Report = Callable[[float, str], None]
 
@@ -147,6 +147,12 @@ def load_questions(task: Task) -> Questions:
       The message names the task.
   """
   questions = task.questions()
+  if not isinstance(questions, Questions):
+    raise InputError(
+      f"questions() of the task {task.name} must return "
+      f"rapo_jax.tasks.Questions, got {type(questions).__name__}: return "
+      "Questions(train, {name: queries})."
+    )
   if not questions.evaluation:
     raise InputError(
       f"the task {task.name} must have at least one evaluation set, and has "
@@ -184,9 +190,17 @@ def check_tool_specs(task: Task) -> TagSet:
     Their tags.
 
   Raises:
-    InputError: two share a name, or a name cannot be a tag; names the task.
+    InputError: something is no tool and no spec of one, two share a name, or a
+      name cannot be a tag; names the task.
   """
+  specs = task.tool_specs()
   try:
-    return TagSet(tuple(spec.name for spec in task.tool_specs()))
+    tags = TagSet(tuple(str(getattr(spec, "name", "")) for spec in specs))
+    for spec in specs:
+      if isinstance(spec, Tool) or not isinstance(spec, ToolSpec):
+        check_tools({spec.name: spec})
+      else:
+        check_description(spec)
+    return tags
   except InputError as error:
     raise InputError(f"the tools of the task {task.name}: {error}") from error

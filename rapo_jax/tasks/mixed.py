@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
-from rapo_jax.rewards import Reward, Sample, Score
+from rapo_jax.rewards import Reward, Sample, Score, score_all
 from rapo_jax.tasks.base import Questions, Task, by_name, load_questions
 from rapo_jax.tasks.tools import ToolSpec
 from rapo_jax.tools import Tool
@@ -29,7 +29,7 @@ class MixedReward:
     for name, reward in self.rewards:
       own = [i for i, s in enumerate(batch) if s.query.task == name]
       if own:
-        found = reward.score([batch[i] for i in own])
+        found = score_all(reward, [batch[i] for i in own])
         scores |= dict(zip(own, found, strict=True))
     return [scores[i] for i in range(len(batch))]
 

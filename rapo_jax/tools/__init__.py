@@ -7,6 +7,7 @@ from rapo_jax.tools.base import (
   ToolResult,
   ToolStatus,
   call_policy,
+  check_description,
   check_tools,
 )
 from rapo_jax.tools.functions import FunctionTool, tool
@@ -30,6 +31,7 @@ __all__ = [
   "ToolResult",
   "ToolStatus",
   "call_policy",
+  "check_description",
   "check_tools",
   "tool",
 ]

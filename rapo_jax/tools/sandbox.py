@@ -7,11 +7,10 @@ Speaks the HTTP protocol of SandboxFusion (github.com/bytedance/SandboxFusion):
 from __future__ import annotations
 
 import dataclasses
-import functools
 import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 
@@ -49,6 +48,7 @@ class SandboxTool:
   max_output_chars: int = 16_384
   max_concurrency: int = 16
 
+  _http: ClassVar[httpx2.Client]
   name = PythonTool.name
   description = PythonTool.description
   example = PythonTool.example
@@ -61,14 +61,12 @@ class SandboxTool:
     )
     check_numbers(self, "timeout_s", above=0, unit="seconds")
     check_numbers(self, "max_output_chars", "max_concurrency", at_least=1)
-
-  @functools.cached_property
-  def _http(self) -> httpx2.Client:
-    return httpx2.Client(
+    client = httpx2.Client(
       limits=httpx2.Limits(max_connections=self.max_concurrency),
       timeout=self.timeout_s + _GRACE_S,
       trust_env=False,
     )
+    object.__setattr__(self, "_http", client)
 
   def call(self, argument: str) -> ToolResult:
     """Runs one program."""
@@ -102,7 +100,8 @@ class SandboxTool:
 
   def _result(self, answer: Any) -> ToolResult:
     run = answer.get("run_result") if isinstance(answer, Mapping) else None
-    if not isinstance(run, Mapping):
+    # Its sandbox is broken: the program has not been run, or not to its end.
+    if not isinstance(run, Mapping) or answer.get("status") == "SandboxError":
       text = "The sandbox could not run the program."
       return ToolResult(text, ToolStatus.FAILED)
     printed = str(run.get("stdout") or "")

@@ -16,6 +16,7 @@ FREE = (
   "buffer.path",
   "buffer.url",
   "evaluation.curve_samples",
+  "evaluation.max_tool_fail_rate",
   "tools.python.trust_code",
   "train",
   "logging",
@@ -165,3 +166,16 @@ def test_every_name_of_a_field_is_one():
   for fields in (*FIELDS, dependencies.AFTER_DIVERGENCE):
     for name in (*fields.sections, *fields.apart):
       assert any(p == name or p.startswith(f"{name}.") for p in known), name
+
+
+@pytest.mark.parametrize(
+  ("path", "expected"),
+  [
+    ("tasks.multihop.world.seed", "tasks.world.seed"),
+    ("tasks.mix.tasks.sums.reward.object", "tasks.reward.object"),
+    ("tasks.mix.reward", "tasks.reward"),
+    ("rollout.num_slots", "rollout.num_slots"),
+  ],
+)
+def test_fields_of_a_task_are_compared_without_its_name(path, expected):
+  assert dependencies.without_task_name(path) == expected

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import numpy as np
 import pytest
 
+from experiments.config import EvaluationConfig, ExperimentConfig
 from experiments.stages import evaluate
 from rapo_jax import rewards
 from rapo_jax.errors import InputError
+from rapo_jax.rollout import RolloutConfig
+from rapo_jax.rollout.stats import RolloutStats
 from rapo_jax.trajectory import FinishReason, Trajectory
 from tests.rollout import tag_world
 
 TOKENIZER = tag_world.make_tokenizer()
 QUERIES = tag_world.make_queries()[:2]
 TASK = types.SimpleNamespace(
-  held_out=QUERIES,
+  name="t",
   evaluation={"held_out": QUERIES},
   tokenizer=TOKENIZER,
   reward=rewards.OUTCOME,
   tag_set=rewards.RECIPE_TAGS,
+  prompt=lambda query: np.array([1]),
 )
 
 
-def made(group: int, answer: str, reason=FinishReason.ANSWER) -> Trajectory:
+def made(
+  group: int, answer: str, index: int = 0, reason=FinishReason.ANSWER
+) -> Trajectory:
   ids = TOKENIZER.encode(f"<answer>\\boxed{{{answer}}}</answer>")
   zeros = np.zeros(len(ids), np.float32)
   return Trajectory(
@@ -35,32 +42,109 @@ def made(group: int, answer: str, reason=FinishReason.ANSWER) -> Trajectory:
     entropies=zeros,
     query_id=f"q{group}",
     group_id=group,
-    index=0,
+    index=index,
     hybrid=False,
     policy_version=0,
     finish_reason=reason,
   )
 
 
-def correct(*trajectories: Trajectory):
-  return evaluate.correct(TASK, evaluate.counted(TASK, trajectories))
+class Engine:
+  """Gives the trajectories of the questions that it is asked."""
+
+  def __init__(self, *trajectories: Trajectory):
+    self.trajectories = trajectories
+    self.asked: list[str] = []
+
+  def rollout(self, model, requests, *, seed, update, greedy):
+    wanted = [(r.query.query_id, r.index) for r in requests]
+    groups = {r.query.query_id: r.group_id for r in requests}
+    self.asked += [query_id for query_id, _ in wanted]
+    found = [
+      dataclasses.replace(t, group_id=groups[t.query_id])
+      for t in self.trajectories
+      if (t.query_id, t.index) in wanted
+    ]
+    return found, RolloutStats()
 
 
-def test_right_and_wrong_answers():
-  assert correct(made(0, "a"), made(0, "b"), made(1, "\\text{A}")) == {
-    "q0": [1, 0],
-    "q1": [1],
-  }
+CONFIG = ExperimentConfig(
+  name="t",
+  evaluation=EvaluationConfig(num_samples=2),
+  rollout=RolloutConfig(num_slots=16),
+)
 
 
-def test_what_the_system_cut_is_left_out_and_said(caplog):
-  cut = made(0, "", FinishReason.TIMEOUT)
-  assert correct(cut, made(0, "a"), made(1, "b")) == {"q0": [1], "q1": [0]}
-  assert "1 of 3 trajectories of this evaluation were cut" in caplog.text
-  # A question without any other sample is no wrong answer.
-  assert correct(cut, made(1, "b")) == {"q1": [0]}
-  with pytest.raises(InputError, match="cut all 2 trajectories"):
-    correct(cut, cut)
+@pytest.fixture
+def engine(monkeypatch):
+  def use(*trajectories):
+    engine = Engine(*trajectories)
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: engine)
+    return engine
+
+  return use
+
+
+def test_right_and_wrong_answers(engine):
+  engine(made(0, "a"), made(0, "b", 1), made(1, "\\text{A}"), made(1, "a", 1))
+  result = evaluate.evaluate(CONFIG, TASK, None)
+  assert result["sampled"] == {"q0": [1, 0], "q1": [1, 1]}
+  assert result["greedy"] == {"q0": 1, "q1": 1}
+  assert result["sets"] == {"held_out": ["q0", "q1"]}
+  assert result["figures"]["held_out"]["pass@1"]["mean"] == 0.75
+  assert result["figures"]["held_out"]["pass@2"] == 1.0
+  assert result["format_whole"] == 4
+
+
+def test_what_the_system_cut_is_left_out_and_said(engine, caplog):
+  cut = made(0, "", 1, FinishReason.TIMEOUT)
+  engine(made(0, "a"), cut, made(1, "b"), made(1, "b", 1))
+  result = evaluate.evaluate(CONFIG, TASK, None)
+  assert result["sampled"] == {"q0": [1], "q1": [0, 0]}
+  assert result["left_out"] == 1
+  assert "1 of 4 trajectories of this evaluation were cut" in caplog.text
+
+
+def test_a_question_without_any_other_sample_is_no_wrong_answer(engine):
+  cuts = [made(0, "", n, FinishReason.TIMEOUT) for n in range(2)]
+  engine(*cuts, made(1, "b"), made(1, "b", 1))
+  assert evaluate.evaluate(CONFIG, TASK, None)["sampled"] == {"q1": [0, 0]}
+  every = [made(1, "", n, FinishReason.TIMEOUT) for n in range(2)]
+  engine(*cuts, *every)
+  with pytest.raises(InputError, match="cut all 4 trajectories"):
+    evaluate.evaluate(CONFIG, TASK, None)
+
+
+def test_an_interrupted_evaluation_goes_on_behind_its_last_answer(
+  engine, tmp_path
+):
+  trajectories = [made(g, "a", n) for g in (0, 1) for n in (0, 1)]
+  path = tmp_path / "answers.jsonl"
+  first = engine(*trajectories)
+  whole = evaluate.evaluate(CONFIG, TASK, None, path=path, made_with="x")
+  assert first.asked == ["q0", "q1", "q0", "q0", "q1", "q1"]
+  lines = path.read_bytes().splitlines(keepends=True)
+  # A header, two greedy answers, one sampled one, and a torn line.
+  path.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+  again = engine(*trajectories)
+  result = evaluate.evaluate(CONFIG, TASK, None, path=path, made_with="x")
+  assert again.asked == ["q0", "q0", "q1", "q1"]
+  assert result == whole
+  assert path.read_bytes().splitlines() == [line.strip() for line in lines]
+  # All of it is there, or it is of other settings.
+  third = engine(*trajectories)
+  evaluate.evaluate(CONFIG, TASK, None, path=path, made_with="x")
+  assert third.asked == []
+  evaluate.evaluate(CONFIG, TASK, None, path=path, made_with="y")
+  assert len(third.asked) == 6
+
+
+def test_answers_that_were_changed_are_named(engine, tmp_path):
+  path = tmp_path / "answers.jsonl"
+  path.write_text('{"made_with": "x"}\n{"correct": true}\n', encoding="utf-8")
+  engine()
+  with pytest.raises(InputError, match=r"answers\.jsonl must hold the answers"):
+    evaluate.evaluate(CONFIG, TASK, None, path=path, made_with="x")
 
 
 @pytest.mark.parametrize(
@@ -79,9 +163,8 @@ def test_what_the_system_cut_is_left_out_and_said(caplog):
     ),
   ],
 )
-def test_a_point_of_the_curve(evaluation, expected, monkeypatch):
+def test_a_point_of_the_curve(evaluation, expected, engine):
   task = types.SimpleNamespace(**{**vars(TASK), "evaluation": evaluation})
-  rolled = [made(0, "a"), made(0, "b"), made(1, "b")]
-  monkeypatch.setattr(evaluate, "roll_out", lambda *_, **__: rolled)
-  point = evaluate.curve_point(None, task, None, samples=1)
+  engine(made(0, "a"), made(0, "b", 1), made(1, "b"))
+  point = evaluate.curve_point(CONFIG, task, None, samples=2)
   assert point == pytest.approx({**expected, "eval/format_whole": 1.0})

@@ -245,3 +245,29 @@ def test_a_function_within_a_function_is_refused_before_a_run(own, capsys):
     assert run.main([*command, *more]) == 2
     assert "get_config.<locals>.scored cannot be" in capsys.readouterr().err
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    # A loss that mixes tokens, advantages of a wrong shape.
+    ("* log_probs\n", "* log_probs.mean()\n", "the algorithm ours"),
+    ("outcome_advantages, LOSS", "lambda s, o: 1.0, LOSS", "cannot be"),
+    ('value, "right"', 'value / 0, "right"', "short_and_right must not raise"),
+    ('value, "right"', "float('nan'), \"right\"", "must give finite numbers"),
+    ("tools=(calculator,)", "tools=(calculator, str)", "must be a tuple of"),
+    ('"sums", path', '"a b", path', "name of a task must be letters"),
+    ('"ours", "Ours"', '"base", "Ours"', "the name of an algorithm must"),
+  ],
+)
+def test_what_keeps_no_protocol_is_found_by_the_dry_run(
+  own, old, new, message, capsys
+):
+  text = (own / "sums.py").read_text(encoding="utf-8")
+  assert old in text
+  (own / "sums.py").write_text(text.replace(old, new), encoding="utf-8")
+  command = ["--config", str(own / "sums.py"), "--dry_run"]
+  assert run.main(command) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert "Traceback" not in error

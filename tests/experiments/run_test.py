@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from experiments import checks, export, flags, health, run, tasks
+from experiments import answers, checks, export, flags, health, run, tasks
+from experiments import evaluate as evaluate_command
 from experiments.config import (
   BufferConfig,
   EvaluationConfig,
@@ -38,6 +39,7 @@ from rapo_jax import models
 from rapo_jax.retrieval import RetrievalConfig, SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.serving import server
 from rapo_jax.retrieval.serving.config import ServerConfig
+from rapo_jax.rollout import RolloutEngine
 from rapo_jax.tasks import TASKS
 from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.agents import AgentsConfig, PhaseConfig
@@ -178,16 +180,26 @@ def test_only_rapo_retrieves_and_rewards_differ(finished):
   assert any(row["gradient_norm"] > 0 for row in rapo)
 
 
-def test_evaluation_never_retrieves_and_repeats_the_curve(finished):
+def test_evaluation_never_retrieves_and_repeats_the_curve(
+  finished, monkeypatch
+):
   _, folder = finished
   config, workdir = small_config(), Workdir(folder)
   encoder = SentenceEncoder.from_pretrained()
   with tasks.open_task(config, workdir, "compute", encoder) as task:
     model = models.from_pretrained(task.base_path)
-    rolled = [
-      evaluate.roll_out(config, task, model, samples=samples, greedy=False)
-      for samples in (1, 2)
-    ]
+    rolled = []
+    rollout = RolloutEngine.rollout
+
+    def recorded(*args, **kwargs):
+      trajectories, stats = rollout(*args, **kwargs)
+      rolled.append(trajectories)
+      return trajectories, stats
+
+    monkeypatch.setattr(RolloutEngine, "rollout", recorded)
+    for samples in (1, 2):
+      kept = answers.AnswerFile(None, "")
+      evaluate.ask(config, task, model, kept, samples=samples, greedy=False)
   # The curve's samples are the first ones of the evaluate stage.
   firsts = [t for t in rolled[1] if t.index == 0]
   assert len(firsts) == len(rolled[0]) == config.tasks[0].world.num_held_out
@@ -196,6 +208,26 @@ def test_evaluation_never_retrieves_and_repeats_the_curve(finished):
   for trajectory in rolled[1]:
     assert not trajectory.retrieval_events
     assert TokenKind.RETRIEVED not in trajectory.kinds
+
+
+def test_a_checkpoint_evaluated_by_itself_gives_the_stage_s_numbers(
+  finished, tmp_path, capsys
+):
+  config_file, folder = finished
+  checkpoints = folder / "train" / "compute" / "rapo-seed0" / "checkpoints"
+  arguments = [
+    *("--model", str(checkpoints), "--config", str(config_file)),
+    *("--tasks", "compute", "--output", str(tmp_path / "out")),
+  ]
+  assert evaluate_command.main(arguments) == 0
+  output = capsys.readouterr().out
+  assert "the checkpoint of update" in output
+  assert "pass@1" in output
+  there = json.loads((tmp_path / "out" / "compute.json").read_bytes())
+  stage = folder / "evaluate" / "compute" / "rapo-seed0.json"
+  expected = json.loads(stage.read_bytes())
+  for name in ("greedy", "sampled", "score_statuses", "figures"):
+    assert there[name] == expected[name], name
 
 
 def test_an_agent_of_nan_has_no_accuracy(finished):

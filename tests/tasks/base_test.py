@@ -209,3 +209,37 @@ class Counter(tools.FunctionTool):
 def test_a_tool_may_have_a_field_that_is_called_start():
   counter = Counter(str, "count", "<count> counts.", "<count> x </count>")
   assert start_tools((counter,), Services()) == {"count": counter}
+
+
+@pytest.mark.parametrize("given", [([], {}), None, [query("a")]])
+def test_questions_of_another_type(given):
+  with pytest.raises(InputError, match=r"t must return rapo_jax\.tasks\.Q"):
+    load_questions(Given("t", given))
+
+
+@pytest.mark.parametrize(
+  ("tool", "message"),
+  [
+    (str.upper, "the tools of the task t"),
+    (_renamed(lookup("ok"), "think"), "think"),
+    (dataclasses.make_dataclass("Bare", ["name"])("look"), "lacks description"),
+  ],
+)
+def test_what_is_no_tool_is_found_before_it_is_started(tool, message):
+  with pytest.raises(InputError, match=message):
+    check_tool_specs(Given("t", tools=(tool,)))
+
+
+def test_a_part_of_a_mixture_that_scores_too_few_is_named():
+  @dataclasses.dataclass(frozen=True)
+  class Few:
+    def score(self, batch):
+      return []
+
+  tasks = (Given("a", reward=Few()), Given("b"))
+  mixture = MixedTask("both", tasks=tasks)
+  sample = rewards.Sample(
+    dataclasses.replace(query("q"), task="a"), (), FinishReason.ANSWER
+  )
+  with pytest.raises(InputError, match="the reward Few must return one score"):
+    rewards.score_all(mixture.reward, [sample])

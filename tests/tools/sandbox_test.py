@@ -36,7 +36,8 @@ class Sandbox(http.server.BaseHTTPRequestHandler):
     if "NO JSON" in code:
       return self._reply(200, b"<html>")
     if "BROKEN" in code:
-      answer = {"status": "SandboxError", "message": "x", "run_result": None}
+      result = {"status": "Error", "stderr": "x"} if "RAN" in code else None
+      answer = {"status": "SandboxError", "message": "x", "run_result": result}
       return self._reply(200, json.dumps(answer).encode())
     return self._reply(200, json.dumps(self._run(asked)).encode())
 
@@ -109,6 +110,7 @@ def test_it_is_the_python_tool(tool):
     ("BUSY", "The sandbox could not be asked", "failed"),
     ("NO JSON", "The sandbox could not be asked", "failed"),
     ("BROKEN", "The sandbox could not run the program.", "failed"),
+    ("BROKEN, RAN", "The sandbox could not run the program.", "failed"),
   ],
 )
 def test_results(tool, program, text, status):
