@@ -40,11 +40,11 @@ def accepted_answers(value: Any, where: str) -> tuple[str, ...]:
   """The accepted answers that a data set gives for a question.
 
   Search-R1's `{"target": [...]}`, lists within lists, arrays, numbers, and the
-  text of a structure or of a list are read, in JSON, Python or NumPy. Only a
-  list of numbers, such as `[1, 2]`, is an answer when it is a text: an interval
-  or a tuple. 42.0 becomes "42": a column of integers is one of floats as soon
-  as one is missing.
-  Blank aliases are dropped, and so is what stands twice.
+  text of a structure or of a list are read. That text is in JSON, Python or
+  NumPy. Only a list of numbers, such as `[1, 2]`, is an answer when it is a
+  text: an interval or a tuple. 42.0 becomes "42": a column of integers is one
+  of floats as soon as one is missing. Blank aliases are dropped, and so is what
+  stands twice.
 
   Args:
     value: what the row holds.
@@ -234,7 +234,7 @@ def _check_text(text: str, where: str) -> None:
 def row_question(row: Mapping[str, Any]) -> Any:
   """The question of a row in the layouts of verl, Search-R1 and Tool-Star.
 
-  It is the text under `extra_info.question` or `question`, else the last
+  It is the text under `extra_info.question` or `question`. Else it is the last
   message of the user in `prompt`, which may be a text itself. `extra_info` and
   `prompt` may be JSON texts, and a message may come in parts.
 

@@ -136,8 +136,8 @@ def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Gives a temporary folder that takes the place of `path` at the end.
 
   A failure leaves `path` as it was. The temporary folder lies beside it, so
-  that the last move is a rename on one file system, after all of it is on the
-  disk. A link to a folder is followed and stays.
+  that the last move is a rename on one file system. The move comes after all of
+  it is on the disk. A link to a folder is followed and stays.
 
   Args:
     path: folder to create or replace; its parent is created.

@@ -82,7 +82,7 @@ def check_multiple(config: Any, name: str, divisor: int, of: str = "") -> None:
     config: holds the field as an attribute.
     name: of the field.
     divisor: at least 1.
-    of: what the divisor is, if it is made of other fields.
+    of: names the divisor, if it is made of other fields.
 
   Raises:
     InputError: it is not.

@@ -1,11 +1,11 @@
 """The one record of a rollout that every other part reads.
 
-A `Trajectory` is what happened: the token ids in order, what kind each token
-is, which step it belongs to, and (for policy tokens) the log-probability and
-the entropy of the distribution that it was sampled from. Ids are the only
-truth: text is decoded from them for tools and for people and is never encoded
-back. Every mask, the retrieved fraction and the step entropies derive from
-`kinds` and `step_ids`; there is no second mask.
+A `Trajectory` is what happened: the token ids in order, with each token's kind
+and the step it belongs to. A policy token also has its log-probability and the
+entropy of the distribution that it was sampled from. Ids are the only truth:
+text is decoded from them for tools and for people and is never encoded back.
+Every mask, the retrieved fraction and the step entropies derive from `kinds`
+and `step_ids`; there is no second mask.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class RetrievalEvent:
   Attributes:
     step_id: step of the retrieved tokens; for anything but a hit, the step
       that the policy writes next.
-    outcome: "hit", "miss", "failed", "open" (not tried, as too many searches
-      before it failed) or "no_room" (found, but longer than what is left of
-      the response budget; nothing was inserted).
+    outcome: "hit", "miss", "failed", "open" or "no_room". "open": not tried, as
+      too many searches before it failed. "no_room": found, but longer than what
+      is left of the response budget; nothing was inserted.
     similarity: cosine similarity of the chosen key; None without one, and for
       a trace that was drawn at random (`RetrievalConfig.noise_prob`).
     reward: outcome reward of the trajectory that the trace comes from.
@@ -159,9 +159,9 @@ class Trajectory:
   def is_cut_by_system(self) -> bool:
     """Whether the system ended it, and its outcome says nothing of the agent.
 
-    It ran out of time, or it ran out of calls after calls that the system
-    could not make (`failed`, `refused`). A trajectory that went on after such
-    a call and came to an end of its own is the agent's.
+    It ran out of time. Or it ran out of calls after calls that the system could
+    not make (`failed`, `refused`). A trajectory that went on after such a call
+    and came to an end of its own is the agent's.
     """
     if self.finish_reason is FinishReason.TIMEOUT:
       return True

@@ -18,12 +18,12 @@ def check_address(url: str, name: str, remedy: str) -> None:
 
   Args:
     url: the address.
-    name: of what it is the address, for the error.
+    name: what has this address, for the error.
     remedy: how credentials are given instead.
 
   Raises:
-    InputError: it does not begin with http:// or https://, has no host, or
-      holds a user, a password, parameters or a fragment.
+    InputError: it does not begin with http:// or https://, or has no host. Or
+      it holds a user, a password, parameters or a fragment.
   """
   shown = without_secrets(url)
   try:

@@ -1,8 +1,8 @@
 """Conversations as text and as token ids, by a tokenizer's chat template.
 
 A template is a program from outside. It may fail, read the clock, or put what
-users wrote beside its control tokens. Here it renders on a fixed date, an error
-is one line, and no text of a user becomes a control token.
+users wrote beside its control tokens. Here it renders on a fixed date, and an
+error is one line. No text of a user becomes a control token.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FIXED_CLOCK = (
 _DIRECTIVES = "aAbBcdDeFGHIjmMpSTuUVwWxXyY"
 _NUMBERS = "dmHIMSj"
 
-# What runs is a program of somebody else's: these are its own mistakes.
+# A template is a program of somebody else's: these are its own mistakes.
 _TEMPLATE_ERRORS = (
   jinja2.TemplateError,
   ArithmeticError,
@@ -106,7 +106,7 @@ class TextEncoder:
 
 
 def template_of(tokenizer: Any) -> str | None:
-  """Source of the chat template that renders prompts; None if there is none.
+  """Source of the chat template that renders prompts; None without one.
 
   Raises:
     InputError: there are several templates and none is called `default`.
@@ -307,8 +307,8 @@ def turn_end(tokenizer: Any) -> int | None:
   and the next turn.
 
   Returns:
-    Its id; None if there is no template, or if it writes no control token
-    behind a last reply and none before the next turn.
+    Its id; None if there is no template. Also None if it writes no control
+    token behind a last reply and none before the next turn.
 
   Raises:
     InputError: the template fails, leaves the reply out, or ends it with text

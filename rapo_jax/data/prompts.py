@@ -48,8 +48,8 @@ def system_prompt(tools: Iterable[Described | str]) -> str:
       empty. No others are mentioned.
 
   Raises:
-    InputError: two tools have one name, a name cannot be a tag, or a name
-      alone is given of a tool that is not ready-made.
+    InputError: two tools have one name, or a name cannot be a tag. Or only the
+      name is given of a tool that is not ready-made.
   """
   named = tuple(_described(tool) for tool in tools)
   TagSet(tuple(tool.name for tool in named))
@@ -160,8 +160,8 @@ def check_prefix_preservation(
 ) -> None:
   """Checks that the chat template only ever appends.
 
-  What the agent writes is put after the prompt's ids. If the template renders
-  the prompt otherwise once a reply follows, the agent is trained on prompts
+  The agent's text is put after the prompt's ids. The template may render the
+  prompt otherwise once a reply follows. Then the agent is trained on prompts
   that it is never given. A thought that the prompt opens (`<think>`), or opens
   and closes, is no part of this: templates drop thoughts of earlier turns, and
   our prompts have no earlier turn of the agent.

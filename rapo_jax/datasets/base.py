@@ -1,4 +1,4 @@
-"""What a data set is: its files, and how a question is read from a row."""
+"""A data set: its files, and how a question is read from a row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row(NamedTuple):
     row_id: stable, and unique in its split.
     question: its text.
     answers: accepted answers, at least one.
-    extra: what else is of use, such as its level or the pages to start from.
+    extra: further useful values, such as its level or the pages to start from.
     canary: with which both texts are encrypted; "" if they are not.
   """
 
@@ -89,7 +89,7 @@ class DataSet:
   urls: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
   def layout(self, path: pathlib.Path) -> Layout | None:
-    """The layout of a file; None if it is none of this data set."""
+    """The layout of a file; None if this data set has no such file."""
     return next((one for one in self.layouts if one.matches(path)), None)
 
   def files(self, folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
@@ -99,7 +99,7 @@ class DataSet:
     another name is read as the first layout of its kind.
 
     Raises:
-      MissingInputError: there is none; says where they are published.
+      MissingInputError: no file is found; says where they are published.
     """
     there = [folder] if folder.is_file() else _files(folder)
     found: dict[str, list[pathlib.Path]] = {}
@@ -178,7 +178,7 @@ def text_of(row: Mapping[str, Any], keys: Collection[str], where: str) -> str:
   """The text under the first of some keys that a row has.
 
   Raises:
-    InputError: there is none, or it is blank.
+    InputError: the row has no such key, or the text is blank.
   """
   value = next((row[key] for key in keys if row.get(key) is not None), None)
   if isinstance(value, str) and value.strip():

@@ -35,8 +35,9 @@ def default_data_dir() -> pathlib.Path:
 class Questions(tfds.core.GeneratorBasedBuilder):
   """Questions with reference answers; a config for each data set.
 
-  Features: `id`, `question` and `answers` are texts, `extra` is a JSON object,
-  and `canary` is the key of texts that stay encrypted on the disk, or blank.
+  Features: `id`, `question` and `answers` are texts, and `extra` is a JSON
+  object. `canary` is the key of texts that stay encrypted on the disk, or
+  blank.
   """
 
   VERSION = tfds.core.Version("1.0.0")

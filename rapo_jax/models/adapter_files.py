@@ -35,8 +35,8 @@ from rapo_jax.models.tensor_files import (
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# Fields of PEFT's configuration that are read here, or that change nothing of
-# what an adapter computes once it is trained.
+# Fields of PEFT's configuration that are read here, or that do not change the
+# results of a trained adapter.
 _READ = ("peft_type", "r", "lora_alpha", "target_modules")
 _WITHOUT_EFFECT = (
   "arrow_config",
@@ -124,9 +124,9 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
 
   Raises:
     MissingInputError: there are no adapters.
-    InputError: the file is broken, its tensors are not those of the
-      configuration and the base, or the configuration asks for more than plain
-      LoRA; names them.
+    InputError: the file is broken, or its tensors are not those of the
+      configuration and the base. Or the configuration asks for more than plain
+      LoRA. Names them.
   """
   folder = pathlib.Path(path)
   if not (folder / ADAPTER_CONFIG).is_file():

@@ -109,8 +109,8 @@ def write_rows(
 ) -> Shaped[Array, "B S"]:
   """Writes a few positions of every row, in place if donated.
 
-  Said to the compiler as one write a row and not as writes to any rows, so
-  that rows which lie on several devices are written where they lie.
+  The compiler sees one write for each row, not writes to any rows. So rows
+  which lie on several devices are written where they lie.
 
   Args:
     rows: what is written to.
@@ -171,7 +171,7 @@ def write_cache(
     positions: as for `write_rows`.
     values: what is written.
     rows: rows of each part of the cache that the N = parts * R rows of values
-      go to, numbered within the part, none twice; see `take_rows`.
+      go to. They are numbered within the part, and differ; see `take_rows`.
   """
   numbers = jax.lax.ScatterDimensionNumbers(
     update_window_dims=(3, 4),
@@ -251,16 +251,16 @@ def attend(
   """Causal attention of whole sequences, within segments.
 
   - "xla" runs everywhere. Long rows go block by block: at most `QUERY_BLOCK`
-    queries read the keys up to the last of them, and their scores are
-    computed again in the backward pass.
+    queries read the keys up to the last of them. Their scores are computed
+    again in the backward pass.
   - "splash" is Pallas' kernel for TPU: time and memory skip what the causal
     mask hides, and segment ids cost nothing.
   - "cudnn" is the flash kernel of NVIDIA GPUs. JAX hands it segments as a
     mask alone, one `[B, 1, T, T]` array that all layers share.
-  - "auto" takes the kernel of the platform that the mesh in use (or else the
-    default backend) has, where it accepts the shapes, and "xla" otherwise. A
-    mesh of a described topology counts, so that a program compiled for TPUs
-    on another machine has their kernel.
+  - "auto" takes the kernel of the platform where it accepts the shapes, and
+    "xla" otherwise. The platform is that of the mesh in use, or else of the
+    default backend. A mesh of a described topology counts, so that a program
+    compiled for TPUs on another machine has their kernel.
 
   Args:
     queries: rotated queries.
@@ -350,7 +350,7 @@ def _attend_dense(
   """Attention by softmax over all scores.
 
   The backward pass computes the scores again, from sums that the forward pass
-  left (Dao et al., 2022), and its products read scores as they lie in memory.
+  left (Dao et al., 2022). Its products read scores as they lie in memory.
   """
   outputs, _ = _attend_dense_forward(queries, keys, values, mask)
   return outputs
@@ -460,11 +460,11 @@ def attend_cache(
 ) -> Float[Array, "N C H D"]:
   """Attention of a few new tokens over one layer of the cache.
 
-  An online softmax over blocks of `KV_BLOCK` cache positions, in order. A
-  block lies in one piece, for it is read as a whole. One
-  that is masked throughout multiplies the running sums by exactly 1 and
-  adds exactly 0, and every block runs the same compiled body, so more blocks
-  than a row needs change no bit of its result.
+  An online softmax over blocks of `KV_BLOCK` cache positions, in order. A block
+  lies in one piece, for it is read as a whole. A block that is masked
+  throughout multiplies the running sums by exactly 1 and adds exactly 0. Every
+  block runs the same compiled body. So more blocks than a row needs change no
+  bit of its result.
 
   On a GPU one kernel does it, see `cache_kernel`: XLA would launch a handful
   of small programs a block.
@@ -507,8 +507,8 @@ def attend_cache(
       masked=_MASKED,
     )
   num_rows = chunk * num_heads // num_kv_heads
-  # Query heads that share a key head, and the tokens of the chunk, are the
-  # rows of one small matrix product per (batch row, key head).
+  # Each (batch row, key head) has one small matrix product. Its rows are the
+  # query heads that share the key head, and the tokens of the chunk.
   grouped = queries.reshape(batch, chunk, num_kv_heads, -1, head_dim)
   grouped = grouped.swapaxes(1, 2).reshape(
     batch, num_kv_heads, num_rows, head_dim

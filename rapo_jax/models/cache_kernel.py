@@ -36,10 +36,10 @@ def attend(
 ) -> Float[Array, "N C H D"]:
   """Attention of new tokens over one layer of the cache.
 
-  Each program takes the queries that share a key head, of one row, and reads
-  the cache block by block up to the last position that they reach. So no row
-  waits for a longer one, nothing of the cache is copied, and a block that is
-  masked throughout changes no bit, as for `attention.attend_cache`.
+  Each program takes the queries of one row that share a key head. It reads the
+  cache block by block up to the last position that they reach. So no row waits
+  for a longer one, and nothing of the cache is copied. A block that is masked
+  throughout changes no bit, as for `attention.attend_cache`.
 
   XLA cannot cut a kernel over a mesh, so each device runs it on its own rows
   and heads.
@@ -79,8 +79,8 @@ def attend(
   cache = activation_spec(
     keys.shape, None, None, "batch", "kv_heads", None, None
   )
-  # Query heads are cut like the heads that they share, and rows of queries and
-  # parts like rows of the cache.
+  # Query heads are cut like the heads that they share. Rows of queries and
+  # parts are cut like rows of the cache.
   batch, heads = cache[2:4]
   new = PartitionSpec(batch, None, heads, None)
   of_rows = PartitionSpec(batch, None)

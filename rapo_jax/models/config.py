@@ -49,7 +49,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-  """What a `model_type` fixes, and what it assumes where the file is silent.
+  """What a `model_type` fixes, and its defaults where the file is silent.
 
   Attributes:
     architecture: name of the causal language model in transformers.
@@ -206,8 +206,8 @@ LoraTarget = Literal["query", "key", "value", "out", "gate", "up", "down"]
 class LoraConfig:
   """Low-rank adapters beside frozen projections.
 
-  A projection W becomes W + (alpha / rank) · A B, and A and B alone are
-  trained (Hu et al., LoRA, arXiv 2106.09685).
+  A projection W becomes W + (alpha / rank) · A B (Hu et al., LoRA, arXiv
+  2106.09685). A and B alone are trained.
 
   Attributes:
     rank: columns of A and rows of B.

@@ -123,8 +123,8 @@ def _product(
 ) -> Float[Array, "*B o"]:
   """`x @ kernel`, whose gradients are products that XLA runs well.
 
-  JAX's own rule has the kernel's gradient transposed, which XLA's CPU back end
-  makes of two copies and a product at half the speed.
+  JAX's own rule has the kernel's gradient transposed. XLA's CPU back end
+  computes that with two copies and a product at half the speed.
   """
   return x @ kernel
 
@@ -472,8 +472,8 @@ class Decoder(nnx.Module):
     """Runs new tokens of some rows against the cache, and adds them to it.
 
     Serves prefill (starts 0), decode (one token a row) and insertion of
-    observations. At a fixed number B of rows a row's result depends on no
-    other row, and on `attend_length` not at all, as long as it covers the row.
+    observations. At a fixed number B of rows a row's result depends on no other
+    row. Nor does it depend on `attend_length`, as long as it covers the row.
 
     The cache is written in place if the caller donates it, also as the carry
     of a `lax.while_loop`.
@@ -483,15 +483,15 @@ class Decoder(nnx.Module):
       tokens: new token ids.
       starts: position of each row's first new token.
       counts: how many of a row's tokens are real, 0 to C. The others write
-        nothing, and what is returned for them is finite and meaningless.
+        nothing, and their results are finite and meaningless.
       attend_length: most cache positions to read, a multiple of `KV_BLOCK`
         that exceeds every real token's position. Blocks that no real token
         reaches are skipped in any case.
       rows: rows of the cache that the B = parts * R rows of tokens belong to,
-        none twice: R of each of the equal parts that the cache is cut into,
+        all different: R of each of the equal parts that the cache is cut into,
         numbered within their part. On a mesh parts must be a multiple of the
-        slices that rows are cut into, so that each is read where it lies.
-        None: B is the number of rows of the cache, and they are all of them.
+        slices that rows are cut into. So each is read where it lies. None: B is
+        the number of rows of the cache, and they are all of them.
       layers: what `unstack` returned, to run one by one; None runs the stacked
         ones in a loop.
 
@@ -539,7 +539,7 @@ class Decoder(nnx.Module):
     """Returns a copy of the layers, each in arrays of its own.
 
     A GPU copies a layer's weights out of the stacked ones whenever it comes to
-    the layer, which takes as long as a decode step's own work. A rollout has
+    the layer. That takes as long as a decode step's own work. A rollout has
     them copied once, before it begins.
     """
     return [

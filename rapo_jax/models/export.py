@@ -75,15 +75,15 @@ def save_pretrained(
       of its configuration, its generation configuration and, unless
       `tokenizer` is given, its tokenizer and chat template.
     end_ids: tokens that end a turn of the model. The generation configuration
-      names them, those of `source` and that of the tokenizer, so that whoever
-      generates stops at each.
+      names them, those of `source` and that of the tokenizer, so that
+      generation stops at each.
     max_shard_bytes: most bytes of weights in a file; above it there are
       several and an index. A larger tensor has a file of its own.
 
   Raises:
-    InputError: if the model has adapters, if the configuration has no Hugging
-      Face counterpart or is not that of `source`, or if parameters lie on
-      devices of other processes.
+    InputError: if the model has adapters, or if parameters lie on devices of
+      other processes. Or if the configuration has no Hugging Face counterpart
+      or is not that of `source`.
     OSError: if it cannot be written, as when the disk is full.
   """
   if model.config.lora is not None:

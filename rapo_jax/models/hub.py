@@ -28,7 +28,8 @@ def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
   """Returns the folder of a model, downloading it if it is a hub's.
 
   Of a hub's files only configurations, safetensors and the tokenizer's are
-  downloaded, into the cache that `huggingface_hub` keeps, and only once.
+  downloaded. They are downloaded once, into the cache that `huggingface_hub`
+  keeps.
 
   Args:
     path_or_hub_id: a folder, or a name such as `Qwen/Qwen2.5-7B-Instruct`. A

@@ -133,8 +133,8 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
   """Sixteen hex digits that change when a model's folder holds another model.
 
   Of the configuration, and of each tensor's name, dtype, shape and first
-  values, so that it is cheap whatever the size and does not depend on how
-  tensors are spread over files.
+  values. So it is cheap whatever the size, and does not depend on how tensors
+  are spread over files.
 
   Args:
     folder: with `config.json` and safetensors.
@@ -158,7 +158,7 @@ def read_config(folder: pathlib.Path) -> DecoderConfig:
   """Reads the configuration of a local checkpoint.
 
   Raises:
-    MissingInputError: there is none.
+    MissingInputError: the folder has no `config.json`.
     InputError: it is not JSON, or not supported.
   """
   if not (folder / CONFIG).is_file():
@@ -313,7 +313,7 @@ def _load(
       for part, size in zip(index, leaf.shape, strict=True)
     )
     key = tuple((part.start, part.stop) for part in slices)
-    # What several devices hold is read once and copied.
+    # A shard that several devices hold is read once and copied.
     shards[key] = (
       jax.device_put(shards[key], device)
       if key in shards

@@ -40,11 +40,11 @@ def token_log_probs(
     log_probs[t] = log softmax(logits[t - 1] / temperature)[tokens[t]]
     entropies[t] = entropy of softmax(logits[t - 1] / temperature)
 
-  The output head runs on scored tokens alone, `head_chunk` of them at a time,
-  and the backward pass computes each chunk's logits again; where all that is
-  wanted is the gradient of a loss, `token_loss_sum` spares that. On a mesh
-  every batch shard takes the tokens of its own rows, and the vocabulary stays
-  cut: what travels is a maximum and sums over it.
+  The output head runs on scored tokens alone, `head_chunk` of them at a time.
+  The backward pass computes each chunk's logits again; where only the gradient
+  of a loss is wanted, `token_loss_sum` spares that. On a mesh every batch shard
+  takes the tokens of its own rows, and the vocabulary stays cut: only a maximum
+  and sums over it travel.
 
   Args:
     model: the decoder.
@@ -93,10 +93,10 @@ def token_loss_sum(
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
   """Sums a loss of every scored token's log-probability.
 
-  The same as `jnp.sum(loss(log_probs, arguments))` over what
-  `token_log_probs` scores, with a gradient that costs a quarter less of the
-  head: each token's loss is known as soon as its logits are, so that the
-  gradients of head and hidden states are taken while they are there.
+  The same as `jnp.sum(loss(log_probs, arguments))` over what `token_log_probs`
+  scores, with a gradient that costs a quarter less of the head: each token's
+  loss is known as soon as its logits are. So the gradients of head and hidden
+  states are taken while the logits are there.
 
   Args:
     model: the decoder.
@@ -138,9 +138,9 @@ class _Order(NamedTuple):
   Attributes:
     chunk: how many are scored at a time; divides N.
     num_chunks: how many chunks hold anything.
-    sources: where each comes from among the shard's tokens; past the end, where
-      zeros are read and gradients are dropped, for what fills the last chunk,
-      so that a NaN in the place of others reaches nothing.
+    sources: where each comes from among the shard's tokens. The padding of the
+      last chunk comes from past the end, where zeros are read and gradients are
+      dropped. So a NaN in the place of others reaches nothing.
     places: where each of the shard's tokens went; past the end if not scored.
   """
 

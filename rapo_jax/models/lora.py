@@ -48,7 +48,8 @@ def add_adapters(
 
   @jax.jit
   def draw(key: jax.Array) -> dict[str, nnx.Variable]:
-    # What is not returned is never computed: this draws no second base.
+    # Values that are not returned are never computed: this draws no second
+    # base.
     drawn = trainable(Decoder(config, rngs=nnx.Rngs(params=key)))
     return sharding.constrain_parameters(drawn, rules or sharding.TRAIN_RULES)
 

@@ -50,7 +50,7 @@ def _llama3_share(
 ) -> Float[np.ndarray, "half"]:
   """Share of the plain frequency, by turns over the original length.
 
-  A frequency is left alone from `high_freq_factor` turns on and stretched in
+  A frequency is left alone from `high_freq_factor` turns on. It is stretched in
   full up to `low_freq_factor`, with a line between (Llama 3.1).
   """
   assert rope.original_max_position_embeddings is not None

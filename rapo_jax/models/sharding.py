@@ -230,8 +230,8 @@ def place(
     dtype: of the copy, adapters too; None leaves each parameter its own.
 
   Returns:
-    The model itself if nothing changes; without a mesh, what changes is copied
-    alone.
+    The model itself if nothing changes; without a mesh, only changed parameters
+    are copied.
   """
   if mesh is None:
     return model if dtype is None else model.astype(dtype)
@@ -267,7 +267,7 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
   Args:
     tree: arrays, of NumPy or on one device; the same ones in every process.
     mesh: the devices. Of several processes it gets arrays that are whole on
-      each of them; else `jit` moves what it is given, and nothing is done.
+      each of them; else `jit` moves its arguments, and nothing is done.
   """
   if mesh is None or not mesh.is_multi_process:
     return jax.tree.map(jnp.asarray, tree)
@@ -307,7 +307,7 @@ def _problems(
   model: Any, mesh: Mesh | AbstractMesh, rules: Rules
 ) -> Iterator[str]:
   config = model.config
-  # A kernel holds whole heads: what has to be divisible is their number.
+  # A kernel holds whole heads: their number has to be divisible.
   counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
   cut: dict[str | tuple[str, ...], set[tuple[str, int]]] = {}
   for variable in jax.tree.leaves(model, is_leaf=_is_variable):

@@ -22,7 +22,7 @@ What holds for every function:
 - It can be used under `jax.jit`, `jax.vmap` and `jax.grad`; shapes are static.
 - Half-precision inputs are converted to float32 first; float64 stays float64.
 - Masks (`where`) are boolean. A masked position contributes exactly 0 to the
-  value and to the gradient, even where its inputs are inf or NaN.
+  value and to the gradient. This holds even where its inputs are inf or NaN.
 - A wrong shape, rank or dtype raises `ValueError` while tracing.
 
 Shapes: `B` trajectories, `T` tokens, `S` steps, `V` vocabulary. Equation

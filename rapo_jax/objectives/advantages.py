@@ -30,9 +30,9 @@ def group_advantages(
 
   Args:
     rewards: one reward a trajectory, `[B]`.
-    group_ids: group of each trajectory, int `[B]`, in any order. A row whose
-      id is outside of [0, `num_groups`), such as -1 for padding, belongs to
-      no group and gets 0, whatever its reward.
+    group_ids: group of each trajectory, int `[B]`, in any order. A row belongs
+      to no group if its id is outside of [0, `num_groups`), such as -1 for
+      padding. It gets 0, whatever its reward.
     num_groups: number of groups; static.
     ddof: 1 for the unbiased variance, 0 for the biased one.
     eps: added to the standard deviation, in units of reward, >= 0.
@@ -119,8 +119,8 @@ def overlong_penalty(
   """What a response costs for its length (DAPO: Yu et al., 2025, Eq. 13).
 
   0 up to `(1 - share) * limit` tokens; from there it falls on a line to -1 at
-  the limit, and on below -1 beyond it, as in the authors' code. The paper
-  stops at -1.
+  the limit. Beyond it the line goes on below -1, as in the authors' code. The
+  paper stops at -1.
 
   Args:
     lengths: tokens of each response, any shape.
@@ -153,8 +153,8 @@ def rapo_advantages(
   where `a * A_ret <= -1`: there the factor flips the sign, and a right answer
   is trained against. `A_ret` of a group of n is at least `-(n - 1) / sqrt(n)`
   (ddof 1). So at the paper's coefficient 0.2 the factor is at least 0.25 with
-  16 rollouts, and can be negative from 28 rollouts on. We bound the factor
-  from below. Where the bound does not act, the result is Eq. 10 bit for bit.
+  16 rollouts. It can be negative from 28 rollouts on. We bound the factor from
+  below. Where the bound does not act, the result is Eq. 10 bit for bit.
   Retrieval advantages of 0 give back the outcome advantages bit for bit.
 
   Args:

@@ -17,7 +17,7 @@ def token_entropy(
   """Entropy of the categorical distribution that the logits define.
 
   `H = -sum_v p_v log p_v` over the full vocabulary (Eq. 2). Divide the logits
-  by the sampling temperature first, so that the entropy is that of the
+  by the sampling temperature first. The entropy is then that of the
   distribution the token was sampled from.
 
   Args:

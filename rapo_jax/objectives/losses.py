@@ -25,9 +25,9 @@ def importance_ratio(
 ) -> jax.Array:
   """Probability of each token now, over that when it was sampled.
 
-  `r = exp(log_probs - old_log_probs)`. The log-ratio is capped at half of
-  what `exp` can hold (44 in float32), so that the products that follow stay
-  finite; beyond it the gradient is 0.
+  `r = exp(log_probs - old_log_probs)`. The log-ratio is capped at half of what
+  `exp` can hold (44 in float32). So the products that follow stay finite;
+  beyond the cap the gradient is 0.
 
   Args:
     log_probs: log-probabilities under the current policy, `[B, T]`.
@@ -415,7 +415,7 @@ def loss_weights(
 def _cap(log_ratio: jax.Array) -> jax.Array:
   """Caps a log-ratio so that its exponential can still be multiplied.
 
-  Without it one token of finite log-ratio 100 makes inf, and inf times an
+  Without it one token of finite log-ratio 100 makes inf. And inf times an
   advantage of 0 (a group of equal rewards) makes the whole update NaN.
   """
   largest = float(jnp.finfo(log_ratio.dtype).max)

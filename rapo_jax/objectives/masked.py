@@ -1,9 +1,9 @@
 """Every masked reduction of the objectives, in one place.
 
 A mask is applied by selection, never by multiplication: 0 * NaN is NaN. Each
-function selects before it computes, so a masked slot can reach neither the
-value nor (through the gradient of what follows) its own gradient. A reduction
-over nothing is 0.
+function selects before it computes. So a masked slot cannot reach the value.
+Nor can it reach its own gradient, through the gradient of what follows. A
+reduction over nothing is 0.
 """
 
 from __future__ import annotations

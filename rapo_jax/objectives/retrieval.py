@@ -58,11 +58,11 @@ def retrieval_reward(
 ) -> jax.Array:
   """Mean worth of a trajectory's retrievals, `Z_ret`.
 
-  `Z = quality * H_before` (Eq. 7): a retrieval counts for more where the
-  policy was unsure. The entropies before and after are those of the nearest
-  policy steps on each side, so steps retrieved in a row share both. A
-  retrieval that lacks one of them (the first or the last step, or a
-  trajectory that ended on it) is left out of the mean.
+  `Z = quality * H_before` (Eq. 7): a retrieval counts for more where the policy
+  was unsure. The entropies before and after are those of the nearest policy
+  steps on each side. So steps retrieved in a row share both. The mean leaves
+  out a retrieval that lacks one of them: the first or the last step, or a
+  trajectory that ended on it.
 
   Args:
     step_entropies: entropy of each step in order, nats, `[B, S]`. That of a

@@ -1,4 +1,4 @@
-"""What a task is: questions, evaluation sets, tools and a reward."""
+"""A task: questions, evaluation sets, tools and a reward."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Task(abc.ABC):
     reward: scores trajectories, and says which answers are correct.
 
   Raises:
-    InputError: the name is of another form, or the reward is none.
+    InputError: the name is of another form, or the reward is no `Reward`.
   """
 
   paths: ClassVar[Mapping[str, bool]] = {}
@@ -118,7 +118,7 @@ def by_name(tasks: Iterable[Task]) -> dict[str, Task]:
   """Tasks by name.
 
   Raises:
-    InputError: there is none, one is no task, or two share a name.
+    InputError: `tasks` is empty, one is no task, or two share a name.
   """
   found: dict[str, Task] = {}
   for task in tasks:

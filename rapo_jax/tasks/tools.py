@@ -30,7 +30,7 @@ class ToolSpec(Described, Protocol):
     """The running tool.
 
     Raises:
-      InputError: what it needs is not there.
+      InputError: it lacks something that it needs.
     """
 
 
@@ -76,7 +76,7 @@ def start_tools(
   """Running tools by name; one that needs no service is used as it is.
 
   Raises:
-    InputError: what a tool needs is not there.
+    InputError: a tool lacks something that it needs.
   """
   return {
     spec.name: spec if isinstance(spec, Tool) else spec.start(services)

@@ -1,4 +1,4 @@
-"""A finished trajectory of any agent, as text: what a buffer is built from."""
+"""A finished trajectory of any agent, as text, to build a buffer from."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class AgentTrajectory:
 def normalized(question: str) -> str:
   """A question's text without what only changes its looks.
 
-  Case, white space, punctuation, TeX's `$` and backslashes, kinds of dashes,
-  characters that nobody sees and compatibility forms (full width, ligatures) do
-  not count. Points within numbers do. A text of nothing else stays.
+  These do not count: case, white space, punctuation, TeX's `$` and backslashes,
+  kinds of dashes, invisible characters, and compatibility forms (full width,
+  ligatures). Points within numbers do. A text of nothing else stays.
   """
   question = question.translate(_POWERS)
   folded = unicodedata.normalize("NFKC", question).casefold()

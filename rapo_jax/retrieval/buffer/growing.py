@@ -160,10 +160,10 @@ class GrowingBuffer:
     return len(self._buffer)
 
   def digest(self) -> str:
-    """SHA-256 of what the buffer is restored from, apart from its base.
+    """SHA-256 of the files that restore the buffer, apart from its base.
 
-    That is the manifest of the newest merged buffer, which has a digest of each
-    of its files, and the additions since.
+    They are the manifest of the newest merged buffer and the additions since.
+    The manifest has a digest of each of that buffer's files.
     """
     digest = hashlib.sha256()
     for path in self._parts:

@@ -114,7 +114,7 @@ def read_manifest(directory: str | pathlib.Path) -> Manifest:
   """Reads the manifest of a buffer's folder; looks at no other file.
 
   Raises:
-    InputError: there is none, its build was interrupted, it cannot be read, or
+    InputError: it is missing, the build was interrupted, it cannot be read, or
       it is of another format; says with which command to go on.
   """
   directory = pathlib.Path(directory)
@@ -272,7 +272,7 @@ def check_folder(directory: pathlib.Path, problems: Sequence[str]) -> None:
 
   Args:
     directory: of the buffer.
-    problems: a line each; empty if there are none.
+    problems: a line each; empty without problems.
 
   Raises:
     InputError: there are some; says with which command to go on.

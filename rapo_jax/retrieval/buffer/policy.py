@@ -11,15 +11,15 @@ Two studies of the paper change what is given, and nothing else:
   the place of the one that was found. Where none was found none is given, so
   that noise changes what is inserted and not how often. Only traces above
   `min_reward` are drawn: noise is a wrong history, not a failed agent. The draw
-  is of the boundary's own key, so it depends on no other rollout, nor on when a
-  search was made. The paper gives the probabilities (0, .2, .4, .6, .8, 1); the
-  rest is our decision.
+  uses the boundary's own key. So it depends neither on other rollouts nor on
+  when a search was made. The paper gives the probabilities (0, .2, .4, .6, .8,
+  1); the rest is our decision.
 - *Trajectory-level off-policy* (`w/ TO`): `granularity="trajectory"`. A whole
   off-policy trajectory is inserted once in place of steps. Of this the paper
-  names no more than the ablation. We find a trace as always and give the whole
-  trajectory that it is from, from its first step to the last that the buffer
-  has, answer included, as one retrieved step; a rollout that was given one asks
-  no more.
+  names no more than the ablation. We find a trace as always and insert the
+  whole trajectory that it is from, as one retrieved step. It goes from its
+  first step to the last that the buffer has, answer included. A rollout that
+  was given one asks no more.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Failed:
 
   Attributes:
     reason: the error, for the log. Never training text.
-    attempted: whether there was a search; there is none while too many before
-      it have failed.
+    attempted: whether there was a search; false while too many before it have
+      failed.
   """
 
   reason: str
@@ -168,7 +168,7 @@ def choose(
     config: how to choose.
 
   Returns:
-    Row and similarity of the chosen trace, or why there is none.
+    Row and similarity of the chosen trace, or why none was chosen.
   """
   nearest = list(itertools.islice(candidates, config.top_k))
   near = [(r, s) for r, s in nearest if s >= config.min_similarity]
@@ -189,7 +189,7 @@ def choose_hit(hits: Sequence[Hit], config: RetrievalConfig) -> Hit | Miss:
     config: how to choose.
 
   Returns:
-    One of the hits, or why there is none.
+    One of the hits, or why none was chosen.
   """
   rewards = np.array([hit.trace.reward for hit in hits], np.float64)
   candidates = (

@@ -116,9 +116,8 @@ def select_traces(
     first_trace_id: id of the first step.
 
   Raises:
-    ModuleNotFoundError: near duplicates are to be dropped, there are many
-      traces of one question, and datasketch is not installed (the extra
-      `buffer`).
+    ModuleNotFoundError: near duplicates are to be dropped among many traces of
+      one question. But datasketch is not installed (the extra `buffer`).
   """
   seen: set[bytes] = set()
   near = None
@@ -162,12 +161,12 @@ def _digest(trace: StepTrace) -> bytes:
 class _NearDuplicates:
   """Steps that say nearly the same at nearly the same place.
 
-  Two traces are near duplicates when they answer one question at one step
-  number, and both their steps and the steps before them share the given part
-  of their word triples (Jaccard). Traces of one question and number are few,
-  and are compared one by one. Where they are many, MinHash (Broder, "On the
-  resemblance and containment of documents", 1997) proposes whom to compare
-  with; it misses some that are just similar enough.
+  Two traces are near duplicates when they meet two conditions. They answer one
+  question at one step number. Their steps share the given part of their word
+  triples (Jaccard), and so do the steps before them. Traces of one question and
+  number are few, and are compared one by one. Where they are many, MinHash
+  (Broder, "On the resemblance and containment of documents", 1997) proposes
+  whom to compare with; it misses some that are just similar enough.
   """
 
   def __init__(self, min_similarity: float):

@@ -97,8 +97,8 @@ def key_texts(
   encoder alone keeps its beginning, and its history does not count.
 
   Tags are left out. A sentence encoder spends three or four wordpieces on each
-  of them, more than on what a short step says, they tell no history from
-  another, and a retrieved step in a history has to look like an ordinary one.
+  of them, more than on a short step's text. They tell no history from another.
+  And a retrieved step in a history has to look like an ordinary one.
 
   A step that stands in many histories is split into wordpieces once.
 
@@ -196,8 +196,8 @@ def step_traces(
 ) -> list[StepTrace]:
   """Cuts one trajectory into step traces.
 
-  A step that is blank once its tags are off gives no trace, since it does not
-  help whoever retrieves it. It stays in the history of later steps.
+  A step that is blank once its tags are off gives no trace, as it would help no
+  agent. It stays in the history of later steps.
 
   Args:
     question: its question.
@@ -210,7 +210,7 @@ def step_traces(
     first_trace_id: id of the first trace; the others follow it.
     trajectory_id: id of the trajectory; None makes one of `source` and
       `first_trace_id`.
-    extras: what else is to be kept with each step, values of JSON.
+    extras: further values of JSON to keep with each step.
 
   Returns:
     A trace for every step that is not blank.

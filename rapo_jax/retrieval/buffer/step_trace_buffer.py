@@ -180,9 +180,8 @@ class StepTraceBuffer:
 
     Returns:
       An outcome for each history: `Hit`; `Miss` where nothing qualifies;
-      `Failed` for all where the encoder or the index failed, which is what
-      a RuntimeError, ValueError or OSError of theirs says. Others are bugs and
-      are raised.
+      `Failed` for all where the encoder or the index failed: it raised a
+      RuntimeError, ValueError or OSError. Other errors are bugs and are raised.
 
     Raises:
       InputError: if there are not as many histories as questions, or
@@ -359,18 +358,18 @@ class StepTraceBuffer:
     Args:
       directory: the folder, also after it was moved.
       encoder: must be the encoder that the buffer was built with.
-      checksums: read all files once, compare their digests with the manifest,
-        and look for nulls and for vectors of another norm than 1. Otherwise
-        their sizes alone are compared.
+      checksums: read all files once and compare their digests with the
+        manifest. Also look for nulls and for vectors whose norm is not 1.
+        Otherwise their sizes alone are compared.
 
     Returns:
       The buffer, with the saved index as it is: a rebuilt ScaNN tree would
       give other neighbours.
 
     Raises:
-      InputError: if the folder holds no buffer or one whose build was
-        interrupted, one of another format or another encoder, or one whose
-        files were cut short or changed. Says with which command to go on.
+      InputError: if the folder holds no buffer, or one whose build was
+        interrupted. Or the buffer is of another format or another encoder, or
+        its files were cut short or changed. Says with which command to go on.
     """
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)

@@ -80,7 +80,7 @@ class BufferWriter:
       done lies in `<directory>.partial`, and a buffer that is there stays.
     encoder: embeds the keys.
     index_cls: class of the index; None for ScaNN where it is installed.
-    resume: go on with what an interrupted build left; begin if there is none.
+    resume: go on with what an interrupted build left; begin if nothing is left.
 
   Attributes:
     num_traces: taken so far. After an interruption those that are not in a
@@ -321,8 +321,8 @@ def check_trace(trace: StepTrace, trace_ids: set[int]) -> None:
     trace_ids: ids that are taken.
 
   Raises:
-    InputError: its id is taken, its reward not finite, its question or step
-      blank, or one of its texts cannot be written.
+    InputError: its id is taken or its reward not finite. Or its question or
+      step is blank, or one of its texts cannot be written.
   """
   if trace.trace_id in trace_ids:
     raise InputError(
@@ -437,9 +437,9 @@ def merge(
 ) -> Manifest:
   """Joins buffers into one; nothing is embedded again.
 
-  Traces are numbered anew from 0, in the order of the buffers. A trajectory
-  id that an earlier buffer has too gets the buffer's position before it, from
-  0, as in "2:id", so that trajectories stay apart.
+  Traces are numbered anew from 0, in the order of the buffers. Trajectories
+  stay apart: an id that an earlier buffer has too gets its own buffer's
+  position before it, from 0, as in "2:id".
 
   Args:
     directories: buffers that `encoder` embedded.

@@ -56,7 +56,7 @@ SCHEMA = pa.schema(
 )
 """`docs/buffer.md` says what the columns mean."""
 
-# What a trace is made of; the key is long, and not needed for it.
+# Columns that make a trace; the key is long, and not needed for it.
 _TRACE_COLUMNS = [
   name for name in SCHEMA.names if name not in ("key", "key_id", "num_tokens")
 ]

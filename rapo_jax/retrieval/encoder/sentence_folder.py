@@ -1,11 +1,11 @@
 """What the folder of a sentence-transformers model says about itself.
 
-Such a folder is a BERT in Hugging Face's format and a few small files: how
-token states become one vector (`modules.json` and the pooling module's
-`config.json`), how many tokens count (`sentence_bert_config.json`, or the
-tokenizer's own limit), and what is written in front of a text
-(`config_sentence_transformers.json`). e5 and bge name their prefixes in their
-model cards alone, so prefixes can be given as well.
+Such a folder is a BERT in Hugging Face's format and a few small files.
+`modules.json` and the pooling module's `config.json` say how token states
+become one vector. `sentence_bert_config.json`, or the tokenizer's own limit,
+says how many tokens count. `config_sentence_transformers.json` says what is
+written in front of a text. e5 and bge name their prefixes in their model cards
+alone, so prefixes can be given as well.
 """
 
 from __future__ import annotations

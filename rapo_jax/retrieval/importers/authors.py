@@ -27,8 +27,8 @@ from rapo_jax.retrieval.buffer.agent_trajectory import (
 from rapo_jax.retrieval.importers.lines import ImportReport, JsonLines, OnError
 from rapo_jax.tools.tags import RESULT, TagSet
 
-# How chat templates show a user's turn and the start of the next, with their
-# special tokens and without (as the authors decode them).
+# How chat templates show a user's turn and the start of the next. They come
+# with their special tokens and without (as the authors decode them).
 _TURNS = (
   ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
   (

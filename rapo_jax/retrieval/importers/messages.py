@@ -69,19 +69,19 @@ def read_messages(
 ) -> Iterator[tuple[AgentTrajectory, int]]:
   """Reads trajectories from a file of conversations.
 
-  A line has `messages`; it may have `question` (else the end of the first
-  user's message is taken), `query_id`, `reward` or `score`, and `answer`, the
-  accepted answers. What else it has, descriptions of tools left out, are
-  extras.
+  A line has `messages`. It may have `question`; else the end of the first
+  user's message is taken. It may have `query_id`, `reward` or `score`, and
+  `answer`, the accepted answers. What else it has, descriptions of tools left
+  out, are extras.
 
   Args:
     path: the JSONL file.
     source: name of the agent that wrote the trajectories.
     report: counts what is read.
     on_error: "stop" raises at the first broken line; "skip" leaves it out.
-    reward: gives lines that have no reward one, from the final answer and the
-      accepted answers (none, where the line has none). None: such lines are
-      broken.
+    reward: computes the reward of lines that have none. It takes the final
+      answer and the accepted answers, which are empty where the line has none.
+      None: such lines are broken.
 
   Yields:
     Each trajectory, and the bytes of the file read until then.
@@ -170,8 +170,8 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
   """Cuts a conversation after each result of a tool."""
   steps: list[str] = []
   text = ""
-  # Ids of the calls of the last message that have no result yet, and how many
-  # calls stand in its text.
+  # Ids of the last message's calls that have no result yet; None for calls in
+  # its text.
   waiting: list[str | None] = []
   calls: list[str] = []
   for number, message in enumerate(messages[first:], first):
@@ -253,7 +253,7 @@ def _said(message: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
 
 
 def _final(text: str) -> str:
-  """A last step; what it says outside of thoughts is its answer."""
+  """A last step; its text outside of thoughts is its answer."""
   if f"<{tags.ANSWER}>" in text:
     return text
   end = f"</{tags.THINK}>"

@@ -1,10 +1,10 @@
 """Nearest-neighbour search by inner product: the protocol, and what is shared.
 
-An index is built once from all vectors and maps a query to row numbers of
-them; what a row stands for is the caller's business. Every index ends with the
-same step, `rank`: the candidates' scores are computed again, each pair on its
-own, and ties go to the lower id. So a score does not depend on the index that
-found it, nor on the other queries of its batch.
+An index is built once from all vectors and maps a query to row numbers of them;
+only the caller knows what each row stands for. Every index ends with the same
+step, `rank`: the candidates' scores are computed again, each pair on its own,
+and ties go to the lower id. So a score does not depend on the index that found
+it, nor on the other queries of its batch.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def read_vectors(path: pathlib.Path) -> Float32[np.ndarray, "N D"]:
   """Maps the vectors of an index's folder.
 
   Raises:
-    InputError: there are none, or not float32 of rank 2.
+    InputError: they are missing, or not float32 of rank 2.
   """
   return open_vectors(path / VECTORS_FILE)
 

@@ -25,9 +25,9 @@ class ExactIndex:
   """Compares each query with every vector. The oracle, and the fallback.
 
   With a mesh, the vectors are cut by rows over one of its axes. Each device
-  finds the best of its own rows, and the best of these are the neighbours:
-  what moves between devices is a few scores a query, whatever the number of
-  vectors. The host keeps the vectors too, and ranks what was found.
+  finds the best of its own rows, and the best of these are the neighbours: only
+  a few scores a query move between devices, whatever the number of vectors. The
+  host keeps the vectors too, and ranks what was found.
 
   Attributes:
     encoder_sha256: digest of the encoder of its vectors; None if nobody said.
@@ -181,7 +181,7 @@ def _find_sharded(
   axis: str,
   num_vectors: int,
 ) -> Int[Array, "Q C"]:
-  """`_find` with rows cut over an axis; rows from `num_vectors` on are none."""
+  """`_find` with rows cut over an axis, padded behind `num_vectors` rows."""
 
   def of_one_shard(
     own: Float[Array, "R D"], queries: Float[Array, "Q D"]

@@ -95,15 +95,15 @@ class ScannIndex:
   """ScaNN over all vectors, its parameters chosen from their number.
 
   Below `BRUTE_FORCE_BELOW` vectors it scores all of them. From there on a tree
-  sorts them into leaves; in those nearest to a query all are scored by
-  asymmetric hashing, and the best of these are ranked by their true inner
-  products. How many leaves and how many candidates is tuned when the index is
-  built: on a sample of vectors, each of which has to find its nearest other,
-  which exact search knows.
+  sorts them into leaves. Asymmetric hashing scores all vectors in the leaves
+  nearest to a query. The best of these are ranked by their true inner products.
+  The numbers of leaves and of candidates are tuned when the index is built, on
+  a sample of vectors. Each of them has to find its nearest other, which exact
+  search knows.
 
-  What is held in memory is the hashes. The vectors are read where they lie, in
-  the caller's array or in a mapped file. Two builds of such a tree from the
-  same vectors differ, so save an index rather than rebuild it.
+  Memory holds the hashes alone. The vectors are read where they lie, in the
+  caller's array or in a mapped file. Two builds of such a tree from the same
+  vectors differ, so save an index rather than rebuild it.
 
   Attributes:
     encoder_sha256: digest of the encoder of its vectors; None if nobody said.
@@ -304,7 +304,7 @@ def _build_tree(scann: Any, vectors: np.ndarray, leaves: int) -> Any:
     training_sample_size=min(len(vectors), _TRAINING_VECTORS),
     training_iterations=_TRAINING_ITERATIONS,
     # Centres of length 1. Means of unit vectors are shorter the wider their
-    # leaf, and a wide leaf would lose to narrow ones farther from the query.
+    # leaf. So a wide leaf would lose to narrow ones farther from the query.
     spherical=True,
   ).score_ah(
     2,
@@ -349,9 +349,9 @@ def _tune(
   """Chooses the cheapest search that reaches the target.
 
   A sample of vectors looks for its nearest others. For each number of leaves,
-  the candidates' order tells how many of them have to be ranked. Among those
-  that miss half as often as the target lets them, which leaves room for the
-  luck of the sample, the least work is chosen.
+  the candidates' order tells how many of them have to be ranked. Choices have
+  to miss half as often as the target lets them, to allow for the luck of the
+  sample. Among them the least work is chosen.
 
   Returns:
     The choice, and its recall on another sample.

@@ -8,8 +8,8 @@ a connection of it: machines take turns, and so do the connections of each.
 An encoder is fastest on many texts at once, and an index on many vectors. So
 requests that arrive while a batch is under way, or within a short wait, make
 the next one. How much may wait is bounded: a server that takes everything
-answers nobody in time (Nygard, "Release It!", 2007), and whoever is refused at
-once can try again.
+answers nobody in time (Nygard, "Release It!", 2007). A client that is refused
+at once can try again.
 """
 
 from __future__ import annotations
@@ -264,8 +264,8 @@ class Batcher(Generic[Request, Answer]):
         )
 
   def _take(self) -> list[_Job[Request, Answer]]:
-    """Jobs for a batch, by turns; what does not fit is first in the next."""
-    # Whoever came during the last batch goes before who was in it.
+    """Jobs for a batch, by turns; one that does not fit is first next time."""
+    # Clients that came during the last batch go before those that were in it.
     for job in self._last_batch:
       self._to_the_end(*job.client)
     batch: list[_Job[Request, Answer]] = []

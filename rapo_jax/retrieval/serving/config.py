@@ -25,9 +25,9 @@ class ServerConfig:
     max_wait_s: for how long an idle server waits for more requests to batch.
     max_queue: queries that may wait or be under way. A single request is
       always let in where nothing waits.
-    timeout_s: in which a request is read, searched and answered, and after
-      which an answer that its client leaves unread is dropped. Search-R1
-      waits for ever, RAPO's authors for 30 s and then ask again.
+    timeout_s: in which a request is read, searched and answered. After it an
+      answer that its client leaves unread is dropped. Search-R1 waits for ever,
+      RAPO's authors for 30 s and then ask again.
     header_timeout_s: in which the head of a request has to come.
     max_connections: open at a time. One more closes one that waits for nothing,
       or is refused where all wait for answers.

@@ -124,7 +124,7 @@ class _Connection(H11Protocol):
       )
 
   def _make_room(self) -> None:
-    """Closes a connection that waits for no answer; itself if there is none."""
+    """Closes a connection that waits for no answer; itself if all others do."""
     idle = [
       connection
       for connection in self.connections

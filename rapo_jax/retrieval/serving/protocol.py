@@ -9,7 +9,7 @@ nothing else, so parameters of the URL tell which is meant. `docs/serving.md`
 has both in full.
 
 Beyond the protocol, in the body: `histories`, which are cut to the encoder's
-window as the buffer's own keys are, and `vectors` for those who embed
+window as the buffer's keys are, and `vectors` for clients that embed
 themselves. Fields that nobody reads are refused rather than ignored, since
 `top_k` for `topk` would train on something else in silence.
 """
@@ -96,7 +96,7 @@ class Defaults:
 
   Attributes:
     topk: documents a query. The paper has 3, and so has Search-R1.
-    document: what a document is.
+    document: the form of a document.
     mode: what a query gets.
   """
 
@@ -118,7 +118,7 @@ class RetrieveRequest:
     vectors: Q vectors in place of questions and histories, or None.
     topk: documents a query.
     return_scores: whether documents come with their scores.
-    document: what a document is.
+    document: the form of a document.
     mode: what a query gets.
   """
 
@@ -158,9 +158,10 @@ def parse_request(
 ) -> RetrieveRequest:
   """Reads a request.
 
-  A query without a history of its own is a question on its first line, and
-  what has happened since on those after it; or a transcript in ChatML, of which
-  the question is the user's message, and the rest what the assistant wrote.
+  A query without a history of its own has one of two forms. Either its first
+  line is the question, and the lines after it are what has happened since. Or
+  it is a transcript in ChatML: the question is the user's message, and the rest
+  what the assistant wrote.
 
   Args:
     body: of the request.
@@ -450,7 +451,7 @@ def _is_score(item: Mapping[str, Any]) -> bool:
 
 
 def _score(item: Mapping[str, Any]) -> float:
-  """A score; NaN, which no threshold lets pass, where there is none."""
+  """A score; NaN, which no threshold lets pass, if it is null."""
   score = item["score"]
   return math.nan if score is None else float(score)
 
@@ -498,7 +499,7 @@ def row_from_json(item: Any) -> tuple[int, float]:
   """Reads a row of an index and its score, as `neighbors_to_json` wrote it.
 
   Raises:
-    RefusedError: it is none.
+    RefusedError: it is no such row.
   """
   try:
     row = int(item["document"]["id"])

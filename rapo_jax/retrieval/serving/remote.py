@@ -46,7 +46,7 @@ _RETRIES = 3
 _FIRST_PAUSE_S = 0.2
 _KEEP_ALIVE_S = 60.0
 _VECTORS_A_REQUEST = 1024
-# What a server says while it is busy or being started again.
+# Statuses of a server that is busy or restarts.
 _TRY_AGAIN = (502, 503, 504)
 _MESSAGE_CHARS = 300
 _MAX_ANSWER_BYTES = 2**30
@@ -152,7 +152,7 @@ class _Client:
     """What the server says of itself.
 
     Raises:
-      RemoteError: it does not answer, or is none of ours.
+      RemoteError: it does not answer, or is no server of a buffer.
     """
     response = self._ask("GET", protocol.HEALTH_PATH, None)
     try:
@@ -174,7 +174,7 @@ class _Client:
 
     Raises:
       RemoteError: the server is not reached, busy, or failed.
-      RefusedError: it refuses the request, or its answer is none.
+      RefusedError: it refuses the request, or its answer is malformed.
     """
     body = json.dumps(fields, ensure_ascii=False).encode("utf-8")
     # Whatever the server's defaults are.
@@ -220,7 +220,8 @@ class _Client:
       retry_after_s = 0.0
       try:
         response = self._answer(method, path, body, deadline)
-      # A content encoding that is not what it says is no TransportError.
+      # A false content encoding raises a DecodingError, which is no
+      # TransportError.
       except (httpx2.TransportError, httpx2.DecodingError) as error:
         failure = f"{type(error).__name__}: {error}".rstrip(": ")
       else:
@@ -299,7 +300,7 @@ class RemoteBuffer:
     """Version of the buffer as of the last answer.
 
     Raises:
-      InputError: there was none yet, and `check` fails.
+      InputError: no answer has come yet, and `check` fails.
     """
     if self._version is None:
       self.check()
@@ -369,8 +370,8 @@ class RemoteBuffer:
       reached in time, refused, or answered something else.
 
     Raises:
-      InputError: if there are not as many histories as questions, or the
-        policy needs more of the buffer than the protocol gives.
+      InputError: if there are not as many histories as questions. Or the policy
+        needs more of the buffer than the protocol gives.
     """
     check_policy(config)
     check_lengths(questions, histories)

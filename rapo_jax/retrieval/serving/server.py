@@ -300,7 +300,7 @@ class _App:
       for part in parsed.parts(self._config.part_queries)
     ]
     answer = asyncio.gather(*parts)
-    # The body has been read: what comes now is the end of the connection.
+    # The body has been read: the next message is the end of the connection.
     gone = asyncio.ensure_future(request.receive())
     try:
       await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -423,8 +423,8 @@ class _Search:
   def __call__(
     self, requests: Sequence[protocol.RetrieveRequest]
   ) -> list[_Found | Exception]:
-    # What a query gets must not depend on its batch, and how many neighbours
-    # are looked for may change which are found.
+    # What a query gets must not depend on its batch. How many neighbours are
+    # looked for may change which are found.
     groups: dict[object, list[int]] = collections.defaultdict(list)
     for number, request in enumerate(requests):
       vectors = request.vectors

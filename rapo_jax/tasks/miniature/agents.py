@@ -4,7 +4,7 @@
 2. Trained a little longer on better ones it becomes the *off-policy agent*,
    which solves most questions.
 3. Trained further on corrupted ones that agent becomes the *base agent*: at a
-   step boundary its likeliest action is to stop too early, yet with a small
+   step boundary its likeliest action is to stop too early. Yet with a small
    probability it goes on rightly. It is a deliberately weakened agent, whose
    skill is latent; reinforcement learning has to bring it out. Corrupting from
    scratch would spoil the skill itself, and symmetric noise would be gone after
@@ -89,7 +89,7 @@ class AgentsConfig:
     weight_decay: of AdamW.
     hops: lengths of the demonstrated questions, in turn.
     clean: first phase.
-    web_clean: first phase of the web, where links have to be told apart.
+    web_clean: first phase of the web, where the agent must distinguish links.
     expert: second phase, which gives the off-policy agent.
     corrupted: third phase, which gives the base agent.
     clean_correct_prob: of a right action at a boundary in the first phase.

@@ -1,11 +1,11 @@
 """Demonstrations for the agents' warm start, right and deliberately wrong.
 
 A demonstration answers a question step by step. Its first step is right. At
-each later boundary it goes on rightly with probability `correct_prob`; else it
-answers with what it has come to so far, or takes a wrong relation and carries
-on from there. With a high `correct_prob` that is an expert; with a low one a
-weak agent whose likeliest action is the wrong one, while the skill to go on
-stays there to be found.
+each later boundary it goes on rightly with probability `correct_prob`. Else it
+answers with what it has come to so far. Or it takes a wrong relation and
+carries on from there. With a high `correct_prob` that is an expert. With a low
+one it is a weak agent whose likeliest action is the wrong one. The skill to go
+on stays there to be found.
 
 In some demonstrations a correct step stands between `<retrieve>` tags at some
 boundaries, and the agent goes on from it.

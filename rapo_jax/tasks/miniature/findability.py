@@ -2,8 +2,8 @@
 
 The search tool returns its top document and the Step-Trace Buffer its nearest
 key. The testbed measures a training method, not an encoder, so both have to be
-right nearly always; the names and sentences in `lexicon` and `world` are chosen
-for it, and these figures say how well that works in a given world.
+right nearly always. The names and sentences in `lexicon` and `world` are chosen
+for it. These figures say how well that works in a given world.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The word-level tokenizer of the miniature world.
 
-A word is one token, and what is no word of the world falls back to bytes, so
+A word is one token. Text that is no word of the world falls back to bytes, so
 no text is lost. It is Qwen2's tokenizer with other words: byte-level BPE with
-the 256 byte symbols and no merges, and every word, with its leading space, as
-an added token. Added tokens come before everything else, so a reader that puts
-Qwen2's own splitting rules in place of those in `tokenizer.json`, as
-transformers 5 does for every folder with a Qwen2 `config.json`, gets the same
-ids.
+the 256 byte symbols and no merges. Every word, with its leading space, is an
+added token. Added tokens come before everything else. So a reader gets the same
+ids if it puts Qwen2's own splitting rules in place of those in
+`tokenizer.json`. transformers 5 does so for every folder with a Qwen2
+`config.json`.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ names numbers and operations, and each operation is one python call. In `web`
 a search gives the id of the entity's page, and each relation is a link to
 open; the answer stands on the last page.
 
-Everything follows from `WorldConfig`, the seed included: the same config
-gives the same world in every process. A question carries its expert solution,
-with the very text that the tools answer, so that demonstrations can be
-written without running any tool.
+Everything follows from `WorldConfig`, the seed included: the same config gives
+the same world in every process. A question carries its expert solution, with
+the very text that the tools answer. So demonstrations can be written without
+running any tool.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAX_TRIES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-  """What the world is made of.
+  """Seed and sizes of the world.
 
   Attributes:
     seed: of everything random in it.
@@ -165,7 +165,7 @@ class Page:
 
 
 class Chain(Protocol):
-  """The rules of one family: what a move does and what an answer is.
+  """The rules of one family: the effect of a move and the form of an answer.
 
   A state is the word that the chain has come to: an entity, a number or, on
   the way to the first page, its id.
@@ -447,9 +447,9 @@ def search_query(entity: str, relation: str) -> str:
 def fact_document(entity: str, relation: str, value: str) -> str:
   """One fact as a sentence.
 
-  The subject stands twice: mean-pooled embeddings hardly know the order of
-  words, and without this a query about an entity would often find a fact that
-  has it as its value.
+  The subject stands twice, for mean-pooled embeddings hardly know the order of
+  words. Without this a query about an entity would often find a fact that has
+  it as its value.
   """
   return f"{entity} : {entity} has {relation} {value} ."
 
