@@ -13,6 +13,8 @@ from rapo_jax.rewards.base import (
   score_all,
 )
 from rapo_jax.rewards.f1 import is_match, token_f1
+from rapo_jax.rewards.gaia import GAIA, GaiaReward
+from rapo_jax.rewards.judge import JudgeReward
 from rapo_jax.rewards.mathematics import MATH, MathReward, math_equal
 from rapo_jax.rewards.outcome import (
   OUTCOME,
@@ -32,12 +34,15 @@ from rapo_jax.rewards.qa import (
 )
 
 __all__ = [
+  "GAIA",
   "MATH",
   "OUTCOME",
   "QA",
   "RECIPE_TAGS",
   "WHOLE_FORMAT",
   "FunctionReward",
+  "GaiaReward",
+  "JudgeReward",
   "MathReward",
   "OutcomeReward",
   "OutcomeScore",

@@ -11,13 +11,14 @@ from rapo_jax.data import Query, chat_messages
 from rapo_jax.datasets import DATA_SETS, Row, check_prepared, prepare
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
-from rapo_jax.rewards import MATH, OUTCOME, QA, Reward
+from rapo_jax.rewards import GAIA, MATH, OUTCOME, QA, Reward
 from rapo_jax.tasks.base import HELD_OUT, Questions, Task
 from rapo_jax.tasks.splits import split_by_question
 from rapo_jax.tasks.tools import PythonSpec, SearchSpec, ToolSpec
 from rapo_jax.tools import Tool
 
 _REWARDS: Mapping[str, Reward] = {
+  "gaia": GAIA,
   **dict.fromkeys(("gsm8k", "math", "math500", "aime2024", "aime2025"), MATH),
   **dict.fromkeys(("hotpotqa", "2wikimultihopqa", "musique", "bamboogle"), QA),
 }
