@@ -32,8 +32,8 @@ Remat = Literal["none", "dots", "attention", "layer", "nested"]
 - "dots": outputs of the projections, not attention scores.
 - "attention": its input and the outputs of attention.
 - "layer": its input.
-- "nested": the input of the first of every few layers (`nested_group`), from
-  which the others' are computed again when the backward pass gets there. About
+- "nested": the input of the first of every few layers (`nested_group`). The
+  others' inputs are computed again when the backward pass gets there. About
   2 √layers inputs are alive at most, for one forward pass more.
 """
 
