@@ -37,8 +37,9 @@ class SlotState(NamedTuple):
     cache: keys and values of positions before `lengths - 1`.
     tokens: token ids; what lies at and after `lengths` is meaningless.
     log_probs: log-probability of each sampled token in the full measure, which
-      is the trainer's: softmax of the logits over the temperature, of the whole
-      vocabulary whatever filter is on; 0 for tokens that were not sampled.
+      is the trainer's. It is softmax of the logits over the temperature, of the
+      whole vocabulary whatever filter is on. 0 for tokens that were not
+      sampled.
     entropies: entropy of that measure in nats; 0 for tokens that were not
       sampled.
     lengths: number of tokens of each sequence.
@@ -508,7 +509,7 @@ def _inverse_cdf(
   """The first id whose cumulative probability exceeds the uniform number.
 
   One random number a row, as Gumbel noise over the vocabulary costs several
-  times the output head on a CPU; and sums of blocks first, as cumulative sums
+  times the output head on a CPU. And sums of blocks first, as cumulative sums
   of the whole vocabulary cost as much as the head.
 
   Args:
