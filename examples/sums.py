@@ -14,7 +14,7 @@ from experiments import flags
 from experiments.config import TrainConfig
 from rapo_jax import rewards, tools
 from rapo_jax.algorithms import Algorithm, TokenLoss, outcome_advantages
-from rapo_jax.tasks import JsonlTask
+from rapo_jax.tasks import FileTask
 
 
 @tools.tool(
@@ -49,7 +49,7 @@ OURS = Algorithm("ours", "Ours", "", outcome_advantages, LOSS, colour="#117733")
 
 def get_config():
   data = __file__.replace(".py", ".jsonl")
-  task = JsonlTask(
+  task = FileTask(
     "sums", path=data, held_out=8, tools=(calculator,), reward=short_and_right
   )
   return dataclasses.replace(

@@ -21,6 +21,7 @@ from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.tasks import (
   check_train_questions,
   load_encoder,
+  questions_of,
   task_names,
   try_reward,
 )
@@ -46,7 +47,6 @@ from rapo_jax.tasks import (
   SearchSpec,
   Task,
   check_tool_specs,
-  load_questions,
 )
 
 
@@ -365,7 +365,7 @@ def _questions(
   for task in config.tasks:
     name = task.name
     try:
-      questions = load_questions(task)
+      questions = questions_of(config, name)
       if stage in ("all", "train"):
         check_train_questions(config, name, questions.train)
       try_reward(task, questions)

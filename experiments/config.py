@@ -45,10 +45,14 @@ class DataConfig:
     seed: of the order in which questions are asked.
     prompt_date: day (YYYY-MM-DD) that a chat template which writes the date is
       given, whatever the day. So prompts are the same when a run goes on.
+    leaks: what becomes of training questions that stand in an evaluation set
+      of their task. They are counted and named in a warning ("warn"), left out
+      ("drop"), or refused ("refuse").
   """
 
   seed: int = 0
   prompt_date: str = PROMPT_DATE.isoformat()
+  leaks: Literal["warn", "drop", "refuse"] = "warn"
 
   def __post_init__(self) -> None:
     check_seeds(self, "seed")

@@ -87,7 +87,7 @@ _DATA_DIR = "tasks.data_dir"
 _TRUST = "tools.python.trust_code"
 
 AGENTS = Fields(
-  ("tasks", "policy.random"),
+  ("tasks", "data.leaks", "policy.random"),
   # Agents are made from the questions alone.
   apart=("tasks.reward", "tasks.tools", "tasks.corpus", _DATA_DIR),
 )
@@ -96,6 +96,7 @@ AGENTS = Fields(
 BUFFER = Fields(
   (
     "tasks",
+    "data.leaks",
     "data.prompt_date",
     "policy.off_policy",
     "tools",

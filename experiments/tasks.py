@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from rapo_jax.tasks import (
   Questions,
   Task,
   check_tool_specs,
+  leaks,
   load_questions,
   start_tools,
 )
@@ -37,6 +39,8 @@ from rapo_jax.tools import (
   check_tools,
 )
 from rapo_jax.trajectory import FinishReason, TokenKind
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -151,6 +155,35 @@ def check_train_questions(
     )
 
 
+def questions_of(config: ExperimentConfig, name: str) -> Questions:
+  """Questions of a task, with what `data.leaks` says of those in both parts.
+
+  Raises:
+    InputError: they cannot be read, or leaks are refused.
+  """
+  questions = load_questions(config.task(name))
+  found = leaks(questions.train, questions.evaluation)
+  if not found:
+    return questions
+  counts = ", ".join(f"{len(ids)} in {key}" for key, ids in found.items())
+  leaked = set().union(*found.values())
+  text = (
+    f"{len(leaked)} of {len(questions.train)} training questions of {name} "
+    f"stand in its evaluation sets ({counts})"
+  )
+  if config.data.leaks == "refuse":
+    raise InputError(
+      f"no question may be trained on and evaluated (data.leaks=refuse), and "
+      f"{text}: set data.leaks=drop, or take them out of the file."
+    )
+  if config.data.leaks == "drop":
+    _log.warning("%s: left out", text)
+    kept = [q for q in questions.train if q.query_id not in leaked]
+    return Questions(kept, questions.evaluation)
+  _log.warning("%s: data.leaks=drop leaves them out", text)
+  return questions
+
+
 def try_reward(task: Task, questions: Questions) -> None:
   """Scores a made-up answer to the first question, before any rollout.
 
@@ -192,7 +225,7 @@ def open_task(
       broken, or a tool's limit is out of range.
   """
   task = config.task(name)
-  questions = load_questions(task)
+  questions = questions_of(config, name)
   try_reward(task, questions)
   paths = agent_paths(config, workdir, name)
   for path in paths.values():

@@ -19,7 +19,7 @@ from rapo_jax.models import LoraConfig, RopeConfig
 from rapo_jax.retrieval.encoder.bert import BertConfig
 from rapo_jax.retrieval.serving.config import ServerConfig
 from rapo_jax.rollout.endpoint import EndpointConfig
-from rapo_jax.tasks import TASKS, JsonlTask
+from rapo_jax.tasks import TASKS, FileTask
 from rapo_jax.tasks.miniature.demonstrations import DemonstrationConfig
 from rapo_jax.training.supervised import SupervisedConfig
 from tests.tiny_decoder import tiny_config
@@ -31,7 +31,7 @@ _SIGNED = {"min_similarity"}
 _CONFIGS = (
   ExperimentConfig(
     name="test",
-    tasks=(TASKS["multihop"], TASKS["tool_star"], JsonlTask("t")),
+    tasks=(TASKS["multihop"], TASKS["tool_star"], FileTask("t")),
   ),
   ServerConfig(),
   ImportConfig(),

@@ -19,6 +19,7 @@ from experiments.stages.buffer import build_buffer
 from experiments.tasks import (
   load_encoder,
   open_task,
+  questions_of,
   running_tools,
   task_names,
 )
@@ -36,7 +37,7 @@ from rapo_jax.retrieval.buffer.leaks import LeakCheck
 from rapo_jax.retrieval.buffer.manifest import Manifest, partial_folder
 from rapo_jax.retrieval.buffer.selection import Selection
 from rapo_jax.rollout.endpoint import EndpointConfig
-from rapo_jax.tasks import Questions, load_questions
+from rapo_jax.tasks import Questions
 
 _SHOWN_CHARS = 240
 
@@ -121,7 +122,7 @@ def _build_from_endpoint(
       "with it (--resume), or remove it."
     )
   encoder = _encoder(known, config.encoder)
-  train = _asked(known, load_questions(config.task(task)), encoder)
+  train = _asked(known, questions_of(config, task), encoder)
   stages = ("roll out", *imports.STAGES)
   with Progress(stages) as progress:
     with (

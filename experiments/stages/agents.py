@@ -9,11 +9,10 @@ from transformers import Qwen2Tokenizer
 
 from experiments.config import ExperimentConfig, RandomModelConfig
 from experiments.policy_shape import random_shape
-from experiments.tasks import agent_paths
+from experiments.tasks import agent_paths, questions_of
 from experiments.workdir import Workdir
 from rapo_jax import models
 from rapo_jax.errors import InputError
-from rapo_jax.tasks import load_questions
 from rapo_jax.tasks.miniature.tokenizer import end_ids, untrained_tokenizer
 
 Report = Callable[[float, str], None]
@@ -47,7 +46,7 @@ def make_agents(
   if own is not None:
     own.train(workdir.agent(task, "base").parent, report=report)
     return
-  questions = load_questions(config.task(task))
+  questions = questions_of(config, task)
   texts = [query.question for query in questions.train]
   tokenizer = train_byte_level_tokenizer(texts, config.policy.random.vocab_size)
   for number, path in enumerate(paths.values()):

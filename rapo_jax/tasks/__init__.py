@@ -14,9 +14,9 @@ from rapo_jax.tasks.base import (
   load_questions,
 )
 from rapo_jax.tasks.data_sets import DataSetTask
-from rapo_jax.tasks.jsonl import JsonlTask
+from rapo_jax.tasks.file import FileTask
 from rapo_jax.tasks.mixed import MixedTask
-from rapo_jax.tasks.splits import split_by_question
+from rapo_jax.tasks.splits import leaks, split_by_question
 from rapo_jax.tasks.table import TASKS
 from rapo_jax.tasks.tools import (
   PythonSpec,
@@ -30,7 +30,7 @@ __all__ = [
   "HELD_OUT",
   "TASKS",
   "DataSetTask",
-  "JsonlTask",
+  "FileTask",
   "MixedTask",
   "OwnAgents",
   "PythonSpec",
@@ -41,6 +41,7 @@ __all__ = [
   "ToolSpec",
   "by_name",
   "check_tool_specs",
+  "leaks",
   "load_questions",
   "split_by_question",
   "start_tools",

@@ -1,9 +1,9 @@
-"""Splits questions so that none is both trained on and evaluated."""
+"""Keeps what is trained on and what is evaluated apart, by question."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
@@ -51,3 +51,30 @@ def split_by_question(
       "left out %d rows whose question is held out already.", num_copies
     )
   return train, list(held_out.values())
+
+
+def leaks(
+  train: Iterable[Query], evaluation: Mapping[str, Iterable[Query]]
+) -> dict[str, set[str]]:
+  """Ids of the training questions that stand in each evaluation set.
+
+  Questions are one if their texts differ at most in case, white space and
+  punctuation (`retrieval.normalized`).
+
+  Args:
+    train: training questions.
+    evaluation: evaluation sets by name.
+
+  Returns:
+    For each set that has any, the query ids of the training questions.
+  """
+  by_text: dict[str, set[str]] = {}
+  for query in train:
+    by_text.setdefault(normalized(query.question), set()).add(query.query_id)
+  found: dict[str, set[str]] = {}
+  for name, queries in evaluation.items():
+    for query in queries:
+      shared = by_text.get(normalized(query.question))
+      if shared:
+        found.setdefault(name, set()).update(shared)
+  return found

@@ -28,7 +28,7 @@ from rapo_jax.models import (
   end_token_ids,
   save_pretrained,
 )
-from rapo_jax.tasks import TASKS, JsonlTask, SearchSpec
+from rapo_jax.tasks import TASKS, FileTask, SearchSpec
 from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.world import WorldConfig
 from rapo_jax.training import UpdateConfig
@@ -284,7 +284,7 @@ def test_a_corpus_of_another_layout_is_a_problem_of_the_dry_run(tmp_path):
   corpus.write_text('{"id": 1, "text": "Paris"}\n', encoding="utf-8")
   questions = tmp_path / "questions.jsonl"
   questions.write_text('{"question": "?", "answer": "a"}\n', encoding="utf-8")
-  task = JsonlTask(
+  task = FileTask(
     "towns", evaluation=(str(questions),), tools=(SearchSpec(str(corpus)),)
   )
   config = dataclasses.replace(config_of(tmp_path), tasks=(task,))

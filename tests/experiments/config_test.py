@@ -18,7 +18,7 @@ import pytest
 
 from experiments import flags, run
 from experiments.config import DataConfig
-from rapo_jax.tasks import DataSetTask, JsonlTask, MixedTask, Task
+from rapo_jax.tasks import DataSetTask, FileTask, MixedTask, Task
 from rapo_jax.tasks.miniature import MiniatureTask
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ def _class_fields(config_class: type, above: str = "") -> Iterator[str]:
     yield above + field.name
     options = typing.get_args(hints[field.name]) or (hints[field.name],)
     if options[0] is Task:
-      options = (MiniatureTask, MixedTask, JsonlTask, DataSetTask)
+      options = (MiniatureTask, MixedTask, FileTask, DataSetTask)
     for option in options:
       # A mixture holds tasks, whose fields are seen already.
       if dataclasses.is_dataclass(option) and ".tasks." not in above:

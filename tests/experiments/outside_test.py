@@ -21,7 +21,7 @@ from experiments import flags, objects, run
 from experiments.config import ExperimentConfig, TrainConfig
 from rapo_jax import rewards
 from rapo_jax.algorithms import ALGORITHMS
-from rapo_jax.tasks import JsonlTask
+from rapo_jax.tasks import FileTask
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -167,7 +167,7 @@ class Hidden:
 
 
 def config_with(reward) -> ExperimentConfig:
-  return ExperimentConfig(name="t", tasks=(JsonlTask("t", reward=reward),))
+  return ExperimentConfig(name="t", tasks=(FileTask("t", reward=reward),))
 
 
 def test_an_object_is_named_with_its_arguments():

@@ -8,10 +8,10 @@ import types
 import pytest
 
 from experiments import tasks
-from experiments.config import ExperimentConfig, UpdateConfig
+from experiments.config import DataConfig, ExperimentConfig, UpdateConfig
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import SentenceEncoder
-from rapo_jax.tasks import JsonlTask
+from rapo_jax.tasks import FileTask
 from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.world import WorldConfig
 
@@ -46,7 +46,7 @@ def _facts(config):
 
 def test_an_object_that_is_no_tool_is_refused():
   broken = types.SimpleNamespace(name="lookup", description="d", example="e")
-  task = dataclasses.replace(JsonlTask("t"), tools=(broken,))
+  task = dataclasses.replace(FileTask("t"), tools=(broken,))
   config = ExperimentConfig(name="t", tasks=(task,))
   encoder = SentenceEncoder.from_pretrained()
   with (
@@ -54,3 +54,28 @@ def test_an_object_that_is_no_tool_is_refused():
     tasks.running_tools(config, "t", encoder),
   ):
     raise AssertionError
+
+
+@pytest.mark.parametrize("leaks", ["warn", "drop", "refuse"])
+def test_leaks_between_the_files_of_a_task(leaks, tmp_path, caplog):
+  for name, texts in (("train", "abcd"), ("test", "Bx")):
+    rows = [f'{{"question": "{text}?", "answer": "1"}}\n' for text in texts]
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text("".join(rows), encoding="utf-8")
+  task = FileTask(
+    "t",
+    path=str(tmp_path / "train.jsonl"),
+    evaluation=(str(tmp_path / "test.jsonl"),),
+  )
+  config = ExperimentConfig(
+    name="t", tasks=(task,), data=DataConfig(leaks=leaks)
+  )
+  if leaks == "refuse":
+    with pytest.raises(InputError, match="1 of 4 training questions of t"):
+      tasks.questions_of(config, "t")
+    return
+  questions = tasks.questions_of(config, "t")
+  assert len(questions.train) == (3 if leaks == "drop" else 4)
+  assert len(questions.evaluation["test"]) == 2
+  assert "1 of 4 training questions of t stand in" in caplog.text
+  assert "(1 in test)" in caplog.text

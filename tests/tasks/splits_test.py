@@ -6,7 +6,7 @@ import pytest
 
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
-from rapo_jax.tasks import split_by_question
+from rapo_jax.tasks import leaks, split_by_question
 
 
 def queries(*texts: str) -> list[Query]:
@@ -28,3 +28,9 @@ def test_copies_of_a_held_out_question_are_left_out(caplog):
 def test_too_few_distinct_questions():
   with pytest.raises(InputError, match=r"distinct questions \(2\), got 3"):
     split_by_question(queries("One?", "Two?", "one"), 3)
+
+
+def test_questions_that_are_trained_on_and_evaluated():
+  train = queries("One?", "two", "Three?", "ONE")
+  sets = {"a": queries("one"), "b": queries("Two!", "four"), "c": queries("5")}
+  assert leaks(train, sets) == {"a": {"q0", "q3"}, "b": {"q1"}}

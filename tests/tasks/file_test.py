@@ -1,13 +1,15 @@
-"""Tasks from JSON lines."""
+"""Tasks from files of a user's own."""
 
 from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rapo_jax.errors import InputError
-from rapo_jax.tasks import JsonlTask, SearchSpec, load_questions
+from rapo_jax.tasks import TASKS, FileTask, SearchSpec, load_questions
 
 ROWS = [{"question": f"{n} + {n}?", "answer": 2 * n} for n in range(5)]
 
@@ -19,7 +21,7 @@ def write(path, rows):
 
 def test_one_file_is_split(tmp_path):
   path = write(tmp_path / "sums.jsonl", [*ROWS, ROWS[0]])
-  train, evaluation = load_questions(JsonlTask("t", path=path, held_out=2))
+  train, evaluation = load_questions(FileTask("t", path=path, held_out=2))
   assert [q.query_id for q in evaluation["held_out"]] == ["sums-1", "sums-2"]
   assert [q.query_id for q in train] == ["sums-3", "sums-4", "sums-5"]
   assert train[0].ground_truth == ("4",)
@@ -27,7 +29,7 @@ def test_one_file_is_split(tmp_path):
 
 
 def test_files_of_their_own_are_evaluation_sets(tmp_path):
-  task = JsonlTask(
+  task = FileTask(
     "t",
     path=write(tmp_path / "train.jsonl", ROWS),
     evaluation=(
@@ -48,7 +50,7 @@ def test_files_of_their_own_are_evaluation_sets(tmp_path):
 
 def test_keys_and_ids_of_one_s_own(tmp_path):
   rows = [{"Q": "One?", "A": ["1", "one"], "key": 7}]
-  task = JsonlTask(
+  task = FileTask(
     "t",
     evaluation=(write(tmp_path / "x.jsonl", rows),),
     question="Q",
@@ -63,9 +65,9 @@ def test_keys_and_ids_of_one_s_own(tmp_path):
   ("rows", "message"),
   [
     ([], "must hold questions, and is empty"),
-    (["text"], r"x\.jsonl:1: each line must be an object"),
-    ([{"prompt": "?"}], r"x\.jsonl:1: the key 'question' is missing"),
-    ([{"question": "?"}], r"x\.jsonl:1: the key 'answer' is missing"),
+    (["text"], r"x\.jsonl:1: each row must be an object"),
+    ([{"prompt": "?"}], r"x\.jsonl:1: the column 'question' is missing"),
+    ([{"question": "?"}], r"x\.jsonl:1: the column 'answer' is missing"),
     ([{"question": " ", "answer": 1}], "'question' must be a text that"),
     ([{"question": 3, "answer": 1}], "'question' must be a text that"),
     ([{"question": "?", "answer": " "}], "'answer' is blank"),
@@ -75,16 +77,42 @@ def test_keys_and_ids_of_one_s_own(tmp_path):
 def test_lines_that_cannot_be_used(tmp_path, rows, message):
   path = write(tmp_path / "x.jsonl", rows)
   with pytest.raises(InputError, match=message):
-    load_questions(JsonlTask("t", evaluation=(path,)))
+    load_questions(FileTask("t", evaluation=(path,)))
 
 
 def test_files_that_are_missing_or_share_a_name(tmp_path):
   with pytest.raises(InputError, match=r"the task t reads .* no such file"):
-    load_questions(JsonlTask("t", evaluation=("there.jsonl",)))
+    load_questions(FileTask("t", evaluation=("there.jsonl",)))
   (tmp_path / "b").mkdir()
   one = write(tmp_path / "x.jsonl", ROWS)
   two = write(tmp_path / "b" / "x.jsonl", ROWS)
   with pytest.raises(InputError, match="two of the task t are called 'x'"):
-    load_questions(JsonlTask("t", evaluation=(one, two)))
+    load_questions(FileTask("t", evaluation=(one, two)))
   with pytest.raises(InputError, match=r"x\.jsonl: held_out must be at most"):
-    load_questions(JsonlTask("t", path=one, held_out=6))
+    load_questions(FileTask("t", path=one, held_out=6))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.json", "x.parquet"])
+def test_other_kinds_of_files(tmp_path, name):
+  path = tmp_path / name
+  rows = [
+    {"question": "One, or two?", "answer": "1"},
+    {"question": "?", "answer": "x"},
+  ]
+  if name.endswith("parquet"):
+    pq.write_table(pa.Table.from_pylist(rows), path)
+  elif name.endswith("json"):
+    path.write_text(json.dumps({"data": rows}), encoding="utf-8")
+  else:
+    separator = "\t" if name.endswith("tsv") else ","
+    lines = ["question" + separator + "answer"]
+    lines += [f'"{r["question"]}"{separator}{r["answer"]}' for r in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
+  task = FileTask("t", evaluation=(str(path),))
+  queries = load_questions(task).evaluation["x"]
+  assert [q.question for q in queries] == ["One, or two?", "?"]
+  assert [q.ground_truth for q in queries] == [("1",), ("x",)]
+
+
+def test_the_task_of_the_command_line():
+  assert TASKS["file"] == FileTask("file")
