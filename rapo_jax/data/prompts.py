@@ -163,7 +163,7 @@ def check_prefix_preservation(
   The agent's text is put after the prompt's ids. The template may render the
   prompt otherwise once a reply follows. Then the agent is trained on prompts
   that it is never given. A thought that the prompt opens (`<think>`), or opens
-  and closes, is no part of this: templates drop thoughts of earlier turns, and
+  and closes, is no part of this. Templates drop thoughts of earlier turns, and
   our prompts have no earlier turn of the agent.
 
   Args:

@@ -32,8 +32,8 @@ Remat = Literal["none", "dots", "attention", "layer", "nested"]
 - "dots": outputs of the projections, not attention scores.
 - "attention": its input and the outputs of attention.
 - "layer": its input.
-- "nested": the input of the first of every few layers (`nested_group`), from
-  which the others' are computed again when the backward pass gets there. About
+- "nested": the input of the first of every few layers (`nested_group`). The
+  others' inputs are computed again when the backward pass gets there. About
   2 √layers inputs are alive at most, for one forward pass more.
 """
 
@@ -488,10 +488,10 @@ class Decoder(nnx.Module):
         that exceeds every real token's position. Blocks that no real token
         reaches are skipped in any case.
       rows: rows of the cache that the B = parts * R rows of tokens belong to,
-        all different: R of each of the equal parts that the cache is cut into,
-        numbered within their part. On a mesh parts must be a multiple of the
-        slices that rows are cut into. So each is read where it lies. None: B is
-        the number of rows of the cache, and they are all of them.
+        all different. There are R of each of the equal parts that the cache is
+        cut into, numbered within their part. On a mesh parts must be a multiple
+        of the slices that rows are cut into. So each is read where it lies.
+        None: B is the number of rows of the cache, and they are all of them.
       layers: what `unstack` returned, to run one by one; None runs the stacked
         ones in a loop.
 

@@ -86,9 +86,9 @@ def from_pretrained(
     MissingInputError: if the configuration or weights are not there, or the
       name is not a model's that can be reached.
     InputError: if the configuration is not supported; if a file is broken; if
-      tensors are missing, unknown or of the wrong shape, the first of them
-      named; if the folder holds two models; or if the mesh does not divide a
-      dimension.
+      the folder holds two models; or if the mesh does not divide a dimension.
+      Also if tensors are missing, unknown or of the wrong shape; it names the
+      first of them.
   """
   folder = hub.local_folder(path_or_hub_id)
   config = dataclasses.replace(read_config(folder), dtype=jnp.dtype(dtype).name)

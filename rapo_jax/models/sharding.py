@@ -1,9 +1,9 @@
 """How parameters and activations lie on a mesh of devices.
 
 Every parameter names its axes (`embed`, `heads`, `vocab`, …) where it is made.
-A rules table maps those names to axes of the mesh, one table a purpose: in
+A rules table maps those names to axes of the mesh, one table a purpose. In
 training every device keeps a slice of each weight (FSDP) and of each head
-(tensor parallelism); in rollout weights are cut over `tensor` alone, so that a
+(tensor parallelism). In rollout weights are cut over `tensor` alone, so that a
 token costs no gathering of weights. What a program computes does not depend on
 either.
 

@@ -15,11 +15,11 @@ from rapo_jax.ranges import check_numbers
 class RolloutConfig:
   """How trajectories are generated. All budgets count tokens.
 
-  `top_k`, `top_p` and `min_p` filter, in this order, what may be drawn, and do
-  not enter log-probabilities, entropies or ratios: those are of the full
+  `top_k`, `top_p` and `min_p` filter, in this order, what may be drawn. They do
+  not enter log-probabilities, entropies or ratios. Those are of the full
   measure, softmax of the logits over the temperature, in the sampler as in the
-  trainer. With a filter the policy that samples is therefore not the one that
-  is trained. No ratio corrects that: it starts at 1, where the filtered
+  trainer. So with a filter the policy that samples is not the one that is
+  trained. No ratio corrects that: it starts at 1, where the filtered
   distribution gives each token 1 / (what is kept) of its probability. Even at
   advantage 1 throughout, an update then pushes probability into what the filter
   keeps, and entropy falls; a cut token is never tried. Train without filters

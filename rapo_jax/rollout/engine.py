@@ -166,7 +166,7 @@ class RolloutEngine:
 
     Raises:
       InputError: a prompt is longer than `max_prompt_tokens`, or holds an id
-        that the policy has no row for; or two questions have one id, which
+        that the policy has no row for. Or two questions have one id, which
         random streams and results go by.
       NonFiniteRollout: a sampled token's log-prob or entropy is not finite.
     """

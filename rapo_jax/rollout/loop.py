@@ -279,8 +279,8 @@ class Loop:
     """Waits for tools or retrieval, if that is better than to decode on.
 
     A program takes as long for one slot as for all. So where most slots wait,
-    the others do too, but not for long: slots whose answers come at about the
-    same time go on together, and one that is late holds up nobody.
+    the others do too, but not for long. Slots whose answers come at about the
+    same time go on together. A late one holds up no other slot.
 
     Returns:
       Whether it waited, and answers may have come.

@@ -5,8 +5,8 @@ programs in the same order. Which program comes next in a rollout depends on
 tools and on a clock. So one process alone runs the host loop. It tells the
 others, before each launch, what it launches and with which arrays. That goes
 through the key-value store with which `jax.distributed` starts the processes,
-not through the devices: those who wait for a slow tool wait idle, and hear of
-an error at any time.
+not through the devices. So processes that wait for a slow tool wait idle, and
+hear of an error at any time.
 """
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ class SlotState(NamedTuple):
     cache: keys and values of positions before `lengths - 1`.
     tokens: token ids; what lies at and after `lengths` is meaningless.
     log_probs: log-probability of each sampled token in the full measure, which
-      is the trainer's: softmax of the logits over the temperature, of the whole
-      vocabulary whatever filter is on; 0 for tokens that were not sampled.
+      is the trainer's. It is softmax of the logits over the temperature, of the
+      whole vocabulary whatever filter is on. 0 for tokens that were not
+      sampled.
     entropies: entropy of that measure in nats; 0 for tokens that were not
       sampled.
     lengths: number of tokens of each sequence.
@@ -71,8 +72,8 @@ class Sampling(NamedTuple):
     temperature: divides the logits, > 0; None takes the likeliest token, reads
       no filter, and stores log-probabilities of temperature 1.
     top_k: keeps so many of the likeliest tokens, >= 1.
-    top_p: keeps the fewest likeliest of these whose probability is at least
-      this share of theirs, in (0, 1).
+    top_p: keeps the smallest set of tokens whose probability is at least p, of
+      what `top_k` left, in (0, 1).
     min_p: keeps tokens at least this times as likely as the likeliest.
   """
 
@@ -268,8 +269,8 @@ def insert(
 ) -> SlotState:
   """Appends observation or retrieved tokens to some slots, which decode on.
 
-  Only these run through the model. Their number N = parts * R is a part of the
-  shape: like that of all slots, another one rounds in another way.
+  Only these run through the model. Their number N = parts * R is static.
+  Changing it changes rounding, as does changing the number of slots.
 
   Args:
     model: the policy.
@@ -469,7 +470,7 @@ def _keep_most(
   weights: Float[Array, "S N B"] | Float[Array, ""],
   target: Float[Array, " S"] | Float[Array, ""],
 ) -> Float[Array, "S N B"]:
-  """The fewest likeliest tokens whose weights reach `target`; else zeros.
+  """The smallest set of tokens whose weights reach `target`; zeros elsewhere.
 
   Bisects the bits of the least probability that is kept: those of floats that
   are not negative rise with them. That takes at most 30 sums over the
@@ -508,7 +509,7 @@ def _inverse_cdf(
   """The first id whose cumulative probability exceeds the uniform number.
 
   One random number a row, as Gumbel noise over the vocabulary costs several
-  times the output head on a CPU; and sums of blocks first, as cumulative sums
+  times the output head on a CPU. And sums of blocks first, as cumulative sums
   of the whole vocabulary cost as much as the head.
 
   Args:

@@ -65,7 +65,7 @@ NO_TOKEN = bytes(16)
 STARTED = b"\x01"
 """First byte of standard error: the program was taken by its process."""
 REPORT = b"\x00"
-"""In standard error: what follows is why the program failed."""
+"""In standard error: the reason why the program failed follows."""
 
 # By how much two of the kernel's accounts of processor time may differ.
 _TICKS_S = 0.2

@@ -2,7 +2,7 @@
 
 Rows hold several trajectories side by side, each with its own segment id. So
 little of a batch is padding. The number of rows varies from batch to batch
-while the shape of the arrays does not: they have room for the worst case and
+while the shape of the arrays does not. They have room for the worst case, and
 say how many micro-batches are in use.
 """
 

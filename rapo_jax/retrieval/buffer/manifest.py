@@ -25,7 +25,7 @@ TRACES_FILE = "traces.parquet"
 INDEX_FOLDER = "index"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 PARTIAL_SUFFIX = ".partial"
-"""What a build is called until it is finished, after the buffer's name."""
+"""Ends the name of a build until it is finished, after the buffer's name."""
 
 
 @dataclasses.dataclass(frozen=True)

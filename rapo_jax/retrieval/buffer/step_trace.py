@@ -90,11 +90,11 @@ def key_texts(
 ) -> list[str]:
   """Writes the texts that keys or waiting histories are embedded as.
 
-  The encoder reads a bounded number of wordpieces, and what tells histories
-  of one question apart is their end. So the question stays whole and the
-  newest history is kept: the oldest steps are left out first, and of the step
-  that then only partly fits, its last words stay. A question that fills the
-  encoder alone keeps its beginning, and its history does not count.
+  The encoder reads a bounded number of wordpieces, and histories of one
+  question differ at their end. So the question stays whole and the newest
+  history is kept. The oldest steps are left out first. Of the step that then
+  only partly fits, its last words stay. A question that fills the encoder alone
+  keeps its beginning, and its history does not count.
 
   Tags are left out. A sentence encoder spends three or four wordpieces on each
   of them, more than on a short step's text. They tell no history from another.

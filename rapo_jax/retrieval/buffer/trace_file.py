@@ -30,8 +30,8 @@ from rapo_jax.retrieval.buffer.step_trace import StepTrace
 ROWS_PER_GROUP = 256
 """Rows that are read to get at one; of the paper's steps, about a MB.
 
-Half as many take 40 % of the time to read, but what the file's footer says of
-each group stays in memory: 50 MB more at the paper's size.
+Half as many take 40 % of the time to read. But the footer's entry for each
+group stays in memory: 50 MB more at the paper's size.
 """
 CACHED_GROUPS = 64
 """Row groups kept as read, least recently used go first."""

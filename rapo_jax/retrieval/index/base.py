@@ -23,8 +23,8 @@ from rapo_jax import text_files
 from rapo_jax.errors import InputError
 
 EXTRA_CANDIDATES = 8
-"""Candidates fetched beyond the neighbours asked for, since the search itself
-rounds in another order than `rank` and may swap near ties."""
+"""Candidates fetched beyond the neighbours asked for. The search itself rounds
+in another order than `rank`, and may swap near ties."""
 
 VECTORS_FILE = "vectors.npy"
 META_FILE = "index.json"

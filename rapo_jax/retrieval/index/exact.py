@@ -25,7 +25,7 @@ class ExactIndex:
   """Compares each query with every vector. The oracle, and the fallback.
 
   With a mesh, the vectors are cut by rows over one of its axes. Each device
-  finds the best of its own rows, and the best of these are the neighbours: only
+  finds the best of its own rows, and the best of these are the neighbours. Only
   a few scores a query move between devices, whatever the number of vectors. The
   host keeps the vectors too, and ranks what was found.
 

@@ -40,8 +40,9 @@ _SAMPLE = 500
 recall is measured."""
 _MIN_REORDER, _MAX_REORDER = 32, 512
 _CODES_A_RANKED = 64
-"""Codes that are scored in the time that takes to rank one candidate, which is
-read from a mapped file (measured on one core, batches of 64 and 512)."""
+"""Codes that are scored in the time that it takes to rank one candidate. The
+candidate is read from a mapped file. Measured on one core, batches of 64 and
+512."""
 _EXACT_ROWS = 2**14
 _SCANN_FOLDER = "scann"
 _UNSAFE_FILE = "scann_docids.pkl"

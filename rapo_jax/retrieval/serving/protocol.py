@@ -1,9 +1,9 @@
 """The retrieval protocol of Search-R1 and of RAPO's authors, as messages.
 
 `POST /retrieve` with `queries`, `topk` and `return_scores`, answered by
-`result`: a list of documents for each query. The two sides that speak it do
-not read documents alike: Search-R1's trainer takes `document["contents"]`, a
-title's line and then the text; RAPO's trainer takes `document` itself for the
+`result`: a list of documents for each query. The two sides that speak it do not
+read documents alike. Search-R1's trainer takes `document["contents"]`, a
+title's line and then the text. RAPO's trainer takes `document` itself for the
 text, and `reward` and `score` beside it. Both let their users set the URL and
 nothing else, so parameters of the URL tell which is meant. `docs/serving.md`
 has both in full.
