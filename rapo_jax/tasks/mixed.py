@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from rapo_jax.data import Query
+from rapo_jax.data import Query, epoch_order
 from rapo_jax.errors import InputError
+from rapo_jax.ranges import check_numbers
 from rapo_jax.rewards import Reward, Sample, Score, score_all
 from rapo_jax.tasks.base import Questions, Task, by_name, load_questions
 from rapo_jax.tasks.tools import ToolSpec
 from rapo_jax.tools import Tool
+
+# Of the part that is drawn from a task.
+_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +48,27 @@ class MixedTask(Task):
 
   Attributes:
     tasks: two or more.
+    weights: share of each task in an epoch, in their order, up to a factor;
+      None for the shares that their questions have. An epoch is as long as
+      all tasks together. A task with more weight comes round again, under
+      further ids; of one with less, a part is drawn once and for all.
 
   Raises:
-    InputError: there are fewer tasks, or two have different tools of one name.
+    InputError: there are fewer tasks, two have different tools of one name, or
+      the weights are not one a task and above 0.
   """
 
   _: dataclasses.KW_ONLY
   tasks: tuple[Task, ...]
+  weights: tuple[float, ...] | None = None
 
   def __post_init__(self) -> None:
+    check_numbers(self, "weights", above=0)
+    if self.weights is not None and len(self.weights) != len(self.tasks):
+      raise InputError(
+        f"weights must be one a task ({len(self.tasks)}), got "
+        f"{self.weights}: correct them."
+      )
     tasks = by_name(self.tasks)
     if len(tasks) < 2:
       raise InputError(
@@ -66,13 +82,20 @@ class MixedTask(Task):
 
   def questions(self) -> Questions:
     """Reads all of them; see `Task.questions`."""
-    train: list[Query] = []
+    parts: list[list[Query]] = []
     sets: dict[str, list[Query]] = {}
     for task in self.tasks:
       own = load_questions(task)
-      train += [_renamed(query, task) for query in own.train]
+      parts.append([_renamed(query, task) for query in own.train])
       for name, queries in own.evaluation.items():
         sets[f"{task.name}-{name}"] = [_renamed(q, task) for q in queries]
+    total = sum(map(len, parts))
+    weights = self.weights or [float(len(part)) for part in parts]
+    train = [
+      query
+      for part, weight in zip(parts, weights, strict=True)
+      for query in _drawn(part, round(total * weight / sum(weights)))
+    ]
     return Questions(train, sets)
 
   def tool_specs(self) -> tuple[Tool | ToolSpec, ...]:
@@ -87,6 +110,24 @@ class MixedTask(Task):
             "give both tasks the same one."
           )
     return tuple(found.values())
+
+
+def _drawn(queries: Sequence[Query], count: int) -> list[Query]:
+  """So many questions: each as often as the others, but for one time."""
+  if not queries:
+    return []
+  rounds, rest = divmod(count, len(queries))
+  if not rest and rounds == 1:
+    return list(queries)
+  order = epoch_order(_SEED, 0, len(queries)).tolist()
+  times = {i: rounds + (rank < rest) for rank, i in enumerate(order)}
+  return [
+    dataclasses.replace(query, query_id=f"{query.query_id}.{copy}")
+    if copy
+    else query
+    for i, query in enumerate(queries)
+    for copy in range(times[i])
+  ]
 
 
 def _renamed(query: Query, task: Task) -> Query:

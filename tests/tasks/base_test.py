@@ -196,6 +196,27 @@ class TestAMixture:
     with pytest.raises(InputError, match="two that are called 'search'"):
       MixedTask("both", tasks=tuple(tasks))
 
+  @pytest.mark.parametrize(
+    ("weights", "counts"),
+    [(None, (4, 4)), ((3.0, 1.0), (6, 2)), ((1.0, 7.0), (1, 7))],
+  )
+  def test_weights_are_shares_of_an_epoch(self, weights, counts):
+    mixture = dataclasses.replace(self.mixture(), weights=weights)
+    train = load_questions(mixture).train
+    own = [q for q in train if q.task == "compute"]
+    assert (len(own), len(train) - len(own)) == counts
+    # Every question comes as often as the others, but for one time.
+    ids = [q.query_id.partition(".")[0] for q in own]
+    times = [ids.count(query_id) for query_id in set(ids)]
+    assert max(times) - min(times) <= 1
+    assert len({q.query_id for q in train}) == len(train)
+    assert load_questions(mixture).train == train
+
+  @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, 2.0, 3.0)])
+  def test_weights_that_are_none(self, weights):
+    with pytest.raises(InputError, match="weights must"):
+      dataclasses.replace(self.mixture(), weights=weights)
+
   def test_needs_two_tasks(self):
     with pytest.raises(InputError, match="at least two tasks, and x has t"):
       MixedTask("x", tasks=(Given("t"),))
