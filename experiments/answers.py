@@ -26,6 +26,9 @@ from rapo_jax.trajectory import Trajectory
 # A call that ended so says nothing of the agent.
 _FAILED = (ToolStatus.FAILED, ToolStatus.REFUSED, ToolStatus.TIMEOUT)
 
+# Of the questions, for an interval: its ends differ by less than its digits.
+_RESAMPLES = 2_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -236,7 +239,7 @@ def figures(
   if not counted:
     return found
   shares = [_mean(a.correct for a in own) for own in counted.values()]
-  interval = bootstrap.mean_interval([np.array([shares])])
+  interval = bootstrap.mean_interval([np.array([shares])], _RESAMPLES)
   found["pass@1"] = {
     "mean": interval.mean,
     "interval": [interval.low, interval.high],
