@@ -277,7 +277,7 @@ def test_a_run_that_cannot_learn_keeps_what_it_stopped_at_and_goes_on(
     patch.setattr(health, "Monitor", Second)
     assert run.main(command) == run.UNHEALTHY_STATUS
   error = capsys.readouterr().err
-  assert error.startswith("error: update 2 of compute grpo-seed0 cannot learn")
+  assert "\nerror: update 2 of compute grpo-seed0 cannot learn" in error
   assert "--config.train.health.cut_off=warn" in error
   path = tmp_path / "w" / "train" / "compute" / "grpo-seed0"
   rows = _rows(path / "metrics.jsonl")
