@@ -17,6 +17,7 @@ import numpy as np
 
 from rapo_jax import retrieval
 from rapo_jax.models import sharding
+from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.processes import LeaderFailed
 from tests.rollout import tag_world
 from tests.training import mesh_program
@@ -124,7 +125,7 @@ def error_of_a_broken_loop(mesh):
   """Type and text of what a rollout raises whose host loop breaks."""
   engine, *_ = make_engine(mesh)
   broken = mock.Mock(side_effect=OSError("the host's disk is full"))
-  with mock.patch.object(engine, "_observation", broken):
+  with mock.patch.object(ObservationEncoder, "__call__", broken):
     try:
       roll(engine, tag_world.make_policy(VOCABULARY))
     except (OSError, LeaderFailed) as error:
