@@ -197,7 +197,7 @@ def verl_question(row: Mapping[str, Any], where: str) -> str:
       f"{where}: no question in extra_info.question, in question or in a user "
       f"message of prompt, got {question!r:.80}: correct the row."
     )
-  _check_text(question, where)
+  check_text(question, where)
   return question
 
 
@@ -219,12 +219,16 @@ def verl_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     )
   truths = accepted_answers(model.get("ground_truth"), where)
   for truth in truths:
-    _check_text(truth, where)
+    check_text(truth, where)
   return truths
 
 
-def _check_text(text: str, where: str) -> None:
-  """Refuses what no log can hold, as an escape within a JSON text gives it."""
+def check_text(text: str, where: str) -> None:
+  """Refuses what no log can hold, as an escape within a JSON text gives it.
+
+  Raises:
+    InputError: names file and row.
+  """
   try:
     text_files.check_text(text)
   except text_files.TextError as error:

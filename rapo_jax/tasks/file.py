@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rapo_jax import row_files, text_files
+from rapo_jax import row_files
 from rapo_jax.data import Query, chat_messages
-from rapo_jax.dataset_rows import accepted_answers
+from rapo_jax.dataset_rows import accepted_answers, check_text
 from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tasks.base import HELD_OUT, Questions, Task
@@ -117,10 +117,7 @@ class FileTask(Task):
         f"{self.answer!r} is blank: correct the row, or delete it."
       )
     for text in (question, *answers):
-      try:
-        text_files.check_text(text)
-      except text_files.TextError as error:
-        raise InputError(f"{where}: {error}. Correct the row.") from error
+      check_text(text, where)
     if self.id is not None:
       query_id = str(self._value(row, self.id, where))
     messages = chat_messages(question, self.tools)
