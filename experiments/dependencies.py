@@ -10,6 +10,7 @@ Where a whole section is named here, fields that are added to it count at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -59,14 +60,20 @@ class Fields:
 
   def complete(self, leaves: Mapping[str, Any], task: str) -> dict[str, Any]:
     """The same of a config whose fields are given by their dotted path."""
-    every = ExperimentConfig(name="", tasks=tuple(TASKS.values()))
-    complete = dict(_leaves(flags.to_dict(every))) | dict(leaves)
+    complete = _defaults() | dict(leaves)
     return {
       path: value
       for path, value in complete.items()
       if self.has(path)
       and (not _below(path, ("tasks",)) or _below(path, (f"tasks.{task}",)))
     }
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+  """Every field of a config with all tasks of the table, by dotted path."""
+  every = ExperimentConfig(name="", tasks=tuple(TASKS.values()))
+  return dict(_leaves(flags.to_dict(every)))
 
 
 def without_task_name(path: str) -> str:
