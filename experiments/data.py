@@ -27,7 +27,7 @@ from experiments import flags, input_errors, places
 from rapo_jax import row_files, text_files
 from rapo_jax.data import load_corpus
 from rapo_jax.datasets import DATA_SETS, DataSet, prepare
-from rapo_jax.datasets.builder import default_data_dir
+from rapo_jax.datasets.builder import default_data_dir, is_prepared
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import normalized
 
@@ -167,9 +167,8 @@ def check_folder(folder: pathlib.Path) -> Iterator[Checked]:
 
   Of a data set with a file for each row, the files of a folder are one.
   """
-  for path in sorted(folder.rglob("*")):
-    if path.is_file() and path.suffix.lower() in row_files.SUFFIXES:
-      yield check_file(path)
+  for path in row_files.files_in(folder):
+    yield check_file(path)
 
 
 def check_file(path: pathlib.Path) -> Checked:
@@ -245,7 +244,7 @@ def show(known: argparse.Namespace) -> int:
 def leaks(known: argparse.Namespace) -> int:
   """Counts training questions that stand in test sets, by their text."""
   against = known.against or [
-    name for name in DATA_SETS if _is_prepared(name, known.data_dir)
+    name for name in DATA_SETS if is_prepared(name, known.data_dir)
   ]
   total = 0
   for name in known.sets:
@@ -264,14 +263,6 @@ def leaks(known: argparse.Namespace) -> int:
       for question in shared[:_SHOWN_LEAKS]:
         print(f"  {question[:100]!r}")
   return 1 if total else 0
-
-
-def _is_prepared(name: str, data_dir: pathlib.Path | None) -> bool:
-  try:
-    prepare(name, None, data_dir)
-  except InputError:
-    return False
-  return True
 
 
 if __name__ == "__main__":

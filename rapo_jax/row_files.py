@@ -20,6 +20,15 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SEPARATORS = (",", ";", "\t")
 
 
+def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Files below a folder that end in one of `SUFFIXES`, sorted by path."""
+  return sorted(
+    path
+    for path in folder.rglob("*")
+    if path.is_file() and path.suffix.lower() in SUFFIXES
+  )
+
+
 def read_rows(
   path: pathlib.Path, names: Collection[str]
 ) -> Iterator[tuple[str, Any]]:

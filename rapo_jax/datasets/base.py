@@ -101,7 +101,7 @@ class DataSet:
     Raises:
       MissingInputError: no file is found; says where they are published.
     """
-    there = [folder] if folder.is_file() else _files(folder)
+    there = [folder] if folder.is_file() else row_files.files_in(folder)
     found: dict[str, list[pathlib.Path]] = {}
     for layout in self.layouts:
       chosen = self._of_its_kind if folder.is_file() else self.layout
@@ -155,14 +155,6 @@ class DataSet:
     if not rows:
       raise InputError(f"{path} has no question: get the file again.")
     return rows, left_out
-
-
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(
-    path
-    for path in folder.rglob("*")
-    if path.is_file() and path.suffix.lower() in row_files.SUFFIXES
-  )
 
 
 def _checked(row: Row, own_id: str, where: str) -> Row:

@@ -170,7 +170,7 @@ def prepare(
   with files.locked(folder / ".lock"):
     if source is None:
       check_prepared(name, data_dir)
-      if not (folder / _MADE_FROM).exists():
+      if not is_prepared(name, data_dir):
         source = _download(DATA_SETS[name], folder / "downloads")
     if source is not None:
       _prepare_from(DATA_SETS[name], source, folder)
@@ -179,6 +179,11 @@ def prepare(
     name,
     {split: builder.as_data_source(split) for split in builder.info.splits},
   )
+
+
+def is_prepared(name: str, data_dir: pathlib.Path | None = None) -> bool:
+  """Whether a data set is prepared; arguments as in `prepare`."""
+  return ((data_dir or default_data_dir()) / name / _MADE_FROM).exists()
 
 
 def check_prepared(name: str, data_dir: pathlib.Path | None = None) -> None:
@@ -192,8 +197,7 @@ def check_prepared(name: str, data_dir: pathlib.Path | None = None) -> None:
     MissingInputError: says where its files are published.
   """
   data_set = DATA_SETS[name]
-  folder = (data_dir or default_data_dir()) / name
-  if not (folder / _MADE_FROM).exists() and not data_set.urls:
+  if not is_prepared(name, data_dir) and not data_set.urls:
     raise MissingInputError(
       f"{data_set.title} must be prepared before it is read, and is not: get "
       f"its files from {data_set.source}, and name their folder in path, or "
