@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 from rapo_jax.data import load_corpus
 from rapo_jax.tools import Described, PythonTool, SearchTool, Tool
 
 _NO_DOCUMENTS = ("Nothing was found.",)
+
+
+class Closable(Protocol):
+  """What has to be closed."""
+
+  def close(self) -> None:
+    """Ends it."""
+
+
+Opened = TypeVar("Opened", bound=Closable)
 
 
 class Services(Protocol):
@@ -20,6 +30,9 @@ class Services(Protocol):
 
   def python(self) -> Tool:
     """A python tool with the experiment's limits."""
+
+  def opened(self, key: Hashable, open_it: Callable[[], Opened], /) -> Opened:
+    """What is opened once for a key, such as a connection of several tools."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from rapo_jax import http_client, text_files, web_address
+from rapo_jax import http_client, web_address
 from rapo_jax.errors import InputError
 from rapo_jax.tools.base import ToolResult, ToolStatus
 from rapo_jax.tools.search import SearchTool, documents_text
@@ -25,6 +25,8 @@ from rapo_jax.tools.web_service import (
   WebService,
   WebTool,
   key_of,
+  parsed,
+  plain,
 )
 
 PATH = "/retrieve"
@@ -165,7 +167,7 @@ def _texts(content: bytes, num_queries: int, top_k: int) -> list[list[str]]:
   Raises:
     ValueError: the answer has another form; says which.
   """
-  answer = text_files.parse_json(content, allow_nul=True)
+  answer = parsed(content)
   rows = answer.get("result") if isinstance(answer, dict) else None
   if not isinstance(rows, list) or len(rows) != num_queries:
     raise ValueError(f"`result` is no list of {num_queries}")
@@ -182,7 +184,7 @@ def _text(item: Any) -> str:
   """The text of a document, with its score or without."""
   match item:
     case {"document": {"contents": str() as text}}:
-      return text.strip()
+      return plain(text).strip()
     case {"document": str() as text} | {"contents": str() as text}:
-      return text.strip()
+      return plain(text).strip()
   raise ValueError("a document has no text `contents`")

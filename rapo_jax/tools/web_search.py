@@ -21,6 +21,8 @@ from rapo_jax.tools.web_service import (
   WebService,
   WebTool,
   key_of,
+  parsed,
+  plain,
 )
 
 MAX_QUERY_CHARS = 2000
@@ -117,7 +119,7 @@ class SearchApi:
     Raises:
       ValueError: the answer has another form; says which.
     """
-    answer = text_files.parse_json(content, allow_nul=True)
+    answer = parsed(content)
     items = _at(answer, self.items)
     if items is None and self.omits_empty and isinstance(answer, dict):
       return []
@@ -281,7 +283,7 @@ def _text(value: Any) -> str:
   """A text of one line, of a text or a list of texts."""
   if isinstance(value, list):
     return " ".join(filter(None, map(_text, value)))
-  return " ".join(value.split()) if isinstance(value, str) else ""
+  return " ".join(plain(value).split()) if isinstance(value, str) else ""
 
 
 def _shown(result: Mapping[str, str]) -> str:

@@ -1,8 +1,9 @@
-"""What the tools of the web share: limits, a budget, and the cache before it."""
+"""What the tools of the web share: limits, a budget and a cache."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import threading
@@ -405,6 +406,25 @@ class WebTool:
   def close(self) -> None:
     """Closes connections and the cache."""
     self._service.close()
+
+
+def parsed(content: bytes) -> Any:
+  """The JSON of an answer, whose texts may hold half characters.
+
+  Services cut snippets within a character. So `text_files` is too strict here.
+
+  Raises:
+    ValueError: it is no JSON.
+  """
+  try:
+    return json.loads(content)
+  except RecursionError as error:
+    raise ValueError("the JSON is nested too deeply") from error
+
+
+def plain(text: str) -> str:
+  """A text without half characters and NUL."""
+  return text.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
 def key_of(variable: str | None, what: str) -> str | None:
