@@ -6,7 +6,6 @@ from rapo_jax.data.chat import (
   check_vocabulary,
   end_ids,
 )
-from rapo_jax.data.corpus import load_corpus
 from rapo_jax.data.order import batch, epoch_order, updates_per_epoch
 from rapo_jax.data.prompts import (
   chat_messages,
@@ -30,7 +29,6 @@ __all__ = [
   "encode_prompt",
   "end_ids",
   "epoch_order",
-  "load_corpus",
   "load_tool_star",
   "prompt_hash",
   "system_prompt",
