@@ -12,11 +12,11 @@ import datetime
 import math
 from typing import Any, Literal
 
-from experiments import flags
 from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
 from rapo_jax.algorithms import Algorithm, find_algorithm, unique
 from rapo_jax.data import PROMPT_DATE
+from rapo_jax.discovery import KNOWN
 from rapo_jax.errors import InputError
 from rapo_jax.models import LoraConfig
 from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
@@ -441,7 +441,7 @@ class ExperimentConfig:
 
   name: str
   tasks: tuple[Task, ...] = dataclasses.field(
-    default=(MiniatureTask("multihop"),), metadata={flags.KNOWN: TASKS}
+    default=(MiniatureTask("multihop"),), metadata={KNOWN: TASKS}
   )
   data: DataConfig = DataConfig()
   policy: PolicyConfig = PolicyConfig()

@@ -88,6 +88,8 @@ def without_task_name(path: str) -> str:
 
 # What a task's agents are made with changes nothing else by itself.
 _OWN_AGENTS = "tasks.agents"
+# What is trained on does not depend on what is reported.
+_REPORTED = "tasks.evaluation_reward"
 # Where a data set is prepared changes nothing that it holds.
 _DATA_DIR = "tasks.data_dir"
 # What keeps programs in changes nothing that they answer.
@@ -96,7 +98,7 @@ _TRUST = "tools.python.trust_code"
 AGENTS = Fields(
   ("tasks", "data.leaks", "policy.random"),
   # Agents are made from the questions alone.
-  apart=("tasks.reward", "tasks.tools", "tasks.corpus", _DATA_DIR),
+  apart=("tasks.reward", "tasks.tools", _REPORTED, _DATA_DIR),
 )
 """What the agents that a folder holds were made with."""
 
@@ -119,6 +121,7 @@ BUFFER = Fields(
   apart=(
     _OWN_AGENTS,
     _DATA_DIR,
+    _REPORTED,
     "rollout.num_generations",
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
@@ -147,6 +150,7 @@ TRAIN = Fields(
   apart=(
     _OWN_AGENTS,
     _DATA_DIR,
+    _REPORTED,
     "policy.base",
     "policy.off_policy",
     "policy.random",

@@ -57,7 +57,8 @@ class OpenedTask:
       agents exchange is text.
     max_prompt_tokens: longer prompts are refused.
     prompt_date: that chat templates which write the date are given.
-    reward: scores its trajectories.
+    reward: scores the trajectories that are trained on.
+    reported_reward: scores those of evaluations.
     base_path: Hugging Face folder of the base agent.
     off_policy_path: of the off-policy agent; None without one.
   """
@@ -71,6 +72,7 @@ class OpenedTask:
   max_prompt_tokens: int
   prompt_date: datetime.date
   reward: Reward
+  reported_reward: Reward
   base_path: pathlib.Path
   off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -192,7 +194,10 @@ def try_reward(task: Task, questions: Questions) -> None:
   """
   first = next(iter(questions.evaluation.values()))[0]
   answer = ((TokenKind.POLICY, r"<answer> \boxed{0} </answer>"),)
-  score_all(task.reward, [Sample(first, answer, FinishReason.ANSWER)])
+  sample = [Sample(first, answer, FinishReason.ANSWER)]
+  score_all(task.reward, sample)
+  if task.evaluation_reward is not None:
+    score_all(task.evaluation_reward, sample)
 
 
 def load_encoder(config: EncoderConfig) -> SentenceEncoder:
@@ -243,6 +248,7 @@ def open_task(
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
       reward=task.reward,
+      reported_reward=task.reported_reward,
       base_path=paths["base"],
       off_policy_path=paths.get("off_policy"),
     )

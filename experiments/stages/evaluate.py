@@ -204,7 +204,7 @@ def ask(
     )
     whole = [t for t in trajectories if not t.is_cut_by_system]
     scores = rewards.score_all(
-      task.reward,
+      task.reported_reward,
       rewards.samples_of(whole, asked, task.tokenizer, task.tag_set),
     )
     by_key = {

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from rapo_jax import models
 from rapo_jax.data import Query, check_query_ids
+from rapo_jax.discovery import KNOWN
 from rapo_jax.errors import InputError
-from rapo_jax.rewards import OUTCOME, Reward, check_reward
+from rapo_jax.rewards import OUTCOME, REWARDS, Reward, check_reward
 from rapo_jax.tasks.tools import ToolSpec
 from rapo_jax.tools import TagSet, Tool, check_description, check_tools
 
@@ -62,6 +63,7 @@ class Task(abc.ABC):
     name: names folders, metrics and fields of a config: letters, digits, `_`
       and `-`.
     reward: scores trajectories, and says which answers are correct.
+    evaluation_reward: the same in evaluations; None for `reward`.
 
   Raises:
     InputError: the name is of another form, or the reward is no `Reward`.
@@ -72,11 +74,21 @@ class Task(abc.ABC):
 
   name: str
   _: dataclasses.KW_ONLY
-  reward: Reward = OUTCOME
+  reward: Reward = dataclasses.field(default=OUTCOME, metadata={KNOWN: REWARDS})
+  evaluation_reward: Reward | None = dataclasses.field(
+    default=None, metadata={KNOWN: REWARDS}
+  )
 
   def __post_init__(self) -> None:
     check_name("the name of a task", self.name)
     check_reward(self.reward)
+    check_reward(self.reported_reward)
+
+  @property
+  def reported_reward(self) -> Reward:
+    """The reward that evaluations report."""
+    reward = self.evaluation_reward
+    return self.reward if reward is None else reward
 
   def check(self) -> None:  # noqa: B027 - a task may need no check
     """Checks what costs nothing to check, before anything is written.

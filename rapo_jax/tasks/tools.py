@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
 
 from rapo_jax.data import load_corpus
 from rapo_jax.tools import Described, PythonTool, SearchTool, Tool
@@ -24,7 +24,10 @@ class Services(Protocol):
 
 @runtime_checkable
 class ToolSpec(Described, Protocol):
-  """A tool that is still to be started."""
+  """A tool that is still to be started.
+
+  A spec may have `paths`, as a task has them.
+  """
 
   def start(self, services: Services, /) -> Tool:
     """The running tool.
@@ -56,6 +59,8 @@ class SearchSpec:
       nothing was found.
   """
 
+  paths: ClassVar[Mapping[str, bool]] = {"corpus": False}
+
   corpus: str | None = None
 
   name = SearchTool.name
@@ -68,6 +73,13 @@ class SearchSpec:
     if self.corpus is not None:
       documents = load_corpus(self.corpus)
     return services.search(documents)
+
+
+TOOLS: Mapping[str, Tool | ToolSpec] = {
+  "search": SearchSpec(),
+  "python": PythonSpec(),
+}
+"""Tools that a task can be given by name, on the command line."""
 
 
 def start_tools(
