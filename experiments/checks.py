@@ -22,6 +22,7 @@ from experiments.tasks import (
   check_train_questions,
   load_encoder,
   questions_of,
+  set_agent_template,
   task_names,
   try_reward,
 )
@@ -389,6 +390,7 @@ def _questions(
     for agent, path in _agents(config).items():
       try:
         tokenizer = _tokenizer(config, task, path, questions)
+        set_agent_template(config, agent, tokenizer)
         shape = policy_shape(config, agent, task)
         check_vocabulary(tokenizer, shape.vocab_size)
         end_ids(tokenizer)

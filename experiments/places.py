@@ -19,6 +19,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 CONFIG_PLACES = (
   "policy.base",
   "policy.off_policy",
+  "policy.chat_template",
   "encoder.path",
   "buffer.path",
 )

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments.config import EncoderConfig, ExperimentConfig
-from experiments.tokenizer_files import load_tokenizer
+from experiments.tokenizer_files import load_tokenizer, set_chat_template
 from experiments.workdir import Workdir
-from rapo_jax.data import Query, encode_prompt
+from rapo_jax.data import Query, encode_prompt, template_of
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.retrieval import SentenceEncoder, index_class
@@ -140,6 +140,34 @@ def agent_paths(
   }
 
 
+def set_agent_template(
+  config: ExperimentConfig, agent: str, tokenizer: Any
+) -> None:
+  """Gives an agent's tokenizer the chat template that the config asks for.
+
+  Args:
+    config: the experiment.
+    agent: "base" or "off_policy".
+    tokenizer: is changed.
+
+  Raises:
+    InputError: see `set_chat_template`.
+  """
+  set_chat_template(
+    tokenizer,
+    config.policy.chat_template if agent == "base" else None,
+    enable_thinking=config.policy.enable_thinking,
+  )
+
+
+def own_template(config: ExperimentConfig, tokenizer: Any) -> str | None:
+  """The policy's chat template, where the config gives it another."""
+  policy = config.policy
+  if policy.chat_template is None and policy.enable_thinking is None:
+    return None
+  return template_of(tokenizer)
+
+
 def check_train_questions(
   config: ExperimentConfig, name: str, train: Sequence[Query]
 ) -> None:
@@ -237,6 +265,8 @@ def open_task(
     if not (path / "config.json").exists():
       raise InputError(f"{path} holds no agent: run --stage=agents first.")
   tokenizers = {agent: load_tokenizer(path) for agent, path in paths.items()}
+  for agent, tokenizer in tokenizers.items():
+    set_agent_template(config, agent, tokenizer)
   with running_tools(config, name, encoder) as tools:
     yield OpenedTask(
       name=name,

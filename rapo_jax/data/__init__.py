@@ -5,6 +5,7 @@ from rapo_jax.data.chat import (
   TextEncoder,
   check_vocabulary,
   end_ids,
+  template_of,
 )
 from rapo_jax.data.corpus import load_corpus
 from rapo_jax.data.order import batch, epoch_order, updates_per_epoch
@@ -12,6 +13,7 @@ from rapo_jax.data.prompts import (
   chat_messages,
   check_prefix_preservation,
   encode_prompt,
+  fill_system_prompt,
   prompt_hash,
   system_prompt,
 )
@@ -30,9 +32,11 @@ __all__ = [
   "encode_prompt",
   "end_ids",
   "epoch_order",
+  "fill_system_prompt",
   "load_corpus",
   "load_tool_star",
   "prompt_hash",
   "system_prompt",
+  "template_of",
   "updates_per_epoch",
 ]
