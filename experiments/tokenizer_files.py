@@ -78,7 +78,7 @@ def set_chat_template(
       variable.
   """
   if file is not None:
-    tokenizer.chat_template = text_files.read_text(pathlib.Path(file))
+    tokenizer.chat_template = text_files.whole_text(pathlib.Path(file))
   if enable_thinking is None:
     return
   template = template_of(tokenizer) or ""

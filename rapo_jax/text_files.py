@@ -222,7 +222,7 @@ def text_lines(path: pathlib.Path) -> Iterator[str]:
       raise InputError(f"{path}:{number}: {error}. {_UTF8}") from error
 
 
-def read_text(path: pathlib.Path) -> str:
+def whole_text(path: pathlib.Path) -> str:
   """A whole text.
 
   Raises:

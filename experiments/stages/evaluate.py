@@ -132,7 +132,9 @@ def evaluated_with(config: ExperimentConfig, task: str, agent: Any) -> str:
     InputError: the file of a prompt or a chat template is not there.
   """
   places = (config.task(task).prompt, config.policy.chat_template)
-  texts = [text_files.read_text(pathlib.Path(p)) if p else None for p in places]
+  texts = [
+    text_files.whole_text(pathlib.Path(p)) if p else None for p in places
+  ]
   fields = EVALUATE.of(flags.to_dict(config), task)
   text = json.dumps([fields, texts, agent], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

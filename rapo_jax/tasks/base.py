@@ -188,7 +188,7 @@ def load_questions(task: Task) -> Questions:
 def _system_prompt(task: Task, file: pathlib.Path) -> str:
   """The system prompt in a file, for the tools of a task."""
   try:
-    text = text_files.read_text(file)
+    text = text_files.whole_text(file)
     return fill_system_prompt(text, task.tool_specs())
   except InputError as error:
     raise InputError(f"the prompt of the task {task.name}: {error}") from error
