@@ -222,6 +222,15 @@ def text_lines(path: pathlib.Path) -> Iterator[str]:
       raise InputError(f"{path}:{number}: {error}. {_UTF8}") from error
 
 
+def whole_text(path: pathlib.Path) -> str:
+  """A whole text.
+
+  Raises:
+    InputError: the file is missing or not UTF-8; names the line.
+  """
+  return "".join(text_lines(path))
+
+
 def json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   """Number and value of each line that is not blank.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
 
 from rapo_jax.corpora import Corpus, Mode, check_mode, open_documents
 from rapo_jax.errors import InputError
@@ -35,7 +35,10 @@ class Services(Protocol):
 
 @runtime_checkable
 class ToolSpec(Described, Protocol):
-  """A tool that is still to be started."""
+  """A tool that is still to be started.
+
+  A spec may have `paths`, as a task has them.
+  """
 
   def start(self, services: Services, /) -> Tool:
     """The running tool.
@@ -70,6 +73,8 @@ class SearchSpec:
     top_k: documents a search returns; None for `tools.search_top_k`.
   """
 
+  paths: ClassVar[Mapping[str, bool]] = {"corpus": False}
+
   corpus: str | None = None
   mode: Mode = "dense"
   top_k: int | None = None
@@ -91,6 +96,13 @@ class SearchSpec:
     if self.corpus is not None:
       documents = open_documents(self.corpus)
     return services.search(documents, mode=self.mode, top_k=self.top_k)
+
+
+TOOLS: Mapping[str, Tool | ToolSpec] = {
+  "search": SearchSpec(),
+  "python": PythonSpec(),
+}
+"""Tools that a task can be given by name, on the command line."""
 
 
 def start_tools(
