@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import pathlib
 import shutil
 import sys
@@ -25,13 +23,13 @@ from typing import Any
 
 from experiments import checks, flags, input_errors, places
 from experiments.config import ExperimentConfig, PolicyConfig
-from experiments.dependencies import CHECKPOINTS_FOLDER, EVALUATE
+from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices
 from experiments.export import export
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
-from experiments.stages.evaluate import evaluate
+from experiments.stages.evaluate import evaluate, evaluated_with
 from experiments.stop_signal import StopSignal
 from experiments.tasks import load_encoder, open_task
 from experiments.workdir import Workdir, write_json
@@ -130,9 +128,7 @@ def _evaluate(
     encoder = load_encoder(config.encoder)
     total = len(config.tasks)
     for number, task in enumerate(config.tasks):
-      fields = EVALUATE.of(flags.to_dict(config), task.name)
-      text = json.dumps([fields, digest], sort_keys=True)
-      made_with = hashlib.sha256(text.encode()).hexdigest()
+      made_with = evaluated_with(config, task.name, digest)
 
       def report(share: float, number: int = number, name: str = task.name):
         stop.check()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import health
+from experiments import flags, health
 from experiments.answers import (
   Answer,
   AnswerFile,
@@ -23,9 +25,10 @@ from experiments.answers import (
   figures,
 )
 from experiments.config import ExperimentConfig
+from experiments.dependencies import EVALUATE
 from experiments.engines import open_engine
 from experiments.tasks import OpenedTask
-from rapo_jax import models, rewards
+from rapo_jax import models, rewards, text_files
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
 from rapo_jax.rollout import RolloutEngine, RolloutRequest
@@ -124,6 +127,26 @@ def evaluate(
   }
 
 
+def evaluated_with(config: ExperimentConfig, task: str, agent: Any) -> str:
+  """Changes with an agent, and with all else that its answers depend on.
+
+  Args:
+    config: the experiment.
+    task: name of the task.
+    agent: what changes with the agent, as JSON.
+
+  Raises:
+    InputError: the file of a prompt or a chat template is not there.
+  """
+  places = (config.task(task).prompt, config.policy.chat_template)
+  texts = [
+    text_files.whole_text(pathlib.Path(p)) if p else None for p in places
+  ]
+  fields = EVALUATE.of(flags.to_dict(config), task)
+  text = json.dumps([fields, texts, agent], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
 def curve_point(
   config: ExperimentConfig,
   task: OpenedTask,
@@ -211,7 +234,7 @@ def ask(
     )
     whole = [t for t in trajectories if not t.is_cut_by_system]
     scores = rewards.score_all(
-      task.reward,
+      task.reported_reward,
       rewards.samples_of(whole, asked, task.tokenizer, task.tag_set),
     )
     by_key = {

@@ -32,8 +32,8 @@ class ObjectiveConfig:
     aggregation: how token losses are averaged: "sequence" (the paper), "token"
       (the authors' code) or "constant" (Dr. GRPO), see
       `objectives.rapo_loss`.
-    aggregation_length: tokens that "constant" divides by, at least 1, such as
-      the response budget; None with the others.
+    aggregation_length: tokens that "constant" divides by, at least 1; None for
+      the response budget, and with the others.
     kl_coef: weight of KL(policy || reference) in the loss, at least 0. The
       reference is the policy before the first update. Above 0 it is kept, and
       scores every minibatch once. With adapters it is the base, and takes no
@@ -87,16 +87,20 @@ class ObjectiveConfig:
     check_numbers(self, "kl_coef", "entropy_coef", at_least=0)
     check_numbers(self, "kl_limit", above=0)
     check_numbers(self, "aggregation_length", at_least=1)
-    if (self.aggregation == "constant") != (
-      self.aggregation_length is not None
-    ):
+    if self.aggregation != "constant" and self.aggregation_length is not None:
       raise InputError(
         'aggregation_length belongs to aggregation="constant" and to no other, '
-        f"got {self.aggregation_length} with {self.aggregation!r}: set both or "
-        "neither."
+        f"got {self.aggregation_length} with {self.aggregation!r}: leave it "
+        "out."
       )
     if self.length_limit not in ("keep", "mask", "soft"):
       raise InputError(
         "length_limit must be keep, mask or soft, got "
         f"{self.length_limit!r}: correct it."
       )
+
+  def for_budget(self, max_response_tokens: int) -> ObjectiveConfig:
+    """These settings, with the response budget where they leave it open."""
+    if self.aggregation != "constant" or self.aggregation_length is not None:
+      return self
+    return dataclasses.replace(self, aggregation_length=max_response_tokens)

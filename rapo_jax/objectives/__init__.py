@@ -32,9 +32,11 @@ Retrieval-Augmented Policy Optimization" (arXiv 2603.03078).
 
 from rapo_jax.objectives.advantages import (
   group_advantages,
+  leave_one_out_advantages,
   overlong_penalty,
   rapo_advantages,
   step_returns,
+  whiten,
 )
 from rapo_jax.objectives.entropy import step_entropy, token_entropy
 from rapo_jax.objectives.losses import (
@@ -54,13 +56,20 @@ from rapo_jax.objectives.retrieval import (
   retrieval_reward,
   retrieved_fraction,
 )
+from rapo_jax.objectives.token_losses import (
+  clipped_weight_loss,
+  gradient_preserving_loss,
+)
 
 __all__ = [
   "clipped_loss",
+  "clipped_weight_loss",
+  "gradient_preserving_loss",
   "group_advantages",
   "importance_ratio",
   "importance_shaping",
   "kl_estimate",
+  "leave_one_out_advantages",
   "loss_weights",
   "overlong_penalty",
   "rapo_advantages",
@@ -75,4 +84,5 @@ __all__ = [
   "step_entropy",
   "step_returns",
   "token_entropy",
+  "whiten",
 ]

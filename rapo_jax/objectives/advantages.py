@@ -72,6 +72,78 @@ def group_advantages(
   return masked.select(centred, live) / masked.select(scale, live, 1.0)
 
 
+def leave_one_out_advantages(
+  rewards: chex.Array, group_ids: chex.Array, *, num_groups: int
+) -> jax.Array:
+  """Rewards less the mean of the group's other rollouts (RLOO).
+
+  `r_i - mean_{j != i} r_j`, which is `(r_i - mean) n / (n - 1)` (Ahmadian et
+  al., 2024).
+
+  Args:
+    rewards: one reward a trajectory, `[B]`.
+    group_ids: group of each trajectory, int `[B]`; a row whose id is outside
+      of [0, `num_groups`) belongs to no group and gets 0.
+    num_groups: number of groups; static.
+
+  Returns:
+    Advantages, `[B]`; exactly 0 for a group of one or of equal rewards.
+
+  Raises:
+    ValueError: on shapes that differ or a number out of its range.
+  """
+  centred = group_advantages(
+    rewards, group_ids, num_groups=num_groups, std=False
+  )
+  group_ids = jnp.asarray(group_ids)
+  where = jnp.ones(centred.shape, bool)
+  count = masked.segment_count(
+    group_ids, where, num_groups, dtype=centred.dtype
+  )
+  count = masked.take_segment(count, group_ids, where)
+  return centred * count / jnp.maximum(count - 1, 1)
+
+
+def whiten(
+  values: chex.Array,
+  *,
+  where: chex.Array,
+  ddof: int = 1,
+  eps: chex.Numeric = 1e-8,
+) -> jax.Array:
+  """Values with mean 0 and variance 1 over all positions of the mask.
+
+  `(x - mean) / sqrt(variance + eps)` (REINFORCE++: Hu et al., 2025). Over
+  tokens, a long trajectory weighs more in the mean than a short one.
+
+  Args:
+    values: of any shape.
+    where: positions that count, bool, same shape.
+    ddof: 1 for the unbiased variance, 0 for the biased one.
+    eps: added to the variance, >= 0.
+
+  Returns:
+    Whitened values, same shape; 0 where masked, and everywhere if all values
+    are equal.
+
+  Raises:
+    ValueError: if the shapes differ or a number is out of its range.
+  """
+  values = checks.as_float(values)
+  where = checks.as_mask("where", where, values.shape, "`values`")
+  checks.check_at_least("eps", eps, 0)
+  if ddof not in (0, 1):
+    raise ValueError(f"`ddof` must be 0 or 1, got {ddof!r}; verl's is 1")
+  first = -masked.masked_max(-values, where)
+  differ = jnp.any(where & (values != first))
+  centred = masked.select(values - masked.masked_mean(values, where), where)
+  squares = masked.masked_sum(jnp.square(centred), where)
+  count = masked.masked_count(where, dtype=values.dtype)
+  # The gradient of sqrt at 0 is inf, so equal values are kept off.
+  variance = masked.select(squares / jnp.maximum(count - ddof, 1), differ, 1.0)
+  return masked.select(centred, differ) / jnp.sqrt(variance + eps)
+
+
 def step_returns(
   step_rewards: chex.Array,
   *,

@@ -43,7 +43,7 @@ def importance_ratio(
   log_probs, old_log_probs, where = _as_log_probs(
     log_probs, old_log_probs, where
   )
-  log_ratio = _cap(log_probs - old_log_probs)
+  log_ratio = cap_log_ratio(log_probs - old_log_probs)
   return masked.select(jnp.exp(log_ratio), where)
 
 
@@ -117,7 +117,7 @@ def kl_estimate(
     case "k2":
       return jnp.square(difference) / 2
     case "k3":
-      difference = _cap(difference)
+      difference = cap_log_ratio(difference)
       # expm1 keeps the small values that exp(d) - 1 would round away.
       estimate = jnp.expm1(difference) - difference
       return estimate if limit is None else jnp.minimum(estimate, limit)
@@ -154,7 +154,7 @@ def clipped_loss(
   Raises:
     ValueError: if the shapes differ or a number is out of its range.
   """
-  _check_clips(clip_epsilon_low, clip_epsilon_high, dual_clip)
+  check_clips(clip_epsilon_low, clip_epsilon_high, dual_clip)
   ratio = checks.as_float(ratio)
   advantages = jax.lax.stop_gradient(checks.as_float(advantages))
   clipped = jnp.clip(ratio, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
@@ -412,7 +412,7 @@ def loss_weights(
   return masked.select(1 / jnp.maximum(total, 1), where)
 
 
-def _cap(log_ratio: jax.Array) -> jax.Array:
+def cap_log_ratio(log_ratio: jax.Array) -> jax.Array:
   """Caps a log-ratio so that its exponential can still be multiplied.
 
   Without it one token of finite log-ratio 100 makes inf. And inf times an
@@ -470,7 +470,7 @@ def _check_knobs(
   kl_coef: chex.Numeric,
   reference_log_probs: chex.Array | None,
 ) -> None:
-  _check_clips(clip_epsilon_low, clip_epsilon_high, dual_clip)
+  check_clips(clip_epsilon_low, clip_epsilon_high, dual_clip)
   needs_reference = not (checks.is_static(kl_coef) and kl_coef == 0)
   if needs_reference and reference_log_probs is None:
     raise ValueError(
@@ -479,7 +479,7 @@ def _check_knobs(
     )
 
 
-def _check_clips(
+def check_clips(
   clip_epsilon_low: chex.Numeric,
   clip_epsilon_high: chex.Numeric,
   dual_clip: float | None,

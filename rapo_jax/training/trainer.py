@@ -139,7 +139,9 @@ class Trainer:
     self._tokenizer = tokenizer
     self._algorithm = algorithm
     self._rollout = algorithm.plan.rollout(rollout)
-    self._objective = algorithm.settings(objective)
+    self._objective = algorithm.settings(objective).for_budget(
+      rollout.max_response_tokens
+    )
     self._optimizer = optimizer
     self._update = update
     self._seed = seed

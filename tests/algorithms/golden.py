@@ -30,8 +30,10 @@ from rapo_jax.algorithms import (
   Algorithm,
   ObjectiveConfig,
   Signals,
+  TokenLoss,
 )
 from rapo_jax.training.supervised import negative_log_likelihood
+from rapo_jax.trajectory import TokenKind
 
 # Log-ratios beyond it have no gradient in the authors' code.
 _THEIR_CAP = 20.0
@@ -83,20 +85,41 @@ def _first(arguments: Mapping[str, Any], *names: str) -> Any:
 def _signals(
   rewards: np.ndarray,
   group_ids: np.ndarray,
-  step_rewards: np.ndarray,
-  anchors: np.ndarray,
+  step_rewards: np.ndarray | None = None,
+  anchors: np.ndarray | None = None,
+  *,
+  where: np.ndarray | None = None,
+  entropies: np.ndarray | None = None,
 ) -> Signals:
-  """Signals in which the policy wrote every step that has an anchor."""
-  rows, steps = anchors.shape
+  """Signals in which the policy wrote every step that has an anchor.
+
+  Args:
+    rewards: of each trajectory.
+    group_ids: of each trajectory.
+    step_rewards: of each step; 0 by default.
+    anchors: of each step; one step a trajectory by default.
+    where: policy tokens; one a trajectory by default.
+    entropies: of the tokens; 0 by default.
+  """
+  rows = len(rewards)
+  if anchors is None:
+    anchors = np.zeros((rows, 1), np.int32)
+  if step_rewards is None:
+    step_rewards = np.zeros(anchors.shape)
+  if where is None:
+    where = np.ones((rows, 1), bool)
+  if entropies is None:
+    entropies = np.zeros(where.shape)
+  steps = anchors.shape[1]
   policy = anchors >= 0
   none = np.zeros((rows, steps), bool)
-  by_token = np.zeros((rows, 1), np.int32)
+  kinds = np.where(where, TokenKind.POLICY, TokenKind.OBSERVATION)
   return Signals(
     rewards=jnp.asarray(rewards, jnp.float64),
     group_ids=jnp.asarray(group_ids),
-    kinds=jnp.asarray(by_token),
-    step_ids=jnp.asarray(by_token),
-    entropies=jnp.zeros((rows, 1)),
+    kinds=jnp.asarray(kinds, jnp.int32),
+    step_ids=jnp.zeros(where.shape, jnp.int32),
+    entropies=jnp.asarray(entropies, jnp.float64),
     step_entropies=jnp.zeros((rows, steps)),
     policy_steps=jnp.asarray(policy),
     retrieved=jnp.asarray(none),
@@ -164,14 +187,52 @@ def _group_advantages(case: Case) -> str | None:
     advantage_std=use_std,
     advantage_eps=arguments.get("epsilon", 1e-6),
   )
-  ones = np.zeros((len(rows), 1), np.int32)
-  values = algorithm.advantages(
-    _signals(rewards[rows], group[rows], ones, ones), settings
-  )
+  values = algorithm.advantages(_signals(rewards[rows], group[rows]), settings)
   lone = _lone(group[rows])
   if trajectory is not None:
     values, lone = np.asarray(values)[trajectory], lone[trajectory]
   return _compare_rows(case, values, name, lone)
+
+
+def _rloo(case: Case) -> str | None:
+  algorithm = ALGORITHMS["rloo"]
+  group = _dense(case["in_group"])
+  values = algorithm.advantages(
+    _signals(case["in_rewards"], group), _settings(algorithm)
+  )
+  return _compare_rows(case, values, "out_advantages", _lone(group))
+
+
+def _whitened(name: str) -> Check:
+  """Compares advantages that are normalised over the batch."""
+
+  def check(case: Case) -> str | None:
+    algorithm = ALGORITHMS[name]
+    discount = case.arguments.get("gamma", 1.0)
+    advantages = dataclasses.replace(algorithm.advantages, discount=discount)
+    group, where = _dense(case["in_group"]), case["in_mask"] > 0
+    lone = _lone(group)
+    rewards = case["in_rewards"]
+    values = advantages(
+      _signals(rewards, group, where=where), _settings(algorithm)
+    )
+    if case.close(values, "out_advantages", where):
+      return None
+    if advantages.baseline and lone.any():
+      # Every other row moves with the mean of the batch.
+      centred = objectives.group_advantages(
+        jnp.asarray(rewards),
+        group,
+        num_groups=int(group.max()) + 1,
+        std=False,
+      )
+      raw = np.where(lone, rewards, centred)[:, None] * np.ones(where.shape)
+      values = objectives.whiten(jnp.asarray(raw), where=where)
+      if case.close(values, "out_advantages", where):
+        return _GROUP_OF_ONE
+    raise _Differs("out_advantages")
+
+  return check
 
 
 def _step_returns(case: Case) -> str | None:
@@ -337,31 +398,14 @@ _AGGREGATIONS = {
 
 
 def _ppo(case: Case) -> str | None:
-  arguments = case.arguments
-  both = _first(arguments, "cliprange")
-  low = _first(arguments, "clip_ratio_low", "cliprange_low")
-  high = _first(arguments, "clip_ratio_high", "cliprange_high")
-  mode = arguments.get("loss_agg_mode", "token-mean")
-  aggregation = _AGGREGATIONS[mode]
-  length = None
-  if aggregation == "constant":
-    width = case["in_mask"].shape[1]
-    length = 1 if mode == "seq-mean-token-sum" else _length(arguments, width)
   algorithm = ALGORITHMS["grpo"]
-  settings = _settings(
-    algorithm,
-    clip_epsilon_low=both if low is None else low,
-    clip_epsilon_high=both if high is None else high,
-    dual_clip=_first(arguments, "clip_ratio_c"),
-    aggregation=aggregation,
-    aggregation_length=length,
-  )
+  settings = _settings(algorithm, **_clips(case), **_aggregation(case))
   return _loss(algorithm, settings)(case)
 
 
-def _length(arguments: Mapping[str, Any], width: int) -> int:
+def _length(case: Case, width: int) -> int:
   """The constant that token losses are summed over."""
-  for name, value in arguments.items():
+  for name, value in case.arguments.items():
     if name in _LENGTHS and value is not None:
       return int(value)
   return width
@@ -379,20 +423,60 @@ _LENGTHS = (
 
 
 def _dr_grpo(case: Case) -> str | None:
-  arguments = case.arguments
-  algorithm = ALGORITHMS["grpo"]
-  width = case["in_mask"].shape[1]
-  both = _first(arguments, "cliprange", "clip_ratio", "clip_range") or 0.2
+  algorithm = ALGORITHMS["dr_grpo"]
   settings = _settings(
     algorithm,
-    clip_epsilon_low=_first(arguments, "clip_ratio_low", "cliprange_low")
-    or both,
-    clip_epsilon_high=_first(arguments, "clip_ratio_high", "cliprange_high")
-    or both,
-    dual_clip=_first(arguments, "clip_ratio_c"),
+    **_clips(case),
     aggregation="constant",
-    aggregation_length=_length(arguments, width),
+    aggregation_length=_length(case, case["in_mask"].shape[1]),
   )
+  return _loss(algorithm, settings)(case)
+
+
+def _aggregation(case: Case) -> dict[str, Any]:
+  """Settings of how token losses are averaged."""
+  mode = case.arguments.get("loss_agg_mode", "token-mean")
+  aggregation = _AGGREGATIONS[mode]
+  length = None
+  if aggregation == "constant":
+    width = case["in_mask"].shape[1]
+    length = 1 if mode == "seq-mean-token-sum" else _length(case, width)
+  return {"aggregation": aggregation, "aggregation_length": length}
+
+
+def _clips(case: Case) -> dict[str, Any]:
+  """Settings of the clip range, by whatever names."""
+  arguments = case.arguments
+  both = _first(arguments, "cliprange", "clip_ratio", "clip_range")
+  both = 0.2 if both is None else both
+  low = _first(arguments, "clip_ratio_low", "cliprange_low")
+  high = _first(arguments, "clip_ratio_high", "cliprange_high")
+  return {
+    # A ratio is never below 0, so that a width above 1 is 1.
+    "clip_epsilon_low": min(both if low is None else low, 1.0),
+    "clip_epsilon_high": both if high is None else high,
+    "dual_clip": _first(arguments, "clip_ratio_c"),
+  }
+
+
+def _cispo(case: Case) -> str | None:
+  algorithm = ALGORITHMS["cispo"]
+  settings = _settings(algorithm, **_clips(case), **_aggregation(case))
+  return _loss(algorithm, settings)(case)
+
+
+def _gppo(case: Case) -> str | None:
+  algorithm = ALGORITHMS["gppo"]
+  arguments = case.arguments
+  scales = {
+    "low_scale": arguments.get("gppo_loss_beta1", 1.0),
+    "high_scale": arguments.get("gppo_loss_beta2", 1.0),
+  }
+  if _first(arguments, "only_high", "only_higher"):
+    scales["low_scale"] = None
+  function = dataclasses.replace(algorithm.loss.function, **scales)
+  algorithm = dataclasses.replace(algorithm, loss=TokenLoss(function))
+  settings = _settings(algorithm, **_clips(case), **_aggregation(case))
   return _loss(algorithm, settings)(case)
 
 
@@ -479,13 +563,27 @@ def _filter(case: Case) -> str | None:
 
 CHECKS: Mapping[tuple[str, str], Check] = {
   ("advantage", "compute_grpo_outcome_advantage"): _group_advantages,
+  ("advantage", "compute_grpo_vectorized_outcome_advantage"): _group_advantages,
   ("advantage", "episode_norm_reward"): _group_advantages,
+  ("advantage", "compute_rloo_outcome_advantage"): _rloo,
+  ("advantage", "compute_rloo_vectorized_outcome_advantage"): _rloo,
+  (
+    "advantage",
+    "compute_reinforce_plus_plus_outcome_advantage",
+  ): _whitened("reinforce_pp"),
+  (
+    "advantage",
+    "compute_reinforce_plus_plus_baseline_outcome_advantage",
+  ): _whitened("reinforce_pp_baseline"),
   ("advantage", "compute_step_discounted_returns"): _step_returns,
   ("advantage", "compute_gigpo_outcome_advantage"): _gigpo,
   ("loss", "compute_policy_loss_vanilla"): _ppo,
   ("loss", "compute_policy_loss"): _ppo,
   ("loss", "compute_policy_loss_dual_clip"): _ppo,
   ("loss", "compute_policy_loss_gspo"): _gspo,
+  ("loss", "compute_policy_loss_cispo"): _cispo,
+  ("loss", "compute_gppo_loss"): _gppo,
+  ("loss", "compute_gppo_loss_general_beta"): _gppo,
   ("loss", "kl_penalty"): _kl,
   ("loss", "compute_sft_pure_loss"): _sft,
 }

@@ -7,7 +7,13 @@ from rapo_jax.algorithms import Signals
 
 
 def make(
-  rewards, group_ids, *, anchors=None, returns=None, retrieval=None
+  rewards,
+  group_ids,
+  *,
+  anchors=None,
+  returns=None,
+  retrieval=None,
+  tokens=None,
 ) -> Signals:
   """Trajectories of as many policy steps as they have anchors.
 
@@ -17,6 +23,7 @@ def make(
     anchors: of each step, -1 for none; one step each by default.
     returns: rewards of the steps; by default the reward on the last one.
     retrieval: retrieval rewards; 0 by default.
+    tokens: of each trajectory, all in its first step; by default one a step.
   """
   rows = len(rewards)
   if anchors is None:
@@ -28,12 +35,16 @@ def make(
     last = policy.shape[1] - 1 - np.argmax(policy[:, ::-1], axis=1)
     returns[np.arange(rows), last] = rewards
   kinds = np.where(policy, 1, -1).astype(np.int32)
+  step_ids = np.where(policy, np.arange(policy.shape[1]), -1)
+  if tokens is not None:
+    kinds = np.ones((rows, tokens), np.int32)
+    step_ids = np.zeros((rows, tokens), np.int32)
   return Signals(
     rewards=jnp.asarray(rewards, jnp.float32),
     group_ids=jnp.asarray(group_ids, jnp.int32),
     kinds=jnp.asarray(kinds),
-    step_ids=jnp.asarray(np.where(policy, np.arange(policy.shape[1]), -1)),
-    entropies=jnp.zeros(anchors.shape),
+    step_ids=jnp.asarray(step_ids),
+    entropies=jnp.zeros(kinds.shape),
     step_entropies=jnp.zeros(anchors.shape),
     policy_steps=jnp.asarray(policy),
     retrieved=jnp.zeros(anchors.shape, bool),

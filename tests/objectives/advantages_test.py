@@ -230,3 +230,62 @@ def test_wrong_inputs_are_named():
     ValueError, match="`retrieval_advantages` must have shape"
   ):
     objectives.rapo_advantages(rewards, jnp.ones(()))
+
+
+def test_leave_one_out_by_hand():
+  # Each against the mean of the others: 1 - 2.5, 2 - 2, 3 - 1.5.
+  np.testing.assert_allclose(
+    objectives.leave_one_out_advantages(
+      jnp.array([1.0, 9.0, 2.0, 3.0, 4.0]),
+      jnp.array([0, 1, 0, 0, -1]),
+      num_groups=2,
+    ),
+    [-1.5, 0.0, 0.0, 1.5, 0.0],
+    atol=1e-6,
+  )
+
+
+def test_equal_rewards_leave_nothing_out():
+  rewards = jnp.full(3, 0.1)
+  advantages = objectives.leave_one_out_advantages(
+    rewards, jnp.zeros(3, int), num_groups=1
+  )
+  assert not np.any(advantages)
+
+
+@pytest.mark.parametrize(("ddof", "variance"), [(0, 2.0), (1, 3.0)])
+def test_whitening_by_hand(ddof, variance):
+  # 3, 3 and 0 have mean 2 and squares 1, 1 and 4.
+  values = jnp.array([[3.0, jnp.nan], [3.0, 0.0]])
+  where = jnp.array([[True, False], [True, True]])
+  actual = objectives.whiten(values, where=where, ddof=ddof, eps=1.0)
+  root = math.sqrt(variance + 1)
+  np.testing.assert_allclose(
+    actual, [[1 / root, 0], [1 / root, -2 / root]], rtol=1e-6
+  )
+
+
+def test_whitening_has_no_gradient_at_masked_positions():
+  values = jnp.array([3.0, 1e30, 1.0, 0.0])
+  where = jnp.array([True, False, True, True])
+  gradient = jax.grad(
+    lambda v: jnp.sum(objectives.whiten(v, where=where) ** 3)
+  )(values)
+  assert gradient[1] == 0
+  assert np.all(np.isfinite(gradient))
+  assert np.any(gradient)
+
+
+@pytest.mark.parametrize("values", [[0.1] * 3, [0.7, 0.7, 5.0]])
+def test_equal_values_whiten_to_nothing(values):
+  where = jnp.asarray([True, True, values[2] == values[0]])
+  whitened = objectives.whiten(jnp.asarray(values), where=where)
+  assert not np.any(whitened)
+
+
+def test_what_whitening_refuses():
+  ones = jnp.ones(3)
+  with pytest.raises(ValueError, match="`where` must be boolean"):
+    objectives.whiten(ones, where=ones)
+  with pytest.raises(ValueError, match="`ddof` must be 0 or 1, got 2"):
+    objectives.whiten(ones, where=ones > 0, ddof=2)

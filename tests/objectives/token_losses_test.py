@@ -1,0 +1,71 @@
+"""Losses of single tokens: gradients, extremes and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rapo_jax import objectives
+
+CISPO = objectives.clipped_weight_loss
+GPPO = objectives.gradient_preserving_loss
+
+
+def _slopes(loss, log_probs, old, advantages, **settings):
+  return jax.grad(lambda x: jnp.sum(loss(x, old, advantages, **settings)))(
+    jnp.asarray(log_probs)
+  )
+
+
+@pytest.mark.parametrize("loss", [CISPO, GPPO])
+def test_on_the_policy_that_sampled_it_is_reinforce(loss):
+  log_probs = jnp.array([-0.1, -3.0])
+  slopes = _slopes(loss, log_probs, log_probs, jnp.array([2.0, -1.0]))
+  np.testing.assert_allclose(slopes, [-2.0, 1.0])
+
+
+@pytest.mark.parametrize("loss", [CISPO, GPPO])
+def test_old_log_probs_and_advantages_are_constants(loss):
+  log_probs = jnp.array([-0.1, -3.0])
+  gradients = jax.grad(
+    lambda old, advantages: jnp.sum(loss(log_probs, old, advantages)),
+    argnums=(0, 1),
+  )(log_probs - 0.1, jnp.array([2.0, -1.0]))
+  assert not np.any(gradients)
+
+
+@pytest.mark.parametrize("gap", [-200.0, 200.0])
+@pytest.mark.parametrize("loss", [CISPO, GPPO])
+def test_extreme_ratios_stay_finite(loss, gap):
+  log_probs = jnp.full(2, gap / 2)
+  advantages = jnp.array([1.0, 0.0])
+  slopes = _slopes(loss, log_probs, log_probs - gap, advantages)
+  assert np.all(np.isfinite(slopes))
+  assert slopes[1] == 0
+
+
+def test_gradients_of_both_clipped_sides_are_kept():
+  old = jnp.zeros(2)
+  # Ratios e^9 and e^-200, which is 0 in float32.
+  slopes = _slopes(GPPO, [9.0, -200.0], old, jnp.array([1.0, -1.0]))
+  np.testing.assert_allclose(slopes, [-1.28, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"clip_epsilon_low": 1.5}, "`clip_epsilon_low` must be at most 1"),
+    ({"clip_epsilon_high": -0.1}, "`clip_epsilon_high` must be at least 0"),
+    ({"dual_clip": 0.5}, "`dual_clip` must be at least 1"),
+    ({"low_scale": -1.0}, "`low_scale` must be at least 0"),
+  ],
+)
+def test_settings_out_of_range(settings, message):
+  with pytest.raises(ValueError, match=message):
+    GPPO(jnp.ones(2), jnp.ones(2), jnp.ones(2), **settings)
+
+
+@pytest.mark.parametrize("loss", [CISPO, GPPO])
+def test_shapes_that_differ(loss):
+  with pytest.raises(ValueError, match="`advantages` must have shape"):
+    loss(jnp.ones(2), jnp.ones(2), jnp.ones((2, 1)))
