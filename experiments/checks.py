@@ -30,12 +30,12 @@ from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir, read_config
 from rapo_jax import models
 from rapo_jax.algorithms import ALGORITHMS, check_algorithm
+from rapo_jax.corpora import open_documents
 from rapo_jax.data import (
   check_prefix_preservation,
   check_vocabulary,
   encode_prompt,
   end_ids,
-  load_corpus,
 )
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub, sharding
@@ -480,7 +480,7 @@ def _contents(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     for spec in task.tool_specs():
       if isinstance(spec, SearchSpec) and spec.corpus is not None:
         try:
-          documents = load_corpus(spec.corpus)
+          documents = open_documents(spec.corpus)
           yield "note", f"corpus of {task.name}: {len(documents)} documents"
         except InputError as error:
           yield "problem", f"corpus {spec.corpus} of {task.name}: {error}"

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.tokenizer_files import load_tokenizer, set_chat_template
 from experiments.workdir import Workdir
+from rapo_jax.corpora import Corpus, Mode, retriever_over
 from rapo_jax.data import Query, encode_prompt, template_of
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
@@ -310,12 +311,23 @@ class _Services:
   encoder: SentenceEncoder
   stack: contextlib.ExitStack
 
-  def search(self, documents: Sequence[str], /) -> Tool:
-    """A search tool by the index that step traces use."""
-    vectors = self.encoder.encode(documents)
-    index = index_class(self.config.index).build(vectors)
-    top_k = self.config.tools.search_top_k
-    return SearchTool(documents, self.encoder, index, top_k)
+  def search(
+    self,
+    documents: Corpus | Sequence[str],
+    /,
+    mode: Mode = "dense",
+    top_k: int | None = None,
+  ) -> Tool:
+    """A search tool; documents in memory get the index of step traces."""
+    if isinstance(documents, Corpus):
+      retriever = documents.retriever(mode, self.encoder)
+      documents = documents.documents
+    else:
+      index_cls = index_class(self.config.index)
+      retriever = retriever_over(documents, mode, self.encoder, index_cls)
+    if top_k is None:
+      top_k = self.config.tools.search_top_k
+    return SearchTool(documents, retriever, top_k)
 
   def python(self) -> Tool:
     """A python tool with the limits of the config."""

@@ -2,7 +2,7 @@
 
 A lower layer never imports a higher one:
 errors → ranges | files | web_address | … → trajectory → objectives | models |
-tools → retrieval | data → rewards → datasets | rollout → algorithms →
+tools → retrieval | data → corpora | rewards → datasets | rollout → algorithms →
 training → tasks → experiments.
 """
 
@@ -35,6 +35,7 @@ LAYERS = {
   "rapo_jax.tools": 2,
   "rapo_jax.retrieval": 3,
   "rapo_jax.data": 3,
+  "rapo_jax.corpora": 4,
   "rapo_jax.rewards": 4,
   "rapo_jax.datasets": 5,
   "rapo_jax.rollout": 5,

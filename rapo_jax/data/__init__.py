@@ -7,7 +7,6 @@ from rapo_jax.data.chat import (
   end_ids,
   template_of,
 )
-from rapo_jax.data.corpus import load_corpus
 from rapo_jax.data.order import batch, epoch_order, updates_per_epoch
 from rapo_jax.data.prompts import (
   chat_messages,
@@ -33,7 +32,6 @@ __all__ = [
   "end_ids",
   "epoch_order",
   "fill_system_prompt",
-  "load_corpus",
   "load_tool_star",
   "prompt_hash",
   "system_prompt",

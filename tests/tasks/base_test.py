@@ -50,7 +50,7 @@ def lookup(name: str) -> tools.FunctionTool:
 
 
 class Services:
-  def search(self, documents):
+  def search(self, documents, mode="dense", top_k=None):
     found = lookup("search")
     return dataclasses.replace(found, function=lambda _: documents[0])
 
