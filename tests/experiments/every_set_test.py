@@ -66,14 +66,18 @@ def test_all_sets_are_evaluated_end_to_end(
   )
   assert status == 0
   for name in DATA_SETS:
-    result = json.loads((tmp_path / "out" / f"{name}.json").read_text("utf-8"))
+    result = json.loads(
+      (tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8")
+    )
     for figures in result["figures"].values():
       assert figures["questions"] > 0
       assert figures["samples"] == figures["questions"]
       # Nobody guesses right by chance, and an interval says so.
       assert figures["pass@1"]["mean"] == 0.0
       assert figures["pass@1"]["interval"][1] > 0.0
-  found = json.loads((tmp_path / "out" / "paper.json").read_text("utf-8"))
+  found = json.loads(
+    (tmp_path / "out" / "paper.json").read_text(encoding="utf-8")
+  )
   assert sum(len(group["sets"]) for group in found.values()) == 14
   printed = capsys.readouterr().out
   assert paper.format_paper(found) in printed
