@@ -129,7 +129,7 @@ def test_a_killed_process_leaves_whole_answers(path):
     cwd=ROOT,
     env={**os.environ, "PYTHONPATH": str(ROOT)},
     stdout=subprocess.PIPE,
-    text=True,
+    encoding="utf-8",
   )
   assert process.stdout is not None
   for _ in range(20):
@@ -149,7 +149,7 @@ def test_what_is_no_cache(tmp_path, path):
   with pytest.raises(InputError, match="does not: record it first"):
     WebCache(path, read_only=True)
   text = tmp_path / "text"
-  text.write_text("This is a text and no data base of any kind. " * 100)
+  text.write_bytes(b"This is a text and no data base of any kind. " * 100)
   for read_only in (True, False):
     with pytest.raises(
       InputError, match=r"text must be a cache .*\(DatabaseErr"
