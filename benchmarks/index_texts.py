@@ -100,6 +100,17 @@ def read_histories(
   return rng.sample(ordered, count)
 
 
+def paragraph_words(data: pathlib.Path) -> list[str]:
+  """Words of paragraphs of hotpotqa, 2wikimultihopqa and musique, in order."""
+  return [
+    word
+    for source in _sources(data)
+    for _, sentences in source.paragraphs
+    for sentence in sentences
+    for word in sentence.split()
+  ]
+
+
 def _sources(data: pathlib.Path) -> list[Source]:
   """Questions with paragraphs to look up."""
   multi_hop = [

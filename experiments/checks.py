@@ -22,6 +22,7 @@ from experiments.tasks import (
   check_train_questions,
   load_encoder,
   questions_of,
+  set_agent_template,
   task_names,
   try_reward,
 )
@@ -29,12 +30,12 @@ from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir, read_config
 from rapo_jax import models
 from rapo_jax.algorithms import ALGORITHMS, check_algorithm
+from rapo_jax.corpora import open_documents
 from rapo_jax.data import (
   check_prefix_preservation,
   check_vocabulary,
   encode_prompt,
   end_ids,
-  load_corpus,
 )
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub, sharding
@@ -312,17 +313,24 @@ def _files_of(task: Task, above: str = "") -> Iterator[tuple[str, str]]:
   if isinstance(task, MixedTask):
     for part in task.tasks:
       yield from _files_of(part, section)
-  for field, needed in task.paths.items():
-    name, value = f"{section}{field}", getattr(task, field)
-    if value is None and needed:
+  yield from _paths_of(task, section)
+  for tool in getattr(task, "tools", ()):
+    if hasattr(tool, "paths"):
+      yield from _paths_of(tool, f"{section}tools.{tool.name}.")
+
+
+def _paths_of(value: Any, section: str) -> Iterator[tuple[str, str]]:
+  """Files that a task or a tool needs and does not name, or are not there."""
+  for field, needed in value.paths.items():
+    name, path = f"{section}{field}", getattr(value, field)
+    if path is None and needed:
       yield (
         "problem",
-        f"the task {task.name} reads a file and {name} is not set: add "
+        f"{value.name} reads a file and {name} is not set: add "
         f"--config.{name}=<file>.",
       )
-    paths = (value,) if isinstance(value, str) else value or ()
-    for path in paths:
-      yield from _file(name, path)
+    for one in (path,) if isinstance(path, str) else path or ():
+      yield from _file(name, one)
 
 
 def _file(name: str, value: str) -> Iterator[tuple[str, str]]:
@@ -382,6 +390,7 @@ def _questions(
     for agent, path in _agents(config).items():
       try:
         tokenizer = _tokenizer(config, task, path, questions)
+        set_agent_template(config, agent, tokenizer)
         shape = policy_shape(config, agent, task)
         check_vocabulary(tokenizer, shape.vocab_size)
         end_ids(tokenizer)
@@ -471,7 +480,7 @@ def _contents(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     for spec in task.tool_specs():
       if isinstance(spec, SearchSpec) and spec.corpus is not None:
         try:
-          documents = load_corpus(spec.corpus)
+          documents = open_documents(spec.corpus)
           yield "note", f"corpus of {task.name}: {len(documents)} documents"
         except InputError as error:
           yield "problem", f"corpus {spec.corpus} of {task.name}: {error}"

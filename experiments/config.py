@@ -12,11 +12,11 @@ import datetime
 import math
 from typing import Any, Literal
 
-from experiments import flags
 from experiments.health import HealthConfig
 from experiments.metrics import WandbConfig
 from rapo_jax.algorithms import Algorithm, find_algorithm, unique
 from rapo_jax.data import PROMPT_DATE
+from rapo_jax.discovery import KNOWN
 from rapo_jax.errors import InputError
 from rapo_jax.models import LoraConfig
 from rapo_jax.ranges import check_multiple, check_numbers, check_seeds
@@ -116,6 +116,10 @@ class PolicyConfig:
     off_policy: the off-policy agent, which fills the buffer. None: made as
       the base agent is, or left out beside a base agent that is named.
     random: shape of the randomly initialised model.
+    chat_template: file of a chat template that the policy's prompts are written
+      with; None for that of its tokenizer.
+    enable_thinking: value of the variable of this name in the chat templates
+      of both agents, as Qwen3's have it; None for the template's own default.
     lora: adapters that are trained beside the base agent, which is then frozen
       and held in `rollout.dtype`; None trains all parameters.
   """
@@ -123,10 +127,12 @@ class PolicyConfig:
   base: str | None = None
   off_policy: str | None = None
   random: RandomModelConfig = RandomModelConfig()
+  chat_template: str | None = None
+  enable_thinking: bool | None = None
   lora: LoraConfig | None = None
 
   def __post_init__(self) -> None:
-    _check_named(self, "base", "off_policy")
+    _check_named(self, "base", "off_policy", "chat_template")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,7 +447,7 @@ class ExperimentConfig:
 
   name: str
   tasks: tuple[Task, ...] = dataclasses.field(
-    default=(MiniatureTask("multihop"),), metadata={flags.KNOWN: TASKS}
+    default=(MiniatureTask("multihop"),), metadata={KNOWN: TASKS}
   )
   data: DataConfig = DataConfig()
   policy: PolicyConfig = PolicyConfig()

@@ -25,7 +25,7 @@ import rich.table
 
 from experiments import flags, input_errors, places
 from rapo_jax import row_files, text_files
-from rapo_jax.data import load_corpus
+from rapo_jax.corpora import load_corpus
 from rapo_jax.datasets import DATA_SETS, DataSet, prepare
 from rapo_jax.datasets.builder import default_data_dir, is_prepared
 from rapo_jax.errors import InputError

@@ -88,6 +88,10 @@ def without_task_name(path: str) -> str:
 
 # What a task's agents are made with changes nothing else by itself.
 _OWN_AGENTS = "tasks.agents"
+# What is trained on does not depend on what is reported.
+_REPORTED = "tasks.evaluation_reward"
+# Compared by what it holds.
+_PROMPT = "tasks.prompt"
 # Where a data set is prepared changes nothing that it holds.
 _DATA_DIR = "tasks.data_dir"
 # What keeps programs in changes nothing that they answer.
@@ -96,7 +100,7 @@ _TRUST = "tools.python.trust_code"
 AGENTS = Fields(
   ("tasks", "data.leaks", "policy.random"),
   # Agents are made from the questions alone.
-  apart=("tasks.reward", "tasks.tools", "tasks.corpus", _DATA_DIR),
+  apart=("tasks.reward", "tasks.tools", _PROMPT, _REPORTED, _DATA_DIR),
 )
 """What the agents that a folder holds were made with."""
 
@@ -106,6 +110,7 @@ BUFFER = Fields(
     "data.leaks",
     "data.prompt_date",
     "policy.off_policy",
+    "policy.enable_thinking",
     "tools",
     "encoder",
     "index",
@@ -119,6 +124,7 @@ BUFFER = Fields(
   apart=(
     _OWN_AGENTS,
     _DATA_DIR,
+    _REPORTED,
     "rollout.num_generations",
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
@@ -143,13 +149,17 @@ TRAIN = Fields(
     "optimizer",
     "update",
   ),
-  # Base agent and buffer are compared by what they hold, not by their place.
+  # Base agent, prompts and buffer are compared by what they hold, not by their
+  # place.
   apart=(
     _OWN_AGENTS,
     _DATA_DIR,
+    _REPORTED,
     "policy.base",
     "policy.off_policy",
     "policy.random",
+    "policy.chat_template",
+    _PROMPT,
     "buffer.path",
     "buffer.url",
     "buffer.num_trajectories",
@@ -164,6 +174,7 @@ EVALUATE = Fields(
   (
     "tasks",
     "data.prompt_date",
+    "policy.enable_thinking",
     "tools",
     "encoder",
     "index",
@@ -173,6 +184,7 @@ EVALUATE = Fields(
   apart=(
     _OWN_AGENTS,
     _DATA_DIR,
+    _PROMPT,
     "rollout.num_generations",
     "rollout.num_hybrid",
     "rollout.retrieval_prob",

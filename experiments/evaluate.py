@@ -8,30 +8,29 @@
 `--config.tasks.gsm8k.path=<folder>` or `--config.evaluation.num_samples=16`.
 
 Every answer is kept as it comes: started again with the same output, it goes on
-behind the last one. `<output>/<task>.json` holds the figures.
+behind the last one. `<output>/<task>.json` holds the figures, and
+`<output>/paper.json` those of the paper's sets in the layout of its table.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import pathlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import checks, flags, input_errors, places
+from experiments import checks, flags, input_errors, paper, places
 from experiments.config import ExperimentConfig, PolicyConfig
-from experiments.dependencies import CHECKPOINTS_FOLDER, EVALUATE
+from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices
 from experiments.export import export
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
-from experiments.stages.evaluate import evaluate
+from experiments.stages.evaluate import evaluate, evaluated_with
 from experiments.stop_signal import StopSignal
 from experiments.tasks import load_encoder, open_task
 from experiments.workdir import Workdir, write_json
@@ -61,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = _evaluate(config, output, known.model)
   width = shutil.get_terminal_size((120, 24)).columns
   print(format_table(results, width))
+  if beside := paper.in_paper(results):
+    write_json(output / "paper.json", beside)
+    print(f"\n{paper.format_paper(beside)}\n")
   print(f"answers and figures: {output}")
   verdict = all(
     one["verdict"] for sets in results.values() for one in sets.values()
@@ -130,9 +132,7 @@ def _evaluate(
     encoder = load_encoder(config.encoder)
     total = len(config.tasks)
     for number, task in enumerate(config.tasks):
-      fields = EVALUATE.of(flags.to_dict(config), task.name)
-      text = json.dumps([fields, digest], sort_keys=True)
-      made_with = hashlib.sha256(text.encode()).hexdigest()
+      made_with = evaluated_with(config, task.name, digest)
 
       def report(share: float, number: int = number, name: str = task.name):
         stop.check()

@@ -25,7 +25,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from experiments import input_errors, places
-from experiments.policies import END_IDS, check_finite, open_policy
+from experiments.policies import (
+  CHAT_TEMPLATE,
+  END_IDS,
+  check_finite,
+  open_policy,
+)
 from rapo_jax import files, models
 from rapo_jax.errors import InputError
 from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
@@ -37,6 +42,7 @@ it sums in another order."""
 ROUNDING_BOUND = 0.05
 """The same where bfloat16 rounds on either side, in every layer."""
 
+_TEMPLATE_FILE = "chat_template.jinja"
 _SAMPLE_SHAPE = (4, 64)
 _HOLDS_EXPORTS = (CONFIG, ADAPTER_CONFIG)
 
@@ -86,7 +92,7 @@ def export(
       export's logits differ from the checkpoint's. The output is as it was.
     InputError: the base agent is not there, or the output cannot be written.
   """
-  found, model, source, end_ids = _restore(checkpoint, base)
+  found, model, source, description = _restore(checkpoint, base)
   _check_output(output, source)
   if adapters:
     _check_adapters(model, dtype)
@@ -105,8 +111,12 @@ def export(
         _plain(model, written),
         temporary,
         source=source,
-        end_ids=end_ids,
+        end_ids=description.get(END_IDS, ()),
       )
+      template = description.get(CHAT_TEMPLATE)
+      if template is not None:
+        # Readers take it before the one in the tokenizer's configuration.
+        (temporary / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
       loaded = models.from_pretrained(temporary, dtype=written)
     difference = float(np.abs(np.asarray(loaded(tokens)) - expected).max())
     limit = bound * float(np.abs(expected).max())
@@ -173,8 +183,8 @@ def find_checkpoint(path: pathlib.Path) -> Found:
 
 def _restore(
   path: pathlib.Path, base: str | None
-) -> tuple[Found, models.Decoder, str, list[int]]:
-  """The checkpoint, its policy, the base's folder, ends of its turns."""
+) -> tuple[Found, models.Decoder, str, dict[str, Any]]:
+  """The checkpoint, its policy, the base's folder, what it says of itself."""
   found = find_checkpoint(path)
   metadata: dict[str, Any] = found.checkpoints.metadata(found.update)
   if "model" not in metadata:
@@ -187,7 +197,7 @@ def _restore(
   model = found.checkpoints.restore_policy(found.update, like)
   found.checkpoints.close()
   check_finite(model, f"checkpoint {found.update} of {path}")
-  return found, model, source, metadata.get(END_IDS, [])
+  return found, model, source, metadata
 
 
 def _check_output(output: pathlib.Path, source: str) -> None:

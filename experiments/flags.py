@@ -30,17 +30,16 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from experiments import objects
+from rapo_jax.discovery import KNOWN
 from rapo_jax.errors import InputError
 
 PREFIX = "--config."
-KNOWN = "known"
-"""Metadata of a field of values with names: those that can be chosen."""
 _PACKAGED = pathlib.Path(__file__).resolve().parent / "configs"
 _TRUE = ("true", "yes", "1")
 _FALSE = ("false", "no", "0")
@@ -209,14 +208,20 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
       wrong type or that the dataclass refuses, or on an argument of another
       form.
   """
-  wanted = [_split(config, override) for override in overrides]
-  # Which values there are comes first: others may set fields of these.
-  groups = set(_group_paths(config))
-  for chosen in (True, False):
+  waiting = [_split(config, override) for override in overrides]
+  while waiting:
+    # Which values there are comes first: others may set fields of these.
+    choices = set(_choice_paths(config))
+    depths = [name.count(".") for name, _ in waiting if name in choices]
+    now = [
+      (name, text)
+      for name, text in waiting
+      if not depths or (name in choices and name.count(".") == min(depths))
+    ]
+    waiting = [each for each in waiting if each not in now]
     changes: _Changes = {}
-    for name, text in wanted:
-      if (name in groups) == chosen:
-        _collect(config, config, tuple(name.split(".")), (), text, changes)
+    for name, text in now:
+      _collect(config, config, tuple(name.split(".")), (), text, changes)
     config = _rebuild(config, changes, ())
   return config
 
@@ -245,14 +250,22 @@ def field_paths(config: Any) -> Iterator[str]:
       yield name
 
 
-def _group_paths(config: Any) -> Iterator[str]:
-  """Dotted paths of the fields that hold values with names."""
+def _choice_paths(config: Any) -> Iterator[str]:
+  """Dotted paths of the fields whose value is chosen by a name, or names."""
   for name in _names(config):
     value = _value(config, name)
-    if isinstance(value, _Group):
+    if isinstance(value, _Group) or _known(config, name):
       yield name
     if _is_node(value):
-      yield from (f"{name}.{rest}" for rest in _group_paths(value))
+      yield from (f"{name}.{rest}" for rest in _choice_paths(value))
+
+
+def _known(node: Any, name: str) -> Mapping[str, Any]:
+  """Values that can be chosen for a field by their names."""
+  if isinstance(node, _Group):
+    return {}
+  fields = {field.name: field for field in dataclasses.fields(node)}
+  return fields[name].metadata.get(KNOWN, {})
 
 
 class _Group(dict[str, Any]):
@@ -332,14 +345,19 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _are_named(annotation: Any) -> bool:
-  """Whether a field holds dataclasses that are found by their names."""
+  """Whether a field holds a tuple of values that are found by their names."""
   if typing.get_origin(annotation) is not tuple:
     return False
-  kind = typing.get_args(annotation)[0]
-  return (
-    isinstance(kind, type)
-    and dataclasses.is_dataclass(kind)
-    and "name" in {field.name for field in dataclasses.fields(kind)}
+  kinds = _options(typing.get_args(annotation)[0])
+  return all(isinstance(kind, type) and _has_name(kind) for kind in kinds)
+
+
+def _has_name(kind: type) -> bool:
+  fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+  # An enum's members have a name too, and are written by their value.
+  return not issubclass(kind, enum.Enum) and (
+    isinstance(getattr(kind, "name", None), property | str)
+    or any(field.name == "name" for field in fields)
   )
 
 
@@ -385,7 +403,7 @@ def check_types(config: Any, path: str = "config") -> None:
     if _is_instance(value):
       check_types(value, name)
     elif _are_named(hints[field.name]):
-      for item in value:
+      for item in filter(_is_instance, value):
         check_types(item, f"{name}.{item.name}")
 
 
@@ -413,11 +431,13 @@ def _collect(
     raise ConfigError(_unknown(root, node, (*above, *names), above))
   annotation = _annotation(node, name)
   if not rest:
-    changes[name] = _Value(
-      _choose(node, name, path, text)
-      if _are_named(annotation)
-      else _parse(path, text, annotation)
-    )
+    if _are_named(annotation):
+      value: Any = _choose(node, name, path, text)
+    elif known := _known(node, name):
+      value = _choose_one(known, path, text, annotation)
+    else:
+      value = _parse(path, text, annotation)
+    changes[name] = _Value(value)
     return
   child = _child(node, name, path)
   if not _is_node(child):
@@ -434,19 +454,29 @@ def _collect(
 
 def _choose(node: Any, name: str, path: str, text: str) -> tuple[Any, ...]:
   """Values by their names: those that are there, and the known ones."""
-  there = _value(node, name)
-  field = next(f for f in dataclasses.fields(node) if f.name == name)
-  choices = {**field.metadata.get(KNOWN, {}), **there}
+  choices = {**_known(node, name), **_value(node, name)}
   wanted = _read_tuple(text, (str, ...))
-  for word in wanted:
-    if word not in choices:
-      near = difflib.get_close_matches(word, choices, n=1)
-      hint = f" Did you mean {near[0]}?" if near else ""
-      raise ConfigError(
-        f"{PREFIX}{path} must be names, one of {', '.join(choices)}, but got"
-        f" {text!r}.{hint}"
-      )
-  return tuple(choices[word] for word in wanted)
+  return tuple(_chosen(choices, word, path, text) for word in wanted)
+
+
+def _choose_one(
+  choices: Mapping[str, Any], path: str, text: str, annotation: Any
+) -> Any:
+  """A value by its name; none where the field may be None."""
+  if types.NoneType in _options(annotation) and text.lower() == "none":
+    return None
+  return _chosen(choices, text.strip(), path, text)
+
+
+def _chosen(choices: Mapping[str, Any], word: str, path: str, text: str) -> Any:
+  if word in choices:
+    return choices[word]
+  near = difflib.get_close_matches(word, choices, n=1)
+  hint = f" Did you mean {near[0]}?" if near else ""
+  raise ConfigError(
+    f"{PREFIX}{path} must be chosen by name, of {', '.join(choices)}, but got"
+    f" {text!r}.{hint}"
+  )
 
 
 def _rebuild(node: Any, changes: _Changes, above: tuple[str, ...]) -> Any:

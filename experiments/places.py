@@ -19,6 +19,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 CONFIG_PLACES = (
   "policy.base",
   "policy.off_policy",
+  "policy.chat_template",
   "encoder.path",
   "buffer.path",
 )
@@ -108,10 +109,21 @@ def _local_task(task: Task, above: str = "") -> Task:
   name = f"{above}tasks.{task.name}."
   if isinstance(task, MixedTask):
     changes["tasks"] = tuple(_local_task(part, name) for part in task.tasks)
-  for field in task.paths:
-    value = getattr(task, field)
-    if isinstance(value, str):
-      changes[field] = local(value, f"{name}{field}")
-    elif value is not None:
-      changes[field] = tuple(local(text, f"{name}{field}") for text in value)
-  return dataclasses.replace(task, **changes)
+  tools = getattr(task, "tools", ())
+  if any(hasattr(tool, "paths") for tool in tools):
+    changes["tools"] = tuple(
+      _with_local_paths(tool, f"{name}tools.{tool.name}.") for tool in tools
+    )
+  return _with_local_paths(dataclasses.replace(task, **changes), name)
+
+
+def _with_local_paths(value: Any, name: str) -> Any:
+  """A task or a tool with `~` expanded in each of its `paths`."""
+  changes: dict[str, Any] = {}
+  for field in getattr(value, "paths", ()):
+    path = getattr(value, field)
+    if isinstance(path, str):
+      changes[field] = local(path, f"{name}{field}")
+    elif path is not None:
+      changes[field] = tuple(local(text, f"{name}{field}") for text in path)
+  return dataclasses.replace(value, **changes) if changes else value

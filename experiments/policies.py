@@ -24,6 +24,7 @@ _SHOWN_NAMES = 5
 BASE_FINGERPRINT = "base_fingerprint"
 """Where a description has `models.fingerprint` of what lies under adapters."""
 END_IDS = "end_ids"
+CHAT_TEMPLATE = "chat_template"
 """Where it has the tokens that end the policy's turns."""
 
 
@@ -97,6 +98,7 @@ def describe_policy(
   base_path: pathlib.Path,
   *,
   end_ids: Iterable[int] = (),
+  chat_template: str | None = None,
 ) -> dict[str, Any]:
   """What a checkpoint has to say of a policy for `open_policy`, as JSON.
 
@@ -104,9 +106,11 @@ def describe_policy(
     model: the policy.
     base_path: folder of the base agent.
     end_ids: tokens that end its turns, which an export names.
+    chat_template: that an export gets in place of the base agent's.
   """
   description: dict[str, Any] = {
     END_IDS: list(end_ids),
+    CHAT_TEMPLATE: chat_template,
     "source": str(base_path.absolute()),
     "model": dataclasses.asdict(model.config),
   }

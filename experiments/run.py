@@ -17,9 +17,7 @@ import argparse
 import contextlib
 import fcntl
 import functools
-import hashlib
 import importlib.util
-import json
 import pathlib
 import shlex
 import shutil
@@ -38,7 +36,7 @@ from experiments import (
   provenance,
 )
 from experiments.config import ExperimentConfig
-from experiments.dependencies import DONE_FILE, EVALUATE, conflicts
+from experiments.dependencies import DONE_FILE, conflicts
 from experiments.devices import check_devices
 from experiments.health import HealthStop
 from experiments.policies import load_agent, model_digest
@@ -290,16 +288,13 @@ class Experiment:
     self, task: str, agent: pathlib.Path, run: run_lib.Run | None
   ) -> str:
     """Changes with the agent, and with any field that its result depends on."""
-    fields = EVALUATE.of(flags.to_dict(self._config), task)
-    content = [
-      fields,
+    digest = (
       self._agent_digest(agent)
       if run is None
       # It has a sum of every file of the policy.
-      else read_json(agent.parent / DONE_FILE),
-    ]
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+      else read_json(agent.parent / DONE_FILE)
+    )
+    return evaluate_stage.evaluated_with(self._config, task, digest)
 
   def _agent_digest(self, agent: pathlib.Path) -> str:
     """Of an agent that no run has trained; its files are read once."""

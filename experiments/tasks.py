@@ -8,21 +8,23 @@ import datetime
 import functools
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from experiments.config import EncoderConfig, ExperimentConfig
-from experiments.tokenizer_files import load_tokenizer
+from experiments.tokenizer_files import load_tokenizer, set_chat_template
 from experiments.workdir import Workdir
-from rapo_jax.data import Query, encode_prompt
+from rapo_jax.corpora import Corpus, Mode, retriever_over
+from rapo_jax.data import Query, encode_prompt, template_of
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 from rapo_jax.retrieval import SentenceEncoder, index_class
 from rapo_jax.rewards import RECIPE_TAGS, Reward, Sample, score_all
 from rapo_jax.tasks import (
+  Opened,
   Questions,
   Task,
   check_tool_specs,
@@ -57,7 +59,8 @@ class OpenedTask:
       agents exchange is text.
     max_prompt_tokens: longer prompts are refused.
     prompt_date: that chat templates which write the date are given.
-    reward: scores its trajectories.
+    reward: scores the trajectories that are trained on.
+    reported_reward: scores those of evaluations.
     base_path: Hugging Face folder of the base agent.
     off_policy_path: of the off-policy agent; None without one.
   """
@@ -71,6 +74,7 @@ class OpenedTask:
   max_prompt_tokens: int
   prompt_date: datetime.date
   reward: Reward
+  reported_reward: Reward
   base_path: pathlib.Path
   off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -138,6 +142,34 @@ def agent_paths(
   }
 
 
+def set_agent_template(
+  config: ExperimentConfig, agent: str, tokenizer: Any
+) -> None:
+  """Gives an agent's tokenizer the chat template that the config asks for.
+
+  Args:
+    config: the experiment.
+    agent: "base" or "off_policy".
+    tokenizer: is changed.
+
+  Raises:
+    InputError: see `set_chat_template`.
+  """
+  set_chat_template(
+    tokenizer,
+    config.policy.chat_template if agent == "base" else None,
+    enable_thinking=config.policy.enable_thinking,
+  )
+
+
+def own_template(config: ExperimentConfig, tokenizer: Any) -> str | None:
+  """The policy's chat template, where the config gives it another."""
+  policy = config.policy
+  if policy.chat_template is None and policy.enable_thinking is None:
+    return None
+  return template_of(tokenizer)
+
+
 def check_train_questions(
   config: ExperimentConfig, name: str, train: Sequence[Query]
 ) -> None:
@@ -192,7 +224,10 @@ def try_reward(task: Task, questions: Questions) -> None:
   """
   first = next(iter(questions.evaluation.values()))[0]
   answer = ((TokenKind.POLICY, r"<answer> \boxed{0} </answer>"),)
-  score_all(task.reward, [Sample(first, answer, FinishReason.ANSWER)])
+  sample = [Sample(first, answer, FinishReason.ANSWER)]
+  score_all(task.reward, sample)
+  if task.evaluation_reward is not None:
+    score_all(task.evaluation_reward, sample)
 
 
 def load_encoder(config: EncoderConfig) -> SentenceEncoder:
@@ -232,6 +267,8 @@ def open_task(
     if not (path / "config.json").exists():
       raise InputError(f"{path} holds no agent: run --stage=agents first.")
   tokenizers = {agent: load_tokenizer(path) for agent, path in paths.items()}
+  for agent, tokenizer in tokenizers.items():
+    set_agent_template(config, agent, tokenizer)
   with running_tools(config, name, encoder) as tools:
     yield OpenedTask(
       name=name,
@@ -243,6 +280,7 @@ def open_task(
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
       reward=task.reward,
+      reported_reward=task.reported_reward,
       base_path=paths["base"],
       off_policy_path=paths.get("off_policy"),
     )
@@ -273,13 +311,34 @@ class _Services:
   config: ExperimentConfig
   encoder: SentenceEncoder
   stack: contextlib.ExitStack
+  _shared: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
-  def search(self, documents: Sequence[str], /) -> Tool:
-    """A search tool by the index that step traces use."""
-    vectors = self.encoder.encode(documents)
-    index = index_class(self.config.index).build(vectors)
-    top_k = self.config.tools.search_top_k
-    return SearchTool(documents, self.encoder, index, top_k)
+  def opened(self, key: Hashable, open_it: Callable[[], Opened], /) -> Opened:
+    """What is opened once for a key."""
+    if key not in self._shared:
+      made = open_it()
+      self.stack.callback(made.close)
+      self._shared[key] = made
+    opened: Opened = self._shared[key]
+    return opened
+
+  def search(
+    self,
+    documents: Corpus | Sequence[str],
+    /,
+    mode: Mode = "dense",
+    top_k: int | None = None,
+  ) -> Tool:
+    """A search tool; documents in memory get the index of step traces."""
+    if isinstance(documents, Corpus):
+      retriever = documents.retriever(mode, self.encoder)
+      documents = documents.documents
+    else:
+      index_cls = index_class(self.config.index)
+      retriever = retriever_over(documents, mode, self.encoder, index_cls)
+    if top_k is None:
+      top_k = self.config.tools.search_top_k
+    return SearchTool(documents, retriever, top_k)
 
   def python(self) -> Tool:
     """A python tool with the limits of the config."""

@@ -7,9 +7,17 @@ from typing import Any
 
 import transformers
 
+from rapo_jax import text_files
+from rapo_jax.data import template_of
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
 
+_THINKING = "enable_thinking"
+# Templates drop the line feed behind it (trim_blocks).
+_SETS_THINKING = {
+  value: f"{{% set {_THINKING} = {str(value).lower()} %}}\n"
+  for value in (True, False)
+}
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
@@ -49,3 +57,37 @@ def _broken(path_or_hub_id: str | pathlib.Path, error: Exception) -> InputError:
     f"the tokenizer of {path_or_hub_id} cannot be read: {reason} "
     f"({type(error).__name__}): copy or download it again."
   )
+
+
+def set_chat_template(
+  tokenizer: Any,
+  file: str | None = None,
+  *,
+  enable_thinking: bool | None = None,
+) -> None:
+  """Gives a tokenizer another chat template, or another default of its own.
+
+  Args:
+    tokenizer: is changed.
+    file: the template; None keeps that of the tokenizer.
+    enable_thinking: value of the template's variable of this name; None keeps
+      the template's default.
+
+  Raises:
+    InputError: the file is missing or no text, or the template has no such
+      variable.
+  """
+  if file is not None:
+    tokenizer.chat_template = text_files.whole_text(pathlib.Path(file))
+  if enable_thinking is None:
+    return
+  template = template_of(tokenizer) or ""
+  if _THINKING not in template:
+    raise InputError(
+      f"policy.{_THINKING} sets a variable of the chat template, and the "
+      f"template of {tokenizer.name_or_path or file} has none of this name: "
+      f"leave policy.{_THINKING} out, or set policy.chat_template."
+    )
+  for line in _SETS_THINKING.values():
+    template = template.removeprefix(line)  # Of an agent that was trained so.
+  tokenizer.chat_template = _SETS_THINKING[enable_thinking] + template

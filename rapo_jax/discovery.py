@@ -1,4 +1,7 @@
-"""Values that the modules of a package define, so that a file adds one."""
+"""Values that the modules of a package define, so that a file adds one.
+
+A field of a dataclass may say which values can be chosen for it by a name.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import pathlib
 import pkgutil
 from collections.abc import Collection
 from typing import Any
+
+KNOWN = "known"
+"""Metadata of such a field: the values by name."""
 
 
 def values_of(

@@ -148,16 +148,41 @@ def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   path = followed(path)
   with accessing(path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
-  suffix = uuid.uuid4().hex[:8]
-  new, old = (path.with_name(f"{prefix}{suffix}") for prefix in _prefixes(path))
+  new = path.with_name(f"{_prefixes(path)[0]}{_suffix()}")
   new.mkdir()
   try:
     yield new
-    sync_tree(new)
-    _take_place(new, path, old)
-    sync(path.parent)
+    take_place(new, path)
   finally:
     shutil.rmtree(new, ignore_errors=True)
+
+
+def take_place(new: pathlib.Path, path: pathlib.Path) -> None:
+  """Moves a finished folder to `path`, where another may be.
+
+  The move comes after all of `new` is on the disk. A failure leaves `path` as
+  it was.
+
+  Args:
+    new: folder on the file system of `path`.
+    path: no link; see `followed`.
+  """
+  sync_tree(new)
+  old = path.with_name(f"{_prefixes(path)[1]}{_suffix()}")
+  if path.exists():
+    path.rename(old)
+  try:
+    new.rename(path)
+  except OSError:
+    if old.exists():
+      old.rename(path)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
+  sync(path.parent)
+
+
+def _suffix() -> str:
+  return uuid.uuid4().hex[:8]
 
 
 def clear_leftovers(path: pathlib.Path) -> None:
@@ -177,18 +202,3 @@ def clear_leftovers(path: pathlib.Path) -> None:
 def _prefixes(path: pathlib.Path) -> tuple[str, str]:
   """How folders are called that take a folder's place, and that gave it up."""
   return f".{path.name}.new-", f".{path.name}.old-"
-
-
-def _take_place(
-  new: pathlib.Path, path: pathlib.Path, old: pathlib.Path
-) -> None:
-  """Puts a folder where another may be, which comes back if that fails."""
-  if path.exists():
-    path.rename(old)
-  try:
-    new.rename(path)
-  except OSError:
-    if old.exists():
-      old.rename(path)
-    raise
-  shutil.rmtree(old, ignore_errors=True)

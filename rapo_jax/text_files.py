@@ -12,7 +12,7 @@ import collections
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 from rapo_jax.errors import InputError, accessing
@@ -222,13 +222,37 @@ def text_lines(path: pathlib.Path) -> Iterator[str]:
       raise InputError(f"{path}:{number}: {error}. {_UTF8}") from error
 
 
+def whole_text(path: pathlib.Path) -> str:
+  """A whole text.
+
+  Raises:
+    InputError: the file is missing or not UTF-8; names the line.
+  """
+  return "".join(text_lines(path))
+
+
 def json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   """Number and value of each line that is not blank.
 
   Raises:
     InputError: a line cannot be used; names it, the reason and a remedy.
   """
-  for number, raw in raw_lines(path):
+  yield from parsed_lines(path, raw_lines(path))
+
+
+def parsed_lines(
+  path: pathlib.Path, lines: Iterable[tuple[int, bytes]]
+) -> Iterator[tuple[int, Any]]:
+  """Number and value of each line that is not blank.
+
+  Args:
+    path: their file, for messages.
+    lines: number and bytes of each.
+
+  Raises:
+    InputError: see `json_lines`.
+  """
+  for number, raw in lines:
     if not raw.strip():
       continue
     try:

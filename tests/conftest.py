@@ -37,6 +37,7 @@ CHECKED_PACKAGES = [
     "models",
     "tools",
     "retrieval",
+    "corpora",
     "rewards",
     "data",
     "rollout",

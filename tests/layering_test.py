@@ -2,7 +2,7 @@
 
 A lower layer never imports a higher one:
 errors → ranges | files | web_address | … → trajectory → objectives | models |
-tools → retrieval | data → rewards → datasets | rollout → algorithms →
+tools → retrieval | data → corpora | rewards → datasets | rollout → algorithms →
 training → tasks → experiments.
 """
 
@@ -19,9 +19,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LAYERS = {
   "rapo_jax.errors": 0,
+  "rapo_jax.breaker": 1,
   "rapo_jax.compilation": 1,
   "rapo_jax.discovery": 1,
   "rapo_jax.files": 1,
+  "rapo_jax.http_client": 1,
   "rapo_jax.ranges": 1,
   "rapo_jax.text_files": 1,
   "rapo_jax.web_address": 1,
@@ -35,6 +37,7 @@ LAYERS = {
   "rapo_jax.tools": 2,
   "rapo_jax.retrieval": 3,
   "rapo_jax.data": 3,
+  "rapo_jax.corpora": 4,
   "rapo_jax.rewards": 4,
   "rapo_jax.datasets": 5,
   "rapo_jax.rollout": 5,

@@ -7,7 +7,7 @@
         --config experiments/configs/qwen2_5_3b_reasoning.py \\
         --workdir runs/qwen2_5_3b \\
         --config.tasks.tool_star.path=<folder>/train_10k.parquet \\
-        --config.tasks.tool_star.corpus=<folder>/corpus.jsonl
+        --config.tasks.tool_star.tools.search.corpus=<folder>/corpus.jsonl
 
 Batch, budgets, coefficients and learning rate are the paper's (arXiv
 2603.03078, section 4); the off-policy agent is Qwen3-14B. The paper reports an

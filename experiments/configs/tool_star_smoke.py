@@ -6,7 +6,8 @@
 
 Two CPU cores, a few minutes. Shows that the real prompts, tools and file layout
 go through every stage; a random model earns the reward of a broken format, -1.
-`--config.tasks.tool_star.corpus=<...>.jsonl` gives the search tool documents.
+`--config.tasks.tool_star.tools.search.corpus=<...>.jsonl` gives the search tool
+documents.
 """
 
 from experiments.config import (

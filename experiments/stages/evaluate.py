@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import health
+from experiments import flags, health
 from experiments.answers import (
   Answer,
   AnswerFile,
@@ -23,12 +25,14 @@ from experiments.answers import (
   figures,
 )
 from experiments.config import ExperimentConfig
+from experiments.dependencies import EVALUATE
 from experiments.engines import open_engine
 from experiments.tasks import OpenedTask
-from rapo_jax import models, rewards
+from rapo_jax import models, rewards, text_files
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
 from rapo_jax.rollout import RolloutEngine, RolloutRequest
+from rapo_jax.tools import own_numbers
 from rapo_jax.trajectory import Trajectory
 
 # Trajectories a slot that one batch gives.
@@ -60,7 +64,8 @@ def evaluate(
     of each evaluation set. `left_out`: how many trajectories the system cut.
     Score statuses of the sampled ones that it did not cut, and how many of
     these keep the format. Finish reasons, generated tokens and tool calls of
-    all sampled trajectories. `figures` of each set, see `answers.figures`.
+    all sampled trajectories. `tools`: what each tool counts itself, since this
+    evaluation was started. `figures` of each set, see `answers.figures`.
 
   Raises:
     InputError: the system cut every trajectory.
@@ -107,6 +112,11 @@ def evaluate(
     "format_whole": sum(answer.whole for answer in scored),
     "generated_tokens": sum(answer.tokens for answer in sampled),
     "tool_calls": sum(answer.calls for answer in sampled),
+    "tools": {
+      name: numbers
+      for name, tool in task.tools.items()
+      if (numbers := own_numbers(tool))
+    },
     "figures": {
       name: figures(
         [a for a in kept.answers if a.evaluation_set == name],
@@ -115,6 +125,26 @@ def evaluate(
       for name in task.evaluation
     },
   }
+
+
+def evaluated_with(config: ExperimentConfig, task: str, agent: Any) -> str:
+  """Changes with an agent, and with all else that its answers depend on.
+
+  Args:
+    config: the experiment.
+    task: name of the task.
+    agent: what changes with the agent, as JSON.
+
+  Raises:
+    InputError: the file of a prompt or a chat template is not there.
+  """
+  places = (config.task(task).prompt, config.policy.chat_template)
+  texts = [
+    text_files.whole_text(pathlib.Path(p)) if p else None for p in places
+  ]
+  fields = EVALUATE.of(flags.to_dict(config), task)
+  text = json.dumps([fields, texts, agent], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def curve_point(
@@ -204,7 +234,7 @@ def ask(
     )
     whole = [t for t in trajectories if not t.is_cut_by_system]
     scores = rewards.score_all(
-      task.reward,
+      task.reported_reward,
       rewards.samples_of(whole, asked, task.tokenizer, task.tag_set),
     )
     by_key = {

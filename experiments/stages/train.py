@@ -41,7 +41,7 @@ from experiments.stages.runs import (
 )
 from experiments.stages.trainers import make_trainer, open_growth
 from experiments.stop_signal import StopSignal
-from experiments.tasks import OpenedTask
+from experiments.tasks import OpenedTask, own_template
 from experiments.workdir import Workdir
 from rapo_jax import files, models
 from rapo_jax.algorithms import Algorithm
@@ -114,7 +114,12 @@ def train(
   origin = _origin(config, task, run, buffer)
   described = {
     "code": provenance.code(),
-    **describe_policy(policy, task.base_path, end_ids=end_ids(task.tokenizer)),
+    **describe_policy(
+      policy,
+      task.base_path,
+      end_ids=end_ids(task.tokenizer),
+      chat_template=own_template(config, task.tokenizer),
+    ),
   }
   state = init_train_state(
     policy, config.optimizer, mesh=device_mesh(config.mesh)

@@ -5,13 +5,14 @@ from rapo_jax.data.chat import (
   TextEncoder,
   check_vocabulary,
   end_ids,
+  template_of,
 )
-from rapo_jax.data.corpus import load_corpus
 from rapo_jax.data.order import batch, epoch_order, updates_per_epoch
 from rapo_jax.data.prompts import (
   chat_messages,
   check_prefix_preservation,
   encode_prompt,
+  fill_system_prompt,
   prompt_hash,
   system_prompt,
 )
@@ -30,9 +31,10 @@ __all__ = [
   "encode_prompt",
   "end_ids",
   "epoch_order",
-  "load_corpus",
+  "fill_system_prompt",
   "load_tool_star",
   "prompt_hash",
   "system_prompt",
+  "template_of",
   "updates_per_epoch",
 ]

@@ -51,8 +51,7 @@ def system_prompt(tools: Iterable[Described | str]) -> str:
     InputError: two tools have one name, or a name cannot be a tag. Or only the
       name is given of a tool that is not ready-made.
   """
-  named = tuple(_described(tool) for tool in tools)
-  TagSet(tuple(tool.name for tool in named))
+  named = _all_described(tools)
   lines = [
     "Answer the user's question. Work in steps, and begin each step with your "
     "thoughts between <think> and </think>."
@@ -63,7 +62,7 @@ def system_prompt(tools: Iterable[Described | str]) -> str:
       "A step may end with one tool call. Stop after it: the result will be "
       "given to you between <result> and </result>, and the next step follows. "
       "Never write a result yourself. Your tools:",
-      *(f"- {tool.description}" for tool in named),
+      _tool_lines(named),
     ]
   lines += [
     "",
@@ -76,9 +75,45 @@ def system_prompt(tools: Iterable[Described | str]) -> str:
     "as it can be.",
     "",
     "For example:",
-    "".join([*(tool.example for tool in named), _ANSWER_EXAMPLE]),
+    _example(named),
   ]
   return "\n".join(lines)
+
+
+def fill_system_prompt(text: str, tools: Iterable[Described | str]) -> str:
+  """A system prompt of one's own, with what it says of the tools.
+
+  Args:
+    text: the prompt. `{tools}` in it becomes a line for each tool, and
+      `{example}` an example that calls each of them and answers. Other braces
+      stay.
+    tools: as for `system_prompt`.
+
+  Raises:
+    InputError: as for `system_prompt`; or the text is blank.
+  """
+  named = _all_described(tools)
+  if not text.strip():
+    raise InputError(
+      "a system prompt must say how to answer, and this one is blank: write "
+      "it, or leave it out for the one that comes along."
+    )
+  filled = text.strip().replace("{tools}", _tool_lines(named))
+  return filled.replace("{example}", _example(named))
+
+
+def _all_described(tools: Iterable[Described | str]) -> tuple[Described, ...]:
+  named = tuple(_described(tool) for tool in tools)
+  TagSet(tuple(tool.name for tool in named))
+  return named
+
+
+def _tool_lines(tools: Iterable[Described]) -> str:
+  return "\n".join(f"- {tool.description}" for tool in tools)
+
+
+def _example(tools: Iterable[Described]) -> str:
+  return "".join([*(tool.example for tool in tools), _ANSWER_EXAMPLE])
 
 
 def _described(tool: Described | str) -> Described:

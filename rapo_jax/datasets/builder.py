@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -263,7 +265,9 @@ def _prepare_from(
   )
   builder.chosen = there
   tfds.disable_progress_bar()
-  builder.download_and_prepare()
+  # Its messages would go between the lines of a caller's own display.
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare()
   files.replace_text(made_from, json.dumps(digests) + "\n")
 
 

@@ -1,5 +1,7 @@
 """Outcome rewards of trajectories."""
 
+from collections.abc import Mapping
+
 from rapo_jax.rewards.base import (
   RECIPE_TAGS,
   FunctionReward,
@@ -33,12 +35,21 @@ from rapo_jax.rewards.qa import (
   normalized_answer,
 )
 
+REWARDS: Mapping[str, Reward] = {
+  "recipe": OUTCOME,
+  "math": MATH,
+  "qa": QA,
+  "gaia": GAIA,
+}
+"""Rewards that a task can be given by name, on the command line."""
+
 __all__ = [
   "GAIA",
   "MATH",
   "OUTCOME",
   "QA",
   "RECIPE_TAGS",
+  "REWARDS",
   "WHOLE_FORMAT",
   "FunctionReward",
   "GaiaReward",

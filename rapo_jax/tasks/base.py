@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from rapo_jax import models
-from rapo_jax.data import Query, check_query_ids
+from rapo_jax import models, text_files
+from rapo_jax.data import Query, check_query_ids, fill_system_prompt
+from rapo_jax.discovery import KNOWN
 from rapo_jax.errors import InputError
-from rapo_jax.rewards import OUTCOME, Reward, check_reward
+from rapo_jax.rewards import OUTCOME, REWARDS, Reward, check_reward
 from rapo_jax.tasks.tools import ToolSpec
 from rapo_jax.tools import TagSet, Tool, check_description, check_tools
 
@@ -62,21 +63,45 @@ class Task(abc.ABC):
     name: names folders, metrics and fields of a config: letters, digits, `_`
       and `-`.
     reward: scores trajectories, and says which answers are correct.
+    evaluation_reward: the same in evaluations; None for `reward`.
+    prompt: text file with the system prompt of all questions, see
+      `rapo_jax.data.fill_system_prompt`; None for that of each question.
 
   Raises:
     InputError: the name is of another form, or the reward is no `Reward`.
   """
 
-  paths: ClassVar[Mapping[str, bool]] = {}
-  """Fields that name files, and whether the task needs them."""
+  paths: ClassVar[Mapping[str, bool]] = {"prompt": False}
+  """Fields that name files, and whether the task needs them.
+
+  A subclass names its own; those of its bases stay.
+  """
 
   name: str
   _: dataclasses.KW_ONLY
-  reward: Reward = OUTCOME
+  reward: Reward = dataclasses.field(default=OUTCOME, metadata={KNOWN: REWARDS})
+  evaluation_reward: Reward | None = dataclasses.field(
+    default=None, metadata={KNOWN: REWARDS}
+  )
+  prompt: str | None = None
+
+  def __init_subclass__(cls) -> None:
+    super().__init_subclass__()
+    named = [getattr(kind, "paths", {}) for kind in (*cls.__bases__, cls)]
+    cls.paths = {
+      field: needed for paths in named for field, needed in paths.items()
+    }
 
   def __post_init__(self) -> None:
     check_name("the name of a task", self.name)
     check_reward(self.reward)
+    check_reward(self.reported_reward)
+
+  @property
+  def reported_reward(self) -> Reward:
+    """The reward that evaluations report."""
+    reward = self.evaluation_reward
+    return self.reward if reward is None else reward
 
   def check(self) -> None:  # noqa: B027 - a task may need no check
     """Checks what costs nothing to check, before anything is written.
@@ -142,11 +167,46 @@ def load_questions(task: Task) -> Questions:
   """Reads a task's questions and checks them.
 
   Raises:
-    InputError: a file is missing or broken; there is no evaluation set, or one
-      without questions; something is no `Query`; or two questions share an id.
-      The message names the task.
+    InputError: a file, such as that of the prompt, is missing or broken; there
+      is no evaluation set, or one without questions; something is no `Query`;
+      or two questions share an id. The message names the task.
   """
   questions = task.questions()
+  check_questions(task, questions)
+  if task.prompt is None:
+    return questions
+  system = _system_prompt(task, pathlib.Path(task.prompt))
+  return Questions(
+    [_with_system(query, system) for query in questions.train],
+    {
+      name: [_with_system(query, system) for query in queries]
+      for name, queries in questions.evaluation.items()
+    },
+  )
+
+
+def _system_prompt(task: Task, file: pathlib.Path) -> str:
+  """The system prompt in a file, for the tools of a task."""
+  try:
+    text = text_files.whole_text(file)
+    return fill_system_prompt(text, task.tool_specs())
+  except InputError as error:
+    raise InputError(f"the prompt of the task {task.name}: {error}") from error
+
+
+def _with_system(query: Query, system: str) -> Query:
+  """The question with another system prompt."""
+  rest = [m for m in query.messages if m["role"] != "system"]
+  messages = ({"role": "system", "content": system}, *rest)
+  return dataclasses.replace(query, messages=messages)
+
+
+def check_questions(task: Task, questions: Questions) -> None:
+  """Checks what `Task.questions` gave.
+
+  Raises:
+    InputError: see `load_questions`.
+  """
   if not isinstance(questions, Questions):
     raise InputError(
       f"questions() of the task {task.name} must return "
@@ -180,7 +240,6 @@ def load_questions(task: Task) -> Questions:
     check_query_ids(every)
   except InputError as error:
     raise InputError(f"the task {task.name}: {error}") from error
-  return questions
 
 
 def check_tool_specs(task: Task) -> TagSet:

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.datasets import DATA_SETS, Row, check_prepared, prepare
+from rapo_jax.discovery import KNOWN
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.rewards import GAIA, MATH, OUTCOME, QA, Reward
 from rapo_jax.tasks.base import HELD_OUT, Questions, Task
 from rapo_jax.tasks.splits import split_by_question
-from rapo_jax.tasks.tools import PythonSpec, SearchSpec, ToolSpec
+from rapo_jax.tasks.tools import TOOLS, PythonSpec, SearchSpec, ToolSpec
 from rapo_jax.tools import Tool
 
 _REWARDS: Mapping[str, Reward] = {
@@ -48,14 +49,13 @@ class DataSetTask(Task):
     limit: rows of each split that are read; None for all.
     held_out: distinct training questions that are kept for evaluation, the
       first ones, as a set of that name.
-    corpus: JSONL file (`id`, `contents`) that the search tool reads; without
-      one it answers that nothing was found.
+    tools: the agent's tools, or specs of tools. Search without a corpus
+      answers that nothing was found.
   """
 
   paths: ClassVar[Mapping[str, bool]] = {
     "path": False,
     "data_dir": False,
-    "corpus": False,
   }
 
   _: dataclasses.KW_ONLY
@@ -64,7 +64,9 @@ class DataSetTask(Task):
   data_dir: str | None = None
   limit: int | None = None
   held_out: int = 0
-  corpus: str | None = None
+  tools: tuple[Tool | ToolSpec, ...] = dataclasses.field(
+    default=(SearchSpec(), PythonSpec()), metadata={KNOWN: TOOLS}
+  )
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -109,8 +111,8 @@ class DataSetTask(Task):
     return Questions(train, sets)
 
   def tool_specs(self) -> tuple[Tool | ToolSpec, ...]:
-    """Search and python."""
-    return SearchSpec(self.corpus), PythonSpec()
+    """The tools that were given."""
+    return self.tools
 
   def _query(self, row: Row) -> Query:
     messages = chat_messages(row.question, self.tool_specs())

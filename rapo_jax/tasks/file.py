@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from rapo_jax import row_files
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.dataset_rows import accepted_answers, check_text
+from rapo_jax.discovery import KNOWN
 from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tasks.base import HELD_OUT, Questions, Task
 from rapo_jax.tasks.splits import split_by_question
-from rapo_jax.tasks.tools import ToolSpec
+from rapo_jax.tasks.tools import TOOLS, ToolSpec
 from rapo_jax.tools import Tool
 
 
@@ -46,7 +47,9 @@ class FileTask(Task):
   question: str = "question"
   answer: str = "answer"
   id: str | None = None
-  tools: tuple[Tool | ToolSpec, ...] = ()
+  tools: tuple[Tool | ToolSpec, ...] = dataclasses.field(
+    default=(), metadata={KNOWN: TOOLS}
+  )
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -44,7 +44,7 @@ class MixedTask(Task):
 
   Each evaluation set keeps its name, behind that of its task and a dash. An
   agent can call the tools of all tasks; a question's prompt names those of its
-  own. `reward` is made from the rewards of the tasks.
+  own. Both rewards are made from those of the tasks.
 
   Attributes:
     tasks: two or more.
@@ -77,6 +77,9 @@ class MixedTask(Task):
       )
     reward = MixedReward(tuple((t.name, t.reward) for t in self.tasks))
     object.__setattr__(self, "reward", reward)
+    if any(task.evaluation_reward is not None for task in self.tasks):
+      reported = tuple((t.name, t.reported_reward) for t in self.tasks)
+      object.__setattr__(self, "evaluation_reward", MixedReward(reported))
     super().__post_init__()
     self.tool_specs()
 

@@ -3,28 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
-from rapo_jax.data import load_corpus
+from rapo_jax.corpora import Corpus, Mode, check_mode, open_documents
+from rapo_jax.errors import InputError
 from rapo_jax.tools import Described, PythonTool, SearchTool, Tool
 
 _NO_DOCUMENTS = ("Nothing was found.",)
 
 
+class Closable(Protocol):
+  """What has to be closed."""
+
+  def close(self) -> None:
+    """Ends it."""
+
+
+Opened = TypeVar("Opened", bound=Closable)
+
+
 class Services(Protocol):
   """What an experiment runs tools with; it closes them with the task."""
 
-  def search(self, documents: Sequence[str], /) -> Tool:
-    """A search tool over documents, by the experiment's encoder and index."""
+  def search(
+    self,
+    documents: Corpus | Sequence[str],
+    /,
+    mode: Mode = "dense",
+    top_k: int | None = None,
+  ) -> Tool:
+    """A search tool over a built corpus or documents in memory.
+
+    Vectors are those of the experiment's encoder, and `top_k` its
+    `tools.search_top_k` where it is None.
+    """
 
   def python(self) -> Tool:
     """A python tool with the experiment's limits."""
 
+  def opened(self, key: Hashable, open_it: Callable[[], Opened], /) -> Opened:
+    """What is opened once for a key, such as a connection of several tools."""
+
 
 @runtime_checkable
 class ToolSpec(Described, Protocol):
-  """A tool that is still to be started."""
+  """A tool that is still to be started.
+
+  A spec may have `paths`, as a task has them.
+  """
 
   def start(self, services: Services, /) -> Tool:
     """The running tool.
@@ -52,22 +79,43 @@ class SearchSpec:
   """The search tool over a corpus.
 
   Attributes:
-    corpus: JSONL file (`id`, `contents`); None for a tool that answers that
-      nothing was found.
+    corpus: file of passages (`id`, `contents`), or folder that
+      `experiments.corpus` has built; None for a tool that answers that nothing
+      was found.
+    mode: "dense" finds by vectors, "bm25" by words, "hybrid" by both.
+    top_k: documents a search returns; None for `tools.search_top_k`.
   """
 
+  paths: ClassVar[Mapping[str, bool]] = {"corpus": False}
+
   corpus: str | None = None
+  mode: Mode = "dense"
+  top_k: int | None = None
 
   name = SearchTool.name
   description = SearchTool.description
   example = SearchTool.example
 
+  def __post_init__(self) -> None:
+    check_mode(self.mode)
+    if self.top_k is not None and self.top_k < 1:
+      raise InputError(
+        f"top_k must be at least 1, got {self.top_k}: correct it."
+      )
+
   def start(self, services: Services, /) -> Tool:
-    """Reads the corpus and builds an index over it."""
-    documents: Sequence[str] = _NO_DOCUMENTS
+    """Opens the corpus; a file is read, and an index built over it."""
+    documents: Corpus | Sequence[str] = _NO_DOCUMENTS
     if self.corpus is not None:
-      documents = load_corpus(self.corpus)
-    return services.search(documents)
+      documents = open_documents(self.corpus)
+    return services.search(documents, mode=self.mode, top_k=self.top_k)
+
+
+TOOLS: Mapping[str, Tool | ToolSpec] = {
+  "search": SearchSpec(),
+  "python": PythonSpec(),
+}
+"""Tools that a task can be given by name, on the command line."""
 
 
 def start_tools(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import logging
 import math
@@ -26,8 +27,13 @@ from rapo_jax.tools import python_server, python_wall
 from rapo_jax.tools.base import ToolResult, ToolStatus
 
 _SERVER = pathlib.Path(__file__).with_name("python_server.py")
-# -S: standard library only. Not -I, which would ignore the hash seed, and with
-# it the order of a set would differ between servers.
+# What a program may import beside the standard library, with what these need.
+_PACKAGES = ("numpy", "mpmath", "sympy")
+# A program that names one of them runs where they are loaded. A fork of that
+# server costs several times as much.
+_NAMES_PACKAGE = re.compile(rf"\b(?:{'|'.join(_PACKAGES)})\b")
+# -S: no package is found by itself. Not -I, which would ignore the hash seed,
+# and with it the order of a set would differ between servers.
 _FLAGS = ("-S", "-s", "-P", "-B")
 _ENVIRONMENT = {
   "PYTHONHASHSEED": "0",
@@ -97,11 +103,25 @@ def library_folders() -> list[str]:
   return json.loads(found.stdout)
 
 
+@functools.cache
+def package_folders() -> list[str]:
+  """Folders of the packages that programs may import, as far as installed."""
+  found = []
+  for name in _PACKAGES:
+    spec = importlib.util.find_spec(name)
+    for folder in (spec and spec.submodule_search_locations) or ():
+      # Wheels keep the shared objects that they bring beside the package.
+      beside = (folder, f"{folder}.libs")
+      found += [path for path in beside if os.path.isdir(path)]
+  return found
+
+
 class _Server:
   """One server process, and one program at a time in it; used by one thread."""
 
-  def __init__(self, limits: _Limits, *, wall: bool):
+  def __init__(self, limits: _Limits, *, wall: bool, packages: bool = False):
     self._limits = limits
+    self.wall = wall
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     settings = python_server.Settings(
       control=theirs.fileno(),
@@ -110,6 +130,8 @@ class _Server:
       memory_bytes=limits.memory_bytes,
       folder_bytes=_FOLDER_BYTES,
       libraries=library_folders() if wall else [],
+      packages=package_folders(),
+      preload=packages,
     )
     self._control = ours
     try:
@@ -351,17 +373,59 @@ def _take(fd: int, kept: bytearray) -> bool:
   return bool(part)
 
 
+class _Worker:
+  """What runs one program at a time: a server without packages, or with them.
+
+  The one with packages starts with the first program that names one.
+  """
+
+  def __init__(self, limits: _Limits, server: _Server):
+    """Takes over the server without packages."""
+    self._limits = limits
+    self._servers = {False: server}
+    self._wall = server.wall
+
+  def run(self, program: bytes, *, packages: bool) -> _Run:
+    """Runs one program, up to its deadline.
+
+    Args:
+      program: its text.
+      packages: whether it needs them.
+
+    Raises:
+      PythonWallError, _ServerDied: see `_Server`; another server takes the
+        next program.
+    """
+    server = self._servers.get(packages)
+    if server is None or not server.alive:
+      if server is not None:
+        server.close(wait_s=0.0)
+      server = _Server(self._limits, wall=self._wall, packages=packages)
+      self._servers[packages] = server
+    try:
+      server.wait_until_ready()
+      return server.run(program)
+    except _ServerDied:
+      server.close(wait_s=0.0)
+      raise
+
+  def close(self) -> None:
+    for server in self._servers.values():
+      server.close()
+
+
 class PythonTool:
   """Runs a program and answers what it printed.
 
-  A program that printed nothing and ends with an expression answers with that
-  expression's `repr`, as a notebook does. One that raises answers with what it
-  printed before, the error and its line, and status `error`. One that printed
-  nothing at all answers `[no output]`.
+  A program may import the standard library, NumPy and SymPy. Where its last
+  statement is an expression, its `repr` is shown too unless it is None, as in
+  a notebook. A program that raises answers with what it printed before, the
+  error and its line, and status `error`. One without output answers
+  `[no output]`.
 
   A program runs behind a wall of namespaces and a filter of system calls. It
-  sees the standard library, read-only, and a folder of its own, which is empty
-  and in memory. It has no network, no environment, no other process and no
+  sees these libraries, read-only, and a folder of its own, which is empty and
+  in memory. It has no network, no environment, no other process and no
   right. Its time, memory, threads, files and output are limited. It can start
   threads, and no process. It is the first process of its namespace, so that
   signals it sends itself do not end it. Nothing of it is left when its call
@@ -382,7 +446,7 @@ class PythonTool:
   name = "python"
   description = (
     "<python> a program </python> runs a Python program, which has the "
-    "standard library, and shows what it prints."
+    "standard library, numpy and sympy, and shows what it prints."
   )
   example = (
     "<think> Now the difference in years. </think>"
@@ -432,13 +496,13 @@ class PythonTool:
     self._closed = False
     self._lock = threading.Lock()
     # None after `close`.
-    self._idle: queue.LifoQueue[_Server | None] = queue.LifoQueue()
-    self._wall = True
+    self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
     first = self._first_server(trust_code)
-    self._idle.put(first)
+    self._idle.put(_Worker(self._limits, first))
     try:
       for _ in range(num_workers - 1):
-        self._idle.put(_Server(self._limits, wall=self._wall))
+        server = _Server(self._limits, wall=first.wall)
+        self._idle.put(_Worker(self._limits, server))
     except OSError:
       while not self._idle.empty():
         self._end(self._idle.get())
@@ -448,7 +512,11 @@ class PythonTool:
     )
 
   def _first_server(self, trust_code: bool) -> _Server:
-    """The server that shows which layers this machine has."""
+    """The server that shows which layers this machine has.
+
+    Raises:
+      PythonWallError: it cannot be built, and code is not trusted.
+    """
     server = _Server(self._limits, wall=True)
     try:
       server.wait_until_ready()
@@ -463,7 +531,6 @@ class PythonTool:
           "AppArmor profile), or, if every program may be trusted with this "
           "user's files, set tools.python.trust_code=true."
         ) from error
-      self._wall = False
       _log.warning(
         "python tool: no wall around programs (%s), as trust_code allows; "
         "limits on time, memory, files and output alone",
@@ -473,8 +540,8 @@ class PythonTool:
     _log.info(
       "python tool: programs have namespaces of their own (user, process ids, "
       "mounts, network, IPC, host name, cgroup), a read-only root with the "
-      "standard library, no rights, a filter of system calls, and limits on "
-      "time, memory, threads, files and output"
+      "standard library, NumPy and SymPy, no rights, a filter of system calls, "
+      "and limits on time, memory, threads, files and output"
     )
     return server
 
@@ -489,29 +556,20 @@ class PythonTool:
     program = program_of(argument)
     if not program:
       return ToolResult("The program is empty.", ToolStatus.ERROR)
-    server = self._idle.get()
-    if server is None:
+    worker = self._idle.get()
+    if worker is None:
       self._idle.put(None)  # For the next one that waits.
       raise RuntimeError(_CLOSED)
+    packages = _NAMES_PACKAGE.search(program) is not None
     try:
-      server = self._living(server)
-      run = server.run(program.encode("utf-8", "replace"))
-    except _ServerDied as error:
-      server.close(wait_s=0.0)
-      if isinstance(error, _ServerHung):
-        return ToolResult(self._late(), ToolStatus.TIMEOUT)
+      run = worker.run(program.encode("utf-8", "replace"), packages=packages)
+    except _ServerHung:
+      return ToolResult(self._late(), ToolStatus.TIMEOUT)
+    except _ServerDied:
       return ToolResult("The interpreter was killed.", ToolStatus.FAILED)
     finally:
-      self._idle.put(server)
+      self._idle.put(worker)
     return self._result(run)
-
-  def _living(self, server: _Server) -> _Server:
-    """The server, or another one in its place, ready for a program."""
-    if not server.alive:
-      server.close(wait_s=0.0)
-      server = _Server(self._limits, wall=self._wall)
-    server.wait_until_ready()
-    return server
 
   def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
     """Runs programs at the same time, results in order."""
@@ -529,9 +587,9 @@ class PythonTool:
     self._threads.shutdown()
 
   @staticmethod
-  def _end(server: _Server | None) -> None:
-    assert server is not None
-    server.close()
+  def _end(worker: _Worker | None) -> None:
+    assert worker is not None
+    worker.close()
 
   def __enter__(self) -> PythonTool:
     return self

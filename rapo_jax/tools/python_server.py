@@ -39,7 +39,7 @@ import sys
 import textwrap
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 # Loaded once, so that a program's import of them costs nothing.
@@ -85,6 +85,8 @@ class Settings(NamedTuple):
     memory_bytes: address space of a program.
     folder_bytes: what a program may write, in all and in one file.
     libraries: folders of shared objects that the standard library loads.
+    packages: folders of further packages that a program may import.
+    preload: whether they are loaded before it starts.
   """
 
   control: int
@@ -93,17 +95,8 @@ class Settings(NamedTuple):
   memory_bytes: int
   folder_bytes: int
   libraries: list[str]
-
-
-class _CountingPipe(io.FileIO):
-  """Raw standard output that knows whether anything was printed."""
-
-  num_bytes = 0
-
-  def write(self, data: Any) -> int:
-    written = super().write(data)
-    self.num_bytes += written
-    return written
+  packages: list[str]
+  preload: bool
 
 
 def _load_wall() -> Any:
@@ -184,8 +177,8 @@ def _parse(source: str) -> ast.Module:
 
 
 def _execute(source: str) -> None:
-  """Runs a program; a last expression is shown if nothing was printed."""
-  raw = _CountingPipe(1, "wb", closefd=False)
+  """Runs a program and shows the value of a last expression."""
+  raw = io.FileIO(1, "wb", closefd=False)
   stdout = sys.stdout = io.TextIOWrapper(
     io.BufferedWriter(raw), encoding="utf-8", errors="replace"
   )
@@ -201,8 +194,7 @@ def _execute(source: str) -> None:
     if isinstance(last, ast.Expr):
       expression = ast.Expression(last.value)
       value = eval(compile(expression, "<python>", "eval"), main.__dict__)
-      stdout.flush()
-      if value is not None and not raw.num_bytes:
+      if value is not None:
         print(repr(value), file=stdout)
     _end_threads()
   finally:
@@ -330,9 +322,16 @@ class _Zygote:
     if self._settings.wall:
       self._own_namespace = self._wall.open_process_namespace()
       # Extension modules may lie apart, and Python ones in an archive.
-      paths = [path for path in sys.path if os.path.exists(path)]
+      packages = _parents(self._settings.packages)
+      paths = [
+        path
+        for path in sys.path
+        if path not in packages and os.path.exists(path)
+      ]
       paths += self._settings.libraries
-      self._folder = self._wall.build_root(os.path.dirname(os.__file__), paths)
+      self._folder = self._wall.build_root(
+        os.path.dirname(os.__file__), paths, self._settings.packages
+      )
       self._wall.bound_rights()
     else:
       os.chdir("/")
@@ -343,7 +342,7 @@ class _Zygote:
     self._filter = self._wall.Filter(threads=self._user != 0)
 
   def _can_read_as(self, user: int) -> bool:
-    """Whether another user may read the standard library."""
+    """Whether another user may read the standard library and the packages."""
     pid = os.fork()
     if pid == 0:
       readable = False
@@ -352,7 +351,10 @@ class _Zygote:
         # read everything.
         self._wall.drop_rights(user)
         with open(os.__file__, "rb"):
-          readable = True
+          pass
+        for folder in self._settings.packages:
+          os.listdir(folder)
+        readable = True
       finally:
         os._exit(0 if readable else 1)
     return os.waitpid(pid, 0)[1] == 0
@@ -426,6 +428,26 @@ class _Zygote:
       confined = (self._settings, self._wall, self._user, self._filter)
       _live(functools.partial(_confine, *confined, self._folder))
     self._child = pid
+
+
+def _parents(folders: Sequence[str]) -> list[str]:
+  return list(dict.fromkeys(os.path.dirname(folder) for folder in folders))
+
+
+def _preload(names: set[str]) -> None:
+  """Loads packages, and what their functions load when first called.
+
+  They are seeded as `random` is: a call's result depends on its program alone.
+  """
+  if "numpy" in names:
+    importlib.import_module("numpy.random").seed(0)
+  if "sympy" in names:
+    sympy: Any = importlib.import_module("sympy")
+    x = sympy.Symbol("x", real=True)
+    sympy.solve(x**2 - 3 * x + 2, x)
+    sympy.integrate(sympy.sin(x) ** 2, x)
+    sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2)
+    importlib.import_module("sympy.core.random").seed(0)
 
 
 def _library_folders() -> list[str]:
@@ -503,8 +525,15 @@ def main() -> None:
   builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
   sys.argv[:] = sys.orig_argv[:] = ["<python>"]
   os.environ.clear()
+  # Programs do not see it. More threads than one would be no help on a machine
+  # that runs several programs, and would count against their limit.
+  os.putenv("OPENBLAS_NUM_THREADS", "1")
   for module in PRELOADED:
     importlib.import_module(module)
+  # Behind the wall, these folders hold nothing else.
+  sys.path += _parents(settings.packages)
+  if settings.preload:
+    _preload({os.path.basename(folder) for folder in settings.packages})
   try:
     if settings.wall:
       _enter_wall(wall)

@@ -124,13 +124,17 @@ def _write(path: str, text: str) -> None:
     os.close(handle)
 
 
-def build_root(standard_library: str, libraries: Sequence[str]) -> str:
+def build_root(
+  standard_library: str, libraries: Sequence[str], packages: Sequence[str]
+) -> str:
   """Makes a root that holds nothing but what the interpreter reads.
 
   Args:
     standard_library: its folder; `site-packages` in it is hidden.
     libraries: what else it reads: folders of the shared objects that its
       modules load, and archives.
+    packages: folders of the packages that programs may import, which may lie
+      in that `site-packages`.
 
   Returns:
     The folder for programs, which `make_program_folder` fills.
@@ -143,10 +147,14 @@ def build_root(standard_library: str, libraries: Sequence[str]) -> str:
   visible = _apart([standard_library, *libraries])
   for folder in visible:
     _bind(folder, root)
-  packages = os.path.join(root + standard_library, "site-packages")
-  if os.path.isdir(packages):
-    flags = _MS_NOSUID | _MS_NODEV | _MS_RDONLY
-    _mount("tmpfs", packages, "tmpfs", flags, "mode=755,size=4k")
+  hidden = os.path.join(root + standard_library, "site-packages")
+  if os.path.isdir(hidden):
+    flags = _MS_NOSUID | _MS_NODEV
+    _mount("tmpfs", hidden, "tmpfs", flags, "mode=755,size=1m")
+  for folder in packages:
+    _bind(folder, root)
+  if os.path.isdir(hidden):
+    _read_only(hidden, recursive=False)
   for path in _DATA:
     if os.path.exists(path):
       _bind(path, root)
@@ -158,7 +166,9 @@ def build_root(standard_library: str, libraries: Sequence[str]) -> str:
   program_folder = next(
     folder
     for folder in PROGRAM_FOLDERS
-    if not any(f"{path}/".startswith(f"{folder}/") for path in visible)
+    if not any(
+      f"{path}/".startswith(f"{folder}/") for path in (*visible, *packages)
+    )
   )
   os.makedirs(root + program_folder, exist_ok=True)
   os.mkdir(root + "/old")

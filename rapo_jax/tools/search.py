@@ -1,33 +1,27 @@
-"""Search over documents held in memory, through an encoder and an index."""
+"""Search over documents, which a retriever finds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Int
 
 from rapo_jax.errors import InputError
 from rapo_jax.tools.base import ToolResult, ToolStatus
 
-
-@runtime_checkable
-class Encoder(Protocol):
-  """Turns queries into vectors, e.g. a sentence encoder."""
-
-  def encode_queries(self, texts: list[str], /) -> Float[np.ndarray, "N D"]:
-    """Unit vectors of what is looked up."""
+NO_DOCUMENT = "No document was found."
 
 
 @runtime_checkable
-class Index(Protocol):
-  """Finds the nearest documents."""
+class Retriever(Protocol):
+  """Finds documents for queries, e.g. by an encoder and an index."""
 
   def search(
-    self, queries: Float[np.ndarray, "Q D"], num_neighbors: int, /
-  ) -> Any:
-    """An object with `ids` and `scores` `[Q, k]`, best first; id -1: none."""
+    self, queries: Sequence[str], num_documents: int, /
+  ) -> Int[np.ndarray, "Q k"]:
+    """Numbers of the best documents, best first; -1 for no further one."""
 
 
 class SearchTool:
@@ -52,16 +46,14 @@ class SearchTool:
   def __init__(
     self,
     documents: Sequence[str],
-    encoder: Encoder,
-    index: Index,
+    retriever: Retriever,
     top_k: int = 3,
   ):
     """Creates the tool.
 
     Args:
-      documents: texts; document `i` is what the index calls id `i`.
-      encoder: encoder that the index was built with.
-      index: index over the documents' vectors.
+      documents: texts; document `i` is what the retriever calls `i`.
+      retriever: finds them.
       top_k: documents a search returns, >= 1. One document is returned as it
         is, several as "Doc 1: …" lines.
 
@@ -73,8 +65,7 @@ class SearchTool:
     if top_k < 1:
       raise InputError(f"top_k must be >= 1, got {top_k}")
     self._documents = documents
-    self._encoder = encoder
-    self._index = index
+    self._retriever = retriever
     self._top_k = top_k
 
   def call(self, argument: str) -> ToolResult:
@@ -82,7 +73,7 @@ class SearchTool:
     return self.call_batch([argument])[0]
 
   def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
-    """Searches for all queries with one embedding batch and one search."""
+    """Searches for all queries at once."""
     queries = [
       a.encode("utf-8", errors="replace").decode().replace("\0", " ").strip()
       for a in arguments
@@ -91,24 +82,34 @@ class SearchTool:
     empty = ToolResult("The search query is empty.", ToolStatus.ERROR)
     results = [empty] * len(queries)
     if asked:
-      vectors = self._encoder.encode_queries([queries[i] for i in asked])
-      ids = np.asarray(self._index.search(vectors, self._top_k).ids)
+      ids = self._retriever.search([queries[i] for i in asked], self._top_k)
       for i, row in zip(asked, ids.tolist(), strict=True):
         results[i] = ToolResult(self._format(row), ToolStatus.OK)
     return results
 
   def _format(self, ids: Sequence[int]) -> str:
     texts = [self._document(i) for i in ids if i >= 0]
-    if not texts:
-      return "No document was found."
-    if self._top_k == 1:
-      return texts[0]
-    return "\n".join(f"Doc {n}: {text}" for n, text in enumerate(texts, 1))
+    return documents_text(texts, self._top_k)
 
-  def _document(self, index_id: int) -> str:
-    if index_id >= len(self._documents):
+  def _document(self, number: int) -> str:
+    if number >= len(self._documents):
       raise InputError(
-        f"the index returned id {index_id}, but there are "
-        f"{len(self._documents)} documents; build the index from this corpus"
+        f"the retriever returned document {number}, but there are "
+        f"{len(self._documents)}; build its index from this corpus"
       )
-    return self._documents[index_id].strip()
+    return self._documents[number].strip()
+
+
+def documents_text(texts: Sequence[str], top_k: int) -> str:
+  """What an agent reads of the documents that a search has found.
+
+  Args:
+    texts: of the documents, best first.
+    top_k: documents that were wanted. One is returned as it is, several as
+      "Doc 1: …" lines.
+  """
+  if not texts:
+    return NO_DOCUMENT
+  if top_k == 1:
+    return texts[0]
+  return "\n".join(f"Doc {n}: {text}" for n, text in enumerate(texts, 1))

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import pytest
 
 from experiments import flags, run
-from experiments.config import DataConfig
+from experiments.config import DataConfig, ExperimentConfig
+from rapo_jax import rewards, tasks
 from rapo_jax.tasks import DataSetTask, FileTask, MixedTask, Task
 from rapo_jax.tasks.miniature import MiniatureTask
 
@@ -134,3 +135,35 @@ def test_credentials_of_a_buffer_are_neither_stored_nor_printed(
 def test_a_prompt_date_that_is_no_day_is_refused(date):
   with pytest.raises(ValueError, match="a day as YYYY-MM-DD, got"):
     DataConfig(prompt_date=date)
+
+
+def test_tools_and_rewards_are_chosen_by_name():
+  config = flags.apply_overrides(
+    ExperimentConfig(name="t"),
+    [
+      "--config.tasks.gsm8k.tools.search.corpus=wiki.jsonl",
+      "--config.tasks=gsm8k,file",
+      "--config.tasks.gsm8k.tools=search",
+      "--config.tasks.gsm8k.reward=recipe",
+      "--config.tasks.gsm8k.evaluation_reward=math",
+      "--config.tasks.file.tools=python,search",
+    ],
+  )
+  gsm8k, file = config.tasks
+  assert isinstance(gsm8k, tasks.DataSetTask)
+  assert isinstance(file, tasks.FileTask)
+  assert gsm8k.tools == (tasks.SearchSpec("wiki.jsonl"),)
+  assert (gsm8k.reward, gsm8k.reported_reward) == (
+    rewards.OUTCOME,
+    rewards.MATH,
+  )
+  assert file.tools == (tasks.PythonSpec(), tasks.SearchSpec())
+  plain = flags.to_dict(config)["tasks"]["gsm8k"]
+  assert plain["tools"]["search"]["corpus"] == "wiki.jsonl"
+  for override, message in (
+    ("gsm8k.tools=serch", "Did you mean search"),
+    ("gsm8k.reward=none", "chosen by name, of recipe, math"),
+    ("gsm8k.tools.python.corpus=x", "unknown config field"),
+  ):
+    with pytest.raises(flags.ConfigError, match=message):
+      flags.apply_overrides(config, [f"--config.tasks.{override}"])

@@ -13,6 +13,7 @@ from rapo_jax.tasks import TASKS
 FREE = (
   "name",
   "policy.base",
+  "policy.chat_template",
   "buffer.path",
   "buffer.url",
   "evaluation.curve_samples",

@@ -23,7 +23,7 @@ TASK = types.SimpleNamespace(
   name="t",
   evaluation={"held_out": QUERIES},
   tokenizer=TOKENIZER,
-  reward=rewards.OUTCOME,
+  reported_reward=rewards.OUTCOME,
   tag_set=rewards.RECIPE_TAGS,
   prompt=lambda query: np.array([1]),
 )

@@ -52,7 +52,9 @@ def write_run(root, *, lora=None, dtype="float32"):
       init_train_state(model, OptimizerConfig()),
       {
         "update": update,
-        **describe_policy(model, root / "base", end_ids=[3, 5]),
+        **describe_policy(
+          model, root / "base", end_ids=[3, 5], chat_template="{{ trained }}"
+        ),
       },
     )
   checkpoints.close()
@@ -113,6 +115,8 @@ def test_the_newest_checkpoint_is_written_bit_for_bit(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert "the policy after update 10, in float32" in printed
   assert "difference of a logit from the checkpoint's: 0 (" in printed
+  template = tmp_path / "out" / "chat_template.jinja"
+  assert template.read_text(encoding="utf-8") == "{{ trained }}"
   # What the base agent has and a checkpoint does not.
   assert (tmp_path / "out" / "tokenizer.json").read_text(
     encoding="utf-8"

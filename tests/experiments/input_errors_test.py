@@ -11,7 +11,7 @@ import pytest
 
 from experiments import input_errors
 from rapo_jax import text_files
-from rapo_jax.data import load_corpus
+from rapo_jax.corpora import load_corpus
 from rapo_jax.errors import InputError, MissingInputError
 
 

@@ -50,7 +50,7 @@ def lookup(name: str) -> tools.FunctionTool:
 
 
 class Services:
-  def search(self, documents):
+  def search(self, documents, mode="dense", top_k=None):
     found = lookup("search")
     return dataclasses.replace(found, function=lambda _: documents[0])
 
@@ -186,6 +186,20 @@ class TestAMixture:
     ]
     values = [s.value for s in rewards.score_all(mixture.reward, batch)]
     assert values == [-1.0, 0.5, -1.0]
+
+  def test_reports_each_sample_by_its_own_task(self):
+    parts = self.mixture().tasks
+    assert self.mixture().reported_reward == self.mixture().reward
+    graded = dataclasses.replace(
+      parts[1], evaluation_reward=rewards.FunctionReward(lambda sample: 0.25)
+    )
+    mixture = MixedTask("both", tasks=(parts[0], graded))
+    batch = [
+      rewards.Sample(q, (), FinishReason.ANSWER)
+      for q in (mixture.questions().train[0], mixture.questions().train[7])
+    ]
+    scores = rewards.score_all(mixture.reported_reward, batch)
+    assert [s.value for s in scores] == [0.5, 0.25]
 
   def test_has_the_tools_of_all(self):
     names = [spec.name for spec in self.mixture().tool_specs()]

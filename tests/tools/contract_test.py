@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,48 +11,25 @@ import pytest
 from rapo_jax import tools
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  ids: np.ndarray
-  scores: np.ndarray
+class NearestLength:
+  """Finds the documents whose lengths are nearest to the query's."""
 
-
-class LengthEncoder:
-  """A text's vector is its length; records its batches."""
-
-  def __init__(self):
-    self.batches: list[list[str]] = []
-
-  def encode_queries(self, texts: list[str]) -> np.ndarray:
-    self.batches.append(texts)
-    for text in texts:
-      text.encode("utf-8")
-    return np.array([[len(t)] for t in texts], np.float32).reshape(-1, 1)
-
-
-class NearestIndex:
-  """Nearest in one dimension; records how often it is asked."""
-
-  def __init__(self, vectors: np.ndarray):
-    self._vectors = vectors
-    self.num_searches = 0
-
-  def search(self, queries: np.ndarray, num_neighbors: int) -> Found:
-    self.num_searches += 1
-    distances = np.abs(queries - self._vectors.T)
-    ids = np.argsort(distances, axis=1, kind="stable")[:, :num_neighbors]
-    missing = max(0, num_neighbors - ids.shape[1])
-    ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)
-    return Found(ids, np.zeros(ids.shape, np.float32))
+  def search(self, queries: list[str], num_documents: int) -> np.ndarray:
+    for query in queries:
+      query.encode("utf-8")
+    lengths = np.array([len(document) for document in DOCUMENTS])
+    asked = np.array([len(query) for query in queries], np.int64)
+    distances = np.abs(asked[:, None] - lengths)
+    ids = np.argsort(distances, axis=1, kind="stable")[:, :num_documents]
+    missing = max(0, num_documents - ids.shape[1])
+    return np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)
 
 
 DOCUMENTS = ["one", "three 3", "a longer text", "the longest text of them all"]
 
 
 def make_search(top_k: int = 2) -> tools.SearchTool:
-  encoder = LengthEncoder()
-  index = NearestIndex(encoder.encode_queries(DOCUMENTS))
-  return tools.SearchTool(DOCUMENTS, encoder, index, top_k)
+  return tools.SearchTool(DOCUMENTS, NearestLength(), top_k)
 
 
 @pytest.fixture(scope="module")

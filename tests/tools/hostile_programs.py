@@ -29,6 +29,24 @@ def call(number, *values):
   return result if result > 0 else (True if result == 0 else None)
 """
 
+# Looks for the call before in all of its own memory.
+_MEMORY = """
+import ctypes, gc
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = ctypes.c_void_p
+end = libc.sbrk(0) >> 12
+pages = {{id(thing) >> 12 for thing in gc.get_objects()}}
+pages |= {{*range(end - 8192, end)}}
+readable, writable = os.pipe()
+# Each letter is one further on: what is read here never becomes the secret.
+further = bytes(i + 1 & 255 for i in range(256))
+for page in pages:
+  # A page that is not there gives an error here, and no crash.
+  if libc.write(writable, ctypes.c_void_p(page << 12), 4096) > 0:
+    if {further!r}.encode() in os.read(readable, 4096).translate(further):
+      print('ESCAPED memory', hex(page))
+"""
+
 _READS = {
   "the ground truth": "attempt('read', read, {secret!r})",
   "the ground truth by a link": """
@@ -57,10 +75,11 @@ for folder, names, files in os.walk('/'):
       print('ESCAPED', path)
 """,
   "packages of the installation": """
+ours = set(('numpy', 'numpy.libs', 'sympy', 'mpmath'))
 for path in sys.path:
   packages = os.path.join(path, 'site-packages')
   if os.path.isdir(packages):
-    attempt('packages', os.listdir, packages)
+    attempt('packages', lambda: sorted(set(os.listdir(packages)) - ours))
 """,
   "the environment": """
 if {canary!r} in str(dict(os.environ)):
@@ -128,6 +147,53 @@ os.chmod('x', 0o6777)
 attempt('setuid', lambda: os.execv('x', ['x']))
 attempt('root', lambda: os.setuid(0) or True)
 attempt('group', lambda: os.setgroups([0]) or True)
+""",
+}
+
+# With the packages loaded.
+_PACKAGES = {
+  "reads by numpy": """
+import numpy as np
+for path in ({secret!r}, '/etc/passwd', '/proc/1/environ', '/dev/mem'):
+  attempt(path, lambda: np.fromfile(path, np.uint8, 16).tolist())
+  attempt(path, lambda: np.memmap(path, np.uint8, 'r', shape=4).tolist())
+  attempt(path, lambda: np.loadtxt(path, str).tolist())
+""",
+  "writes to the packages": """
+import numpy as np, sympy, mpmath
+for package in (np, sympy, mpmath):
+  folder = os.path.dirname(package.__file__)
+  attempt('file', lambda: open(package.__file__, 'a').write('x = 1'))
+  attempt('new', lambda: np.save(folder + '/evil', np.ones(1)) or True)
+  attempt('beside', lambda: os.mkdir(os.path.dirname(folder) + '/evil') or True)
+  attempt('rename', lambda: os.rename(folder, folder + '2') or True)
+""",
+  "calls the C library by numpy": """
+import ctypes, numpy as np
+libc = np.ctypeslib.load_library('libc.so.6', '/lib/x86_64-linux-gnu') if (
+  os.path.exists('/lib/x86_64-linux-gnu/libc.so.6')) else ctypes.CDLL(None)
+attempt('fork', lambda: max(libc.fork(), 0))
+attempt('system', lambda: libc.system(b'true') == 0)
+attempt('socket', lambda: max(libc.socket(2, 1, 0), 0))
+""",
+  "compiles by sympy": """
+import sympy
+from sympy.utilities.autowrap import autowrap
+x = sympy.Symbol('x')
+attempt('autowrap', lambda: autowrap(x + 1, backend='f2py')(1))
+attempt('plot', lambda: sympy.preview(x, viewer='file', filename='x.png'))
+""",
+  "fills memory by numpy": """
+import numpy as np
+kept = []
+try:
+  while True: kept.append(np.ones(2**22))
+except MemoryError: pass
+""",
+  "the memory of the call before": "import numpy" + _MEMORY,
+  "never ends in sympy": """
+import sympy
+sympy.factorint(2**997 + 2**500 + 1)
 """,
 }
 
@@ -418,20 +484,7 @@ for thing in gc.get_objects():
   except BaseException: continue
   if {backwards!r} in text[::-1]: print('ESCAPED objects', text[:100])
 """,
-  "memory": """
-import ctypes, gc
-libc = ctypes.CDLL(None)
-libc.sbrk.restype = ctypes.c_void_p
-end = libc.sbrk(0) >> 12
-pages = {{id(thing) >> 12 for thing in gc.get_objects()}}
-pages |= {{*range(end - 8192, end)}}
-readable, writable = os.pipe()
-for page in pages:
-  # A page that is not there gives an error here, and no crash.
-  if libc.write(writable, ctypes.c_void_p(page << 12), 4096) > 0:
-    if {backwards!r}.encode() in os.read(readable, 4096)[::-1]:
-      print('ESCAPED memory', hex(page))
-""",
+  "memory": _MEMORY,
   "descriptors": """
 for fd in range(3, 2000):
   try: os.fstat(fd)
@@ -595,6 +648,7 @@ lock.acquire()
 GROUPS = {
   "reads": _READS,
   "writes": _WRITES,
+  "packages": _PACKAGES,
   "processes": _PROCESSES,
   "network": _NETWORK,
   "kernel": _KERNEL,

@@ -50,7 +50,7 @@ def hasty_tool() -> Iterator[tools.PythonTool]:
     # The last expression shows if nothing was printed.
     ("1 + 1", "2"),
     ("x = 'a'\nx", "'a'"),
-    ("print(1)\n2", "1"),
+    ("print(1)\n2", "1\n2"),
     # What prints nothing says so.
     ("None", "[no output]"),
     ("x = 1", "[no output]"),
@@ -109,11 +109,54 @@ def test_output(tool, program: str, text: str):
     ("x = 'x' * 10**9", "MemoryError (line 1)"),
     ("raise ValueError('a\\nb')", "ValueError: a\nb (line 1)"),
     ("raise ValueError('a\\0b')", "ValueError: a\\x00b (line 1)"),
-    ("import numpy", "ModuleNotFoundError: No module named 'numpy' (line 1)"),
+    ("import jax", "ModuleNotFoundError: No module named 'jax' (line 1)"),
+    (
+      "import numpy as np\na = np.ones(2)\na @ np.ones(3)",
+      "ValueError: matmul: Input operand 1 has a mismatch in its core "
+      "dimension 0, with gufunc signature (n?,k),(k,m?)->(n?,m?) (size 3 is "
+      "different from 2) (line 3)",
+    ),
   ],
 )
 def test_errors(tool, program: str, text: str):
   assert tool.call(program) == tools.ToolResult(text, ToolStatus.ERROR)
+
+
+@pytest.mark.parametrize(
+  ("program", "text"),
+  [
+    ("import numpy as np\nnp.arange(3) * 2", "array([0, 2, 4])"),
+    # Whether or not the text says that it needs them.
+    ("__import__('num' + 'py').arange(3)", "array([0, 1, 2])"),
+    (
+      "from sympy import *\nx = symbols('x')\nprint(solve(x**2 - 2, x))",
+      "[-sqrt(2), sqrt(2)]",
+    ),
+    ("import mpmath\nprint(mpmath.nstr(mpmath.zeta(2), 8))", "1.6449341"),
+    ("import numpy\nnumpy.linalg.det(numpy.eye(300))", "np.float64(1.0)"),
+  ],
+)
+def test_packages(tool, program: str, text: str):
+  assert tool.call(program) == tools.ToolResult(text, ToolStatus.OK)
+
+
+def test_calls_share_no_package(tool):
+  change = "import numpy, sympy\nnumpy.a = sympy.a = 1\nsympy.Symbol('y')"
+  assert tool.call(change).text == "y"
+  look = "import numpy, sympy\nhasattr(numpy, 'a'), hasattr(sympy, 'a')"
+  assert tool.call(look).text == "(False, False)"
+  draw = "import numpy\nnumpy.random.rand()"
+  assert tool.call(draw) == tool.call(draw)
+
+
+def test_a_program_finds_no_other_package(tool):
+  # A package is found where the folder that holds it is.
+  names = tool.call(
+    "import os, numpy\n"
+    "names = os.listdir(os.path.dirname(os.path.dirname(numpy.__file__)))\n"
+    "print(*sorted(set(names) - {'numpy.libs'}))"
+  )
+  assert names.text == "mpmath numpy sympy"
 
 
 def test_a_long_error_keeps_its_type_and_line(tool):
@@ -125,10 +168,11 @@ def test_a_long_error_keeps_its_type_and_line(tool):
 
 def test_a_program_that_never_began_does_not_run_in_the_next_call():
   # Its process is stopped, so that the program waits in the socket.
+  before = set(servers_of(os.getpid()))
   with tools.PythonTool(timeout_s=3, num_workers=1) as tool:
     tool.call("1")  # by now it has started
-    server = tool._idle.queue[0]
-    (zygote,) = servers_of(server.pid)
+    (server,) = set(servers_of(os.getpid())) - before
+    (zygote,) = servers_of(server)
     while not (waiting := servers_of(zygote)):
       time.sleep(0.01)  # It is forked behind the last call.
     os.kill(waiting[0], signal.SIGSTOP)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64
+from jaxtyping import Float, Int, Int64
 
 from rapo_jax import text_files
 from rapo_jax.errors import InputError
@@ -33,6 +33,7 @@ _RANKED_FLOATS = 2**20
 """Of candidates' vectors that `rank` gathers at a time, 4 MB of them: they stay
 in the processor's cache until they are used."""
 _CHECKED_ROWS = 2**14
+_KEPT_DTYPES = (np.float32, np.float16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,18 @@ class IndexClass(Protocol):
 
 def checked_vectors(name: str, vectors: Any) -> np.ndarray:
   """Returns finite C-contiguous float32 vectors of rank 2, or says why not."""
+  return _checked(name, vectors, (np.float32,))
+
+
+def kept_vectors(name: str, vectors: Any) -> np.ndarray:
+  """Like `checked_vectors`, but vectors of float16 stay as they are.
+
+  So a mapped file of them is not read into memory.
+  """
+  return _checked(name, vectors, _KEPT_DTYPES)
+
+
+def _checked(name: str, vectors: Any, dtypes: tuple[Any, ...]) -> np.ndarray:
   vectors = np.asarray(vectors)
   if vectors.ndim != 2 or vectors.shape[1] == 0:
     raise InputError(
@@ -138,7 +151,8 @@ def checked_vectors(name: str, vectors: Any) -> np.ndarray:
     )
   if not np.issubdtype(vectors.dtype, np.floating):
     raise InputError(f"{name} must be floating point, got {vectors.dtype}.")
-  vectors = np.ascontiguousarray(vectors, np.float32)
+  dtype = vectors.dtype if vectors.dtype in dtypes else np.float32
+  vectors = np.ascontiguousarray(vectors, dtype)
   for start in range(0, len(vectors), _CHECKED_ROWS):
     finite = np.isfinite(vectors[start : start + _CHECKED_ROWS]).all(axis=1)
     if not finite.all():
@@ -211,7 +225,7 @@ def inner_products(
     # matrix product does not.
     found = np.einsum(
       "qcd,qd->qc",
-      vectors.take(np.maximum(ids, 0), axis=0),
+      vectors.take(np.maximum(ids, 0), axis=0).astype(np.float32, copy=False),
       queries[start : start + rows],
     )
     np.copyto(scores[start : start + rows], found, where=ids >= 0)
@@ -253,17 +267,21 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
   return meta
 
 
-def read_vectors(path: pathlib.Path) -> Float32[np.ndarray, "N D"]:
-  """Maps the vectors of an index's folder.
-
-  Raises:
-    InputError: they are missing, or not float32 of rank 2.
-  """
-  return open_vectors(path / VECTORS_FILE)
+def read_vectors(
+  path: pathlib.Path, *, half: bool = False
+) -> Float[np.ndarray, "N D"]:
+  """Maps the vectors of an index's folder; see `open_vectors`."""
+  return open_vectors(path / VECTORS_FILE, half=half)
 
 
-def open_vectors(file: pathlib.Path) -> Float32[np.ndarray, "N D"]:
+def open_vectors(
+  file: pathlib.Path, *, half: bool = False
+) -> Float[np.ndarray, "N D"]:
   """Maps a file of vectors.
+
+  Args:
+    file: as `np.save` writes it.
+    half: whether they may be float16.
 
   Raises:
     InputError: it is missing or broken, or not float32 of rank 2.
@@ -288,7 +306,7 @@ def open_vectors(file: pathlib.Path) -> Float32[np.ndarray, "N D"]:
     ) from error
   if (
     vectors.ndim != 2
-    or vectors.dtype != np.float32
+    or vectors.dtype not in (_KEPT_DTYPES if half else (np.float32,))
     or not vectors.shape[1]
     or not vectors.flags.c_contiguous
   ):

@@ -123,7 +123,7 @@ class ExactIndex:
     path = pathlib.Path(path)
     meta = index_lib.read_meta(path)
     return cls(
-      index_lib.read_vectors(path),
+      index_lib.read_vectors(path, half=True),
       encoder_sha256=meta["encoder_sha256"],
       mesh=mesh,
       axis=axis,

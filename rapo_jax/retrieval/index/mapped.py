@@ -97,7 +97,8 @@ class MappedIndex:
     scores = np.empty((len(queries), 0), np.float32)
     rows = max(1, _BLOCK_FLOATS // self._vectors.shape[1])
     for start in range(0, len(self), rows):
-      block = queries @ self._vectors[start : start + rows].T
+      own_vectors = self._vectors[start : start + rows]
+      block = queries @ own_vectors.astype(np.float32, copy=False).T
       own = np.arange(start, start + block.shape[1])
       ids = np.hstack([ids, np.broadcast_to(own, block.shape)])
       scores = np.hstack([scores, block])
@@ -120,5 +121,6 @@ class MappedIndex:
     path = pathlib.Path(path)
     meta = index_lib.read_meta(path)
     return cls(
-      index_lib.read_vectors(path), encoder_sha256=meta["encoder_sha256"]
+      index_lib.read_vectors(path, half=True),
+      encoder_sha256=meta["encoder_sha256"],
     )

@@ -155,6 +155,7 @@ class ScannIndex:
 
     Args:
       vectors: the vectors; a map of a file if they are too many for memory.
+        Those of float16 stay as they are and are read as float32.
       encoder_sha256: digest of their encoder.
       recall_target: share of queries that shall find their nearest vector, in
         (0, 1). Where no parameters reach it, those that come nearest are
@@ -172,7 +173,7 @@ class ScannIndex:
         f"recall_target must lie between 0 and 1, got {recall_target}. For a"
         " recall of 1 use ExactIndex."
       )
-    vectors = index_lib.checked_vectors("vectors", vectors)
+    vectors = index_lib.kept_vectors("vectors", vectors)
     parameters = {"kind": cls.kind, "recall_target": recall_target}
     if len(vectors) < BRUTE_FORCE_BELOW:
       parameters |= {"recall": 1.0, "trees": 0}
@@ -183,7 +184,7 @@ class ScannIndex:
     bounds = np.linspace(0, len(vectors), num_shards + 1).astype(int).tolist()
     leaves = _num_leaves(bounds[1])
     shards = [
-      _Shard(first, _build_tree(scann, vectors[first:end], leaves))
+      _Shard(first, _build_tree(scann, _floats(vectors[first:end]), leaves))
       for first, end in itertools.pairwise(bounds)
     ]
     chosen, recall = _tune(vectors, shards, leaves, recall_target)
@@ -268,7 +269,7 @@ class ScannIndex:
         f"{unsafe} is a pickle that ScaNN would run and that save() never"
         " writes. Do not trust this index."
       )
-    vectors = index_lib.read_vectors(path)
+    vectors = index_lib.read_vectors(path, half=True)
     folders = sorted((path / _SCANN_FOLDER).glob("*"))
     num_trees = index_lib.whole_number(parameters, "trees", least=0)
     if len(folders) != num_trees or not all(
@@ -291,6 +292,10 @@ class ScannIndex:
 
 def _num_leaves(num_vectors: int) -> int:
   return max(1, math.isqrt(num_vectors))
+
+
+def _floats(vectors: np.ndarray) -> np.ndarray:
+  return np.asarray(vectors, np.float32)
 
 
 def _build_tree(scann: Any, vectors: np.ndarray, leaves: int) -> Any:
@@ -393,10 +398,10 @@ def _ladder(leaves: int) -> Iterator[int]:
 
 def _nearest_others(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
   """Each row's largest inner product with another row, [len(rows)]."""
-  queries = np.asarray(vectors[rows])
+  queries = _floats(vectors[rows])
   best = np.full(len(rows), -np.inf, np.float32)
   for start in range(0, len(vectors), _EXACT_ROWS):
-    scores = queries @ vectors[start : start + _EXACT_ROWS].T
+    scores = queries @ _floats(vectors[start : start + _EXACT_ROWS]).T
     own = (rows >= start) & (rows < start + _EXACT_ROWS)
     scores[own, rows[own] - start] = -np.inf
     best = np.maximum(best, scores.max(axis=1))
@@ -411,7 +416,7 @@ def _ranks(
   leaves: int,
 ) -> np.ndarray:
   """At which place each row's candidates have its nearest other; inf if not."""
-  queries = np.asarray(vectors[rows])
+  queries = _floats(vectors[rows])
   found = _candidates(shards, queries, leaves, _MAX_REORDER)
   scores = index_lib.inner_products(vectors, queries, found)
   hit = (scores >= nearest[:, None] - _SAME) & (found != rows[:, None])
