@@ -28,6 +28,7 @@ _FAILED = (ToolStatus.FAILED, ToolStatus.REFUSED, ToolStatus.TIMEOUT)
 
 # Of the questions, for an interval: its ends differ by less than its digits.
 _RESAMPLES = 2_000
+_TAIL = (1 - bootstrap.LEVEL) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +240,7 @@ def figures(
   if not counted:
     return found
   shares = [_mean(a.correct for a in own) for own in counted.values()]
-  interval = bootstrap.mean_interval([np.array([shares])], _RESAMPLES)
-  found["pass@1"] = {
-    "mean": interval.mean,
-    "interval": [interval.low, interval.high],
-  }
+  found["pass@1"] = {"mean": _mean(shares), "interval": _interval(shares)}
   fewest = min(map(len, counted.values()))
   for k in (2**power for power in range(1, fewest.bit_length())):
     found[f"pass@{k}"] = _mean(
@@ -260,6 +257,19 @@ def figures(
       _mean(a.parts.get(name, 0.0) for a in own) for own in counted.values()
     )
   return found
+
+
+def _interval(shares: Sequence[float]) -> list[float]:
+  """95 % interval of a mean over questions, with what each of them has.
+
+  Where all have 0, or all 1, no resample differs. The interval is then that of
+  Clopper and Pearson (1934).
+  """
+  if len({*shares}) == 1 and shares[0] in (0.0, 1.0):
+    far = _TAIL ** (1 / len(shares))
+    return [0.0, 1.0 - far] if shares[0] == 0.0 else [far, 1.0]
+  interval = bootstrap.mean_interval([np.array([shares])], _RESAMPLES)
+  return [interval.low, interval.high]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -8,7 +8,8 @@
 `--config.tasks.gsm8k.path=<folder>` or `--config.evaluation.num_samples=16`.
 
 Every answer is kept as it comes: started again with the same output, it goes on
-behind the last one. `<output>/<task>.json` holds the figures.
+behind the last one. `<output>/<task>.json` holds the figures, and
+`<output>/paper.json` those of the paper's sets in the layout of its table.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import checks, flags, input_errors, places
+from experiments import checks, flags, input_errors, paper, places
 from experiments.config import ExperimentConfig, PolicyConfig
 from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = _evaluate(config, output, known.model)
   width = shutil.get_terminal_size((120, 24)).columns
   print(format_table(results, width))
+  if beside := paper.in_paper(results):
+    write_json(output / "paper.json", beside)
+    print(f"\n{paper.format_paper(beside)}\n")
   print(f"answers and figures: {output}")
   verdict = all(
     one["verdict"] for sets in results.values() for one in sets.values()

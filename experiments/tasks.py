@@ -8,7 +8,7 @@ import datetime
 import functools
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from rapo_jax.models import hub
 from rapo_jax.retrieval import SentenceEncoder, index_class
 from rapo_jax.rewards import RECIPE_TAGS, Reward, Sample, score_all
 from rapo_jax.tasks import (
+  Opened,
   Questions,
   Task,
   check_tool_specs,
@@ -310,6 +311,16 @@ class _Services:
   config: ExperimentConfig
   encoder: SentenceEncoder
   stack: contextlib.ExitStack
+  _shared: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+
+  def opened(self, key: Hashable, open_it: Callable[[], Opened], /) -> Opened:
+    """What is opened once for a key."""
+    if key not in self._shared:
+      made = open_it()
+      self.stack.callback(made.close)
+      self._shared[key] = made
+    opened: Opened = self._shared[key]
+    return opened
 
   def search(
     self,

@@ -19,9 +19,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LAYERS = {
   "rapo_jax.errors": 0,
+  "rapo_jax.breaker": 1,
   "rapo_jax.compilation": 1,
   "rapo_jax.discovery": 1,
   "rapo_jax.files": 1,
+  "rapo_jax.http_client": 1,
   "rapo_jax.ranges": 1,
   "rapo_jax.text_files": 1,
   "rapo_jax.web_address": 1,

@@ -32,6 +32,7 @@ from rapo_jax import models, rewards, text_files
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
 from rapo_jax.rollout import RolloutEngine, RolloutRequest
+from rapo_jax.tools import own_numbers
 from rapo_jax.trajectory import Trajectory
 
 # Trajectories a slot that one batch gives.
@@ -63,7 +64,8 @@ def evaluate(
     of each evaluation set. `left_out`: how many trajectories the system cut.
     Score statuses of the sampled ones that it did not cut, and how many of
     these keep the format. Finish reasons, generated tokens and tool calls of
-    all sampled trajectories. `figures` of each set, see `answers.figures`.
+    all sampled trajectories. `tools`: what each tool counts itself, since this
+    evaluation was started. `figures` of each set, see `answers.figures`.
 
   Raises:
     InputError: the system cut every trajectory.
@@ -110,6 +112,11 @@ def evaluate(
     "format_whole": sum(answer.whole for answer in scored),
     "generated_tokens": sum(answer.tokens for answer in sampled),
     "tool_calls": sum(answer.calls for answer in sampled),
+    "tools": {
+      name: numbers
+      for name, tool in task.tools.items()
+      if (numbers := own_numbers(tool))
+    },
     "figures": {
       name: figures(
         [a for a in kept.answers if a.evaluation_set == name],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -241,7 +243,10 @@ def _prepare_from(
   with accessing(source):
     there = data_set.files(source)
   digests = {
-    split: [_digest(path) for path in paths] for split, paths in there.items()
+    split: [
+      _digest(file) for path in paths for file in data_set.read_from(path)
+    ]
+    for split, paths in there.items()
   }
   made_from = folder / _MADE_FROM
   if made_from.exists():
@@ -263,7 +268,9 @@ def _prepare_from(
   )
   builder.chosen = there
   tfds.disable_progress_bar()
-  builder.download_and_prepare()
+  # Its messages would go between the lines of a caller's own display.
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare()
   files.replace_text(made_from, json.dumps(digests) + "\n")
 
 

@@ -45,6 +45,7 @@ class ToolStats:
     waited_seconds: for each call, how long it waited for a thread.
     retries: calls that were made again.
     hung: threads that hang in calls that were given up, at the end.
+    own: what the tool counts itself since it was started, at the end.
   """
 
   counts: dict[str, int] = dataclasses.field(
@@ -54,13 +55,15 @@ class ToolStats:
   waited_seconds: list[float] = dataclasses.field(default_factory=list)
   retries: int = 0
   hung: int = 0
+  own: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def numbers(self) -> dict[str, float]:
     """The same as numbers by name: counts, and quantiles of the times.
 
-    A quantile of no call is 0.
+    A quantile of no call is 0. What the tool counts under a name of ours is
+    left out.
     """
-    numbers: dict[str, float] = dict(self.counts)
+    numbers: dict[str, float] = self.own | self.counts
     for name, values in (
       ("seconds", self.seconds),
       ("waited_seconds", self.waited_seconds),
@@ -466,6 +469,8 @@ class ToolSession(Generic[Owner]):
       self._end(list(self.open))
       for name, lane in self._lanes.items():
         self.stats[name].hung = lane.hung
+    for name, lane in self._lanes.items():
+      self.stats[name].own = _own_numbers(lane)
 
   def _end(self, calls: Sequence[Call[Owner]]) -> None:
     """Answers calls as late, and leaves batches that nobody waits for."""
@@ -498,6 +503,14 @@ def _lane(name: str, tool: tools_lib.Tool, config: RolloutConfig) -> _Lane:
     retries=retries if policy.idempotent else 0,
     idempotent=policy.idempotent,
   )
+
+
+def _own_numbers(lane: _Lane) -> dict[str, float]:
+  try:
+    return tools_lib.own_numbers(lane.tool)
+  except Exception:  # Foreign code, whose figures are not worth a rollout.
+    _log.warning("numbers() of %s failed.", lane.name, exc_info=True)
+    return {}
 
 
 def _text(error: BaseException) -> str:

@@ -19,26 +19,36 @@ from rapo_jax.tasks.mixed import MixedTask
 from rapo_jax.tasks.splits import leaks, split_by_question
 from rapo_jax.tasks.table import TASKS
 from rapo_jax.tasks.tools import (
+  Closable,
+  Opened,
   PythonSpec,
   SearchSpec,
   Services,
   ToolSpec,
   start_tools,
 )
+from rapo_jax.tasks.web_tools import (
+  SearchServerSpec,
+  WebSearchSpec,
+)
 
 __all__ = [
   "HELD_OUT",
   "TASKS",
+  "Closable",
   "DataSetTask",
   "FileTask",
   "MixedTask",
+  "Opened",
   "OwnAgents",
   "PythonSpec",
   "Questions",
+  "SearchServerSpec",
   "SearchSpec",
   "Services",
   "Task",
   "ToolSpec",
+  "WebSearchSpec",
   "by_name",
   "check_tool_specs",
   "leaks",

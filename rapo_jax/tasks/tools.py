@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from rapo_jax.corpora import Corpus, Mode, check_mode, open_documents
 from rapo_jax.errors import InputError
 from rapo_jax.tools import Described, PythonTool, SearchTool, Tool
 
 _NO_DOCUMENTS = ("Nothing was found.",)
+
+
+class Closable(Protocol):
+  """What has to be closed."""
+
+  def close(self) -> None:
+    """Ends it."""
+
+
+Opened = TypeVar("Opened", bound=Closable)
 
 
 class Services(Protocol):
@@ -31,6 +41,9 @@ class Services(Protocol):
 
   def python(self) -> Tool:
     """A python tool with the experiment's limits."""
+
+  def opened(self, key: Hashable, open_it: Callable[[], Opened], /) -> Opened:
+    """What is opened once for a key, such as a connection of several tools."""
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ class ToolStatus(enum.StrEnum):
   FAILED = "failed"
   """The tool itself is at fault: it raised, or returned no result."""
   REFUSED = "refused"
-  """The call was not made: too many earlier ones have not come back."""
+  """The call was not made: too many earlier ones have not come back, or the
+  tool's budget is spent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Tool(Described, Protocol):
 
   Whatever the argument holds, the methods return. An argument that makes no
   sense gives status `error`. A tool may also have the attributes of
-  `CallPolicy`, which say how it may be called.
+  `CallPolicy`, which say how it may be called, and the method of `Counting`.
   """
 
   @property
@@ -76,6 +77,17 @@ class Tool(Described, Protocol):
 
   def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
     """Runs calls, results in order."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+  """A tool that counts something itself, such as what its calls cost."""
+
+  def numbers(self) -> Mapping[str, float]:
+    """Counts since the tool was started, by name.
+
+    The metrics of a run show them as `tools/<tool>/<name>`.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +141,13 @@ def call_policy(tool: Any) -> CallPolicy:
     name: getattr(tool, name) for name in names if hasattr(tool, name)
   }
   return CallPolicy(**stated)
+
+
+def own_numbers(tool: Any) -> dict[str, float]:
+  """What a tool counts itself; nothing of one that is not `Counting`."""
+  if not isinstance(tool, Counting):
+    return {}
+  return {str(name): float(n) for name, n in tool.numbers().items()}
 
 
 def check_tools(tools: Mapping[str, Any]) -> tags.TagSet:

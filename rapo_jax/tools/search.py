@@ -11,6 +11,8 @@ from jaxtyping import Int
 from rapo_jax.errors import InputError
 from rapo_jax.tools.base import ToolResult, ToolStatus
 
+NO_DOCUMENT = "No document was found."
+
 
 @runtime_checkable
 class Retriever(Protocol):
@@ -87,11 +89,7 @@ class SearchTool:
 
   def _format(self, ids: Sequence[int]) -> str:
     texts = [self._document(i) for i in ids if i >= 0]
-    if not texts:
-      return "No document was found."
-    if self._top_k == 1:
-      return texts[0]
-    return "\n".join(f"Doc {n}: {text}" for n, text in enumerate(texts, 1))
+    return documents_text(texts, self._top_k)
 
   def _document(self, number: int) -> str:
     if number >= len(self._documents):
@@ -100,3 +98,18 @@ class SearchTool:
         f"{len(self._documents)}; build its index from this corpus"
       )
     return self._documents[number].strip()
+
+
+def documents_text(texts: Sequence[str], top_k: int) -> str:
+  """What an agent reads of the documents that a search has found.
+
+  Args:
+    texts: of the documents, best first.
+    top_k: documents that were wanted. One is returned as it is, several as
+      "Doc 1: …" lines.
+  """
+  if not texts:
+    return NO_DOCUMENT
+  if top_k == 1:
+    return texts[0]
+  return "\n".join(f"Doc {n}: {text}" for n, text in enumerate(texts, 1))

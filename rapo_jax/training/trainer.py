@@ -357,6 +357,8 @@ def _total(stats: Sequence[RolloutStats]) -> RolloutStats:
       waited_seconds=[x for c in calls for x in c.waited_seconds],
       retries=sum(c.retries for c in calls),
       hung=max(c.hung for c in calls),
+      # They count on from rollout to rollout.
+      own=calls[-1].own,
     )
   return total
 

@@ -104,3 +104,14 @@ def test_the_table_fits_the_terminal():
   assert "gsm8k: questions 8, pass@1 50.0" in narrow
   del results["mine"]["hard"]
   assert format_table(results).splitlines()[-1].split() == ["mean", "50.0"]
+
+
+@pytest.mark.parametrize(
+  ("correct", "interval"),
+  # 0.025 ** (1 / 4) = 0.398.
+  [(False, [0.0, 0.602]), (True, [0.398, 1.0])],
+)
+def test_questions_that_are_all_alike_leave_an_interval(correct, interval):
+  own = [sample(f"q{i}", 0, "a", correct) for i in range(4)]
+  found = answers.figures(own)["pass@1"]
+  assert found["interval"] == pytest.approx(interval, abs=1e-3)

@@ -684,3 +684,27 @@ def test_a_setting_for_a_tool_that_is_not_there_is_refused(name):
     ValueError, match=rf"{name} .*\(search, open\), got serch"
   ):
     check_tool_settings(config, ("search", "open"))
+
+
+class CountingTool(FakeTool):
+  """Counts what it costs, under names of its own and one of ours."""
+
+  def numbers(self):
+    return {"cost": 0.25, "ok": 99}
+
+
+def test_what_a_tool_counts_is_among_the_numbers():
+  with _session(CountingTool()) as session:
+    pass
+  numbers = session.stats["search"].numbers()
+  assert numbers["cost"] == 0.25
+  assert numbers["ok"] == 0
+
+
+def test_a_tool_whose_numbers_fail_costs_no_rollout(caplog):
+  tool = CountingTool()
+  tool.numbers = lambda: 1 / 0
+  with _session(tool) as session:
+    pass
+  assert session.stats["search"].own == {}
+  assert "numbers() of search failed" in caplog.text

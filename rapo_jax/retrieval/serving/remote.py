@@ -13,7 +13,6 @@ so a failed one is safe to repeat.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import os
 import pathlib
@@ -26,7 +25,7 @@ import httpx2
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax import files, text_files, web_address
+from rapo_jax import files, http_client, text_files, web_address
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.buffer.policy import (
   Failed,
@@ -46,8 +45,6 @@ _RETRIES = 3
 _FIRST_PAUSE_S = 0.2
 _KEEP_ALIVE_S = 60.0
 _VECTORS_A_REQUEST = 1024
-# Statuses of a server that is busy or restarts.
-_TRY_AGAIN = (502, 503, 504)
 _MESSAGE_CHARS = 300
 _MAX_ANSWER_BYTES = 2**30
 _SPOILT = (
@@ -106,15 +103,6 @@ def _authorization(environment: Mapping[str, str]) -> dict[str, str]:
     pair = f"{user}:{password or ''}".encode()
     return {"authorization": f"Basic {base64.b64encode(pair).decode()}"}
   return {}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Response:
-  """What a server answered, whole."""
-
-  status: int
-  headers: Mapping[str, str]
-  content: bytes
 
 
 class _Client:
@@ -182,77 +170,41 @@ class _Client:
     response = self._ask("POST", path, body)
     return protocol.answer_from_json(response.content, num_queries)
 
-  def _answer(
-    self, method: str, path: str, body: bytes | None, deadline: float
-  ) -> _Response:
-    """One answer, read no longer than there is time and no further than fits.
-
-    Raises:
-      httpx2.TransportError: the server was not reached, or not in time.
-      httpx2.DecodingError: the body is not encoded as it says.
-      RemoteError: the body has no end.
-    """
-    content = bytearray()
-    with self._http.stream(
-      method,
-      self.url + path,
-      content=body,
-      headers={"content-type": "application/json"},
-      timeout=max(deadline - time.monotonic(), 1e-3),
-    ) as response:
-      for chunk in response.iter_bytes():
-        content += chunk
-        if len(content) > _MAX_ANSWER_BYTES:
-          raise RemoteError(
-            f"{self.url}{path}: an answer may have {_MAX_ANSWER_BYTES} bytes,"
-            " and this one has more. Is this the URL of a retrieval server?"
-          )
-        # The client's own deadline begins anew with each part of the body.
-        if time.monotonic() > deadline:
-          raise httpx2.ReadTimeout("the answer did not end in time")
-    return _Response(response.status_code, response.headers, bytes(content))
-
-  def _ask(self, method: str, path: str, body: bytes | None) -> _Response:
+  def _ask(
+    self, method: str, path: str, body: bytes | None
+  ) -> http_client.Answer:
     """The answer to one request that changes nothing, so it may be repeated."""
-    deadline = time.monotonic() + self._timeout_s
-    pause_s = _FIRST_PAUSE_S
-    for attempt in range(_RETRIES + 1):
-      retry_after_s = 0.0
-      try:
-        response = self._answer(method, path, body, deadline)
-      # A false content encoding raises a DecodingError, which is no
-      # TransportError.
-      except (httpx2.TransportError, httpx2.DecodingError) as error:
-        failure = f"{type(error).__name__}: {error}".rstrip(": ")
-      else:
-        if 200 <= response.status < 300:
-          return response
-        failure = f"status {response.status}: {_message(response)}"
-        if response.status not in _TRY_AGAIN:
-          if 400 <= response.status < 500:
-            raise protocol.RefusedError(failure, response.status)
-          raise RemoteError(f"{self.url}{path}: {failure}")
-        retry_after_s = _retry_after_s(response)
-      pause = max(pause_s, retry_after_s)
-      if attempt == _RETRIES or time.monotonic() + pause >= deadline:
-        break
-      time.sleep(pause)
-      pause_s *= 2
-    raise RemoteError(f"{self.url}{path}: {failure}")
+    where = f"{self.url}{path}"
+    headers = {"content-type": "application/json"}
+    try:
+      answer = http_client.ask(
+        self._http,
+        http_client.Request(method, where, content=body, headers=headers),
+        deadline=time.monotonic() + self._timeout_s,
+        max_bytes=_MAX_ANSWER_BYTES,
+        retries=http_client.Retries(_RETRIES, _FIRST_PAUSE_S),
+      )
+    except http_client.TooLargeError as error:
+      raise RemoteError(
+        f"{where}: {error}. Is this the URL of a retrieval server?"
+      ) from error
+    except http_client.NoAnswer as error:
+      raise RemoteError(f"{where}: {error}") from error
+    if answer.is_success:
+      return answer
+    failure = f"status {answer.status}: {_message(answer)}"
+    if 400 <= answer.status < 500:
+      raise protocol.RefusedError(failure, answer.status)
+    raise RemoteError(f"{where}: {failure}")
 
 
-def _message(response: _Response) -> str:
+def _message(response: http_client.Answer) -> str:
   """What a server says of an error, of bounded length."""
   try:
     message = text_files.parse_json(response.content)["error"]
   except (text_files.TextError, TypeError, KeyError):
     message = response.content[:_MESSAGE_CHARS].decode("utf-8", "replace")
   return str(message)[:_MESSAGE_CHARS]
-
-
-def _retry_after_s(response: _Response) -> float:
-  value = response.headers.get("retry-after", "")
-  return float(value) if value.isdecimal() else 0.0
 
 
 def check_policy(config: RetrievalConfig) -> None:

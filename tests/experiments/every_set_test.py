@@ -1,0 +1,86 @@
+"""Every data set, from its publisher's layout to figures, with one model."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+from experiments import evaluate, paper
+from experiments.config import RandomModelConfig
+from experiments.stages.agents import random_model, train_byte_level_tokenizer
+from rapo_jax import models
+from rapo_jax.data import end_ids
+from rapo_jax.datasets import DATA_SETS
+from tests.datasets import files
+
+TOKENS = {
+  "dtype": "float32",
+  "num_slots": 8,
+  "prefill_rows": 4,
+  "max_prompt_tokens": 2048,
+  "max_response_tokens": 32,
+  "max_step_tokens": 32,
+  "max_tool_tokens": 24,
+  "decode_chunk": 8,
+  "insert_chunk": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  """An agent that has learned nothing."""
+  folder = tmp_path_factory.mktemp("model")
+  config = RandomModelConfig(hidden_size=32, intermediate_size=32, num_layers=1)
+  texts = ["What is two plus two? How high is the bridge?"]
+  tokenizer = train_byte_level_tokenizer(texts, config.vocab_size)
+  models.save_pretrained(
+    random_model(config),
+    folder,
+    tokenizer=tokenizer,
+    end_ids=end_ids(tokenizer),
+  )
+  return folder
+
+
+def test_all_sets_are_evaluated_end_to_end(
+  model, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv("RAPO_DATA_DIR", str(tmp_path / "prepared"))
+  files.write_all(tmp_path / "files")
+  rows = [files.verl(n) for n in range(4)]
+  mine = files.write(tmp_path / "files", "train.parquet", rows)
+  training = ("tool_star", "hard_search", "search_r1", "webdancer", "websailor")
+  overrides = [f"--config.rollout.{k}={v}" for k, v in TOKENS.items()]
+  for name in DATA_SETS:
+    path = mine if name == "tool_star" else tmp_path / "files"
+    overrides.append(f"--config.tasks.{name}.path={path}")
+    held_out = int(name in training)
+    overrides.append(f"--config.tasks.{name}.held_out={held_out}")
+  status = evaluate.main(
+    [
+      *("--model", str(model), "--tasks", ",".join(DATA_SETS)),
+      *("--output", str(tmp_path / "out"), *overrides),
+    ]
+  )
+  assert status == 0
+  for name in DATA_SETS:
+    result = json.loads(
+      (tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8")
+    )
+    for figures in result["figures"].values():
+      assert figures["questions"] > 0
+      assert figures["samples"] == figures["questions"]
+      # Nobody guesses right by chance, and an interval says so.
+      assert figures["pass@1"]["mean"] == 0.0
+      assert figures["pass@1"]["interval"][1] > 0.0
+  found = json.loads(
+    (tmp_path / "out" / "paper.json").read_text(encoding="utf-8")
+  )
+  assert sum(len(group["sets"]) for group in found.values()) == 14
+  printed = capsys.readouterr().out
+  assert paper.format_paper(found) in printed
+  # Encrypted questions are in clear nowhere on the disk.
+  for path in filter(pathlib.Path.is_file, tmp_path.rglob("*")):
+    assert b"A secret question" not in path.read_bytes(), path
