@@ -99,7 +99,8 @@ def test_what_is_no_corpus(tmp_path, folder):
     ({"kind": "corpus", "format_version": 99}, "format version 99"),
     ({"kind": "corpus", "format_version": 1}, "KeyError"),
   ):
-    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    text = json.dumps(content)
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
       corpora.open_corpus(tmp_path)
 
