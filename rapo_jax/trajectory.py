@@ -131,6 +131,9 @@ class Trajectory:
     events: tool calls and retrievals, in order.
     buffer_version: version of the Step-Trace Buffer that it was allowed to
       retrieve from; None without one.
+    parent: index in the group of the trajectory that it was forked from; None
+      for one that began at the prompt by itself.
+    shared_steps: first steps that were copied from the parent.
   """
 
   tokens: Int[np.ndarray, " T"]
@@ -146,6 +149,8 @@ class Trajectory:
   finish_reason: FinishReason
   events: tuple[ToolEvent | RetrievalEvent, ...] = ()
   buffer_version: int | None = None
+  parent: int | None = None
+  shared_steps: int = 0
 
   @property
   def policy_mask(self) -> Bool[np.ndarray, " T"]:

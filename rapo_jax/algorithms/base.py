@@ -67,6 +67,10 @@ class Signals:
       is the prompt for the first one. Steps of one question that answer the
       same tokens share an id, in [0, B * S); -1 for other steps and for
       trajectories that do not count.
+    tree_ids: tree of each trajectory, in [0, B): those that forks join share
+      one; -1 for one that does not count.
+    node_ids: id of each step, in [0, B * S): trajectories share those of the
+      steps before a fork; -1 for what is no step, or does not count.
     num_groups: number of questions.
   """
 
@@ -82,6 +86,8 @@ class Signals:
   step_rewards: Float[Array, "B S"]
   malformed: Bool[Array, "B S"]
   anchors: Int[Array, "B S"]
+  tree_ids: Int[Array, " B"]
+  node_ids: Int[Array, "B S"]
   num_groups: int = dataclasses.field(metadata={"static": True})
 
 

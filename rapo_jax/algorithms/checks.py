@@ -215,5 +215,7 @@ def _signals() -> Signals:
     step_rewards=jnp.asarray(step_rewards),
     malformed=jnp.zeros((6, 3), bool),
     anchors=jnp.asarray(np.where(retrieved, -1, anchors)),
+    tree_ids=jnp.arange(6, dtype=jnp.int32),
+    node_ids=jnp.arange(18, dtype=jnp.int32).reshape(6, 3),
     num_groups=2,
   )

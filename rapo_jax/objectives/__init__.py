@@ -31,10 +31,12 @@ Retrieval-Augmented Policy Optimization" (arXiv 2603.03078).
 """
 
 from rapo_jax.objectives.advantages import (
+  balanced_advantages,
   group_advantages,
   leave_one_out_advantages,
   overlong_penalty,
   rapo_advantages,
+  shared_means,
   step_returns,
   whiten,
 )
@@ -62,6 +64,7 @@ from rapo_jax.objectives.token_losses import (
 )
 
 __all__ = [
+  "balanced_advantages",
   "clipped_loss",
   "clipped_weight_loss",
   "gradient_preserving_loss",
@@ -81,6 +84,7 @@ __all__ = [
   "retrieved_fraction",
   "segment_log_ratio",
   "segment_ratio",
+  "shared_means",
   "step_entropy",
   "step_returns",
   "token_entropy",

@@ -185,6 +185,78 @@ def step_returns(
   return returns.T
 
 
+def balanced_advantages(
+  advantages: chex.Array,
+  entropies: chex.Array,
+  *,
+  where: chex.Array,
+  weight: chex.Numeric = 0.2,
+) -> jax.Array:
+  """Advantages, raised where the policy was unsure (AEPO: Dong et al., 2025).
+
+  `A (1 + w (H - mean) / std)` with mean and deviation (ddof 1) of the token
+  entropies over the mask.
+
+  Args:
+    advantages: one for each trajectory, `[B]`, or each token, `[B, T]`.
+    entropies: of the distribution of each token, nats, `[B, T]`.
+    where: tokens that count, bool `[B, T]`.
+    weight: `w`, >= 0; 0 gives back the advantages.
+
+  Returns:
+    Advantages of tokens, `[B, T]`; 0 where masked. Equal entropies give back
+    the advantages.
+
+  Raises:
+    ValueError: if the shapes differ or the weight is negative.
+  """
+  entropies = checks.as_float(entropies)
+  checks.check_rank("entropies", entropies, "BT")
+  where = checks.as_mask("where", where, entropies.shape, "`entropies`")
+  checks.check_at_least("weight", weight, 0)
+  advantages = checks.as_float(advantages)
+  if advantages.ndim == 1:
+    advantages = advantages[:, None]
+    checks.check_shape(
+      "advantages", advantages, (len(entropies), 1), "`entropies[:, 0]`"
+    )
+  else:
+    checks.check_shape("advantages", advantages, entropies.shape, "`entropies`")
+  factor = 1 + weight * whiten(entropies, where=where, eps=0.0)
+  return masked.select(advantages * factor, where)
+
+
+def shared_means(values: chex.Array, node_ids: chex.Array) -> jax.Array:
+  """Mean of the trajectories that share a step, for each step.
+
+  The hard advantages of ARPO (Dong et al., 2025): what was written before a
+  fork gets the mean of all that came of it.
+
+  Args:
+    values: one for each trajectory, `[B]`.
+    node_ids: id of each step, int `[B, S]`, equal for the steps that
+      trajectories share; in [0, B * S), or -1 for one that does not count.
+
+  Returns:
+    Means, `[B, S]`; 0 where the id is -1.
+
+  Raises:
+    ValueError: if the number of trajectories differs.
+  """
+  values = checks.as_float(values)
+  checks.check_rank("values", values, "B")
+  node_ids = jnp.asarray(node_ids)
+  checks.check_rank("node_ids", node_ids, "BS")
+  node_ids = checks.as_ids(
+    "node_ids", node_ids, (len(values), node_ids.shape[1]), "`values`"
+  )
+  by_step = jnp.broadcast_to(values[:, None], node_ids.shape).ravel()
+  ids = node_ids.ravel()
+  where = ids >= 0
+  means = masked.segment_mean(by_step, ids, where, ids.size)
+  return masked.take_segment(means, ids, where).reshape(node_ids.shape)
+
+
 def overlong_penalty(
   lengths: chex.Array, *, limit: chex.Numeric, share: chex.Numeric
 ) -> jax.Array:

@@ -137,6 +137,7 @@ def evaluate_trajectories(
     # -1 belongs to no group.
     np.where(counted, group_ids, np.int32(-1)),
     steps,
+    _forks(trajectories, counted, max_steps),
     num_groups=len(queries),
     retrieval_reward=algorithm.retrieval_reward,
     advantages=algorithm.advantages,
@@ -230,6 +231,35 @@ def _steps(
   return _Steps(*map(jnp.asarray, (rewards_, malformed, anchors)))
 
 
+class _Forks(NamedTuple):
+  """What trajectories share, see `Signals`."""
+
+  tree_ids: Int[Array, " B"]
+  node_ids: Int[Array, "B S"]
+
+
+def _forks(
+  trajectories: Sequence[Trajectory],
+  counted: Bool[np.ndarray, " B"],
+  num_steps: int,
+) -> _Forks:
+  """Trees and nodes; an index is greater than that of the parent."""
+  count = len(trajectories)
+  trees = np.arange(count, dtype=np.int32)
+  nodes = np.arange(count * num_steps, dtype=np.int32).reshape(count, -1)
+  rows = {(t.group_id, t.index): row for row, t in enumerate(trajectories)}
+  for row in sorted(range(count), key=lambda row: trajectories[row].index):
+    trajectory = trajectories[row]
+    nodes[row, trajectory.num_steps :] = -1
+    if trajectory.parent is not None:
+      parent = rows[trajectory.group_id, trajectory.parent]
+      shared = slice(0, trajectory.shared_steps)
+      trees[row] = trees[parent]
+      nodes[row, shared] = nodes[parent, shared]
+  trees[~counted], nodes[~counted] = -1, -1
+  return _Forks(jnp.asarray(trees), jnp.asarray(nodes))
+
+
 def _by_token(
   advantages: Float[np.ndarray, "B *_"],
   trajectories: Sequence[Trajectory],
@@ -273,6 +303,7 @@ def _advantages(
   rewards_: Float[Array, " B"],
   group_ids: Int[Array, " B"],
   steps_: _Steps,
+  forks: _Forks,
   *,
   num_groups: int,
   retrieval_reward: RetrievalReward,
@@ -308,6 +339,8 @@ def _advantages(
     step_rewards=steps_.rewards,
     malformed=steps_.malformed,
     anchors=steps_.anchors,
+    tree_ids=forks.tree_ids,
+    node_ids=forks.node_ids,
     num_groups=num_groups,
   )
   fraction = objectives.retrieved_fraction(

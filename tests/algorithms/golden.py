@@ -7,8 +7,9 @@ functions that training calls: an algorithm's advantages, its token loss with
 its columns, `loss_weights`, its rule of resampling. A line says how each
 compares; the exit status is 1 if one differs in a way that is not meant.
 
-Three differences are meant: a group of one has advantage 0 here; trajectories
-without tokens count in "sequence"; log-ratios are capped at another place.
+Four differences are meant: a group of one has advantage 0 here; trajectories
+without tokens count in "sequence"; log-ratios are capped at another place;
+equal entropies change no advantage, whatever rounding makes of them.
 """
 
 from __future__ import annotations
@@ -32,14 +33,18 @@ from rapo_jax.algorithms import (
   Signals,
   TokenLoss,
 )
+from rapo_jax.algorithms.aepo import LOSS as AEPO_LOSS
+from rapo_jax.algorithms.tree_grpo import TreeAdvantages
 from rapo_jax.training.supervised import negative_log_likelihood
 from rapo_jax.trajectory import TokenKind
+from tests.algorithms import golden_forks
 
 # Log-ratios beyond it have no gradient in the authors' code.
 _THEIR_CAP = 20.0
 _GROUP_OF_ONE = "a group of one"
 _EMPTY_ROWS = "trajectories without tokens"
 _CAP = "the cap of the log-ratio"
+_EQUAL = "equal entropies"
 
 Check = Callable[["Case"], str | None]
 
@@ -58,6 +63,10 @@ class Case:
   def __getitem__(self, name: str) -> np.ndarray:
     return self.arrays[name]
 
+  def replace(self, name: str, array: np.ndarray) -> Case:
+    """The case with another array."""
+    return dataclasses.replace(self, arrays={**self.arrays, name: array})
+
   def close(self, actual: Any, name: str, where: Any = None) -> bool:
     """Whether an output is the authors', where it is compared."""
     expected = self.arrays[name]
@@ -72,6 +81,10 @@ class Case:
 
 class _Differs(Exception):
   """A difference that is not meant."""
+
+
+class _NotHere(Exception):
+  """A variant that is not built."""
 
 
 def _settings(algorithm: Algorithm, **changes: Any) -> ObjectiveConfig:
@@ -90,6 +103,7 @@ def _signals(
   *,
   where: np.ndarray | None = None,
   entropies: np.ndarray | None = None,
+  trees: np.ndarray | None = None,
 ) -> Signals:
   """Signals in which the policy wrote every step that has an anchor.
 
@@ -100,8 +114,11 @@ def _signals(
     anchors: of each step; one step a trajectory by default.
     where: policy tokens; one a trajectory by default.
     entropies: of the tokens; 0 by default.
+    trees: of each trajectory; one of its own by default.
   """
   rows = len(rewards)
+  if trees is None:
+    trees = np.arange(rows)
   if anchors is None:
     anchors = np.zeros((rows, 1), np.int32)
   if step_rewards is None:
@@ -127,6 +144,8 @@ def _signals(
     step_rewards=jnp.asarray(step_rewards, jnp.float64),
     malformed=jnp.asarray(none),
     anchors=jnp.asarray(anchors),
+    tree_ids=jnp.asarray(trees, jnp.int32),
+    node_ids=jnp.arange(rows * steps).reshape(rows, steps),
     num_groups=int(np.max(group_ids)) + 1,
   )
 
@@ -233,6 +252,22 @@ def _whitened(name: str) -> Check:
     raise _Differs("out_advantages")
 
   return check
+
+
+def _tree(case: Case) -> str | None:
+  estimator = case.arguments["adv_estimator"]
+  kinds = {"tree": (True, True), "tree_inner": (False, True)}
+  if estimator not in kinds:
+    raise _NotHere
+  inter, intra = kinds[estimator]
+  group, tree = _dense(case["in_group"]), _dense(case["in_tree"])
+  values = TreeAdvantages(inter=inter, intra=intra)(
+    _signals(case["in_rewards"], group, trees=tree),
+    ObjectiveConfig(advantage_eps=case.arguments.get("epsilon", 1e-6)),
+  )
+  # The authors' trees may be numbered within their question.
+  lone = _lone(tree) | _lone(group)
+  return _compare_rows(case, values, "out_advantages", lone)
 
 
 def _step_returns(case: Case) -> str | None:
@@ -480,6 +515,43 @@ def _gppo(case: Case) -> str | None:
   return _loss(algorithm, settings)(case)
 
 
+def _aepo(case: Case) -> str | None:
+  """Advantages by entropy and the loss on them; either may be off."""
+  arguments = case.arguments
+  where = case["in_mask"] > 0
+  if arguments.get("enable_entropy_balanced_advantage", True):
+    entropies = case["in_entropies"]
+    advantages = objectives.balanced_advantages(
+      jnp.asarray(case["in_advantages"]),
+      jnp.asarray(entropies),
+      where=where,
+      weight=arguments.get("entropy_weight", 0.2),
+    )
+    case = case.replace("in_advantages", np.asarray(advantages))
+  loss = AEPO_LOSS
+  if not arguments.get("enable_entropy_balanced_clipping", True):
+    loss = ALGORITHMS["grpo"].loss
+  algorithm = dataclasses.replace(ALGORITHMS["gppo"], loss=loss)
+  settings = _settings(algorithm, **_clips(case), **_aggregation(case))
+  try:
+    return _loss(algorithm, settings)(case)
+  except _Differs:
+    entropies = case["in_entropies"][where]
+    if np.ptp(entropies) > 0:
+      raise
+    # All are equal; the authors divide their rounding errors by each other.
+    scale = 1 + arguments.get("entropy_weight", 0.2) * _rounded(entropies)
+    tokens = np.where(where, case["in_advantages"] * scale, 0)
+    _loss(algorithm, settings)(case.replace("in_advantages", tokens))
+    return _EQUAL
+
+
+def _rounded(equal: np.ndarray) -> float:
+  """(x - mean) / std of equal numbers, which rounding moves off 0."""
+  deviation = float(np.std(equal, ddof=1))
+  return float(equal[0] - np.mean(equal)) / deviation if deviation else 0.0
+
+
 def _gspo(case: Case) -> str | None:
   algorithm = ALGORITHMS["gspo"]
   settings = _settings(
@@ -561,6 +633,20 @@ def _filter(case: Case) -> str | None:
   return None
 
 
+def _forks(case: Case) -> str | None:
+  if not golden_forks.same_forks(
+    case.about["algorithm"], case.arguments, case.arrays
+  ):
+    raise _Differs("the rollouts that are forked")
+  return None
+
+
+def _entropies(case: Case) -> str | None:
+  if not golden_forks.same_entropies(case.arguments, case.arrays):
+    raise _Differs("out_entropy")
+  return None
+
+
 CHECKS: Mapping[tuple[str, str], Check] = {
   ("advantage", "compute_grpo_outcome_advantage"): _group_advantages,
   ("advantage", "compute_grpo_vectorized_outcome_advantage"): _group_advantages,
@@ -584,6 +670,8 @@ CHECKS: Mapping[tuple[str, str], Check] = {
   ("loss", "compute_policy_loss_cispo"): _cispo,
   ("loss", "compute_gppo_loss"): _gppo,
   ("loss", "compute_gppo_loss_general_beta"): _gppo,
+  ("advantage", "compute_advantage"): _tree,
+  ("loss", "compute_policy_loss_entropy_balanced_clipping"): _aepo,
   ("loss", "kl_penalty"): _kl,
   ("loss", "compute_sft_pure_loss"): _sft,
 }
@@ -595,6 +683,10 @@ def _check_of(case: Case) -> Check | None:
   kind, function = about["kind"], about["function"].split(" ")[0]
   if kind == "reward":
     return _overlong if "max_resp_len" in case.arguments else None
+  if kind == "rollout":
+    if "in_top_log_probs" in case.arrays:
+      return _entropies
+    return _forks if "in_draws" in case.arrays else None
   if kind == "filter":
     return _filter if "in_metric" in case.arrays else None
   if kind == "loss" and about["algorithm"].startswith("Dr. GRPO"):
@@ -635,6 +727,8 @@ def compare(folder: pathlib.Path) -> list[str]:
       else:
         meant = check(case)
         said = "agrees" if meant is None else f"agrees, but for {meant}"
+    except _NotHere:
+      said = "not here yet"
     except _Differs as error:
       said = f"DIFFERS in {error}"
     lines.append(f"{about['name']}: {said}")

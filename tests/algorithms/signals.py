@@ -14,6 +14,8 @@ def make(
   returns=None,
   retrieval=None,
   tokens=None,
+  trees=None,
+  nodes=None,
 ) -> Signals:
   """Trajectories of as many policy steps as they have anchors.
 
@@ -24,6 +26,8 @@ def make(
     returns: rewards of the steps; by default the reward on the last one.
     retrieval: retrieval rewards; 0 by default.
     tokens: of each trajectory, all in its first step; by default one a step.
+    trees: of each trajectory; by default one of its own.
+    nodes: ids of the steps; by default none is shared.
   """
   rows = len(rewards)
   if anchors is None:
@@ -39,6 +43,10 @@ def make(
   if tokens is not None:
     kinds = np.ones((rows, tokens), np.int32)
     step_ids = np.zeros((rows, tokens), np.int32)
+  if trees is None:
+    trees = np.arange(rows)
+  if nodes is None:
+    nodes = np.where(policy, np.arange(policy.size).reshape(policy.shape), -1)
   return Signals(
     rewards=jnp.asarray(rewards, jnp.float32),
     group_ids=jnp.asarray(group_ids, jnp.int32),
@@ -54,5 +62,7 @@ def make(
     step_rewards=jnp.asarray(returns, jnp.float32),
     malformed=jnp.zeros(anchors.shape, bool),
     anchors=jnp.asarray(anchors),
+    tree_ids=jnp.asarray(trees, jnp.int32),
+    node_ids=jnp.asarray(nodes, jnp.int32),
     num_groups=int(max(group_ids)) + 1,
   )

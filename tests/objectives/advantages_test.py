@@ -289,3 +289,39 @@ def test_what_whitening_refuses():
     objectives.whiten(ones, where=ones)
   with pytest.raises(ValueError, match="`ddof` must be 0 or 1, got 2"):
     objectives.whiten(ones, where=ones > 0, ddof=2)
+
+
+def test_balanced_advantages_by_hand():
+  # Entropies 0, 1 and 2: mean 1, deviation 1 with ddof 1.
+  entropies = jnp.array([[0.0, 1.0], [2.0, jnp.nan]])
+  where = jnp.array([[True, True], [True, False]])
+  for advantages in (
+    jnp.array([2.0, -1.0]),
+    jnp.array([[2.0] * 2, [-1.0] * 2]),
+  ):
+    np.testing.assert_allclose(
+      objectives.balanced_advantages(
+        advantages, entropies, where=where, weight=0.5
+      ),
+      [[1.0, 2.0], [-1.5, 0.0]],
+      rtol=1e-6,
+    )
+
+
+def test_what_balanced_advantages_refuse():
+  where = jnp.ones((2, 3), bool)
+  with pytest.raises(ValueError, match="`advantages` must have shape"):
+    objectives.balanced_advantages(jnp.ones(3), jnp.ones((2, 3)), where=where)
+  with pytest.raises(ValueError, match="`weight` must be at least 0"):
+    objectives.balanced_advantages(
+      jnp.ones(2), jnp.ones((2, 3)), where=where, weight=-1.0
+    )
+
+
+def test_shared_means_by_hand():
+  means = objectives.shared_means(
+    jnp.array([1.0, 3.0, 8.0]), jnp.array([[0, 1], [0, 3], [4, -1]])
+  )
+  np.testing.assert_array_equal(means, [[2.0, 1.0], [2.0, 3.0], [8.0, 0.0]])
+  with pytest.raises(ValueError, match="`node_ids` must have shape"):
+    objectives.shared_means(jnp.ones(3), jnp.zeros((2, 2), int))

@@ -131,6 +131,8 @@ def _seen(group) -> dict[str, np.ndarray]:
       malformed=signals.malformed,
       anchors=signals.anchors,
       retrieved=signals.retrieved,
+      tree_ids=signals.tree_ids,
+      node_ids=signals.node_ids,
     )
     return signals.rewards
 
@@ -154,6 +156,35 @@ def test_steps_have_rewards_anchors_and_marks(group):
   np.testing.assert_array_equal(
     np.argwhere(seen["retrieved"]), [[0, 1], [1, 1]]
   )
+
+
+def test_trajectories_share_what_was_written_before_a_fork(group):
+  alone = _seen(group)
+  np.testing.assert_array_equal(alone["tree_ids"], [0, 1, 2])
+  np.testing.assert_array_equal(
+    alone["node_ids"], [[0, 1, 2, -1], [4, 5, 6, -1], [8, 9, -1, -1]]
+  )
+  # The first was forked from the second, and the third from the first; the
+  # order of trajectories says nothing.
+  indices = {0: 1, 1: 0, 2: 2}
+  forked = [
+    dataclasses.replace(
+      t, index=indices[row], parent=parent, shared_steps=steps
+    )
+    for row, t, parent, steps in zip(
+      range(3), group, (0, None, 1), (2, 0, 1), strict=True
+    )
+  ]
+  seen = _seen(forked)
+  np.testing.assert_array_equal(seen["tree_ids"], [1, 1, 1])
+  np.testing.assert_array_equal(
+    seen["node_ids"], [[4, 5, 2, -1], [4, 5, 6, -1], [4, 9, -1, -1]]
+  )
+  forked[1] = dataclasses.replace(forked[1], finish_reason=FinishReason.TIMEOUT)
+  seen = _seen(forked)
+  np.testing.assert_array_equal(seen["tree_ids"], [1, -1, 1])
+  np.testing.assert_array_equal(seen["node_ids"][1], [-1] * 4)
+  np.testing.assert_array_equal(seen["node_ids"][2], [4, 9, -1, -1])
 
 
 def _by_step(signals, settings):

@@ -1,0 +1,58 @@
+"""AEPO (Dong et al., 2025): forks, gradients and advantages by entropy.
+
+Advantages of tokens are GRPO's times `1 + 0.2 (H - mean) / std`, where H is the
+token's entropy. The loss is PPO's, whose tokens above the clip range keep a
+gradient as GPPO's do. In the published scripts entropies are never computed,
+so the advantages are GRPO's: `outcome_advantages` with this loss is what made
+the numbers. Mean and deviation are over all policy tokens of the update, the
+authors' over a micro-batch. H is of the policy that sampled, theirs of the
+current one. Rollouts need `forks.BalancedForks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxtyping import Array, Float
+
+from rapo_jax import objectives
+from rapo_jax.algorithms.base import Signals, TokenLoss, outcome_advantages
+from rapo_jax.algorithms.gppo import GradientPreserving
+from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.trajectory import TokenKind
+
+
+@dataclasses.dataclass(frozen=True)
+class BalancedAdvantages:
+  """Outcome advantages, raised where the policy was unsure.
+
+  Attributes:
+    weight: of the normalised entropy.
+  """
+
+  weight: float = 0.2
+
+  def __call__(
+    self, signals: Signals, settings: ObjectiveConfig
+  ) -> Float[Array, "B L"]:
+    """Advantages of tokens; 0 for all but the policy's."""
+    policy = signals.kinds == TokenKind.POLICY
+    return objectives.balanced_advantages(
+      outcome_advantages(signals, settings),
+      signals.entropies,
+      where=policy & (signals.group_ids >= 0)[:, None],
+      weight=self.weight,
+    )
+
+
+LOSS = TokenLoss(GradientPreserving(low_scale=None))
+CHANGES = {
+  "retrieval_coef": 0.0,
+  "shaping_coef": 0.0,
+  "clip_epsilon_low": 0.2,
+  "clip_epsilon_high": 0.2,
+  "dual_clip": 3.0,
+  "aggregation": "token",
+  "aggregation_length": None,
+}
+"""Of the authors' scripts."""

@@ -1,0 +1,35 @@
+"""ARPO (Dong et al., 2025): what was written before a fork is shared.
+
+Soft advantages, the paper's default, are GRPO's: a shared prefix is trained
+once a rollout, with each one's advantage. Hard advantages give it the mean of
+the rollouts that share it. The authors' code has the soft ones alone. Rollouts
+need `forks.EntropyForks`.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Array, Float
+
+from rapo_jax import objectives
+from rapo_jax.algorithms.base import Signals, outcome_advantages
+from rapo_jax.algorithms.settings import ObjectiveConfig
+
+
+def hard_advantages(
+  signals: Signals, settings: ObjectiveConfig
+) -> Float[Array, "B S"]:
+  """Outcome advantages of steps, the mean where rollouts share the step."""
+  advantages = outcome_advantages(signals, settings)
+  return objectives.shared_means(advantages, signals.node_ids)
+
+
+CHANGES = {
+  "retrieval_coef": 0.0,
+  "shaping_coef": 0.0,
+  "clip_epsilon_low": 0.2,
+  "clip_epsilon_high": 0.2,
+  "dual_clip": 3.0,
+  "aggregation": "token",
+  "aggregation_length": None,
+}
+"""Of the authors' scripts; the loss is the clipped one."""

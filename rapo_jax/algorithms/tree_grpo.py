@@ -1,0 +1,62 @@
+"""Tree-GRPO (Ji et al., 2025): leaves are compared in question and in tree.
+
+`A = z over the leaves of the question + z over the leaves of the tree`, with
+GRPO's z. A shared prefix is trained once a leaf, with each leaf's advantage.
+In the authors' code the only leaf of a tree adds its raw reward; here 0.
+Rollouts need `forks.TreeForks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rapo_jax import objectives
+from rapo_jax.algorithms.base import Signals, group_relative
+from rapo_jax.algorithms.settings import ObjectiveConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeAdvantages:
+  """Of leaves.
+
+  Attributes:
+    inter: whether a leaf is compared with all leaves of the question.
+    intra: whether it is compared with the leaves of its tree.
+  """
+
+  inter: bool = True
+  intra: bool = True
+
+  def __call__(
+    self, signals: Signals, settings: ObjectiveConfig
+  ) -> Float[Array, " B"]:
+    """The sum of what is compared."""
+    advantages = jnp.zeros_like(signals.rewards)
+    if self.inter:
+      advantages += group_relative(signals.rewards, signals, settings)
+    if self.intra:
+      advantages += objectives.group_advantages(
+        signals.rewards,
+        signals.tree_ids,
+        num_groups=len(signals.rewards),
+        ddof=settings.advantage_ddof,
+        eps=settings.advantage_eps,
+        std=settings.advantage_std,
+      )
+    return advantages
+
+
+CHANGES = {
+  "retrieval_coef": 0.0,
+  "shaping_coef": 0.0,
+  "clip_epsilon_low": 0.2,
+  "clip_epsilon_high": 0.2,
+  "dual_clip": 3.0,
+  "aggregation": "token",
+  "aggregation_length": None,
+  "kl_coef": 0.001,
+}
+"""Of the authors' scripts; the loss is the clipped one."""

@@ -1,0 +1,162 @@
+"""Fork rules by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rapo_jax.algorithms.forks import (
+  BalancedForks,
+  EntropyForks,
+  Fork,
+  Group,
+  Member,
+  TreeForks,
+  step_uncertainty,
+)
+from rapo_jax.errors import InputError
+
+
+def _drawn(table):
+  """Draws by member and count; one that is not in the table fails."""
+  return lambda place, count: table[place, count]
+
+
+def test_uncertainty_is_a_sum_over_the_first_tokens():
+  entropies = np.asarray([1.0, 2.0, 4.0])
+  assert step_uncertainty(entropies, vocabulary=10, tokens=2) == pytest.approx(
+    3 / math.log(10)
+  )
+  # A short step has less of it.
+  assert step_uncertainty(entropies[:1], vocabulary=10) == pytest.approx(
+    1 / math.log(10)
+  )
+
+
+def test_a_rise_of_entropy_makes_a_fork_likelier():
+  # P = 0.5 + 0.2 * 1 = 0.7 for the first and 0.5 - 0.2 for the second.
+  members = [
+    Member(steps=2, entropy=3.0, first_entropy=2.0),
+    Member(steps=1, entropy=1.0, first_entropy=2.0),
+  ]
+  rule = EntropyForks()
+  group = Group(members, leaves=8)
+  assert rule.forks(group, lambda *_: 0.69) == [Fork(0, 2)]
+  assert rule.forks(group, lambda *_: 0.71) == []
+  assert rule.forks(group, lambda *_: 0.29) == [Fork(0, 2), Fork(1, 1)]
+
+
+def test_forks_end_where_the_room_does():
+  members = [Member(goes_on=False), Member(), Member(), Member()]
+  rule = EntropyForks(copies=2)
+  # Room for three: two of the first, one of the next, and no further draw.
+  table = {(1, 0): 0.0, (1, 1): 0.0, (2, 0): 0.0}
+  forks = rule.forks(Group(members, leaves=7), _drawn(table))
+  assert [fork.parent for fork in forks] == [1, 1, 2]
+  assert rule.forks(Group(members, leaves=4), _drawn({})) == []
+
+
+def test_a_question_that_has_ended_gets_one_more_rollout():
+  ended = [Member(goes_on=False)] * 2
+  assert EntropyForks().forks(Group(ended, leaves=9), _drawn({})) == [
+    Fork(None, 0)
+  ]
+  assert EntropyForks().forks(Group(ended, leaves=2), _drawn({})) == []
+
+
+@pytest.mark.parametrize(
+  ("rule", "leaves", "roots"),
+  [
+    (EntropyForks(), 16, 8),
+    (EntropyForks(), 1, 1),
+    (EntropyForks(initial=6), 16, 6),
+    (EntropyForks(initial=6), 4, 4),
+    (TreeForks(), 6, 2),
+    (TreeForks(trees=1, branches=3, rounds=2), 7, 1),
+  ],
+)
+def test_rollouts_that_begin_at_the_prompt(rule, leaves, roots):
+  assert rule.roots(leaves) == roots
+
+
+def test_forking_in_a_row_has_a_price():
+  rule = BalancedForks()
+  one = [Member(entropy=2.0, first_entropy=1.0)]
+  # (u + 0.2) (1 - 0.05 c) >= 0.5: u >= 0.3 at first, u >= 0.8 after 10 rounds.
+  for streak, border in ((0, 0.3), (10, 0.8)):
+    group = Group(one, leaves=8, streak=streak)
+    assert rule.forks(group, lambda *_, u=border + 0.01: u) == [Fork(0, 1)]
+    assert rule.forks(group, lambda *_, u=border - 0.01: u) == []
+  assert rule.forks(Group(one, leaves=8, streak=20), lambda *_: 0.99) == []
+
+
+@pytest.mark.parametrize(
+  ("entropies", "roots"),
+  [
+    # 16 sigmoid(0.5 * 0) = 8; differences of 2 and -2 give 11.7 and 4.3.
+    ([1.0, 1.0], 9),
+    ([5.0, 1.0], 12),
+    ([1.0, 5.0], 5),
+    ([1000.0, 0.0], 16),
+  ],
+)
+def test_a_rollout_before_says_how_many_begin(entropies, roots):
+  assert BalancedForks().presampled_roots(16, entropies) == roots
+
+
+def test_trees_grow_when_all_have_ended():
+  rule = TreeForks(trees=2, branches=2, rounds=1)
+  # Nodes: the prompt and the steps that are not last.
+  ended = [
+    Member(steps=3, goes_on=False),
+    Member(steps=1, goes_on=False),
+  ]
+  table = {(0, 0): 0.0, (0, 1): 0.99, (1, 0): 0.5, (1, 1): 0.0}
+  assert rule.forks(Group(ended, leaves=6), _drawn(table)) == [
+    Fork(0, 0),
+    Fork(0, 2),
+    Fork(1, 0),
+    Fork(1, 0),
+  ]
+  going = [ended[0], Member()]
+  assert rule.forks(Group(going, leaves=6), _drawn({})) == []
+  assert rule.forks(Group(ended, leaves=6, rounds=1), _drawn({})) == []
+
+
+def test_a_shared_node_is_drawn_once():
+  rule = TreeForks(trees=1, branches=1, rounds=3)
+  # Nodes: the prompt, after step 0 and after step 1 of the first; after step 1
+  # of its fork, which shares one step; nothing of a fork that is a leaf.
+  members = [
+    Member(steps=3, goes_on=False),
+    Member(parent=0, shared_steps=1, steps=3, goes_on=False),
+    Member(parent=1, shared_steps=2, steps=3, goes_on=False),
+  ]
+  found = [
+    rule.forks(Group(members, leaves=4, rounds=2), _drawn({(0, 2): u}))
+    for u in (0.1, 0.3, 0.6, 0.8)
+  ]
+  assert found == [[Fork(0, 0)], [Fork(0, 1)], [Fork(0, 2)], [Fork(1, 2)]]
+
+
+def test_leaves_that_trees_do_not_have():
+  with pytest.raises(
+    InputError, match="have 6 leaves, got num_generations = 8"
+  ):
+    TreeForks().roots(8)
+
+
+@pytest.mark.parametrize(
+  ("rule", "changes"),
+  [
+    (EntropyForks, {"initial": 0}),
+    (EntropyForks, {"probability": 1.5}),
+    (EntropyForks, {"entropy_weight": -0.1}),
+    (BalancedForks, {"streak_penalty": -0.1}),
+    (BalancedForks, {"copies": 0}),
+    (TreeForks, {"branches": 0}),
+  ],
+)
+def test_settings_out_of_range(rule, changes):
+  with pytest.raises(InputError, match=next(iter(changes))):
+    rule(**changes)
