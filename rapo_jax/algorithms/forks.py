@@ -1,119 +1,16 @@
-"""Who is forked when: rules of methods that sample trees.
-
-A rule sees one question at a time, when each of its rollouts stands at the end
-of a step or has ended. Its random numbers belong to the rollouts. So a fork
-depends on no tool's delay, and on no other question.
-"""
+"""Who is forked when: rules of methods that sample trees."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-  """A rollout of a question, at the end of a step.
-
-  Attributes:
-    parent: place in the group of the one that it was forked from; None for one
-      that began at the prompt by itself.
-    shared_steps: steps that were copied from the parent.
-    steps: steps that it has, copied ones too.
-    goes_on: whether it writes another step; False once it has ended.
-    entropy: `step_uncertainty` of its last step.
-    first_entropy: the same of the first step that it wrote itself.
-  """
-
-  parent: int | None = None
-  shared_steps: int = 0
-  steps: int = 1
-  goes_on: bool = True
-  entropy: float = 0.0
-  first_entropy: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-  """The rollouts of one question.
-
-  Attributes:
-    members: in the order in which they began.
-    leaves: rollouts that the question may have in the end.
-    rounds: how often members were added.
-    streak: how often in a row, up to now.
-  """
-
-  members: Sequence[Member]
-  leaves: int
-  rounds: int = 0
-  streak: int = 0
-
-  @property
-  def room(self) -> int:
-    """Rollouts that may still be added."""
-    return self.leaves - len(self.members)
-
-
-class Fork(NamedTuple):
-  """A rollout to be added.
-
-  Attributes:
-    parent: place of the member that is copied; None for one that begins at the
-      prompt, in a tree of its own.
-    steps: first steps of the parent that are kept.
-  """
-
-  parent: int | None
-  steps: int = 0
-
-
-Draw = Callable[[int, int], float]
-"""A number in [0, 1) of a member's stream: its place, and a count from 0 on."""
-
-
-class ForkRule(Protocol):
-  """Which rollouts of a question are forked; a frozen dataclass."""
-
-  def roots(self, leaves: int) -> int:
-    """Rollouts that begin at the prompt, of so many in the end.
-
-    Raises:
-      InputError: the rule does not give this number of leaves.
-    """
-
-  def forks(self, group: Group, draw: Draw) -> list[Fork]:
-    """Rollouts to be added now, at most `group.room`.
-
-    Args:
-      group: each member stands at the end of a step, or has ended.
-      draw: random numbers.
-    """
-
-
-def step_uncertainty(
-  entropies: Float[np.ndarray, " T"], *, vocabulary: int, tokens: int = 20
-) -> float:
-  """How unsure the policy was of a step, as fork rules measure it (ARPO).
-
-  The sum over the first tokens of their entropies, divided by log V. It grows
-  with their number, as in the authors' code. That takes the ten likeliest
-  tokens of each distribution; we take all.
-
-  Args:
-    entropies: of the step's policy tokens in order, nats.
-    vocabulary: number of tokens V, above 1.
-    tokens: how many of the first tokens count.
-  """
-  return float(np.sum(entropies[:tokens]) / math.log(vocabulary))
+from rapo_jax.rollout.forks import Draw, Fork, Group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +48,10 @@ class EntropyForks:
     if self.initial is None:
       return max(leaves // 2, 1)
     return min(self.initial, leaves)
+
+  def slots(self, leaves: int) -> int:
+    """See `ForkRule`; all may be alive."""
+    return leaves
 
   def forks(self, group: Group, draw: Draw) -> list[Fork]:
     """See `ForkRule`."""
@@ -254,6 +155,12 @@ class TreeForks:
         f"{leaves}: set it to {own}."
       )
     return self.trees
+
+  def slots(self, leaves: int) -> int:
+    """See `ForkRule`; trees that have grown need theirs no more."""
+    if self.rounds > 1:
+      return leaves
+    return max(self.trees, self.trees * self.branches)
 
   def forks(self, group: Group, draw: Draw) -> list[Fork]:
     """See `ForkRule`."""

@@ -5,16 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from rapo_jax.algorithms.forks import (
-  BalancedForks,
-  EntropyForks,
-  Fork,
-  Group,
-  Member,
-  TreeForks,
-  step_uncertainty,
-)
+from rapo_jax.algorithms.forks import BalancedForks, EntropyForks, TreeForks
 from rapo_jax.errors import InputError
+from rapo_jax.rollout.forks import Fork, Group, Member, step_uncertainty
 
 
 def _drawn(table):
