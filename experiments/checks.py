@@ -30,7 +30,7 @@ from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir, read_config
 from rapo_jax import models
 from rapo_jax.algorithms import ALGORITHMS, check_algorithm
-from rapo_jax.corpora import open_documents
+from rapo_jax.corpora import Corpus, open_documents
 from rapo_jax.data import (
   check_prefix_preservation,
   check_vocabulary,
@@ -476,18 +476,23 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 def _contents(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """Corpus, encoder and buffer, read as a run reads them."""
+  encoder, problem = None, ""
+  try:
+    encoder = load_encoder(config.encoder)
+  except InputError as error:
+    problem = f"encoder.path: {error}"
   for task in config.tasks:
     for spec in task.tool_specs():
       if isinstance(spec, SearchSpec) and spec.corpus is not None:
         try:
           documents = open_documents(spec.corpus)
+          if isinstance(documents, Corpus) and encoder is not None:
+            documents.retriever(spec.mode, encoder)
           yield "note", f"corpus of {task.name}: {len(documents)} documents"
         except InputError as error:
           yield "problem", f"corpus {spec.corpus} of {task.name}: {error}"
-  try:
-    encoder = load_encoder(config.encoder)
-  except InputError as error:
-    yield "problem", f"encoder.path: {error}"
+  if encoder is None:
+    yield "problem", problem
     return
   buffer = config.buffer
   try:

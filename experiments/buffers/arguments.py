@@ -300,14 +300,14 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="HTML file to write (default: BUFFER.html)",
   )
-  parser.add_argument("--question", type=_text, help="show what it finds")
+  parser.add_argument("--question", type=utf8_text, help="show what it finds")
   _add_history(parser)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
   _add_buffer(parser)
   parser.add_argument(
-    "--question", type=_text, required=True, help="the question"
+    "--question", type=utf8_text, required=True, help="the question"
   )
   _add_history(parser)
 
@@ -316,7 +316,7 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
   _add_encoder(parser)
   parser.add_argument(
     "--history",
-    type=_text,
+    type=utf8_text,
     action="append",
     default=[],
     metavar="STEP",
@@ -324,7 +324,7 @@ def _add_history(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--num_neighbors",
-    type=_at_least_one,
+    type=at_least_one,
     default=5,
     help="steps shown (default: 5)",
   )
@@ -351,7 +351,7 @@ def _add_buffer(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def _text(text: str) -> str:
+def utf8_text(text: str) -> str:
   """What a shell gave, which need not be UTF-8; a type for argparse."""
   try:
     text_files.check_text(text)
@@ -375,7 +375,7 @@ def _number(text: str, rule: str) -> float:
     raise argparse.ArgumentTypeError(f"must be {rule}, got {text!r}") from None
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
   return int(text)

@@ -121,12 +121,8 @@ class CorpusBuilder:
     check_mode(mode)
     if mode != "dense":
       bm25_lib.check_installed()
+    check_room(folder, replace=replace)
     self._folder = files.followed(folder)
-    if self._folder.exists() and not replace:
-      raise InputError(
-        f"there is something at {folder} already: choose another folder, or "
-        "let it be replaced (--replace)."
-      )
     self._input = source_file
     self._encoder = encoder if mode != "bm25" else None
     if self._encoder is None and mode != "bm25":
@@ -140,20 +136,22 @@ class CorpusBuilder:
     self._texts = self._corpus / TEXTS_FOLDER
     with accessing(self._partial):
       self._corpus.mkdir(parents=True, exist_ok=True)
-    with self._locked():
+    with files.locked(self._partial / _LOCK_FILE):
       self._begin()
 
   @contextlib.contextmanager
   def _locked(self) -> Iterator[None]:
     """Waits until no other process works on the build, embedding apart."""
     lock = self._partial / _LOCK_FILE
-    with files.locked(lock):
-      if not lock.exists():
-        raise InputError(
-          f"another process has ended the build of {self._folder} meanwhile: "
-          "nothing is left to do."
-        )
-      yield
+    if lock.exists():
+      with files.locked(lock):
+        if lock.exists():
+          yield
+          return
+    raise InputError(
+      f"another process has ended the build of {self._folder} meanwhile: "
+      "nothing is left to do."
+    )
 
   def _begin(self) -> None:
     """Writes what the corpus is made from, or compares it."""
@@ -334,6 +332,19 @@ class CorpusBuilder:
       vectors[start : start + size] = chunk
     vectors.flush()
     return vectors
+
+
+def check_room(folder: pathlib.Path, *, replace: bool) -> None:
+  """Refuses a folder for a corpus where there is something.
+
+  Raises:
+    InputError: there is, and it is not to be replaced.
+  """
+  if folder.exists() and not replace:
+    raise InputError(
+      f"there is something at {folder} already: choose another folder, or let "
+      "it be replaced (--replace)."
+    )
 
 
 def build(

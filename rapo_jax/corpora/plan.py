@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rapo_jax.errors import InputError
+from rapo_jax.retrieval.index.scann_index import MAX_SHARD_VECTORS
 
 PAPER_PASSAGES = 21_015_324
 """Of the Wikipedia of 2018 that Search-R1 searches."""
@@ -28,7 +29,7 @@ BM25_DISK_BYTES = 8
 HASH_BYTES = 0.25
 """Of the index, on disk and in memory, for each dimension of each vector."""
 INDEX_BYTES = 3.0e9
-"""Memory while a tree of the index is built."""
+"""Memory while a tree of the index is built over 500,000 vectors."""
 BASE_BYTES = 1.0e9
 """Memory of the encoder and the libraries."""
 
@@ -102,7 +103,9 @@ class Plan:
       seconds["embed"] = passages / rates.embedded_s / rates.cores
       seconds["index"] = floats / 384 / INDEXED_S
       disk["index"] = (2 + HASH_BYTES) * floats
-      memory.append(BASE_BYTES + INDEX_BYTES + HASH_BYTES * floats)
+      # Trees are built one by one.
+      tree = INDEX_BYTES * min(1.0, passages / MAX_SHARD_VECTORS)
+      memory.append(BASE_BYTES + tree + HASH_BYTES * floats)
       peak += 3 * 2 * floats + HASH_BYTES * floats
     if words:
       seconds["words"] = num_words / WORDS_S

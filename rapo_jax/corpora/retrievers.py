@@ -101,7 +101,7 @@ class Hybrid:
 
 
 def fused(
-  rankings: Sequence[Int[np.ndarray, " R"]], count: int
+  rankings: Sequence[Int[np.ndarray, " _"]], count: int
 ) -> Int64[np.ndarray, " k"]:
   """Fuses rankings by reciprocal ranks.
 

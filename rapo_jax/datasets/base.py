@@ -79,6 +79,9 @@ class DataSet:
     layouts: the first that matches a file says how it is read.
     parse: reads a row.
     urls: plain files that may be downloaded, by their names.
+    aliases: name of a file that may lie beside the others. Each of its lines
+      has further answers (`aliases`, `demonyms`) of the rows whose `answer_id`
+      is its `Q_id`.
   """
 
   name: str
@@ -87,6 +90,12 @@ class DataSet:
   layouts: tuple[Layout, ...]
   parse: Parse
   urls: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+  aliases: str | None = None
+
+  def read_from(self, path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that `read` reads for one of them."""
+    beside = [] if self.aliases is None else [path.with_name(self.aliases)]
+    return [path, *(file for file in beside if file.is_file())]
 
   def layout(self, path: pathlib.Path) -> Layout | None:
     """The layout of a file; None if this data set has no such file."""
@@ -134,6 +143,9 @@ class DataSet:
         f"{path} is no file of {self.title}: its path must end as one of "
         f"{', '.join(one.pattern for one in self.layouts)}."
       )
+    aliases: dict[str, tuple[str, ...]] = {}
+    for file in self.read_from(path)[1:]:
+      aliases |= _aliases(file)
     rows: list[Row] = []
     left_out = 0
     names = (*QUESTION_KEYS, *ANSWER_KEYS, "messages")
@@ -151,10 +163,36 @@ class DataSet:
         if layout.pattern.endswith("/*.json"):
           # Each row is a file.
           own = f"{path.parent.name}/{path.stem}"
+        known = aliases.get(row.get("answer_id") or "", ())
+        answers = dict.fromkeys((*found.answers, *known))
+        found = found._replace(answers=tuple(answers))
         rows.append(_checked(found, own, where))
     if not rows:
       raise InputError(f"{path} has no question: get the file again.")
     return rows, left_out
+
+
+def _aliases(file: pathlib.Path) -> dict[str, tuple[str, ...]]:
+  """Further answers by the id of an answer.
+
+  Raises:
+    InputError: a line has another form; names it.
+  """
+  found: dict[str, tuple[str, ...]] = {}
+  for number, line in text_files.json_lines(file):
+    fields = line if isinstance(line, Mapping) else {}
+    lists = [fields.get("aliases"), fields.get("demonyms", [])]
+    if not isinstance(fields.get("Q_id"), str) or not all(
+      isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+      for texts in lists
+    ):
+      raise InputError(
+        f"{file}:{number}: a line must have Q_id, a text, and lists of texts "
+        f"under aliases and demonyms, got {line!a:.80}: get the file again."
+      )
+    texts = (text for texts in lists for text in texts)
+    found[line["Q_id"]] = tuple(text for text in texts if text.strip())
+  return found
 
 
 def _checked(row: Row, own_id: str, where: str) -> Row:

@@ -243,7 +243,10 @@ def _prepare_from(
   with accessing(source):
     there = data_set.files(source)
   digests = {
-    split: [_digest(path) for path in paths] for split, paths in there.items()
+    split: [
+      _digest(file) for path in paths for file in data_set.read_from(path)
+    ]
+    for split, paths in there.items()
   }
   made_from = folder / _MADE_FROM
   if made_from.exists():

@@ -1,4 +1,8 @@
-"""Questions over Wikipedia: HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle."""
+"""Questions over Wikipedia: HotpotQA, 2WikiMultihopQA, MuSiQue, Bamboogle.
+
+2WikiMultihopQA's own evaluation also takes the aliases of an answer's Wikidata
+entity, which its publishers put into `id_aliases.json`.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,7 @@ DATA_SETS = (
       Layout("2wiki/test.jsonl", num_rows=200),
     ),
     hotpot_row,
+    aliases="id_aliases.json",
   ),
   DataSet(
     "musique",

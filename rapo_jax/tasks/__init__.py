@@ -29,6 +29,7 @@ from rapo_jax.tasks.tools import (
 )
 from rapo_jax.tasks.web_tools import (
   SearchServerSpec,
+  WebPageSpec,
   WebSearchSpec,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
   "Services",
   "Task",
   "ToolSpec",
+  "WebPageSpec",
   "WebSearchSpec",
   "by_name",
   "check_tool_specs",

@@ -13,6 +13,7 @@ from rapo_jax.tasks.tools import Services
 from rapo_jax.tools import Tool
 from rapo_jax.tools.search_server import SearchServer
 from rapo_jax.tools.web_cache import CacheConfig
+from rapo_jax.tools.web_page import WebPage
 from rapo_jax.tools.web_search import SERPER, SearchApi, WebSearch
 from rapo_jax.tools.web_service import WebLimits
 
@@ -49,6 +50,40 @@ class WebSearchSpec:
       self,
       lambda: WebSearch(
         self.api, top_k=self.top_k, limits=self.limits, cache=self.cache
+      ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class WebPageSpec:
+  """A tool that opens pages of the web.
+
+  Attributes:
+    links: whether the text of a page shows where its links lead.
+    allow_private: whether loopback and private addresses may be opened. An
+      agent could then reach every service that this machine can.
+    limits: how much is fetched. Of a larger page the first bytes are read.
+    cache: keeps the texts, and replays them.
+  """
+
+  links: bool = False
+  allow_private: bool = False
+  limits: WebLimits = WebLimits()
+  cache: CacheConfig = CacheConfig()
+
+  name = WebPage.name
+  description = WebPage.description
+  example = WebPage.example
+
+  def start(self, services: Services, /) -> Tool:
+    """Opens the cache; processes that read pages start with the first one."""
+    return services.opened(
+      self,
+      lambda: WebPage(
+        links=self.links,
+        allow_private=self.allow_private,
+        limits=self.limits,
+        cache=self.cache,
       ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rapo_jax.datasets import DATA_SETS
+from rapo_jax.datasets import DATA_SETS, prepare
 from rapo_jax.errors import InputError, MissingInputError
 from tests.datasets import files
 
@@ -135,3 +135,24 @@ def test_the_first_layout_of_a_split_counts(tmp_path):
     files.write(tmp_path, name, files.FILES["bamboogle/bamboogle.json"][1])
   found = DATA_SETS["bamboogle"].files(tmp_path)
   assert [path.name for path in found["test"]] == ["bamboogle.json"]
+
+
+def test_aliases_of_an_answer_lie_beside(tmp_path):
+  row = {"_id": "w", "question": "Q?", "answer": "A", "answer_id": "Q7"}
+  path = files.write(tmp_path, "2wikimultihopqa/dev.json", [row])
+  data_set = DATA_SETS["2wikimultihopqa"]
+  assert data_set.read(path)[0][0].answers == ("A",)
+  prepare("2wikimultihopqa", path, tmp_path / "prepared")
+  beside = path.with_name("id_aliases.json")
+  beside.write_text(
+    '{"Q_id": "Q7", "aliases": ["B", "A"], "demonyms": ["C"]}\n'
+    '{"Q_id": "Q8", "aliases": ["D"]}\n',
+    encoding="utf-8",
+  )
+  assert data_set.read(path)[0][0].answers == ("A", "B", "C")
+  # What lies beside is a part of what is prepared.
+  prepared = prepare("2wikimultihopqa", path, tmp_path / "prepared")
+  assert prepared.rows("test")[0].answers == ("A", "B", "C")
+  beside.write_text('{"Q_id": "Q7", "aliases": "B"}\n', encoding="utf-8")
+  with pytest.raises(InputError, match=r"id_aliases.json:1: .* lists of texts"):
+    data_set.read(path)

@@ -10,12 +10,18 @@ import pytest
 from experiments import flags, tasks
 from experiments.config import ExperimentConfig
 from rapo_jax.errors import InputError
-from rapo_jax.tasks import FileTask, SearchServerSpec, WebSearchSpec
+from rapo_jax.tasks import (
+  FileTask,
+  SearchServerSpec,
+  WebPageSpec,
+  WebSearchSpec,
+)
 from rapo_jax.tools import SERPER, CacheConfig, WebLimits, check_tools
 from tests.tools.web_server import reply, scripted, serving
 
 SPECS = (
   WebSearchSpec(cache=CacheConfig("web.sqlite", "record")),
+  WebPageSpec(links=True),
   SearchServerSpec("http://search:8000", limits=WebLimits(max_calls=9)),
 )
 
@@ -57,6 +63,13 @@ def test_a_missing_key_is_named_when_the_task_opens(encoder, monkeypatch):
     tasks.running_tools(config_with(WebSearchSpec()), "t", encoder),
   ):
     raise AssertionError
+
+
+def test_pages_and_searches_run_side_by_side(encoder):
+  config = config_with(WebPageSpec(), WebSearchSpec())
+  with tasks.running_tools(config, "t", encoder) as tools:
+    assert sorted(tools) == ["open", "search"]
+    assert tools["open"].call("http://127.0.0.1/").status == "error"
 
 
 @pytest.mark.parametrize("kind", [WebSearchSpec, SearchServerSpec])
