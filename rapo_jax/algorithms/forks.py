@@ -128,43 +128,51 @@ class BalancedForks(EntropyForks):
 class TreeForks:
   """Tree-GRPO (Ji et al., 2025): finished trees grow at random nodes.
 
-  A question has `trees` rollouts. When all have ended, each tree grows
-  `branches` rollouts, `rounds` times. Each begins at a node that is drawn
-  uniformly, with replacement, from the prompt and the steps that are not last.
+  A question has `trees` rollouts. When all have ended, each tree grows as many
+  rollouts as fill the group, in `rounds` equal parts. Each begins at a node
+  that is drawn uniformly, with replacement, from the prompt and the steps that
+  are not last.
 
   Attributes:
     trees: M.
-    branches: N.
     rounds: L.
   """
 
   trees: int = 2
-  branches: int = 2
   rounds: int = 1
 
   def __post_init__(self) -> None:
-    check_numbers(self, "trees", "branches", "rounds", at_least=1)
+    check_numbers(self, "trees", "rounds", at_least=1)
+
+  def branches(self, leaves: int) -> int:
+    """N: rollouts that a tree grows in a round.
+
+    Raises:
+      InputError: these leaves cannot be shared out.
+    """
+    count, rest = divmod(leaves - self.trees, self.trees * self.rounds)
+    if rest or count < 1:
+      raise InputError(
+        f"{self.trees} trees with N branches in each of {self.rounds} rounds "
+        f"have {self.trees} (1 + {self.rounds} N) leaves, got num_generations "
+        f"= {leaves}: choose another."
+      )
+    return count
 
   def roots(self, leaves: int) -> int:
     """See `ForkRule`."""
-    own = self.trees * (1 + self.branches * self.rounds)
-    if leaves != own:
-      raise InputError(
-        f"{self.trees} trees with {self.branches} branches in each of "
-        f"{self.rounds} rounds have {own} leaves, got num_generations = "
-        f"{leaves}: set it to {own}."
-      )
+    self.branches(leaves)
     return self.trees
 
   def slots(self, leaves: int) -> int:
     """See `ForkRule`; trees that have grown need theirs no more."""
     if self.rounds > 1:
       return leaves
-    return max(self.trees, self.trees * self.branches)
+    return max(self.trees, self.trees * self.branches(leaves))
 
   def forks(self, group: Group, draw: Draw) -> list[Fork]:
     """See `ForkRule`."""
-    members = group.members
+    members, branches = group.members, self.branches(group.leaves)
     if group.rounds >= self.rounds or any(m.goes_on for m in members):
       return []
     tree_of: list[int] = []
@@ -177,11 +185,9 @@ class TreeForks:
         Fork(place, step + 1) for step in inner
       )
     return [
-      of_tree[
-        int(draw(tree, self.branches * group.rounds + count) * len(of_tree))
-      ]
+      of_tree[int(draw(tree, branches * group.rounds + count) * len(of_tree))]
       for tree, of_tree in nodes.items()
-      for count in range(self.branches)
+      for count in range(branches)
     ]
 
 

@@ -21,8 +21,8 @@ _CONFIG = dataclasses.replace(
 )
 RULES = {
   "entropy": EntropyForks(initial=2, probability=0.7),
-  "tree": TreeForks(trees=2, branches=2, rounds=1),
-  "deep tree": TreeForks(trees=1, branches=1, rounds=5),
+  "tree": TreeForks(trees=2, rounds=1),
+  "deep tree": TreeForks(trees=1, rounds=5),
 }
 
 
@@ -178,7 +178,7 @@ def test_what_cannot_fork_is_refused(
 ):
   with pytest.raises(InputError, match="needs 6 slots"):
     roll(RULES["entropy"], num_slots=4)
-  with pytest.raises(InputError, match="set it to 6"):
+  with pytest.raises(InputError, match="choose another"):
     roll(RULES["tree"], num_generations=5)
   with pytest.raises(InputError, match="number them"):
     roll(RULES["entropy"], chosen=slice(1, 6))
