@@ -28,6 +28,7 @@ from rapo_jax.tasks.tools import (
   start_tools,
 )
 from rapo_jax.tasks.web_tools import (
+  McpSpec,
   SearchServerSpec,
   WebPageSpec,
   WebSearchSpec,
@@ -39,6 +40,7 @@ __all__ = [
   "Closable",
   "DataSetTask",
   "FileTask",
+  "McpSpec",
   "MixedTask",
   "Opened",
   "OwnAgents",
