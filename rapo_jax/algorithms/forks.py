@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -24,21 +24,24 @@ class Member:
   """A rollout of a question, at the end of a step.
 
   Attributes:
+    entropies: `step_uncertainty` of each of its steps, copied ones too.
     parent: place in the group of the one that it was forked from; None for one
       that began at the prompt by itself.
     shared_steps: steps that were copied from the parent.
-    steps: steps that it has, copied ones too.
     goes_on: whether it writes another step; False once it has ended.
-    entropy: `step_uncertainty` of its last step.
-    first_entropy: the same of the first step that it wrote itself.
+    wrote: whether its last step is new since the rule was asked before.
   """
 
+  entropies: tuple[float, ...] = (0.0,)
   parent: int | None = None
   shared_steps: int = 0
-  steps: int = 1
   goes_on: bool = True
-  entropy: float = 0.0
-  first_entropy: float = 0.0
+  wrote: bool = True
+
+  @property
+  def steps(self) -> int:
+    """Steps that it has."""
+    return len(self.entropies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,31 +123,39 @@ def step_uncertainty(
 class EntropyForks:
   """ARPO (Dong et al., 2025): forks after steps that became less sure.
 
-  At the end of a step each rollout that goes on is forked with probability
-  `p + w (H - H_first)`, in order, while there is room. A question of which
-  none goes on gets one more rollout from the prompt.
+  When a rollout has written a step after a tool's result it is forked with
+  probability `p + w (H - H_first)`, in order, while there is room. A question
+  of which none goes on, and none is forked, gets one more rollout from the
+  prompt.
 
-  The paper measures the tokens after a tool's result, and forks there. The
-  authors' code measures the step before the result. It also compares with what
-  another question left behind, from the second batch on; here `H_first` is the
-  rollout's own.
+  The paper compares the step with the rollout's first one, and forks before it:
+  `at="measured"`. The authors' code compares with the first step that the
+  rollout wrote itself, in the first step too. It forks after the step and the
+  result that follows: `at="next"`. From the second batch on it compares with
+  what another question left behind, which is left out.
 
   Attributes:
     initial: rollouts that begin at the prompt; None for half of them.
     copies: most forks of a rollout at one boundary.
     probability: `p`.
     entropy_weight: `w`, per unit of `step_uncertainty`.
+    at: "measured" or "next", see above.
   """
 
   initial: int | None = None
   copies: int = 1
   probability: float = 0.5
   entropy_weight: float = 0.2
+  at: Literal["measured", "next"] = "measured"
 
   def __post_init__(self) -> None:
     check_numbers(self, "initial", "copies", at_least=1)
     check_numbers(self, "probability", at_least=0, at_most=1)
     check_numbers(self, "entropy_weight", at_least=0)
+    if self.at not in ("measured", "next"):
+      raise InputError(
+        f"at must be measured or next, got {self.at!r}: correct it."
+      )
 
   def roots(self, leaves: int) -> int:
     """See `ForkRule`."""
@@ -154,17 +165,28 @@ class EntropyForks:
 
   def forks(self, group: Group, draw: Draw) -> list[Fork]:
     """See `ForkRule`."""
-    going = [i for i, member in enumerate(group.members) if member.goes_on]
-    if not going:
-      return [Fork(None)] if group.room > 0 else []
     added: list[Fork] = []
-    for place in going:
-      member = group.members[place]
+    for place, member in enumerate(group.members):
+      fork, rise = self._fork(place, member)
+      if fork is None:
+        continue
       for count in range(min(self.copies, group.room - len(added))):
-        rise = member.entropy - member.first_entropy
         if self.accepts(draw(place, count), rise, group.streak):
-          added.append(Fork(place, member.steps))
-    return added
+          added.append(fork)
+    going = any(member.goes_on for member in group.members)
+    return added or ([] if going or group.room <= 0 else [Fork(None)])
+
+  def _fork(self, place: int, member: Member) -> tuple[Fork | None, float]:
+    """The fork of a member, None if it has none now; and H - H_first."""
+    if self.at == "next":
+      if not member.goes_on:
+        return None, 0.0
+      first = member.entropies[member.shared_steps]
+      return Fork(place, member.steps), member.entropies[-1] - first
+    if not member.wrote or member.steps < 2:
+      return None, 0.0
+    rise = member.entropies[-1] - member.entropies[0]
+    return Fork(place, member.steps - 1), rise
 
   def accepts(self, drawn: float, rise: float, streak: int) -> bool:
     """Whether a rollout is forked.
