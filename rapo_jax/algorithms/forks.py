@@ -5,43 +5,52 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
-from rapo_jax.rollout.forks import Draw, Fork, Group
+from rapo_jax.rollout.forks import Draw, Fork, Group, Member
 
 
 @dataclasses.dataclass(frozen=True)
 class EntropyForks:
   """ARPO (Dong et al., 2025): forks after steps that became less sure.
 
-  At the end of a step each rollout that goes on is forked with probability
-  `p + w (H - H_first)`, in order, while there is room. A question of which
-  none goes on gets one more rollout from the prompt.
+  When a rollout has written a step after a tool's result it is forked with
+  probability `p + w (H - H_first)`, in order, while there is room. A question
+  of which none goes on, and none is forked, gets one more rollout from the
+  prompt.
 
-  The paper measures the tokens after a tool's result, and forks there. The
-  authors' code measures the step before the result. It also compares with what
-  another question left behind, from the second batch on; here `H_first` is the
-  rollout's own.
+  The paper compares the step with the rollout's first one, and forks before it:
+  `at="measured"`. The authors' code compares with the first step that the
+  rollout wrote itself, in the first step too. It forks after the step and the
+  result that follows: `at="next"`. From the second batch on it compares with
+  what another question left behind, which is left out.
 
   Attributes:
     initial: rollouts that begin at the prompt; None for half of them.
     copies: most forks of a rollout at one boundary.
     probability: `p`.
     entropy_weight: `w`, per unit of `step_uncertainty`.
+    at: "measured" or "next", see above.
   """
 
   initial: int | None = None
   copies: int = 1
   probability: float = 0.5
   entropy_weight: float = 0.2
+  at: Literal["measured", "next"] = "measured"
 
   def __post_init__(self) -> None:
     check_numbers(self, "initial", "copies", at_least=1)
     check_numbers(self, "probability", at_least=0, at_most=1)
     check_numbers(self, "entropy_weight", at_least=0)
+    if self.at not in ("measured", "next"):
+      raise InputError(
+        f"at must be measured or next, got {self.at!r}: correct it."
+      )
 
   def roots(self, leaves: int) -> int:
     """See `ForkRule`."""
@@ -55,17 +64,28 @@ class EntropyForks:
 
   def forks(self, group: Group, draw: Draw) -> list[Fork]:
     """See `ForkRule`."""
-    going = [i for i, member in enumerate(group.members) if member.goes_on]
-    if not going:
-      return [Fork(None)] if group.room > 0 else []
     added: list[Fork] = []
-    for place in going:
-      member = group.members[place]
+    for place, member in enumerate(group.members):
+      fork, rise = self._fork(place, member)
+      if fork is None:
+        continue
       for count in range(min(self.copies, group.room - len(added))):
-        rise = member.entropy - member.first_entropy
         if self.accepts(draw(place, count), rise, group.streak):
-          added.append(Fork(place, member.steps))
-    return added
+          added.append(fork)
+    going = any(member.goes_on for member in group.members)
+    return added or ([] if going or group.room <= 0 else [Fork(None)])
+
+  def _fork(self, place: int, member: Member) -> tuple[Fork | None, float]:
+    """The fork of a member, None if it has none now; and H - H_first."""
+    if self.at == "next":
+      if not member.goes_on:
+        return None, 0.0
+      first = member.entropies[member.shared_steps]
+      return Fork(place, member.steps), member.entropies[-1] - first
+    if not member.wrote or member.steps < 2:
+      return None, 0.0
+    rise = member.entropies[-1] - member.entropies[0]
+    return Fork(place, member.steps - 1), rise
 
   def accepts(self, drawn: float, rise: float, streak: int) -> bool:
     """Whether a rollout is forked.

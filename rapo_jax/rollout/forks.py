@@ -27,21 +27,24 @@ class Member:
   """A rollout of a question, at the end of a step.
 
   Attributes:
+    entropies: `step_uncertainty` of each of its steps, copied ones too.
     parent: place in the group of the one that it was forked from; None for one
       that began at the prompt by itself.
     shared_steps: steps that were copied from the parent.
-    steps: steps that it has, copied ones too.
     goes_on: whether it writes another step; False once it has ended.
-    entropy: `step_uncertainty` of its last step.
-    first_entropy: the same of the first step that it wrote itself.
+    wrote: whether its last step is new since the rule was asked before.
   """
 
+  entropies: tuple[float, ...] = (0.0,)
   parent: int | None = None
   shared_steps: int = 0
-  steps: int = 1
   goes_on: bool = True
-  entropy: float = 0.0
-  first_entropy: float = 0.0
+  wrote: bool = True
+
+  @property
+  def steps(self) -> int:
+    """Steps that it has."""
+    return len(self.entropies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Branch(Protocol):
 
   @property
   def uncertainties(self) -> Sequence[float]:
-    """`step_uncertainty` of the steps that it wrote itself, at least one."""
+    """`step_uncertainty` of its steps, copied ones too, at least one."""
 
 
 T = TypeVar("T", bound=Branch)
@@ -184,6 +187,7 @@ class Family(Generic[T]):
     self._leaves = len(self._waiting)
     self._rounds = self._streak = 0
     self._standing: set[int] = set()
+    self._known: set[int] = set()
     self.members: list[T] = []
     self.slots: list[int] = []
 
@@ -234,6 +238,9 @@ class Family(Generic[T]):
       forks = [Fork(None)]
     self._check(forks)
     self._standing.clear()
+    self._known.update(
+      place for place, member in enumerate(self.members) if member.ended
+    )
     self._streak = self._streak + 1 if forks else 0
     self._rounds += bool(forks)
     return released, [(self._begin(), fork) for fork in forks]
@@ -246,17 +253,15 @@ class Family(Generic[T]):
   def _described(self, place: int) -> Member:
     member = self.members[place]
     return Member(
+      entropies=tuple(member.uncertainties),
       parent=member.parent,
       shared_steps=member.shared_steps,
-      # The last step of one that has ended has no observation.
-      steps=member.num_cuts + member.ended,
       goes_on=not member.ended,
-      entropy=member.uncertainties[-1],
-      first_entropy=member.uncertainties[0],
+      wrote=place not in self._known,
     )
 
   def _draw(self, place: int, count: int) -> float:
-    steps = self._described(place).steps
+    steps = len(self.members[place].uncertainties)
     key = (_STREAM, *self._key, place, steps, count)
     return float(np.random.default_rng(key).random())
 

@@ -98,6 +98,7 @@ class _Sequence:
       self.length = cut.length
       self.segments = parent.segments[: cut.segments]
       self.cuts = parent.cuts[: fork.steps]
+      self.uncertainties = parent.uncertainties[: fork.steps]
       self.episode = dataclasses.replace(
         cut.episode, steps=[*cut.episode.steps], events=[*cut.episode.events]
       )

@@ -50,7 +50,7 @@ class Services(Protocol):
 class ToolSpec(Described, Protocol):
   """A tool that is still to be started.
 
-  A spec may have `paths`, as a task has them.
+  A spec may have `paths` and `check()`, as a task has them.
   """
 
   def start(self, services: Services, /) -> Tool:

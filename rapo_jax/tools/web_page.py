@@ -84,11 +84,8 @@ class WebPage(WebTool):
         none.
     """
     cache = cache or CacheConfig()
-    if cache.mode != "replay" and not importlib.util.find_spec("trafilatura"):
-      raise InputError(
-        "the text of web pages is found by trafilatura, which is not "
-        "installed: pip install -e '.[search]'."
-      )
+    if cache.mode != "replay":
+      check_installed()
     # One site that is down says nothing of the others.
     super().__init__(
       WebService("page", limits or WebLimits(), cache, guarded=False)
@@ -194,6 +191,19 @@ class WebPage(WebTool):
       if error.late:
         raise self._service.late() from error
       raise self._service.failed("did not answer", str(error)) from error
+
+
+def check_installed() -> None:
+  """Checks that pages can be read.
+
+  Raises:
+    InputError: trafilatura is not installed.
+  """
+  if not importlib.util.find_spec("trafilatura"):
+    raise InputError(
+      "the text of web pages is found by trafilatura, which is not "
+      "installed: pip install -e '.[search]'."
+    )
 
 
 def _error(text: str) -> NoResult:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from experiments import flags, tasks
+from experiments import checks, flags, tasks
 from experiments.config import ExperimentConfig
 from rapo_jax.data import system_prompt
 from rapo_jax.errors import InputError
@@ -76,6 +76,31 @@ def test_pages_and_searches_run_side_by_side(encoder):
   with tasks.running_tools(config, "t", encoder) as tools:
     assert sorted(tools) == ["open", "search"]
     assert tools["open"].call("http://127.0.0.1/").status == "error"
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    (WebSearchSpec(), "export SERPER_API_KEY="),
+    (WebSearchSpec(cache=CacheConfig("no", "replay")), "no does not: record"),
+    (WebPageSpec(cache=CacheConfig("no", "replay")), "no does not: record"),
+    (SearchServerSpec("http://x", token="SERPER_API_KEY"), "export SERPER_API"),
+    (McpSpec("x", ("no-such-server",)), "'no-such-server' is not found"),
+    (McpSpec("x", ("sh",), environment=("SERPER_API_KEY",)), "export SERPER_A"),
+  ],
+)
+def test_what_is_missing_is_said_before_a_run_begins(
+  spec, message, monkeypatch
+):
+  monkeypatch.delenv("SERPER_API_KEY")
+  with pytest.raises(InputError, match=message):
+    spec.check()
+
+
+def test_a_run_checks_its_tools_first(monkeypatch):
+  monkeypatch.delenv("SERPER_API_KEY")
+  with pytest.raises(InputError, match="the task t: the key of a search serv"):
+    checks.quick_checks(config_with(WebSearchSpec()), "train")
 
 
 SERVER = pathlib.Path(__file__).parents[1] / "tools" / "mcp_server.py"

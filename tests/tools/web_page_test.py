@@ -200,8 +200,7 @@ def test_a_head_that_drips():
   assert result.status == "timeout"
 
 
-def test_a_certificate_that_nobody_signed_and_no_server(tool, server):
-  # The server speaks no TLS.
+def test_a_server_that_speaks_no_tls_and_one_that_is_not_there(tool, server):
   https = server.url.replace("http:", "https:")
   assert tool.call(f"{https}/bridge").status == "failed"
   assert tool.call("http://127.0.0.1:9/").status == "failed"
