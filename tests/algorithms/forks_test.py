@@ -5,16 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from rapo_jax.algorithms.forks import (
-  BalancedForks,
-  EntropyForks,
-  Fork,
-  Group,
-  Member,
-  TreeForks,
-  step_uncertainty,
-)
+from rapo_jax.algorithms.forks import BalancedForks, EntropyForks, TreeForks
 from rapo_jax.errors import InputError
+from rapo_jax.rollout.forks import Fork, Group, Member, step_uncertainty
 
 
 def _drawn(table):
@@ -102,7 +95,7 @@ def test_a_question_that_has_ended_gets_one_more_rollout():
     (EntropyForks(initial=6), 16, 6),
     (EntropyForks(initial=6), 4, 4),
     (TreeForks(), 6, 2),
-    (TreeForks(trees=1, branches=3, rounds=2), 7, 1),
+    (TreeForks(trees=1, rounds=2), 7, 1),
   ],
 )
 def test_rollouts_that_begin_at_the_prompt(rule, leaves, roots):
@@ -135,7 +128,7 @@ def test_a_rollout_before_says_how_many_begin(entropies, roots):
 
 
 def test_trees_grow_when_all_have_ended():
-  rule = TreeForks(trees=2, branches=2, rounds=1)
+  rule = TreeForks(trees=2, rounds=1)
   # Nodes: the prompt and the steps that are not last.
   ended = _members((0.0,) * 3, (0.0,), goes_on=False)
   table = {(0, 0): 0.0, (0, 1): 0.99, (1, 0): 0.5, (1, 1): 0.0}
@@ -151,7 +144,7 @@ def test_trees_grow_when_all_have_ended():
 
 
 def test_a_shared_node_is_drawn_once():
-  rule = TreeForks(trees=1, branches=1, rounds=3)
+  rule = TreeForks(trees=1, rounds=3)
   # Nodes: the prompt, after step 0 and after step 1 of the first; after step 1
   # of its fork, which shares one step; nothing of a fork that is a leaf.
   members = [
@@ -168,9 +161,9 @@ def test_a_shared_node_is_drawn_once():
 
 def test_leaves_that_trees_do_not_have():
   with pytest.raises(
-    InputError, match="have 6 leaves, got num_generations = 8"
+    InputError, match=r"have 2 \(1 \+ 1 N\) leaves, got num_generations = 7"
   ):
-    TreeForks().roots(8)
+    TreeForks().roots(7)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +175,7 @@ def test_leaves_that_trees_do_not_have():
     (EntropyForks, {"at": "end"}),
     (BalancedForks, {"streak_penalty": -0.1}),
     (BalancedForks, {"copies": 0}),
-    (TreeForks, {"branches": 0}),
+    (TreeForks, {"rounds": 0}),
   ],
 )
 def test_settings_out_of_range(rule, changes):

@@ -13,13 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rapo_jax.algorithms.forks import (
-  BalancedForks,
-  EntropyForks,
-  Group,
-  Member,
-  step_uncertainty,
-)
+from rapo_jax.algorithms.forks import BalancedForks, EntropyForks
+from rapo_jax.rollout.forks import Group, Member, step_uncertainty
 
 
 @dataclasses.dataclass
