@@ -56,7 +56,7 @@ def test_they_are_chosen_and_set_on_the_command_line():
   config = flags.apply_overrides(
     given,
     [
-      f"{flag}=web_search,open",
+      f"{flag}=web_search,web_page",
       f"{flag}.search.top_k=7",
       f"{flag}.search.limits.max_cost=5",
       f"{flag}.search.cache.path=web.sqlite",
