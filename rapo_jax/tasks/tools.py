@@ -111,13 +111,6 @@ class SearchSpec:
     return services.search(documents, mode=self.mode, top_k=self.top_k)
 
 
-TOOLS: Mapping[str, Tool | ToolSpec] = {
-  "search": SearchSpec(),
-  "python": PythonSpec(),
-}
-"""Tools that a task can be given by name, on the command line."""
-
-
 def start_tools(
   specs: Iterable[Tool | ToolSpec], services: Services
 ) -> dict[str, Tool]:
