@@ -50,6 +50,25 @@ def test_a_config_holds_it_without_its_key(spec):
   assert hash(spec) == hash(dataclasses.replace(spec))
 
 
+def test_they_are_chosen_and_set_on_the_command_line():
+  given = ExperimentConfig(name="t", tasks=(FileTask("t"),))
+  flag = "--config.tasks.t.tools"
+  config = flags.apply_overrides(
+    given,
+    [
+      f"{flag}=web_search,web_page",
+      f"{flag}.search.top_k=7",
+      f"{flag}.search.limits.max_cost=5",
+      f"{flag}.search.cache.path=web.sqlite",
+      f"{flag}.open.links=true",
+    ],
+  )
+  search, page = config.task("t").tool_specs()
+  assert (search.top_k, search.limits.max_cost) == (7, 5.0)
+  assert search.cache == CacheConfig("web.sqlite")
+  assert page == WebPageSpec(links=True)
+
+
 def test_it_runs_while_its_task_does(encoder):
   answer = reply({"organic": [{"title": "T", "link": "L", "snippet": "S"}]})
   with serving(scripted(answer)) as server:
