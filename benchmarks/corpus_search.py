@@ -35,7 +35,7 @@ import numpy as np
 from benchmarks import corpus_passages, index_texts
 from rapo_jax import corpora, retrieval
 from rapo_jax.corpora.plan import PAPER_PASSAGES, Plan, Rates
-from rapo_jax.corpora.retrievers import fused
+from rapo_jax.corpora.retrievers import FUSED, fused
 
 _TOP = 3
 _TARGETS = {"recall_at_3": 0.95, "open_s": 5.0}
@@ -183,11 +183,12 @@ def _nearest(vectors: np.ndarray, queries: np.ndarray, top: int) -> np.ndarray:
 
 
 def _recall(found: np.ndarray, exact: np.ndarray) -> float:
+  """Share of what exact search finds that is found; -1 is nothing."""
   hits = sum(
-    len(set(a) & set(b))
+    len((set(a) & set(b)) - {-1})
     for a, b in zip(found.tolist(), exact.tolist(), strict=True)
   )
-  return round(hits / exact.size, 4)
+  return round(hits / int((exact >= 0).sum()), 4)
 
 
 def _exact(
@@ -195,9 +196,8 @@ def _exact(
 ) -> dict[str, np.ndarray]:
   """What exact search finds, by mode; words are always searched exactly."""
   corpus = corpora.open_corpus(folder / "corpus")
-  depth = 24
-  nearest = _nearest(vectors, np.load(folder / "queries.npy"), depth)
-  by_words = corpus.retriever("bm25").search(queries, depth)
+  nearest = _nearest(vectors, np.load(folder / "queries.npy"), FUSED)
+  by_words = corpus.retriever("bm25").search(queries, FUSED)
   both = [fused(pair, _TOP) for pair in zip(nearest, by_words, strict=True)]
   return {
     "dense": nearest[:, :_TOP],
