@@ -90,6 +90,7 @@ def ask(
   max_bytes: int,
   retries: Retries,
   before: Callable[[], None] = lambda: None,
+  cut: bool = False,
 ) -> Answer:
   """The answer to a request that may be repeated.
 
@@ -100,6 +101,8 @@ def ask(
     max_bytes: most bytes of an answer, decoded.
     retries: when it is made again.
     before: called before each time that it is made; may raise.
+    cut: whether an answer that is larger is read as far as it may, and is no
+      failure.
 
   Returns:
     The last answer, whatever its status.
@@ -112,7 +115,7 @@ def ask(
     answer, failure, retry_after_s = None, None, 0.0
     before()
     try:
-      answer = _answer(client, request, deadline, max_bytes)
+      answer = _answer(client, request, deadline, max_bytes, cut=cut)
     # A false content encoding raises a DecodingError, which is no
     # TransportError.
     except (httpx2.TransportError, httpx2.DecodingError) as error:
@@ -136,7 +139,12 @@ def ask(
 
 
 def _answer(
-  client: httpx2.Client, request: Request, deadline: float, max_bytes: int
+  client: httpx2.Client,
+  request: Request,
+  deadline: float,
+  max_bytes: int,
+  *,
+  cut: bool,
 ) -> Answer:
   """One answer, read no longer than there is time and no further than fits."""
   content = bytearray()
@@ -150,6 +158,9 @@ def _answer(
   ) as response:
     for chunk in response.iter_bytes():
       content += chunk
+      if len(content) > max_bytes and cut:
+        del content[max_bytes:]
+        break
       if len(content) > max_bytes:
         raise TooLargeError(
           f"an answer may have {max_bytes} bytes, and this one has more"

@@ -29,6 +29,17 @@ class TokenKind(enum.IntEnum):
   RETRIEVED = 3
 
 
+class Source(enum.IntEnum):
+  """Who wrote a trajectory, and when."""
+
+  POLICY = 0
+  """The policy, for this update."""
+  REPLAY = 1
+  """The policy of an earlier update."""
+  AGENT = 2
+  """Another agent; its tokens are of the kind `POLICY` all the same."""
+
+
 class FinishReason(enum.StrEnum):
   """Why a trajectory ended."""
 
@@ -134,6 +145,7 @@ class Trajectory:
     parent: index in the group of the trajectory that it was forked from; None
       for one that began at the prompt by itself.
     shared_steps: first steps that were copied from the parent.
+    source: who wrote it. Another agent's has no log-probabilities.
   """
 
   tokens: Int[np.ndarray, " T"]
@@ -151,6 +163,7 @@ class Trajectory:
   buffer_version: int | None = None
   parent: int | None = None
   shared_steps: int = 0
+  source: Source = Source.POLICY
 
   @property
   def policy_mask(self) -> Bool[np.ndarray, " T"]:

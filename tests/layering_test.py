@@ -25,6 +25,7 @@ LAYERS = {
   "rapo_jax.files": 1,
   "rapo_jax.http_client": 1,
   "rapo_jax.ranges": 1,
+  "rapo_jax.server_process": 1,
   "rapo_jax.text_files": 1,
   "rapo_jax.web_address": 1,
   "rapo_jax.trajectory": 1,

@@ -16,6 +16,7 @@ DOCUMENTS = (
   "docs/retrieval.md",
   "docs/scale.md",
   "docs/semantics.md",
+  "docs/web_tools.md",
 )
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")

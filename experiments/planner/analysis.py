@@ -295,6 +295,7 @@ def costliest(
     kind = (
       method.loss.segment,
       packed_columns(method.loss),
+      "proximal_log_probs" in method.loss.columns,
       settings.kl_coef > 0,
       settings.entropy_coef > 0,
     )

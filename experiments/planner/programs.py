@@ -27,6 +27,7 @@ from rapo_jax.training import (
   empty_batch,
   make_optimizer,
   packed_columns,
+  score_proximal,
   score_reference,
   update_minibatch,
 )
@@ -260,6 +261,8 @@ class Programs:
       yield self._insert()
     elif self._algorithm:
       yield self._log_probs()
+      if self._reads_proximal(self._algorithm):
+        yield self._score_proximal(self._algorithm)
       if self._objective.kl_coef:
         yield self._score_reference(self._algorithm)
       yield self._update(self._algorithm)
@@ -488,6 +491,24 @@ class Programs:
       phase="update",
     )
 
+  @staticmethod
+  def _reads_proximal(algorithm: Algorithm) -> bool:
+    """Whether a loss reads what is scored before the first minibatch."""
+    return "proximal_log_probs" in algorithm.loss.columns
+
+  def _score_proximal(self, algorithm: Algorithm) -> Program:
+    return self._program(
+      "proximal",
+      score_proximal,
+      self.train_model,
+      self._minibatch(algorithm),
+      **self._scoring,
+      trips=self._update_trips,
+      calls=self._update_calls // self._config.update.epochs,
+      beside=("optimizer", "reference"),
+      phase="update",
+    )
+
   def _score_reference(self, algorithm: Algorithm) -> Program:
     copied = self._reference is not None
     return self._program(
@@ -504,14 +525,16 @@ class Programs:
 
   def _update(self, algorithm: Algorithm) -> Program:
     batch = self._minibatch(algorithm)
-    if self._objective.kl_coef:
-      batch = self._placed_batch(
-        jax.eval_shape(
-          functools.partial(score_reference, **self._scoring),
-          self.train_model,
-          batch,
+    scored = (
+      (score_proximal, self._reads_proximal(algorithm)),
+      (score_reference, self._objective.kl_coef > 0),
+    )
+    for score, needed in scored:
+      if needed:
+        function = functools.partial(score, **self._scoring)
+        batch = self._placed_batch(
+          jax.eval_shape(function, self.train_model, batch)
         )
-      )
     return self._program(
       "update",
       update_minibatch,

@@ -36,6 +36,8 @@ COLUMNS = {
   "entropies": "of the distribution that the token was sampled from, nats",
   "reference_log_probs": "under the reference policy; needs kl_coef above 0",
   "step_ids": "step of the token",
+  "source": "`Source` of the token's trajectory, as a number",
+  "proximal_log_probs": "under the policy before the update; scored for it",
   "segment_log_ratio": "mean log-ratio of the token's segment; needs `segment`",
 }
 """What a token loss can read, by name."""
@@ -71,6 +73,7 @@ class Signals:
       one; -1 for one that does not count.
     node_ids: id of each step, in [0, B * S): trajectories share those of the
       steps before a fork; -1 for what is no step, or does not count.
+    sources: `Source` of each trajectory.
     num_groups: number of questions.
   """
 
@@ -88,6 +91,7 @@ class Signals:
   anchors: Int[Array, "B S"]
   tree_ids: Int[Array, " B"]
   node_ids: Int[Array, "B S"]
+  sources: Int[Array, " B"]
   num_groups: int = dataclasses.field(metadata={"static": True})
 
 

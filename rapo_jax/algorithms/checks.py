@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from rapo_jax.algorithms.base import COLUMNS, Algorithm, Signals, TokenLoss
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.errors import InputError
-from rapo_jax.trajectory import TokenKind
+from rapo_jax.trajectory import Source, TokenKind
 
 # What a loss must not read where its tokens are masked.
 _GARBAGE = float("nan")
@@ -101,7 +101,8 @@ def _check_loss(algorithm: Algorithm, settings: ObjectiveConfig) -> None:
   columns = {name: rng.uniform(0.1, 0.9, 8) for name in COLUMNS}
   columns["advantages"] = np.asarray([1.0, -1.0, 0.5, -0.5] * 2)
   log_probs = -rng.uniform(0.5, 1.5, 8)
-  for name in ("old_log_probs", "reference_log_probs"):
+  columns["source"] = np.asarray([*Source] * 3)[:8].astype(float)
+  for name in ("old_log_probs", "reference_log_probs", "proximal_log_probs"):
     columns[name] = log_probs + rng.uniform(-0.1, 0.1, 8)
   columns = {name: columns[name] for name in loss.columns}
   clean = _tried(algorithm, loss, settings, log_probs, columns)
@@ -217,5 +218,6 @@ def _signals() -> Signals:
     anchors=jnp.asarray(np.where(retrieved, -1, anchors)),
     tree_ids=jnp.arange(6, dtype=jnp.int32),
     node_ids=jnp.arange(18, dtype=jnp.int32).reshape(6, 3),
+    sources=jnp.asarray([Source.POLICY] * 5 + [Source.AGENT], jnp.int32),
     num_groups=2,
   )

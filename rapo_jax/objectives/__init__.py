@@ -36,6 +36,7 @@ from rapo_jax.objectives.advantages import (
   leave_one_out_advantages,
   overlong_penalty,
   rapo_advantages,
+  reference_advantages,
   shared_means,
   step_returns,
   whiten,
@@ -61,6 +62,8 @@ from rapo_jax.objectives.retrieval import (
 from rapo_jax.objectives.token_losses import (
   clipped_weight_loss,
   gradient_preserving_loss,
+  mixed_policy_loss,
+  replay_loss,
 )
 
 __all__ = [
@@ -74,11 +77,14 @@ __all__ = [
   "kl_estimate",
   "leave_one_out_advantages",
   "loss_weights",
+  "mixed_policy_loss",
   "overlong_penalty",
   "rapo_advantages",
   "rapo_loss",
   "rapo_metrics",
   "rapo_token_loss",
+  "reference_advantages",
+  "replay_loss",
   "retrieval_quality",
   "retrieval_reward",
   "retrieved_fraction",

@@ -72,6 +72,70 @@ def group_advantages(
   return masked.select(centred, live) / masked.select(scale, live, 1.0)
 
 
+def reference_advantages(
+  rewards: chex.Array,
+  group_ids: chex.Array,
+  reference: chex.Array,
+  *,
+  num_groups: int,
+  ddof: int = 1,
+  eps: chex.Numeric = 1e-6,
+  std: bool = True,
+) -> jax.Array:
+  """Rewards relative to some of the group, such as the policy's own rollouts.
+
+  `(r - mean) / (std + eps)` with mean and deviation over the group's rows in
+  `reference` (LUFFY's variant beside a supervised loss: Yan et al., 2025). A
+  deviation of 0 counts as 1. Then the success of another agent stands out
+  among failures of the policy.
+
+  Args:
+    rewards: one reward a trajectory, `[B]`.
+    group_ids: group of each trajectory, int `[B]`; a row whose id is outside
+      of [0, `num_groups`) belongs to no group and gets 0.
+    reference: rows that the others are compared with, bool `[B]`.
+    num_groups: number of groups; static.
+    ddof: 1 for the unbiased variance, 0 for the biased one.
+    eps: added to the standard deviation, >= 0.
+    std: False leaves the division out.
+
+  Returns:
+    Advantages, `[B]`; 0 in a group without any reference.
+
+  Raises:
+    ValueError: on shapes that differ or a number out of its range.
+  """
+  rewards = checks.as_float(rewards)
+  checks.check_rank("rewards", rewards, "B")
+  group_ids = checks.as_ids("group_ids", group_ids, rewards.shape, "`rewards`")
+  reference = checks.as_mask("reference", reference, rewards.shape, "`rewards`")
+  checks.check_count("num_groups", num_groups)
+  checks.check_at_least("eps", eps, 0)
+  if ddof not in (0, 1):
+    raise ValueError(f"`ddof` must be 0 or 1, got {ddof!r}; verl's is 1")
+  where = (group_ids >= 0) & (group_ids < num_groups)
+  compared = where & reference
+  rewards = masked.select(rewards, where)
+  count = masked.segment_count(
+    group_ids, compared, num_groups, dtype=rewards.dtype
+  )
+  known = where & (masked.take_segment(count, group_ids, where) > 0)
+  mean = masked.segment_mean(rewards, group_ids, compared, num_groups)
+  mean = masked.take_segment(mean, group_ids, where)
+  equal = masked.segment_is_constant(rewards, group_ids, compared, num_groups)
+  same = masked.take_segment(equal.astype(int), group_ids, where) > 0
+  # Of equal rewards the mean may differ in its last bit.
+  centred = masked.select(rewards - mean, known & ~(same & compared))
+  if not std:
+    return centred
+  squares = masked.segment_sum(
+    jnp.square(centred), group_ids, compared, num_groups
+  )
+  variance = masked.select(squares / jnp.maximum(count - ddof, 1), ~equal, 1.0)
+  scale = masked.take_segment(jnp.sqrt(variance) + eps, group_ids, where)
+  return centred / masked.select(scale, known, 1.0)
+
+
 def leave_one_out_advantages(
   rewards: chex.Array, group_ids: chex.Array, *, num_groups: int
 ) -> jax.Array:

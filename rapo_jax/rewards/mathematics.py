@@ -12,113 +12,35 @@ import functools
 import json
 import os
 import pathlib
-import queue
-import select
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rapo_jax.rewards.base import Sample, Score
 from rapo_jax.rewards.outcome import FORMAT_PENALTY, WHOLE_FORMAT, score
+from rapo_jax.server_process import ServerLateError, ServerPool
 
 TIMEOUT_S = 3.0
 """Deadline of one comparison."""
 MAX_CHARS = 2000
 """A longer answer equals nothing."""
 _SERVER = pathlib.Path(__file__).with_name("math_server.py")
-_START_S = 60.0
 _CACHED = 2**16
 
 
-class _Late(Exception):
-  """A server did not answer in time, or died."""
-
-
-class _Server:
-  """One server process; used by one thread at a time."""
-
-  def __init__(self) -> None:
-    self._process = subprocess.Popen(
-      [sys.executable, "-I", str(_SERVER)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      start_new_session=True,
-    )
-    self._ready = False
-
-  def ask(self, answer: str, truth: str) -> bool:
-    """Whether the two are equal.
-
-    Raises:
-      _Late: the server did not answer, and is ended.
-    """
-    if not self._ready:
-      self._line(_START_S)
-      self._ready = True
-    question = json.dumps([answer, truth]) + "\n"
-    assert self._process.stdin is not None
-    try:
-      self._process.stdin.write(question.encode())
-      self._process.stdin.flush()
-    except OSError as error:
-      self.close()
-      raise _Late from error
-    return self._line(TIMEOUT_S) == b"true"
-
-  def _line(self, seconds: float) -> bytes:
-    assert self._process.stdout is not None
-    file = self._process.stdout.fileno()
-    until = time.monotonic() + seconds
-    text = b""
-    while not text.endswith(b"\n"):
-      left = until - time.monotonic()
-      if left <= 0 or not select.select([file], [], [], left)[0]:
-        break
-      part = os.read(file, 4096)
-      if not part:
-        break
-      text += part
-    else:
-      return text.strip()
-    self.close()
-    raise _Late
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.kill()
-    self._process.communicate()
-
-
 class _Pool:
-  """As many servers as there are processors, started when they are needed."""
+  """As many servers as there are processors, and threads to ask them."""
 
   def __init__(self, size: int):
-    self.size = size
+    self.servers = ServerPool(_SERVER, size)
     self.threads = ThreadPoolExecutor(size, thread_name_prefix="math-equal")
-    self._idle: queue.LifoQueue[_Server | None] = queue.LifoQueue()
-    for _ in range(size):
-      self._idle.put(None)
 
   def equal(self, answer: str, truth: str) -> bool:
-    server = self._idle.get()
+    question = json.dumps([answer, truth]).encode()
     try:
-      server = server or _Server()
-      return server.ask(answer, truth)
-    except _Late:
-      server = None
+      return self.servers.ask(question, TIMEOUT_S) == b"true"
+    except ServerLateError:
       return False
-    finally:
-      self._idle.put(server)
-
-  def close(self) -> None:
-    for _ in range(self.size):
-      server = self._idle.get()
-      if server is not None:
-        server.close()
 
 
 _lock = threading.Lock()
@@ -127,7 +49,7 @@ _lock = threading.Lock()
 @functools.cache
 def _pool() -> _Pool:
   pool = _Pool(min(8, len(os.sched_getaffinity(0))))
-  atexit.register(pool.close)
+  atexit.register(pool.servers.close)
   return pool
 
 

@@ -28,7 +28,9 @@ from rapo_jax.tasks.tools import (
   start_tools,
 )
 from rapo_jax.tasks.web_tools import (
+  McpSpec,
   SearchServerSpec,
+  WebPageSpec,
   WebSearchSpec,
 )
 
@@ -38,6 +40,7 @@ __all__ = [
   "Closable",
   "DataSetTask",
   "FileTask",
+  "McpSpec",
   "MixedTask",
   "Opened",
   "OwnAgents",
@@ -48,6 +51,7 @@ __all__ = [
   "Services",
   "Task",
   "ToolSpec",
+  "WebPageSpec",
   "WebSearchSpec",
   "by_name",
   "check_tool_specs",

@@ -1,4 +1,4 @@
-"""Tools of the web as values that a config can hold.
+"""Tools of the web, and of MCP servers, as values that a config can hold.
 
 Keys are read from the environment where a tool is started; a value holds the
 names of variables alone.
@@ -6,13 +6,23 @@ names of variables alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 
+from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tasks.tools import Services
-from rapo_jax.tools import Tool
+from rapo_jax.tools import TagSet, Tool
+from rapo_jax.tools.mcp import (
+  McpAddress,
+  McpConnection,
+  McpDefinition,
+  McpTool,
+)
 from rapo_jax.tools.search_server import SearchServer
 from rapo_jax.tools.web_cache import CacheConfig
+from rapo_jax.tools.web_page import WebPage
 from rapo_jax.tools.web_search import SERPER, SearchApi, WebSearch
 from rapo_jax.tools.web_service import WebLimits
 
@@ -49,6 +59,40 @@ class WebSearchSpec:
       self,
       lambda: WebSearch(
         self.api, top_k=self.top_k, limits=self.limits, cache=self.cache
+      ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class WebPageSpec:
+  """A tool that opens pages of the web.
+
+  Attributes:
+    links: whether the text of a page shows where its links lead.
+    allow_private: whether loopback and private addresses may be opened. An
+      agent could then reach every service that this machine can.
+    limits: how much is fetched. Of a larger page the first bytes are read.
+    cache: keeps the texts, and replays them.
+  """
+
+  links: bool = False
+  allow_private: bool = False
+  limits: WebLimits = WebLimits()
+  cache: CacheConfig = CacheConfig()
+
+  name = WebPage.name
+  description = WebPage.description
+  example = WebPage.example
+
+  def start(self, services: Services, /) -> Tool:
+    """Opens the cache; processes that read pages start with the first one."""
+    return services.opened(
+      self,
+      lambda: WebPage(
+        links=self.links,
+        allow_private=self.allow_private,
+        limits=self.limits,
+        cache=self.cache,
       ),
     )
 
@@ -93,3 +137,111 @@ class SearchServerSpec:
         cache=self.cache,
       ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class McpSpec:
+  """A tool of an MCP server. Specs with the same server share one.
+
+  The server is asked once for the tool's description and schema, which the
+  prompt holds, and starts again with the task.
+
+  Attributes:
+    tool: its name there.
+    command: program and arguments of a server over stdio.
+    url: of a server over streamable HTTP, instead of a command.
+    as_name: its name here; None for the same. It must be able to be a tag.
+    environment: names of the variables that a command is given, beside PATH,
+      HOME and the like.
+    token: variable of the environment with a bearer token for the URL.
+    timeout_s: seconds a call may take, > 0.
+    start_timeout_s: seconds in which the server must start, > 0.
+    max_concurrency: calls under way at once, >= 1.
+    idempotent: whether making a call twice does no harm. Only then is a call
+      made again that failed.
+
+  Raises:
+    InputError: a value is out of range, the name cannot be a tag, or not one of
+      command and URL is given.
+  """
+
+  tool: str
+  command: tuple[str, ...] = ()
+  url: str | None = None
+  as_name: str | None = None
+  environment: tuple[str, ...] = ()
+  token: str | None = None
+  timeout_s: float = 30.0
+  start_timeout_s: float = 30.0
+  max_concurrency: int = 8
+  idempotent: bool = False
+
+  def __post_init__(self) -> None:
+    check_numbers(self, "timeout_s", above=0, unit="seconds")
+    check_numbers(self, "max_concurrency", at_least=1)
+    self._address  # noqa: B018 - checks its fields
+    try:
+      TagSet((self.name,))
+    except InputError as error:
+      raise InputError(
+        f"{error} An MCP tool is renamed here by `as_name`."
+      ) from error
+
+  @property
+  def name(self) -> str:
+    """The tool's name here."""
+    return self.tool if self.as_name is None else self.as_name
+
+  @property
+  def description(self) -> str:
+    """What the server says of the tool.
+
+    Raises:
+      InputError: the server does not start, or has no such tool.
+    """
+    return _definition(self._address, self.tool).describe(self.name)
+
+  @property
+  def example(self) -> str:
+    """A step that calls it, by its schema; raises as `description`."""
+    return _definition(self._address, self.tool).example(self.name)
+
+  def start(self, services: Services, /) -> Tool:
+    """Starts the server with the first call."""
+    address = self._address
+    connection = services.opened(address, lambda: McpConnection(address))
+    return McpTool(
+      connection,
+      _definition(address, self.tool),
+      name=self.name,
+      timeout_s=self.timeout_s,
+      max_concurrency=self.max_concurrency,
+      idempotent=self.idempotent,
+    )
+
+  @property
+  def _address(self) -> McpAddress:
+    return McpAddress(
+      self.command,
+      self.url,
+      self.environment,
+      self.token,
+      self.start_timeout_s,
+    )
+
+
+@functools.lru_cache
+def _definitions(address: McpAddress) -> dict[str, McpDefinition]:
+  """What a server says of its tools, asked once a process."""
+  with contextlib.closing(McpConnection(address)) as connection:
+    return connection.definitions()
+
+
+def _definition(address: McpAddress, tool: str) -> McpDefinition:
+  found = _definitions(address)
+  if tool not in found:
+    raise InputError(
+      f"{address} has no tool {tool!r}: use one of "
+      f"{', '.join(found) or 'none'}."
+    )
+  return found[tool]

@@ -242,7 +242,9 @@ def open_cache(config: CacheConfig) -> WebCache | None:
   """
   if config.mode == "off" or config.path is None:
     return None
-  return WebCache(pathlib.Path(config.path), read_only=config.mode == "replay")
+  return WebCache(
+    pathlib.Path(config.path).expanduser(), read_only=config.mode == "replay"
+  )
 
 
 def import_answers(cache: WebCache, path: pathlib.Path) -> int:

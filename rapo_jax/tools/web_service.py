@@ -29,7 +29,8 @@ _GRACE_S = 5.0
 _SHOWN_CHARS = 200
 # The service does not know the key, does not allow it, or wants money.
 _KEY_REFUSED = (401, 402, 403)
-_BUSY = (429, 500, 502, 503, 504)
+BUSY = (429, 500, 502, 503, 504)
+"""Statuses of a server that is busy or broken, and may be asked again."""
 _log = logging.getLogger(__name__)
 
 
@@ -296,7 +297,7 @@ class WebService:
         deadline=deadline,
         max_bytes=self.limits.max_bytes,
         retries=http_client.Retries(
-          self.limits.max_retries, first_pause_s=0.5, statuses=_BUSY
+          self.limits.max_retries, first_pause_s=0.5, statuses=BUSY
         ),
         before=lambda: self.spend(deadline),
       )

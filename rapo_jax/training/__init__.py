@@ -36,6 +36,7 @@ from rapo_jax.training.update import (
   UpdateMetrics,
   init_train_state,
   make_optimizer,
+  score_proximal,
   score_reference,
   update_minibatch,
 )
@@ -70,6 +71,7 @@ __all__ = [
   "packed_columns",
   "parameter_norm",
   "repeat_examples",
+  "score_proximal",
   "score_reference",
   "score_trajectories",
   "summarise",

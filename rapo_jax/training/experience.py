@@ -138,6 +138,7 @@ def evaluate_trajectories(
     np.where(counted, group_ids, np.int32(-1)),
     steps,
     _forks(trajectories, counted, max_steps),
+    np.asarray([t.source for t in trajectories], np.int32),
     num_groups=len(queries),
     retrieval_reward=algorithm.retrieval_reward,
     advantages=algorithm.advantages,
@@ -304,6 +305,7 @@ def _advantages(
   group_ids: Int[Array, " B"],
   steps_: _Steps,
   forks: _Forks,
+  sources: Int[Array, " B"],
   *,
   num_groups: int,
   retrieval_reward: RetrievalReward,
@@ -341,6 +343,7 @@ def _advantages(
     anchors=steps_.anchors,
     tree_ids=forks.tree_ids,
     node_ids=forks.node_ids,
+    sources=sources,
     num_groups=num_groups,
   )
   fraction = objectives.retrieved_fraction(

@@ -23,7 +23,7 @@ from rapo_jax.trajectory import Trajectory
 BASE_COLUMNS = ("old_log_probs", "advantages", "retrieved_fraction")
 """Columns of every batch: metrics read them."""
 # Columns that a trajectory holds and only some losses need.
-_HELD_COLUMNS = ("entropies", "step_ids")
+_HELD_COLUMNS = ("entropies", "step_ids", "source")
 
 
 class PackedBatch(NamedTuple):

@@ -52,6 +52,7 @@ from rapo_jax.training.repetition import repetitive_fraction
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
+  score_proximal,
   score_reference,
   update_minibatch,
 )
@@ -187,9 +188,9 @@ class Trainer:
     rolled_out = time.perf_counter()
     history: list[UpdateMetrics] = []
     padding: list[float] = []
-    loss = self._algorithm.loss
+    batches = self._batches(state.model, experience)
     for _ in range(self._update.epochs):
-      for batch in minibatches(experience, self._update, self._objective, loss):
+      for batch in batches:
         state, metrics = self._train(state, batch)
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)
@@ -208,6 +209,32 @@ class Trainer:
       trajectories, queries, self._tokenizer, self._reward, self._tag_set
     )
 
+  def _batches(
+    self, model: models.Decoder, experience: Experience
+  ) -> list[PackedBatch]:
+    """The minibatches of an update, with what is scored before its first."""
+    loss = self._algorithm.loss
+    batches = minibatches(experience, self._update, self._objective, loss)
+    if "proximal_log_probs" not in loss.columns:
+      return batches
+    with sharding.use_mesh(self._mesh):
+      return [
+        score_proximal(
+          model, sharding.replicate(batch, self._mesh), **self._scoring
+        )
+        for batch in batches
+      ]
+
+  @property
+  def _scoring(self) -> dict[str, Any]:
+    """How tokens are scored."""
+    return {
+      "temperature": self._rollout.temperature,
+      "dtype": self._rollout.dtype,
+      "remat": self._update.remat,
+      "head_chunk": self._update.head_chunk,
+    }
+
   def _train(
     self, state: TrainState, batch: PackedBatch
   ) -> tuple[TrainState, UpdateMetrics]:
@@ -219,21 +246,15 @@ class Trainer:
         batch = score_reference(
           state.model if reference is None else reference,
           batch,
-          temperature=self._rollout.temperature,
-          dtype=self._rollout.dtype,
-          remat=self._update.remat,
-          head_chunk=self._update.head_chunk,
+          **self._scoring,
         )
       return update_minibatch(
         state,
         batch,
         objective=self._objective,
         optimizer=self._optimizer,
-        temperature=self._rollout.temperature,
-        dtype=self._rollout.dtype,
-        remat=self._update.remat,
-        head_chunk=self._update.head_chunk,
         loss=self._algorithm.loss,
+        **self._scoring,
       )
 
   def _sample(
@@ -425,7 +446,7 @@ def summarise(
   """Metrics of one update as a flat dictionary of numbers."""
   trajectories = experience.trajectories
   # None, where every trajectory was left out.
-  tokens = max(sum(float(m.tokens) for m in history), 1.0)
+  sampled = max(sum(float(m.sampled) for m in history), 1.0)
   first = history[0]
 
   def count(kind: TokenKind) -> int:
@@ -491,12 +512,12 @@ def summarise(
     "groups/live_fraction": float(np.mean(experience.live_groups)),
     "loss": float(np.mean([m.loss for m in history])),
     "gradient_norm": float(np.mean([m.gradient_norm for m in history])),
-    "clip_fraction_low": sum(float(m.clipped_low) for m in history) / tokens,
-    "clip_fraction_high": sum(float(m.clipped_high) for m in history) / tokens,
+    "clip_fraction_low": sum(float(m.clipped_low) for m in history) / sampled,
+    "clip_fraction_high": sum(float(m.clipped_high) for m in history) / sampled,
     # The policy has not moved yet in the first minibatch: what the trainer and
     # the sampler disagree about there is error, not learning.
     "mismatch/abs_log_prob_mean": float(
-      first.gap_sum / np.maximum(first.tokens, 1)
+      first.gap_sum / np.maximum(first.sampled, 1)
     ),
     "mismatch/abs_log_prob_max": float(first.gap_max),
     **stats.tool_numbers(),

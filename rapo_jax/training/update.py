@@ -16,6 +16,7 @@ from rapo_jax.algorithms import CLIPPED_LOSS, ObjectiveConfig, TokenLoss
 from rapo_jax.models import sharding
 from rapo_jax.training.config import OptimizerConfig
 from rapo_jax.training.packing import PackedBatch
+from rapo_jax.trajectory import Source
 
 
 class TrainState(NamedTuple):
@@ -37,7 +38,8 @@ class UpdateMetrics(NamedTuple):
     loss: the objective, negated.
     gradient_norm: before clipping.
     tokens: policy tokens.
-    clipped_low: tokens whose ratio fell below the clip range and whose
+    sampled: those of them that the policy sampled for this update.
+    clipped_low: of these, tokens whose ratio fell below the range and whose
       advantage is negative, so that their gradient is cut off.
     clipped_high: tokens whose ratio rose above it and whose advantage is
       positive.
@@ -48,6 +50,7 @@ class UpdateMetrics(NamedTuple):
   loss: Float[Array, ""]
   gradient_norm: Float[Array, ""]
   tokens: Float[Array, ""]
+  sampled: Float[Array, ""]
   clipped_low: Float[Array, ""]
   clipped_high: Float[Array, ""]
   gap_sum: Float[Array, ""]
@@ -323,6 +326,54 @@ def score_reference(
   if model.config.lora is not None:
     off = jax.tree.map(jnp.zeros_like, models.trainable(model))
     model = models.with_trainable(model, off)
+  return _scored(
+    model,
+    batch,
+    "reference_log_probs",
+    dtype,
+    {"temperature": temperature, "remat": remat, "head_chunk": head_chunk},
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("temperature", "dtype", "remat", "head_chunk")
+)
+def score_proximal(
+  model: models.Decoder,
+  batch: PackedBatch,
+  *,
+  temperature: float,
+  dtype: str,
+  remat: models.Remat,
+  head_chunk: int,
+) -> PackedBatch:
+  """Adds the column `proximal_log_probs` to a minibatch.
+
+  Args:
+    model: the policy before the update.
+    batch: packed trajectories.
+    temperature: at which the tokens were sampled.
+    dtype: that the model computes in.
+    remat: as for `update_minibatch`.
+    head_chunk: as for `update_minibatch`.
+  """
+  return _scored(
+    model,
+    batch,
+    "proximal_log_probs",
+    dtype,
+    {"temperature": temperature, "remat": remat, "head_chunk": head_chunk},
+  )
+
+
+def _scored(
+  model: models.Decoder,
+  batch: PackedBatch,
+  name: str,
+  dtype: str,
+  scoring: _Scoring,
+) -> PackedBatch:
+  """Adds log-probabilities under a model as a column."""
   model = model.astype(dtype)
 
   def body(index: Array, scored: Float[Array, "M R T"]) -> Array:
@@ -331,17 +382,14 @@ def score_reference(
       sharding.constrain(batch.tokens[index], "batch", None),
       where=sharding.constrain(batch.where[index], "batch", None),
       segment_ids=sharding.constrain(batch.segment_ids[index], "batch", None),
-      temperature=temperature,
-      remat=remat,
-      head_chunk=head_chunk,
+      **scoring,
     )
     return scored.at[index].set(log_probs)
 
   scored = jax.lax.fori_loop(
     0, batch.num_microbatches, body, jnp.zeros(batch.tokens.shape)
   )
-  columns = {**batch.columns, "reference_log_probs": scored}
-  return batch._replace(columns=columns)
+  return batch._replace(columns={**batch.columns, name: scored})
 
 
 def _metrics(
@@ -352,7 +400,11 @@ def _metrics(
 ) -> UpdateMetrics:
   """Metrics of one micro-batch."""
   columns = micro.columns
-  gap = jnp.where(micro.where, log_probs - columns["old_log_probs"], 0.0)
+  where = micro.where
+  if "source" in columns:
+    # What others sampled has other log-probabilities, or none.
+    where &= columns["source"] == Source.POLICY
+  gap = jnp.where(where, log_probs - columns["old_log_probs"], 0.0)
   ratio = jnp.exp(columns.get("segment_log_ratio", gap)) * (
     1 + objective.shaping_coef * columns["retrieved_fraction"]
   )
@@ -363,8 +415,9 @@ def _metrics(
     loss=loss,
     gradient_norm=jnp.zeros(()),
     tokens=jnp.sum(micro.where, dtype=jnp.float32),
-    clipped_low=jnp.sum(low & micro.where, dtype=jnp.float32),
-    clipped_high=jnp.sum(high & micro.where, dtype=jnp.float32),
+    sampled=jnp.sum(where, dtype=jnp.float32),
+    clipped_low=jnp.sum(low & where, dtype=jnp.float32),
+    clipped_high=jnp.sum(high & where, dtype=jnp.float32),
     gap_sum=jnp.sum(jnp.abs(gap)),
     gap_max=jnp.max(jnp.abs(gap)),
   )

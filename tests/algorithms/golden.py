@@ -34,9 +34,11 @@ from rapo_jax.algorithms import (
   TokenLoss,
 )
 from rapo_jax.algorithms.aepo import LOSS as AEPO_LOSS
+from rapo_jax.algorithms.luffy import MixedLoss, on_policy_advantages
+from rapo_jax.algorithms.off_policy_sft import LOSS as SFT_LOSS
+from rapo_jax.algorithms.rollout_replay import LOSS as REPLAY_LOSS
 from rapo_jax.algorithms.tree_grpo import TreeAdvantages
-from rapo_jax.training.supervised import negative_log_likelihood
-from rapo_jax.trajectory import TokenKind
+from rapo_jax.trajectory import Source, TokenKind
 from tests.algorithms import golden_forks
 
 # Log-ratios beyond it have no gradient in the authors' code.
@@ -104,6 +106,7 @@ def _signals(
   where: np.ndarray | None = None,
   entropies: np.ndarray | None = None,
   trees: np.ndarray | None = None,
+  sources: np.ndarray | None = None,
 ) -> Signals:
   """Signals in which the policy wrote every step that has an anchor.
 
@@ -115,8 +118,11 @@ def _signals(
     where: policy tokens; one a trajectory by default.
     entropies: of the tokens; 0 by default.
     trees: of each trajectory; one of its own by default.
+    sources: of each trajectory; the policy by default.
   """
   rows = len(rewards)
+  if sources is None:
+    sources = np.full(rows, Source.POLICY)
   if trees is None:
     trees = np.arange(rows)
   if anchors is None:
@@ -146,6 +152,7 @@ def _signals(
     anchors=jnp.asarray(anchors),
     tree_ids=jnp.asarray(trees, jnp.int32),
     node_ids=jnp.arange(rows * steps).reshape(rows, steps),
+    sources=jnp.asarray(sources, jnp.int32),
     num_groups=int(np.max(group_ids)) + 1,
   )
 
@@ -345,7 +352,7 @@ def _loss(algorithm: Algorithm, settings: ObjectiveConfig) -> Check:
       found = _compare_loss(case, algorithm, settings, mask, rows)
       if found is None:
         return _EMPTY_ROWS
-    gap = np.abs(case["in_log_probs"] - case["in_old_log_probs"])
+    gap = np.abs(case["in_log_probs"] - _old_log_probs(case))
     if (gap[mask] > _THEIR_CAP).any():
       seen = gap <= _THEIR_CAP
       found = _compare_loss(case, algorithm, settings, mask, seen=seen)
@@ -358,6 +365,18 @@ def _loss(algorithm: Algorithm, settings: ObjectiveConfig) -> Check:
     raise _Differs(found)
 
   return check
+
+
+# Columns that some cases hold.
+_HELD = {"proximal_log_probs": "in_proximal_log_probs", "source": "in_source"}
+
+
+def _old_log_probs(case: Case) -> np.ndarray:
+  for name in ("in_old_log_probs", "in_behaviour_log_probs"):
+    if name in case.arrays:
+      return case[name]
+  # Advantages alone are read.
+  return case["in_log_probs"]
 
 
 def _compare_loss(
@@ -382,11 +401,16 @@ def _compare_loss(
   rows = np.ones(len(mask), bool) if rows is None else rows
   weights[rows] = _weights(case, settings, mask[rows])
   loss = algorithm.loss
-  old = jnp.asarray(case["in_old_log_probs"])
+  old = jnp.asarray(_old_log_probs(case))
   columns = {
     "old_log_probs": old,
     "advantages": jnp.asarray(case["in_advantages"]),
     "retrieved_fraction": jnp.zeros(mask.shape),
+    **{
+      name: jnp.asarray(case[held])
+      for name, held in _HELD.items()
+      if held in case.arrays
+    },
   }
   if loss.segment is not None:
     columns["segment_log_ratio"] = objectives.segment_log_ratio(
@@ -546,6 +570,61 @@ def _aepo(case: Case) -> str | None:
     return _EQUAL
 
 
+def _luffy(case: Case) -> str | None:
+  arguments = case.arguments
+  shaping = arguments.get("off_policy_reshape", "no_reshape")
+  if shaping == "no_reshape":
+    gamma = None
+  elif shaping.startswith("p_div_p_"):
+    gamma = float(shaping.removeprefix("p_div_p_"))
+  else:
+    raise _NotHere
+  loss = MixedLoss(gamma=gamma, clip=not arguments.get("loss_remove_clip"))
+  columns = ("old_log_probs", "advantages", "source")
+  algorithm = dataclasses.replace(
+    ALGORITHMS["grpo"], loss=TokenLoss(loss, columns)
+  )
+  source = np.where(case["in_prefix_mask"], Source.AGENT, Source.POLICY)
+  rows, width = source.shape
+  clips = _clips(case)
+  bound = arguments.get("clip_upper_bound") or 0.0
+  clips["clip_epsilon_high"] = max(clips["clip_epsilon_high"], bound - 1)
+  # They divide the sum by the padded length, and not by rows.
+  sums = bool(arguments.get("loss_remove_token_mean"))
+  settings = _settings(
+    algorithm,
+    **clips,
+    aggregation="constant" if sums else "token",
+    aggregation_length=width / rows if sums else None,
+  )
+  return _loss(algorithm, settings)(case.replace("in_source", source))
+
+
+def _replay(case: Case) -> str | None:
+  algorithm = dataclasses.replace(ALGORITHMS["grpo"], loss=REPLAY_LOSS)
+  settings = _settings(algorithm, **_clips(case), **_aggregation(case))
+  return _loss(algorithm, settings)(case)
+
+
+def _split(case: Case) -> str | None:
+  arguments = case.arguments
+  group, agent = _dense(case["in_group"]), case["in_off_policy"] > 0
+  values = on_policy_advantages(
+    _signals(
+      case["in_rewards"],
+      group,
+      sources=np.where(agent, Source.AGENT, Source.POLICY),
+    ),
+    ObjectiveConfig(
+      advantage_std=arguments.get("use_std", True),
+      advantage_eps=arguments.get("epsilon", 1e-6),
+    ),
+  )
+  # One rollout of the policy is a group of one.
+  own = np.bincount(group[~agent], minlength=int(group.max()) + 1)
+  return _compare_rows(case, values, "out_advantages", own[group] == 1)
+
+
 def _rounded(equal: np.ndarray) -> float:
   """(x - mean) / std of equal numbers, which rounding moves off 0."""
   deviation = float(np.std(equal, ddof=1))
@@ -591,19 +670,10 @@ def _kl(case: Case) -> str | None:
 
 
 def _sft(case: Case) -> str | None:
-  mask = case["in_mask"] > 0
-  weights = objectives.loss_weights(mask, aggregation="token")
-
-  def total(log_probs: jax.Array) -> jax.Array:
-    return jnp.sum(
-      negative_log_likelihood(log_probs[mask], jnp.asarray(weights)[mask])
-    )
-
-  loss, gradient = jax.value_and_grad(total)(jnp.asarray(case["in_log_probs"]))
-  for actual, name in ((gradient, "out_grad_log_probs"), (loss, "out_loss")):
-    if not case.close(actual, name):
-      raise _Differs(name)
-  return None
+  algorithm = dataclasses.replace(ALGORITHMS["grpo"], loss=SFT_LOSS)
+  settings = _settings(algorithm, aggregation="token")
+  ones = np.ones(case["in_mask"].shape)
+  return _loss(algorithm, settings)(case.replace("in_advantages", ones))
 
 
 def _overlong(case: Case) -> str | None:
@@ -672,6 +742,9 @@ CHECKS: Mapping[tuple[str, str], Check] = {
   ("loss", "compute_gppo_loss_general_beta"): _gppo,
   ("advantage", "compute_advantage"): _tree,
   ("loss", "compute_policy_loss_entropy_balanced_clipping"): _aepo,
+  ("advantage", "compute_grpo_outcome_advantage_split"): _split,
+  ("loss", "compute_token_on_off_policy_loss"): _luffy,
+  ("loss", "compute_policy_loss_temp"): _replay,
   ("loss", "kl_penalty"): _kl,
   ("loss", "compute_sft_pure_loss"): _sft,
 }

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.algorithms import Signals
+from rapo_jax.trajectory import Source
 
 
 def make(
@@ -16,6 +17,7 @@ def make(
   tokens=None,
   trees=None,
   nodes=None,
+  sources=None,
 ) -> Signals:
   """Trajectories of as many policy steps as they have anchors.
 
@@ -28,6 +30,7 @@ def make(
     tokens: of each trajectory, all in its first step; by default one a step.
     trees: of each trajectory; by default one of its own.
     nodes: ids of the steps; by default none is shared.
+    sources: of each trajectory; the policy by default.
   """
   rows = len(rewards)
   if anchors is None:
@@ -64,5 +67,8 @@ def make(
     anchors=jnp.asarray(anchors),
     tree_ids=jnp.asarray(trees, jnp.int32),
     node_ids=jnp.asarray(nodes, jnp.int32),
+    sources=jnp.asarray(
+      np.full(rows, Source.POLICY) if sources is None else sources, jnp.int32
+    ),
     num_groups=int(max(group_ids)) + 1,
   )

@@ -317,7 +317,7 @@ def test_an_unknown_name_lists_the_packaged_configs(tmp_path, monkeypatch):
   with pytest.raises(flags.ConfigError) as error:
     flags.load_config("quickstrat")
   assert "Did you mean quickstart?" in str(error.value)
-  assert "a path: evaluation, llama3_8b_reasoning, quickstart" in str(
+  assert "a path: baselines, evaluation, llama3_8b_reasoning, quick" in str(
     error.value
   )
 

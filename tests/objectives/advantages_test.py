@@ -325,3 +325,41 @@ def test_shared_means_by_hand():
   np.testing.assert_array_equal(means, [[2.0, 1.0], [2.0, 3.0], [8.0, 0.0]])
   with pytest.raises(ValueError, match="`node_ids` must have shape"):
     objectives.shared_means(jnp.ones(3), jnp.zeros((2, 2), int))
+
+
+def test_reference_advantages_by_hand():
+  # Group 0 is compared with 1 and 3; group 1 with equal rewards; group 2 has
+  # no reference; the last row has no group.
+  rewards = jnp.array([1.0, 3.0, 6.0, 0.1, 0.1, 1.1, 5.0, 9.0])
+  group_ids = jnp.array([0, 0, 0, 1, 1, 1, 2, -1])
+  reference = jnp.array([1, 1, 0, 1, 1, 0, 0, 1], bool)
+  np.testing.assert_allclose(
+    objectives.reference_advantages(
+      rewards, group_ids, reference, num_groups=3, ddof=0, eps=0.0
+    ),
+    [-1.0, 1.0, 4.0, 0.0, 0.0, 1.0, 0.0, 0.0],
+    rtol=1e-5,
+  )
+
+
+def test_a_reference_of_all_is_the_group():
+  rewards = jnp.array([0.3, 1.7, 2.0, 0.4, 0.0])
+  group_ids = jnp.array([0, 1, 0, 1, 0])
+  np.testing.assert_allclose(
+    objectives.reference_advantages(
+      rewards, group_ids, jnp.ones(5, bool), num_groups=2
+    ),
+    group_advantages(rewards, group_ids, num_groups=2),
+    rtol=1e-5,
+  )
+
+
+def test_what_reference_advantages_refuse():
+  with pytest.raises(ValueError, match="`ddof` must be 0 or 1"):
+    objectives.reference_advantages(
+      jnp.ones(2), jnp.zeros(2, int), jnp.ones(2, bool), num_groups=1, ddof=2
+    )
+  with pytest.raises(ValueError, match="`reference` must be boolean"):
+    objectives.reference_advantages(
+      jnp.ones(2), jnp.zeros(2, int), jnp.ones(2), num_groups=1
+    )

@@ -69,3 +69,41 @@ def test_settings_out_of_range(settings, message):
 def test_shapes_that_differ(loss):
   with pytest.raises(ValueError, match="`advantages` must have shape"):
     loss(jnp.ones(2), jnp.ones(2), jnp.ones((2, 1)))
+
+
+def test_tokens_of_others_do_not_read_what_is_not_there():
+  log_probs = jnp.log(jnp.array([0.3, 0.3]))
+  off = jnp.array([True, False])
+
+  def total(log_probs, old):
+    return jnp.sum(
+      objectives.mixed_policy_loss(log_probs, old, jnp.ones(2), off)
+    )
+
+  slopes, of_old = jax.grad(total, argnums=(0, 1))(
+    log_probs, jnp.array([jnp.nan, log_probs[1]])
+  )
+  # 0.3 * 0.1 / 0.4², and PPO's.
+  np.testing.assert_allclose(slopes, [-0.1875, -1.0], rtol=1e-5)
+  assert not np.any(of_old)
+
+
+def test_what_mixed_losses_refuse():
+  ones = jnp.ones(2)
+  with pytest.raises(ValueError, match="`off_policy` must be boolean"):
+    objectives.mixed_policy_loss(ones, ones, ones, ones)
+  with pytest.raises(ValueError, match="`gamma` must be at least 0"):
+    objectives.mixed_policy_loss(ones, ones, ones, ones > 0, gamma=-0.1)
+
+
+@pytest.mark.parametrize("gap", [-200.0, 200.0])
+def test_replayed_extremes_stay_finite(gap):
+  log_probs = jnp.full(2, -1.0)
+  slopes = jax.grad(
+    lambda x: jnp.sum(
+      objectives.replay_loss(
+        x, log_probs - gap, log_probs, jnp.array([1.0, 0.0])
+      )
+    )
+  )(log_probs)
+  assert np.all(np.isfinite(slopes))

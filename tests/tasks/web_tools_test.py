@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
+import sys
 
 import pytest
 
 from experiments import flags, tasks
 from experiments.config import ExperimentConfig
+from rapo_jax.data import system_prompt
 from rapo_jax.errors import InputError
-from rapo_jax.tasks import FileTask, SearchServerSpec, WebSearchSpec
+from rapo_jax.tasks import (
+  FileTask,
+  McpSpec,
+  SearchServerSpec,
+  WebPageSpec,
+  WebSearchSpec,
+  check_tool_specs,
+)
 from rapo_jax.tools import SERPER, CacheConfig, WebLimits, check_tools
 from tests.tools.web_server import reply, scripted, serving
 
 SPECS = (
   WebSearchSpec(cache=CacheConfig("web.sqlite", "record")),
+  WebPageSpec(links=True),
+  McpSpec("x", url="http://tools", token="SERPER_API_KEY"),
   SearchServerSpec("http://search:8000", limits=WebLimits(max_calls=9)),
 )
 
@@ -57,6 +69,52 @@ def test_a_missing_key_is_named_when_the_task_opens(encoder, monkeypatch):
     tasks.running_tools(config_with(WebSearchSpec()), "t", encoder),
   ):
     raise AssertionError
+
+
+def test_pages_and_searches_run_side_by_side(encoder):
+  config = config_with(WebPageSpec(), WebSearchSpec())
+  with tasks.running_tools(config, "t", encoder) as tools:
+    assert sorted(tools) == ["open", "search"]
+    assert tools["open"].call("http://127.0.0.1/").status == "error"
+
+
+SERVER = pathlib.Path(__file__).parents[1] / "tools" / "mcp_server.py"
+MCP = McpSpec("shout", (sys.executable, str(SERVER)))
+
+
+def test_tools_of_one_mcp_server(encoder):
+  add = dataclasses.replace(MCP, tool="add-numbers", as_name="add")
+  config = config_with(MCP, add)
+  assert "JSON schema" in add.description
+  with tasks.running_tools(config, "t", encoder) as tools:
+    assert tools["shout"].call("a").text == "A"
+    assert tools["add"].call('{"a": 1}').text == "3"
+    # One server for both.
+    assert tools["add"].numbers()["starts"] == 1
+    prompt = system_prompt(config.task("t").tool_specs())
+  assert add.description in prompt
+  assert MCP.example in prompt
+
+
+def test_an_mcp_tool_that_is_not_there():
+  spec = dataclasses.replace(MCP, tool="none")
+  with pytest.raises(InputError, match="no tool 'none': use one of shout, add"):
+    check_tool_specs(config_with(spec).task("t"))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"tool": "add-numbers"}, "An MCP tool is renamed here by `as_name`"),
+    ({"as_name": "answer"}, "which has another meaning"),
+    ({"url": "http://x"}, "must have a command or a URL"),
+    ({"timeout_s": 0.0}, "timeout_s must be > 0"),
+    ({"max_concurrency": 0}, "max_concurrency must be at least 1"),
+  ],
+)
+def test_mcp_specs_that_are_none(arguments, message):
+  with pytest.raises(InputError, match=message):
+    dataclasses.replace(MCP, **arguments)
 
 
 @pytest.mark.parametrize("kind", [WebSearchSpec, SearchServerSpec])

@@ -21,7 +21,7 @@ from rapo_jax.training import (
 )
 from rapo_jax.training.packing import BASE_COLUMNS
 from rapo_jax.training.update import score_reference
-from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+from rapo_jax.trajectory import FinishReason, Source, TokenKind, Trajectory
 from tests.closeness import assert_close
 from tests.tiny_decoder import tiny_decoder
 
@@ -249,3 +249,30 @@ def test_gspo_counts_what_its_clip_stops(trajectories):
   tokens = [int(t.policy_mask.sum()) for t in trajectories]
   assert metrics.clipped_high == tokens[0] + tokens[2]
   assert metrics.clipped_low == 0
+
+
+def _by_source(log_probs, columns, settings):
+  del settings
+  return -log_probs * (1 + columns["source"])
+
+
+def test_a_loss_knows_who_wrote_a_token(trajectories):
+  sources = (Source.POLICY, Source.AGENT, Source.REPLAY)
+  mixed = [
+    dataclasses.replace(t, source=source)
+    for t, source in zip(trajectories, sources, strict=True)
+  ]
+  loss = TokenLoss(_by_source, ("source",))
+  gradients, metrics = _update(_packed(mixed, columns=loss.columns), loss)
+  value, expected = _by_hand(
+    mixed, lambda log_probs, _, t, n: -log_probs * (1 + t.source)
+  )
+  assert_close(metrics.loss, value)
+  assert_close(gradients, expected)
+  # What others sampled says nothing of the trainer's error.
+  tokens = [int(t.policy_mask.sum()) for t in mixed]
+  assert metrics.tokens == sum(tokens)
+  assert metrics.sampled == tokens[0]
+  _, first = _update(_packed([mixed[0]] * 3, columns=loss.columns), loss)
+  assert_close(3 * metrics.gap_sum, first.gap_sum)
+  assert metrics.gap_sum > 0

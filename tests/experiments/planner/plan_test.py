@@ -19,7 +19,7 @@ from experiments.planner.programs import Program, Programs, Workload
 from experiments.planner.search import largest_that_fits
 from experiments.policy_shape import policy_shape
 from rapo_jax import models
-from rapo_jax.algorithms import ALGORITHMS
+from rapo_jax.algorithms import ALGORITHMS, TokenLoss
 from rapo_jax.models import attention, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -364,6 +364,24 @@ def test_what_a_method_computes_besides_is_counted():
   assert scored["update"] == plain["update"]
   assert scored["reference"] == pytest.approx(forward)
   assert _update_flops("grpo", entropy_coef=0.1)["update"] > plain["update"]
+
+
+def test_what_is_scored_before_the_first_minibatch_is_counted():
+  replay = dataclasses.replace(
+    ALGORITHMS["grpo"],
+    name="replay",
+    loss=TokenLoss(
+      lambda log_probs, columns, settings: log_probs,
+      ("proximal_log_probs",),
+    ),
+  )
+  experiment = _trained_with("grpo", replay)
+  assert analysis.costliest(*experiment).name == "replay"
+  programs = Programs(*experiment, replay)
+  calls = {program.name: program.calls for program in programs}
+  assert calls["update"] == calls["proximal"] > 0
+  (update,) = [p for p in programs.phase("update") if p.name == "update"]
+  assert "proximal_log_probs" in update.args[1].columns
 
 
 def test_adapters_alone_have_an_optimizer():

@@ -1,0 +1,47 @@
+"""RolloutReplay (Sun et al., 2025, arXiv 2506.05316): groups are used again.
+
+A share of an update's groups comes from earlier updates, see `replay.Replay`.
+Advantages are GRPO's. The clip range lies around the ratio of the policy before
+the update to the one that sampled the token: `proximal_log_probs`. RAPO's paper
+names a baseline of this name and does not define it; this is our reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Array, Float
+
+from rapo_jax import objectives
+from rapo_jax.algorithms.base import TokenLoss
+from rapo_jax.algorithms.settings import ObjectiveConfig
+
+
+def token_loss(
+  log_probs: Float[Array, " N"],
+  columns: Mapping[str, Float[Array, " N"]],
+  settings: ObjectiveConfig,
+) -> Float[Array, " N"]:
+  """See `objectives.replay_loss`."""
+  return objectives.replay_loss(
+    log_probs,
+    columns["old_log_probs"],
+    columns["proximal_log_probs"],
+    columns["advantages"],
+    clip_epsilon_low=settings.clip_epsilon_low,
+    clip_epsilon_high=settings.clip_epsilon_high,
+  )
+
+
+LOSS = TokenLoss(
+  token_loss, ("old_log_probs", "proximal_log_probs", "advantages")
+)
+CHANGES = {
+  "retrieval_coef": 0.0,
+  "shaping_coef": 0.0,
+  "clip_epsilon_low": 0.2,
+  "clip_epsilon_high": 0.2,
+  "dual_clip": None,
+  "aggregation": "token",
+  "aggregation_length": None,
+}
