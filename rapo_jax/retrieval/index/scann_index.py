@@ -151,6 +151,7 @@ class ScannIndex:
     recall_target: float = RECALL_TARGET,
     max_shard_vectors: int = MAX_SHARD_VECTORS,
     neighbors: int = 1,
+    query_cosine: float = 1.0,
   ) -> ScannIndex:
     """Builds an index; see `IndexClass.build`.
 
@@ -164,6 +165,9 @@ class ScannIndex:
       max_shard_vectors: vectors of one tree. Trees are built one by one.
       neighbors: the target is the share of so many nearest vectors that
         queries shall find, not of the nearest one alone.
+      query_cosine: of the queries of the sample to vectors that they are made
+        from, in (0, 1]; 1 for the vectors themselves, which do not count as
+        their own neighbours.
 
     Raises:
       ModuleNotFoundError: if ScaNN is not installed.
@@ -180,6 +184,10 @@ class ScannIndex:
       raise InputError(
         f"neighbors must be at least 1, got {neighbors}: correct it."
       )
+    if not 0 < query_cosine <= 1:
+      raise InputError(
+        f"query_cosine must lie in (0, 1], got {query_cosine}: correct it."
+      )
     vectors = index_lib.kept_vectors("vectors", vectors)
     parameters = {"kind": cls.kind, "recall_target": recall_target}
     if len(vectors) < BRUTE_FORCE_BELOW:
@@ -194,7 +202,9 @@ class ScannIndex:
       _Shard(first, _build_tree(scann, _floats(vectors[first:end]), leaves))
       for first, end in itertools.pairwise(bounds)
     ]
-    chosen, recall = _tune(vectors, shards, leaves, recall_target, neighbors)
+    chosen, recall = _tune(
+      vectors, shards, leaves, recall_target, neighbors, query_cosine
+    )
     parameters |= {
       "recall": recall,
       "trees": num_shards,
@@ -359,6 +369,7 @@ def _tune(
   leaves: int,
   recall_target: float,
   neighbors: int,
+  query_cosine: float,
 ) -> tuple[_Chosen, float]:
   """Chooses the cheapest search that reaches the target.
 
@@ -374,14 +385,15 @@ def _tune(
   sample = rng.permutation(len(vectors))[: 2 * _SAMPLE]
   sample, held_out = np.sort(sample[::2]), np.sort(sample[1::2])
   allowed = 0.5 * (1 - recall_target)
-  nearest = _nearest_others(vectors, sample, neighbors)
+  queries, sample = _queries(vectors, sample, query_cosine)
+  nearest = _nearest_others(vectors, queries, sample, neighbors)
   chosen, least = None, math.inf
   codes_a_leaf = len(vectors) / len(shards) / leaves
   for searched in _ladder(leaves):
     work = searched * codes_a_leaf * len(shards)
     if work >= least:
       break
-    ranks = _ranks(vectors, shards, sample, nearest, searched)
+    ranks = _ranks(vectors, shards, queries, sample, nearest, searched)
     needed = np.quantile(ranks, 1 - allowed, method="higher")
     if not math.isfinite(needed) and searched < leaves:
       continue
@@ -390,8 +402,11 @@ def _tune(
     if work < least:
       chosen, least = _Chosen(leaves, searched, reorder), work
   assert chosen is not None
-  nearest = _nearest_others(vectors, held_out, neighbors)
-  ranks = _ranks(vectors, shards, held_out, nearest, chosen.leaves_to_search)
+  queries, held_out = _queries(vectors, held_out, query_cosine)
+  nearest = _nearest_others(vectors, queries, held_out, neighbors)
+  ranks = _ranks(
+    vectors, shards, queries, held_out, nearest, chosen.leaves_to_search
+  )
   return chosen, float(np.mean(ranks <= chosen.reorder))
 
 
@@ -404,11 +419,32 @@ def _ladder(leaves: int) -> Iterator[int]:
   yield leaves
 
 
-def _nearest_others(
-  vectors: np.ndarray, rows: np.ndarray, count: int
-) -> np.ndarray:
-  """Each row's largest inner products with others, best first: [R, count]."""
+def _queries(
+  vectors: np.ndarray, rows: np.ndarray, cosine: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Queries at about a cosine to some vectors, turned towards other ones.
+
+  Returns:
+    The queries [R, D], and the row that is not a neighbour of each: its own
+    where the query is that vector, otherwise -1.
+  """
   queries = _floats(vectors[rows])
+  if cosine == 1:
+    return queries, rows
+  # Rows are sorted, so that vectors half a sample apart are strangers.
+  others = np.roll(queries, len(queries) // 2, axis=0)
+  mixed = cosine * queries + (1 - cosine**2) ** 0.5 * others
+  norms = np.linalg.norm(mixed, axis=1, keepdims=True)
+  return mixed / np.maximum(norms, _SAME), np.full(len(rows), -1)
+
+
+def _nearest_others(
+  vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray, count: int
+) -> np.ndarray:
+  """Each query's largest inner products, best first: [R, count].
+
+  That with the row of the query itself is left out.
+  """
   best = np.full((len(rows), count), -np.inf, np.float32)
   for start in range(0, len(vectors), _EXACT_ROWS):
     scores = queries @ _floats(vectors[start : start + _EXACT_ROWS]).T
@@ -425,19 +461,19 @@ def _nearest_others(
 def _ranks(
   vectors: np.ndarray,
   shards: Sequence[_Shard],
+  queries: np.ndarray,
   rows: np.ndarray,
   nearest: np.ndarray,
   leaves: int,
 ) -> np.ndarray:
-  """At which places each row's candidates have its nearest others; inf if not.
+  """At which places each query's candidates have its nearest; inf if not.
 
   Returns:
     [R, count], as `nearest`.
   """
-  queries = _floats(vectors[rows])
   found = _candidates(shards, queries, leaves, _MAX_REORDER)
   scores = index_lib.inner_products(vectors, queries, found)
-  scores[found == rows[:, None]] = -np.inf
+  scores[(found == rows[:, None]) & (found >= 0)] = -np.inf
   ranks = []
   for place, least in enumerate(nearest.T, 1):
     # The place-th of those that are as near as the place-th nearest.

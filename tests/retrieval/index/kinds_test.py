@@ -96,7 +96,7 @@ RECALL = (("recall_target", 0.9),)
     (
       "scann",
       (("recall", 0.9),),
-      r"\(recall_target, max_shard_vectors, neighbors\) once",
+      r"\(recall_target, max_shard_vectors, neighbors, query_cosine\) once",
     ),
     ("scann", RECALL * 2, "once"),
   ],
