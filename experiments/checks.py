@@ -306,13 +306,15 @@ def _files(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, str]]:
 def _files_of(task: Task, above: str = "") -> Iterator[tuple[str, str]]:
   """Files of a task that are needed and not named, or not there."""
   section = f"{above}tasks.{task.name}."
-  try:
-    task.check()
-  except InputError as error:
-    yield "problem", f"the task {task.name}: {error}"
+  for part in (task, *getattr(task, "tools", ())):
+    try:
+      if hasattr(part, "check"):
+        part.check()
+    except InputError as error:
+      yield "problem", f"the task {task.name}: {error}"
   if isinstance(task, MixedTask):
-    for part in task.tasks:
-      yield from _files_of(part, section)
+    for one in task.tasks:
+      yield from _files_of(one, section)
   yield from _paths_of(task, section)
   for tool in getattr(task, "tools", ()):
     if hasattr(tool, "paths"):

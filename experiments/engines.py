@@ -11,6 +11,7 @@ from experiments.tasks import OpenedTask
 from rapo_jax import models
 from rapo_jax.retrieval import Buffer
 from rapo_jax.rollout import RolloutConfig, RolloutEngine
+from rapo_jax.rollout.forks import ForkRule
 
 
 def open_engine(
@@ -21,6 +22,7 @@ def open_engine(
   vocab_size: int,
   buffer: Buffer | None = None,
   policy: models.Decoder | None = None,
+  forks: ForkRule | None = None,
 ) -> RolloutEngine:
   """An engine in the tokens of the agent that acts on the task.
 
@@ -31,6 +33,7 @@ def open_engine(
     vocab_size: rows of the agent's output head.
     buffer: Step-Trace Buffer for hybrid trajectories, or None.
     policy: one with adapters whose base all rollouts share, or None.
+    forks: which rollouts begin as copies of others, or None.
 
   Raises:
     InputError: a limit leaves no room for a result's tags, or the mesh does not
@@ -45,6 +48,7 @@ def open_engine(
     retrieval=config.retrieval,
     mesh=device_mesh(config.mesh),
     policy=policy,
+    forks=forks,
   )
 
 

@@ -62,6 +62,9 @@ class TrainingRecord:
     advantage: mean over its policy tokens.
     retrieval_reward: Z_ret (Eq. 7).
     retrieved_fraction: F_ret (Eq. 8).
+    parent: index of the trajectory that it was forked from; None for one that
+      began at the prompt.
+    shared_steps: first steps that were copied from it.
   """
 
   update: int
@@ -72,6 +75,8 @@ class TrainingRecord:
   advantage: float
   retrieval_reward: float
   retrieved_fraction: float
+  parent: int | None = None
+  shared_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +313,8 @@ def _training_from_json(content: Mapping[str, Any]) -> TrainingRecord | None:
     # Logs of earlier versions do not say these.
     "buffer_version": None,
     "left_out": False,
+    "parent": None,
+    "shared_steps": 0,
     **{
       field.name: content[field.name]
       for field in dataclasses.fields(TrainingRecord)

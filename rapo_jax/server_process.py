@@ -27,6 +27,10 @@ class ServerLateError(Exception):
   """A process did not answer in time, or died."""
 
 
+class ServersBusyError(Exception):
+  """No process was idle in time."""
+
+
 class ServerProcess:
   """One process; used by one thread at a time.
 
@@ -111,14 +115,25 @@ class ServerPool:
     self._lock = threading.Lock()
     self._closed = False
 
-  def ask(self, line: bytes, timeout_s: float) -> bytes:
+  def ask(
+    self, line: bytes, timeout_s: float, *, wait_s: float | None = None
+  ) -> bytes:
     """The answer of a process that is idle; waits until one is.
+
+    Args:
+      line: without its line end.
+      timeout_s: for the answer.
+      wait_s: for a process that is idle; None for as long as it takes.
 
     Raises:
       ServerLateError: it did not answer in time, or died, and is replaced.
+      ServersBusyError: none was idle in time.
       RuntimeError: the pool is closed.
     """
-    server = self._idle.get()
+    try:
+      server = self._idle.get(timeout=wait_s)
+    except queue.Empty as error:
+      raise ServersBusyError from error
     try:
       with self._lock:
         if self._closed:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from rapo_jax.server_process import ServerLateError, ServerPool, ServerProcess
+from rapo_jax.server_process import (
+  ServerLateError,
+  ServerPool,
+  ServerProcess,
+  ServersBusyError,
+)
 
 PROGRAM = """
 import os, sys, time
@@ -39,6 +47,20 @@ def test_it_does_not_get_the_environment(program, monkeypatch):
   assert server.ask(b"SERPER_API_KEY", 5) == b"SERPER_API_KEY"
   assert server.ask(b"PATH", 5) != b"PATH"
   server.close()
+
+
+def test_a_pool_whose_processes_are_busy(program):
+  pool = ServerPool(program, 1)
+  with ThreadPoolExecutor(1) as threads:
+    hanging = threads.submit(pool.ask, b"hang", 1.0)
+    while not hanging.running():
+      time.sleep(0.01)
+    time.sleep(0.1)
+    with pytest.raises(ServersBusyError):
+      pool.ask(b"a", 5, wait_s=0.1)
+    assert isinstance(hanging.exception(), ServerLateError)
+  assert pool.ask(b"a", 5) == b"A"
+  pool.close()
 
 
 @pytest.mark.parametrize("word", [b"hang", b"die"])

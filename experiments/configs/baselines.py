@@ -3,11 +3,12 @@
     python -m experiments.run --config experiments/configs/baselines.py \\
         --workdir runs/baselines
 
-Two CPU cores, about a minute and a half for each of 22 runs. All methods have
+Two CPU cores and 22 runs, of which `quickstart.py` has four. All methods have
 the same questions, rollouts and updates, and start from the same base agent;
 what each sets by itself is in `rapo_jax/algorithms`. DAPO rolls out more than
-once an update where groups teach nothing, so it generates more tokens. Two
-seeds a method show that it runs, not which one is best.
+once an update where groups teach nothing, so it generates more tokens: see
+`budget/generated_tokens`. Two seeds a method show that it runs, not which one
+is best.
 """
 
 from experiments.config import (

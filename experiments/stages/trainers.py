@@ -94,8 +94,9 @@ def make_trainer(
     task,
     algorithm.plan.rollout(config.rollout),
     vocab_size=policy.config.vocab_size,
-    buffer=buffer,
+    buffer=buffer if algorithm.plan.forks is None else None,
     policy=policy,
+    forks=algorithm.plan.forks,
   )
   return Trainer(
     engine,

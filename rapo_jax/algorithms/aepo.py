@@ -6,7 +6,7 @@ gradient as GPPO's do. In the published scripts entropies are never computed,
 so the advantages are GRPO's: `outcome_advantages` with this loss is what made
 the numbers. Mean and deviation are over all policy tokens of the update, the
 authors' over a micro-batch. H is of the policy that sampled, theirs of the
-current one. Rollouts need `forks.BalancedForks`.
+current one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from rapo_jax import objectives
-from rapo_jax.algorithms.base import Signals, TokenLoss, outcome_advantages
+from rapo_jax.algorithms.base import (
+  Algorithm,
+  Plan,
+  Signals,
+  TokenLoss,
+  outcome_advantages,
+)
+from rapo_jax.algorithms.forks import BalancedForks
 from rapo_jax.algorithms.gppo import GradientPreserving
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.trajectory import TokenKind
@@ -46,13 +53,23 @@ class BalancedAdvantages:
 
 
 LOSS = TokenLoss(GradientPreserving(low_scale=None))
-CHANGES = {
-  "retrieval_coef": 0.0,
-  "shaping_coef": 0.0,
-  "clip_epsilon_low": 0.2,
-  "clip_epsilon_high": 0.2,
-  "dual_clip": 3.0,
-  "aggregation": "token",
-  "aggregation_length": None,
-}
-"""Of the authors' scripts."""
+ALGORITHM = Algorithm(
+  name="aepo",
+  label="AEPO",
+  description="Forks and gradients balanced by entropy (arXiv 2510.14545).",
+  plan=Plan(forks=BalancedForks()),
+  advantages=BalancedAdvantages(),
+  loss=LOSS,
+  # Of the authors' scripts.
+  changes={
+    "retrieval_coef": 0.0,
+    "shaping_coef": 0.0,
+    "clip_epsilon_low": 0.2,
+    "clip_epsilon_high": 0.2,
+    "dual_clip": 3.0,
+    "aggregation": "token",
+    "aggregation_length": None,
+  },
+  colour="#4d4d9e",
+  dark_colour="#a8a8ec",
+)

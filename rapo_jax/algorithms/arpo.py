@@ -2,8 +2,7 @@
 
 Soft advantages, the paper's default, are GRPO's: a shared prefix is trained
 once a rollout, with each one's advantage. Hard advantages give it the mean of
-the rollouts that share it. The authors' code has the soft ones alone. Rollouts
-need `forks.EntropyForks`.
+the rollouts that share it. The authors' code has the soft ones alone.
 """
 
 from __future__ import annotations
@@ -11,7 +10,14 @@ from __future__ import annotations
 from jaxtyping import Array, Float
 
 from rapo_jax import objectives
-from rapo_jax.algorithms.base import Signals, outcome_advantages
+from rapo_jax.algorithms.base import (
+  CLIPPED_LOSS,
+  Algorithm,
+  Plan,
+  Signals,
+  outcome_advantages,
+)
+from rapo_jax.algorithms.forks import EntropyForks
 from rapo_jax.algorithms.settings import ObjectiveConfig
 
 
@@ -23,13 +29,23 @@ def hard_advantages(
   return objectives.shared_means(advantages, signals.node_ids)
 
 
-CHANGES = {
-  "retrieval_coef": 0.0,
-  "shaping_coef": 0.0,
-  "clip_epsilon_low": 0.2,
-  "clip_epsilon_high": 0.2,
-  "dual_clip": 3.0,
-  "aggregation": "token",
-  "aggregation_length": None,
-}
-"""Of the authors' scripts; the loss is the clipped one."""
+ALGORITHM = Algorithm(
+  name="arpo",
+  label="ARPO",
+  description="Rollouts that fork where entropy rises (arXiv 2507.19849).",
+  plan=Plan(forks=EntropyForks()),
+  advantages=outcome_advantages,
+  loss=CLIPPED_LOSS,
+  # Of the authors' scripts.
+  changes={
+    "retrieval_coef": 0.0,
+    "shaping_coef": 0.0,
+    "clip_epsilon_low": 0.2,
+    "clip_epsilon_high": 0.2,
+    "dual_clip": 3.0,
+    "aggregation": "token",
+    "aggregation_length": None,
+  },
+  colour="#8c3b3b",
+  dark_colour="#e59a9a",
+)

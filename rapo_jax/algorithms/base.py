@@ -28,6 +28,7 @@ from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.buffer.policy import RetrievalConfig
 from rapo_jax.rollout import RolloutConfig
+from rapo_jax.rollout.forks import ForkRule
 
 COLUMNS = {
   "old_log_probs": "log-probability of the token as sampled",
@@ -195,11 +196,23 @@ class Plan:
     hybrid: whether `rollout.num_hybrid` of a group's rollouts may retrieve.
     granularity: what a retrieval inserts; None for `retrieval.granularity`.
     resample: other questions for groups that teach nothing; None for none.
+    forks: which rollouts of a group begin as copies of others; None for none.
+
+  Raises:
+    InputError: rollouts would both retrieve and fork.
   """
 
   hybrid: bool = False
   granularity: Literal["step", "trajectory"] | None = None
   resample: Resample | None = None
+  forks: ForkRule | None = None
+
+  def __post_init__(self) -> None:
+    if self.hybrid and self.forks is not None:
+      raise InputError(
+        "rollouts that fork do not retrieve, got a plan with hybrid=True and "
+        f"{self.forks!r}: leave one of them out."
+      )
 
   def rollout(self, config: RolloutConfig) -> RolloutConfig:
     """The rollout of this plan."""

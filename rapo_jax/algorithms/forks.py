@@ -1,150 +1,56 @@
-"""Who is forked when: rules of methods that sample trees.
-
-A rule sees one question at a time, when each of its rollouts stands at the end
-of a step or has ended. Its random numbers belong to the rollouts. So a fork
-depends on no tool's delay, and on no other question.
-"""
+"""Who is forked when: rules of methods that sample trees."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-  """A rollout of a question, at the end of a step.
-
-  Attributes:
-    parent: place in the group of the one that it was forked from; None for one
-      that began at the prompt by itself.
-    shared_steps: steps that were copied from the parent.
-    steps: steps that it has, copied ones too.
-    goes_on: whether it writes another step; False once it has ended.
-    entropy: `step_uncertainty` of its last step.
-    first_entropy: the same of the first step that it wrote itself.
-  """
-
-  parent: int | None = None
-  shared_steps: int = 0
-  steps: int = 1
-  goes_on: bool = True
-  entropy: float = 0.0
-  first_entropy: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-  """The rollouts of one question.
-
-  Attributes:
-    members: in the order in which they began.
-    leaves: rollouts that the question may have in the end.
-    rounds: how often members were added.
-    streak: how often in a row, up to now.
-  """
-
-  members: Sequence[Member]
-  leaves: int
-  rounds: int = 0
-  streak: int = 0
-
-  @property
-  def room(self) -> int:
-    """Rollouts that may still be added."""
-    return self.leaves - len(self.members)
-
-
-class Fork(NamedTuple):
-  """A rollout to be added.
-
-  Attributes:
-    parent: place of the member that is copied; None for one that begins at the
-      prompt, in a tree of its own.
-    steps: first steps of the parent that are kept.
-  """
-
-  parent: int | None
-  steps: int = 0
-
-
-Draw = Callable[[int, int], float]
-"""A number in [0, 1) of a member's stream: its place, and a count from 0 on."""
-
-
-class ForkRule(Protocol):
-  """Which rollouts of a question are forked; a frozen dataclass."""
-
-  def roots(self, leaves: int) -> int:
-    """Rollouts that begin at the prompt, of so many in the end.
-
-    Raises:
-      InputError: the rule does not give this number of leaves.
-    """
-
-  def forks(self, group: Group, draw: Draw) -> list[Fork]:
-    """Rollouts to be added now, at most `group.room`.
-
-    Args:
-      group: each member stands at the end of a step, or has ended.
-      draw: random numbers.
-    """
-
-
-def step_uncertainty(
-  entropies: Float[np.ndarray, " T"], *, vocabulary: int, tokens: int = 20
-) -> float:
-  """How unsure the policy was of a step, as fork rules measure it (ARPO).
-
-  The sum over the first tokens of their entropies, divided by log V. It grows
-  with their number, as in the authors' code. That takes the ten likeliest
-  tokens of each distribution; we take all.
-
-  Args:
-    entropies: of the step's policy tokens in order, nats.
-    vocabulary: number of tokens V, above 1.
-    tokens: how many of the first tokens count.
-  """
-  return float(np.sum(entropies[:tokens]) / math.log(vocabulary))
+from rapo_jax.rollout.forks import Draw, Fork, Group, Member
 
 
 @dataclasses.dataclass(frozen=True)
 class EntropyForks:
   """ARPO (Dong et al., 2025): forks after steps that became less sure.
 
-  At the end of a step each rollout that goes on is forked with probability
-  `p + w (H - H_first)`, in order, while there is room. A question of which
-  none goes on gets one more rollout from the prompt.
+  When a rollout has written a step after a tool's result it is forked with
+  probability `p + w (H - H_first)`, in order, while there is room. A question
+  of which none goes on, and none is forked, gets one more rollout from the
+  prompt.
 
-  The paper measures the tokens after a tool's result, and forks there. The
-  authors' code measures the step before the result. It also compares with what
-  another question left behind, from the second batch on; here `H_first` is the
-  rollout's own.
+  The paper compares the step with the rollout's first one, and forks before it:
+  `at="measured"`. The authors' code compares with the first step that the
+  rollout wrote itself, in the first step too. It forks after the step and the
+  result that follows: `at="next"`. From the second batch on it compares with
+  what another question left behind, which is left out.
 
   Attributes:
     initial: rollouts that begin at the prompt; None for half of them.
     copies: most forks of a rollout at one boundary.
     probability: `p`.
     entropy_weight: `w`, per unit of `step_uncertainty`.
+    at: "measured" or "next", see above.
   """
 
   initial: int | None = None
   copies: int = 1
   probability: float = 0.5
   entropy_weight: float = 0.2
+  at: Literal["measured", "next"] = "measured"
 
   def __post_init__(self) -> None:
     check_numbers(self, "initial", "copies", at_least=1)
     check_numbers(self, "probability", at_least=0, at_most=1)
     check_numbers(self, "entropy_weight", at_least=0)
+    if self.at not in ("measured", "next"):
+      raise InputError(
+        f"at must be measured or next, got {self.at!r}: correct it."
+      )
 
   def roots(self, leaves: int) -> int:
     """See `ForkRule`."""
@@ -152,19 +58,34 @@ class EntropyForks:
       return max(leaves // 2, 1)
     return min(self.initial, leaves)
 
+  def slots(self, leaves: int) -> int:
+    """See `ForkRule`; all may be alive."""
+    return leaves
+
   def forks(self, group: Group, draw: Draw) -> list[Fork]:
     """See `ForkRule`."""
-    going = [i for i, member in enumerate(group.members) if member.goes_on]
-    if not going:
-      return [Fork(None)] if group.room > 0 else []
     added: list[Fork] = []
-    for place in going:
-      member = group.members[place]
+    for place, member in enumerate(group.members):
+      fork, rise = self._fork(place, member)
+      if fork is None:
+        continue
       for count in range(min(self.copies, group.room - len(added))):
-        rise = member.entropy - member.first_entropy
         if self.accepts(draw(place, count), rise, group.streak):
-          added.append(Fork(place, member.steps))
-    return added
+          added.append(fork)
+    going = any(member.goes_on for member in group.members)
+    return added or ([] if going or group.room <= 0 else [Fork(None)])
+
+  def _fork(self, place: int, member: Member) -> tuple[Fork | None, float]:
+    """The fork of a member, None if it has none now; and H - H_first."""
+    if self.at == "next":
+      if not member.goes_on:
+        return None, 0.0
+      first = member.entropies[member.shared_steps]
+      return Fork(place, member.steps), member.entropies[-1] - first
+    if not member.wrote or member.steps < 2:
+      return None, 0.0
+    rise = member.entropies[-1] - member.entropies[0]
+    return Fork(place, member.steps - 1), rise
 
   def accepts(self, drawn: float, rise: float, streak: int) -> bool:
     """Whether a rollout is forked.
@@ -227,37 +148,51 @@ class BalancedForks(EntropyForks):
 class TreeForks:
   """Tree-GRPO (Ji et al., 2025): finished trees grow at random nodes.
 
-  A question has `trees` rollouts. When all have ended, each tree grows
-  `branches` rollouts, `rounds` times. Each begins at a node that is drawn
-  uniformly, with replacement, from the prompt and the steps that are not last.
+  A question has `trees` rollouts. When all have ended, each tree grows as many
+  rollouts as fill the group, in `rounds` equal parts. Each begins at a node
+  that is drawn uniformly, with replacement, from the prompt and the steps that
+  are not last.
 
   Attributes:
     trees: M.
-    branches: N.
     rounds: L.
   """
 
   trees: int = 2
-  branches: int = 2
   rounds: int = 1
 
   def __post_init__(self) -> None:
-    check_numbers(self, "trees", "branches", "rounds", at_least=1)
+    check_numbers(self, "trees", "rounds", at_least=1)
+
+  def branches(self, leaves: int) -> int:
+    """N: rollouts that a tree grows in a round.
+
+    Raises:
+      InputError: these leaves cannot be shared out.
+    """
+    count, rest = divmod(leaves - self.trees, self.trees * self.rounds)
+    if rest or count < 1:
+      raise InputError(
+        f"{self.trees} trees with N branches in each of {self.rounds} rounds "
+        f"have {self.trees} (1 + {self.rounds} N) leaves, got num_generations "
+        f"= {leaves}: choose another."
+      )
+    return count
 
   def roots(self, leaves: int) -> int:
     """See `ForkRule`."""
-    own = self.trees * (1 + self.branches * self.rounds)
-    if leaves != own:
-      raise InputError(
-        f"{self.trees} trees with {self.branches} branches in each of "
-        f"{self.rounds} rounds have {own} leaves, got num_generations = "
-        f"{leaves}: set it to {own}."
-      )
+    self.branches(leaves)
     return self.trees
+
+  def slots(self, leaves: int) -> int:
+    """See `ForkRule`; trees that have grown need theirs no more."""
+    if self.rounds > 1:
+      return leaves
+    return max(self.trees, self.trees * self.branches(leaves))
 
   def forks(self, group: Group, draw: Draw) -> list[Fork]:
     """See `ForkRule`."""
-    members = group.members
+    members, branches = group.members, self.branches(group.leaves)
     if group.rounds >= self.rounds or any(m.goes_on for m in members):
       return []
     tree_of: list[int] = []
@@ -270,11 +205,9 @@ class TreeForks:
         Fork(place, step + 1) for step in inner
       )
     return [
-      of_tree[
-        int(draw(tree, self.branches * group.rounds + count) * len(of_tree))
-      ]
+      of_tree[int(draw(tree, branches * group.rounds + count) * len(of_tree))]
       for tree, of_tree in nodes.items()
-      for count in range(self.branches)
+      for count in range(branches)
     ]
 
 

@@ -29,6 +29,7 @@ from rapo_jax.rollout import automaton as automaton_lib
 from rapo_jax.rollout import finite, processes
 from rapo_jax.rollout.between import BetweenSession, BetweenSteps
 from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
+from rapo_jax.rollout.forks import ForkRule
 from rapo_jax.rollout.loop import Loop, Setup
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.programs import Programs
@@ -63,6 +64,9 @@ class RolloutEngine:
       chat template ends a turn with, are always among them.
     between_steps: what happens between steps in place of retrieval; None for
       nothing else.
+    forks: which rollouts of a question begin as copies of others; None lets
+      each begin at the prompt. Needs slots for whole questions, and neither a
+      buffer nor `between_steps`.
 
   Raises:
     InputError: a limit leaves no room for a result's tags, or names no tool. Or
@@ -84,6 +88,7 @@ class RolloutEngine:
     policy: Decoder | None = None,
     end_ids: Iterable[int] | None = None,
     between_steps: BetweenSteps | None = None,
+    forks: ForkRule | None = None,
   ):
     check_vocabulary(tokenizer, vocab_size)
     if mesh is not None:
@@ -97,6 +102,12 @@ class RolloutEngine:
         "an engine has one hook between steps, got a buffer and between_steps: "
         "give one of them."
       )
+    if forks is not None and (buffer or between_steps) is not None:
+      raise InputError(
+        "rollouts that fork do not retrieve, got both forks and a buffer or "
+        "between_steps: give one of them."
+      )
+    self._forks = forks
     self._between = between_steps
     if buffer is not None:
       self._between = RetrievalHook(
@@ -173,6 +184,8 @@ class RolloutEngine:
     check_query_ids([request.query for request in requests])
     for request in requests:
       self._check_prompt(request)
+    if self._forks is not None:
+      self._check_groups(self._forks, requests)
     model = (
       self._place(model)
       if self._placed is None
@@ -202,7 +215,9 @@ class RolloutEngine:
           between = self._between.session(calls.changed)
           stack.enter_context(contextlib.closing(between))
         loop = Loop(
-          self._setup, programs, calls, between, seed=seed, update=update
+          *(self._setup, programs, calls, between, self._forks),
+          seed=seed,
+          update=update,
         )
         return loop.run(requests)
 
@@ -212,6 +227,34 @@ class RolloutEngine:
       trajectories, stats = lead(programs)
     finite.check_finite(trajectories, self._config.dtype)
     return trajectories, stats
+
+  def _check_groups(
+    self, rule: ForkRule, requests: Sequence[RolloutRequest]
+  ) -> None:
+    """Refuses questions whose rollouts cannot fork by the rule."""
+    indices: dict[int, list[int]] = {}
+    for request in requests:
+      indices.setdefault(request.group_id, []).append(request.index)
+      if request.hybrid:
+        raise InputError(
+          "rollouts that fork do not retrieve, got a hybrid request: set "
+          "num_hybrid to 0."
+        )
+    there = self._config.num_slots // self._setup.slot_parts
+    for own in indices.values():
+      leaves = len(own)
+      if sorted(own) != list(range(leaves)):
+        raise InputError(
+          "the rollouts of a question that may fork have the indices from 0 "
+          f"on, got {sorted(own)}: number them."
+        )
+      if not 1 <= rule.roots(leaves) <= leaves or rule.slots(leaves) > there:
+        raise InputError(
+          f"a question of {leaves} rollouts needs {rule.slots(leaves)} slots "
+          f"at a time and begins {rule.roots(leaves)} of them at its prompt by "
+          f"{rule!r}; a device has {there} slots: raise rollout.num_slots, or "
+          "correct the rule."
+        )
 
   def _check_prompt(self, request: RolloutRequest) -> None:
     prompt, question = request.prompt_tokens, request.query.query_id

@@ -16,7 +16,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -24,11 +24,13 @@ from jaxtyping import Bool
 from rapo_jax.rollout.between import BetweenSession, Boundary, Insertion
 from rapo_jax.rollout.config import RolloutConfig
 from rapo_jax.rollout.episode import Episode, StepEnd, refusal
+from rapo_jax.rollout.forks import Family, Fork, ForkRule, step_uncertainty
 from rapo_jax.rollout.programs import (
   AdmissionArrays,
   Contents,
   Programs,
   empty_admission,
+  empty_fork,
   empty_insert,
   empty_prompts,
 )
@@ -57,8 +59,50 @@ class _Sequence:
     default_factory=list
   )  # (kind, step_id, end)
   piece: list[int] = dataclasses.field(default_factory=list)
-
   call: ToolCall | MalformedCall | None = None
+  ended: bool = False
+  # Of one that may be forked, or was.
+  family: Family[_Sequence] | None = None
+  parent: int | None = None
+  shared_steps: int = 0
+  cuts: list[_Cut] = dataclasses.field(default_factory=list)
+  uncertainties: list[float] = dataclasses.field(default_factory=list)
+
+  @property
+  def num_cuts(self) -> int:
+    return len(self.cuts)
+
+  @property
+  def prompt_length(self) -> int:
+    return len(self.request.prompt_tokens)
+
+  def cut(self) -> None:
+    """Notes that it can be forked where it stands."""
+    episode = self.episode
+    self.cuts.append(
+      _Cut(
+        self.length,
+        len(self.segments),
+        dataclasses.replace(
+          episode, steps=[*episode.steps], events=[*episode.events]
+        ),
+      )
+    )
+
+  def become(self, parent: _Sequence, fork: Fork) -> None:
+    """Takes over the first steps of another one, or its prompt alone."""
+    if fork.parent is None or not fork.steps:
+      self.append(TokenKind.PROMPT, -1, self.prompt_length)
+    else:
+      cut = parent.cuts[fork.steps - 1]
+      self.length = cut.length
+      self.segments = parent.segments[: cut.segments]
+      self.cuts = parent.cuts[: fork.steps]
+      self.uncertainties = parent.uncertainties[: fork.steps]
+      self.episode = dataclasses.replace(
+        cut.episode, steps=[*cut.episode.steps], events=[*cut.episode.events]
+      )
+    self.parent, self.shared_steps = fork.parent, fork.steps
 
   def append(self, kind: TokenKind, step_id: int, count: int) -> None:
     self.length += count
@@ -66,7 +110,22 @@ class _Sequence:
 
   @property
   def response_tokens(self) -> int:
-    return self.length - len(self.request.prompt_tokens)
+    return self.length - self.prompt_length
+
+
+class _Cut(NamedTuple):
+  """A sequence behind an observation, where others can be forked from it."""
+
+  length: int
+  segments: int
+  episode: Episode
+
+
+class _Copy(NamedTuple):
+  """A sequence that starts in its slot as a copy of what is in another."""
+
+  sequence: _Sequence
+  source: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +163,7 @@ class Loop:
     programs: the device programs.
     calls: the tools.
     between: what happens between steps; None for nothing.
+    forks: who is forked; None for nobody.
     seed: of all that is random.
     update: number of updates behind the policy.
   """
@@ -114,6 +174,7 @@ class Loop:
     programs: Programs,
     calls: ToolSession[_Sequence],
     between: BetweenSession | None,
+    forks: ForkRule | None,
     *,
     seed: int,
     update: int,
@@ -132,6 +193,11 @@ class Loop:
     self._finished: dict[int, Trajectory] = {}
     self._calls = calls
     self._between = between
+    self._forks = forks
+    self._reserved: set[int] = set()
+    # Questions that have no slots yet, and those that have.
+    self._later: collections.deque[Family[_Sequence]] = collections.deque()
+    self._families: list[Family[_Sequence]] = []
     self._held_since: float | None = None
     self._stats = RolloutStats(tools=calls.stats)
 
@@ -140,19 +206,32 @@ class Loop:
   ) -> tuple[list[Trajectory], RolloutStats]:
     """Generates a trajectory for each request, in order."""
     began = time.perf_counter()
-    waiting = collections.deque(
+    sequences = [
       _Sequence(request, number, Episode(self._config, self._setup.tag_set))
       for number, request in enumerate(requests)
-    )
+    ]
+    waiting: collections.deque[_Sequence] = collections.deque()
+    if self._forks is None:
+      waiting.extend(sequences)
+    else:
+      self._later.extend(self._make_families(self._forks, sequences))
     ready: list[_Sequence] = []
+    copies: list[_Copy] = []
     while len(self._finished) < len(requests):
+      waiting.extend(self._begin_families())
       self._admit(waiting)
       ready += self._collect_tools() + self._collect_insertions()
-      if self._hold(len(ready)):
+      released, started = self._grow()
+      ready, copies = ready + released, copies + started
+      if self._hold(len(ready) + len(copies)):
         continue
       if ready:
         self._insert(ready)
         ready = []
+      if copies:
+        # Behind the inserts: what is copied has its observation.
+        self._copy(copies)
+        copies = []
       if self._active:
         self._decode()
     self._stats.seconds = time.perf_counter() - began
@@ -164,19 +243,23 @@ class Loop:
 
   def _admit(self, waiting: collections.deque[_Sequence]) -> None:
     """Starts sequences in free slots."""
-    free = [i for i, s in enumerate(self._slots) if s is None]
-    while free and (self._prefilled or waiting):
+    free = self._free()
+    # A question's rollouts that may fork have slots of their own.
+    own = self._forks is not None
+    while (free or own) and (self._prefilled or waiting):
       if not self._prefilled:
         self._prefill(waiting)
       arrays = empty_admission(self._config)
       started = []
-      while free and self._prefilled:
+      while (free or own) and self._prefilled:
         row, sequence = self._prefilled.popleft()
-        sequence.slot = free.pop(0)
+        if not own:
+          sequence.slot = free.pop(0)
         now = time.monotonic()
         sequence.episode.deadline = now + self._config.trajectory_timeout_s
         arrays.source[sequence.slot] = row
         self._slots[sequence.slot] = sequence
+        self._reserved.discard(sequence.slot)
         started.append(sequence)
       self._start(arrays, started)
 
@@ -205,8 +288,7 @@ class Loop:
 
   def _start(self, arrays: AdmissionArrays, started: list[_Sequence]) -> None:
     for sequence in started:
-      prompt = len(sequence.request.prompt_tokens)
-      sequence.append(TokenKind.PROMPT, -1, prompt)
+      sequence.append(TokenKind.PROMPT, -1, sequence.prompt_length)
       arrays.queries[sequence.slot] = query_number(sequence.request.query)
       arrays.indices[sequence.slot] = sequence.request.index
       arrays.limits[sequence.slot] = self._limit(sequence)
@@ -246,6 +328,11 @@ class Loop:
     sequence.append(TokenKind.POLICY, sequence.episode.step_id, count)
     row = self._contents.tokens[sequence.slot, : sequence.length]
     text = decode(self._setup.tokenizer, row[start:])
+    if sequence.family is not None:
+      entropies = self._contents.entropies[sequence.slot, start : len(row)]
+      sequence.uncertainties.append(
+        step_uncertainty(entropies, vocabulary=len(self._setup.ends_turn))
+      )
     stopped = automaton == self._setup.matched_state
     end = self._end(row, self._room(sequence), stopped=stopped)
     sequence.call = sequence.episode.end_step(text, end)
@@ -323,6 +410,8 @@ class Loop:
     observed = [
       call.owner for call, result in answers if self._observe(call, result, now)
     ]
+    if self._forks is not None:
+      return [s for s in observed if not self._stands(s)]
     if self._between is None:
       return observed
     boundaries = {s: self._boundary(s) for s in observed}
@@ -354,7 +443,142 @@ class Loop:
       return False
     sequence.append(TokenKind.OBSERVATION, step_id, len(ids))
     sequence.piece = ids
+    if sequence.family is not None:
+      sequence.cut()
     return True
+
+  # Forks.
+
+  def _make_families(
+    self, rule: ForkRule, sequences: Sequence[_Sequence]
+  ) -> list[Family[_Sequence]]:
+    """The rollouts of each question, in the order of the questions."""
+    members: dict[int, list[_Sequence]] = {}
+    for sequence in sequences:
+      members.setdefault(sequence.request.group_id, []).append(sequence)
+    families = []
+    for own in members.values():
+      own.sort(key=lambda s: s.request.index)
+      query = query_number(own[0].request.query)
+      family = Family(rule, own, (self._seed, self._update, query))
+      for sequence in own:
+        sequence.family = family
+      families.append(family)
+    return families
+
+  def _begin_families(self) -> list[_Sequence]:
+    """Gives slots to the next questions, and their first rollouts."""
+    begun: list[_Sequence] = []
+    while self._later:
+      family = self._later[0]
+      slots = self._free_in_one_part(family.num_slots)
+      if not slots:
+        break
+      self._families.append(self._later.popleft())
+      self._reserved.update(slots)
+      family.slots = slots
+      for sequence in family.begin_roots():
+        sequence.slot = family.slots.pop(0)
+        begun.append(sequence)
+      if not family.room:
+        self._place([], family)
+    return begun
+
+  def _free(self) -> list[int]:
+    return [
+      slot
+      for slot, there in enumerate(self._slots)
+      if there is None and slot not in self._reserved
+    ]
+
+  def _free_in_one_part(self, count: int) -> list[int]:
+    """So many free slots of the part that has most; none if it has fewer."""
+    part_slots = len(self._slots) // self._setup.slot_parts
+    parts: list[list[int]] = [[] for _ in range(self._setup.slot_parts)]
+    for slot in self._free():
+      parts[slot // part_slots].append(slot)
+    most = max(parts, key=len)
+    return most[:count] if len(most) >= count else []
+
+  def _stands(self, sequence: _Sequence) -> bool:
+    """Whether a sequence waits for the others of its question."""
+    family = sequence.family
+    if family is None or not family.room:
+      return False
+    family.stand(sequence)
+    return True
+
+  def _grow(self) -> tuple[list[_Sequence], list[_Copy]]:
+    """Forks rollouts of the questions of which all stand or have ended.
+
+    Returns:
+      Sequences that go on, and those that begin as copies.
+    """
+    released: list[_Sequence] = []
+    copies: list[_Copy] = []
+    for family in [one for one in self._families if one.is_due]:
+      going, added = family.grow()
+      released += going
+      begun: list[_Copy] = []
+      for sequence, fork in added:
+        source = family.members[fork.parent or 0]
+        sequence.become(source, fork)
+        begun.append(_Copy(sequence, source.slot))
+      self._place(begun, family)
+      copies += begun
+    self._families = [one for one in self._families if one.room]
+    return released, copies
+
+  def _place(self, copies: Sequence[_Copy], family: Family[_Sequence]) -> None:
+    """Gives each copy a slot; once all have begun, the others are free.
+
+    A slot whose rollout has ended goes to the last copy of it. So nothing is
+    overwritten that another copy still reads.
+    """
+    ended = [member.slot for member in family.members if member.ended]
+    freed = [] if family.room else ended
+    last = {copy.source: n for n, copy in enumerate(copies)}
+    in_place = {last[slot]: slot for slot in freed if slot in last}
+    spare = family.slots + [slot for slot in freed if slot not in last]
+    for n, copy in enumerate(copies):
+      slot = in_place[n] if n in in_place else spare.pop(0)
+      copy.sequence.slot = slot
+      self._slots[slot] = copy.sequence
+      self._reserved.discard(slot)
+    family.slots = spare
+    if not family.room:
+      for slot in spare:
+        self._slots[slot] = None
+        self._reserved.discard(slot)
+
+  def _copy(self, copies: Sequence[_Copy]) -> None:
+    """Starts sequences as copies, a fixed number at a time."""
+    num_parts = self._setup.slot_parts
+    part_slots = len(self._slots) // num_parts
+    num_rows = empty_fork(self._config, num_parts).slots.shape[1]
+    parts: list[list[_Copy]] = [[] for _ in range(num_parts)]
+    # Those that take their source's place overwrite it, and come last.
+    for copy in sorted(copies, key=lambda c: c.sequence.slot == c.source):
+      parts[copy.source // part_slots].append(copy)
+    for first in range(0, max(map(len, parts)), num_rows):
+      arrays = empty_fork(self._config, num_parts)
+      for part, members in enumerate(parts):
+        for column, copy in enumerate(members[first : first + num_rows]):
+          sequence, row = copy.sequence, part * num_rows + column
+          arrays.sources[part, column] = copy.source % part_slots
+          arrays.slots[part, column] = sequence.slot % part_slots
+          arrays.lengths[row] = sequence.length
+          arrays.limits[row] = self._limit(sequence)
+          arrays.queries[row] = query_number(sequence.request.query)
+          arrays.indices[row] = sequence.request.index
+          now = time.monotonic()
+          sequence.episode.deadline = now + self._config.trajectory_timeout_s
+          self._active.add(sequence.slot)
+          self._stats.forks += 1
+          self._stats.shared_tokens += sequence.response_tokens
+      began = time.perf_counter()
+      self._programs.fork(*arrays)
+      self._stats.cache_seconds += time.perf_counter() - began
 
   # Between steps.
 
@@ -464,8 +688,12 @@ class Loop:
       finish_reason=reason,
       events=tuple(sequence.episode.events),
       buffer_version=version,
+      parent=sequence.parent,
+      shared_steps=sequence.shared_steps,
     )
-    self._slots[slot] = None
+    sequence.ended = True
+    if sequence.family is None or not sequence.family.room:
+      self._slots[slot] = None
 
   def _slot(self, slot: int) -> _Sequence:
     sequence = self._slots[slot]

@@ -80,6 +80,39 @@ class InsertArrays(NamedTuple):
   limits: Int[np.ndarray, " N"]
 
 
+class ForkArrays(NamedTuple):
+  """Sequences that start as copies, R in each part; see `sampler.fork`.
+
+  Attributes:
+    sources: slot of each one's parent, numbered within the part.
+    slots: where each one starts; a number past the end of a part for none.
+    lengths: tokens that are kept.
+    limits: length at which each of them stops decoding.
+    queries: 32-bit number of each one's query.
+    indices: index of each one in its group.
+  """
+
+  sources: Int[np.ndarray, "parts R"]
+  slots: Int[np.ndarray, "parts R"]
+  lengths: Int[np.ndarray, " N"]
+  limits: Int[np.ndarray, " N"]
+  queries: UInt32[np.ndarray, " N"]
+  indices: UInt32[np.ndarray, " N"]
+
+
+def empty_fork(config: RolloutConfig, slot_parts: int) -> ForkArrays:
+  """Rows in which nothing starts; arguments as for `empty_insert`."""
+  slots = empty_insert(config, slot_parts).slots
+  return ForkArrays(
+    slots.copy(),
+    slots,
+    np.ones(slots.size, np.int32),
+    np.zeros(slots.size, np.int32),
+    np.zeros(slots.size, np.uint32),
+    np.zeros(slots.size, np.uint32),
+  )
+
+
 def empty_prompts(config: RolloutConfig, prompt_width: int) -> PromptArrays:
   """Rows without a prompt."""
   rows = config.prefill_rows
@@ -186,6 +219,21 @@ def insert_call(
       "attend_length": state.tokens.shape[1],
       "chunk": config.insert_chunk,
     },
+  )
+
+
+def fork_call(state: sampler.SlotState, arrays: ForkArrays, keys: Any) -> Call:
+  """Starts sequences as copies of others.
+
+  Args:
+    state: the slots.
+    arrays: what starts where.
+    keys: of `sampler.sequence_keys`, uint32 `[N, 2]`.
+  """
+  return Call(
+    sampler.fork,
+    (state, arrays.sources, arrays.slots, arrays.lengths, arrays.limits, keys),
+    {},
   )
 
 
@@ -317,6 +365,20 @@ class Programs:
         InsertArrays(slots, pieces, counts, limits),
         self._config,
       )()
+    jax.block_until_ready(self._state.lengths)
+
+  def fork(self, *arrays: np.ndarray) -> None:
+    """Starts sequences as copies of others, and waits.
+
+    Args:
+      *arrays: those of `ForkArrays`, in order.
+    """
+    forks = ForkArrays(*arrays)
+    with sharding.use_mesh(self._mesh):
+      keys = sampler.sequence_keys(
+        self._seed, jnp.int32(self._update), forks.queries, forks.indices
+      )
+      self._state = fork_call(self._state, forks, keys)()
     jax.block_until_ready(self._state.lengths)
 
   def decode(self) -> Progress:

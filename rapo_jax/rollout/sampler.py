@@ -317,6 +317,66 @@ def insert(
   )
 
 
+@functools.partial(jax.jit, donate_argnames="state")
+def fork(
+  state: SlotState,
+  sources: Int[Array, "parts R"],
+  slots: Int[Array, "parts R"],
+  lengths: Int[Array, " N"],
+  limits: Int[Array, " N"],
+  keys: UInt32[Array, "N 2"],
+) -> SlotState:
+  """Starts sequences in slots from the first tokens of others.
+
+  Nothing runs through the model: the cache of a prefix is a prefix of the
+  cache. What is read is what was there before.
+
+  Args:
+    state: the slots.
+    sources: the slot that each one is copied from, numbered within its part as
+      for `insert`. One past the end of its part stands for none.
+    slots: where each one starts, of the same part, none twice. It may be its
+      own source.
+    lengths: tokens of each that are kept, at least 1.
+    limits: length at which each stops decoding.
+    keys: key data of each one's own random stream.
+  """
+
+  kept = jnp.arange(state.tokens.shape[1]) < lengths[:, None]
+
+  def copy(rows: Array) -> Array:
+    # What the parent has sampled since is not the copy's.
+    taken = jnp.where(kept, attention.take_rows(rows, sources), 0)
+    return attention.put_rows(rows, slots, taken)
+
+  def copy_cache(cache: Array) -> Array:
+    # [layers, blocks, slots, heads, positions of a block, head_dim]
+    by_slot = (*cache.shape[:2], len(slots), -1, *cache.shape[3:])
+    parts = cache.reshape(by_slot)
+
+    def one(part: Array, source: Array, slot: Array) -> Array:
+      taken = part.at[:, :, source].get(mode="clip")
+      return part.at[:, :, slot].set(taken, mode="drop")
+
+    copied = jax.vmap(one, in_axes=(2, 0, 0), out_axes=2)(parts, sources, slots)
+    return copied.reshape(cache.shape)
+
+  put = functools.partial(attention.put_rows, chosen=slots)
+  return _constrain(
+    SlotState(
+      cache=jax.tree.map(copy_cache, state.cache),
+      tokens=copy(state.tokens),
+      log_probs=copy(state.log_probs),
+      entropies=copy(state.entropies),
+      lengths=put(state.lengths, values=lengths),
+      limits=put(state.limits, values=limits),
+      active=put(state.active, values=jnp.ones_like(lengths, bool)),
+      automaton=put(state.automaton, values=jnp.zeros_like(lengths)),
+      keys=put(state.keys, values=keys),
+    )
+  )
+
+
 def layers_apart(model: Decoder) -> list[DecoderLayer] | None:
   """The policy's layers as `decode` wants them on these devices.
 

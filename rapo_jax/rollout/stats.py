@@ -24,6 +24,9 @@ class RolloutStats:
       over all chunks.
     cached_tokens: prompt, observation and retrieved tokens that were cached.
     cache_positions: computed for them, padding included.
+    forks: trajectories that began as copies of others.
+    shared_tokens: tokens behind the prompt that they were given by copies, and
+      nothing ran through the model for.
     tools: what became of the calls of each tool, by name.
   """
 
@@ -37,6 +40,8 @@ class RolloutStats:
   decode_positions: int = 0
   cached_tokens: int = 0
   cache_positions: int = 0
+  forks: int = 0
+  shared_tokens: int = 0
   tools: dict[str, ToolStats] = dataclasses.field(default_factory=dict)
 
   def numbers(self) -> dict[str, float]:
@@ -58,6 +63,8 @@ class RolloutStats:
       "retrieval_seconds": self.retrieval_seconds,
       "retrieval_busy_seconds": self.retrieval_busy_seconds,
       "host_seconds": self.seconds - device - waiting,
+      "forks": self.forks,
+      "shared_tokens": self.shared_tokens,
       "tokens_per_second": self.sampled_tokens / seconds,
       "device_idle_fraction": 1 - device / seconds,
       "slot_occupancy": self.sampled_tokens / max(self.decode_positions, 1),

@@ -15,7 +15,8 @@ from rapo_jax.ranges import check_numbers
 from rapo_jax.rewards import GAIA, MATH, OUTCOME, QA, Reward
 from rapo_jax.tasks.base import HELD_OUT, Questions, Task
 from rapo_jax.tasks.splits import split_by_question
-from rapo_jax.tasks.tools import TOOLS, PythonSpec, SearchSpec, ToolSpec
+from rapo_jax.tasks.tool_table import TOOLS
+from rapo_jax.tasks.tools import PythonSpec, SearchSpec, ToolSpec
 from rapo_jax.tools import Tool
 
 _REWARDS: Mapping[str, Reward] = {

@@ -15,7 +15,8 @@ from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tasks.base import HELD_OUT, Questions, Task
 from rapo_jax.tasks.splits import split_by_question
-from rapo_jax.tasks.tools import TOOLS, ToolSpec
+from rapo_jax.tasks.tool_table import TOOLS
+from rapo_jax.tasks.tools import ToolSpec
 from rapo_jax.tools import Tool
 
 

@@ -50,7 +50,7 @@ class Services(Protocol):
 class ToolSpec(Described, Protocol):
   """A tool that is still to be started.
 
-  A spec may have `paths`, as a task has them.
+  A spec may have `paths` and `check()`, as a task has them.
   """
 
   def start(self, services: Services, /) -> Tool:
@@ -109,13 +109,6 @@ class SearchSpec:
     if self.corpus is not None:
       documents = open_documents(self.corpus)
     return services.search(documents, mode=self.mode, top_k=self.top_k)
-
-
-TOOLS: Mapping[str, Tool | ToolSpec] = {
-  "search": SearchSpec(),
-  "python": PythonSpec(),
-}
-"""Tools that a task can be given by name, on the command line."""
 
 
 def start_tools(

@@ -19,12 +19,13 @@ from rapo_jax.tools.mcp import (
   McpConnection,
   McpDefinition,
   McpTool,
+  check_address,
 )
 from rapo_jax.tools.search_server import SearchServer
-from rapo_jax.tools.web_cache import CacheConfig
-from rapo_jax.tools.web_page import WebPage
+from rapo_jax.tools.web_cache import CacheConfig, check_cache
+from rapo_jax.tools.web_page import WebPage, check_installed
 from rapo_jax.tools.web_search import SERPER, SearchApi, WebSearch
-from rapo_jax.tools.web_service import WebLimits
+from rapo_jax.tools.web_service import WebLimits, key_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,16 @@ class WebSearchSpec:
 
   def __post_init__(self) -> None:
     check_numbers(self, "top_k", at_least=1)
+
+  def check(self) -> None:
+    """Checks the key or the cache, before anything is written.
+
+    Raises:
+      InputError: the one that is needed is not there.
+    """
+    check_cache(self.cache)
+    if self.cache.mode != "replay":
+      key_of(self.api.key, "a search service")
 
   def start(self, services: Services, /) -> Tool:
     """Reads the key and opens the cache."""
@@ -83,6 +94,16 @@ class WebPageSpec:
   name = WebPage.name
   description = WebPage.description
   example = WebPage.example
+
+  def check(self) -> None:
+    """Checks the package or the cache, before anything is written.
+
+    Raises:
+      InputError: the one that is needed is not there.
+    """
+    check_cache(self.cache)
+    if self.cache.mode != "replay":
+      check_installed()
 
   def start(self, services: Services, /) -> Tool:
     """Opens the cache; processes that read pages start with the first one."""
@@ -124,6 +145,16 @@ class SearchServerSpec:
 
   def __post_init__(self) -> None:
     check_numbers(self, "top_k", at_least=1)
+
+  def check(self) -> None:
+    """Checks the token or the cache, before anything is written.
+
+    Raises:
+      InputError: the one that is needed is not there.
+    """
+    check_cache(self.cache)
+    if self.cache.mode != "replay":
+      key_of(self.token, "a search server")
 
   def start(self, services: Services, /) -> Tool:
     """Opens the connections and the cache."""
@@ -179,7 +210,7 @@ class McpSpec:
   def __post_init__(self) -> None:
     check_numbers(self, "timeout_s", above=0, unit="seconds")
     check_numbers(self, "max_concurrency", at_least=1)
-    self._address  # noqa: B018 - checks its fields
+    _ = self._address  # It checks its fields.
     try:
       TagSet((self.name,))
     except InputError as error:
@@ -205,6 +236,14 @@ class McpSpec:
   def example(self) -> str:
     """A step that calls it, by its schema; raises as `description`."""
     return _definition(self._address, self.tool).example(self.name)
+
+  def check(self) -> None:
+    """Checks the package, the program and the variables.
+
+    Raises:
+      InputError: one of them is not there.
+    """
+    check_address(self._address)
 
   def start(self, services: Services, /) -> Tool:
     """Starts the server with the first call."""

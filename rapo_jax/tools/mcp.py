@@ -233,16 +233,7 @@ class McpConnection:
   """
 
   def __init__(self, address: McpAddress):
-    if not importlib.util.find_spec("mcp"):
-      raise InputError(
-        "tools of MCP servers are called by mcp, which is not installed: pip "
-        "install -e '.[mcp]'."
-      )
-    if address.command and shutil.which(address.command[0]) is None:
-      raise InputError(
-        f"the command of an MCP server must be a program, and "
-        f"{address.command[0]!r} is not found: install it, or correct it."
-      )
+    check_address(address)
     what = str(address)
     self._environment = {
       name: key_of(name, what) or "" for name in address.environment
@@ -473,6 +464,27 @@ class McpConnection:
       self._leave(self._life)
     if self._lives:
       await asyncio.wait(self._lives, timeout=_CLOSE_S)
+
+
+def check_address(address: McpAddress) -> None:
+  """Checks what can be checked before a server is started.
+
+  Raises:
+    InputError: `mcp` is not installed, the program is not there, or a variable
+      of the environment is not set.
+  """
+  if not importlib.util.find_spec("mcp"):
+    raise InputError(
+      "tools of MCP servers are called by mcp, which is not installed: pip "
+      "install -e '.[mcp]'."
+    )
+  if address.command and shutil.which(address.command[0]) is None:
+    raise InputError(
+      f"the command of an MCP server must be a program, and "
+      f"{address.command[0]!r} is not found: install it, or correct it."
+    )
+  for variable in (*address.environment, address.token):
+    key_of(variable, str(address))
 
 
 class McpTool:

@@ -114,12 +114,8 @@ class WebCache:
     self.path = path
     self._lock = threading.Lock()
     self._warned = False
-    if read_only and not path.is_file():
-      raise MissingInputError(
-        f"a cache that is replayed must exist, and {path} does not: record it "
-        "first (mode 'record'), or import one with `python -m "
-        "experiments.search_cache import`."
-      )
+    if read_only:
+      _check_exists(path)
     if not read_only:
       files.make_private_folder(path.absolute().parent)
       with self._named(), files.append_private(path):
@@ -232,6 +228,25 @@ class WebCache:
         f"({type(error).__name__}: {error}): check its permissions and the "
         "disk, or record another."
       ) from error
+
+
+def _check_exists(path: pathlib.Path) -> None:
+  if not path.is_file():
+    raise MissingInputError(
+      f"a cache that is replayed must exist, and {path} does not: record it "
+      "first (mode 'record'), or import one with `python -m "
+      "experiments.search_cache import`."
+    )
+
+
+def check_cache(config: CacheConfig) -> None:
+  """Checks that a cache which is to be replayed is there.
+
+  Raises:
+    MissingInputError: it is not.
+  """
+  if config.path is not None and config.mode == "replay":
+    _check_exists(pathlib.Path(config.path).expanduser())
 
 
 def open_cache(config: CacheConfig) -> WebCache | None:

@@ -65,7 +65,7 @@ class PublicTransport(httpx2.BaseTransport):
   """
 
   def __init__(self, *, allow_private: bool = False):
-    self._allow_private = allow_private
+    self._resolver = _Resolver(allow_private)
     self._ssl = httpx2.create_ssl_context()
 
   def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -80,7 +80,7 @@ class PublicTransport(httpx2.BaseTransport):
     pool = httpcore2.ConnectionPool(
       ssl_context=self._ssl,
       max_connections=1,
-      network_backend=_Backend(deadline, self._allow_private),
+      network_backend=_Backend(deadline, self._resolver),
     )
     url = httpcore2.URL(
       scheme=request.url.raw_scheme,
@@ -127,50 +127,29 @@ class _Body(httpx2.SyncByteStream):
     self._pool.close()
 
 
-class _Backend(httpcore2.NetworkBackend):
-  """Opens connections that end at a deadline."""
+class _Resolver:
+  """Finds the addresses of hosts that may be connected to.
 
-  def __init__(self, deadline: float, allow_private: bool):
-    self._deadline = deadline
+  Where there is no network, some systems say of every name that there is none.
+  So a name counts as an agent's mistake once another one has been found.
+  """
+
+  def __init__(self, allow_private: bool):
     self._allow_private = allow_private
-    self._tcp = httpcore2.SyncBackend()
+    self._works = False
 
-  def connect_tcp(
-    self,
-    host: str,
-    port: int,
-    timeout: float | None = None,
-    local_address: str | None = None,
-    socket_options: Iterable[Any] | None = None,
-  ) -> httpcore2.NetworkStream:
-    failure: Exception | None = None
-    for address in self._addresses(host, port):
-      try:
-        stream = self._tcp.connect_tcp(
-          address,
-          port,
-          timeout=_left_s(self._deadline, httpcore2.ConnectTimeout),
-          local_address=local_address,
-          socket_options=socket_options,
-        )
-      except httpcore2.ConnectError as error:
-        failure = error
-        continue
-      return _Stream(stream, self._deadline)
-    assert failure is not None
-    raise failure
-
-  def _addresses(self, host: str, port: int) -> list[str]:
-    """Addresses of a host that may be connected to.
+  def addresses(self, host: str, port: int) -> list[str]:
+    """Addresses of a host.
 
     Raises:
       httpcore2.ConnectError: it cannot be resolved now.
-      NoResult: there is none.
+      NoResult: there is none that may be connected to.
     """
     try:
       found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-      if error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", -5)):
+      unknown = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", -5))
+      if error.errno in unknown and self._works:
         raise NoResult(
           f"There is no host {shorten(host)!r}.", ToolStatus.ERROR
         ) from error
@@ -186,7 +165,42 @@ class _Backend(httpcore2.NetworkBackend):
       raise NoResult(
         f"{shorten(host)!r} is no host of the public web.", ToolStatus.ERROR
       )
+    self._works = self._works or host not in addresses
     return addresses
+
+
+class _Backend(httpcore2.NetworkBackend):
+  """Opens connections that end at a deadline."""
+
+  def __init__(self, deadline: float, resolver: _Resolver):
+    self._deadline = deadline
+    self._resolver = resolver
+    self._tcp = httpcore2.SyncBackend()
+
+  def connect_tcp(
+    self,
+    host: str,
+    port: int,
+    timeout: float | None = None,
+    local_address: str | None = None,
+    socket_options: Iterable[Any] | None = None,
+  ) -> httpcore2.NetworkStream:
+    failure: Exception | None = None
+    for address in self._resolver.addresses(host, port):
+      try:
+        stream = self._tcp.connect_tcp(
+          address,
+          port,
+          timeout=_left_s(self._deadline, httpcore2.ConnectTimeout),
+          local_address=local_address,
+          socket_options=socket_options,
+        )
+      except httpcore2.ConnectError as error:
+        failure = error
+        continue
+      return _Stream(stream, self._deadline)
+    assert failure is not None
+    raise failure
 
 
 class _Stream(httpcore2.NetworkStream):

@@ -16,7 +16,11 @@ import httpx2
 
 from rapo_jax import http_client
 from rapo_jax.errors import InputError
-from rapo_jax.server_process import ServerLateError, ServerPool
+from rapo_jax.server_process import (
+  ServerLateError,
+  ServerPool,
+  ServersBusyError,
+)
 from rapo_jax.tools.base import ToolResult, ToolStatus, shorten
 from rapo_jax.tools.web_cache import CacheConfig, Key, plain_url
 from rapo_jax.tools.web_fetch import PublicTransport
@@ -84,11 +88,8 @@ class WebPage(WebTool):
         none.
     """
     cache = cache or CacheConfig()
-    if cache.mode != "replay" and not importlib.util.find_spec("trafilatura"):
-      raise InputError(
-        "the text of web pages is found by trafilatura, which is not "
-        "installed: pip install -e '.[search]'."
-      )
+    if cache.mode != "replay":
+      check_installed()
     # One site that is down says nothing of the others.
     super().__init__(
       WebService("page", limits or WebLimits(), cache, guarded=False)
@@ -135,9 +136,13 @@ class WebPage(WebTool):
       "links": self._links,
     }
     assert self._pool is not None
-    left_s = min(max(deadline - time.monotonic(), 0.1), _READ_S)
+    left_s = max(deadline - time.monotonic(), 0.1)
     try:
-      reply = self._pool.ask(json.dumps(question).encode(), left_s)
+      reply = self._pool.ask(
+        json.dumps(question).encode(), min(left_s, _READ_S), wait_s=left_s
+      )
+    except ServersBusyError as error:
+      raise self._service.late() from error
     except ServerLateError as error:
       raise _error("The page cannot be read.") from error
     found = json.loads(reply)
@@ -194,6 +199,19 @@ class WebPage(WebTool):
       if error.late:
         raise self._service.late() from error
       raise self._service.failed("did not answer", str(error)) from error
+
+
+def check_installed() -> None:
+  """Checks that pages can be read.
+
+  Raises:
+    InputError: trafilatura is not installed.
+  """
+  if not importlib.util.find_spec("trafilatura"):
+    raise InputError(
+      "the text of web pages is found by trafilatura, which is not "
+      "installed: pip install -e '.[search]'."
+    )
 
 
 def _error(text: str) -> NoResult:

@@ -39,6 +39,7 @@ from rapo_jax.rollout import (
 )
 from rapo_jax.rollout.tool_runner import ToolStats
 from rapo_jax.tools.tags import TagSet
+from rapo_jax.training.budget import Budget, budget_of
 from rapo_jax.training.config import OptimizerConfig, UpdateConfig
 from rapo_jax.training.experience import (
   RAPO,
@@ -56,7 +57,7 @@ from rapo_jax.training.update import (
   score_reference,
   update_minibatch,
 )
-from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
+from rapo_jax.trajectory import FinishReason, Source, TokenKind, Trajectory
 
 Prompts = Sequence[Int[np.ndarray, " _"]]
 Questions = Callable[[int], tuple[Sequence[Query], Prompts]]
@@ -73,6 +74,7 @@ class Sampled(NamedTuple):
     stats: of all rollouts together.
     rounds: rollouts that were made.
     dropped: groups that were rolled out and are not trained on.
+    budget: what all rollouts took.
   """
 
   queries: list[Query]
@@ -81,6 +83,7 @@ class Sampled(NamedTuple):
   stats: RolloutStats
   rounds: int = 1
   dropped: int = 0
+  budget: Budget = Budget()
 
 
 class _Group(NamedTuple):
@@ -195,6 +198,11 @@ class Trainer:
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)
     report = summarise(experience, sampled.stats, history)
+    report |= {
+      f"budget/{name}": value
+      for name, value in sampled.budget._asdict().items()
+    }
+    report["budget/leaves"] = len(experience.trajectories)
     report["rollout/rounds"] = sampled.rounds
     report["groups/dropped"] = sampled.dropped
     report["update/seconds"] = time.perf_counter() - rolled_out
@@ -269,11 +277,14 @@ class Trainer:
     resample = self._algorithm.plan.resample
     if resample is None:
       trajectories, stats = self._roll_out(model, queries, prompts, update, 0)
-      return Sampled([*queries], trajectories, None, stats)
+      return Sampled(
+        [*queries], trajectories, None, stats, budget=budget_of(trajectories)
+      )
     wanted = len(queries)
     rounds = resample.max_rounds if more is not None else 1
     kept: list[_Group] = []
     all_stats: list[RolloutStats] = []
+    budget = Budget()
     for number in range(rounds):
       if number and more is not None:
         queries, prompts = more(number)
@@ -281,6 +292,7 @@ class Trainer:
         model, queries, prompts, update, number
       )
       all_stats.append(stats)
+      budget = budget.plus(budget_of(trajectories))
       scores = self._scores(trajectories, queries)
       groups = _groups(queries, trajectories, scores)
       dead: list[_Group] = []
@@ -291,7 +303,8 @@ class Trainer:
     rolled_out = len(all_stats) * wanted
     # Only where the last round has left too few.
     kept += dead
-    return _joined(kept[:wanted], all_stats, dropped=rolled_out - wanted)
+    joined = _joined(kept[:wanted], all_stats, dropped=rolled_out - wanted)
+    return joined._replace(budget=budget)
 
   def _teaches(self, group: _Group, resample: Resample) -> bool:
     """Whether a group is kept, by those of its rollouts that count."""
@@ -403,6 +416,10 @@ def minibatches(
   """
   per_batch = update.queries_per_minibatch
   trajectories = experience.trajectories
+  columns = packed_columns(loss)
+  if any(t.source is not Source.POLICY for t in trajectories):
+    # Metrics leave out what the policy has not sampled for this update.
+    columns = tuple(dict.fromkeys((*columns, "source")))
   batches = []
   for first in range(0, update.queries_per_update, per_batch):
     members = [
@@ -434,7 +451,7 @@ def minibatches(
         weights=weights,
         row_length=update.row_length,
         rows_per_microbatch=update.rows_per_microbatch,
-        columns=packed_columns(loss),
+        columns=columns,
       )
     )
   return batches

@@ -41,5 +41,7 @@ def trajectory_records(
         advantage=float(experience.mean_advantage(number)),
         retrieval_reward=float(experience.retrieval_rewards[number]),
         retrieved_fraction=float(experience.retrieved_fraction[number]),
+        parent=trajectory.parent,
+        shared_steps=trajectory.shared_steps,
       ),
     )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig
-from rapo_jax.algorithms.aepo import CHANGES, LOSS, BalancedAdvantages
+from rapo_jax.algorithms.aepo import BalancedAdvantages
 from rapo_jax.trajectory import TokenKind
 from tests.algorithms import signals
 from tests.algorithms.losses import tokens
@@ -35,9 +35,7 @@ def test_equal_entropies_change_nothing():
 
 
 def test_tokens_above_the_range_alone_keep_a_gradient():
-  algorithm = dataclasses.replace(
-    ALGORITHMS["grpo"], loss=LOSS, changes=CHANGES
-  )
+  algorithm = ALGORITHMS["aepo"]
   values, slopes = tokens(
     algorithm, [2.0, 0.5, 4.0, 1.0], [1.0, -1.0, -1.0, 1.0]
   )

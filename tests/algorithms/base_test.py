@@ -84,7 +84,7 @@ def test_the_table_knows_its_methods_by_name():
   for name, algorithm in ALGORITHMS.items():
     assert algorithm.name == name
   assert len({a.colour for a in ALGORITHMS.values()}) == len(ALGORITHMS)
-  with pytest.raises(InputError, match=r"must be one of cispo, .*got 'ppo'"):
+  with pytest.raises(InputError, match=r"must be one of aepo, .*got 'ppo'"):
     find_algorithm("ppo")
 
 

@@ -5,16 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from rapo_jax.algorithms.forks import (
-  BalancedForks,
-  EntropyForks,
-  Fork,
-  Group,
-  Member,
-  TreeForks,
-  step_uncertainty,
-)
+from rapo_jax.algorithms.forks import BalancedForks, EntropyForks, TreeForks
 from rapo_jax.errors import InputError
+from rapo_jax.rollout.forks import Fork, Group, Member, step_uncertainty
 
 
 def _drawn(table):
@@ -33,22 +26,52 @@ def test_uncertainty_is_a_sum_over_the_first_tokens():
   )
 
 
+def _members(*entropies, **changes):
+  return [Member(own, **changes) for own in entropies]
+
+
 def test_a_rise_of_entropy_makes_a_fork_likelier():
-  # P = 0.5 + 0.2 * 1 = 0.7 for the first and 0.5 - 0.2 for the second.
+  # P = 0.5 + 0.2 * 1 = 0.7 for the first and 0.5 - 0.2 for the second. The
+  # third has written nothing after a result, the fourth nothing of late.
   members = [
-    Member(steps=2, entropy=3.0, first_entropy=2.0),
-    Member(steps=1, entropy=1.0, first_entropy=2.0),
+    *_members((2.0, 9.0, 3.0), (2.0, 1.0), (5.0,)),
+    *_members((2.0, 9.0), wrote=False, goes_on=False),
   ]
   rule = EntropyForks()
   group = Group(members, leaves=8)
+  # Forks begin before the step that was measured.
   assert rule.forks(group, lambda *_: 0.69) == [Fork(0, 2)]
   assert rule.forks(group, lambda *_: 0.71) == []
   assert rule.forks(group, lambda *_: 0.29) == [Fork(0, 2), Fork(1, 1)]
 
 
-def test_forks_end_where_the_room_does():
-  members = [Member(goes_on=False), Member(), Member(), Member()]
-  rule = EntropyForks(copies=2)
+def test_forks_can_begin_after_the_step_that_was_measured():
+  rule = EntropyForks(at="next")
+  # The first step counts too; a fork compares with its own first step.
+  members = [
+    Member((5.0,)),
+    Member((1.0, 2.0, 3.0), parent=0, shared_steps=1),
+    Member((1.0, 9.0), goes_on=False),
+  ]
+  group = Group(members, leaves=8)
+  assert rule.forks(group, lambda *_: 0.49) == [Fork(0, 1), Fork(1, 3)]
+  assert rule.forks(group, lambda *_: 0.69) == [Fork(1, 3)]
+
+
+def test_a_rollout_that_has_ended_can_be_forked_before_its_last_step():
+  members = _members((1.0, 2.0), goes_on=False)
+  assert EntropyForks().forks(Group(members, leaves=3), lambda *_: 0.6) == [
+    Fork(0, 1)
+  ]
+
+
+@pytest.mark.parametrize("at", ["measured", "next"])
+def test_forks_end_where_the_room_does(at):
+  members = [
+    *_members((1.0, 1.0), goes_on=False, wrote=False),
+    *_members(*[(1.0, 1.0)] * 3),
+  ]
+  rule = EntropyForks(copies=2, at=at)
   # Room for three: two of the first, one of the next, and no further draw.
   table = {(1, 0): 0.0, (1, 1): 0.0, (2, 0): 0.0}
   forks = rule.forks(Group(members, leaves=7), _drawn(table))
@@ -57,7 +80,7 @@ def test_forks_end_where_the_room_does():
 
 
 def test_a_question_that_has_ended_gets_one_more_rollout():
-  ended = [Member(goes_on=False)] * 2
+  ended = _members((1.0,), (1.0, 1.0), goes_on=False, wrote=False)
   assert EntropyForks().forks(Group(ended, leaves=9), _drawn({})) == [
     Fork(None, 0)
   ]
@@ -72,7 +95,7 @@ def test_a_question_that_has_ended_gets_one_more_rollout():
     (EntropyForks(initial=6), 16, 6),
     (EntropyForks(initial=6), 4, 4),
     (TreeForks(), 6, 2),
-    (TreeForks(trees=1, branches=3, rounds=2), 7, 1),
+    (TreeForks(trees=1, rounds=2), 7, 1),
   ],
 )
 def test_rollouts_that_begin_at_the_prompt(rule, leaves, roots):
@@ -81,7 +104,7 @@ def test_rollouts_that_begin_at_the_prompt(rule, leaves, roots):
 
 def test_forking_in_a_row_has_a_price():
   rule = BalancedForks()
-  one = [Member(entropy=2.0, first_entropy=1.0)]
+  one = _members((1.0, 2.0))
   # (u + 0.2) (1 - 0.05 c) >= 0.5: u >= 0.3 at first, u >= 0.8 after 10 rounds.
   for streak, border in ((0, 0.3), (10, 0.8)):
     group = Group(one, leaves=8, streak=streak)
@@ -105,12 +128,9 @@ def test_a_rollout_before_says_how_many_begin(entropies, roots):
 
 
 def test_trees_grow_when_all_have_ended():
-  rule = TreeForks(trees=2, branches=2, rounds=1)
+  rule = TreeForks(trees=2, rounds=1)
   # Nodes: the prompt and the steps that are not last.
-  ended = [
-    Member(steps=3, goes_on=False),
-    Member(steps=1, goes_on=False),
-  ]
+  ended = _members((0.0,) * 3, (0.0,), goes_on=False)
   table = {(0, 0): 0.0, (0, 1): 0.99, (1, 0): 0.5, (1, 1): 0.0}
   assert rule.forks(Group(ended, leaves=6), _drawn(table)) == [
     Fork(0, 0),
@@ -124,13 +144,13 @@ def test_trees_grow_when_all_have_ended():
 
 
 def test_a_shared_node_is_drawn_once():
-  rule = TreeForks(trees=1, branches=1, rounds=3)
+  rule = TreeForks(trees=1, rounds=3)
   # Nodes: the prompt, after step 0 and after step 1 of the first; after step 1
   # of its fork, which shares one step; nothing of a fork that is a leaf.
   members = [
-    Member(steps=3, goes_on=False),
-    Member(parent=0, shared_steps=1, steps=3, goes_on=False),
-    Member(parent=1, shared_steps=2, steps=3, goes_on=False),
+    Member((0.0,) * 3, goes_on=False),
+    Member((0.0,) * 3, parent=0, shared_steps=1, goes_on=False),
+    Member((0.0,) * 3, parent=1, shared_steps=2, goes_on=False),
   ]
   found = [
     rule.forks(Group(members, leaves=4, rounds=2), _drawn({(0, 2): u}))
@@ -141,9 +161,9 @@ def test_a_shared_node_is_drawn_once():
 
 def test_leaves_that_trees_do_not_have():
   with pytest.raises(
-    InputError, match="have 6 leaves, got num_generations = 8"
+    InputError, match=r"have 2 \(1 \+ 1 N\) leaves, got num_generations = 7"
   ):
-    TreeForks().roots(8)
+    TreeForks().roots(7)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +172,10 @@ def test_leaves_that_trees_do_not_have():
     (EntropyForks, {"initial": 0}),
     (EntropyForks, {"probability": 1.5}),
     (EntropyForks, {"entropy_weight": -0.1}),
+    (EntropyForks, {"at": "end"}),
     (BalancedForks, {"streak_penalty": -0.1}),
     (BalancedForks, {"copies": 0}),
-    (TreeForks, {"branches": 0}),
+    (TreeForks, {"rounds": 0}),
   ],
 )
 def test_settings_out_of_range(rule, changes):

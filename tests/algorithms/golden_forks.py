@@ -8,18 +8,13 @@ rollout's first entropy lies under its number.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from rapo_jax.algorithms.forks import (
-  BalancedForks,
-  EntropyForks,
-  Group,
-  Member,
-  step_uncertainty,
-)
+from rapo_jax.algorithms.forks import BalancedForks, EntropyForks
+from rapo_jax.rollout.forks import Group, Member, step_uncertainty
 
 
 @dataclasses.dataclass
@@ -78,6 +73,7 @@ def _played(
     copies=arguments["beam_size"] - 1,
     probability=arguments["branch_probability"],
     entropy_weight=arguments["entropy_weight"],
+    at="next",
   )
   questions, leaves = arguments["questions"], arguments["n"]
   rollouts = [
@@ -108,9 +104,9 @@ def _played(
       places = [i for i, q in enumerate(started) if q == question]
       members = [
         Member(
+          (first.get(i, 0.0), float(entropies[i])),
           goes_on=bool(going[i]),
-          entropy=float(entropies[i]),
-          first_entropy=first.get(i, 0.0),
+          wrote=bool(active[i]),
         )
         for i in places
       ]
@@ -132,15 +128,16 @@ def _left_over(
   arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> dict[int, float]:
   """First entropies that an earlier batch left behind, by number."""
-  for held in (arguments, arrays):
+  for held in (arrays, arguments):
     for name, value in held.items():
-      if "initial_entropy" in name and value is not None:
-        return dict(_pairs(value))
+      if "initial_entropy" not in name:
+        continue
+      if isinstance(value, dict):
+        return {int(number): float(x) for number, x in value.items()}
+      if isinstance(value, list | np.ndarray):
+        found = np.asarray(value, float)
+        return {
+          int(number): float(found[number])
+          for number in np.flatnonzero(np.isfinite(found))
+        }
   return {}
-
-
-def _pairs(value: Any) -> Iterator[tuple[int, float]]:
-  items = value.items() if isinstance(value, dict) else enumerate(value)
-  for number, entropy in items:
-    if np.isfinite(entropy):
-      yield int(number), float(entropy)

@@ -158,6 +158,19 @@ def test_tools_and_rewards_are_chosen_by_name():
     rewards.MATH,
   )
   assert file.tools == (tasks.PythonSpec(), tasks.SearchSpec())
+  web = flags.apply_overrides(
+    config,
+    [
+      "--config.tasks.file.tools=web_search,web_page",
+      "--config.tasks.file.tools.search.limits.max_calls=7",
+      "--config.tasks.file.tools.open.links=true",
+    ],
+  ).task("file")
+  assert isinstance(web, tasks.FileTask)
+  search, page = web.tools
+  assert isinstance(search, tasks.WebSearchSpec)
+  assert search.limits.max_calls == 7
+  assert page == tasks.WebPageSpec(links=True)
   plain = flags.to_dict(config)["tasks"]["gsm8k"]
   assert plain["tools"]["search"]["corpus"] == "wiki.jsonl"
   for override, message in (

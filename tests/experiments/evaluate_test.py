@@ -26,6 +26,10 @@ TASK = types.SimpleNamespace(
   reported_reward=rewards.OUTCOME,
   tag_set=rewards.RECIPE_TAGS,
   prompt=lambda query: np.array([1]),
+  tools={
+    "search": types.SimpleNamespace(numbers=lambda: {"cost": 2}),
+    "open": types.SimpleNamespace(),
+  },
 )
 
 
@@ -94,6 +98,7 @@ def test_right_and_wrong_answers(engine):
   assert result["figures"]["held_out"]["pass@1"]["mean"] == 0.75
   assert result["figures"]["held_out"]["pass@2"] == 1.0
   assert result["format_whole"] == 4
+  assert result["tools"] == {"search": {"cost": 2.0}}
 
 
 def test_what_the_system_cut_is_left_out_and_said(engine, caplog):

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from rapo_jax import retrieval
+from rapo_jax.algorithms.forks import EntropyForks
 from rapo_jax.models import sharding
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.processes import LeaderFailed
@@ -121,6 +122,32 @@ def rollout_report(mesh):
   }
 
 
+def forks_report(mesh):
+  """Rollouts that fork: what each is a copy of, and what it wrote."""
+  # A question needs slots for all of its rollouts on one device.
+  config = dataclasses.replace(CONFIG, num_hybrid=0, num_slots=16)
+  tokenizer = tag_world.make_tokenizer()
+  engine = tag_world.make_engine(
+    config,
+    tokenizer,
+    CountingTool(),
+    vocab_size=VOCABULARY,
+    mesh=mesh,
+    forks=EntropyForks(probability=0.9),
+  )
+  queries = tag_world.make_queries()
+  prompts = tag_world.make_prompts(queries, tokenizer)
+  requests = tag_world.make_requests(config, queries, prompts)
+  trajectories, _ = engine.rollout(
+    tag_world.make_policy(VOCABULARY), requests, seed=1, update=3, greedy=True
+  )
+  return {
+    "trajectories": described(trajectories),
+    "parents": [[t.parent, t.shared_steps] for t in trajectories],
+    "log_probs": np.concatenate([t.log_probs for t in trajectories]).tolist(),
+  }
+
+
 def error_of_a_broken_loop(mesh):
   """Type and text of what a rollout raises whose host loop breaks."""
   engine, *_ = make_engine(mesh)
@@ -160,6 +187,7 @@ def main(address, count, index):
   report = {
     "devices": [jax.local_device_count(), jax.device_count()],
     "rollout": rollout_report(mesh),
+    "forks": forks_report(mesh),
     "update": update_report(mesh),
     "error": error_of_a_broken_loop(mesh),
   }

@@ -47,6 +47,16 @@ def test_both_processes_return_the_trajectories_of_one_device(
 
 
 @pytest.mark.slow
+def test_rollouts_fork_as_on_one_device(reports, one_device):
+  expected = one_device["forks"]
+  assert any(steps for _, steps in expected["parents"])
+  for report in reports:
+    assert report["forks"]["parents"] == expected["parents"]
+    assert report["forks"]["trajectories"] == expected["trajectories"]
+    assert_close(report["forks"]["log_probs"], expected["log_probs"])
+
+
+@pytest.mark.slow
 def test_tools_and_buffer_are_asked_by_the_first_process_alone(
   reports, one_device
 ):

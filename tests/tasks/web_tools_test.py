@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from experiments import flags, tasks
+from experiments import checks, flags, tasks
 from experiments.config import ExperimentConfig
 from rapo_jax.data import system_prompt
 from rapo_jax.errors import InputError
@@ -50,6 +50,25 @@ def test_a_config_holds_it_without_its_key(spec):
   assert hash(spec) == hash(dataclasses.replace(spec))
 
 
+def test_they_are_chosen_and_set_on_the_command_line():
+  given = ExperimentConfig(name="t", tasks=(FileTask("t"),))
+  flag = "--config.tasks.t.tools"
+  config = flags.apply_overrides(
+    given,
+    [
+      f"{flag}=web_search,web_page",
+      f"{flag}.search.top_k=7",
+      f"{flag}.search.limits.max_cost=5",
+      f"{flag}.search.cache.path=web.sqlite",
+      f"{flag}.open.links=true",
+    ],
+  )
+  search, page = config.task("t").tool_specs()
+  assert (search.top_k, search.limits.max_cost) == (7, 5.0)
+  assert search.cache == CacheConfig("web.sqlite")
+  assert page == WebPageSpec(links=True)
+
+
 def test_it_runs_while_its_task_does(encoder):
   answer = reply({"organic": [{"title": "T", "link": "L", "snippet": "S"}]})
   with serving(scripted(answer)) as server:
@@ -76,6 +95,31 @@ def test_pages_and_searches_run_side_by_side(encoder):
   with tasks.running_tools(config, "t", encoder) as tools:
     assert sorted(tools) == ["open", "search"]
     assert tools["open"].call("http://127.0.0.1/").status == "error"
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    (WebSearchSpec(), "export SERPER_API_KEY="),
+    (WebSearchSpec(cache=CacheConfig("no", "replay")), "no does not: record"),
+    (WebPageSpec(cache=CacheConfig("no", "replay")), "no does not: record"),
+    (SearchServerSpec("http://x", token="SERPER_API_KEY"), "export SERPER_API"),
+    (McpSpec("x", ("no-such-server",)), "'no-such-server' is not found"),
+    (McpSpec("x", ("sh",), environment=("SERPER_API_KEY",)), "export SERPER_A"),
+  ],
+)
+def test_what_is_missing_is_said_before_a_run_begins(
+  spec, message, monkeypatch
+):
+  monkeypatch.delenv("SERPER_API_KEY")
+  with pytest.raises(InputError, match=message):
+    spec.check()
+
+
+def test_a_run_checks_its_tools_first(monkeypatch):
+  monkeypatch.delenv("SERPER_API_KEY")
+  with pytest.raises(InputError, match="the task t: the key of a search serv"):
+    checks.quick_checks(config_with(WebSearchSpec()), "train")
 
 
 SERVER = pathlib.Path(__file__).parents[1] / "tools" / "mcp_server.py"

@@ -22,7 +22,7 @@ from rapo_jax.training import (
   summarise,
   update_minibatch,
 )
-from rapo_jax.trajectory import FinishReason, ToolEvent, Trajectory
+from rapo_jax.trajectory import FinishReason, Source, ToolEvent, Trajectory
 from tests.rollout import tag_world
 from tests.tiny_decoder import tiny_decoder
 
@@ -176,6 +176,17 @@ def packed(
   )
   (batch,) = minibatches(experience, update, objective)
   return batch
+
+
+def test_metrics_leave_out_what_others_sampled():
+  group = [made(0, RIGHT), made(1, WRONG)]
+  assert "source" not in packed(evaluated(group), ObjectiveConfig(), 2).columns
+  group[1] = dataclasses.replace(group[1], source=Source.REPLAY)
+  batch = packed(evaluated(group), ObjectiveConfig(), 2)
+  assert set(np.unique(batch.columns["source"])) == {0, Source.REPLAY}
+  _, metrics = updated(batch, ObjectiveConfig())
+  assert metrics.sampled == group[0].policy_mask.sum()
+  assert metrics.tokens == sum(t.policy_mask.sum() for t in group)
 
 
 def updated(batch, objective: ObjectiveConfig):

@@ -75,6 +75,10 @@ def test_dead_groups_give_way_to_those_of_the_next_round():
     ("live1", 1),
   ]
   assert [index for _, index in engine.calls[1]] == [2, 3, 2, 3]
+  # What is dropped was sampled all the same.
+  assert row["budget/rollouts"] == 8
+  assert row["budget/leaves"] == 4
+  assert row["budget/generated_tokens"] > row["rollout/generated_tokens"]
   assert row["rollout/seconds"] == 2.0
   assert row["tools/search/retries"] == 2
 
@@ -92,6 +96,7 @@ def test_enough_groups_need_one_round():
   engine, experience, row = _step(_batches(["live1", "live2"]))
   assert _trained(experience) == ["live1", "live2"]
   assert len(engine.calls) == row["rollout/rounds"] == 1
+  assert row["budget/generated_tokens"] == row["rollout/generated_tokens"]
   assert row["groups/dropped"] == 0
 
 
