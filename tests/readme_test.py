@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCUMENTS = (
   "README.md",
   "CONTRIBUTING.md",
+  "docs/corpus.md",
   "docs/retrieval.md",
   "docs/scale.md",
   "docs/semantics.md",
