@@ -143,14 +143,13 @@ def _evaluate(
     encoder = load_encoder(config.encoder)
     total = len(config.tasks)
     for number, task in enumerate(config.tasks):
+
       def report(share: float, number: int = number, name: str = task.name):
         stop.check()
         progress.update(number + share, total, name)
 
       with open_task(config, Workdir(output), task.name, encoder) as opened:
-        made_with = evaluated_with(
-          config, task.name, digest, opened.evaluation
-        )
+        made_with = evaluated_with(config, task.name, digest, opened.evaluation)
         result = evaluate(
           config,
           opened,
