@@ -163,6 +163,16 @@ class TokenLoss:
     return getattr(self.function, "__qualname__", repr(self.function))
 
 
+def _check_fields(what: str, changes: Mapping[str, Any], config: type) -> None:
+  known = {field.name for field in dataclasses.fields(config)}
+  unknown = sorted(set(changes) - known)
+  if unknown:
+    raise InputError(
+      f"{what} must be fields of {config.__name__}, got {', '.join(unknown)}: "
+      "correct the name."
+    )
+
+
 Keep = Callable[[Float[np.ndarray, " G"], Bool[np.ndarray, " G"]], bool]
 """Whether a group is trained on, of its rewards and of what is correct."""
 
@@ -194,16 +204,22 @@ class Plan:
 
   Attributes:
     hybrid: whether `rollout.num_hybrid` of a group's rollouts may retrieve.
-    granularity: what a retrieval inserts; None for `retrieval.granularity`.
+    retrieval_changes: fields of `RetrievalConfig` that the method sets itself.
+    rollout_changes: fields of `RolloutConfig` that it sets.
     resample: other questions for groups that teach nothing; None for none.
     forks: which rollouts of a group begin as copies of others; None for none.
 
   Raises:
-    InputError: rollouts would both retrieve and fork.
+    InputError: rollouts would both retrieve and fork, or a field is not known.
   """
 
   hybrid: bool = False
-  granularity: Literal["step", "trajectory"] | None = None
+  retrieval_changes: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
+  rollout_changes: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
   resample: Resample | None = None
   forks: ForkRule | None = None
 
@@ -213,18 +229,24 @@ class Plan:
         "rollouts that fork do not retrieve, got a plan with hybrid=True and "
         f"{self.forks!r}: leave one of them out."
       )
+    for name, config in (
+      ("retrieval_changes", RetrievalConfig),
+      ("rollout_changes", RolloutConfig),
+    ):
+      changes = dict(getattr(self, name))
+      object.__setattr__(self, name, changes)
+      _check_fields(f"{name} of a plan", changes, config)
 
   def rollout(self, config: RolloutConfig) -> RolloutConfig:
     """The rollout of this plan."""
-    if self.hybrid:
-      return config
-    return dataclasses.replace(config, num_hybrid=0)
+    changes = dict(self.rollout_changes)
+    if not self.hybrid:
+      changes["num_hybrid"] = 0
+    return dataclasses.replace(config, **changes)
 
   def retrieval(self, config: RetrievalConfig) -> RetrievalConfig:
     """The retrieval of this plan."""
-    if self.granularity is None:
-      return config
-    return dataclasses.replace(config, granularity=self.granularity)
+    return dataclasses.replace(config, **self.retrieval_changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,13 +319,8 @@ class Algorithm:
           f"{field} of the algorithm {self.name} must be #rrggbb, got "
           f"{colour!r}: correct it."
         )
-    known = {field.name for field in dataclasses.fields(ObjectiveConfig)}
-    unknown = sorted(set(self.changes) - known)
-    if unknown:
-      raise InputError(
-        f"changes of the algorithm {self.name} must be fields of "
-        f"ObjectiveConfig, got {', '.join(unknown)}: correct the name."
-      )
+    what = f"changes of the algorithm {self.name}"
+    _check_fields(what, self.changes, ObjectiveConfig)
     # A value out of range is refused here, not by the first run.
     self.settings(ObjectiveConfig())
 
