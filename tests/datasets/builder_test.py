@@ -48,6 +48,35 @@ def test_a_broken_file_leaves_nothing_half_prepared(tmp_path):
     prepare("bamboogle", None, tmp_path / "out")
 
 
+def test_a_broken_file_leaves_what_was_prepared_before(tmp_path):
+  name = "bamboogle/bamboogle.json"
+  write(tmp_path, name)
+  before = prepare("bamboogle", tmp_path, tmp_path / "out").rows("test")
+  files.write(tmp_path, name, [*files.FILES[name][1], {"Question": "Q?"}])
+  with pytest.raises(InputError, match="needs an answer"):
+    prepare("bamboogle", tmp_path, tmp_path / "out")
+  again = prepare("bamboogle", None, tmp_path / "out").rows("test")
+  assert again == before
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_named(tmp_path):
+  name = "bamboogle/bamboogle.json"
+  write(tmp_path / "disk", name)
+  folder = tmp_path / "in"
+  folder.mkdir()
+  (folder / "bamboogle").symlink_to(tmp_path / "disk" / "bamboogle")
+  # A way back up, and the same folder a second time.
+  (tmp_path / "disk" / "bamboogle" / "up").symlink_to(folder)
+  (folder / "copy").symlink_to(tmp_path / "disk" / "bamboogle")
+  prepared = prepare("bamboogle", folder, tmp_path / "out")
+  assert len(prepared.rows("test")) == 1
+  path = tmp_path / "disk" / name
+  path.unlink()
+  path.symlink_to(path)
+  with pytest.raises(InputError, match="must be usable"):
+    prepare("bamboogle", folder, tmp_path / "out")
+
+
 def test_browsecomp_stays_encrypted_on_the_disk(tmp_path):
   path = write(tmp_path / "in", "browsecomp/browse_comp_test_set.csv")
   out = tmp_path / "out"
