@@ -110,7 +110,7 @@ def test_a_question_of_two_files_counts_once(tmp_path, caplog):
 def test_a_question_that_two_rows_have_stays_where_each_row_is_a_file(tmp_path):
   row = {"problem": "1+1?", "solution": r"\boxed{2}"}
   for name in ("1.json", "2.json"):
-    files.write(tmp_path, f"MATH/test/algebra/{name}", row)
+    files.write(tmp_path, f"MATH/test/algebra/{name}", [row])
   assert len(prepare("math", tmp_path, tmp_path / "out").rows("test")) == 2
 
 
