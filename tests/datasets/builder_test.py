@@ -95,6 +95,25 @@ def test_ids_that_repeat_are_told_apart(tmp_path):
   assert [row.row_id[-3:] for row in rows] == ["son", "n.1"]
 
 
+def test_a_question_of_two_files_counts_once(tmp_path, caplog):
+  """As where the whole file and a sample of it lie in one folder."""
+  row = files.FILES["gsm8k/train.jsonl"][1][0]
+  other = {**row, "question": "Another?"}
+  files.write(tmp_path, "gsm8k/train.jsonl", [row])
+  files.write(tmp_path, "gsm8k_full/train.jsonl", [other, row, other])
+  rows = prepare("gsm8k", tmp_path, tmp_path / "out").rows("train")
+  # What a file itself holds twice stays.
+  assert [r.question for r in rows] == [row["question"], "Another?", "Another?"]
+  assert "1 of 3 questions stand in an earlier file" in caplog.text
+
+
+def test_a_question_that_two_rows_have_stays_where_each_row_is_a_file(tmp_path):
+  row = {"problem": "1+1?", "solution": r"\boxed{2}"}
+  for name in ("1.json", "2.json"):
+    files.write(tmp_path, f"MATH/test/algebra/{name}", row)
+  assert len(prepare("math", tmp_path, tmp_path / "out").rows("test")) == 2
+
+
 def test_a_plain_public_file_is_downloaded(tmp_path, monkeypatch):
   web = tmp_path / "web"
   for split in ("train", "test"):
