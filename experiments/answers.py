@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import logging
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from rapo_jax.errors import InputError
 from rapo_jax.rewards import Score, normalized_answer
 from rapo_jax.tools import ToolStatus
 from rapo_jax.trajectory import Trajectory
+
+_log = logging.getLogger(__name__)
 
 # A call that ended so says nothing of the agent.
 _FAILED = (ToolStatus.FAILED, ToolStatus.REFUSED, ToolStatus.TIMEOUT)
@@ -114,7 +117,7 @@ class AnswerFile:
   Args:
     path: the file; None keeps nothing.
     made_with: changes with all that an answer depends on. A file of another
-      is deleted.
+      is moved aside, to the same name with ".old" behind it.
 
   Raises:
     InputError: a line has been changed.
@@ -127,6 +130,7 @@ class AnswerFile:
       return
     if not self._read(made_with):
       files.make_private_folder(path.parent)
+      self._move_aside(path)
       files.replace_text(path, json.dumps({"made_with": made_with}) + "\n")
 
   def _read(self, made_with: str) -> bool:
@@ -151,6 +155,19 @@ class AnswerFile:
       with files.replaced_file(self._path) as new:
         new.write_bytes(whole)
     return True
+
+  @staticmethod
+  def _move_aside(path: pathlib.Path) -> None:
+    """Keeps answers of other settings: they may have taken days."""
+    if not path.exists() or path.read_bytes().count(b"\n") < 2:
+      return
+    old = path.with_name(f"{path.name}.old")
+    path.replace(old)
+    _log.warning(
+      "%s holds answers of another model, config or data: it is now %s, and "
+      "the questions are asked anew",
+      *(path, old.name),
+    )
 
   def add(self, answers: Sequence[Answer]) -> None:
     """Keeps further answers."""

@@ -297,6 +297,8 @@ def _files(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, str]]:
     )
   for task in config.tasks:
     yield from _files_of(task)
+  if config.policy.chat_template is not None:
+    yield from _file("policy.chat_template", config.policy.chat_template)
   for agent in ("base", "off_policy"):
     value = getattr(config.policy, agent)
     if value is not None and not hub.is_hub_id(value):

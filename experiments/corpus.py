@@ -40,7 +40,7 @@ from rapo_jax.corpora.corpus import Corpus, check
 from rapo_jax.corpora.passages import Sample, read_sample
 from rapo_jax.corpora.plan import Plan, Rates
 from rapo_jax.errors import InputError
-from rapo_jax.retrieval import IndexConfig, SentenceEncoder, index_class
+from rapo_jax.retrieval import IndexConfig, SentenceEncoder
 from rapo_jax.retrieval.index.kinds import AUTO, INDEXES
 
 _BUILD = """\
@@ -108,7 +108,7 @@ def build(known: argparse.Namespace) -> int:
     encoder,
     mode=mode,
     chunking=chunking,
-    index_cls=index_class(_index_config(known, config)),
+    index=_index_config(known, config),
     replace=known.replace,
   )
   shard: Shard | None = known.shard

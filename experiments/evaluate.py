@@ -54,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   output = known.output
   files.make_private_folder(output)
   with files.locked(output / ".lock"):
-    policy = PolicyConfig(base=str(_model_folder(known.model, output)))
-    config = dataclasses.replace(config, policy=policy)
+    config = _with_model(config, _model_folder(known.model, output))
     checks.quick_checks(config, "evaluate")
     results = _evaluate(config, output, known.model)
   width = shutil.get_terminal_size((120, 24)).columns
@@ -115,6 +114,18 @@ def _model_folder(model: str, output: pathlib.Path) -> pathlib.Path:
   return folder
 
 
+def _with_model(
+  config: ExperimentConfig, folder: pathlib.Path
+) -> ExperimentConfig:
+  """The config with one agent, and with what it says of its prompts."""
+  policy = PolicyConfig(
+    base=str(folder),
+    chat_template=config.policy.chat_template,
+    enable_thinking=config.policy.enable_thinking,
+  )
+  return dataclasses.replace(config, policy=policy)
+
+
 def _evaluate(
   config: ExperimentConfig, output: pathlib.Path, name: str
 ) -> dict[str, dict[str, Any]]:
@@ -132,13 +143,13 @@ def _evaluate(
     encoder = load_encoder(config.encoder)
     total = len(config.tasks)
     for number, task in enumerate(config.tasks):
-      made_with = evaluated_with(config, task.name, digest)
 
       def report(share: float, number: int = number, name: str = task.name):
         stop.check()
         progress.update(number + share, total, name)
 
       with open_task(config, Workdir(output), task.name, encoder) as opened:
+        made_with = evaluated_with(config, task.name, digest, opened.evaluation)
         result = evaluate(
           config,
           opened,

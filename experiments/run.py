@@ -23,7 +23,7 @@ import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -66,9 +66,11 @@ from experiments.workdir import (
   write_json,
 )
 from rapo_jax import files
+from rapo_jax.data import Query
 from rapo_jax.errors import InputError, accessing
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
+from rapo_jax.tasks import load_questions
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3
@@ -102,6 +104,7 @@ class Experiment:
     self._stop = stop
     self._tasks = tasks
     self._digests: dict[pathlib.Path, str] = {}
+    self._sets: dict[str, Mapping[str, Sequence[Query]]] = {}
 
   @functools.cached_property
   def _encoder(self) -> SentenceEncoder:
@@ -294,7 +297,15 @@ class Experiment:
       # It has a sum of every file of the policy.
       else read_json(agent.parent / DONE_FILE)
     )
-    return evaluate_stage.evaluated_with(self._config, task, digest)
+    return evaluate_stage.evaluated_with(
+      self._config, task, digest, self._evaluation(task)
+    )
+
+  def _evaluation(self, task: str) -> Mapping[str, Sequence[Query]]:
+    """Evaluation sets of a task; its files are read once."""
+    if task not in self._sets:
+      self._sets[task] = load_questions(self._config.task(task)).evaluation
+    return self._sets[task]
 
   def _agent_digest(self, agent: pathlib.Path) -> str:
     """Of an agent that no run has trained; its files are read once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import csv
+import os
 import pathlib
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,12 +22,28 @@ _SEPARATORS = (",", ";", "\t")
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Files below a folder that end in one of `SUFFIXES`, sorted by path."""
-  return sorted(
-    path
-    for path in folder.rglob("*")
-    if path.is_file() and path.suffix.lower() in SUFFIXES
-  )
+  """Files below a folder that end in one of `SUFFIXES`, sorted by path.
+
+  Links are followed, and no folder is entered twice. A link to a file that is
+  not there counts, so that who reads it says so.
+  """
+  found: list[pathlib.Path] = []
+  entered = {os.path.realpath(folder)}
+  for place, folders, names in os.walk(folder, followlinks=True):
+    by_target = {
+      os.path.realpath(os.path.join(place, name)): name
+      for name in sorted(folders, reverse=True)
+    }
+    folders[:] = [n for target, n in by_target.items() if target not in entered]
+    entered |= by_target.keys()
+    paths = (pathlib.Path(place, name) for name in names)
+    found += [
+      path
+      for path in paths
+      if path.suffix.lower() in SUFFIXES
+      and (path.is_file() or path.is_symlink())
+    ]
+  return sorted(found)
 
 
 def read_rows(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,23 +127,32 @@ def evaluate(
   }
 
 
-def evaluated_with(config: ExperimentConfig, task: str, agent: Any) -> str:
+def evaluated_with(
+  config: ExperimentConfig,
+  task: str,
+  agent: Any,
+  evaluation: Mapping[str, Sequence[Query]],
+) -> str:
   """Changes with an agent, and with all else that its answers depend on.
 
   Args:
     config: the experiment.
     task: name of the task.
     agent: what changes with the agent, as JSON.
+    evaluation: questions of each evaluation set. They count by what they hold,
+      since a file may change and keep its name.
 
   Raises:
-    InputError: the file of a prompt or a chat template is not there.
+    InputError: the file of a chat template is not there.
   """
-  places = (config.task(task).prompt, config.policy.chat_template)
-  texts = [
-    text_files.whole_text(pathlib.Path(p)) if p else None for p in places
-  ]
+  template = config.policy.chat_template
+  written = template and text_files.whole_text(pathlib.Path(template))
   fields = EVALUATE.of(flags.to_dict(config), task)
-  text = json.dumps([fields, texts, agent], sort_keys=True)
+  questions = {
+    name: [dataclasses.astuple(query) for query in queries]
+    for name, queries in evaluation.items()
+  }
+  text = json.dumps([fields, written, agent, questions], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 

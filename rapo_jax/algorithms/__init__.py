@@ -18,6 +18,7 @@ from rapo_jax.algorithms.base import (
 from rapo_jax.algorithms.checks import check_algorithm
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.algorithms.table import ALGORITHMS, find_algorithm, unique
+from rapo_jax.algorithms.variants import variants
 
 __all__ = [
   "ALGORITHMS",
@@ -34,4 +35,5 @@ __all__ = [
   "group_relative",
   "outcome_advantages",
   "unique",
+  "variants",
 ]

@@ -115,7 +115,7 @@ ALGORITHMS = (
     name="rapo_trajectory",
     label="RAPO, whole trajectories",
     description="RAPO that inserts whole trajectories in place of steps.",
-    plan=Plan(hybrid=True, granularity="trajectory"),
+    plan=Plan(hybrid=True, retrieval_changes={"granularity": "trajectory"}),
     colour="#a03b6a",
     dark_colour="#e69abd",
   ),

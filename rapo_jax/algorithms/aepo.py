@@ -3,10 +3,9 @@
 Advantages of tokens are GRPO's times `1 + 0.2 (H - mean) / std`, where H is the
 token's entropy. The loss is PPO's, whose tokens above the clip range keep a
 gradient as GPPO's do. In the published scripts entropies are never computed,
-so the advantages are GRPO's: `outcome_advantages` with this loss is what made
-the numbers. Mean and deviation are over all policy tokens of the update, the
-authors' over a micro-batch. H is of the policy that sampled, theirs of the
-current one.
+so the advantages are GRPO's: `aepo_published` is what made the numbers. Mean
+and deviation are over all policy tokens of the update, the authors' over a
+micro-batch. H is of the policy that sampled, theirs of the current one.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class BalancedAdvantages:
 
 
 LOSS = TokenLoss(GradientPreserving(low_scale=None))
-ALGORITHM = Algorithm(
+_AEPO = Algorithm(
   name="aepo",
   label="AEPO",
   description="Forks and gradients balanced by entropy (arXiv 2510.14545).",
@@ -72,4 +71,17 @@ ALGORITHM = Algorithm(
   },
   colour="#4d4d9e",
   dark_colour="#a8a8ec",
+)
+ALGORITHMS = (
+  _AEPO,
+  dataclasses.replace(
+    _AEPO,
+    name="aepo_published",
+    label="AEPO, as published",
+    description="AEPO as its scripts train: entropies do not count.",
+    plan=Plan(forks=BalancedForks(at="next")),
+    advantages=outcome_advantages,
+    colour="#2f5f8a",
+    dark_colour="#8fc0ea",
+  ),
 )

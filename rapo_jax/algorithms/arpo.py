@@ -7,6 +7,8 @@ the rollouts that share it. The authors' code has the soft ones alone.
 
 from __future__ import annotations
 
+import dataclasses
+
 from jaxtyping import Array, Float
 
 from rapo_jax import objectives
@@ -29,7 +31,7 @@ def hard_advantages(
   return objectives.shared_means(advantages, signals.node_ids)
 
 
-ALGORITHM = Algorithm(
+_ARPO = Algorithm(
   name="arpo",
   label="ARPO",
   description="Rollouts that fork where entropy rises (arXiv 2507.19849).",
@@ -48,4 +50,16 @@ ALGORITHM = Algorithm(
   },
   colour="#8c3b3b",
   dark_colour="#e59a9a",
+)
+ALGORITHMS = (
+  _ARPO,
+  dataclasses.replace(
+    _ARPO,
+    name="arpo_published",
+    label="ARPO, as published",
+    description="ARPO as its authors' code forks, one step late.",
+    plan=Plan(forks=EntropyForks(at="next")),
+    colour="#6e2f4f",
+    dark_colour="#d391b3",
+  ),
 )

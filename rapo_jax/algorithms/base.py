@@ -165,6 +165,16 @@ class TokenLoss:
     return getattr(self.function, "__qualname__", repr(self.function))
 
 
+def _check_fields(what: str, changes: Mapping[str, Any], config: type) -> None:
+  known = {field.name for field in dataclasses.fields(config)}
+  unknown = sorted(set(changes) - known)
+  if unknown:
+    raise InputError(
+      f"{what} must be fields of {config.__name__}, got {', '.join(unknown)}: "
+      "correct the name."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Resample:
   """Other questions in place of groups that teach nothing.
@@ -192,18 +202,24 @@ class Plan:
 
   Attributes:
     hybrid: whether `rollout.num_hybrid` of a group's rollouts may retrieve.
-    granularity: what a retrieval inserts; None for `retrieval.granularity`.
+    retrieval_changes: fields of `RetrievalConfig` that the method sets itself.
+    rollout_changes: fields of `RolloutConfig` that it sets.
     resample: other questions for groups that teach nothing; None for none.
     forks: which rollouts of a group begin as copies of others; None for none.
     replay: groups of earlier updates in place of new rollouts; None for none.
 
   Raises:
-    InputError: rollouts would both retrieve and fork. Or groups would be both
-      replayed and resampled.
+    InputError: rollouts would both retrieve and fork, or a field is not known.
+      Or groups would be both replayed and resampled.
   """
 
   hybrid: bool = False
-  granularity: Literal["step", "trajectory"] | None = None
+  retrieval_changes: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
+  rollout_changes: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
   resample: Resample | None = None
   forks: ForkRule | None = None
   replay: Replay | None = None
@@ -219,18 +235,24 @@ class Plan:
         "a plan has one way to fill an update, got both "
         f"{self.replay!r} and {self.resample!r}: leave one of them out."
       )
+    for name, config in (
+      ("retrieval_changes", RetrievalConfig),
+      ("rollout_changes", RolloutConfig),
+    ):
+      changes = dict(getattr(self, name))
+      object.__setattr__(self, name, changes)
+      _check_fields(f"{name} of a plan", changes, config)
 
   def rollout(self, config: RolloutConfig) -> RolloutConfig:
     """The rollout of this plan."""
-    if self.hybrid:
-      return config
-    return dataclasses.replace(config, num_hybrid=0)
+    changes = dict(self.rollout_changes)
+    if not self.hybrid:
+      changes["num_hybrid"] = 0
+    return dataclasses.replace(config, **changes)
 
   def retrieval(self, config: RetrievalConfig) -> RetrievalConfig:
     """The retrieval of this plan."""
-    if self.granularity is None:
-      return config
-    return dataclasses.replace(config, granularity=self.granularity)
+    return dataclasses.replace(config, **self.retrieval_changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,13 +325,8 @@ class Algorithm:
           f"{field} of the algorithm {self.name} must be #rrggbb, got "
           f"{colour!r}: correct it."
         )
-    known = {field.name for field in dataclasses.fields(ObjectiveConfig)}
-    unknown = sorted(set(self.changes) - known)
-    if unknown:
-      raise InputError(
-        f"changes of the algorithm {self.name} must be fields of "
-        f"ObjectiveConfig, got {', '.join(unknown)}: correct the name."
-      )
+    what = f"changes of the algorithm {self.name}"
+    _check_fields(what, self.changes, ObjectiveConfig)
     # A value out of range is refused here, not by the first run.
     self.settings(ObjectiveConfig())
 

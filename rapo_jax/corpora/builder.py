@@ -54,10 +54,17 @@ from rapo_jax.retrieval.buffer.manifest import (
   partial_folder,
 )
 from rapo_jax.retrieval.index import base as index_lib
-from rapo_jax.retrieval.index import kinds
+from rapo_jax.retrieval.index import kinds, scann_index
 
 CHUNK_PASSAGES = 2048
 """Passages of a file of vectors: what an interruption costs."""
+INDEX_PARAMETERS = (
+  ("neighbors", 3),
+  ("query_cosine", 0.7),
+  ("recall_target", 0.95),
+)
+"""Of ScaNN: a search tool looks for three passages. By MiniLM a question has a
+cosine of about 0.7 to the passage that answers it."""
 STAGES = ("read", "embed", "index", "words")
 
 Report = Callable[[int, int, str], None]
@@ -100,7 +107,7 @@ class CorpusBuilder:
     *,
     mode: Mode = "hybrid",
     chunking: Chunking | None = None,
-    index_cls: index_lib.IndexClass | None = None,
+    index: kinds.IndexConfig | None = None,
     replace: bool = False,
   ):
     """Begins a build, or finds an interrupted one.
@@ -111,7 +118,8 @@ class CorpusBuilder:
       encoder: embeds the passages; not needed for the mode "bm25".
       mode: the ways to search that the corpus is to have, "hybrid" for both.
       chunking: how passages are cut; None to leave them whole.
-      index_cls: class of the index; None for ScaNN where it is installed.
+      index: kind of the index over vectors. The kind "auto" builds ScaNN where
+        it is installed, its parameters chosen for the three nearest passages.
       replace: whether a corpus that is there makes room at the end.
 
     Raises:
@@ -127,7 +135,7 @@ class CorpusBuilder:
     self._encoder = encoder if mode != "bm25" else None
     if self._encoder is None and mode != "bm25":
       raise InputError(f"the mode {mode} needs an encoder, got none.")
-    self._index_cls = index_cls
+    self._index_cls = _index_class(index or kinds.IndexConfig())
     self._source = _source(
       source_file, self._encoder, chunking or Chunking(), mode
     )
@@ -245,8 +253,7 @@ class CorpusBuilder:
     with self._locked():
       if path.is_dir():
         return
-      index_cls = self._index_cls or kinds.index_class()
-      index = index_cls.build(
+      index = self._index_cls.build(
         self._all_vectors(), encoder_sha256=self._encoder.sha256
       )
       index.save(path)
@@ -332,6 +339,12 @@ class CorpusBuilder:
       vectors[start : start + size] = chunk
     vectors.flush()
     return vectors
+
+
+def _index_class(config: kinds.IndexConfig) -> index_lib.IndexClass:
+  if config.kind == kinds.AUTO and scann_index.is_scann_installed():
+    config = kinds.IndexConfig(scann_index.ScannIndex.kind, INDEX_PARAMETERS)
+  return kinds.index_class(config)
 
 
 def check_room(folder: pathlib.Path, *, replace: bool) -> None:

@@ -51,6 +51,7 @@ _REMEDY = (
   "the tokenizer of an instruction-tuned model"
 )
 
+_SAMPLE_QUESTION = "QUESTION2c8e"
 _SAMPLE_REPLY = "REPLY7f3a"
 _PROTOCOL = tags.TagSet()
 _DELIMITED = re.compile(r"[<\[].+[>\]]", re.DOTALL)
@@ -311,14 +312,17 @@ def turn_end(tokenizer: Any) -> int | None:
     token behind a last reply and none before the next turn.
 
   Raises:
-    InputError: the template fails, leaves the reply out, or ends it with text
-      in which there is no control token. A policy would write on behind it.
+    InputError: the template fails, leaves the question or the reply out, or
+      ends the reply with text in which there is no control token. A policy
+      would write on behind it.
   """
   if template_of(tokenizer) is None:
     return None
   behind = _behind_reply(tokenizer)
   if not behind.strip():
-    behind = _behind_reply(tokenizer, {"role": "user", "content": "question"})
+    behind = _behind_reply(
+      tokenizer, {"role": "user", "content": _SAMPLE_QUESTION}
+    )
     found = control_tokens(tokenizer).pattern.search(behind)
     return control_tokens(tokenizer).ids[found[0]] if found else None
   controls = control_tokens(tokenizer)
@@ -336,16 +340,21 @@ def turn_end(tokenizer: Any) -> int | None:
 def _behind_reply(tokenizer: Any, *later: Mapping[str, str]) -> str:
   """What a template writes behind a reply, with later turns or without."""
   turns = (
-    {"role": "user", "content": "question"},
+    {"role": "user", "content": _SAMPLE_QUESTION},
     {"role": "assistant", "content": _SAMPLE_REPLY},
     *later,
   )
   text = render(tokenizer, turns, add_generation_prompt=False)
-  _, found, behind = text.rpartition(_SAMPLE_REPLY)
+  before, found, behind = text.rpartition(_SAMPLE_REPLY)
   if not found:
     raise InputError(
       "a chat template must write the assistant's reply, and this one leaves "
       f"it out: {_REMEDY}."
+    )
+  if _SAMPLE_QUESTION not in before:
+    raise InputError(
+      "a chat template must write the user's question, and this one leaves it "
+      f"out: {_REMEDY}."
     )
   return behind
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import logging
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from rapo_jax.errors import InputError, MissingInputError
 QUESTION_KEYS = ("question", "problem", "query", "prompt")
 ANSWER_KEYS = ("answer", "final answer", "solution", "reward_model")
 TEST, TRAIN = "test", "train"
+_log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -57,6 +59,11 @@ class Layout:
   split: str = TEST
   parse: Parse | None = None
   num_rows: int | None = None
+
+  @property
+  def row_per_file(self) -> bool:
+    """Whether each row is a file of its own."""
+    return self.pattern.endswith("/*.json")
 
   def matches(self, path: pathlib.Path) -> bool:
     """Whether a path ends as the pattern says."""
@@ -160,8 +167,7 @@ class DataSet:
         left_out += 1
       else:
         own = f"{layout.split}-{number}"
-        if layout.pattern.endswith("/*.json"):
-          # Each row is a file.
+        if layout.row_per_file:
           own = f"{path.parent.name}/{path.stem}"
         known = aliases.get(row.get("answer_id") or "", ())
         answers = dict.fromkeys((*found.answers, *known))
@@ -271,12 +277,31 @@ def question_row(
 def rows_of(data_set: DataSet, paths: Iterable[pathlib.Path]) -> Iterator[Row]:
   """Rows of several files; two rows of one id become different.
 
+  A folder may hold two copies of a file, or parts of it that overlap. A
+  question that stands in an earlier file does not count again.
+
   Raises:
     InputError: as `DataSet.read`.
   """
   seen: dict[str, int] = {}
+  asked: set[str] = set()
   for path in paths:
-    for row in data_set.read(path)[0]:
+    rows = data_set.read(path)[0]
+    layout = data_set.layout(path)
+    if layout is not None and layout.row_per_file:
+      asked.clear()
+    new = [row for row in rows if _words(row) not in asked]
+    if len(new) < len(rows):
+      _log.warning(
+        "%s: %d of %d questions stand in an earlier file, and count once",
+        *(path, len(rows) - len(new), len(rows)),
+      )
+    asked.update(map(_words, new))
+    for row in new:
       count = seen.get(row.row_id, 0)
       seen[row.row_id] = count + 1
       yield row if not count else row._replace(row_id=f"{row.row_id}.{count}")
+
+
+def _words(row: Row) -> str:
+  return " ".join(row.question.split())

@@ -242,25 +242,26 @@ def _prepare_from(
   """Writes ArrayRecord, unless it was made from the same bytes."""
   with accessing(source):
     there = data_set.files(source)
-  digests = {
-    split: [
-      _digest(file) for path in paths for file in data_set.read_from(path)
-    ]
-    for split, paths in there.items()
-  }
+    digests = {
+      split: [
+        _digest(file) for path in paths for file in data_set.read_from(path)
+      ]
+      for split, paths in there.items()
+    }
   made_from = folder / _MADE_FROM
   if made_from.exists():
     if json.loads(made_from.read_text(encoding="utf-8")) == digests:
       return
     _log.warning("%s: the files have changed, and are prepared anew", source)
-  made_from.unlink(missing_ok=True)
-  shutil.rmtree(folder / "tfds", ignore_errors=True)
-  # Errors of a row come with their own message, before anything is written.
+  # Errors of a row come with their own message. Until then what was prepared
+  # before stays.
   for paths in there.values():
     for path in paths:
       _, left_out = data_set.read(path)
       if left_out:
         _log.warning("%s: %d rows cannot be scored", path, left_out)
+  made_from.unlink(missing_ok=True)
+  shutil.rmtree(folder / "tfds", ignore_errors=True)
   builder = Questions(
     config=data_set.name,
     data_dir=str(folder / "tfds"),

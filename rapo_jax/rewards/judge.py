@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from rapo_jax import files, web_address
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, accessing
 from rapo_jax.ranges import check_numbers
 from rapo_jax.rewards.base import Reward, Sample, Score
 from rapo_jax.rewards.outcome import OUTCOME
@@ -154,7 +154,9 @@ class _Grades:
     self._known: dict[str, str] = {}
     if path is None or not path.exists():
       return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    with accessing(path):
+      lines = path.read_bytes().split(b"\n")
+    for line in lines:
       try:
         record = json.loads(line)
         self._known[str(record["key"])] = str(record["grade"])
@@ -211,13 +213,21 @@ class _Client:
   def _reply(self, prompt: str) -> str:
     message: Any = {"role": "user", "content": prompt}
     try:
-      reply = self._client.chat.completions.create(
+      reply: Any = self._client.chat.completions.create(
         model=self._judge.model, messages=[message], temperature=0.0
       )
+      content = reply.choices[0].message.content
     except self._openai.OpenAIError as error:
       raise InputError(
         f"the judge {self._judge.model} at {self._judge.url} must answer, and "
         f"does not ({type(error).__name__}: {error}): check the address, the "
         f"model's name and {KEY_VARIABLE}, and start again."
       ) from error
-    return reply.choices[0].message.content or "" if reply.choices else ""
+    # It is no JSON, or some other JSON: openai hands both on.
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+      raise InputError(
+        f"the judge {self._judge.model} at {self._judge.url} must answer with "
+        f"a chat completion, and does not ({type(error).__name__}: {error}): "
+        "check the address, which ends in /v1, and start again."
+      ) from error
+    return content if isinstance(content, str) else ""

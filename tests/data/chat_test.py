@@ -472,7 +472,8 @@ def test_what_stands_behind_a_reply_ends_the_turn(behind, ends):
   ("template", "message"),
   [
     (CHATML.replace("im_end", "end"), r"with the text '<\|end\|>\\n'"),
-    ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves it out"),
+    ("{% for m in messages %}{{ m.role }}{% endfor %}", "reply, and this one"),
+    ("{{ messages[-1].content }}<|im_end|>", "question, and this one"),
   ],
 )
 def test_a_turn_that_nothing_ends_is_refused(template, message):

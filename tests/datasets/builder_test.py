@@ -48,6 +48,35 @@ def test_a_broken_file_leaves_nothing_half_prepared(tmp_path):
     prepare("bamboogle", None, tmp_path / "out")
 
 
+def test_a_broken_file_leaves_what_was_prepared_before(tmp_path):
+  name = "bamboogle/bamboogle.json"
+  write(tmp_path, name)
+  before = prepare("bamboogle", tmp_path, tmp_path / "out").rows("test")
+  files.write(tmp_path, name, [*files.FILES[name][1], {"Question": "Q?"}])
+  with pytest.raises(InputError, match="needs an answer"):
+    prepare("bamboogle", tmp_path, tmp_path / "out")
+  again = prepare("bamboogle", None, tmp_path / "out").rows("test")
+  assert again == before
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_named(tmp_path):
+  name = "bamboogle/bamboogle.json"
+  write(tmp_path / "disk", name)
+  folder = tmp_path / "in"
+  folder.mkdir()
+  (folder / "bamboogle").symlink_to(tmp_path / "disk" / "bamboogle")
+  # A way back up, and the same folder a second time.
+  (tmp_path / "disk" / "bamboogle" / "up").symlink_to(folder)
+  (folder / "copy").symlink_to(tmp_path / "disk" / "bamboogle")
+  prepared = prepare("bamboogle", folder, tmp_path / "out")
+  assert len(prepared.rows("test")) == 1
+  path = tmp_path / "disk" / name
+  path.unlink()
+  path.symlink_to(path)
+  with pytest.raises(InputError, match="must be usable"):
+    prepare("bamboogle", folder, tmp_path / "out")
+
+
 def test_browsecomp_stays_encrypted_on_the_disk(tmp_path):
   path = write(tmp_path / "in", "browsecomp/browse_comp_test_set.csv")
   out = tmp_path / "out"
@@ -64,6 +93,25 @@ def test_ids_that_repeat_are_told_apart(tmp_path):
   files.write(tmp_path, name, files.FILES[name][1] * 2)
   rows = prepare("math500", tmp_path, tmp_path).rows("test")
   assert [row.row_id[-3:] for row in rows] == ["son", "n.1"]
+
+
+def test_a_question_of_two_files_counts_once(tmp_path, caplog):
+  """As where the whole file and a sample of it lie in one folder."""
+  row = files.FILES["gsm8k/train.jsonl"][1][0]
+  other = {**row, "question": "Another?"}
+  files.write(tmp_path, "gsm8k/train.jsonl", [row])
+  files.write(tmp_path, "gsm8k_full/train.jsonl", [other, row, other])
+  rows = prepare("gsm8k", tmp_path, tmp_path / "out").rows("train")
+  # What a file itself holds twice stays.
+  assert [r.question for r in rows] == [row["question"], "Another?", "Another?"]
+  assert "1 of 3 questions stand in an earlier file" in caplog.text
+
+
+def test_a_question_that_two_rows_have_stays_where_each_row_is_a_file(tmp_path):
+  row = {"problem": "1+1?", "solution": r"\boxed{2}"}
+  for name in ("1.json", "2.json"):
+    files.write(tmp_path, f"MATH/test/algebra/{name}", [row])
+  assert len(prepare("math", tmp_path, tmp_path / "out").rows("test")) == 2
 
 
 def test_a_plain_public_file_is_downloaded(tmp_path, monkeypatch):

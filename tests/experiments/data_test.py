@@ -106,3 +106,11 @@ def test_list(capsys):
   assert run("list") == 0
   output = capsys.readouterr().out
   assert all(name in output for name in DATA_SETS)
+
+
+def test_check_names_a_link_that_leads_nowhere(tmp_path, capsys):
+  files.write_all(tmp_path)
+  (tmp_path / "gsm8k" / "test.jsonl").unlink(missing_ok=True)
+  (tmp_path / "gsm8k" / "test.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+  assert run("check", "--source", tmp_path) == 1
+  assert "FAILED gsm8k/test.jsonl: GSM8K: " in capsys.readouterr().out

@@ -121,7 +121,7 @@ def test_a_question_without_any_other_sample_is_no_wrong_answer(engine):
 
 
 def test_an_interrupted_evaluation_goes_on_behind_its_last_answer(
-  engine, tmp_path
+  engine, tmp_path, caplog
 ):
   trajectories = [made(g, "a", n) for g in (0, 1) for n in (0, 1)]
   path = tmp_path / "answers.jsonl"
@@ -140,8 +140,12 @@ def test_an_interrupted_evaluation_goes_on_behind_its_last_answer(
   third = engine(*trajectories)
   evaluate.evaluate(CONFIG, TASK, None, path=path, made_with="x")
   assert third.asked == []
+  assert not caplog.records
+  before = path.read_bytes()
   evaluate.evaluate(CONFIG, TASK, None, path=path, made_with="y")
   assert len(third.asked) == 6
+  assert (tmp_path / "answers.jsonl.old").read_bytes() == before
+  assert "it is now answers.jsonl.old" in caplog.text
 
 
 def test_answers_that_were_changed_are_named(engine, tmp_path):

@@ -84,3 +84,48 @@ def test_all_sets_are_evaluated_end_to_end(
   # Encrypted questions are in clear nowhere on the disk.
   for path in filter(pathlib.Path.is_file, tmp_path.rglob("*")):
     assert b"A secret question" not in path.read_bytes(), path
+
+
+def evaluated(model, folder, *overrides: str) -> list[dict]:
+  """The kept answers of an evaluation of one file in a folder."""
+  arguments = [
+    *("--model", str(model), "--tasks", "file"),
+    *("--output", str(folder / "out")),
+    f"--config.tasks.file.evaluation={folder / 'mine.jsonl'}",
+    *(f"--config.rollout.{k}={v}" for k, v in TOKENS.items()),
+  ]
+  assert evaluate.main([*arguments, *overrides]) == 0
+  lines = (folder / "out" / "file.answers.jsonl").read_text(encoding="utf-8")
+  return [json.loads(line) for line in lines.splitlines()]
+
+
+def test_answers_to_a_file_that_has_changed_are_not_taken(model, tmp_path):
+  """Its questions have the same ids, so that nothing else tells them apart."""
+  path = tmp_path / "mine.jsonl"
+  path.write_text('{"question": "1+1?", "answer": "2"}\n', encoding="utf-8")
+  first, *_ = evaluated(model, tmp_path)
+  assert evaluated(model, tmp_path)[0] == first
+  path.write_text('{"question": "1+1?", "answer": "3"}\n', encoding="utf-8")
+  other, *answers = evaluated(model, tmp_path)
+  assert other != first
+  assert len(answers) == 2
+
+
+def test_the_chat_template_of_the_command_line_is_taken(
+  model, tmp_path, capsys
+):
+  path = tmp_path / "mine.jsonl"
+  path.write_text('{"question": "1+1?", "answer": "2"}\n', encoding="utf-8")
+  template = tmp_path / "template.jinja"
+  template.write_text("{% no template", encoding="utf-8")
+  arguments = [
+    *("--model", str(model), "--tasks", "file"),
+    *("--output", str(tmp_path / "out")),
+    f"--config.tasks.file.evaluation={path}",
+    *(f"--config.rollout.{k}={v}" for k, v in TOKENS.items()),
+  ]
+  given = f"--config.policy.chat_template={template}"
+  assert evaluate.main([*arguments, given]) == 2
+  assert "the chat template" in capsys.readouterr().err
+  assert evaluate.main([*arguments, "--config.policy.enable_thinking=no"]) == 2
+  assert "has none of this name" in capsys.readouterr().err

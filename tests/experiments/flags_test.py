@@ -317,9 +317,8 @@ def test_an_unknown_name_lists_the_packaged_configs(tmp_path, monkeypatch):
   with pytest.raises(flags.ConfigError) as error:
     flags.load_config("quickstrat")
   assert "Did you mean quickstart?" in str(error.value)
-  assert "a path: baselines, evaluation, llama3_8b_reasoning, quick" in str(
-    error.value
-  )
+  names = ", ".join(sorted(flags.packaged_configs()))
+  assert f"are named without a path: {names}." in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import buffer, export, places, plan, run, serve_index
 from experiments.config import ExperimentConfig
+from rapo_jax import tasks
 from rapo_jax.errors import InputError
 
 URLS = (
@@ -42,6 +43,21 @@ def test_home_folders_are_expanded(monkeypatch, tmp_path):
     places.local("~nobody-of-that-name/runs", "a path")
 
 
+def test_places_of_tasks_and_their_tools_are_looked_at(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+
+  def with_places(text):
+    search = tasks.SearchSpec(corpus=text)
+    task = tasks.DataSetTask("gsm8k", prompt=text, tools=(search,))
+    return ExperimentConfig(name="test", tasks=(task,))
+
+  (task,) = places.local_config(with_places("~/there")).tasks
+  assert task.prompt == f"{tmp_path}/there"
+  assert task.tools == (tasks.SearchSpec(corpus=f"{tmp_path}/there"),)
+  with pytest.raises(InputError, match=r"tasks\.gsm8k\.tools\.search\.corpus"):
+    places.local_config(with_places("gs://b/there"))
+
+
 @pytest.mark.parametrize("name", places.CONFIG_PLACES)
 def test_every_place_in_a_config_is_looked_at(name, monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
@@ -68,7 +84,8 @@ def test_no_place_in_a_config_is_forgotten():
       found |= {
         f"{section.name}.{field.name}"
         for field in dataclasses.fields(values)
-        if field.name in ("path", "corpus", "base", "off_policy", "folder")
+        if field.name
+        in ("path", "base", "off_policy", "folder", "chat_template")
       }
   assert found == set(places.CONFIG_PLACES)
 

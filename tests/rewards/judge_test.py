@@ -97,6 +97,39 @@ def test_an_endpoint_that_is_down_is_named():
 
 
 @pytest.mark.parametrize(
+  "answer",
+  [
+    None,
+    "<html>",
+    [1],
+    {"error": {"message": "overloaded"}},
+    {"choices": [{"index": 0}]},
+  ],
+)
+def test_an_answer_of_another_kind_is_named(answer, monkeypatch):
+  server = FakeServer(reply)
+  monkeypatch.setattr(server, "answer", lambda body: (200, answer))
+  with server.serve() as url:
+    judge = JudgeReward(url, "m", max_retries=0)
+    with pytest.raises(InputError, match="must answer with a chat completion"):
+      rewards.score_all(judge, [sample("Eiffel")])
+
+
+def test_a_cache_that_is_no_file_is_named(tmp_path):
+  judge = JudgeReward("http://x/v1", "m", cache=str(tmp_path))
+  with pytest.raises(InputError, match="must be usable"):
+    rewards.score_all(judge, [sample("Eiffel")])
+  # Bytes that are no text are a torn line.
+  path = tmp_path / "grades.jsonl"
+  path.write_bytes(b"\xff\xfe\n")
+  server = FakeServer(reply)
+  with server.serve() as url:
+    judge = JudgeReward(url, "m", cache=str(path))
+    (score,) = rewards.score_all(judge, [sample("Eiffel")])
+  assert score.status == "incorrect"
+
+
+@pytest.mark.parametrize(
   "change",
   [
     {"url": "http://u:secret@x/v1"},

@@ -150,6 +150,8 @@ class ScannIndex:
     encoder_sha256: str | None = None,
     recall_target: float = RECALL_TARGET,
     max_shard_vectors: int = MAX_SHARD_VECTORS,
+    neighbors: int = 1,
+    query_cosine: float = 1.0,
   ) -> ScannIndex:
     """Builds an index; see `IndexClass.build`.
 
@@ -161,6 +163,11 @@ class ScannIndex:
         (0, 1). Where no parameters reach it, those that come nearest are
         taken; `parameters` has what was measured.
       max_shard_vectors: vectors of one tree. Trees are built one by one.
+      neighbors: the target is the share of so many nearest vectors that
+        queries shall find, not of the nearest one alone.
+      query_cosine: of the queries of the sample to vectors that they are made
+        from, in (0, 1]; 1 for the vectors themselves, which do not count as
+        their own neighbours.
 
     Raises:
       ModuleNotFoundError: if ScaNN is not installed.
@@ -172,6 +179,14 @@ class ScannIndex:
       raise InputError(
         f"recall_target must lie between 0 and 1, got {recall_target}. For a"
         " recall of 1 use ExactIndex."
+      )
+    if neighbors < 1:
+      raise InputError(
+        f"neighbors must be at least 1, got {neighbors}: correct it."
+      )
+    if not 0 < query_cosine <= 1:
+      raise InputError(
+        f"query_cosine must lie in (0, 1], got {query_cosine}: correct it."
       )
     vectors = index_lib.kept_vectors("vectors", vectors)
     parameters = {"kind": cls.kind, "recall_target": recall_target}
@@ -187,7 +202,9 @@ class ScannIndex:
       _Shard(first, _build_tree(scann, _floats(vectors[first:end]), leaves))
       for first, end in itertools.pairwise(bounds)
     ]
-    chosen, recall = _tune(vectors, shards, leaves, recall_target)
+    chosen, recall = _tune(
+      vectors, shards, leaves, recall_target, neighbors, query_cosine
+    )
     parameters |= {
       "recall": recall,
       "trees": num_shards,
@@ -351,13 +368,15 @@ def _tune(
   shards: Sequence[_Shard],
   leaves: int,
   recall_target: float,
+  neighbors: int,
+  query_cosine: float,
 ) -> tuple[_Chosen, float]:
   """Chooses the cheapest search that reaches the target.
 
-  A sample of vectors looks for its nearest others. For each number of leaves,
-  the candidates' order tells how many of them have to be ranked. Choices have
-  to miss half as often as the target lets them, to allow for the luck of the
-  sample. Among them the least work is chosen.
+  A sample of vectors looks for its nearest others, `neighbors` each. For each
+  number of leaves, the candidates' order tells how many of them have to be
+  ranked. Choices have to miss half as often as the target lets them, to allow
+  for the luck of the sample. Among them the least work is chosen.
 
   Returns:
     The choice, and its recall on another sample.
@@ -366,14 +385,15 @@ def _tune(
   sample = rng.permutation(len(vectors))[: 2 * _SAMPLE]
   sample, held_out = np.sort(sample[::2]), np.sort(sample[1::2])
   allowed = 0.5 * (1 - recall_target)
-  nearest = _nearest_others(vectors, sample)
+  queries, sample = _queries(vectors, sample, query_cosine)
+  nearest = _nearest_others(vectors, queries, sample, neighbors)
   chosen, least = None, math.inf
   codes_a_leaf = len(vectors) / len(shards) / leaves
   for searched in _ladder(leaves):
     work = searched * codes_a_leaf * len(shards)
     if work >= least:
       break
-    ranks = _ranks(vectors, shards, sample, nearest, searched)
+    ranks = _ranks(vectors, shards, queries, sample, nearest, searched)
     needed = np.quantile(ranks, 1 - allowed, method="higher")
     if not math.isfinite(needed) and searched < leaves:
       continue
@@ -382,8 +402,11 @@ def _tune(
     if work < least:
       chosen, least = _Chosen(leaves, searched, reorder), work
   assert chosen is not None
-  nearest = _nearest_others(vectors, held_out)
-  ranks = _ranks(vectors, shards, held_out, nearest, chosen.leaves_to_search)
+  queries, held_out = _queries(vectors, held_out, query_cosine)
+  nearest = _nearest_others(vectors, queries, held_out, neighbors)
+  ranks = _ranks(
+    vectors, shards, queries, held_out, nearest, chosen.leaves_to_search
+  )
   return chosen, float(np.mean(ranks <= chosen.reorder))
 
 
@@ -396,28 +419,64 @@ def _ladder(leaves: int) -> Iterator[int]:
   yield leaves
 
 
-def _nearest_others(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """Each row's largest inner product with another row, [len(rows)]."""
+def _queries(
+  vectors: np.ndarray, rows: np.ndarray, cosine: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Queries at about a cosine to some vectors, turned towards other ones.
+
+  Returns:
+    The queries [R, D], and the row that is not a neighbour of each: its own
+    where the query is that vector, otherwise -1.
+  """
   queries = _floats(vectors[rows])
-  best = np.full(len(rows), -np.inf, np.float32)
+  if cosine == 1:
+    return queries, rows
+  # Rows are sorted, so that vectors half a sample apart are strangers.
+  others = np.roll(queries, len(queries) // 2, axis=0)
+  mixed = cosine * queries + (1 - cosine**2) ** 0.5 * others
+  norms = np.linalg.norm(mixed, axis=1, keepdims=True)
+  return mixed / np.maximum(norms, _SAME), np.full(len(rows), -1)
+
+
+def _nearest_others(
+  vectors: np.ndarray, queries: np.ndarray, rows: np.ndarray, count: int
+) -> np.ndarray:
+  """Each query's largest inner products, best first: [R, count].
+
+  That with the row of the query itself is left out.
+  """
+  best = np.full((len(rows), count), -np.inf, np.float32)
   for start in range(0, len(vectors), _EXACT_ROWS):
     scores = queries @ _floats(vectors[start : start + _EXACT_ROWS]).T
     own = (rows >= start) & (rows < start + _EXACT_ROWS)
     scores[own, rows[own] - start] = -np.inf
-    best = np.maximum(best, scores.max(axis=1))
-  return best
+    if count == 1:
+      best = np.maximum(best, scores.max(axis=1, keepdims=True))
+    else:
+      scores = np.hstack([best, scores])
+      best = -np.partition(-scores, count - 1, axis=1)[:, :count]
+  return -np.sort(-best, axis=1)
 
 
 def _ranks(
   vectors: np.ndarray,
   shards: Sequence[_Shard],
+  queries: np.ndarray,
   rows: np.ndarray,
   nearest: np.ndarray,
   leaves: int,
 ) -> np.ndarray:
-  """At which place each row's candidates have its nearest other; inf if not."""
-  queries = _floats(vectors[rows])
+  """At which places each query's candidates have its nearest; inf if not.
+
+  Returns:
+    [R, count], as `nearest`.
+  """
   found = _candidates(shards, queries, leaves, _MAX_REORDER)
   scores = index_lib.inner_products(vectors, queries, found)
-  hit = (scores >= nearest[:, None] - _SAME) & (found != rows[:, None])
-  return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1.0, np.inf)
+  scores[(found == rows[:, None]) & (found >= 0)] = -np.inf
+  ranks = []
+  for place, least in enumerate(nearest.T, 1):
+    # The place-th of those that are as near as the place-th nearest.
+    hit = np.cumsum(scores >= least[:, None] - _SAME, axis=1) == place
+    ranks.append(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1.0, np.inf))
+  return np.stack(ranks, axis=1)

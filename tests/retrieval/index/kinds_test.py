@@ -93,7 +93,11 @@ RECALL = (("recall_target", 0.9),)
       (("recall_target", 0.9),),
       r"each of \(\) once for the kind 'auto",
     ),
-    ("scann", (("recall", 0.9),), r"\(recall_target, max_shard_vectors\) once"),
+    (
+      "scann",
+      (("recall", 0.9),),
+      r"\(recall_target, max_shard_vectors, neighbors, query_cosine\) once",
+    ),
     ("scann", RECALL * 2, "once"),
   ],
 )

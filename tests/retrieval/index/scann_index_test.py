@@ -7,6 +7,7 @@ import pytest
 
 from rapo_jax.retrieval import ExactIndex
 from rapo_jax.retrieval.index import scann_index
+from rapo_jax.retrieval.index.mapped import MappedIndex
 
 
 def clustered(n, queries, dimension=48, seed=0):
@@ -94,8 +95,82 @@ class TestParameters:
 
   def test_nearest_others_by_hand(self):
     vectors = np.array([[1, 0], [0.6, 0.8], [0, 1], [1, 0]], np.float32)
-    nearest = scann_index._nearest_others(vectors, np.array([0, 1, 2]))
-    np.testing.assert_allclose(nearest, [1, 0.8, 0.8])
+    rows = np.array([0, 1, 2])
+    queries = vectors[rows]
+    nearest = scann_index._nearest_others(vectors, queries, rows, 1)
+    np.testing.assert_allclose(nearest, [[1], [0.8], [0.8]])
+    nearest = scann_index._nearest_others(vectors, queries, rows, 2)
+    np.testing.assert_allclose(nearest, [[1, 0.6], [0.8, 0.6], [0.8, 0]])
+
+  def test_ranks_of_the_nearest_others_by_hand(self, monkeypatch):
+    vectors = np.array([[1, 0], [0.6, 0.8], [0, 1], [0.8, 0.6]], np.float32)
+    found = np.array([[2, 0, 1, 3], [0, 1, 2, -1]])
+    monkeypatch.setattr(scann_index, "_candidates", lambda *_: found)
+    rows = np.array([0, 2])
+    queries = vectors[rows]
+    nearest = scann_index._nearest_others(vectors, queries, rows, 2)
+    # Row 0 has 3 and then 1 nearest, found at places 4 and 3: the best two are
+    # there after 4. Row 2 has 1 and then 3, which is not found.
+    ranks = scann_index._ranks(vectors, (), queries, rows, nearest, 1)
+    np.testing.assert_array_equal(ranks, [[4, 4], [2, np.inf]])
+
+  def test_more_neighbors_take_more_candidates(self, vectors):
+    one, three = (
+      scann_index.ScannIndex.build(vectors, recall_target=0.9, neighbors=n)
+      for n in (1, 3)
+    )
+    work = [
+      i.parameters["leaves_to_search"] * i.parameters["reorder"]
+      for i in (one, three)
+    ]
+    assert work[0] <= work[1]
+    exact = ExactIndex.build(vectors).search(vectors[:300], 4).ids
+    found = three.search(vectors[:300], 4).ids
+    assert (
+      np.mean([np.isin(a, b) for a, b in zip(exact, found, strict=True)]) >= 0.9
+    )
+
+  def test_queries_between_two_vectors(self):
+    vectors = np.eye(4, dtype=np.float32)
+    queries, rows = scann_index._queries(vectors, np.arange(4), 0.6)
+    np.testing.assert_allclose(
+      queries,
+      [[0.6, 0, 0.8, 0], [0, 0.6, 0, 0.8], [0.8, 0, 0.6, 0], [0, 0.8, 0, 0.6]],
+      atol=1e-6,
+    )
+    assert rows.tolist() == [-1] * 4
+    # Both of them are neighbours.
+    nearest = scann_index._nearest_others(vectors, queries, rows, 2)
+    np.testing.assert_allclose(nearest, [[0.8, 0.6]] * 4, atol=1e-6)
+    queries, rows = scann_index._queries(vectors, np.arange(4), 1.0)
+    np.testing.assert_array_equal(queries, vectors)
+    assert rows.tolist() == [0, 1, 2, 3]
+
+  @pytest.mark.parametrize("cosine", [0.0, 1.1])
+  def test_a_cosine_of_queries_lies_above_zero(self, vectors, cosine):
+    with pytest.raises(ValueError, match=r"query_cosine must lie in \(0, 1\]"):
+      scann_index.ScannIndex.build(vectors, query_cosine=cosine)
+
+  @pytest.mark.parametrize("neighbors", [0, -1])
+  def test_neighbors_are_at_least_one(self, vectors, neighbors):
+    with pytest.raises(ValueError, match="at least 1"):
+      scann_index.ScannIndex.build(vectors, neighbors=neighbors)
+
+  def test_vectors_of_two_bytes_stay_in_their_file(self, vectors, tmp_path):
+    half = np.lib.format.open_memmap(
+      tmp_path / "half.npy", "w+", np.float16, vectors.shape
+    )
+    half[:] = vectors
+    built = scann_index.ScannIndex.build(half)
+    assert built._vectors.base is half or built._vectors is half
+    built.save(tmp_path / "index")
+    loaded = scann_index.ScannIndex.load(tmp_path / "index")
+    assert loaded._vectors.dtype == np.float16
+    found = loaded.search(vectors[:50], 1)
+    np.testing.assert_array_equal(found.ids[:, 0], np.arange(50))
+    assert found.scores.dtype == np.float32
+    exact = MappedIndex.load(tmp_path / "index").search(vectors[:50], 1)
+    np.testing.assert_array_equal(exact.scores, found.scores)
 
   def test_a_loaded_index_reads_its_vectors_from_the_file(
     self, vectors, tmp_path
