@@ -485,9 +485,15 @@ class ExperimentConfig:
 
   @property
   def retrieving_methods(self) -> tuple[str, ...]:
-    """Names of the methods that ask a Step-Trace Buffer."""
-    names = self.train.algorithms
-    return tuple(m for m in names if self.method(m)[0].num_hybrid)
+    """Names of the methods that ask a Step-Trace Buffer.
+
+    Those with a teacher take whole trajectories from it.
+    """
+    return tuple(
+      name
+      for name, algorithm in self.train.algorithms.items()
+      if algorithm.plan.teacher or self.method(name)[0].num_hybrid
+    )
 
   @property
   def retrieves(self) -> bool:

@@ -3,7 +3,7 @@
     python -m experiments.run --config experiments/configs/baselines.py \\
         --workdir runs/baselines
 
-Two CPU cores and 24 runs, of which `quickstart.py` has four. All methods have
+Two CPU cores and 26 runs, of which `quickstart.py` has four. All methods have
 the same order of questions and as many updates, and start from the same base
 agent; what each sets by itself is in `rapo_jax/algorithms`. DAPO rolls out more
 than once an update where groups teach nothing, so it generates more tokens: see
@@ -34,6 +34,7 @@ METHODS = (
   "gppo",
   "gigpo",
   "rollout_replay",
+  "luffy",
   "rapo",
 )
 

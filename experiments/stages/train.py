@@ -297,16 +297,18 @@ def _origin(
   config: ExperimentConfig, task: OpenedTask, run: Run, buffer: Buffer | None
 ) -> dict[str, Any]:
   """What makes a run this run; a checkpoint with another origin is refused."""
+  algorithm = config.train.algorithm(run.method)
   rollout, _ = config.method(run.method)
+  reads = rollout.num_hybrid or algorithm.plan.teacher
   return {
     "run": f"{run.task} {run.name}",
     "config": TRAIN.of(flags.to_dict(config), run.task),
-    "algorithm": _definition(config.train.algorithm(run.method)),
+    "algorithm": _definition(algorithm),
     "prompt_hash": prompt_hash(
       task.tokenizer, task.train[0], date=task.prompt_date
     ),
     "base_agent": model_digest(task.base_path),
-    "buffer": _buffer_digest(buffer) if rollout.num_hybrid else None,
+    "buffer": _buffer_digest(buffer) if reads else None,
   }
 
 

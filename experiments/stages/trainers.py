@@ -18,7 +18,10 @@ from rapo_jax import models
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
+from rapo_jax.tools.tags import leaves_thought_open
 from rapo_jax.training import ObjectiveConfig, Trainer
+from rapo_jax.training.agent_rows import AgentRows, whole_trajectories
+from rapo_jax.trajectory import decode
 
 BUFFER_FOLDER = "buffer"
 """What a run whose buffer grows has added to it."""
@@ -111,7 +114,52 @@ def make_trainer(
     tag_set=task.tag_set,
     algorithm=algorithm,
     reference=_reference(algorithm.settings(config.objective), policy),
+    agent_rows=agent_rows(config, task, buffer)
+    if algorithm.plan.teacher
+    else None,
   )
+
+
+def agent_rows(
+  config: ExperimentConfig, task: OpenedTask, buffer: Buffer | None
+) -> AgentRows:
+  """The off-policy agent's trajectories on the task's training questions.
+
+  They are those whose steps the Step-Trace Buffer holds.
+
+  Raises:
+    InputError: the buffer is not in a folder, or holds none that can be used.
+  """
+  if not isinstance(buffer, StepTraceBuffer):
+    raise InputError(
+      "a method with a teacher reads all trajectories of its Step-Trace "
+      f"Buffer, got {config.buffer.url!r}: name a folder in buffer.path, or "
+      "leave it out and the run builds one."
+    )
+  query_ids = {query.query_id for query in task.train}
+  opened = leaves_thought_open(
+    decode(task.tokenizer, task.prompt(task.train[0]))
+  )
+  rows = AgentRows(
+    whole_trajectories(
+      buffer, query_ids, min_reward=config.retrieval.min_reward
+    ),
+    task.tokenizer,
+    task.tag_set,
+    max_response_tokens=config.rollout.max_response_tokens,
+    max_steps=config.rollout.max_steps,
+    opened=opened,
+  )
+  if not rows.query_ids:
+    raise InputError(
+      f"a method with a teacher needs trajectories on the questions of "
+      f"{task.name} with a reward above retrieval.min_reward "
+      f"({config.retrieval.min_reward:g}) and at most "
+      f"{config.rollout.max_response_tokens} tokens, and none of the "
+      f"{len(buffer)} steps of the buffer is of one: build it from answers to "
+      "these questions."
+    )
+  return rows
 
 
 def _reference(

@@ -207,10 +207,13 @@ class Plan:
     resample: other questions for groups that teach nothing; None for none.
     forks: which rollouts of a group begin as copies of others; None for none.
     replay: groups of earlier updates in place of new rollouts; None for none.
+    teacher: rows of a group that another agent wrote, where there are any;
+      None for none.
 
   Raises:
     InputError: rollouts would both retrieve and fork, or a field is not known.
-      Or groups would be both replayed and resampled.
+      Or groups would be both replayed and resampled, or have an agent's rows
+      beside rollouts that retrieve, fork or come again.
   """
 
   hybrid: bool = False
@@ -223,6 +226,7 @@ class Plan:
   resample: Resample | None = None
   forks: ForkRule | None = None
   replay: Replay | None = None
+  teacher: int | None = None
 
   def __post_init__(self) -> None:
     if self.hybrid and self.forks is not None:
@@ -234,6 +238,12 @@ class Plan:
       raise InputError(
         "a plan has one way to fill an update, got both "
         f"{self.replay!r} and {self.resample!r}: leave one of them out."
+      )
+    others = (self.hybrid, self.resample, self.forks, self.replay)
+    if self.teacher is not None and (self.teacher < 1 or any(others)):
+      raise InputError(
+        "a plan's teacher is at least 1 row beside plain rollouts, got "
+        f"{self.teacher} with {self!r}: leave one of them out."
       )
     for name, config in (
       ("retrieval_changes", RetrievalConfig),

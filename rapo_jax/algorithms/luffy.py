@@ -1,14 +1,15 @@
-"""LUFFY (Yan et al., 2025): rollouts of another agent in the group.
+"""LUFFY (Yan et al., 2025): a rollout of another agent in the group.
 
-A group holds seven rollouts of the policy and one of another agent, and all
-are compared with each other. The policy's tokens have PPO's loss, the agent's
-`-A p / (p + 0.1)`, with `p` the policy's probability of the token.
+A group holds one trajectory of another agent, where there is one on its
+question. The others are the policy's, and all are compared with each other. The
+policy's tokens have PPO's loss, the agent's `-A p / (p + 0.1)`, with `p` the
+policy's probability of the token.
 
-Settings of the paper's equation are `CHANGES`. The authors' script is
-`PUBLISHED` with `PUBLISHED_CHANGES`: no clip, no division by the deviation,
-sums over one constant, an entropy bonus. It divides by the padded length, ours
-by the response budget and the number of rows; the gradient's length alone
-differs. Groups need rows of another agent.
+`luffy` is the paper's equation. `luffy_published` is the authors' script: no
+clip, no division by the deviation, sums over one constant, an entropy bonus. It
+divides by the padded length, ours by the response budget and the number of
+rows; the gradient's length alone differs. Theirs writes an end of turn behind
+another agent's answer; ours ends with the answer, as the policy's rollouts do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from collections.abc import Mapping
 from jaxtyping import Array, Float
 
 from rapo_jax import objectives
-from rapo_jax.algorithms.base import Signals, TokenLoss
+from rapo_jax.algorithms.base import (
+  Algorithm,
+  Plan,
+  Signals,
+  TokenLoss,
+  outcome_advantages,
+)
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.trajectory import Source
 
@@ -74,20 +81,40 @@ def on_policy_advantages(
 
 
 _COLUMNS = ("old_log_probs", "advantages", "source")
-LOSS = TokenLoss(MixedLoss(), _COLUMNS)
-PUBLISHED = TokenLoss(MixedLoss(clip=False), _COLUMNS)
-CHANGES = {
-  "retrieval_coef": 0.0,
-  "shaping_coef": 0.0,
-  "clip_epsilon_low": 0.2,
-  "clip_epsilon_high": 0.2,
-  "dual_clip": None,
-  "aggregation": "token",
-  "aggregation_length": None,
-}
-PUBLISHED_CHANGES = {
-  **CHANGES,
-  "aggregation": "constant",
-  "advantage_std": False,
-  "entropy_coef": 0.001,
-}
+_LUFFY = Algorithm(
+  name="luffy",
+  label="LUFFY",
+  description="A trajectory of another agent in each group (arXiv 2504.14945).",
+  plan=Plan(teacher=1),
+  advantages=outcome_advantages,
+  loss=TokenLoss(MixedLoss(), _COLUMNS),
+  changes={
+    "retrieval_coef": 0.0,
+    "shaping_coef": 0.0,
+    "clip_epsilon_low": 0.2,
+    "clip_epsilon_high": 0.2,
+    "dual_clip": None,
+    "aggregation": "token",
+    "aggregation_length": None,
+  },
+  colour="#1f5fbf",
+  dark_colour="#86b3f7",
+)
+ALGORITHMS = (
+  _LUFFY,
+  dataclasses.replace(
+    _LUFFY,
+    name="luffy_published",
+    label="LUFFY, as published",
+    description="LUFFY as its authors' script trains, without a clip.",
+    loss=TokenLoss(MixedLoss(clip=False), _COLUMNS),
+    changes={
+      **_LUFFY.changes,
+      "aggregation": "constant",
+      "advantage_std": False,
+      "entropy_coef": 0.001,
+    },
+    colour="#345c8a",
+    dark_colour="#a5c4e8",
+  ),
+)

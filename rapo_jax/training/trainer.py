@@ -40,8 +40,10 @@ from rapo_jax.rollout import (
   RolloutStats,
   group_requests,
 )
+from rapo_jax.rollout.requests import query_number
 from rapo_jax.rollout.tool_runner import ToolStats
 from rapo_jax.tools.tags import TagSet
+from rapo_jax.training.agent_rows import AgentRows
 from rapo_jax.training.budget import Budget, budget_of
 from rapo_jax.training.config import OptimizerConfig, UpdateConfig
 from rapo_jax.training.experience import (
@@ -116,11 +118,13 @@ class Trainer:
     algorithm: what is trained with.
     reference: the policy before the first update, which KL is taken to; needed
       with a `kl_coef` above 0, unless the policy has adapters.
+    agent_rows: another agent's trajectories, for a plan with a teacher.
 
   Raises:
     InputError: the algorithm is not as it must be, see
       `algorithms.check_algorithm`; or the mesh does not divide the rows of a
-      micro-batch.
+      micro-batch. Or the plan has a teacher, and there are no rows of one, or
+      as many as a group has.
   """
 
   def __init__(
@@ -138,6 +142,7 @@ class Trainer:
     tag_set: TagSet = rewards.RECIPE_TAGS,
     algorithm: Algorithm = RAPO,
     reference: models.Decoder | None = None,
+    agent_rows: AgentRows | None = None,
   ):
     if mesh is not None:
       sharding.check_rows(
@@ -158,6 +163,16 @@ class Trainer:
     self._reward = reward
     self._tag_set = tag_set
     self._reference = reference
+    teacher = algorithm.plan.teacher
+    if teacher and (agent_rows is None or teacher >= rollout.num_generations):
+      raise InputError(
+        f"a group of the algorithm {algorithm.name} has {teacher} rows of "
+        f"another agent and further ones of the policy, got a group of "
+        f"{rollout.num_generations} and "
+        f"{'no ' if agent_rows is None else ''}trajectories of an agent: raise "
+        "rollout.num_generations, or hand in agent_rows."
+      )
+    self._agent_rows = agent_rows if teacher else None
 
   def step(
     self,
@@ -226,6 +241,9 @@ class Trainer:
     report["rollout/rounds"] = sampled.rounds
     report["groups/dropped"] = sampled.dropped
     report["groups/replayed"] = sampled.replayed
+    report["groups/agent_rows"] = sum(
+      t.source is Source.AGENT for t in experience.trajectories
+    )
     report["update/seconds"] = time.perf_counter() - rolled_out
     report["update/padding_fraction"] = float(np.mean(padding))
     report["step/seconds"] = time.perf_counter() - began
@@ -399,7 +417,40 @@ class Trainer:
         dataclasses.replace(request, index=request.index + shift)
         for request in requests
       ]
-    return self._engine.rollout(model, requests, seed=self._seed, update=update)
+    rows = self._of_agent(queries, prompts, update)
+    there = {(row.group_id, row.index) for row in rows}
+    trajectories, stats = self._engine.rollout(
+      model,
+      [r for r in requests if (r.group_id, r.index) not in there],
+      seed=self._seed,
+      update=update,
+    )
+    if rows:
+      trajectories = sorted(
+        [*trajectories, *rows], key=lambda t: (t.group_id, t.index)
+      )
+    return trajectories, stats
+
+  def _of_agent(
+    self, queries: Sequence[Query], prompts: Prompts, update: int
+  ) -> list[Trajectory]:
+    """Another agent's rows, in the last places of their groups."""
+    rows: list[Trajectory] = []
+    if self._agent_rows is None:
+      return rows
+    last = self._rollout.num_generations - 1
+    for group, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
+      drawn = self._agent_rows.draw(
+        query.query_id,
+        prompt,
+        self._algorithm.plan.teacher or 0,
+        np.random.default_rng([self._seed, update, query_number(query)]),
+      )
+      rows += [
+        dataclasses.replace(row, group_id=group, index=last - number)
+        for number, row in enumerate(drawn)
+      ]
+    return rows
 
 
 def _groups(

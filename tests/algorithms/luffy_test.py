@@ -11,42 +11,24 @@ from rapo_jax.algorithms import (
   TokenLoss,
   check_algorithm,
 )
-from rapo_jax.algorithms.luffy import (
-  CHANGES,
-  LOSS,
-  PUBLISHED,
-  PUBLISHED_CHANGES,
-  MixedLoss,
-  on_policy_advantages,
-)
+from rapo_jax.algorithms.luffy import MixedLoss, on_policy_advantages
 from rapo_jax.trajectory import Source
 from tests.algorithms import signals
 from tests.algorithms.losses import tokens
 
 
-def _algorithm(loss, changes):
-  return dataclasses.replace(ALGORITHMS["grpo"], loss=loss, changes=changes)
+@pytest.mark.parametrize("name", ["luffy", "luffy_published"])
+def test_it_is_an_algorithm(name):
+  check_algorithm(ALGORITHMS[name], ObjectiveConfig())
 
 
 @pytest.mark.parametrize(
-  ("loss", "changes"), [(LOSS, CHANGES), (PUBLISHED, PUBLISHED_CHANGES)]
+  ("name", "value", "slope"),
+  [("luffy", -1.2, 0.0), ("luffy_published", -2.0, -2.0)],
 )
-def test_it_is_an_algorithm(loss, changes):
-  check_algorithm(_algorithm(loss, changes), ObjectiveConfig())
-
-
-@pytest.mark.parametrize(
-  ("loss", "changes", "value", "slope"),
-  [
-    (LOSS, CHANGES, -1.2, 0.0),
-    (PUBLISHED, PUBLISHED_CHANGES, -2.0, -2.0),
-  ],
-)
-def test_the_policys_ratio_is_clipped_in_the_paper_alone(
-  loss, changes, value, slope
-):
+def test_the_policys_ratio_is_clipped_in_the_paper_alone(name, value, slope):
   values, slopes = tokens(
-    _algorithm(loss, changes),
+    ALGORITHMS[name],
     [2.0, 0.5],
     [1.0, 1.0],
     source=[Source.POLICY, Source.REPLAY],
@@ -61,9 +43,10 @@ def test_the_policys_ratio_is_clipped_in_the_paper_alone(
   [(0.1, 0.5, 0.25), (None, 0.1, 0.1)],
 )
 def test_another_agents_tokens_are_shaped(gamma, shaped, slope):
-  loss = TokenLoss(MixedLoss(gamma=gamma), LOSS.columns)
+  luffy = ALGORITHMS["luffy"]
+  loss = TokenLoss(MixedLoss(gamma=gamma), luffy.loss.columns)
   values, slopes = tokens(
-    _algorithm(loss, CHANGES),
+    dataclasses.replace(luffy, loss=loss),
     np.asarray([0.1, 0.1]) * np.exp(1.5),
     [2.0, -1.0],
     source=[Source.AGENT, Source.AGENT],

@@ -8,11 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from rapo_jax import models
+from rapo_jax import models, rewards
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig
 from rapo_jax.training import OptimizerConfig, Trainer, init_train_state
+from rapo_jax.training.agent_rows import AgentRows
 from tests.tiny_decoder import tiny_decoder
-from tests.training.answers import QUERY, ROLLOUT, TOKENIZER, UPDATE, Engine
+from tests.training.answers import (
+  QUERY,
+  ROLLOUT,
+  TOKENIZER,
+  UPDATE,
+  WRONG,
+  Engine,
+)
 
 # RAPO's ablations differ in what is retrieved, of which nothing is here.
 METHODS = [name for name in ALGORITHMS if not name.startswith("rapo_")]
@@ -29,6 +37,13 @@ def test_two_updates(method):
     update=UPDATE,
     seed=0,
     algorithm=ALGORITHMS[method],
+    agent_rows=AgentRows(
+      {"live1": [(WRONG,)], "live2": [(WRONG,)]},
+      TOKENIZER,
+      rewards.RECIPE_TAGS,
+      max_response_tokens=ROLLOUT.max_response_tokens,
+      max_steps=ROLLOUT.max_steps,
+    ),
   )
   state = init_train_state(
     tiny_decoder(vocab_size=len(TOKENIZER)), OptimizerConfig()

@@ -15,11 +15,21 @@ from experiments.stages import train
 from experiments.stages.runs import Run
 from experiments.stop_signal import StopSignal
 from experiments.workdir import Workdir
+from rapo_jax import rewards
 from rapo_jax.training import OptimizerConfig, Trainer
+from rapo_jax.training.agent_rows import AgentRows
 from tests.tiny_decoder import tiny_decoder
-from tests.training.answers import QUERY, ROLLOUT, TOKENIZER, UPDATE, Engine
+from tests.training.answers import (
+  QUERY,
+  RIGHT,
+  ROLLOUT,
+  TOKENIZER,
+  UPDATE,
+  WRONG,
+  Engine,
+)
 
-METHODS = ("dapo", "rollout_replay")
+METHODS = ("dapo", "rollout_replay", "luffy")
 CONFIG = ExperimentConfig(
   name="test",
   rollout=ROLLOUT,
@@ -88,6 +98,13 @@ def start(monkeypatch):
       update=UPDATE,
       seed=0,
       algorithm=CONFIG.train.algorithm(method),
+      agent_rows=AgentRows(
+        {name: [(RIGHT,), (WRONG,)] for name in NAMES[::2]},
+        TOKENIZER,
+        rewards.RECIPE_TAGS,
+        max_response_tokens=ROLLOUT.max_response_tokens,
+        max_steps=ROLLOUT.max_steps,
+      ),
     )
     monkeypatch.setattr(train, "make_trainer", lambda *_: trainer)
     train.train(
@@ -157,3 +174,15 @@ def test_replay_goes_on_with_the_groups_that_it_had(start, tmp_path):
   # Questions come in one order, whether groups are replayed or not.
   asked = [name for u in range(4) for c in _asked(whole, {u}) for name, _ in c]
   assert len(asked[::2]) == len(set(asked)) == 8 - sum(replayed)
+
+
+def test_the_same_rows_of_an_agent_are_drawn_again(start, tmp_path):
+  _, expected = start(tmp_path / "whole", "luffy")
+  rows = _column(tmp_path / "whole", "luffy", "groups/agent_rows")
+  # A guard: some questions have a trajectory, and some have none.
+  assert 0 < sum(rows) < 8
+  with pytest.raises(Killed):
+    start(tmp_path / "killed", "luffy", dies_in=3)
+  _, parameters = start(tmp_path / "killed", "luffy")
+  assert _column(tmp_path / "killed", "luffy", "groups/agent_rows") == rows
+  _same(parameters, expected)
