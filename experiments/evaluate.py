@@ -27,6 +27,7 @@ from experiments.config import ExperimentConfig, PolicyConfig
 from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices
 from experiments.export import export
+from experiments.health import HealthStop
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
@@ -56,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   with files.locked(output / ".lock"):
     config = _with_model(config, _model_folder(known.model, output))
     checks.quick_checks(config, "evaluate")
-    results = _evaluate(config, output, known.model)
+    try:
+      results = _evaluate(config, output, known.model)
+    except HealthStop as stopped:
+      print(f"error: {stopped}", file=sys.stderr)
+      return NO_VERDICT_STATUS
   width = shutil.get_terminal_size((120, 24)).columns
   print(format_table(results, width))
   if beside := paper.in_paper(results):
