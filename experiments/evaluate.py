@@ -33,10 +33,11 @@ from experiments.progress import Progress
 from experiments.run import use_compilation_cache
 from experiments.stages.evaluate import evaluate, evaluated_with
 from experiments.stop_signal import StopSignal
-from experiments.tasks import load_encoder, open_task
+from experiments.tasks import load_encoder, open_task, try_reward
 from experiments.workdir import Workdir, write_json
 from rapo_jax import files
 from rapo_jax.models import hub
+from rapo_jax.tasks import load_questions
 
 _SHOWN = ("pass@1", "greedy", "em", "f1", "tool_fail_rate", "tokens", "calls")
 NO_VERDICT_STATUS = 3
@@ -144,6 +145,9 @@ def _evaluate(
     progress.stage("evaluate"),
     StopSignal("start it again to go on.", progress.note) as stop,
   ):
+    for task in config.tasks:
+      # What is broken is found before hours are spent on the tasks before it.
+      try_reward(task, load_questions(task))
     model = load_agent(config, folder)
     encoder = load_encoder(config.encoder)
     total = len(config.tasks)

@@ -134,3 +134,16 @@ def test_a_tool_that_answers_nothing_ends_with_a_line(
   status = evaluate.main(arguments_for(model, tmp_path, "1+1?"))
   assert status == evaluate.NO_VERDICT_STATUS
   assert "error: search answered none" in capsys.readouterr().err
+
+
+def test_a_broken_file_is_found_before_anything_is_asked(
+  model, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv("RAPO_DATA_DIR", str(tmp_path / "prepared"))
+  arguments = arguments_for(model, tmp_path, "1+1?")
+  arguments[arguments.index("file")] = "file,bamboogle"
+  path = files.write(tmp_path, "bamboogle/bamboogle.json", [{"Question": "Q"}])
+  arguments.append(f"--config.tasks.bamboogle.path={path}")
+  assert evaluate.main(arguments) == 2
+  assert "bamboogle.json, row 0: every question" in capsys.readouterr().err
+  assert not (tmp_path / "out" / "file.answers.jsonl").exists()
