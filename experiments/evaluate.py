@@ -27,15 +27,17 @@ from experiments.config import ExperimentConfig, PolicyConfig
 from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices
 from experiments.export import export
+from experiments.health import HealthStop
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
 from experiments.run import use_compilation_cache
 from experiments.stages.evaluate import evaluate, evaluated_with
 from experiments.stop_signal import StopSignal
-from experiments.tasks import load_encoder, open_task
+from experiments.tasks import load_encoder, open_task, try_reward
 from experiments.workdir import Workdir, write_json
 from rapo_jax import files
 from rapo_jax.models import hub
+from rapo_jax.tasks import load_questions
 
 _SHOWN = ("pass@1", "greedy", "em", "f1", "tool_fail_rate", "tokens", "calls")
 NO_VERDICT_STATUS = 3
@@ -56,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   with files.locked(output / ".lock"):
     config = _with_model(config, _model_folder(known.model, output))
     checks.quick_checks(config, "evaluate")
-    results = _evaluate(config, output, known.model)
+    try:
+      results = _evaluate(config, output, known.model)
+    except HealthStop as stopped:
+      print(f"error: {stopped}", file=sys.stderr)
+      return NO_VERDICT_STATUS
   width = shutil.get_terminal_size((120, 24)).columns
   print(format_table(results, width))
   if beside := paper.in_paper(results):
@@ -139,6 +145,9 @@ def _evaluate(
     progress.stage("evaluate"),
     StopSignal("start it again to go on.", progress.note) as stop,
   ):
+    for task in config.tasks:
+      # What is broken is found before hours are spent on the tasks before it.
+      try_reward(task, load_questions(task))
     model = load_agent(config, folder)
     encoder = load_encoder(config.encoder)
     total = len(config.tasks)

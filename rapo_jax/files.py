@@ -85,9 +85,15 @@ def locked(path: pathlib.Path) -> Iterator[None]:
   """Waits until no other process holds a lock file, and holds it.
 
   The lock ends with the process, however that ends.
+
+  Raises:
+    InputError: the file cannot be made or locked. What the block raises is
+      left as it is.
   """
-  with accessing(path), path.open("a", encoding="utf-8") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with contextlib.ExitStack() as stack:
+    with accessing(path):
+      file = stack.enter_context(path.open("a", encoding="utf-8"))
+      fcntl.flock(file, fcntl.LOCK_EX)
     yield
 
 

@@ -151,3 +151,16 @@ def test_a_rename_replaces_a_file(tmp_path):
   files.rename(tmp_path / "a", tmp_path / "b")
   assert os.listdir(tmp_path) == ["b"]
   assert (tmp_path / "b").read_text(encoding="utf-8") == "a"
+
+
+def test_what_fails_under_a_lock_is_not_the_lock_s_fault(tmp_path):
+  with (
+    pytest.raises(FileNotFoundError, match="nowhere"),
+    files.locked(tmp_path / ".lock"),
+  ):
+    (tmp_path / "nowhere").read_bytes()
+  with (
+    pytest.raises(InputError, match="within must be usable"),
+    files.locked(tmp_path / ".lock" / "within"),
+  ):
+    pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -270,9 +271,28 @@ def _prepare_from(
   builder.chosen = there
   tfds.disable_progress_bar()
   # Its messages would go between the lines of a caller's own display.
-  with contextlib.redirect_stdout(io.StringIO()):
+  with contextlib.redirect_stdout(io.StringIO()), _room_on_the_disk(folder):
     builder.download_and_prepare()
   files.replace_text(made_from, json.dumps(digests) + "\n")
+
+
+@contextlib.contextmanager
+def _room_on_the_disk(folder: pathlib.Path) -> Iterator[None]:
+  """Names a full disk, which ArrayRecord reports as a bug.
+
+  Raises:
+    InputError: it is full.
+  """
+  try:
+    yield
+  except RuntimeError as error:
+    if os.strerror(errno.ENOSPC) not in str(error):
+      raise
+    raise InputError(
+      f"{folder} must have room for the prepared data set, and the disk is "
+      "full: free some space there, or choose another folder with "
+      f"{DATA_DIR_VARIABLE}."
+    ) from error
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -59,6 +59,17 @@ def test_a_broken_file_leaves_what_was_prepared_before(tmp_path):
   assert again == before
 
 
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+  write(tmp_path, "bamboogle/bamboogle.json")
+
+  def full(self):
+    raise RuntimeError("write() failed: No space left on device; writing x")
+
+  monkeypatch.setattr(builder.Questions, "download_and_prepare", full)
+  with pytest.raises(InputError, match=r"the disk is full.*RAPO_DATA_DIR"):
+    prepare("bamboogle", tmp_path, tmp_path / "out")
+
+
 def test_links_are_followed_and_those_that_lead_nowhere_are_named(tmp_path):
   name = "bamboogle/bamboogle.json"
   write(tmp_path / "disk", name)

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from experiments import evaluate, paper
+from experiments import evaluate, health, paper
 from experiments.config import RandomModelConfig
 from experiments.stages.agents import random_model, train_byte_level_tokenizer
 from rapo_jax import models
@@ -86,46 +86,64 @@ def test_all_sets_are_evaluated_end_to_end(
     assert b"A secret question" not in path.read_bytes(), path
 
 
-def evaluated(model, folder, *overrides: str) -> list[dict]:
-  """The kept answers of an evaluation of one file in a folder."""
-  arguments = [
+def arguments_for(model, folder, *questions: str) -> list[str]:
+  """Of an evaluation of one file, in a folder of its own."""
+  path = folder / "mine.jsonl"
+  lines = [json.dumps({"question": q, "answer": "2"}) for q in questions]
+  path.write_text("\n".join(lines), encoding="utf-8")
+  return [
     *("--model", str(model), "--tasks", "file"),
     *("--output", str(folder / "out")),
-    f"--config.tasks.file.evaluation={folder / 'mine.jsonl'}",
+    f"--config.tasks.file.evaluation={path}",
     *(f"--config.rollout.{k}={v}" for k, v in TOKENS.items()),
   ]
-  assert evaluate.main([*arguments, *overrides]) == 0
-  lines = (folder / "out" / "file.answers.jsonl").read_text(encoding="utf-8")
-  return [json.loads(line) for line in lines.splitlines()]
 
 
 def test_answers_to_a_file_that_has_changed_are_not_taken(model, tmp_path):
   """Its questions have the same ids, so that nothing else tells them apart."""
-  path = tmp_path / "mine.jsonl"
-  path.write_text('{"question": "1+1?", "answer": "2"}\n', encoding="utf-8")
-  first, *_ = evaluated(model, tmp_path)
-  assert evaluated(model, tmp_path)[0] == first
-  path.write_text('{"question": "1+1?", "answer": "3"}\n', encoding="utf-8")
-  other, *answers = evaluated(model, tmp_path)
-  assert other != first
-  assert len(answers) == 2
+  path = tmp_path / "out" / "file.answers.jsonl"
+  heads = []
+  for question in ("1+1?", "1+1?", "3-1?"):
+    assert evaluate.main(arguments_for(model, tmp_path, question)) == 0
+    head, *answers = path.read_text(encoding="utf-8").splitlines()
+    assert len(answers) == 2
+    heads.append(head)
+  assert heads[0] == heads[1] != heads[2]
 
 
 def test_the_chat_template_of_the_command_line_is_taken(
   model, tmp_path, capsys
 ):
-  path = tmp_path / "mine.jsonl"
-  path.write_text('{"question": "1+1?", "answer": "2"}\n', encoding="utf-8")
   template = tmp_path / "template.jinja"
   template.write_text("{% no template", encoding="utf-8")
-  arguments = [
-    *("--model", str(model), "--tasks", "file"),
-    *("--output", str(tmp_path / "out")),
-    f"--config.tasks.file.evaluation={path}",
-    *(f"--config.rollout.{k}={v}" for k, v in TOKENS.items()),
-  ]
+  arguments = arguments_for(model, tmp_path, "1+1?")
   given = f"--config.policy.chat_template={template}"
   assert evaluate.main([*arguments, given]) == 2
   assert "the chat template" in capsys.readouterr().err
   assert evaluate.main([*arguments, "--config.policy.enable_thinking=no"]) == 2
   assert "has none of this name" in capsys.readouterr().err
+
+
+def test_a_tool_that_answers_nothing_ends_with_a_line(
+  model, tmp_path, monkeypatch, capsys
+):
+  def broken(*arguments):
+    raise health.HealthStop("search answered none of its calls.")
+
+  monkeypatch.setattr(health, "check_tools", broken)
+  status = evaluate.main(arguments_for(model, tmp_path, "1+1?"))
+  assert status == evaluate.NO_VERDICT_STATUS
+  assert "error: search answered none" in capsys.readouterr().err
+
+
+def test_a_broken_file_is_found_before_anything_is_asked(
+  model, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv("RAPO_DATA_DIR", str(tmp_path / "prepared"))
+  arguments = arguments_for(model, tmp_path, "1+1?")
+  arguments[arguments.index("file")] = "file,bamboogle"
+  path = files.write(tmp_path, "bamboogle/bamboogle.json", [{"Question": "Q"}])
+  arguments.append(f"--config.tasks.bamboogle.path={path}")
+  assert evaluate.main(arguments) == 2
+  assert "bamboogle.json, row 0: every question" in capsys.readouterr().err
+  assert not (tmp_path / "out" / "file.answers.jsonl").exists()
