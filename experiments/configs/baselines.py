@@ -3,12 +3,13 @@
     python -m experiments.run --config experiments/configs/baselines.py \\
         --workdir runs/baselines
 
-Two CPU cores and 22 runs, of which `quickstart.py` has four. All methods have
-the same questions, rollouts and updates, and start from the same base agent;
-what each sets by itself is in `rapo_jax/algorithms`. DAPO rolls out more than
-once an update where groups teach nothing, so it generates more tokens: see
-`budget/generated_tokens`. Two seeds a method show that it runs, not which one
-is best.
+Two CPU cores and 24 runs, of which `quickstart.py` has four. All methods have
+the same order of questions and as many updates, and start from the same base
+agent; what each sets by itself is in `rapo_jax/algorithms`. DAPO rolls out more
+than once an update where groups teach nothing, so it generates more tokens: see
+`budget/generated_tokens`. RolloutReplay trains on groups of earlier updates too
+and generates fewer. Two seeds a method show that it runs, not which one is
+best.
 """
 
 from experiments.config import (
@@ -32,6 +33,7 @@ METHODS = (
   "cispo",
   "gppo",
   "gigpo",
+  "rollout_replay",
   "rapo",
 )
 

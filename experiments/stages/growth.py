@@ -20,7 +20,7 @@ from rapo_jax.retrieval import (
   step_traces,
 )
 from rapo_jax.training import Experience
-from rapo_jax.trajectory import TokenKind
+from rapo_jax.trajectory import Source, TokenKind
 
 SOURCE = "policy"
 """Name of the agent whose traces are added."""
@@ -119,7 +119,7 @@ def own_traces(
   """Step traces of the policy's own successes.
 
   A trajectory with a retrieved step is left out: that step is in the buffer
-  already, and those after it lean on it.
+  already, and those after it lean on it. So is one that is replayed.
 
   Args:
     experience: of one update.
@@ -132,7 +132,8 @@ def own_traces(
   own = [
     number
     for number, trajectory in enumerate(experience.trajectories)
-    if not trajectory.is_cut_by_system
+    if trajectory.source is Source.POLICY
+    and not trajectory.is_cut_by_system
     and not np.any(trajectory.kinds == TokenKind.RETRIEVED)
   ]
   best = select_top_k(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -45,6 +44,7 @@ from experiments.tasks import OpenedTask, own_template
 from experiments.workdir import Workdir
 from rapo_jax import files, models
 from rapo_jax.algorithms import Algorithm
+from rapo_jax.algorithms.replay import StoredGroup
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, end_ids, order, prompt_hash
 from rapo_jax.errors import InputError
@@ -59,8 +59,10 @@ from rapo_jax.training import (
   init_train_state,
   trajectory_records,
 )
+from rapo_jax.training.stored_groups import from_bytes, to_bytes
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
+_STORE_FILE = "stored_groups.npz"
 
 Report = Callable[[float, str], None]
 Note = Callable[[str], None]
@@ -195,7 +197,7 @@ class _Updates:
       Diverged: the policy is not finite, or too large.
     """
     config, run = self.config, self.run
-    state, done, totals = resumed
+    state, done, totals, store = resumed
     num_updates = config.train.num_updates
     with MetricsWriter(
       self.folder,
@@ -207,7 +209,7 @@ class _Updates:
       monitor = _monitor(config, run).replay(read_metrics(self.folder))
       if not totals:
         writer.write(0, self._evaluate(state.model))
-        totals = {"seconds": 0.0, "generated_tokens": 0.0, "batches": 0.0}
+        totals = {"seconds": 0.0, "generated_tokens": 0.0}
       report(done / num_updates, run.name)
       with compilations() as compiled:
         _try_update(config, self.task, run, self.trainer, state)
@@ -221,6 +223,7 @@ class _Updates:
           state,
           number - 1,
           totals,
+          store,
           self.folder,
           self.growth,
           monitor,
@@ -238,7 +241,7 @@ class _Updates:
         writer.write(number, row)
         stopping = stop.requested
         if last or stopping or number % config.train.checkpoint_every == 0:
-          self._save(number, state, totals)
+          self._save(number, state, totals, store)
         report(number / num_updates, _describe(run, row))
         if stopping and not last:
           raise stop.stop(
@@ -251,7 +254,11 @@ class _Updates:
     return curve_point(self.config, self.task, model, samples=samples)
 
   def _save(
-    self, number: int, state: TrainState, totals: dict[str, float]
+    self,
+    number: int,
+    state: TrainState,
+    totals: dict[str, float],
+    store: list[StoredGroup],
   ) -> None:
     """Saves what the run has to go back to."""
     metadata = {"update": number, "totals": totals, **self.saved_with}
@@ -259,8 +266,11 @@ class _Updates:
       metadata["buffer_growth"] = self.growth.state()
       kept = min(self.checkpoints.updates(), default=0)
       self.growth.buffer.forget_before(kept)
-    _check_room(self.folder, state)
-    self.checkpoints.save(number, state, metadata)
+    attached = {}
+    if self.config.train.algorithm(self.run.method).plan.replay is not None:
+      attached[_STORE_FILE] = to_bytes(store)
+    _check_room(self.folder, state, sum(map(len, attached.values())))
+    self.checkpoints.save(number, state, metadata, attached)
 
 
 def _open_checkpoints(folder: pathlib.Path) -> Checkpoints:
@@ -274,11 +284,13 @@ class _Resumed(NamedTuple):
     state: after `update` updates.
     update: updates that are done.
     totals: running totals; none for a fresh run.
+    store: groups of earlier updates, for a method that replays.
   """
 
   state: TrainState
   update: int
   totals: dict[str, float]
+  store: list[StoredGroup]
 
 
 def _origin(
@@ -341,7 +353,7 @@ def _resume(
     note(f"warning: {name}: {line}")
   if newest is None:
     _begin_anew(folder, name, growth, note)
-    return _Resumed(state, 0, {})
+    return _Resumed(state, 0, {}, [])
   where = f"update {newest} in {folder}"
   if problems:
     note(
@@ -364,7 +376,13 @@ def _resume(
     growth.restore(newest, metadata.get("buffer_growth"))
   state = checkpoints.restore(newest, state)
   truncate_rows(folder / TRAJECTORIES_FILE, newest)
-  return _Resumed(state, newest, dict(metadata["totals"]))
+  stored = checkpoints.attached(newest, _STORE_FILE)
+  return _Resumed(
+    state,
+    newest,
+    dict(metadata["totals"]),
+    [] if stored is None else from_bytes(stored),
+  )
 
 
 def _begin_anew(
@@ -392,11 +410,12 @@ def _begin_anew(
   truncate_rows(folder / TRAJECTORIES_FILE, -1)
 
 
-def _check_room(folder: pathlib.Path, state: TrainState) -> None:
+def _check_room(folder: pathlib.Path, state: TrainState, attached: int) -> None:
   """Refuses to begin a checkpoint that the disk has no room for."""
   trained = models.trainable(state.model)
   leaves = jax.tree.leaves((trained, state.opt_state))
-  size, free = sum(x.nbytes for x in leaves), shutil.disk_usage(folder).free
+  size = sum(x.nbytes for x in leaves) + attached
+  free = shutil.disk_usage(folder).free
   if size > free:
     raise InputError(
       f"a checkpoint takes about {size / 1e6:,.1f} MB, and {folder} has "
@@ -446,21 +465,43 @@ def _check_config(
     )
 
 
-def _questions(
-  config: ExperimentConfig, task: OpenedTask, run: Run, batch: int
-) -> tuple[list[Query], list[np.ndarray]]:
-  """Queries and prompts of a batch, the same for every method.
+class _Questions:
+  """The questions of a run, in an order that is the same for every method.
 
-  A method that does not resample takes one batch an update.
+  Args:
+    config: the experiment.
+    task: whose questions they are.
+    run: whose seed shuffles them.
+    at: where they go on.
+
+  Attributes:
+    at: where those begin that are next.
   """
-  chosen = order.batch(
-    config.data.seed + run.seed,
-    batch,
-    config.update.queries_per_update,
-    len(task.train),
-  )
-  queries = [task.train[i] for i in chosen]
-  return queries, [task.prompt(query) for query in queries]
+
+  def __init__(
+    self,
+    config: ExperimentConfig,
+    task: OpenedTask,
+    run: Run,
+    at: order.Place,
+  ):
+    self._seed = config.data.seed + run.seed
+    self._task = task
+    self.at = at
+
+  def take(self, count: int) -> tuple[list[Query], list[np.ndarray]]:
+    """The next questions with their prompts."""
+    train = self._task.train
+    chosen, self.at = order.take(self._seed, self.at, count, len(train))
+    queries = [train[i] for i in chosen]
+    return queries, [self._task.prompt(query) for query in queries]
+
+
+def _batch_place(
+  config: ExperimentConfig, task: OpenedTask, batch: int
+) -> order.Place:
+  """Where a batch begins, for a method that takes one an update."""
+  return order.place(batch, config.update.queries_per_update, len(task.train))
 
 
 def _try_update(
@@ -475,7 +516,10 @@ def _try_update(
   Its questions are those that would come after the last update.
   """
   update = config.train.num_updates
-  queries, prompts = _questions(config, task, run, update)
+  at = _batch_place(config, task, update)
+  queries, prompts = _Questions(config, task, run, at).take(
+    trainer.num_fresh(())
+  )
   # A copy: the state is donated.
   with health.finite_rollout(f"trial update of {run.task} {run.name}"):
     trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
@@ -489,32 +533,38 @@ def _update(
   state: TrainState,
   update: int,
   totals: dict[str, float],
+  store: list[StoredGroup],
   folder: pathlib.Path,
   growth: Growth | None,
   monitor: health.Monitor,
 ) -> tuple[TrainState, dict[str, float]]:
-  """One update and its row of metrics; adds to the totals.
+  """One update and its row of metrics; adds to the totals and to the store.
 
   Its trajectories are logged on a schedule, and where an alert begins.
   """
-  # A checkpoint from before methods resampled counts updates.
-  first = int(totals.setdefault("batches", float(update)))
-  questions = functools.partial(_questions, config, task, run)
+  # A checkpoint from before methods replayed counts batches.
+  at = _batch_place(config, task, int(totals.pop("batches", update)))
+  if "data/epoch" in totals:
+    at = order.Place(int(totals["data/epoch"]), int(totals["data/position"]))
+  questions = _Questions(config, task, run, at)
+  count = trainer.num_fresh(store)
   where = f"update {update + 1} of {run.task} {run.name}"
   with compilations() as compiled, health.finite_rollout(where):
     state, experience, row = trainer.step(
       state,
-      *questions(first),
+      *questions.take(count),
       update,
-      more=lambda number: questions(first + number),
+      more=lambda _: questions.take(count),
+      store=store,
     )
+  store[:] = trainer.stored(store, experience)
   queries = experience.queries
   row["compile/programs"] = len(compiled)
   row["compile/seconds"] = sum(c.seconds for c in compiled)
   _stop_if_compiled(config, run, update + 1, compiled)
   totals["seconds"] += row["step/seconds"]
-  totals["generated_tokens"] += row["rollout/generated_tokens"]
-  totals["batches"] += row["rollout/rounds"]
+  totals["generated_tokens"] += row["budget/generated_tokens"]
+  totals["data/epoch"], totals["data/position"] = map(float, questions.at)
   number = update + 1
   every = config.train.log_trajectories_every
   alerts = monitor.look(number, row)

@@ -24,6 +24,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rapo_jax import objectives
+from rapo_jax.algorithms.groups import Keep
+from rapo_jax.algorithms.replay import Replay
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.buffer.policy import RetrievalConfig
@@ -173,10 +175,6 @@ def _check_fields(what: str, changes: Mapping[str, Any], config: type) -> None:
     )
 
 
-Keep = Callable[[Float[np.ndarray, " G"], Bool[np.ndarray, " G"]], bool]
-"""Whether a group is trained on, of its rewards and of what is correct."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Resample:
   """Other questions in place of groups that teach nothing.
@@ -208,9 +206,11 @@ class Plan:
     rollout_changes: fields of `RolloutConfig` that it sets.
     resample: other questions for groups that teach nothing; None for none.
     forks: which rollouts of a group begin as copies of others; None for none.
+    replay: groups of earlier updates in place of new rollouts; None for none.
 
   Raises:
     InputError: rollouts would both retrieve and fork, or a field is not known.
+      Or groups would be both replayed and resampled.
   """
 
   hybrid: bool = False
@@ -222,12 +222,18 @@ class Plan:
   )
   resample: Resample | None = None
   forks: ForkRule | None = None
+  replay: Replay | None = None
 
   def __post_init__(self) -> None:
     if self.hybrid and self.forks is not None:
       raise InputError(
         "rollouts that fork do not retrieve, got a plan with hybrid=True and "
         f"{self.forks!r}: leave one of them out."
+      )
+    if self.replay is not None and self.resample is not None:
+      raise InputError(
+        "a plan has one way to fill an update, got both "
+        f"{self.replay!r} and {self.resample!r}: leave one of them out."
       )
     for name, config in (
       ("retrieval_changes", RetrievalConfig),

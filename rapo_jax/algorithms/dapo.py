@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Bool, Float
-
 from rapo_jax.algorithms.base import (
   CLIPPED_LOSS,
   Algorithm,
@@ -12,19 +9,7 @@ from rapo_jax.algorithms.base import (
   Resample,
   outcome_advantages,
 )
-
-
-def rewards_differ(
-  rewards: Float[np.ndarray, " G"], correct: Bool[np.ndarray, " G"]
-) -> bool:
-  """Whether a group teaches anything; one of one rollout is kept.
-
-  Rewards are compared exactly: the deviation of equal rewards may be above 0
-  by rounding.
-  """
-  del correct
-  return len(rewards) == 1 or bool(np.any(rewards != rewards[0]))
-
+from rapo_jax.algorithms.groups import rewards_differ
 
 ALGORITHM = Algorithm(
   name="dapo",

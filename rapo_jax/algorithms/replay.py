@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rapo_jax.algorithms.base import Keep
-from rapo_jax.algorithms.dapo import rewards_differ
+from rapo_jax.algorithms.groups import Keep, rewards_differ
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 

@@ -1,6 +1,6 @@
 """RolloutReplay (Sun et al., 2025, arXiv 2506.05316): groups are used again.
 
-A share of an update's groups comes from earlier updates, see `replay.Replay`.
+Half of an update's groups come from earlier updates, see `replay.Replay`.
 Advantages are GRPO's. The clip range lies around the ratio of the policy before
 the update to the one that sampled the token: `proximal_log_probs`. RAPO's paper
 names a baseline of this name and does not define it; this is our reading.
@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from jaxtyping import Array, Float
 
 from rapo_jax import objectives
-from rapo_jax.algorithms.base import TokenLoss
+from rapo_jax.algorithms.base import (
+  Algorithm,
+  Plan,
+  TokenLoss,
+  outcome_advantages,
+)
+from rapo_jax.algorithms.replay import Replay
 from rapo_jax.algorithms.settings import ObjectiveConfig
 
 
@@ -33,15 +39,24 @@ def token_loss(
   )
 
 
-LOSS = TokenLoss(
-  token_loss, ("old_log_probs", "proximal_log_probs", "advantages")
+ALGORITHM = Algorithm(
+  name="rollout_replay",
+  label="RolloutReplay",
+  description="Groups of earlier updates are used again (arXiv 2506.05316).",
+  plan=Plan(replay=Replay(share=0.5, capacity=512)),
+  advantages=outcome_advantages,
+  loss=TokenLoss(
+    token_loss, ("old_log_probs", "proximal_log_probs", "advantages")
+  ),
+  changes={
+    "retrieval_coef": 0.0,
+    "shaping_coef": 0.0,
+    "clip_epsilon_low": 0.2,
+    "clip_epsilon_high": 0.2,
+    "dual_clip": None,
+    "aggregation": "token",
+    "aggregation_length": None,
+  },
+  colour="#4d4d4d",
+  dark_colour="#bdbdbd",
 )
-CHANGES = {
-  "retrieval_coef": 0.0,
-  "shaping_coef": 0.0,
-  "clip_epsilon_low": 0.2,
-  "clip_epsilon_high": 0.2,
-  "dual_clip": None,
-  "aggregation": "token",
-  "aggregation_length": None,
-}

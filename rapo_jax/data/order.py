@@ -9,6 +9,8 @@ each epoch has an order of its own, so they are others every time.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Int
 
@@ -37,6 +39,49 @@ def epoch_order(
   # with them what a resumed run trains on.
   bits = np.random.MT19937(np.random.SeedSequence([seed, epoch]))
   return np.random.RandomState(bits).permutation(num_queries).astype(np.int64)
+
+
+class Place(NamedTuple):
+  """Where the questions of a run go on.
+
+  Attributes:
+    epoch: number of the epoch.
+    position: in its order, of the question that is next.
+  """
+
+  epoch: int
+  position: int
+
+
+def place(update: int, batch_size: int, num_queries: int) -> Place:
+  """Where the batch of an update begins, see `batch`."""
+  epoch, index = divmod(update, updates_per_epoch(batch_size, num_queries))
+  return Place(epoch, index * batch_size)
+
+
+def take(
+  seed: int, at: Place, count: int, num_queries: int
+) -> tuple[Int[np.ndarray, " C"], Place]:
+  """The next questions, however many, and where those after them begin.
+
+  Batches of one size that are taken one after the other are those of `batch`.
+  Where an epoch has fewer left, they are left out of it.
+
+  Args:
+    seed: seed of the run, >= 0.
+    at: where to go on.
+    count: questions to take.
+    num_queries: questions in all.
+
+  Raises:
+    InputError: unless 1 <= count <= num_queries.
+  """
+  updates_per_epoch(count, num_queries)
+  if at.position + count > num_queries:
+    at = Place(at.epoch + 1, 0)
+  order = epoch_order(seed, at.epoch, num_queries)
+  chosen = order[at.position : at.position + count]
+  return chosen, Place(at.epoch, at.position + count)
 
 
 def batch(

@@ -147,12 +147,22 @@ class Checkpoints:
     return found
 
   def save(
-    self, update: int, state: TrainState, metadata: dict[str, Any]
+    self,
+    update: int,
+    state: TrainState,
+    metadata: dict[str, Any],
+    attached: Mapping[str, bytes] | None = None,
   ) -> None:
     """Writes the state after `update` updates, in the background.
 
     Of a model with adapters they alone are written, with their optimizer state.
     Errors of the write before this one are raised here.
+
+    Args:
+      update: number of updates behind the state.
+      state: of training.
+      metadata: values of JSON.
+      attached: contents of further files, by name; see `attached`.
     """
     self._wait()
     partial = f"{_PARTIAL_PREFIX}{update}"
@@ -167,7 +177,9 @@ class Checkpoints:
         force=True,
       )
     shapes = {name: tuple(leaf.shape) for name, leaf in named.items()}
-    self._writing = self._pool.submit(self._finish, update, partial, shapes)
+    self._writing = self._pool.submit(
+      self._finish, update, partial, shapes, dict(attached or {})
+    )
 
   def restore(self, update: int, like: TrainState) -> TrainState:
     """State of a checkpoint; read and judge its `metadata` first.
@@ -194,6 +206,16 @@ class Checkpoints:
       BrokenCheckpointError: it is not as it was written.
     """
     return self._read(update, metadata=ocp.args.JsonRestore()).metadata
+
+  def attached(self, update: int, name: str) -> bytes | None:
+    """Content of a further file of a checkpoint that exists; None without it.
+
+    Raises:
+      BrokenCheckpointError: the checkpoint is not as it was written.
+    """
+    self._check(update)
+    path = self._path / str(update) / name
+    return path.read_bytes() if path.exists() else None
 
   def restore_policy(self, update: int, like: models.Decoder) -> models.Decoder:
     """The policy of a checkpoint on the default device, and no optimizer state.
@@ -255,26 +277,36 @@ class Checkpoints:
 
   def _read(self, update: int, **items: Any) -> Any:
     """Some items of a checkpoint, after all of its files were verified."""
-    found = self.problems(update)
-    if found:
-      raise BrokenCheckpointError(
-        f"checkpoint {update} in {self._path} is not as it was written: "
-        f"{'; '.join(found)}. Take another one, or put its files back."
-      )
+    self._check(update)
     # Its own: a checkpointer keeps the kind of arguments an item was saved by.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
       return reader.restore(
         self._orbax_path / str(update), args=ocp.args.Composite(**items)
       )
 
+  def _check(self, update: int) -> None:
+    """Refuses a checkpoint that is not as it was written."""
+    found = self.problems(update)
+    if found:
+      raise BrokenCheckpointError(
+        f"checkpoint {update} in {self._path} is not as it was written: "
+        f"{'; '.join(found)}. Take another one, or put its files back."
+      )
+
   def _finish(
-    self, update: int, name: str, shapes: Mapping[str, tuple[int, ...]]
+    self,
+    update: int,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    attached: Mapping[str, bytes],
   ) -> None:
     """Verifies what was written and puts it in its place."""
     with self._disk_errors():
       self._orbax.wait_until_finished()
       partial = self._path / name
       self._check_arrays(name, shapes)
+      for file, content in attached.items():
+        (partial / file).write_bytes(content)
       written = _Manifest(update, manifests.describe_files(partial))
       (partial / _MANIFEST_FILE).write_text(written.text(), encoding="utf-8")
       files.sync_tree(partial)

@@ -1,7 +1,8 @@
 """One update in its stages; the algorithm says how each is done.
 
 1. rollout       the plan: G trajectories a query; hybrid ones retrieve
-                 between steps; other queries for groups that teach nothing
+                 between steps; other queries for groups that teach nothing;
+                 stored groups in place of some
 2. rewards       outcome reward from policy tokens; retrieval reward from
                  step entropies (Eq. 5-7)
 3. advantages    of trajectories, steps or tokens (RAPO's: Eq. 9-10)
@@ -29,7 +30,9 @@ from rapo_jax.algorithms import (
   TokenLoss,
   check_algorithm,
 )
+from rapo_jax.algorithms.replay import StoredGroup
 from rapo_jax.data import Query
+from rapo_jax.errors import InputError
 from rapo_jax.models import sharding
 from rapo_jax.rollout import (
   RolloutConfig,
@@ -50,6 +53,7 @@ from rapo_jax.training.experience import (
 )
 from rapo_jax.training.packing import PackedBatch, pack, packed_columns
 from rapo_jax.training.repetition import repetitive_fraction
+from rapo_jax.training.stored_groups import fresh_groups, replayed
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
@@ -74,6 +78,7 @@ class Sampled(NamedTuple):
     stats: of all rollouts together.
     rounds: rollouts that were made.
     dropped: groups that were rolled out and are not trained on.
+    replayed: groups of earlier updates.
     budget: what all rollouts took.
   """
 
@@ -83,6 +88,7 @@ class Sampled(NamedTuple):
   stats: RolloutStats
   rounds: int = 1
   dropped: int = 0
+  replayed: int = 0
   budget: Budget = Budget()
 
 
@@ -160,22 +166,36 @@ class Trainer:
     prompts: Prompts,
     update: int,
     more: Questions | None = None,
+    store: Sequence[StoredGroup] = (),
   ) -> tuple[TrainState, Experience, dict[str, float]]:
     """Rollouts and the minibatch updates on them.
 
     Args:
       state: donated.
-      queries: `queries_per_update` of them.
+      queries: as many as `num_fresh` says.
       prompts: token ids of each query's prompt.
       update: number of updates before this one.
       more: gives the queries of further rounds, for a plan that resamples;
         None for one round.
+      store: groups of earlier updates, for a plan that replays: see `stored`.
 
     Returns:
       The new state, what it was trained on, and metrics of the update.
+
+    Raises:
+      InputError: there are more or fewer queries than the store leaves room
+        for.
     """
     began = time.perf_counter()
+    if len(queries) != self.num_fresh(store):
+      raise InputError(
+        f"an update with {len(store)} stored groups asks "
+        f"{self.num_fresh(store)} questions, got {len(queries)}: hand in as "
+        "many as num_fresh says."
+      )
     sampled = self._sample(state.model, queries, prompts, update, more)
+    if store:
+      sampled = self._with_replayed(sampled, store, update)
     experience = evaluate_trajectories(
       sampled.trajectories,
       sampled.queries,
@@ -205,10 +225,51 @@ class Trainer:
     report["budget/leaves"] = len(experience.trajectories)
     report["rollout/rounds"] = sampled.rounds
     report["groups/dropped"] = sampled.dropped
+    report["groups/replayed"] = sampled.replayed
     report["update/seconds"] = time.perf_counter() - rolled_out
     report["update/padding_fraction"] = float(np.mean(padding))
     report["step/seconds"] = time.perf_counter() - began
     return state, experience, report
+
+  def num_fresh(self, store: Sequence[StoredGroup]) -> int:
+    """Questions that an update asks: those that the store does not fill.
+
+    Args:
+      store: groups of earlier updates.
+    """
+    wanted = self._update.queries_per_update
+    replay = self._algorithm.plan.replay
+    return wanted - (replay.replayed(wanted, len(store)) if replay else 0)
+
+  def stored(
+    self, store: Sequence[StoredGroup], experience: Experience
+  ) -> list[StoredGroup]:
+    """The store after an update; empty for a plan that does not replay.
+
+    Args:
+      store: before it.
+      experience: of the update.
+    """
+    replay = self._algorithm.plan.replay
+    return replay.stored(store, fresh_groups(experience)) if replay else []
+
+  def _with_replayed(
+    self, sampled: Sampled, store: Sequence[StoredGroup], update: int
+  ) -> Sampled:
+    """Adds groups of the store, and mixes them with those that are new."""
+    replay = self._algorithm.plan.replay
+    rng = np.random.default_rng([self._seed, update])
+    wanted = self._update.queries_per_update
+    drawn = replay.drawn(store, wanted, rng) if replay else []
+    if not drawn:
+      return sampled
+    scores = self._scores(sampled.trajectories, sampled.queries)
+    groups = _groups(sampled.queries, sampled.trajectories, scores)
+    groups += [_Group(g.content.query, replayed(g)) for g in drawn]
+    # So that each minibatch has its share.
+    groups = [groups[i] for i in rng.permutation(len(groups))]
+    joined = _joined(groups, [sampled.stats], dropped=0)
+    return joined._replace(replayed=len(drawn), budget=sampled.budget)
 
   def _scores(
     self, trajectories: Sequence[Trajectory], queries: Sequence[Query]
@@ -460,8 +521,21 @@ def minibatches(
 def summarise(
   experience: Experience, stats: RolloutStats, history: Sequence[UpdateMetrics]
 ) -> dict[str, float]:
-  """Metrics of one update as a flat dictionary of numbers."""
-  trajectories = experience.trajectories
+  """Metrics of one update as a flat dictionary of numbers.
+
+  Those of rollouts and rewards leave out what was not sampled for it.
+  """
+  own = np.asarray(
+    [
+      i
+      for i, t in enumerate(experience.trajectories)
+      if t.source is Source.POLICY
+    ],
+    int,
+  )
+  trajectories = [experience.trajectories[i] for i in own]
+  scores = [experience.scores[i] for i in own]
+  retrieval_rewards = experience.retrieval_rewards[own]
   # None, where every trajectory was left out.
   sampled = max(sum(float(m.sampled) for m in history), 1.0)
   first = history[0]
@@ -481,12 +555,10 @@ def summarise(
   policy_tokens = count(TokenKind.POLICY)
   entropy = sum(float(np.sum(t.entropies)) for t in trajectories)
   finished = [t.finish_reason for t in trajectories]
-  counted = experience.counted
-  correct = [s.correct for s in experience.scores]
-  values = experience.rewards[counted]
-  scored = [
-    s for s, counts in zip(experience.scores, counted, strict=True) if counts
-  ]
+  counted = experience.counted[own]
+  correct = [s.correct for s in scores]
+  values = experience.rewards[own][counted]
+  scored = [s for s, counts in zip(scores, counted, strict=True) if counts]
   return {
     **{f"rollout/{k}": value for k, value in stats.numbers().items()},
     "rollout/generated_tokens": policy_tokens,
@@ -504,9 +576,10 @@ def summarise(
     + outcomes.count("open"),
     "rollout/retrievals_open": outcomes.count("open"),
     "rollout/retrievals_without_room": outcomes.count("no_room"),
-    "rollout/retrieved_fraction": float(np.mean(experience.retrieved_fraction)),
+    "rollout/retrieved_fraction": _mean(experience.retrieved_fraction[own]),
     **{
-      f"rollout/finished_{reason}": finished.count(reason) / len(finished)
+      f"rollout/finished_{reason}": finished.count(reason)
+      / max(len(finished), 1)
       for reason in FinishReason
     },
     "rollout/repetitive_fraction": repetitive_fraction(trajectories),
@@ -523,7 +596,7 @@ def summarise(
         str(score.status) for score in scored
       ).items()
     },
-    "retrieval/reward": float(np.mean(experience.retrieval_rewards[retrieving]))
+    "retrieval/reward": _mean(retrieval_rewards[retrieving])
     if retrieving
     else 0.0,
     "groups/live_fraction": float(np.mean(experience.live_groups)),

@@ -36,7 +36,6 @@ from rapo_jax.algorithms import (
 from rapo_jax.algorithms.aepo import LOSS as AEPO_LOSS
 from rapo_jax.algorithms.luffy import MixedLoss, on_policy_advantages
 from rapo_jax.algorithms.off_policy_sft import LOSS as SFT_LOSS
-from rapo_jax.algorithms.rollout_replay import LOSS as REPLAY_LOSS
 from rapo_jax.algorithms.tree_grpo import TreeAdvantages
 from rapo_jax.trajectory import Source, TokenKind
 from tests.algorithms import golden_forks
@@ -606,7 +605,9 @@ def _luffy(case: Case) -> str | None:
 
 
 def _replay(case: Case) -> str | None:
-  algorithm = dataclasses.replace(ALGORITHMS["grpo"], loss=REPLAY_LOSS)
+  algorithm = dataclasses.replace(
+    ALGORITHMS["grpo"], loss=ALGORITHMS["rollout_replay"].loss
+  )
   settings = _settings(algorithm, **_clips(case), **_aggregation(case))
   return _loss(algorithm, settings)(case)
 

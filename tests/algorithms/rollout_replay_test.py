@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig, check_algorithm
-from rapo_jax.algorithms.rollout_replay import CHANGES, LOSS
 from tests.algorithms.losses import tokens
 
-ALGORITHM = dataclasses.replace(ALGORITHMS["grpo"], loss=LOSS, changes=CHANGES)
+ALGORITHM = ALGORITHMS["rollout_replay"]
 
 
 def test_it_is_an_algorithm():
@@ -44,7 +43,7 @@ def test_fresh_rollouts_have_ppos_loss():
   ratios, advantages = [2.0, 0.5, 1.1], [1.0, -1.0, 2.0]
   fresh = tokens(ALGORITHM, ratios, advantages, proximal_log_probs=[-1.5] * 3)
   ppo = tokens(
-    dataclasses.replace(ALGORITHMS["grpo"], changes=CHANGES),
+    dataclasses.replace(ALGORITHMS["grpo"], changes=ALGORITHM.changes),
     ratios,
     advantages,
   )

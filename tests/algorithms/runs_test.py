@@ -38,10 +38,17 @@ def test_two_updates(method):
     dataclasses.replace(QUERY, query_id=name, ground_truth=("a",))
     for name in ("live1", "live2")
   ]
+  store = []
   for update in range(2):
+    count = trainer.num_fresh(store)
     state, experience, row = trainer.step(
-      state, queries, [np.array([1])] * 2, update
+      state,
+      queries[:count],
+      [np.array([1])] * count,
+      update,
+      store=store,
     )
+    store = trainer.stored(store, experience)
     assert np.isfinite(row["loss"])
     assert 0 < row["gradient_norm"] < 1e3
     # Right answers come first in each group, and wrong ones second.

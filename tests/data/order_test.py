@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.data import order
+from rapo_jax.errors import InputError
 
 
 def test_an_epoch_holds_each_question_once():
@@ -31,6 +32,28 @@ def test_it_depends_on_seed_and_epoch_and_on_nothing_else():
   assert not np.array_equal(
     order.epoch_order(5, 0, 64), order.epoch_order(5, 1, 64)
   )
+
+
+def test_batches_that_are_taken_are_those_of_the_updates():
+  at = order.place(0, 4, 14)
+  for update in range(7):
+    assert at[1] in (order.place(update, 4, 14).position, 12)
+    chosen, at = order.take(5, at, 4, 14)
+    np.testing.assert_array_equal(chosen, order.batch(5, update, 4, 14))
+
+
+def test_smaller_batches_leave_nothing_out():
+  taken = []
+  at = order.place(0, 4, 12)
+  for count in (4, 2, 2, 3, 1):
+    chosen, at = order.take(5, at, count, 12)
+    taken += chosen.tolist()
+  assert taken == order.epoch_order(5, 0, 12).tolist()
+  assert order.take(5, at, 12, 12)[0].tolist() == (
+    order.epoch_order(5, 1, 12).tolist()
+  )
+  with pytest.raises(InputError, match="batch_size must be from 1"):
+    order.take(5, at, 13, 12)
 
 
 def test_the_order_is_pinned():

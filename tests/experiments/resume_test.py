@@ -1,4 +1,4 @@
-"""A run that resamples, killed between two rollouts and started again."""
+"""Runs of methods that carry something, killed and started again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rapo_jax.training import OptimizerConfig, Trainer
 from tests.tiny_decoder import tiny_decoder
 from tests.training.answers import QUERY, ROLLOUT, TOKENIZER, UPDATE, Engine
 
-RUN = Run("answers", "dapo", 0)
+METHODS = ("dapo", "rollout_replay")
 CONFIG = ExperimentConfig(
   name="test",
   rollout=ROLLOUT,
   update=UPDATE,
   optimizer=OptimizerConfig(learning_rate=1e-2),
   train=TrainConfig(
-    methods=("dapo",),
+    methods=METHODS,
     num_updates=4,
     checkpoint_every=2,
     log_trajectories_every=1,
@@ -43,14 +43,14 @@ class Killed(BaseException):
 
 
 class Mortal(Engine):
-  """An engine that ends the process in the second round of an update."""
+  """An engine that ends the process in a round of an update."""
 
-  def __init__(self, dies_in=None):
+  def __init__(self, dies_in=None, round_=0):
     super().__init__()
-    self.dies_in, self.updates = dies_in, []
+    self.dies_in, self.round, self.updates = dies_in, round_, []
 
   def rollout(self, model, requests, *, seed, update):
-    if update == self.dies_in and update in self.updates:
+    if update == self.dies_in and self.updates.count(update) == self.round:
       raise Killed
     self.updates.append(update)
     return super().rollout(model, requests, seed=seed, update=update)
@@ -77,8 +77,8 @@ def start(monkeypatch):
   }.items():
     monkeypatch.setattr(train, name, value)
 
-  def run(folder, dies_in=None):
-    engine = Mortal(dies_in)
+  def run(folder, method, dies_in=None, round_=0):
+    engine = Mortal(dies_in, round_)
     trainer = Trainer(
       engine,
       TOKENIZER,
@@ -87,14 +87,14 @@ def start(monkeypatch):
       optimizer=CONFIG.optimizer,
       update=UPDATE,
       seed=0,
-      algorithm=CONFIG.train.algorithm("dapo"),
+      algorithm=CONFIG.train.algorithm(method),
     )
     monkeypatch.setattr(train, "make_trainer", lambda *_: trainer)
     train.train(
       CONFIG,
       Workdir(folder),
       task,
-      RUN,
+      Run("answers", method, 0),
       None,
       lambda share, text: None,
       StopSignal("go on"),
@@ -105,9 +105,15 @@ def start(monkeypatch):
   return run
 
 
-def _rounds(folder):
-  rows = read_metrics(Workdir(folder).run(RUN.task, RUN.name))
-  return [row["rollout/rounds"] for row in rows if row["update"]]
+def _column(folder, method, name):
+  run = Run("answers", method, 0)
+  rows = read_metrics(Workdir(folder).run(run.task, run.name))
+  return [row[name] for row in rows if row["update"]]
+
+
+def _same(parameters, expected):
+  for actual, wanted in zip(parameters, expected, strict=True):
+    np.testing.assert_array_equal(actual, wanted)
 
 
 def _asked(engine, updates):
@@ -120,18 +126,34 @@ def _asked(engine, updates):
 
 
 def test_resampling_goes_on_where_it_was_killed(start, tmp_path):
-  whole, expected = start(tmp_path / "whole")
-  rounds = _rounds(tmp_path / "whole")
+  whole, expected = start(tmp_path / "whole", "dapo")
+  rounds = _column(tmp_path / "whole", "dapo", "rollout/rounds")
   assert len(rounds) == 4
   # A guard: what was asked before the checkpoint has to be counted, and the
   # fourth update has a second round to be killed in.
   assert max(rounds[:2]) > 1
   assert rounds[3] > 1
   with pytest.raises(Killed):
-    start(tmp_path / "killed", dies_in=3)
-  resumed, parameters = start(tmp_path / "killed")
+    start(tmp_path / "killed", "dapo", dies_in=3, round_=1)
+  resumed, parameters = start(tmp_path / "killed", "dapo")
   # Updates 3 and 4 again, after the checkpoint of update 2.
   assert _asked(resumed, {2, 3}) == _asked(whole, {2, 3})
-  assert _rounds(tmp_path / "killed") == rounds
-  for actual, wanted in zip(parameters, expected, strict=True):
-    np.testing.assert_array_equal(actual, wanted)
+  assert _column(tmp_path / "killed", "dapo", "rollout/rounds") == rounds
+  _same(parameters, expected)
+
+
+def test_replay_goes_on_with_the_groups_that_it_had(start, tmp_path):
+  method = "rollout_replay"
+  whole, expected = start(tmp_path / "whole", method)
+  replayed = _column(tmp_path / "whole", method, "groups/replayed")
+  # A guard: the store has something in it at the checkpoint of update 2.
+  assert replayed[2:] == [1, 1]
+  with pytest.raises(Killed):
+    start(tmp_path / "killed", method, dies_in=3)
+  resumed, parameters = start(tmp_path / "killed", method)
+  assert _asked(resumed, {2, 3}) == _asked(whole, {2, 3})
+  assert _column(tmp_path / "killed", method, "groups/replayed") == replayed
+  _same(parameters, expected)
+  # Questions come in one order, whether groups are replayed or not.
+  asked = [name for u in range(4) for c in _asked(whole, {u}) for name, _ in c]
+  assert len(asked[::2]) == len(set(asked)) == 8 - sum(replayed)

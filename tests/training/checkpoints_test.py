@@ -48,6 +48,22 @@ def test_restores_every_bit_and_the_metadata(tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def test_further_files_are_kept_and_verified(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, _state(0), {}, {"groups.npz": b"content"})
+  checkpoints.save(2, _state(0), {})
+  checkpoints.close()
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.attached(1, "groups.npz") == b"content"
+  assert checkpoints.attached(2, "groups.npz") is None
+  checkpoints.close()
+  (tmp_path / "1" / "groups.npz").write_bytes(b"contenu")
+  checkpoints = Checkpoints(tmp_path)
+  with pytest.raises(BrokenCheckpointError, match="groups"):
+    checkpoints.attached(1, "groups.npz")
+  checkpoints.close()
+
+
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, _state(0), {})

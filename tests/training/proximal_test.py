@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig, TokenLoss
-from rapo_jax.algorithms.rollout_replay import CHANGES, LOSS
 from rapo_jax.training import OptimizerConfig, Trainer, init_train_state
 from tests.tiny_decoder import tiny_decoder
 from tests.training.answers import QUERY, ROLLOUT, TOKENIZER, UPDATE, Engine
@@ -55,7 +54,5 @@ def test_they_are_of_the_policy_before_the_first_minibatch(epochs, falls):
 
 
 def test_a_loss_of_replayed_rollouts_trains_on_fresh_ones():
-  algorithm = dataclasses.replace(
-    ALGORITHMS["grpo"], loss=LOSS, changes=CHANGES
-  )
+  algorithm = ALGORITHMS["rollout_replay"]
   assert np.isfinite(_losses(algorithm, epochs=2)).all()
