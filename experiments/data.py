@@ -227,6 +227,10 @@ def prepare_sets(known: argparse.Namespace) -> int:
 
 def show(known: argparse.Namespace) -> int:
   """Prints rows of prepared data sets as JSON, one a line."""
+  if known.count < 1:
+    raise InputError(
+      f"--count must be at least 1, got {known.count}: raise it."
+    )
   for name in known.sets:
     rows = prepare(name, None, known.data_dir).rows(known.split, known.count)
     for row in rows:

@@ -118,7 +118,7 @@ class Prepared:
     """Rows of a split in the order of the file; encrypted ones in clear.
 
     Raises:
-      InputError: there is no such split.
+      InputError: there is no such split, or its files are broken.
     """
     if split not in self.sources:
       raise InputError(
@@ -127,7 +127,14 @@ class Prepared:
       )
     source = self.sources[split]
     count = len(source) if limit is None else min(limit, len(source))
-    return [_row(source[i]) for i in range(count)]
+    try:
+      return [_row(source[i]) for i in range(count)]
+    # ArrayRecord reports a missing or shortened file as a bug.
+    except RuntimeError as error:
+      raise InputError(
+        f"what is prepared of {self.name} must be whole, and is not ({error}): "
+        "delete its folder, and prepare it again."
+      ) from error
 
 
 def _row(record: Mapping[str, Any]) -> Row:
@@ -251,7 +258,8 @@ def _prepare_from(
     }
   made_from = folder / _MADE_FROM
   if made_from.exists():
-    if json.loads(made_from.read_text(encoding="utf-8")) == digests:
+    written = made_from.read_text(encoding="utf-8", errors="replace")
+    if written == json.dumps(digests) + "\n":
       return
     _log.warning("%s: the files have changed, and are prepared anew", source)
   # Errors of a row come with their own message. Until then what was prepared

@@ -59,6 +59,19 @@ def test_a_broken_file_leaves_what_was_prepared_before(tmp_path):
   assert again == before
 
 
+def test_what_is_prepared_and_broken_is_named_or_made_anew(tmp_path):
+  write(tmp_path, "bamboogle/bamboogle.json")
+  before = prepare("bamboogle", tmp_path, tmp_path / "out").rows("test")
+  (path,) = (tmp_path / "out").rglob("*array_record*")
+  path.write_bytes(path.read_bytes()[:1000])
+  broken = prepare("bamboogle", None, tmp_path / "out")
+  with pytest.raises(InputError, match=r"must be whole, and is not .*delete"):
+    broken.rows("test")
+  (tmp_path / "out" / "bamboogle" / "made_from.json").write_bytes(b"\xffx")
+  again = prepare("bamboogle", tmp_path, tmp_path / "out").rows("test")
+  assert again == before
+
+
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
   write(tmp_path, "bamboogle/bamboogle.json")
 

@@ -114,3 +114,8 @@ def test_check_names_a_link_that_leads_nowhere(tmp_path, capsys):
   (tmp_path / "gsm8k" / "test.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
   assert run("check", "--source", tmp_path) == 1
   assert "FAILED gsm8k/test.jsonl: GSM8K: " in capsys.readouterr().out
+
+
+def test_a_count_of_rows_is_at_least_one(capsys):
+  assert run("show", "gsm8k", "--count", "-3") == 2
+  assert "--count must be at least 1, got -3" in capsys.readouterr().err
