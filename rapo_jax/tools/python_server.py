@@ -322,19 +322,20 @@ class _Zygote:
     if self._settings.wall:
       self._own_namespace = self._wall.open_process_namespace()
       # Extension modules may lie apart, and Python ones in an archive.
-      packages = _parents(self._settings.packages)
-      paths = [
-        path
-        for path in sys.path
-        if path not in packages and os.path.exists(path)
-      ]
+      paths = [path for path in sys.path if os.path.exists(path)]
       paths += self._settings.libraries
       self._folder = self._wall.build_root(
         os.path.dirname(os.__file__), paths, self._settings.packages
       )
       self._wall.bound_rights()
+      sys.path.append(self._wall.PACKAGES)
     else:
       os.chdir("/")
+      # Nothing hides what else is there.
+      sys.path += _parents(self._settings.packages)
+    names = {os.path.basename(folder) for folder in self._settings.packages}
+    if self._settings.preload:
+      _preload(names)
     nobody = self._wall.NOBODY
     if os.getuid() == 0 and self._can_read_as(nobody):
       self._user = nobody
@@ -342,7 +343,7 @@ class _Zygote:
     self._filter = self._wall.Filter(threads=self._user != 0)
 
   def _can_read_as(self, user: int) -> bool:
-    """Whether another user may read the standard library and the packages."""
+    """Whether another user may read the libraries."""
     pid = os.fork()
     if pid == 0:
       readable = False
@@ -352,8 +353,9 @@ class _Zygote:
         self._wall.drop_rights(user)
         with open(os.__file__, "rb"):
           pass
-        for folder in self._settings.packages:
-          os.listdir(folder)
+        if self._settings.wall:
+          for name in os.listdir(self._wall.PACKAGES):
+            os.listdir(os.path.join(self._wall.PACKAGES, name))
         readable = True
       finally:
         os._exit(0 if readable else 1)
@@ -530,10 +532,6 @@ def main() -> None:
   os.putenv("OPENBLAS_NUM_THREADS", "1")
   for module in PRELOADED:
     importlib.import_module(module)
-  # Behind the wall, these folders hold nothing else.
-  sys.path += _parents(settings.packages)
-  if settings.preload:
-    _preload({os.path.basename(folder) for folder in settings.packages})
   try:
     if settings.wall:
       _enter_wall(wall)

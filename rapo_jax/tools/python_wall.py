@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterable, Sequence
 
 NOBODY = 65534
+PACKAGES = "/packages"
+"""Where programs find the packages that they may import."""
 PROGRAM_FOLDERS = ("/tmp", "/var/tmp", "/usr/tmp")
 """Where a program may write: the first that does not hide an installation.
 
@@ -133,8 +135,8 @@ def build_root(
     standard_library: its folder; `site-packages` in it is hidden.
     libraries: what else it reads: folders of the shared objects that its
       modules load, and archives.
-    packages: folders of the packages that programs may import, which may lie
-      in that `site-packages`.
+    packages: folders of the packages that programs may import. They appear in
+      `PACKAGES`, wherever they are installed.
 
   Returns:
     The folder for programs, which `make_program_folder` fills.
@@ -149,12 +151,11 @@ def build_root(
     _bind(folder, root)
   hidden = os.path.join(root + standard_library, "site-packages")
   if os.path.isdir(hidden):
-    flags = _MS_NOSUID | _MS_NODEV
-    _mount("tmpfs", hidden, "tmpfs", flags, "mode=755,size=1m")
+    flags = _MS_NOSUID | _MS_NODEV | _MS_RDONLY
+    _mount("tmpfs", hidden, "tmpfs", flags, "mode=755,size=4k")
+  os.makedirs(root + PACKAGES)
   for folder in packages:
-    _bind(folder, root)
-  if os.path.isdir(hidden):
-    _read_only(hidden, recursive=False)
+    _bind(folder, root, os.path.join(PACKAGES, os.path.basename(folder)))
   for path in _DATA:
     if os.path.exists(path):
       _bind(path, root)
@@ -166,9 +167,7 @@ def build_root(
   program_folder = next(
     folder
     for folder in PROGRAM_FOLDERS
-    if not any(
-      f"{path}/".startswith(f"{folder}/") for path in (*visible, *packages)
-    )
+    if not any(f"{path}/".startswith(f"{folder}/") for path in visible)
   )
   os.makedirs(root + program_folder, exist_ok=True)
   os.mkdir(root + "/old")
@@ -209,9 +208,18 @@ def _mount(
   )
 
 
-def _bind(path: str, root: str, *, device: bool = False) -> None:
-  """Shows a file or folder under the new root, read-only."""
-  target = root + path
+def _bind(
+  path: str, root: str, place: str | None = None, *, device: bool = False
+) -> None:
+  """Shows a file or folder under the new root, read-only.
+
+  Args:
+    path: what is shown.
+    root: the new root.
+    place: where it appears; None for its own path.
+    device: whether it is one.
+  """
+  target = root + (path if place is None else place)
   if os.path.isdir(path):
     os.makedirs(target, exist_ok=True)
   else:

@@ -187,10 +187,10 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_is_not_begun(
   tmp_path, monkeypatch
 ):
   state = TrainState(tiny_decoder(), ())
-  train._check_room(tmp_path, state)
+  train._check_room(tmp_path, state, 0)
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(
     shutil, "disk_usage", lambda path: usage._replace(free=1000)
   )
   with pytest.raises(InputError, match="MB free: free some space there"):
-    train._check_room(tmp_path, state)
+    train._check_room(tmp_path, state, 0)
