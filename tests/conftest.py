@@ -7,6 +7,7 @@ here and not in `rapo_jax`, whose import changes nothing.
 import gc
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -57,6 +58,21 @@ def _enforce_signatures() -> None:
 
 
 _enforce_signatures()
+
+
+# Linux gives a process so many maps (vm.max_map_count), each compiled program
+# takes some, and XLA crashes where there are no more.
+_MOST_MAPS = 40_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgets_programs():
+  """Drops what JAX has compiled before a process has too many maps."""
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if "jax" in sys.modules and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+    sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
