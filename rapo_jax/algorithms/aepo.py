@@ -24,7 +24,7 @@ from rapo_jax.algorithms.base import (
 )
 from rapo_jax.algorithms.forks import BalancedForks
 from rapo_jax.algorithms.gppo import GradientPreserving
-from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
 from rapo_jax.trajectory import TokenKind
 
 
@@ -60,15 +60,7 @@ _AEPO = Algorithm(
   advantages=BalancedAdvantages(),
   loss=LOSS,
   # Of the authors' scripts.
-  changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
-    "clip_epsilon_high": 0.2,
-    "dual_clip": 3.0,
-    "aggregation": "token",
-    "aggregation_length": None,
-  },
+  changes={**PLAIN_PPO, "dual_clip": 3.0},
   colour="#4d4d9e",
   dark_colour="#a8a8ec",
 )

@@ -20,7 +20,7 @@ from rapo_jax.algorithms.base import (
   outcome_advantages,
 )
 from rapo_jax.algorithms.forks import EntropyForks
-from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
 
 
 def hard_advantages(
@@ -39,15 +39,7 @@ _ARPO = Algorithm(
   advantages=outcome_advantages,
   loss=CLIPPED_LOSS,
   # Of the authors' scripts.
-  changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
-    "clip_epsilon_high": 0.2,
-    "dual_clip": 3.0,
-    "aggregation": "token",
-    "aggregation_length": None,
-  },
+  changes={**PLAIN_PPO, "dual_clip": 3.0},
   colour="#8c3b3b",
   dark_colour="#e59a9a",
 )

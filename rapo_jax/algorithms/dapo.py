@@ -10,6 +10,7 @@ from rapo_jax.algorithms.base import (
   outcome_advantages,
 )
 from rapo_jax.algorithms.groups import rewards_differ
+from rapo_jax.algorithms.settings import PLAIN_PPO
 
 ALGORITHM = Algorithm(
   name="dapo",
@@ -19,13 +20,9 @@ ALGORITHM = Algorithm(
   advantages=outcome_advantages,
   loss=CLIPPED_LOSS,
   changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
+    **PLAIN_PPO,
     "clip_epsilon_high": 0.28,
     "dual_clip": 3.0,
-    "aggregation": "token",
-    "aggregation_length": None,
     "length_limit": "soft",
   },
   colour="#b3264a",

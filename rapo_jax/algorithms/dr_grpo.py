@@ -11,6 +11,7 @@ from rapo_jax.algorithms.base import (
   Algorithm,
   outcome_advantages,
 )
+from rapo_jax.algorithms.settings import PLAIN_PPO
 
 ALGORITHM = Algorithm(
   name="dr_grpo",
@@ -19,16 +20,7 @@ ALGORITHM = Algorithm(
   "(arXiv 2503.20783).",
   advantages=outcome_advantages,
   loss=CLIPPED_LOSS,
-  changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
-    "clip_epsilon_high": 0.2,
-    "dual_clip": None,
-    "aggregation": "constant",
-    "aggregation_length": None,
-    "advantage_std": False,
-  },
+  changes={**PLAIN_PPO, "aggregation": "constant", "advantage_std": False},
   colour="#a14d1f",
   dark_colour="#e8a47c",
 )

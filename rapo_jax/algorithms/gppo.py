@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from rapo_jax import objectives
 from rapo_jax.algorithms.base import Algorithm, TokenLoss, outcome_advantages
-from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +56,7 @@ ALGORITHM = Algorithm(
   description="Gradient-preserving clipping (arXiv 2508.07629).",
   advantages=outcome_advantages,
   loss=TokenLoss(GradientPreserving()),
-  changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
-    "clip_epsilon_high": 0.28,
-    "dual_clip": 10.0,
-    "aggregation": "token",
-    "aggregation_length": None,
-  },
+  changes={**PLAIN_PPO, "clip_epsilon_high": 0.28, "dual_clip": 10.0},
   colour="#9b2fae",
   dark_colour="#dd8fea",
 )

@@ -27,7 +27,7 @@ from rapo_jax.algorithms.base import (
   TokenLoss,
   outcome_advantages,
 )
-from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
 from rapo_jax.trajectory import Source
 
 
@@ -88,15 +88,7 @@ _LUFFY = Algorithm(
   plan=Plan(teacher=1),
   advantages=outcome_advantages,
   loss=TokenLoss(MixedLoss(), _COLUMNS),
-  changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
-    "clip_epsilon_high": 0.2,
-    "dual_clip": None,
-    "aggregation": "token",
-    "aggregation_length": None,
-  },
+  changes=PLAIN_PPO,
   colour="#1f5fbf",
   dark_colour="#86b3f7",
 )

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from rapo_jax import objectives
 from rapo_jax.algorithms.base import CLIPPED_LOSS, Algorithm, Signals
-from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
 from rapo_jax.trajectory import TokenKind
 
 
@@ -52,16 +52,6 @@ class WhitenedAdvantages:
     return objectives.whiten(tokens, where=counted)
 
 
-_CHANGES = {
-  "retrieval_coef": 0.0,
-  "shaping_coef": 0.0,
-  "clip_epsilon_low": 0.2,
-  "clip_epsilon_high": 0.2,
-  "dual_clip": None,
-  "aggregation": "token",
-  "aggregation_length": None,
-}
-
 ALGORITHMS = (
   Algorithm(
     name="reinforce_pp",
@@ -69,7 +59,7 @@ ALGORITHMS = (
     description="Rewards normalised over the batch (arXiv 2501.03262).",
     advantages=WhitenedAdvantages(),
     loss=CLIPPED_LOSS,
-    changes=_CHANGES,
+    changes=PLAIN_PPO,
     colour="#00767f",
     dark_colour="#5cc3cb",
   ),
@@ -80,7 +70,7 @@ ALGORITHMS = (
     "(arXiv 2501.03262).",
     advantages=WhitenedAdvantages(baseline=True),
     loss=CLIPPED_LOSS,
-    changes=_CHANGES,
+    changes=PLAIN_PPO,
     colour="#2e5e63",
     dark_colour="#93b9be",
   ),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from rapo_jax import objectives
 from rapo_jax.algorithms.base import CLIPPED_LOSS, Algorithm, Signals
-from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
 
 
 def advantages(
@@ -31,15 +31,7 @@ ALGORITHM = Algorithm(
   description="REINFORCE with a leave-one-out baseline (arXiv 2402.14740).",
   advantages=advantages,
   loss=CLIPPED_LOSS,
-  changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
-    "clip_epsilon_high": 0.2,
-    "dual_clip": None,
-    "aggregation": "constant",
-    "aggregation_length": None,
-  },
+  changes={**PLAIN_PPO, "aggregation": "constant"},
   colour="#6b7a00",
   dark_colour="#bccb52",
 )

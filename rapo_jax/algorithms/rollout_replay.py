@@ -20,7 +20,7 @@ from rapo_jax.algorithms.base import (
   outcome_advantages,
 )
 from rapo_jax.algorithms.replay import Replay
-from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
 
 
 def token_loss(
@@ -48,15 +48,7 @@ ALGORITHM = Algorithm(
   loss=TokenLoss(
     token_loss, ("old_log_probs", "proximal_log_probs", "advantages")
   ),
-  changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
-    "clip_epsilon_high": 0.2,
-    "dual_clip": None,
-    "aggregation": "token",
-    "aggregation_length": None,
-  },
+  changes=PLAIN_PPO,
   colour="#4d4d4d",
   dark_colour="#bdbdbd",
 )

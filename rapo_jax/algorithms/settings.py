@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from rapo_jax.errors import InputError
 from rapo_jax.objectives.advantages import MIN_RETRIEVAL_FACTOR
 from rapo_jax.objectives.losses import Aggregation, Estimator
 from rapo_jax.ranges import check_numbers
+
+PLAIN_PPO: Mapping[str, Any] = {
+  "retrieval_coef": 0.0,
+  "shaping_coef": 0.0,
+  "clip_epsilon_low": 0.2,
+  "clip_epsilon_high": 0.2,
+  "dual_clip": None,
+  "aggregation": "token",
+  "aggregation_length": None,
+}
+"""PPO's loss, mean over tokens: what other methods' recipes begin with."""
 
 
 @dataclasses.dataclass(frozen=True)

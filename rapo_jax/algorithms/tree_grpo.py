@@ -22,7 +22,7 @@ from rapo_jax.algorithms.base import (
   group_relative,
 )
 from rapo_jax.algorithms.forks import TreeForks
-from rapo_jax.algorithms.settings import ObjectiveConfig
+from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +64,7 @@ ALGORITHM = Algorithm(
   advantages=TreeAdvantages(),
   loss=CLIPPED_LOSS,
   # Of the authors' scripts.
-  changes={
-    "retrieval_coef": 0.0,
-    "shaping_coef": 0.0,
-    "clip_epsilon_low": 0.2,
-    "clip_epsilon_high": 0.2,
-    "dual_clip": 3.0,
-    "aggregation": "token",
-    "aggregation_length": None,
-    "kl_coef": 0.001,
-  },
+  changes={**PLAIN_PPO, "dual_clip": 3.0, "kl_coef": 0.001},
   colour="#3f7d20",
   dark_colour="#93d66b",
 )
