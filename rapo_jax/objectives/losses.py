@@ -159,6 +159,13 @@ def clipped_loss(
   advantages = jax.lax.stop_gradient(checks.as_float(advantages))
   clipped = jnp.clip(ratio, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
   loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+  return dual_clipped(loss, advantages, dual_clip)
+
+
+def dual_clipped(
+  loss: jax.Array, advantages: jax.Array, dual_clip: float | None
+) -> jax.Array:
+  """The loss, at most `-dual_clip * A` where A < 0; None bounds nothing."""
   if dual_clip is None:
     return loss
   bound = jnp.minimum(loss, -dual_clip * advantages)

@@ -97,11 +97,7 @@ def gradient_preserving_loss(
   high = above if high_scale is None else high_scale * above * one
   kept = jnp.where((ratio < below) & (advantages < 0), low, ratio)
   kept = jnp.where((ratio > above) & (advantages > 0), high, kept)
-  loss = -kept * advantages
-  if dual_clip is None:
-    return loss
-  bound = jnp.minimum(loss, -dual_clip * advantages)
-  return jnp.where(advantages < 0, bound, loss)
+  return losses.dual_clipped(-kept * advantages, advantages, dual_clip)
 
 
 def mixed_policy_loss(
