@@ -267,6 +267,14 @@ def event_to_json(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
   }
 
 
+def event_from_json(content: Mapping[str, Any]) -> ToolEvent | RetrievalEvent:
+  """Reads what `event_to_json` made."""
+  fields = {name: value for name, value in content.items() if name != "type"}
+  if content["type"] == "tool":
+    return ToolEvent(name=fields.pop("tool"), **fields)
+  return RetrievalEvent(**fields)
+
+
 def _first_score(score: Mapping[str, Any]) -> dict[str, Any]:
   """A score of version 0, which says F1 and the recipe's status."""
   f1 = score.get("f1") or 0.0

@@ -13,17 +13,11 @@ import numpy as np
 from rapo_jax import rewards
 from rapo_jax.algorithms.replay import StoredGroup
 from rapo_jax.data import Query
+from rapo_jax.records import event_from_json, event_to_json
 from rapo_jax.training.experience import Experience
-from rapo_jax.trajectory import (
-  FinishReason,
-  RetrievalEvent,
-  Source,
-  ToolEvent,
-  Trajectory,
-)
+from rapo_jax.trajectory import FinishReason, Source, Trajectory
 
 _ARRAYS = ("tokens", "kinds", "step_ids", "log_probs", "entropies")
-_EVENTS = {"tool": ToolEvent, "retrieval": RetrievalEvent}
 
 
 class Content(NamedTuple):
@@ -105,15 +99,8 @@ def from_bytes(content: bytes) -> list[StoredGroup]:
 
 def _plain_group(group: StoredGroup) -> dict[str, Any]:
   content: Content = group.content
-  query = content.query
   return {
-    "query": {
-      "query_id": query.query_id,
-      "question": query.question,
-      "ground_truth": list(query.ground_truth),
-      "messages": [dict(message) for message in query.messages],
-      "task": query.task,
-    },
+    "query": dataclasses.asdict(content.query),
     "rewards": group.rewards.tolist(),
     "correct": group.correct.tolist(),
     "trajectories": [_plain(t) for t in content.trajectories],
@@ -130,12 +117,7 @@ def _plain(trajectory: Trajectory) -> dict[str, Any]:
     "hybrid": trajectory.hybrid,
     "policy_version": trajectory.policy_version,
     "finish_reason": trajectory.finish_reason,
-    "events": [
-      {"type": name, **dataclasses.asdict(event)}
-      for event in trajectory.events
-      for name, kind in _EVENTS.items()
-      if isinstance(event, kind)
-    ],
+    "events": list(map(event_to_json, trajectory.events)),
     "buffer_version": trajectory.buffer_version,
     "parent": trajectory.parent,
     "shared_steps": trajectory.shared_steps,
@@ -165,9 +147,7 @@ def _trajectory(
 ) -> Trajectory:
   del values["length"]
   values["finish_reason"] = FinishReason(values["finish_reason"])
-  values["events"] = tuple(
-    _EVENTS[event.pop("type")](**event) for event in values["events"]
-  )
+  values["events"] = tuple(map(event_from_json, values["events"]))
   arrays: dict[str, Any] = {name: next(part) for name, part in parts.items()}
   # A group gets its place anew in each update.
   return Trajectory(**arrays, **values, group_id=0)
