@@ -71,6 +71,10 @@ class Episode:
   )
   finish_reason: FinishReason | None = None
 
+  def copy(self) -> Episode:
+    """The episode as it is, which goes on by itself."""
+    return dataclasses.replace(self, steps=[*self.steps], events=[*self.events])
+
   def end_step(
     self, text: str, end: StepEnd
   ) -> ToolCall | MalformedCall | None:

@@ -272,11 +272,13 @@ class Family(Generic[T]):
         f"{len(forks)} of {self._rule!r}: return fewer."
       )
     for fork in forks:
-      known = fork.parent is None or 0 <= fork.parent < len(self.members)
-      most = 0
-      if known and fork.parent is not None:
-        most = self.members[fork.parent].num_cuts
-      if not known or not 0 <= fork.steps <= most:
+      place = fork.parent
+      most = -1
+      if place is None:
+        most = 0
+      elif 0 <= place < len(self.members):
+        most = self.members[place].num_cuts
+      if not 0 <= fork.steps <= most:
         raise InputError(
           "a fork begins behind an observation of a member, or at the prompt, "
           f"got {fork} of {self._rule!r} with {len(self.members)} members: "

@@ -78,16 +78,7 @@ class _Sequence:
 
   def cut(self) -> None:
     """Notes that it can be forked where it stands."""
-    episode = self.episode
-    self.cuts.append(
-      _Cut(
-        self.length,
-        len(self.segments),
-        dataclasses.replace(
-          episode, steps=[*episode.steps], events=[*episode.events]
-        ),
-      )
-    )
+    self.cuts.append(_Cut(self.length, len(self.segments), self.episode.copy()))
 
   def become(self, parent: _Sequence, fork: Fork) -> None:
     """Takes over the first steps of another one, or its prompt alone."""
@@ -99,9 +90,7 @@ class _Sequence:
       self.segments = parent.segments[: cut.segments]
       self.cuts = parent.cuts[: fork.steps]
       self.uncertainties = parent.uncertainties[: fork.steps]
-      self.episode = dataclasses.replace(
-        cut.episode, steps=[*cut.episode.steps], events=[*cut.episode.events]
-      )
+      self.episode = cut.episode.copy()
     self.parent, self.shared_steps = fork.parent, fork.steps
 
   def append(self, kind: TokenKind, step_id: int, count: int) -> None:
