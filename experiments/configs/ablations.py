@@ -8,17 +8,10 @@ half on two CPU cores, so some four hours. It goes on where it was stopped;
 `--task=multihop` runs one family alone.
 """
 
-from experiments.config import (
-  ExperimentConfig,
-  TrainConfig,
-  miniature_health,
-  miniature_optimizer,
-  miniature_retrieval,
-  miniature_rollout,
-  miniature_update,
-)
-from rapo_jax.tasks.miniature import MiniatureTask
-from rapo_jax.tasks.miniature.world import FAMILIES, WorldConfig
+import dataclasses
+
+from experiments.config import ExperimentConfig
+from experiments.configs import testbed
 
 METHODS = (
   "grpo",
@@ -35,14 +28,6 @@ METHODS = (
 
 
 def get_config() -> ExperimentConfig:
-  return ExperimentConfig(
-    name="ablations",
-    tasks=tuple(MiniatureTask(f, world=WorldConfig(seed=1)) for f in FAMILIES),
-    retrieval=miniature_retrieval(),
-    rollout=miniature_rollout(),
-    optimizer=miniature_optimizer(),
-    update=miniature_update(),
-    train=TrainConfig(
-      methods=METHODS, seeds=(0, 1, 2, 3, 4), health=miniature_health()
-    ),
-  )
+  config = testbed.get_config()
+  train = dataclasses.replace(config.train, methods=METHODS)
+  return dataclasses.replace(config, name="ablations", train=train)

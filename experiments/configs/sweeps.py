@@ -11,18 +11,9 @@ goes on where it was stopped; `--config.train.seeds=0` takes one seed.
 
 import dataclasses
 
-from experiments.config import (
-  ExperimentConfig,
-  TrainConfig,
-  miniature_health,
-  miniature_optimizer,
-  miniature_retrieval,
-  miniature_rollout,
-  miniature_update,
-)
+from experiments.config import ExperimentConfig
+from experiments.configs import testbed
 from rapo_jax.algorithms import ALGORITHMS, variants
-from rapo_jax.tasks.miniature import MiniatureTask
-from rapo_jax.tasks.miniature.world import FAMILIES, WorldConfig
 
 RAPO = ALGORITHMS["rapo"]
 METHODS = (
@@ -34,16 +25,12 @@ METHODS = (
 
 
 def get_config() -> ExperimentConfig:
-  return ExperimentConfig(
+  config = testbed.get_config()
+  return dataclasses.replace(
+    config,
     name="sweeps",
-    tasks=tuple(MiniatureTask(f, world=WorldConfig(seed=1)) for f in FAMILIES),
-    retrieval=miniature_retrieval(),
     rollout=dataclasses.replace(
-      miniature_rollout(), num_generations=16, num_hybrid=8
+      config.rollout, num_generations=16, num_hybrid=8
     ),
-    optimizer=miniature_optimizer(),
-    update=miniature_update(),
-    train=TrainConfig(
-      methods=METHODS, seeds=(0, 1, 2, 3, 4), health=miniature_health()
-    ),
+    train=dataclasses.replace(config.train, methods=METHODS),
   )
