@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import checks, flags, input_errors, paper, places
-from experiments.config import ExperimentConfig, PolicyConfig
+from experiments.config import ExperimentConfig
 from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices
 from experiments.export import export
@@ -33,11 +33,10 @@ from experiments.progress import Progress
 from experiments.run import use_compilation_cache
 from experiments.stages.evaluate import evaluate, evaluated_with
 from experiments.stop_signal import StopSignal
-from experiments.tasks import load_encoder, open_task, try_reward
+from experiments.tasks import load_encoder, open_task, tried_questions
 from experiments.workdir import Workdir, write_json
 from rapo_jax import files
 from rapo_jax.models import hub
-from rapo_jax.tasks import load_questions
 
 _SHOWN = ("pass@1", "greedy", "em", "f1", "tool_fail_rate", "tokens", "calls")
 NO_VERDICT_STATUS = 3
@@ -124,10 +123,8 @@ def _with_model(
   config: ExperimentConfig, folder: pathlib.Path
 ) -> ExperimentConfig:
   """The config with one agent, and with what it says of its prompts."""
-  policy = PolicyConfig(
-    base=str(folder),
-    chat_template=config.policy.chat_template,
-    enable_thinking=config.policy.enable_thinking,
+  policy = dataclasses.replace(
+    config.policy, base=str(folder), off_policy=None, lora=None
   )
   return dataclasses.replace(config, policy=policy)
 
@@ -145,9 +142,10 @@ def _evaluate(
     progress.stage("evaluate"),
     StopSignal("start it again to go on.", progress.note) as stop,
   ):
-    for task in config.tasks:
-      # What is broken is found before hours are spent on the tasks before it.
-      try_reward(task, load_questions(task))
+    # What is broken is found before hours are spent on the tasks before it.
+    questions = {
+      task.name: tried_questions(config, task.name) for task in config.tasks
+    }
     model = load_agent(config, folder)
     encoder = load_encoder(config.encoder)
     total = len(config.tasks)
@@ -157,7 +155,10 @@ def _evaluate(
         stop.check()
         progress.update(number + share, total, name)
 
-      with open_task(config, Workdir(output), task.name, encoder) as opened:
+      with open_task(
+        *(config, Workdir(output), task.name, encoder),
+        questions=questions[task.name],
+      ) as opened:
         made_with = evaluated_with(config, task.name, digest, opened.evaluation)
         result = evaluate(
           config,

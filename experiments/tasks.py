@@ -230,6 +230,17 @@ def try_reward(task: Task, questions: Questions) -> None:
     score_all(task.evaluation_reward, sample)
 
 
+def tried_questions(config: ExperimentConfig, name: str) -> Questions:
+  """Questions of a task whose reward has scored one of them.
+
+  Raises:
+    InputError: see `questions_of` and `try_reward`.
+  """
+  questions = questions_of(config, name)
+  try_reward(config.task(name), questions)
+  return questions
+
+
 def load_encoder(config: EncoderConfig) -> SentenceEncoder:
   """The sentence encoder of a config.
 
@@ -252,16 +263,25 @@ def open_task(
   workdir: Workdir,
   name: str,
   encoder: SentenceEncoder,
+  *,
+  questions: Questions | None = None,
 ) -> Iterator[OpenedTask]:
   """A task whose agents exist, with its tools running.
+
+  Args:
+    config: the experiment.
+    workdir: where its agents are.
+    name: of the task.
+    encoder: embeds what the search tool finds.
+    questions: that `tried_questions` gave before; None reads them now.
 
   Raises:
     InputError: an agent, a file of questions or a corpus is not there or
       broken, or a tool's limit is out of range.
   """
   task = config.task(name)
-  questions = questions_of(config, name)
-  try_reward(task, questions)
+  if questions is None:
+    questions = tried_questions(config, name)
   paths = agent_paths(config, workdir, name)
   for path in paths.values():
     if not (path / "config.json").exists():
