@@ -62,7 +62,7 @@ _enforce_signatures()
 
 # Linux gives a process so many maps (vm.max_map_count), each compiled program
 # takes some, and XLA crashes where there are no more.
-_MOST_MAPS = 40_000
+_MOST_MAPS = 30_000
 
 
 @pytest.fixture(autouse=True, scope="module")
