@@ -18,7 +18,8 @@ from experiments import pages
 from experiments.report import charts, samples, tables
 from experiments.report import results as results_lib
 from experiments.report.methods import colour_rules, label
-from experiments.report.results import MEAN, Run
+from experiments.report.results import MEAN
+from experiments.report.sources import Run, load_runs, sources
 from experiments.workdir import Workdir, read_config
 from rapo_jax import files
 
@@ -59,11 +60,14 @@ def write_report(
 
 
 def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
-  runs = results_lib.load_runs(workdir)
-  config = _read_config(workdir)
+  runs = load_runs(workdir)
+  config = _configs(workdir)
   trained = [m for m in results["methods"] if any(r.method == m for r in runs)]
   return pages.template("report.html.j2").render(
-    title=str(config.get("name", workdir.name)),
+    title=_title(workdir, results),
+    description=results["study"].get("description", ""),
+    board=_board(results),
+    reference=label(results, results["reference"]),
     headline=tables.headline(results),
     warnings=_warning_table(results),
     status_charts=list(_status_charts(results, runs)),
@@ -73,7 +77,7 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     ],
     references=results["reference_updates"],
     written=results["written"],
-    log_every=config.get("train", {}).get("log_trajectories_every"),
+    log_every=_setting(config, "config.train.log_trajectories_every"),
     provenance=list(_provenance(results)),
     lines=[
       *tables.hybrid_lines(results),
@@ -96,7 +100,7 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     progress=_progress_table(results),
     diagnostics=list(_diagnostics(results, runs)),
     cost=_cost_tables(results),
-    config=list(_flat(config)),
+    config=list(config.items()),
     trajectories=_json(
       {
         "labels": {m: label(results, m) for m in results["methods"]},
@@ -114,9 +118,49 @@ def _legend(
     yield method, label(results, method), charts.key_mark(method)
 
 
+def _title(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
+  """Name of the study or of the experiment."""
+  study = results["study"].get("name")
+  return str(study or _read_config(workdir).get("name", workdir.name))
+
+
+def _configs(workdir: pathlib.Path) -> dict[str, str]:
+  """Every setting as text; those in which a study's arms differ arm by arm."""
+  own = {s.arm: dict(_flat(_read_config(s.folder))) for s in sources(workdir)}
+  names = dict.fromkeys(name for config in own.values() for name in config)
+  found = {}
+  for name in names:
+    values = {arm: config.get(name, "–") for arm, config in own.items()}
+    if len(set(values.values())) == 1:
+      found[name] = next(iter(values.values()))
+    else:
+      found[name] = ", ".join(f"{arm}: {v}" for arm, v in values.items())
+  return found
+
+
+def _setting(config: Mapping[str, str], name: str) -> Any:
+  """A setting that all arms share; None for any other."""
+  try:
+    return json.loads(config.get(name, "null"))
+  except ValueError:
+    return None
+
+
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
   folder = Workdir(workdir)
   return read_config(folder) if folder.config.exists() else {}
+
+
+def _board(results: Mapping[str, Any]) -> dict[str, Any]:
+  """The leader board, task by task, and whether a run generated fewer."""
+  header, rows = tables.board_rows(results)
+  tasks = dict.fromkeys(task for task, _ in rows)
+  return {
+    "header": header,
+    "tasks": [
+      (task, [row for owner, row in rows if owner == task]) for task in tasks
+    ],
+  }
 
 
 def _json(content: Any) -> Markup:

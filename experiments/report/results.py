@@ -1,9 +1,8 @@
 """Every figure of a run, computed from the files of its work folder.
 
-Reads `evaluate/<task>/<agent>.json` (held-out accuracy),
-`train/<task>/<method>-seed<k>/metrics.jsonl` (curves, cost and warnings) and
-`starts.jsonl` (what ran, where and when); writes `results.json`. Whatever is
-missing is left out, so that a run that is half done can be looked at.
+Reads evaluations and runs (`experiments.report.sources`) and `starts.jsonl`
+(what ran, where and when); writes `results.json`. Whatever is missing is left
+out, so that a run that is half done can be looked at.
 """
 
 from __future__ import annotations
@@ -12,26 +11,28 @@ import dataclasses
 import datetime
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments import health, provenance
-from experiments.metrics import read_metrics
-from experiments.report import bootstrap
-from experiments.report.methods import (
-  AGENTS,
-  BASE,
-  Shown,
-  method_order,
-  read_shown,
+from experiments.report import board, bootstrap
+from experiments.report.methods import AGENTS, BASE, Shown, method_order
+from experiments.report.sources import (
+  REFERENCE,
+  Evaluation,
+  Run,
+  load_evaluations,
+  load_runs,
+  read_study,
+  shown_methods,
+  sources,
 )
-from experiments.workdir import read_evaluation, read_json, write_json
+from experiments.workdir import read_json, write_json
 
 # Differences that are shown first, where both are there.
-_FIRST_COMPARISONS = (("rapo", "grpo"), ("rapo", "hybrid"))
-_COMPARED_FIRST = {name for pair in _FIRST_COMPARISONS for name in pair}
+_FIRST_COMPARISONS = (("rapo", REFERENCE), ("rapo", "hybrid"))
 MEAN = "mean"
 # Parts of a run at whose ends accuracy is compared.
 _PARTS = 4
@@ -61,54 +62,6 @@ TRAINING = (
 _GAP = "mismatch/abs_log_prob_max"
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """Held-out answers of one agent; `{query_id: share right}`.
-
-  `num_left_out` counts the samples that the system cut, which are in neither;
-  `num_whole` those of the others that keep the format.
-  """
-
-  method: str
-  seed: int | None
-  update: int | None
-  greedy: Mapping[str, float]
-  sampled: Mapping[str, float]
-  num_samples: int
-  score_statuses: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  num_left_out: int = 0
-  num_whole: int = 0
-
-  @property
-  def agent(self) -> str:
-    return (
-      self.method if self.seed is None else f"{self.method}-seed{self.seed}"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One training run: a row of metrics an update."""
-
-  task: str
-  method: str
-  seed: int
-  path: pathlib.Path
-  finished: bool
-  rows: Sequence[Mapping[str, float]]
-
-  @property
-  def name(self) -> str:
-    return f"{self.method}-seed{self.seed}"
-
-  def series(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two metrics over the updates that have both."""
-    pairs = [(row[x], row[y]) for row in self.rows if x in row and y in row]
-    table = np.array(pairs, float).reshape(-1, 2)
-    table = table[np.isfinite(table).all(axis=1)]
-    return table[:, 0], table[:, 1]
-
-
 def write_results(workdir: str | pathlib.Path) -> dict[str, Any]:
   """Computes the results, writes `results.json`, returns them."""
   path = pathlib.Path(workdir) / "results.json"
@@ -131,16 +84,25 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
   """
   evaluations = load_evaluations(workdir)
   runs = load_runs(workdir)
+  study = read_study(workdir)
+  reference = study.get("reference", REFERENCE)
   tasks = sorted({*evaluations, *(run.task for run in runs)})
   there = _methods(evaluations, runs)
   differences = {
     f"{first} - {second}": _differences(evaluations, first, second)
-    for first, second in _comparisons(there)
+    for first, second in _comparisons(there, reference)
   }
-  shown = read_shown((run.method, run.path) for run in runs)
+  shown = shown_methods(workdir, runs)
+  accuracy = _accuracy(evaluations)
   results = {
     "written": _now(),
-    "provenance": provenance.read_starts(workdir),
+    "study": {key: study[key] for key in ("name", "description") if study},
+    "reference": reference,
+    "provenance": [
+      start
+      for source in sources(workdir)
+      for start in provenance.read_starts(source.folder)
+    ],
     "tasks": tasks,
     "methods": there,
     "labels": {m: shown[m].label if m in shown else m for m in there},
@@ -154,97 +116,25 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
     "left_out": sum(
       e.num_left_out for group in evaluations.values() for e in group
     ),
-    "accuracy": _accuracy(evaluations),
+    "accuracy": accuracy,
     "differences": differences,
+    "board": board.make_board(runs, reference),
     "reference_updates": _reference_updates(runs),
     "learning": _learning(runs, differences),
     "training": _training(runs),
-    "cost": _cost(runs),
+    "cost": _cost(runs, reference),
     "warnings": _warnings(workdir, runs, evaluations, shown),
     "bootstrap_resamples": bootstrap.NUM_RESAMPLES,
   }
   return _without_nan(results)
 
 
-def load_evaluations(
-  workdir: str | pathlib.Path,
-) -> dict[str, list[Evaluation]]:
-  """Evaluations by task, in the order of their file names.
-
-  Those of a task with several evaluation sets are by set, as `<task>/<set>`.
-  """
-  found: dict[str, list[Evaluation]] = {}
-  for path in sorted(pathlib.Path(workdir).glob("evaluate/*/*.json")):
-    content = read_evaluation(path)
-    sampled = content["sampled"]
-    statuses = content.get("score_statuses", {})
-    # An evaluation of an earlier version says it by the recipe's statuses.
-    whole = statuses.get("ok", 0) + statuses.get("box_empty", 0)
-    evaluation = Evaluation(
-      method=content["method"],
-      seed=content.get("seed"),
-      update=content.get("update"),
-      greedy={k: float(v) for k, v in content["greedy"].items()},
-      sampled={k: float(np.mean(v)) for k, v in sampled.items()},
-      num_samples=max(map(len, sampled.values()), default=0),
-      score_statuses=statuses,
-      num_left_out=content.get("left_out", 0),
-      num_whole=content.get("format_whole", whole),
-    )
-    for key, own in _by_set(path.parent.name, evaluation, content):
-      found.setdefault(key, []).append(own)
-  return found
-
-
-def _by_set(
-  task: str, evaluation: Evaluation, content: Mapping[str, Any]
-) -> Iterator[tuple[str, Evaluation]]:
-  """The evaluation, or its part on each set where there are several.
-
-  What is counted over all trajectories stays with one set, if possible one
-  with a right answer: a warning says where none is right.
-  """
-  sets = content.get("sets", {})
-  if len(sets) < 2:
-    yield task, evaluation
-    return
-  right = {k for k, share in evaluation.sampled.items() if share}
-  counted = max(sets, key=lambda name: bool(right & set(sets[name])))
-  none = {"score_statuses": {}, "num_left_out": 0, "num_whole": 0}
-  for name, ids in sets.items():
-    wanted = set(ids)
-    part: dict[str, Any] = {} if name == counted else none
-    yield (
-      f"{task}/{name}",
-      dataclasses.replace(
-        evaluation,
-        greedy={k: v for k, v in evaluation.greedy.items() if k in wanted},
-        sampled={k: v for k, v in evaluation.sampled.items() if k in wanted},
-        **part,
-      ),
-    )
-
-
-def load_runs(workdir: str | pathlib.Path) -> list[Run]:
-  """Training runs that have written metrics, by task, method and seed."""
-  runs = []
-  for path in pathlib.Path(workdir).glob("train/*/*-seed*"):
-    method, _, seed = path.name.rpartition("-seed")
-    rows = read_metrics(path)
-    if rows and seed.isdigit():
-      finished = (path / "done.json").exists()
-      runs.append(
-        Run(path.parent.name, method, int(seed), path, finished, rows)
-      )
-  return sorted(runs, key=lambda r: (r.task, method_order(r.method), r.seed))
-
-
-def _comparisons(there: Sequence[str]) -> list[tuple[str, str]]:
-  """Pairs of methods that are compared: with GRPO, then with the base agent."""
+def _comparisons(there: Sequence[str], reference: str) -> list[tuple[str, str]]:
+  """Pairs that are compared: with the reference, then with the base agent."""
   trained = [m for m in there if m not in AGENTS]
   pairs = [
     *_FIRST_COMPARISONS,
-    *((m, "grpo") for m in trained if m not in _COMPARED_FIRST),
+    *((m, reference) for m in trained if m != reference),
     *((m, BASE) for m in trained),
   ]
   return list(dict.fromkeys(pairs))
@@ -634,14 +524,14 @@ def _warnings(
   shown: Mapping[str, Shown],
 ) -> list[dict[str, Any]]:
   """Alerts of every run, and evaluations in which nothing could be right."""
-  settings, hybrid = _health_settings(workdir)
-  found = [
-    _warning(run.task, run.name, alert)
-    for run in runs
-    for alert in health.alerts_of(
-      run.rows, settings, retrieves=hybrid and shown[run.method].retrieves
-    )
-  ]
+  by_folder = {s.folder: _health_settings(s.folder) for s in sources(workdir)}
+  found = []
+  for run in runs:
+    settings, hybrid = by_folder[run.source.folder]
+    retrieves = hybrid and shown[run.method].retrieves
+    alerts = health.alerts_of(run.rows, settings, retrieves=retrieves)
+    found += [_warning(run.task, run.name, alert) for alert in alerts]
+  settings, _ = next(iter(by_folder.values()))
   for task, group in evaluations.items():
     for evaluation in group:
       alert = _broken_evaluation(evaluation, settings)
@@ -745,7 +635,7 @@ def _training(runs: Sequence[Run]) -> dict[str, Any]:
   return found | ({MEAN: overall} if overall else {})
 
 
-def _cost(runs: Sequence[Run]) -> dict[str, Any]:
+def _cost(runs: Sequence[Run], reference: str) -> dict[str, Any]:
   """Cost per update: over whole runs, and at the first one.
 
   The first update is the fair comparison: same weights, same questions. Over
@@ -778,12 +668,14 @@ def _cost(runs: Sequence[Run]) -> dict[str, Any]:
       for method in shared
     }
   return {
-    task: {"methods": by_method, "ratios": _cost_ratios(by_method)}
+    task: {"methods": by_method, "ratios": _cost_ratios(by_method, reference)}
     for task, by_method in by_task.items()
   }
 
 
-def _cost_ratios(by_method: Mapping[str, Any]) -> dict[str, Any]:
+def _cost_ratios(
+  by_method: Mapping[str, Any], reference: str
+) -> dict[str, Any]:
   return {
     f"{first} / {second}": {
       name: {
@@ -794,7 +686,7 @@ def _cost_ratios(by_method: Mapping[str, Any]) -> dict[str, Any]:
       }
       for name in COSTS
     }
-    for first, second in _comparisons(list(by_method))
+    for first, second in _comparisons(list(by_method), reference)
     if first in by_method and second in by_method
   }
 

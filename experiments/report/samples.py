@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.report.results import Run
+from experiments.report.sources import Run
 from experiments.workdir import parse_row
 from rapo_jax.errors import InputError
 from rapo_jax.records import SegmentRecord, TrajectoryRecord

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import health
+from experiments.report.board import BUDGETS
 from experiments.report.methods import AGENTS, label
 from experiments.report.results import COSTS, MEAN
 
@@ -49,6 +50,106 @@ def format_table(results: Mapping[str, Any], width: int = 100) -> str:
   return "\n".join([*parts, "", _wrapped(sentences, width)])
 
 
+def format_board(results: Mapping[str, Any], width: int = 100) -> str:
+  """The leader board of a study for a terminal: a line for each method.
+
+  Args:
+    results: what `experiments.report.results.compute_results` returns.
+    width: columns of the terminal. Columns that find no room are left out,
+      the last first; sentences are wrapped.
+
+  Returns:
+    Lines of text without a newline at the end.
+  """
+  header, rows = board_rows(results)
+  sentences = [*_incomplete(results), *warning_lines(results)]
+  if not rows:
+    return _wrapped(["No run has written metrics yet.", *sentences], width)
+  cells = [row for task, row in rows if task == board_task(results)]
+  table = [["method", *header], *cells]
+  while _too_wide(_aligned(table), width) and len(table[0]) > 2:
+    table = [row[:-1] for row in table]
+  title = (
+    f"Held-out accuracy in %, {board_task(results)}; differences from "
+    f"{label(results, results['reference'])} in points"
+  )
+  parts = [_wrapped([title], width), _aligned(table)]
+  return "\n".join([*parts, "", _wrapped(sentences, width)]).rstrip()
+
+
+def board_task(results: Mapping[str, Any]) -> str:
+  """The part of the leader board that sums it up: the mean, if there is one."""
+  tasks = results["tasks"]
+  return MEAN if len(tasks) > 1 else next(iter(tasks), MEAN)
+
+
+def board_rows(
+  results: Mapping[str, Any],
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
+  """Header and rows of the leader board, the best of each task first.
+
+  Returns:
+    The header without the method's column; a task and its cells a row.
+  """
+  reference = results["reference"]
+  shown = _short(results, reference)
+  header = [
+    "equal leaves",
+    f"− {shown} [95 %]",
+    "equal tokens",
+    f"− {shown} [95 %]",
+    *(name for name in BUDGETS.values()),
+  ]
+  rows = []
+  for task in [*results["tasks"], MEAN]:
+    own = results["board"].get(task, {})
+    if not own or (task == MEAN and len(results["tasks"]) == 1):
+      continue
+    accuracy = results["accuracy"].get(task, {})
+
+    def reached(
+      method: str, accuracy: Mapping[str, Any] = accuracy
+    ) -> Mapping[str, Any] | None:
+      return accuracy.get(method, {}).get("sampled")
+
+    def place(method: str, own: Mapping[str, Any] = own) -> float:
+      estimate = reached(method) or own[method].get("at_tokens")
+      return float(estimate["mean"]) if estimate else -1.0
+
+    for method in sorted(own, key=place, reverse=True):
+      row, estimate = own[method], reached(method)
+      pair = f"{method} - {reference}"
+      differences = results["differences"].get(pair, {}).get(task, {})
+      apart = None if method == reference else row.get("difference")
+      rows.append(
+        (
+          task,
+          [
+            label(results, method),
+            percent(estimate["mean"] if estimate else None),
+            difference_text(differences.get("sampled")),
+            _at_tokens(row.get("at_tokens")),
+            difference_text(apart),
+            *(_amount(row["budget"].get(name)) for name in BUDGETS),
+          ],
+        )
+      )
+  return header, rows
+
+
+def _at_tokens(content: Mapping[str, Any] | None) -> str:
+  """Accuracy at equal tokens, marked where a run generated fewer."""
+  if content is None:
+    return "–"
+  return percent(content["mean"]) + ("" if content["reached"] == 1 else "*")
+
+
+def _amount(value: float | None) -> str:
+  if value is None:
+    return "–"
+  return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _too_wide(table: str, width: int) -> bool:
   return max(map(len, table.splitlines())) > width
 
@@ -86,6 +187,21 @@ def _turned_seeds(rows: Sequence[Sequence[str]]) -> list[list[str]]:
       for name, cell in zip(rows[0][2:], row[2:], strict=True)
     ),
   ]
+
+
+def format_board_markdown(results: Mapping[str, Any]) -> str:
+  """The leader board and every seed as Markdown tables, for the docs."""
+  header, rows = board_rows(results)
+  if not rows:
+    return "No run has written metrics yet."
+  parts = []
+  for task in dict.fromkeys(task for task, _ in rows):
+    cells = [row for owner, row in rows if owner == task]
+    parts += ["", f"**{task}**", "", _markdown([["method", *header], *cells])]
+  seeds = _seed_rows(results)
+  if seeds:
+    parts += ["", "**Every seed**", "", _markdown(seeds)]
+  return "\n".join([*parts[1:], "", *(f"- {s}" for s in _incomplete(results))])
 
 
 def format_markdown(results: Mapping[str, Any]) -> str:
@@ -453,7 +569,7 @@ def _seed_rows(results: Mapping[str, Any]) -> list[list[str]]:
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
   """Columns of equal width; words to the left, numbers to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  words = 2 if rows[0][1] == "method" else 1
+  words = _word_columns(rows)
   return "\n".join(
     "  ".join(
       cell.ljust(width) if i < words else cell.rjust(width)
@@ -463,8 +579,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
   )
 
 
+def _word_columns(rows: Sequence[Sequence[str]]) -> int:
+  """Columns of words at the left, which the header tells."""
+  return 2 if rows[0][1] == "method" else 1
+
+
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-  words = 2 if rows[0][1] == "method" else 1
+  words = _word_columns(rows)
   rule = ["---" if i < words else "---:" for i in range(len(rows[0]))]
   return "\n".join(
     f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]]

@@ -110,8 +110,8 @@ def test_shows_every_task_method_and_the_config(page):
   ):
     assert word in page
   # Three tasks: three curves and six diagnostics each, a dot chart each, and
-  # the mean: dot chart, curve, two differences. A status chart a method.
-  assert page.count("<figure>") == 3 * (3 + 6 + 1 + 3) + 1 + 1 + 2
+  # the mean: dot chart, curve, three differences. A status chart a method.
+  assert page.count("<figure>") == 3 * (3 + 6 + 1 + 3) + 1 + 1 + 3
 
 
 def test_says_what_is_logged_and_not_that_all_is(page):
