@@ -40,7 +40,8 @@ from rapo_jax.discovery import KNOWN
 from rapo_jax.errors import InputError
 
 PREFIX = "--config."
-_PACKAGED = pathlib.Path(__file__).resolve().parent / "configs"
+_ROOT = pathlib.Path(__file__).resolve().parent
+_PACKAGED = _ROOT / "configs"
 _TRUE = ("true", "yes", "1")
 _FALSE = ("false", "no", "0")
 
@@ -70,20 +71,57 @@ def load_config(path: str | pathlib.Path) -> Any:
       docstring or no `get_config`; it returns anything but a frozen dataclass,
       or holds a value of a wrong type or one that has no name on disk.
   """
-  path = _find_config(pathlib.Path(path).expanduser())
+  path, config = load_value(path, "config", packaged_configs())
+  check_config(path, config)
+  return config
+
+
+def load_value(
+  path: str | pathlib.Path,
+  kind: str,
+  packaged: Mapping[str, pathlib.Path],
+) -> tuple[pathlib.Path, Any]:
+  """Runs a Python file and its function `get_<kind>()`.
+
+  Args:
+    path: the file, or a name in `packaged`.
+    kind: what the file gives, such as "config".
+    packaged: files that are found by their name alone.
+
+  Returns:
+    Path of the file, and what the function returns.
+
+  Raises:
+    ConfigError: the file is missing, cannot be read or fails, or it has no
+      docstring or no such function.
+  """
+  path = _find_file(pathlib.Path(path).expanduser(), kind, packaged)
   module = _run_file(path)
   if not (module.__doc__ or "").strip():
     raise ConfigError(
-      f"{path} has no docstring: a config says what it reproduces, with which"
+      f"{path} has no docstring: a {kind} says what it reproduces, with which"
       " command and on which hardware. Add one at the top of the file."
     )
-  get_config = getattr(module, "get_config", None)
-  if not callable(get_config):
+  function = getattr(module, f"get_{kind}", None)
+  if not callable(function):
     raise ConfigError(
-      f"{path} has no get_config(): define a function of that name that"
-      " returns the config."
+      f"{path} has no get_{kind}(): define a function of that name that"
+      f" returns the {kind}."
     )
-  config = _call(path, get_config)
+  return path, _call(path, function)
+
+
+def check_config(path: pathlib.Path, config: Any) -> None:
+  """Refuses a config that a command cannot override or write down.
+
+  Args:
+    path: of the file that gave it, for the message.
+    config: what it gave.
+
+  Raises:
+    ConfigError: it is no frozen dataclass, or holds a value of a wrong type or
+      one that has no name on disk.
+  """
   if not _is_instance(config) or not type(config).__dataclass_params__.frozen:
     raise ConfigError(
       f"get_config() of {path} returned a {type(config).__name__}: return an"
@@ -94,7 +132,6 @@ def load_config(path: str | pathlib.Path) -> Any:
     to_dict(config)
   except InputError as error:
     raise ConfigError(f"{path}: {error}") from error
-  return config
 
 
 def parse_arguments(
@@ -133,11 +170,12 @@ def packaged_configs() -> dict[str, pathlib.Path]:
   return {path.stem: path for path in sorted(_PACKAGED.glob("[!_]*.py"))}
 
 
-def _find_config(path: pathlib.Path) -> pathlib.Path:
-  """The file itself, or the packaged config of that name."""
+def _find_file(
+  path: pathlib.Path, kind: str, packaged: Mapping[str, pathlib.Path]
+) -> pathlib.Path:
+  """The file itself, or the packaged one of that name."""
   if path.is_file():
     return path
-  packaged = packaged_configs()
   if str(path).removesuffix(".py") in packaged:
     return packaged[path.stem]
   what = "is a folder" if path.is_dir() else "is not there"
@@ -148,7 +186,7 @@ def _find_config(path: pathlib.Path) -> pathlib.Path:
     near = difflib.get_close_matches(path.stem, packaged, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
   raise ConfigError(
-    f"a config is a Python file, and {path} {what}.{hint} These are named"
+    f"a {kind} is a Python file, and {path} {what}.{hint} These are named"
     f" without a path: {', '.join(packaged)}."
   )
 
@@ -163,7 +201,7 @@ def _run_file(path: pathlib.Path) -> types.ModuleType:
   sys.modules[name] = module
   objects.register_config(module, path)
   folder = path.resolve().parent
-  if str(folder) not in sys.path and folder != _PACKAGED:
+  if str(folder) not in sys.path and _ROOT not in folder.parents:
     # As for a script: what lies beside the file can be imported.
     sys.path.insert(0, str(folder))
   _call(path, functools.partial(spec.loader.exec_module, module))

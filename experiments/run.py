@@ -8,7 +8,8 @@
 Started again with the same folder it goes on where it stopped; what is finished
 is not repeated. Fields that nothing in the folder depends on may differ then,
 such as train.num_updates. `--config.<path>=<value>` overrides any field.
-`--task=<name>` runs one task of several, so that processes can share a folder.
+`--task=<name>` runs one task of several, so that processes can share a folder;
+`--seed=<number>` runs one seed of several.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Experiment:
     progress: display.
     stop: what a signal to end does.
     tasks: names of the tasks to run, of those that the experiment has.
+    seeds: whose runs are trained and evaluated; None for all.
   """
 
   def __init__(
@@ -97,12 +99,14 @@ class Experiment:
     progress: Progress,
     stop: StopSignal,
     tasks: list[str],
+    seeds: Sequence[int] | None = None,
   ):
     self._config = config
     self._workdir = workdir
     self._progress = progress
     self._stop = stop
     self._tasks = tasks
+    self._runs = list(run_lib.all_runs(config, tasks, seeds))
     self._digests: dict[pathlib.Path, str] = {}
     self._sets: dict[str, Mapping[str, Sequence[Query]]] = {}
 
@@ -141,9 +145,7 @@ class Experiment:
         for task in self._tasks
       )
     if stage == "train":
-      finished = all(
-        self._is_finished(run) for run in run_lib.all_runs(config, self._tasks)
-      )
+      finished = all(map(self._is_finished, self._runs))
     if stage == "evaluate":
       finished = all(
         self._is_evaluated(task, agent, run)
@@ -154,7 +156,7 @@ class Experiment:
   def _note_longer_runs(self) -> None:
     """Says which runs have more updates behind them than the config asks."""
     wanted = self._config.train.num_updates
-    for run in run_lib.all_runs(self._config, self._tasks):
+    for run in self._runs:
       folder = self._workdir.run(run.task, run.name)
       update = run_lib.ended_update(folder)
       if update is not None and update > wanted:
@@ -189,7 +191,7 @@ class Experiment:
         )
 
   def _train(self) -> None:
-    runs = list(run_lib.all_runs(self._config, self._tasks))
+    runs = self._runs
     updates = self._config.train.num_updates
     self._share(0, len(runs), 0.0, "", units=updates)
     self._encoder.compile()
@@ -353,7 +355,7 @@ class Experiment:
       yield task, "base", None
       if self._config.has_off_policy:
         yield task, "off_policy", None
-    for run in run_lib.all_runs(self._config, self._tasks):
+    for run in self._runs:
       if self._is_finished(run):
         yield run.task, run.name, run
 
@@ -361,11 +363,15 @@ class Experiment:
     folder = self._workdir.run(run.task, run.name)
     return run_lib.is_finished(folder, self._config)
 
+  def is_complete(self) -> bool:
+    """Whether everything is made, trained and evaluated."""
+    return all(self._skipped(stage) for stage in STAGES if stage != "report")
+
   def unfinished_runs(self) -> list[str]:
     """Runs that are not finished, which cannot be evaluated."""
     return [
       f"{run.task} {run.name}"
-      for run in run_lib.all_runs(self._config, self._tasks)
+      for run in self._runs
       if not self._is_finished(run)
     ]
 
@@ -516,6 +522,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help="run one task of the experiment alone (default: all)",
   )
   parser.add_argument(
+    "--seed",
+    type=int,
+    help="run one of train.seeds alone (default: all)",
+  )
+  parser.add_argument(
     "--dry_run",
     action="store_true",
     help="check everything that can be checked, write nothing",
@@ -534,13 +545,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.error("--workdir is needed for anything but --dry_run")
   checks.quick_checks(config, known.stage)
   tasks = _chosen_tasks(config, known.task)
+  seeds = _chosen_seeds(config, known.seed)
   workdir = Workdir(known.workdir)
+  stages = STAGES if known.stage == "all" else (known.stage,)
   try:
     with claim_workdir(config, workdir, tasks):
-      run_stages(config, workdir, known.stage, tasks, arguments)
+      unfinished = run_stages(
+        config, workdir, stages, tasks, seeds=seeds, arguments=arguments
+      )
   except HealthStop as stopped:
     print(f"error: {stopped}", file=sys.stderr)
     return UNHEALTHY_STATUS
+  _print_results(workdir, stages, unfinished)
   return 0
 
 
@@ -575,6 +591,20 @@ def _chosen_tasks(config: ExperimentConfig, task: str | None) -> list[str]:
   return [task]
 
 
+def _chosen_seeds(
+  config: ExperimentConfig, seed: int | None
+) -> list[int] | None:
+  if seed is None:
+    return None
+  if seed not in config.train.seeds:
+    seeds = ", ".join(map(str, config.train.seeds))
+    raise flags.ConfigError(
+      f"--seed must be one of train.seeds ({seeds}), got {seed}: add it there, "
+      "or choose another."
+    )
+  return [seed]
+
+
 def use_compilation_cache() -> None:
   """Keeps compiled programs from one start to the next."""
   jax.config.update(
@@ -586,30 +616,42 @@ def use_compilation_cache() -> None:
 def run_stages(
   config: ExperimentConfig,
   workdir: Workdir,
-  stage: str,
+  stages: Sequence[str],
   tasks: list[str],
+  *,
+  seeds: Sequence[int] | None = None,
   arguments: Sequence[str] | None = None,
-) -> None:
-  """Runs the stages with a live display and prints the result table."""
+) -> list[str]:
+  """Runs stages with a live display.
+
+  Args:
+    config: the experiment.
+    workdir: its folder, which this process has claimed.
+    stages: of `STAGES`, in their order.
+    tasks: names of the tasks to run.
+    seeds: whose runs are trained and evaluated; None for all.
+    arguments: of the command, for the record; None for those of the process.
+
+  Returns:
+    Names of the runs that are not finished.
+  """
   use_compilation_cache()
-  stages = STAGES if stage == "all" else (stage,)
   with _one_at_a_time(workdir):
     provenance.append_start(workdir.root, config, arguments)
   with (
     Progress(stages) as progress,
     StopSignal("start it again to go on.", progress.note) as stop,
   ):
-    experiment = Experiment(config, workdir, progress, stop, tasks)
+    experiment = Experiment(config, workdir, progress, stop, tasks, seeds)
     for name in stages:
       experiment.run(name)
-    unfinished = experiment.unfinished_runs()
-  if stage == "evaluate":
-    print(tables.format_table(results.compute_results(workdir.root)))
-    if unfinished:
-      print(
-        "Not evaluated, as they are not finished (--stage=train finishes "
-        f"them): {', '.join(unfinished)}."
-      )
+    return experiment.unfinished_runs()
+
+
+def _print_results(
+  workdir: Workdir, stages: Sequence[str], unfinished: Sequence[str]
+) -> None:
+  """Prints the table of what was evaluated, and where the report lies."""
   if "report" in stages:
     width = shutil.get_terminal_size((100, 24)).columns
     results_there = read_json(workdir.root / "results.json")
@@ -617,6 +659,13 @@ def run_stages(
     print(f"report: {workdir.root / 'report.html'}")
     if any(workdir.root.glob("train/*/*/tensorboard")):
       print(_tensorboard_line(workdir.root / "train"))
+  elif "evaluate" in stages:
+    print(tables.format_table(results.compute_results(workdir.root)))
+    if unfinished:
+      print(
+        "Not evaluated, as they are not finished (--stage=train finishes "
+        f"them): {', '.join(unfinished)}."
+      )
 
 
 def _tensorboard_line(folder: pathlib.Path) -> str:

@@ -15,6 +15,9 @@ from rapo_jax.errors import InputError
 class Workdir:
   """The folder of one experiment.
 
+  Agents and buffer of a task may be links to those of another work folder, as
+  the arms of a study have them; what is made there is then shared.
+
   Attributes:
     root: the folder itself.
   """
@@ -27,10 +30,10 @@ class Workdir:
 
   def agent(self, task: str, name: str) -> pathlib.Path:
     """Hugging Face folder of the "base" or "off_policy" agent."""
-    return self.root / "agents" / task / name
+    return _followed(self.root / "agents" / task) / name
 
   def buffer(self, task: str) -> pathlib.Path:
-    return self.root / "buffer" / task
+    return _followed(self.root / "buffer" / task)
 
   def run(self, task: str, name: str) -> pathlib.Path:
     """Folder of one training run, named `<method>-seed<seed>`."""
@@ -38,6 +41,11 @@ class Workdir:
 
   def evaluation(self, task: str, agent: str) -> pathlib.Path:
     return self.root / "evaluate" / task / f"{agent}.json"
+
+
+def _followed(path: pathlib.Path) -> pathlib.Path:
+  """What a link points to, so that it is replaced there; or the path itself."""
+  return files.followed(path) if path.is_symlink() else path
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

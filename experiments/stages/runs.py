@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import flags
@@ -51,10 +51,20 @@ class Run:
     return f"{self.method}-seed{self.seed}"
 
 
-def all_runs(config: ExperimentConfig, tasks: list[str]) -> Iterator[Run]:
-  """All runs of an experiment, seed by seed, so that pairs end together."""
+def all_runs(
+  config: ExperimentConfig,
+  tasks: Sequence[str],
+  seeds: Sequence[int] | None = None,
+) -> Iterator[Run]:
+  """Runs of an experiment, seed by seed, so that pairs end together.
+
+  Args:
+    config: the experiment.
+    tasks: names of those whose runs are wanted.
+    seeds: of those that are wanted; None for all.
+  """
   for task in tasks:
-    for seed in config.train.seeds:
+    for seed in config.train.seeds if seeds is None else seeds:
       for method in config.train.algorithms:
         yield Run(task, method, seed)
 

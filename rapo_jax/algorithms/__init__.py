@@ -18,7 +18,7 @@ from rapo_jax.algorithms.base import (
 from rapo_jax.algorithms.checks import check_algorithm
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.algorithms.table import ALGORITHMS, find_algorithm, unique
-from rapo_jax.algorithms.variants import variants
+from rapo_jax.algorithms.variants import spread_colours, variants
 
 __all__ = [
   "ALGORITHMS",
@@ -34,6 +34,7 @@ __all__ = [
   "find_algorithm",
   "group_relative",
   "outcome_advantages",
+  "spread_colours",
   "unique",
   "variants",
 ]

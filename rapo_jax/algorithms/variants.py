@@ -44,16 +44,16 @@ def variants(
       f"field, such as retrieval.noise_prob, got {setting!r}: correct it."
     )
   found = []
-  for place, value in enumerate(values):
+  colours = spread_colours(len(values))
+  for value, (colour, dark_colour) in zip(values, colours, strict=True):
     word = re.sub(r"[^a-z0-9]+", "_", f"{value}".lower()).strip("_")
-    colour = _colour(place, len(values), dark=False)
     made = dataclasses.replace(
       base,
       name=f"{base.name}_{field}_{word}",
       label=f"{base.label}, {field} {value}",
       description=f"{base.description} With {setting} = {value}.",
       colour=colour,
-      dark_colour=_colour(place, len(values), dark=True),
+      dark_colour=dark_colour,
     )
     found.append(_changed(made, section, {field: value}))
   if len({one.name for one in found}) < len(found):
@@ -80,9 +80,21 @@ def _changed(
   return dataclasses.replace(algorithm, plan=plan)
 
 
-def _colour(place: int, count: int, *, dark: bool) -> str:
-  """From blue to orange, readable on the page."""
-  share = place / max(count - 1, 1)
-  hue = (0.58 + share * 0.5) % 1
-  rgb = colorsys.hls_to_rgb(hue, 0.7 if dark else 0.36, 0.65)
+def spread_colours(count: int) -> list[tuple[str, str]]:
+  """Colours from blue to orange that can be told apart.
+
+  Args:
+    count: how many.
+
+  Returns:
+    `#rrggbb` on a light page and on a dark one, of each.
+  """
+  hues = [
+    (0.58 + place / max(count - 1, 1) * 0.5) % 1 for place in range(count)
+  ]
+  return [(_colour(hue, 0.36), _colour(hue, 0.7)) for hue in hues]
+
+
+def _colour(hue: float, lightness: float) -> str:
+  rgb = colorsys.hls_to_rgb(hue, lightness, 0.65)
   return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)

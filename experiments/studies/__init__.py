@@ -1,0 +1,1 @@
+"""Studies that come along, found by their name."""

@@ -1,0 +1,44 @@
+"""All methods side by side: three families, five seeds, equal questions.
+
+    python -m experiments.study --study leader_board --workdir runs/leader_board
+
+All start from the same base agent and have the same order of questions and as
+many updates; what each sets by itself is in `rapo_jax/algorithms`. Not all
+generate as many tokens: the report shows each at equal leaves and at equal
+generated tokens. 20 updates, about a minute a run on two CPU cores with
+`--processes=2`; `--task=multihop` runs one family.
+"""
+
+import dataclasses
+
+from experiments.arms import Arm, Study, with_setting
+from experiments.configs import testbed
+
+METHODS = (
+  "grpo",
+  "rapo",
+  "hybrid",
+  "dapo",
+  "gigpo",
+  "arpo",
+  "aepo",
+  "tree_grpo",
+  "luffy",
+  "rollout_replay",
+  "dr_grpo",
+  "gspo",
+  "cispo",
+  "gppo",
+  "rloo",
+  "reinforce_pp",
+  "reinforce_pp_baseline",
+)
+
+
+def get_study() -> Study:
+  config = with_setting(testbed.get_config(), "train.methods", METHODS)
+  return Study(
+    "leader_board",
+    "Every method of the table with the same questions, agents and seeds.",
+    (Arm("all", dataclasses.replace(config, name="leader_board")),),
+  )
