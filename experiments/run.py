@@ -67,6 +67,7 @@ from experiments.workdir import (
   write_json,
 )
 from rapo_jax import files
+from rapo_jax.compilation import forget_programs
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError, accessing
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
@@ -214,6 +215,7 @@ class Experiment:
               self._stop,
               self._progress.note,
             )
+            forget_programs()
             # It came during the last update.
             if self._stop.requested:
               raise self._stop.stop(f"stopped after {run.task} {run.name}")

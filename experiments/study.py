@@ -223,6 +223,7 @@ class _Runner:
         sentinels = [worker.process.sentinel for worker in self._workers]
         connection.wait(sentinels, timeout=_POLL_S)
         for worker in self._ended():
+          self._workers.remove(worker)
           done = total - len(left) - len(self._workers)
           self._finish(worker, f"{done}/{total}")
     finally:
@@ -260,7 +261,6 @@ class _Runner:
     return [w for w in self._workers if not w.process.is_alive()]
 
   def _finish(self, worker: _Worker, where: str) -> None:
-    self._workers.remove(worker)
     self._free.append(worker.cores)
     worker.process.join()
     status, log = worker.process.exitcode, _log(self._command.root, worker.cell)

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import pathlib
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import jax.monitoring
 
+# Linux gives a process so many maps (vm.max_map_count, 65,530 by default), each
+# compiled program takes some, and XLA crashes where there are no more.
+_MOST_MAPS = 30_000
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _lock = threading.Lock()
 _open: list[list[Compilation]] = []
@@ -45,6 +51,17 @@ def compilations() -> Iterator[list[Compilation]]:
     with _lock:
       # By identity: two lists may be equal.
       _open[:] = [other for other in _open if other is not found]
+
+
+def forget_programs() -> None:
+  """Drops compiled programs before this process has too many memory maps.
+
+  To be called where few of them are needed again, such as between two runs.
+  """
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @functools.cache

@@ -5,6 +5,7 @@ here and not in `rapo_jax`, whose import changes nothing.
 """
 
 import gc
+import importlib
 import os
 import pathlib
 import sys
@@ -60,19 +61,12 @@ def _enforce_signatures() -> None:
 _enforce_signatures()
 
 
-# Linux gives a process so many maps (vm.max_map_count), each compiled program
-# takes some, and XLA crashes where there are no more.
-_MOST_MAPS = 30_000
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _forgets_programs():
   """Drops what JAX has compiled before a process has too many maps."""
   yield
-  maps = pathlib.Path("/proc/self/maps")
-  if "jax" in sys.modules and maps.read_bytes().count(b"\n") > _MOST_MAPS:
-    sys.modules["jax"].clear_caches()
-    gc.collect()
+  if "jax" in sys.modules:
+    importlib.import_module("rapo_jax.compilation").forget_programs()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ DOCUMENTS = (
   "docs/retrieval.md",
   "docs/scale.md",
   "docs/semantics.md",
+  "docs/studies.md",
   "docs/web_tools.md",
 )
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
