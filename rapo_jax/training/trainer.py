@@ -635,13 +635,8 @@ def summarise(
   Those of rollouts and rewards leave out what was not sampled for it. Where
   nothing was, only their counts are there, which are 0.
   """
-  own = np.asarray(
-    [
-      i
-      for i, t in enumerate(experience.trajectories)
-      if t.source is Source.POLICY
-    ],
-    int,
+  own = np.flatnonzero(
+    [t.source is Source.POLICY for t in experience.trajectories]
   )
   trajectories = [experience.trajectories[i] for i in own]
   scores = [experience.scores[i] for i in own]
