@@ -264,6 +264,7 @@ def event_to_json(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
     "trace_id": event.trace_id,
     "source": event.source,
     "answers": event.answers,
+    "effect": event.effect,
   }
 
 
