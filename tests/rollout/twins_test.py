@@ -165,9 +165,7 @@ def test_a_share_of_the_retrievals_is_probed_whatever_runs_beside(probed, roll):
   every = {(t.query_id, t.index, e.step_id) for t in probed[0] for e in hits(t)}
 
   def chosen(**changes):
-    trajectories, _ = roll(
-      dataclasses.replace(ALL, probe_share=0.5), **changes
-    )
+    trajectories, _ = roll(dataclasses.replace(ALL, probe_share=0.5), **changes)
     return {
       (t.query_id, t.index, twin.shared_steps)
       for t in trajectories
