@@ -14,7 +14,7 @@ import numpy as np
 
 from rapo_jax import rewards
 from rapo_jax.rollout import RolloutStats
-from rapo_jax.trajectory import RetrievalEvent, ToolEvent, Trajectory
+from rapo_jax.trajectory import RetrievalEvent, Source, ToolEvent, Trajectory
 
 ScoreAll = Callable[[Sequence[Trajectory]], list[rewards.Score]]
 
@@ -67,13 +67,14 @@ def probe_numbers(
   The mean effect and the shares by sign are left out where none was measured.
 
   Args:
-    trajectories: of an update.
+    trajectories: of an update; those that were not sampled for it do not count.
     stats: of its rollouts.
   """
   effects = np.asarray(
     [
       event.effect
       for trajectory in trajectories
+      if trajectory.source is Source.POLICY
       for event in trajectory.retrieval_events
       if event.effect is not None
     ]

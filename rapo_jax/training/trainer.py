@@ -233,6 +233,7 @@ class Trainer:
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)
     report = summarise(experience, sampled.stats, history)
+    report |= probe_numbers(experience.trajectories, sampled.stats)
     report |= {
       f"budget/{name}": value
       for name, value in sampled.budget._asdict().items()
@@ -653,7 +654,6 @@ def summarise(
     "retrieval/reward": _mean(retrieval_rewards[retrieving])
     if retrieving
     else 0.0,
-    **probe_numbers(trajectories, stats),
     "groups/live_fraction": float(np.mean(experience.live_groups)),
     "loss": float(np.mean([m.loss for m in history])),
     "gradient_norm": float(np.mean([m.gradient_norm for m in history])),

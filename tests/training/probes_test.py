@@ -10,7 +10,6 @@ import pytest
 from rapo_jax import rewards
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig, Plan
 from rapo_jax.rollout import RolloutEngine, RolloutStats
-from rapo_jax.rollout.between import Insertion
 from rapo_jax.training import (
   OptimizerConfig,
   Trainer,
@@ -92,48 +91,39 @@ QUERIES = tag_world.make_queries()
 OBJECTIVE = ObjectiveConfig()
 
 
-def num_tokens(texts):
-  return len(TOKENIZER.encode("".join(texts)))
-
-
-class LongSession(between_test.Session):
-  """Inserts, before the second step, a text that leaves hardly any room."""
+class OneSession(between_test.Session):
+  """Inserts a text before the second step, and has it probed."""
 
   def wants(self, boundary):
     return boundary.step_id == 1
 
   def take(self):
-    answers = [
-      (
-        b,
-        Insertion(
-          RetrievalEvent(b.step_id, "hit"),
-          "a" * (CONFIG.max_response_tokens - num_tokens(b.history) - 1),
-          probe=True,
-        ),
-      )
-      for b in self.open
+    return [
+      (boundary, dataclasses.replace(insertion, probe=True))
+      for boundary, insertion in super().take()
     ]
-    self.open.clear()
-    return answers
 
 
-class LongHook(between_test.Hook):
+class OneHook(between_test.Hook):
   def session(self, changed):
-    self.sessions.append(LongSession(""))
+    self.sessions.append(OneSession(self.text))
     return self.sessions[-1]
 
 
-@pytest.fixture(scope="module", params=[1, -1], ids=["words", "brevity"])
+def num_retrieved(sample):
+  return sum(kind is TokenKind.RETRIEVED for kind, _ in sample.segments)
+
+
+@pytest.fixture(scope="module", params=[1, -1], ids=["helps", "hurts"])
 def updated(request):
-  """An update in which an inserted text costs the policy most of its words."""
+  """An update whose reward is the number of inserted texts, or the opposite."""
   sign = request.param
   engine = RolloutEngine(
     CONFIG,
     TOKENIZER,
     vocab_size=len(TOKENIZER),
     tools={"search": tag_world.EchoTool()},
-    between_steps=LongHook(),
+    between_steps=OneHook(),
   )
   trainer = Trainer(
     engine,
@@ -151,7 +141,7 @@ def updated(request):
     algorithm=dataclasses.replace(
       ALGORITHMS["rapo_effect"], plan=Plan(hybrid=True)
     ),
-    reward=rewards.reward(lambda sample: sign * num_tokens(sample.policy_text)),
+    reward=rewards.reward(lambda sample: sign * num_retrieved(sample)),
   )
   policy = tag_world.make_policy(len(TOKENIZER))
   state = init_train_state(policy, OptimizerConfig())
@@ -169,10 +159,10 @@ def test_a_step_that_is_known_to_hurt_or_help_does(updated):
     if e.outcome == "hit"
   ]
   assert len(effects) > 2
-  assert all(effect is not None and sign * effect < 0 for effect in effects)
+  assert effects == [sign] * len(effects)
   assert row["retrieval/num_probed"] == len(effects)
-  assert row["retrieval/effect"] == pytest.approx(np.mean(effects))
-  assert row["retrieval/effect_positive"] == (sign < 0)
+  assert row["retrieval/effect"] == sign
+  assert row["retrieval/effect_positive"] == (sign > 0)
 
 
 def test_an_update_says_what_its_probes_took(updated):
