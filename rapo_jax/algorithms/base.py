@@ -66,6 +66,8 @@ class Signals:
     policy_steps: steps that the policy wrote.
     retrieved: steps that were inserted.
     retrieval_rewards: Z_ret (Eq. 7).
+    retrieval_effects: of retrieved steps, the reward with the step less that
+      without it; NaN where none was measured (`RetrievalConfig.probe_share`).
     step_rewards: the outcome reward on the last policy step, 0 elsewhere.
     malformed: steps whose call could not be parsed.
     anchors: id of what a policy step answers: of the segment before it, which
@@ -89,6 +91,7 @@ class Signals:
   policy_steps: Bool[Array, "B S"]
   retrieved: Bool[Array, "B S"]
   retrieval_rewards: Float[Array, " B"]
+  retrieval_effects: Float[Array, "B S"]
   step_rewards: Float[Array, "B S"]
   malformed: Bool[Array, "B S"]
   anchors: Int[Array, "B S"]

@@ -54,6 +54,7 @@ from rapo_jax.training.experience import (
   score_trajectories,
 )
 from rapo_jax.training.packing import PackedBatch, pack, packed_columns
+from rapo_jax.training.probes import probe_numbers, scored_with_effects
 from rapo_jax.training.repetition import repetitive_fraction
 from rapo_jax.training.stored_groups import fresh_groups, replayed
 from rapo_jax.training.update import (
@@ -98,7 +99,7 @@ class Sampled(NamedTuple):
   Attributes:
     queries: the query of each group id.
     trajectories: of all groups.
-    scores: of the trajectories, with those of a filter; None if not known.
+    scores: of the trajectories.
     stats: of all rollouts together.
     rounds: rollouts that were made.
     dropped: groups that were rolled out and are not trained on.
@@ -108,7 +109,7 @@ class Sampled(NamedTuple):
 
   queries: list[Query]
   trajectories: list[Trajectory]
-  scores: list[rewards.Score] | None
+  scores: list[rewards.Score]
   stats: RolloutStats
   rounds: int = 1
   dropped: int = 0
@@ -241,8 +242,7 @@ class Trainer:
       max_steps=self._rollout.max_steps,
       max_response_tokens=self._rollout.max_response_tokens,
       algorithm=self._algorithm,
-      scores=sampled.scores
-      or self._scores(sampled.trajectories, sampled.queries),
+      scores=sampled.scores,
     )
     rolled_out = time.perf_counter()
     history: list[UpdateMetrics] = []
@@ -254,6 +254,7 @@ class Trainer:
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)
     report = summarise(experience, sampled.stats, history)
+    report |= probe_numbers(experience.trajectories, sampled.stats)
     report |= {
       f"budget/{name}": value
       for name, value in sampled.budget._asdict().items()
@@ -315,19 +316,22 @@ class Trainer:
     drawn = replay.drawn(store, wanted, rng) if replay else []
     if not drawn:
       return sampled
-    scores = self._scores(sampled.trajectories, sampled.queries)
-    groups = _groups(sampled.queries, sampled.trajectories, scores)
+    groups = _groups(sampled.queries, sampled.trajectories, sampled.scores)
     groups += [_Group(g.content.query, replayed(g)) for g in drawn]
     # So that each minibatch has its share.
     groups = [groups[i] for i in rng.permutation(len(groups))]
     joined = _joined(groups, [sampled.stats], dropped=0)
     return joined._replace(replayed=len(drawn), budget=sampled.budget)
 
-  def _scores(
+  def _scored(
     self, trajectories: Sequence[Trajectory], queries: Sequence[Query]
-  ) -> list[rewards.Score]:
-    return score_trajectories(
-      trajectories, queries, self._tokenizer, self._reward, self._tag_set
+  ) -> tuple[list[Trajectory], list[rewards.Score]]:
+    """Trajectories with the effects of their retrievals, and their scores."""
+    return scored_with_effects(
+      trajectories,
+      lambda chosen: score_trajectories(
+        chosen, queries, self._tokenizer, self._reward, self._tag_set
+      ),
     )
 
   def _batches(
@@ -390,9 +394,9 @@ class Trainer:
     resample = self._algorithm.plan.resample
     if resample is None:
       trajectories, stats = self._roll_out(model, queries, prompts, update, 0)
-      return Sampled(
-        [*queries], trajectories, None, stats, budget=budget_of(trajectories)
-      )
+      budget = budget_of(trajectories)
+      trajectories, scores = self._scored(trajectories, queries)
+      return Sampled([*queries], trajectories, scores, stats, budget=budget)
     wanted = len(queries)
     rounds = resample.max_rounds if more is not None else 1
     kept: list[_Group] = []
@@ -406,7 +410,7 @@ class Trainer:
       )
       all_stats.append(stats)
       budget = budget.plus(budget_of(trajectories))
-      scores = self._scores(trajectories, queries)
+      trajectories, scores = self._scored(trajectories, queries)
       groups = _groups(queries, trajectories, scores)
       dead: list[_Group] = []
       for group in groups:

@@ -145,6 +145,7 @@ def _signals(
     policy_steps=jnp.asarray(policy),
     retrieved=jnp.asarray(none),
     retrieval_rewards=jnp.zeros(rows),
+    retrieval_effects=jnp.full((rows, steps), jnp.nan),
     step_rewards=jnp.asarray(step_rewards, jnp.float64),
     malformed=jnp.asarray(none),
     anchors=jnp.asarray(anchors),
