@@ -93,7 +93,8 @@ class TrajectoryRecord:
       `rewards.Score.record`.
     segments: in order.
     events: tool calls and retrievals in order, as JSON objects with `type`
-      "tool" or "retrieval" and `step_id`.
+      "tool" or "retrieval" and `step_id`. A retrieval that was probed has
+      `effect`: the reward less that of the trajectory without the step.
     source: name of the agent that wrote it; None if the file says it.
     training: what training made of it; None for one that was not trained on.
   """
@@ -255,7 +256,7 @@ def event_to_json(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
       "status": str(event.status),
       "seconds": event.seconds,
     }
-  return {
+  content = {
     "type": "retrieval",
     "step_id": event.step_id,
     "outcome": event.outcome,
@@ -265,6 +266,8 @@ def event_to_json(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
     "source": event.source,
     "answers": event.answers,
   }
+  # Few are measured.
+  return content if event.effect is None else content | {"effect": event.effect}
 
 
 def event_from_json(content: Mapping[str, Any]) -> ToolEvent | RetrievalEvent:

@@ -99,6 +99,8 @@ class RetrievalEvent:
     trace_id: id of the trace in its buffer.
     source: name of the off-policy agent that wrote the trace.
     answers: whether what was retrieved holds an answer, which it can leak.
+    effect: reward of the trajectory less that of its twin, which goes on from
+      the same prefix without this step; None for one that was not probed.
   """
 
   step_id: int
@@ -108,6 +110,7 @@ class RetrievalEvent:
   trace_id: int | None = None
   source: str | None = None
   answers: bool = False
+  effect: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +149,10 @@ class Trajectory:
       for one that began at the prompt by itself.
     shared_steps: first steps that were copied from the parent.
     source: who wrote it. Another agent's has no log-probabilities.
+    twins: this trajectory sampled once more from a boundary on, each time
+      without one retrieved step, by the order of these steps. The step that a
+      twin does without has the id `shared_steps` of the twin. Nobody trains on
+      them.
   """
 
   tokens: Int[np.ndarray, " T"]
@@ -164,6 +171,7 @@ class Trajectory:
   parent: int | None = None
   shared_steps: int = 0
   source: Source = Source.POLICY
+  twins: tuple[Trajectory, ...] = ()
 
   @property
   def policy_mask(self) -> Bool[np.ndarray, " T"]:

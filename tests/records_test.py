@@ -91,6 +91,16 @@ def test_what_is_written_is_read_again():
   }
 
 
+def test_the_effect_of_a_retrieval_is_written_where_it_was_measured():
+  for effect in (-0.5, 0.0, None):
+    event = RetrievalEvent(1, "hit", 0.5, effect=effect)
+    content = records.event_to_json(event)
+    assert content.get("effect", "none") == (
+      "none" if effect is None else effect
+    )
+    assert records.event_from_json(content) == event
+
+
 def test_a_line_says_its_version_first():
   assert next(iter(record().to_json().items())) == ("version", records.VERSION)
 

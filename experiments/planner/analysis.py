@@ -549,6 +549,11 @@ def _notes(
       f"{algorithm.label} rolls out up to {algorithm.plan.resample.max_rounds} "
       "times before an update: one rollout is counted"
     )
+  if algorithm and algorithm.plan.teacher == "all":
+    notes.append(
+      f"{algorithm.label} trains without rollouts: those that are shown are of "
+      "evaluation"
+    )
   if topology.compiled_for == "cpu":
     is_gpu = topology.chip != "cpu"
     notes.append(

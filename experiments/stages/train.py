@@ -474,6 +474,7 @@ class _Questions:
     config: the experiment.
     task: whose questions they are.
     run: whose seed shuffles them.
+    asks: says which are trained on; others are passed over.
     at: where they go on.
 
   Attributes:
@@ -485,8 +486,10 @@ class _Questions:
     config: ExperimentConfig,
     task: OpenedTask,
     run: Run,
+    asks: Callable[[Query], bool],
     at: order.Place,
   ):
+    self._asks = asks
     self._seed = config.data.seed + run.seed
     self._task = task
     self.at = at
@@ -494,8 +497,12 @@ class _Questions:
   def take(self, count: int) -> tuple[list[Query], list[np.ndarray]]:
     """The next questions with their prompts."""
     train = self._task.train
-    chosen, self.at = order.take(self._seed, self.at, count, len(train))
-    queries = [train[i] for i in chosen]
+    queries: list[Query] = []
+    while len(queries) < count:
+      chosen, self.at = order.take(
+        self._seed, self.at, count - len(queries), len(train)
+      )
+      queries += [train[i] for i in chosen if self._asks(train[i])]
     return queries, [self._task.prompt(query) for query in queries]
 
 
@@ -519,9 +526,8 @@ def _try_update(
   """
   update = config.train.num_updates
   at = _batch_place(config, task, update)
-  queries, prompts = _Questions(config, task, run, at).take(
-    trainer.num_fresh(())
-  )
+  questions = _Questions(config, task, run, trainer.asks, at)
+  queries, prompts = questions.take(trainer.num_fresh(()))
   # A copy: the state is donated.
   with health.finite_rollout(f"trial update of {run.task} {run.name}"):
     trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
@@ -548,7 +554,7 @@ def _update(
   at = _batch_place(config, task, int(totals.pop("batches", update)))
   if "data/epoch" in totals:
     at = order.Place(int(totals["data/epoch"]), int(totals["data/position"]))
-  questions = _Questions(config, task, run, at)
+  questions = _Questions(config, task, run, trainer.asks, at)
   count = trainer.num_fresh(store)
   where = f"update {update + 1} of {run.task} {run.name}"
   with compilations() as compiled, health.finite_rollout(where):
@@ -628,8 +634,9 @@ def _watch(
   except RuntimeError:
     writer.write(number, row)
     raise
-  if number == 1:
-    note(f"{run.task} {run.name}: {health.first_update_text(row)}")
+  first = health.first_update_text(row) if number == 1 else ""
+  if first:
+    note(f"{run.task} {run.name}: {first}")
   for alert in alerts:
     if alert.show:
       note(f"warning: {run.task} {run.name}: {alert.describe()}")
@@ -658,7 +665,8 @@ def _stop_if_broken(
     RuntimeError: names the rule, the figures and the remedy.
   """
   where = f"update {number} of {run.task} {run.name}"
-  gap = row["mismatch/abs_log_prob_mean"]
+  # Not there where nothing was rolled out.
+  gap = row.get("mismatch/abs_log_prob_mean", 0.0)
   # Not `gap > limit`: NaN has to stop the run too.
   if not gap <= config.train.stop_mismatch:
     raise RuntimeError(
@@ -696,7 +704,11 @@ def _stop_if_broken(
 
 
 def _describe(run: Run, row: dict[str, Any]) -> str:
-  text = f"{run.task} {run.name} train accuracy {row['reward/accuracy']:.2f}"
+  text = f"{run.task} {run.name} "
+  if "reward/accuracy" in row:
+    text += f"train accuracy {row['reward/accuracy']:.2f}"
+  else:
+    text += f"loss {row['loss']:.3f}"
   if "eval/accuracy" in row:
     text += f", held-out {row['eval/accuracy']:.2f}"
   return text

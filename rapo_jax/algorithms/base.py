@@ -66,6 +66,8 @@ class Signals:
     policy_steps: steps that the policy wrote.
     retrieved: steps that were inserted.
     retrieval_rewards: Z_ret (Eq. 7).
+    retrieval_effects: of retrieved steps, the reward with the step less that
+      without it; NaN where none was measured (`RetrievalConfig.probe_share`).
     step_rewards: the outcome reward on the last policy step, 0 elsewhere.
     malformed: steps whose call could not be parsed.
     anchors: id of what a policy step answers: of the segment before it, which
@@ -89,6 +91,7 @@ class Signals:
   policy_steps: Bool[Array, "B S"]
   retrieved: Bool[Array, "B S"]
   retrieval_rewards: Float[Array, " B"]
+  retrieval_effects: Float[Array, "B S"]
   step_rewards: Float[Array, "B S"]
   malformed: Bool[Array, "B S"]
   anchors: Int[Array, "B S"]
@@ -208,7 +211,8 @@ class Plan:
     forks: which rollouts of a group begin as copies of others; None for none.
     replay: groups of earlier updates in place of new rollouts; None for none.
     teacher: rows of a group that another agent wrote, where there are any;
-      None for none.
+      None for none. "all": nothing is rolled out. Only questions are asked on
+      which there is a row, and rows come again until the group is full.
 
   Raises:
     InputError: rollouts would both retrieve and fork, or a field is not known.
@@ -226,7 +230,7 @@ class Plan:
   resample: Resample | None = None
   forks: ForkRule | None = None
   replay: Replay | None = None
-  teacher: int | None = None
+  teacher: int | Literal["all"] | None = None
 
   def __post_init__(self) -> None:
     if self.hybrid and self.forks is not None:
@@ -240,9 +244,10 @@ class Plan:
         f"{self.replay!r} and {self.resample!r}: leave one of them out."
       )
     others = (self.hybrid, self.resample, self.forks, self.replay)
-    if self.teacher is not None and (self.teacher < 1 or any(others)):
+    few = isinstance(self.teacher, int) and self.teacher < 1
+    if self.teacher is not None and (few or any(others)):
       raise InputError(
-        "a plan's teacher is at least 1 row beside plain rollouts, got "
+        "a plan's teacher is at least 1 row beside plain rollouts, or all, got "
         f"{self.teacher} with {self!r}: leave one of them out."
       )
     for name, config in (

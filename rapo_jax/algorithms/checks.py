@@ -213,6 +213,7 @@ def _signals() -> Signals:
     policy_steps=jnp.asarray(~retrieved),
     retrieved=jnp.asarray(retrieved),
     retrieval_rewards=jnp.asarray([0, 0, 0.3, 0, 0, 0], jnp.float32),
+    retrieval_effects=jnp.asarray(np.where(retrieved, 0.5, np.nan)),
     step_rewards=jnp.asarray(step_rewards),
     malformed=jnp.zeros((6, 3), bool),
     anchors=jnp.asarray(np.where(retrieved, -1, anchors)),

@@ -1,8 +1,11 @@
 """Supervised learning of another agent's trajectories.
 
-`-log p` of the tokens that the agent wrote, averaged over tokens. Rewards and
-the policy's own rollouts are not read: a group holds rows of the agent alone.
-LUFFY's multi-task baseline adds this loss to GRPO's.
+`-log p` of the tokens that the agent wrote, averaged over the tokens of a
+minibatch, with `p` at the temperature of the rollouts. Rewards are not read and
+nothing is rolled out: a group holds rows of the agent alone. A group has as
+many rows as one of the other methods. Where the agent has fewer trajectories
+they come again, so that each question counts as much. RAPO's paper names this
+baseline; LUFFY's multi-task baseline adds the loss to GRPO's.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rapo_jax.algorithms.base import Signals, TokenLoss
+from rapo_jax.algorithms.base import Algorithm, Plan, Signals, TokenLoss
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.trajectory import Source
 
@@ -36,10 +39,22 @@ def token_loss(
   return -columns["advantages"] * log_probs
 
 
-LOSS = TokenLoss(token_loss, ("advantages",))
-CHANGES = {
-  "retrieval_coef": 0.0,
-  "shaping_coef": 0.0,
-  "aggregation": "token",
-  "aggregation_length": None,
-}
+ALGORITHM = Algorithm(
+  name="sft",
+  label="SFT",
+  description="Supervised learning of another agent's trajectories.",
+  plan=Plan(teacher="all"),
+  advantages=advantages,
+  loss=TokenLoss(token_loss, ("advantages",)),
+  changes={
+    "retrieval_coef": 0.0,
+    "shaping_coef": 0.0,
+    "aggregation": "token",
+    "aggregation_length": None,
+    "kl_coef": 0.0,
+    "entropy_coef": 0.0,
+    "length_limit": "keep",
+  },
+  colour="#5c5340",
+  dark_colour="#cfc3a6",
+)

@@ -51,10 +51,13 @@ class Insertion:
     event: what happened. If the text has no room, its outcome becomes
       "no_room" and nothing is inserted.
     text: that is inserted as a retrieved step, tags included; "" for none.
+    probe: whether the trajectory is sampled once more from here on, without
+      this text (`Trajectory.twins`). Nothing else changes by it.
   """
 
   event: RetrievalEvent
   text: str = ""
+  probe: bool = False
 
 
 @runtime_checkable

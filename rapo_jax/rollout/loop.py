@@ -67,6 +67,9 @@ class _Sequence:
   shared_steps: int = 0
   cuts: list[_Cut] = dataclasses.field(default_factory=list)
   uncertainties: list[float] = dataclasses.field(default_factory=list)
+  # Before inserted steps that a twin is to do without; and of a twin, whose.
+  probes: list[_Cut] = dataclasses.field(default_factory=list)
+  original: _Sequence | None = None
 
   @property
   def num_cuts(self) -> int:
@@ -76,22 +79,32 @@ class _Sequence:
   def prompt_length(self) -> int:
     return len(self.request.prompt_tokens)
 
-  def cut(self) -> None:
-    """Notes that it can be forked where it stands."""
-    self.cuts.append(_Cut(self.length, len(self.segments), self.episode.copy()))
+  def cut(self) -> _Cut:
+    """The sequence as it stands, for others that begin as it did."""
+    return _Cut(self.length, len(self.segments), self.episode.copy())
 
   def become(self, parent: _Sequence, fork: Fork) -> None:
     """Takes over the first steps of another one, or its prompt alone."""
     if fork.parent is None or not fork.steps:
       self.append(TokenKind.PROMPT, -1, self.prompt_length)
     else:
-      cut = parent.cuts[fork.steps - 1]
-      self.length = cut.length
-      self.segments = parent.segments[: cut.segments]
+      self.take_over(parent, parent.cuts[fork.steps - 1])
       self.cuts = parent.cuts[: fork.steps]
       self.uncertainties = parent.uncertainties[: fork.steps]
-      self.episode = cut.episode.copy()
     self.parent, self.shared_steps = fork.parent, fork.steps
+
+  def twin(self, cut: _Cut) -> _Sequence:
+    """The sequence once more, from a cut on."""
+    twin = _Sequence(self.request, self.number, cut.episode, original=self)
+    twin.take_over(self, cut)
+    twin.parent, twin.shared_steps = self.request.index, cut.episode.step_id
+    return twin
+
+  def take_over(self, parent: _Sequence, cut: _Cut) -> None:
+    """Begins as another one did up to a cut."""
+    self.length = cut.length
+    self.segments = parent.segments[: cut.segments]
+    self.episode = cut.episode.copy()
 
   def append(self, kind: TokenKind, step_id: int, count: int) -> None:
     self.length += count
@@ -103,7 +116,7 @@ class _Sequence:
 
 
 class _Cut(NamedTuple):
-  """A sequence behind an observation, where others can be forked from it."""
+  """A sequence behind an observation, where others can begin as it did."""
 
   length: int
   segments: int
@@ -180,6 +193,9 @@ class Loop:
     self._active: set[int] = set()
     self._contents: Contents | None = None
     self._finished: dict[int, Trajectory] = {}
+    self._twins: dict[int, list[Trajectory]] = collections.defaultdict(list)
+    self._begun_twins: list[_Copy] = []
+    self._num_open = 0
     self._calls = calls
     self._between = between
     self._forks = forks
@@ -206,12 +222,14 @@ class Loop:
       self._later.extend(self._make_families(self._forks, sequences))
     ready: list[_Sequence] = []
     copies: list[_Copy] = []
-    while len(self._finished) < len(requests):
+    self._num_open = len(requests)
+    while self._num_open:
       waiting.extend(self._begin_families())
       self._admit(waiting)
       ready += self._collect_tools() + self._collect_insertions()
       released, started = self._grow()
-      ready, copies = ready + released, copies + started
+      ready, copies = ready + released, copies + started + self._begun_twins
+      self._begun_twins = []
       if self._hold(len(ready) + len(copies)):
         continue
       if ready:
@@ -226,7 +244,12 @@ class Loop:
     self._stats.seconds = time.perf_counter() - began
     if self._between is not None:
       self._stats.retrieval_busy_seconds = self._between.busy_seconds
-    return [self._finished[i] for i in range(len(requests))], self._stats
+    return [self._with_twins(i) for i in range(len(requests))], self._stats
+
+  def _with_twins(self, number: int) -> Trajectory:
+    """A finished trajectory, with its twins by the step that they lack."""
+    twins = sorted(self._twins[number], key=lambda twin: twin.shared_steps)
+    return dataclasses.replace(self._finished[number], twins=tuple(twins))
 
   # Admission.
 
@@ -292,13 +315,15 @@ class Loop:
     progress = self._programs.decode()
     if not progress.active[list(self._active)].all():
       self._contents = self._programs.contents()
-    self._stats.decode_seconds += time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    self._stats.decode_seconds += seconds
     called: list[_Sequence] = []
-    most = 0
+    most = total = of_twins = 0
     for slot in sorted(self._active):
       sequence = self._slot(slot)
       count = int(progress.lengths[slot]) - sequence.length
-      self._stats.sampled_tokens += count
+      total += count
+      of_twins += count if sequence.original is not None else 0
       most = max(most, count)
       if progress.active[slot]:
         sequence.length += count
@@ -306,6 +331,9 @@ class Loop:
         self._stopped(sequence, count, int(progress.automaton[slot]))
         if sequence.call is not None:
           called.append(sequence)
+    self._stats.sampled_tokens += total
+    self._stats.twin_tokens += of_twins
+    self._stats.twin_seconds += seconds * of_twins / max(total, 1)
     self._stats.decode_positions += most * len(self._slots)
     self._dispatch(called)
 
@@ -433,7 +461,7 @@ class Loop:
     sequence.append(TokenKind.OBSERVATION, step_id, len(ids))
     sequence.piece = ids
     if sequence.family is not None:
-      sequence.cut()
+      sequence.cuts.append(sequence.cut())
     return True
 
   # Forks.
@@ -563,8 +591,11 @@ class Loop:
           now = time.monotonic()
           sequence.episode.deadline = now + self._config.trajectory_timeout_s
           self._active.add(sequence.slot)
-          self._stats.forks += 1
-          self._stats.shared_tokens += sequence.response_tokens
+          if sequence.original is not None:
+            self._stats.twins += 1
+          else:
+            self._stats.forks += 1
+            self._stats.shared_tokens += sequence.response_tokens
       began = time.perf_counter()
       self._programs.fork(*arrays)
       self._stats.cache_seconds += time.perf_counter() - began
@@ -608,6 +639,9 @@ class Loop:
     if len(ids) >= self._room(sequence):
       episode.insert(dataclasses.replace(insertion.event, outcome="no_room"))
       return
+    if insertion.probe and sequence.original is None:
+      sequence.probes.append(sequence.cut())
+      self._num_open += 1
     sequence.append(TokenKind.RETRIEVED, episode.step_id, len(ids))
     sequence.piece = sequence.piece + ids
     episode.insert(insertion.event, decode(self._setup.tokenizer, ids))
@@ -663,7 +697,7 @@ class Loop:
     version = None
     if self._between is not None and request.hybrid:
       version = self._between.version
-    self._finished[sequence.number] = Trajectory(
+    trajectory = Trajectory(
       tokens=contents.tokens[slot, :length].copy(),
       kinds=kinds,
       step_ids=step_ids,
@@ -681,8 +715,27 @@ class Loop:
       shared_steps=sequence.shared_steps,
     )
     sequence.ended = True
+    self._num_open -= 1
+    if sequence.original is None:
+      self._finished[sequence.number] = trajectory
+    else:
+      self._twins[sequence.number].append(trajectory)
     if sequence.family is None or not sequence.family.room:
       self._slots[slot] = None
+    self._begin_twin(sequence)
+
+  def _begin_twin(self, ended: _Sequence) -> None:
+    """Starts the next twin of a trajectory, in its slot.
+
+    Those that leave out a later step come first. So the slot still holds the
+    prefix of the others, and nothing runs through the model twice.
+    """
+    original = ended.original or ended
+    if original.probes:
+      twin = original.twin(original.probes.pop())
+      twin.slot = ended.slot
+      self._slots[twin.slot] = twin
+      self._begun_twins.append(_Copy(twin, twin.slot))
 
   def _slot(self, slot: int) -> _Sequence:
     sequence = self._slots[slot]

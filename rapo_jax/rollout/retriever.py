@@ -29,6 +29,9 @@ from rapo_jax.trajectory import RetrievalEvent
 
 Owner = TypeVar("Owner")
 
+# Apart from the draws whether to retrieve, and of noise.
+_PROBE_STREAM = 2
+
 
 @dataclasses.dataclass(eq=False)
 class Question(Generic[Owner]):
@@ -250,14 +253,19 @@ class RetrievalSession:
     Raises:
       Exception: a bug of the encoder or the index, as the buffer raised it.
     """
-    return [(b, _insertion(b, found)) for b, found in self._retriever.take()]
+    return [
+      (b, _insertion(b, found, self._config.probe_share))
+      for b, found in self._retriever.take()
+    ]
 
   def close(self) -> None:
     """Forgets what is still open."""
     self._retriever.close()
 
 
-def _insertion(boundary: Boundary, found: Hit | Miss | Failed) -> Insertion:
+def _insertion(
+  boundary: Boundary, found: Hit | Miss | Failed, probe_share: float
+) -> Insertion:
   if not isinstance(found, Hit):
     name = "miss"
     if isinstance(found, Failed):
@@ -272,4 +280,9 @@ def _insertion(boundary: Boundary, found: Hit | Miss | Failed) -> Insertion:
     source=found.trace.source,
     answers=found.answers,
   )
-  return Insertion(event, f"<retrieve>{found.text}</retrieve>")
+  draw = np.random.default_rng([*boundary.key, _PROBE_STREAM])
+  return Insertion(
+    event,
+    f"<retrieve>{found.text}</retrieve>",
+    probe=bool(draw.random() < probe_share),
+  )

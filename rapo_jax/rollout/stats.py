@@ -27,6 +27,10 @@ class RolloutStats:
     forks: trajectories that began as copies of others.
     shared_tokens: tokens behind the prompt that they were given by copies, and
       nothing ran through the model for.
+    twins: trajectories that were sampled once more without a retrieved step.
+    twin_tokens: written by the policy in them; part of `sampled_tokens`.
+    twin_seconds: time in which the device sampled them, by their share of the
+      tokens of each chunk; part of `decode_seconds`.
     tools: what became of the calls of each tool, by name.
   """
 
@@ -42,6 +46,9 @@ class RolloutStats:
   cache_positions: int = 0
   forks: int = 0
   shared_tokens: int = 0
+  twins: int = 0
+  twin_tokens: int = 0
+  twin_seconds: float = 0.0
   tools: dict[str, ToolStats] = dataclasses.field(default_factory=dict)
 
   def numbers(self) -> dict[str, float]:

@@ -100,6 +100,8 @@ class AgentRows:
     prompt: Int[np.ndarray, " P"],
     count: int,
     rng: np.random.Generator,
+    *,
+    fill: bool = False,
   ) -> list[Trajectory]:
     """Trajectories of a question, uniformly and each once.
 
@@ -108,12 +110,16 @@ class AgentRows:
       prompt: its tokens.
       count: most that are wanted.
       rng: of the seed, update and question.
+      fill: whether they come again, in the same order, up to `count`.
 
     Returns:
       As many as there are, up to `count`; their places are to be set.
     """
     own = self._rows.get(query_id, [])
-    chosen = rng.permutation(len(own))[:count]
+    chosen = rng.permutation(len(own))
+    if fill and own:
+      chosen = np.resize(chosen, count)
+    chosen = chosen[:count]
     return [self._trajectory(query_id, prompt, own[i]) for i in chosen]
 
   def _response(self, steps: Sequence[tuple[str, str]]) -> _Response:

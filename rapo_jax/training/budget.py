@@ -15,8 +15,9 @@ class Budget(NamedTuple):
   """What was sampled for an update, trained on or not.
 
   Attributes:
-    rollouts: trajectories that the policy sampled.
-    generated_tokens: tokens that it sampled; those before a fork count once.
+    rollouts: trajectories that the policy sampled, twins too.
+    generated_tokens: tokens that it sampled; those before a fork, or that a
+      twin shares, count once.
     tool_calls: calls that it made, malformed ones too.
   """
 
@@ -34,7 +35,12 @@ def budget_of(trajectories: Iterable[Trajectory]) -> Budget:
 
   Rows of a store or of another agent took nothing.
   """
-  sampled = [t for t in trajectories if t.source is Source.POLICY]
+  sampled = [
+    one
+    for trajectory in trajectories
+    if trajectory.source is Source.POLICY
+    for one in (trajectory, *trajectory.twins)
+  ]
   return Budget(
     len(sampled),
     sum(int(np.sum(own_tokens(t) & t.policy_mask)) for t in sampled),

@@ -200,6 +200,7 @@ class _Steps(NamedTuple):
   rewards: Float[Array, "B S"]
   malformed: Bool[Array, "B S"]
   anchors: Int[Array, "B S"]
+  effects: Float[Array, "B S"]
 
 
 def _steps(
@@ -208,10 +209,11 @@ def _steps(
   counted: Bool[np.ndarray, " B"],
   num_steps: int,
 ) -> _Steps:
-  """Rewards, malformed calls and anchors of the steps."""
+  """Rewards, malformed calls, anchors and effects of the steps."""
   shape = (len(trajectories), num_steps)
   rewards_ = np.zeros(shape, np.float32)
   malformed = np.zeros(shape, bool)
+  effects = np.full(shape, np.nan, np.float32)
   anchors = np.full(shape, -1, np.int32)
   known: dict[tuple[int, bytes], int] = {}
   for row, trajectory in enumerate(trajectories):
@@ -229,7 +231,10 @@ def _steps(
       rewards_[row, last] = values[row]
     for event in trajectory.tool_events:
       malformed[row, event.step_id] |= event.status == "malformed"
-  return _Steps(*map(jnp.asarray, (rewards_, malformed, anchors)))
+    for found in trajectory.retrieval_events:
+      if found.effect is not None:
+        effects[row, found.step_id] = found.effect
+  return _Steps(*map(jnp.asarray, (rewards_, malformed, anchors, effects)))
 
 
 class _Forks(NamedTuple):
@@ -338,6 +343,7 @@ def _advantages(
     policy_steps=has_policy,
     retrieved=is_retrieved,
     retrieval_rewards=retrieval,
+    retrieval_effects=steps_.effects,
     step_rewards=steps_.rewards,
     malformed=steps_.malformed,
     anchors=steps_.anchors,

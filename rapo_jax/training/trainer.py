@@ -54,6 +54,7 @@ from rapo_jax.training.experience import (
   score_trajectories,
 )
 from rapo_jax.training.packing import PackedBatch, pack, packed_columns
+from rapo_jax.training.probes import probe_numbers, scored_with_effects
 from rapo_jax.training.repetition import repetitive_fraction
 from rapo_jax.training.stored_groups import fresh_groups, replayed
 from rapo_jax.training.update import (
@@ -70,13 +71,35 @@ Questions = Callable[[int], tuple[Sequence[Query], Prompts]]
 """Queries and prompts of another round before the same update, from 1 on."""
 
 
+_COUNTS = (
+  "rollout/seconds",
+  "rollout/tool_seconds",
+  "rollout/retrieval_seconds",
+  "rollout/generated_tokens",
+  "rollout/response_tokens",
+  "rollout/tool_calls",
+  "rollout/retrievals",
+  "rollout/retrievals_missed",
+  "rollout/retrievals_failed",
+)
+_OF_ROLLOUTS = (
+  "rollout/",
+  "reward/",
+  "score/",
+  "retrieval/",
+  "groups/live_fraction",
+  "clip_fraction",
+  "mismatch/",
+)
+
+
 class Sampled(NamedTuple):
   """The groups that an update trains on.
 
   Attributes:
     queries: the query of each group id.
     trajectories: of all groups.
-    scores: of the trajectories, with those of a filter; None if not known.
+    scores: of the trajectories.
     stats: of all rollouts together.
     rounds: rollouts that were made.
     dropped: groups that were rolled out and are not trained on.
@@ -86,7 +109,7 @@ class Sampled(NamedTuple):
 
   queries: list[Query]
   trajectories: list[Trajectory]
-  scores: list[rewards.Score] | None
+  scores: list[rewards.Score]
   stats: RolloutStats
   rounds: int = 1
   dropped: int = 0
@@ -163,16 +186,8 @@ class Trainer:
     self._reward = reward
     self._tag_set = tag_set
     self._reference = reference
-    teacher = algorithm.plan.teacher
-    if teacher and (agent_rows is None or teacher >= rollout.num_generations):
-      raise InputError(
-        f"a group of the algorithm {algorithm.name} has {teacher} rows of "
-        f"another agent and further ones of the policy, got a group of "
-        f"{rollout.num_generations} and "
-        f"{'no ' if agent_rows is None else ''}trajectories of an agent: raise "
-        "rollout.num_generations, or hand in agent_rows."
-      )
-    self._agent_rows = agent_rows if teacher else None
+    _check_teacher(algorithm, rollout.num_generations, agent_rows)
+    self._agent_rows = agent_rows if algorithm.plan.teacher else None
 
   def step(
     self,
@@ -199,7 +214,7 @@ class Trainer:
 
     Raises:
       InputError: there are more or fewer queries than the store leaves room
-        for.
+        for. Or one is not to be asked, see `asks`.
     """
     began = time.perf_counter()
     if len(queries) != self.num_fresh(store):
@@ -207,6 +222,13 @@ class Trainer:
         f"an update with {len(store)} stored groups asks "
         f"{self.num_fresh(store)} questions, got {len(queries)}: hand in as "
         "many as num_fresh says."
+      )
+    unasked = [query.query_id for query in queries if not self.asks(query)]
+    if unasked:
+      raise InputError(
+        f"the algorithm {self._algorithm.name} learns from another agent's "
+        f"trajectories alone, and there is none on {', '.join(unasked)!r:.200}"
+        ": hand in questions that `asks` takes."
       )
     sampled = self._sample(state.model, queries, prompts, update, more)
     if store:
@@ -220,8 +242,7 @@ class Trainer:
       max_steps=self._rollout.max_steps,
       max_response_tokens=self._rollout.max_response_tokens,
       algorithm=self._algorithm,
-      scores=sampled.scores
-      or self._scores(sampled.trajectories, sampled.queries),
+      scores=sampled.scores,
     )
     rolled_out = time.perf_counter()
     history: list[UpdateMetrics] = []
@@ -233,6 +254,7 @@ class Trainer:
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)
     report = summarise(experience, sampled.stats, history)
+    report |= probe_numbers(experience.trajectories, sampled.stats)
     report |= {
       f"budget/{name}": value
       for name, value in sampled.budget._asdict().items()
@@ -248,6 +270,19 @@ class Trainer:
     report["update/padding_fraction"] = float(np.mean(padding))
     report["step/seconds"] = time.perf_counter() - began
     return state, experience, report
+
+  def asks(self, query: Query) -> bool:
+    """Whether a question is trained on.
+
+    One on which another agent has no trajectory is not, where all rows of a
+    group are of that agent.
+
+    Args:
+      query: the question.
+    """
+    if self._agent_rows is None or self._algorithm.plan.teacher != "all":
+      return True
+    return query.query_id in self._agent_rows.query_ids
 
   def num_fresh(self, store: Sequence[StoredGroup]) -> int:
     """Questions that an update asks: those that the store does not fill.
@@ -281,19 +316,22 @@ class Trainer:
     drawn = replay.drawn(store, wanted, rng) if replay else []
     if not drawn:
       return sampled
-    scores = self._scores(sampled.trajectories, sampled.queries)
-    groups = _groups(sampled.queries, sampled.trajectories, scores)
+    groups = _groups(sampled.queries, sampled.trajectories, sampled.scores)
     groups += [_Group(g.content.query, replayed(g)) for g in drawn]
     # So that each minibatch has its share.
     groups = [groups[i] for i in rng.permutation(len(groups))]
     joined = _joined(groups, [sampled.stats], dropped=0)
     return joined._replace(replayed=len(drawn), budget=sampled.budget)
 
-  def _scores(
+  def _scored(
     self, trajectories: Sequence[Trajectory], queries: Sequence[Query]
-  ) -> list[rewards.Score]:
-    return score_trajectories(
-      trajectories, queries, self._tokenizer, self._reward, self._tag_set
+  ) -> tuple[list[Trajectory], list[rewards.Score]]:
+    """Trajectories with the effects of their retrievals, and their scores."""
+    return scored_with_effects(
+      trajectories,
+      lambda chosen: score_trajectories(
+        chosen, queries, self._tokenizer, self._reward, self._tag_set
+      ),
     )
 
   def _batches(
@@ -356,9 +394,9 @@ class Trainer:
     resample = self._algorithm.plan.resample
     if resample is None:
       trajectories, stats = self._roll_out(model, queries, prompts, update, 0)
-      return Sampled(
-        [*queries], trajectories, None, stats, budget=budget_of(trajectories)
-      )
+      budget = budget_of(trajectories)
+      trajectories, scores = self._scored(trajectories, queries)
+      return Sampled([*queries], trajectories, scores, stats, budget=budget)
     wanted = len(queries)
     rounds = resample.max_rounds if more is not None else 1
     kept: list[_Group] = []
@@ -372,7 +410,7 @@ class Trainer:
       )
       all_stats.append(stats)
       budget = budget.plus(budget_of(trajectories))
-      scores = self._scores(trajectories, queries)
+      trajectories, scores = self._scored(trajectories, queries)
       groups = _groups(queries, trajectories, scores)
       dead: list[_Group] = []
       for group in groups:
@@ -419,16 +457,14 @@ class Trainer:
       ]
     rows = self._of_agent(queries, prompts, update)
     there = {(row.group_id, row.index) for row in rows}
+    left = [r for r in requests if (r.group_id, r.index) not in there]
+    if not left:
+      return sorted(rows, key=_place), RolloutStats()
     trajectories, stats = self._engine.rollout(
-      model,
-      [r for r in requests if (r.group_id, r.index) not in there],
-      seed=self._seed,
-      update=update,
+      model, left, seed=self._seed, update=update
     )
     if rows:
-      trajectories = sorted(
-        [*trajectories, *rows], key=lambda t: (t.group_id, t.index)
-      )
+      trajectories = sorted([*trajectories, *rows], key=_place)
     return trajectories, stats
 
   def _of_agent(
@@ -438,19 +474,45 @@ class Trainer:
     rows: list[Trajectory] = []
     if self._agent_rows is None:
       return rows
-    last = self._rollout.num_generations - 1
+    size = self._rollout.num_generations
+    teacher = self._algorithm.plan.teacher
+    count = size if teacher == "all" else teacher or 0
     for group, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
       drawn = self._agent_rows.draw(
         query.query_id,
         prompt,
-        self._algorithm.plan.teacher or 0,
+        count,
         np.random.default_rng([self._seed, update, query_number(query)]),
+        fill=teacher == "all",
       )
       rows += [
-        dataclasses.replace(row, group_id=group, index=last - number)
+        dataclasses.replace(row, group_id=group, index=size - 1 - number)
         for number, row in enumerate(drawn)
       ]
     return rows
+
+
+def _check_teacher(
+  algorithm: Algorithm, num_generations: int, agent_rows: AgentRows | None
+) -> None:
+  """Refuses a plan with a teacher that groups have no rows or room for."""
+  teacher = algorithm.plan.teacher
+  if teacher is None:
+    return
+  fits = teacher == "all" or teacher < num_generations
+  if agent_rows is None or not fits:
+    raise InputError(
+      f"a group of the algorithm {algorithm.name} has {teacher} rows of "
+      f"another agent and further ones of the policy, got a group of "
+      f"{num_generations} and "
+      f"{'no ' if agent_rows is None else ''}trajectories of an agent: raise "
+      "rollout.num_generations, or hand in agent_rows."
+    )
+
+
+def _place(trajectory: Trajectory) -> tuple[int, int]:
+  """Group and index, for sorting."""
+  return trajectory.group_id, trajectory.index
 
 
 def _groups(
@@ -574,15 +636,11 @@ def summarise(
 ) -> dict[str, float]:
   """Metrics of one update as a flat dictionary of numbers.
 
-  Those of rollouts and rewards leave out what was not sampled for it.
+  Those of rollouts and rewards leave out what was not sampled for it. Where
+  nothing was, only their counts are there, which are 0.
   """
-  own = np.asarray(
-    [
-      i
-      for i, t in enumerate(experience.trajectories)
-      if t.source is Source.POLICY
-    ],
-    int,
+  own = np.flatnonzero(
+    [t.source is Source.POLICY for t in experience.trajectories]
   )
   trajectories = [experience.trajectories[i] for i in own]
   scores = [experience.scores[i] for i in own]
@@ -610,7 +668,7 @@ def summarise(
   correct = [s.correct for s in scores]
   values = experience.rewards[own][counted]
   scored = [s for s, counts in zip(scores, counted, strict=True) if counts]
-  return {
+  report = {
     **{f"rollout/{k}": value for k, value in stats.numbers().items()},
     "rollout/generated_tokens": policy_tokens,
     "rollout/response_tokens": policy_tokens
@@ -662,6 +720,16 @@ def summarise(
     ),
     "mismatch/abs_log_prob_max": float(first.gap_max),
     **stats.tool_numbers(),
+  }
+  return report if trajectories else _without_rollouts(report)
+
+
+def _without_rollouts(report: dict[str, float]) -> dict[str, float]:
+  """Metrics that say something where nothing was rolled out."""
+  return {
+    name: value
+    for name, value in report.items()
+    if name in _COUNTS or not name.startswith(_OF_ROLLOUTS)
   }
 
 

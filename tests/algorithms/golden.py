@@ -35,7 +35,6 @@ from rapo_jax.algorithms import (
 )
 from rapo_jax.algorithms.aepo import LOSS as AEPO_LOSS
 from rapo_jax.algorithms.luffy import MixedLoss, on_policy_advantages
-from rapo_jax.algorithms.off_policy_sft import LOSS as SFT_LOSS
 from rapo_jax.algorithms.tree_grpo import TreeAdvantages
 from rapo_jax.trajectory import Source, TokenKind
 from tests.algorithms import golden_forks
@@ -146,6 +145,7 @@ def _signals(
     policy_steps=jnp.asarray(policy),
     retrieved=jnp.asarray(none),
     retrieval_rewards=jnp.zeros(rows),
+    retrieval_effects=jnp.full((rows, steps), jnp.nan),
     step_rewards=jnp.asarray(step_rewards, jnp.float64),
     malformed=jnp.asarray(none),
     anchors=jnp.asarray(anchors),
@@ -667,8 +667,8 @@ def _kl(case: Case) -> str | None:
 
 
 def _sft(case: Case) -> str | None:
-  algorithm = dataclasses.replace(ALGORITHMS["grpo"], loss=SFT_LOSS)
-  settings = _settings(algorithm, aggregation="token")
+  algorithm = ALGORITHMS["sft"]
+  settings = _settings(algorithm)
   ones = np.ones(case["in_mask"].shape)
   return _loss(algorithm, settings)(case.replace("in_advantages", ones))
 

@@ -18,6 +18,7 @@ def make(
   trees=None,
   nodes=None,
   sources=None,
+  effects=None,
 ) -> Signals:
   """Trajectories of as many policy steps as they have anchors.
 
@@ -31,6 +32,7 @@ def make(
     trees: of each trajectory; by default one of its own.
     nodes: ids of the steps; by default none is shared.
     sources: of each trajectory; the policy by default.
+    effects: of retrieved steps, NaN for none; by default none was measured.
   """
   rows = len(rewards)
   if anchors is None:
@@ -61,6 +63,10 @@ def make(
     retrieved=jnp.zeros(anchors.shape, bool),
     retrieval_rewards=jnp.asarray(
       np.zeros(rows) if retrieval is None else retrieval, jnp.float32
+    ),
+    retrieval_effects=jnp.asarray(
+      np.full(anchors.shape, np.nan) if effects is None else effects,
+      jnp.float32,
     ),
     step_rewards=jnp.asarray(returns, jnp.float32),
     malformed=jnp.zeros(anchors.shape, bool),

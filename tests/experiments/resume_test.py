@@ -29,7 +29,7 @@ from tests.training.answers import (
   Engine,
 )
 
-METHODS = ("dapo", "rollout_replay", "luffy")
+METHODS = ("dapo", "rollout_replay", "luffy", "sft")
 CONFIG = ExperimentConfig(
   name="test",
   rollout=ROLLOUT,
@@ -186,3 +186,11 @@ def test_the_same_rows_of_an_agent_are_drawn_again(start, tmp_path):
   _, parameters = start(tmp_path / "killed", "luffy")
   assert _column(tmp_path / "killed", "luffy", "groups/agent_rows") == rows
   _same(parameters, expected)
+
+
+def test_questions_without_rows_of_the_agent_are_passed_over(start, tmp_path):
+  whole, _ = start(tmp_path / "whole", "sft")
+  assert whole.calls == []
+  assert _column(tmp_path / "whole", "sft", "groups/agent_rows") == [4] * 4
+  # Two epochs of 12 questions, of which every second one has rows.
+  assert _column(tmp_path / "whole", "sft", "data/epoch") == [0, 0, 0, 1]

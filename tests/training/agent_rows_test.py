@@ -118,6 +118,11 @@ def test_draws_are_uniform_and_come_again():
   # 50 of each are expected.
   assert all(25 < first.count(text) < 80 for text in texts)
   assert rows.draw("x", np.array([1]), 1, np.random.default_rng(0)) == []
+  rng = np.random.default_rng(2)
+  filled = rows.draw("q", np.array([1]), 6, rng, fill=True)
+  again = [row.texts(TOKENIZER)[1][1] for row in filled]
+  assert sorted(again[:4]) == texts
+  assert again[4:] == again[:2]
 
 
 def _trainer(rows, algorithm="luffy"):
@@ -162,9 +167,47 @@ def test_a_question_without_a_trajectory_has_another_rollout():
   assert row["reward/accuracy"] == pytest.approx(1 / 3)
 
 
+def test_groups_of_the_agent_alone_need_no_rollout():
+  trainer = _trainer(_rows({"live1": [STEPS], "live2": [(RIGHT,)]}), "sft")
+  decoder = tiny_decoder(vocab_size=len(TOKENIZER))
+  state = init_train_state(decoder, OptimizerConfig())
+  queries = [
+    dataclasses.replace(QUERY, query_id=name) for name in ("live1", "live2")
+  ]
+  prompts = [np.array([1])] * 2
+  losses = []
+  for update in range(3):
+    state, experience, row = trainer.step(state, queries, prompts, update)
+    losses.append(row["loss"])
+  assert [(t.group_id, t.index) for t in experience.trajectories] == [
+    (0, 0),
+    (0, 1),
+    (1, 0),
+    (1, 1),
+  ]
+  assert row["groups/agent_rows"] == row["budget/leaves"] == 4
+  assert losses[2] < losses[1] < losses[0]
+  # What was not done is 0, and what cannot be said is left out.
+  for name in ("budget/rollouts", "rollout/generated_tokens"):
+    assert row[name] == 0
+  assert not [
+    name
+    for name in row
+    if name.startswith(("reward/", "score/", "mismatch/", "clip_fraction"))
+    or name in ("groups/live_fraction", "rollout/entropy")
+  ]
+  assert trainer.asks(queries[0])
+  other = dataclasses.replace(QUERY, query_id="other")
+  assert not trainer.asks(other)
+  with pytest.raises(InputError, match=r"there is none on 'other'.*`asks`"):
+    trainer.step(state, [queries[0], other], prompts, 3)
+
+
 def test_a_group_needs_both():
   with pytest.raises(InputError, match="no trajectories of an agent"):
     _trainer(None)
+  with pytest.raises(InputError, match="no trajectories of an agent"):
+    _trainer(None, "sft")
   with pytest.raises(InputError, match="teacher is at least 1 row"):
     Plan(teacher=1, hybrid=True)
   with pytest.raises(InputError, match="teacher is at least 1 row"):

@@ -40,6 +40,12 @@ def test_what_is_shared_counts_once():
   assert budget_of([ROOT, afresh]) == Budget(2, 6, 2)
 
 
+def test_twins_count_by_what_they_do_not_share():
+  twin = dataclasses.replace(FORK, index=0)
+  probed = dataclasses.replace(ROOT, twins=(twin, twin))
+  assert budget_of([probed]) == Budget(3, 5, 1)
+
+
 def test_rows_of_others_take_nothing():
   others = [
     dataclasses.replace(ROOT, source=source)

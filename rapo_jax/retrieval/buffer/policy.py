@@ -52,6 +52,9 @@ class RetrievalConfig:
       the one found, in [0, 1].
     granularity: "step" gives the step found, "trajectory" the whole trajectory
       that it is from, once a rollout.
+    probe_share: share of the retrieved steps whose effect is measured, in
+      [0, 1]: their trajectory is sampled once more from there on, without the
+      step (`Trajectory.twins`).
     breaker_failures: failed searches among the last `breaker_window` at which
       no more are tried for a while; at least 1. A search is one batch of
       waiting histories.
@@ -64,6 +67,7 @@ class RetrievalConfig:
   min_reward: float = 0.0
   noise_prob: float = 0.0
   granularity: Literal["step", "trajectory"] = "step"
+  probe_share: float = 0.0
   breaker_failures: int = 4
   breaker_window: int = 8
   breaker_cooldown_s: float = 60.0
@@ -76,7 +80,7 @@ class RetrievalConfig:
     check_numbers(self, "min_similarity", at_least=-1, at_most=1)
     check_numbers(self, "min_reward")
     # 0 gives what was found, 1 always a random trace.
-    check_numbers(self, "noise_prob", at_least=0, at_most=1)
+    check_numbers(self, "noise_prob", "probe_share", at_least=0, at_most=1)
     check_numbers(self, "breaker_cooldown_s", at_least=0, unit="seconds")
     if not 1 <= self.breaker_failures <= self.breaker_window:
       raise InputError(
