@@ -2,8 +2,8 @@
 
 Both kinds come from one policy and one update, so what differs is retrieval. In
 each logged update and question as many rollouts of either kind are compared, in
-the order of their indices, step by step. Steps are those that the agent wrote or
-retrieved; what tools answered is left out.
+the order of their indices, step by step. Steps are those that the agent wrote
+or retrieved; what tools answered is left out.
 """
 
 from __future__ import annotations

@@ -655,17 +655,10 @@ def _diversity(runs: Sequence[Run]) -> dict[str, Any]:
           np.array([one[kind][name] for one in measured])
           for kind in diversity.KINDS
         )
-        gaps = hybrid - plain
-        interval = bootstrap.statistic_interval(
-          len(gaps), lambda picks, gaps=gaps: float(gaps[list(picks)].mean())
-        )
         content[name] = {
           "plain": float(plain.mean()),
           "hybrid": float(hybrid.mean()),
-          "difference": {
-            "mean": float(gaps.mean()),
-            "interval": interval if len(gaps) > 1 else None,
-          },
+          "difference": bootstrap.seed_mean(hybrid - plain),
         }
       found.setdefault(task, {})[method] = content
   return found
