@@ -18,6 +18,7 @@ import numpy as np
 from rapo_jax.errors import InputError
 from rapo_jax.trajectory import (
   RetrievalEvent,
+  Source,
   TokenKind,
   ToolEvent,
   Trajectory,
@@ -37,8 +38,9 @@ class SegmentRecord:
     step_id: its step; -1 for the prompt.
     text: decoded.
     num_tokens: how many tokens; None where the tokens are not known.
-    entropy: mean over a policy segment, in nats; None elsewhere.
-    log_prob: mean over a policy segment; None elsewhere.
+    entropy: mean over a policy segment, in nats; None elsewhere, and for what
+      another agent wrote.
+    log_prob: mean over a policy segment; None as for `entropy`.
   """
 
   kind: str
@@ -65,6 +67,8 @@ class TrainingRecord:
     parent: index of the trajectory that it was forked from; None for one that
       began at the prompt.
     shared_steps: first steps that were copied from it.
+    origin: name of its `trajectory.Source` in small letters: "policy",
+      "replay" or "agent".
   """
 
   update: int
@@ -77,6 +81,7 @@ class TrainingRecord:
   retrieved_fraction: float
   parent: int | None = None
   shared_steps: int = 0
+  origin: str = "policy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +235,9 @@ def _segments(
   found = []
   for segment in trajectory.segments():
     span = slice(segment.start, segment.end)
-    wrote = segment.kind is TokenKind.POLICY
+    wrote = (
+      segment.kind is TokenKind.POLICY and trajectory.source is not Source.AGENT
+    )
     found.append(
       SegmentRecord(
         kind=segment.kind.name.lower(),
@@ -326,6 +333,7 @@ def _training_from_json(content: Mapping[str, Any]) -> TrainingRecord | None:
     "left_out": False,
     "parent": None,
     "shared_steps": 0,
+    "origin": "policy",
     **{
       field.name: content[field.name]
       for field in dataclasses.fields(TrainingRecord)

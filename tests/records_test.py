@@ -1,5 +1,6 @@
 """The JSON form of a trajectory: round trips, versions, what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from rapo_jax.records import (
 from rapo_jax.trajectory import (
   FinishReason,
   RetrievalEvent,
+  Source,
   TokenKind,
   ToolEvent,
   Trajectory,
@@ -46,7 +48,9 @@ def sampled() -> Trajectory:
   )
 
 
-TRAINING = TrainingRecord(5, True, 4, 2, False, 0.5, 0.25, 1 / 3)
+TRAINING = TrainingRecord(
+  5, True, 4, 2, False, 0.5, 0.25, 1 / 3, origin="replay"
+)
 
 
 def record() -> TrajectoryRecord:
@@ -91,6 +95,14 @@ def test_what_is_written_is_read_again():
   }
 
 
+def test_what_another_agent_wrote_has_no_probabilities():
+  agent = dataclasses.replace(sampled(), source=Source.AGENT)
+  found = record_of(
+    agent, Letters(), question="", ground_truth=(), score={"value": 1.0}
+  )
+  assert found.segments[1] == SegmentRecord("policy", 0, "bc", 2)
+
+
 def test_the_effect_of_a_retrieval_is_written_where_it_was_measured():
   for effect in (-0.5, 0.0, None):
     event = RetrievalEvent(1, "hit", 0.5, effect=effect)
@@ -115,7 +127,7 @@ def test_numbers_that_are_not_finite_are_left_empty():
 
 def test_a_record_from_before_versions_is_read():
   old = record().to_json()
-  for name in ("version", "left_out", "buffer_version"):
+  for name in ("version", "left_out", "buffer_version", "origin"):
     del old[name]
   old["ground_truth"] = "so"
   old["score"] = {"value": 1.1, "status": "ok", "f1": 1.0, "answer": "so"}
@@ -132,6 +144,7 @@ def test_a_record_from_before_versions_is_read():
   }
   assert again.training.left_out is False
   assert again.training.buffer_version is None
+  assert again.training.origin == "policy"
 
 
 def test_a_journal_says_its_agent_and_no_training():

@@ -22,6 +22,7 @@ from rapo_jax.records import SegmentRecord, TrajectoryRecord
 BUDGET_BYTES = 2_000_000
 _MAX_TEXT = 4_000
 _GROUPS_PER_UPDATE = 3
+_ORIGINS = {"replay": "replayed", "agent": "another agent's"}
 
 
 def sample_groups(
@@ -119,8 +120,10 @@ def _rollout(row: TrajectoryRecord) -> dict[str, Any]:
       f"a log of training says what each trajectory was worth, and that of "
       f"question {row.query_id!r} does not: remove the line."
     )
+  own = "hybrid" if training.hybrid else "on-policy"
   return {
     "index": row.index,
+    "origin": _ORIGINS.get(training.origin, own),
     "hybrid": training.hybrid,
     "finish": row.finish_reason,
     "version": training.policy_version,

@@ -49,8 +49,9 @@ class PackedBatch(NamedTuple):
   @property
   def padding_fraction(self) -> float:
     """Share of the positions in use that hold no token."""
-    used = self.segment_ids[: int(self.num_microbatches)]
-    return float(np.mean(np.asarray(used) == 0))
+    # Cut on the host: on the device each length would be a program.
+    used = np.asarray(self.segment_ids)[: int(self.num_microbatches)]
+    return float(np.mean(used == 0))
 
 
 def packed_columns(loss: TokenLoss) -> tuple[str, ...]:

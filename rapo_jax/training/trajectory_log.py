@@ -43,5 +43,6 @@ def trajectory_records(
         retrieved_fraction=float(experience.retrieved_fraction[number]),
         parent=trajectory.parent,
         shared_steps=trajectory.shared_steps,
+        origin=trajectory.source.name.lower(),
       ),
     )

@@ -25,7 +25,7 @@
     ["Method", (r) => r.group.method, labelOf],
     ["Seed", (r) => r.group.seed, (v) => v],
     ["Update", (r) => r.group.update, (v) => v],
-    ["Rollout", (r) => !r.rollout.hybrid ? "on-policy"
+    ["Rollout", (r) => !r.rollout.hybrid ? r.rollout.origin
       : uses(r.rollout) ? "hybrid, retrieved" : "hybrid, nothing retrieved",
     (v) => v],
     ["Reward", (r) => r.rollout.class, (v) => ({ right: "right (F1 = 1)",
@@ -78,7 +78,7 @@
         make("span", "", "#" + row.rollout.index),
         make("span", row.rollout.class, number(row.rollout.reward)),
         strip(row.rollout));
-      item.title = row.rollout.hybrid ? "hybrid rollout" : "on-policy rollout";
+      item.title = `${row.rollout.origin} rollout`;
       item.addEventListener("click", () => open(item, row));
       items.push([item, row]);
       list.append(item);
@@ -123,7 +123,7 @@
       fact("advantage", number(rollout.advantage)),
       fact("finish", rollout.finish),
       fact("format", rollout.status),
-      fact("rollout", rollout.hybrid ? "hybrid" : "on-policy"),
+      fact("rollout", rollout.origin),
       rollout.hybrid ? fact("retrieval reward", number(rollout.z, 3)) : null,
       rollout.hybrid ? fact("retrieved tokens",
         number(100 * rollout.retrieved, 0) + " %") : null,
