@@ -33,6 +33,7 @@ _DIAGNOSTICS = (
   ("groups/live_fraction", "Live groups", "share", (0.0, 1.0)),
   ("reward/mean", "Training reward", "mean", None),
   ("retrieval/reward", "Retrieval reward", "mean Z", None),
+  ("retrieval/effect", "Effect of retrieved steps", "mean reward", None),
   ("rollout/retrieved_fraction", "Retrieved tokens", "share", None),
   ("rollout/tool_calls", "Tool calls", "an update", None),
   ("rollout/tool_failures", "Tool calls without success", "an update", None),
