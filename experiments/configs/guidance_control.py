@@ -1,6 +1,6 @@
 """Rules when to retrieve where GRPO takes off by itself.
 
-    python -m experiments.run --config experiments/configs/guidance_control.py \\
+    python -m experiments.run --config guidance_control \\
         --workdir runs/guidance_control
 
 The methods of `guidance.py` on the questions of `testbed_control.py`, where
