@@ -618,7 +618,10 @@ def _stop_if_compiled(
 
 def _monitor(config: ExperimentConfig, run: Run) -> health.Monitor:
   rollout, _ = config.method(run.method)
-  return health.Monitor(config.train.health, retrieves=rollout.num_hybrid > 0)
+  # By a rule it may well be that no question needs guidance.
+  always = config.train.algorithm(run.method).plan.guide is None
+  retrieves = always and rollout.num_hybrid > 0
+  return health.Monitor(config.train.health, retrieves=retrieves)
 
 
 def _watch(
