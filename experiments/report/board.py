@@ -106,16 +106,9 @@ def _row(
       "seeds": {str(seed): value for seed, value in seeds.items()},
       "reached": float(np.mean(reached)),
     }
-  pairs = np.array(
-    [seeds[seed] - others[seed] for seed in seeds if seed in others]
-  )
-  if len(pairs):
-    interval = None
-    if len(pairs) > 1:
-      interval = bootstrap.statistic_interval(
-        len(pairs), lambda chosen: float(pairs[list(chosen)].mean())
-      )
-    row["difference"] = {"mean": float(pairs.mean()), "interval": interval}
+  pairs = [seeds[seed] - others[seed] for seed in seeds if seed in others]
+  if pairs:
+    row["difference"] = bootstrap.seed_mean(pairs)
   return row
 
 

@@ -190,7 +190,7 @@ def _event(event: Mapping[str, Any]) -> dict[str, Any]:
   names = (
     ("tool", "status", "seconds")
     if event["type"] == "tool"
-    else ("similarity", "reward", "trace_id", "source", "answers")
+    else ("similarity", "reward", "trace_id", "source", "answers", "effect")
   )
   return {name: _round(event.get(name)) for name in names}
 

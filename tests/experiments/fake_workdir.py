@@ -149,6 +149,7 @@ def _metrics(directory, rng, method, curve):
     }
     if retrieves:
       row["retrieval/reward"] = 0.3 * skill + rng.normal(0, 0.03)
+      row["retrieval/effect"] = 0.1 * skill
     if update % 5 == 0:
       row["eval/accuracy"] = float(curve[update] + rng.normal(0, 0.02))
     rows.append(row)
@@ -202,7 +203,7 @@ def _retrieval(step_id, outcome):
     "trace_id": 17 if hit else None,
     "source": "off_policy" if hit else None,
     "answers": False,
-  }
+  } | ({"effect": 0.5} if hit else {})
 
 
 def _trajectory(rng, task, method, update, query, index, skill):

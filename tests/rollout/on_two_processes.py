@@ -18,6 +18,7 @@ import numpy as np
 from rapo_jax import retrieval
 from rapo_jax.algorithms.forks import EntropyForks
 from rapo_jax.models import sharding
+from rapo_jax.rollout import RolloutEngine
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.processes import LeaderFailed
 from tests.rollout import tag_world
@@ -148,6 +149,29 @@ def forks_report(mesh):
   }
 
 
+def twins_report(mesh):
+  """Rollouts of which each retrieved step is left out once."""
+  tokenizer = tag_world.make_tokenizer()
+  tool = CountingTool()
+  engine = RolloutEngine(
+    CONFIG,
+    tokenizer,
+    vocab_size=VOCABULARY,
+    tools={tool.name: tool},
+    buffer=AnyBuffer(),
+    retrieval=retrieval.RetrievalConfig(probe_share=1.0),
+    mesh=mesh,
+  )
+  trajectories, stats = roll(engine, tag_world.make_policy(VOCABULARY))
+  twins = [twin for t in trajectories for twin in t.twins]
+  return {
+    "trajectories": described(trajectories),
+    "twins": described(twins),
+    "left_out": [[t.query_id, t.index, t.shared_steps] for t in twins],
+    "counted": [stats.twins, stats.twin_tokens],
+  }
+
+
 def error_of_a_broken_loop(mesh):
   """Type and text of what a rollout raises whose host loop breaks."""
   engine, *_ = make_engine(mesh)
@@ -188,6 +212,7 @@ def main(address, count, index):
     "devices": [jax.local_device_count(), jax.device_count()],
     "rollout": rollout_report(mesh),
     "forks": forks_report(mesh),
+    "twins": twins_report(mesh),
     "update": update_report(mesh),
     "error": error_of_a_broken_loop(mesh),
   }

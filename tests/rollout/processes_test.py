@@ -57,6 +57,14 @@ def test_rollouts_fork_as_on_one_device(reports, one_device):
 
 
 @pytest.mark.slow
+def test_twins_are_those_of_one_device(reports, one_device):
+  expected = one_device["twins"]
+  assert len(expected["left_out"]) > 3
+  for report in reports:
+    assert report["twins"] == expected
+
+
+@pytest.mark.slow
 def test_tools_and_buffer_are_asked_by_the_first_process_alone(
   reports, one_device
 ):

@@ -167,6 +167,10 @@
         add(`entropy ${number(step.before)} → ${number(step.after)},` +
           ` Z = ${number(step.z, 3)}`);
       }
+      if (has(step.effect)) {
+        add(`effect on the reward ${step.effect > 0 ? "+" : ""}` +
+          `${number(step.effect)}`);
+      }
       if (step.answers) add(make("span", "warn", "holds an answer"));
     }
     return make("div", "step k-" + step.kind, head, tagged(step.text));

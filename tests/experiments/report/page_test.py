@@ -109,9 +109,9 @@ def test_shows_every_task_method_and_the_config(page):
     "at 15",
   ):
     assert word in page
-  # Three tasks: three curves and six diagnostics each, a dot chart each, and
+  # Three tasks: three curves and seven diagnostics each, a dot chart each, and
   # the mean: dot chart, curve, three differences. A status chart a method.
-  assert page.count("<figure>") == 3 * (3 + 6 + 1 + 3) + 1 + 1 + 3
+  assert page.count("<figure>") == 3 * (3 + 7 + 1 + 3) + 1 + 1 + 3
 
 
 def test_says_what_is_logged_and_not_that_all_is(page):
@@ -200,6 +200,7 @@ def test_a_retrieved_step_carries_its_event_and_its_effect(runs):
   assert retrieved
   assert {s["source"] for s in retrieved} == {"off_policy"}
   assert all("z" in s for s in retrieved)
+  assert {s["effect"] for s in retrieved} == {0.5}
   assert any(s.get("outcome") == "no_room" for s in steps)
   tools = [s for s in steps if s["kind"] == "observation"]
   assert {(s["tool"], s["status"]) for s in tools} == {("search", "ok")}
