@@ -268,6 +268,11 @@ class Plan:
       object.__setattr__(self, name, changes)
       _check_fields(f"{name} of a plan", changes, config)
 
+  @property
+  def mixes(self) -> bool:
+    """Whether rows may be there that the policy did not sample now."""
+    return self.replay is not None or self.teacher is not None
+
   def rollout(self, config: RolloutConfig) -> RolloutConfig:
     """The rollout of this plan."""
     changes = dict(self.rollout_changes)
