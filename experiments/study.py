@@ -489,10 +489,31 @@ def _run(
   left = _unfinished(command, study, chosen)
   print(f"{len(chosen) - len(left)} of {len(chosen)} cells are finished")
   runner = _Runner(command, study, num_processes)
-  with StopSignal("start it again to go on.") as stop:
+  with (
+    _hold_tasks(command.root, {cell.task for cell in chosen}),
+    StopSignal("start it again to go on.") as stop,
+  ):
     runner.run(left, stop)
   print(f"{len(left)} cells in {time.monotonic() - began:.0f} s")
   return runner.failed
+
+
+@contextlib.contextmanager
+def _hold_tasks(root: pathlib.Path, tasks: set[str]) -> Iterator[None]:
+  """Holds some tasks of a study for this command.
+
+  Raises:
+    flags.ConfigError: another command runs cells of one of them.
+  """
+  with contextlib.ExitStack() as locks:
+    for task in sorted(tasks):
+      name = f"{run_lib.TASK_LOCK}{task}"
+      if not locks.enter_context(run_lib.hold_lock(root, name, wait=False)):
+        raise flags.ConfigError(
+          f"another command runs {task} of the study in {root}: wait for it, "
+          "or choose another --task or --workdir."
+        )
+    yield
 
 
 if __name__ == "__main__":

@@ -283,6 +283,11 @@ class Plan:
     """Whether it takes whole trajectories of another agent."""
     return self.teacher is not None or self.prefixed > 0
 
+  @property
+  def mixes(self) -> bool:
+    """Whether rows may be there that the policy did not sample now."""
+    return self.replay is not None or self.teacher is not None
+
   def rollout(self, config: RolloutConfig) -> RolloutConfig:
     """The rollout of this plan."""
     changes = dict(self.rollout_changes)

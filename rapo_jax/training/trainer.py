@@ -29,7 +29,6 @@ from rapo_jax.algorithms import (
   GuideRule,
   ObjectiveConfig,
   Resample,
-  TokenLoss,
   check_algorithm,
 )
 from rapo_jax.algorithms.replay import StoredGroup
@@ -360,7 +359,9 @@ class Trainer:
   ) -> list[PackedBatch]:
     """The minibatches of an update, with what is scored before its first."""
     loss = self._algorithm.loss
-    batches = minibatches(experience, self._update, self._objective, loss)
+    batches = minibatches(
+      experience, self._update, self._objective, self._algorithm
+    )
     if "proximal_log_probs" not in loss.columns:
       return batches
     with sharding.use_mesh(self._mesh):
@@ -676,7 +677,7 @@ def minibatches(
   experience: Experience,
   update: UpdateConfig,
   objective: ObjectiveConfig,
-  loss: TokenLoss = RAPO.loss,
+  algorithm: Algorithm = RAPO,
 ) -> list[PackedBatch]:
   """Packed batches of `queries_per_minibatch` groups each, in order.
 
@@ -687,14 +688,11 @@ def minibatches(
     experience: all trajectories of an update.
     update: how many groups, rows and tokens a minibatch has.
     objective: how token losses are weighted.
-    loss: whose columns are packed.
+    algorithm: whose columns are packed.
   """
   per_batch = update.queries_per_minibatch
   trajectories = experience.trajectories
-  columns = packed_columns(loss)
-  if any(t.source is not Source.POLICY for t in trajectories):
-    # Metrics leave out what the policy has not sampled for this update.
-    columns = tuple(dict.fromkeys((*columns, "source")))
+  columns = packed_columns(algorithm)
   batches = []
   for first in range(0, update.queries_per_update, per_batch):
     members = [
