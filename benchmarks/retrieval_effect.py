@@ -259,23 +259,22 @@ def cost(
     runs: whose metrics are read.
     retrievals: of these runs, for the mean prefix.
   """
-  rows = [row for run in runs for row in run.rows if "probe/seconds" in row]
+  rows = [
+    row for run in runs for row in run.rows if "retrieval/num_probed" in row
+  ]
 
   def total(name: str) -> float:
     return sum(row[name] for row in rows)
 
   twins = total("retrieval/num_probed")
   generated = total("rollout/generated_tokens")
-  tokens, seconds = total("probe/generated_tokens"), total("probe/seconds")
+  tokens = total("probe/generated_tokens")
   prefix = float(np.mean([one.prefix_tokens for one in retrievals]))
   return {
     "twins": twins,
     "tokens_of_a_twin": round(tokens / twins, 1),
     "tokens": round(tokens / generated, 3),
     "tokens_from_prompt": round((tokens + twins * prefix) / generated, 3),
-    "decode_seconds": round(
-      seconds / (total("rollout/decode_seconds") - seconds), 3
-    ),
   }
 
 
