@@ -77,7 +77,7 @@ from rapo_jax.tasks import load_questions
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3
 """Exit status of a run that ended because it could not learn."""
-_TASK_LOCK = ".lock-"
+TASK_LOCK = ".lock-"
 COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
@@ -395,7 +395,7 @@ def claim_workdir(
   with contextlib.ExitStack() as locks:
     for task in tasks:
       held = locks.enter_context(
-        _lock(workdir, f"{_TASK_LOCK}{task}", wait=False)
+        hold_lock(workdir.root, f"{TASK_LOCK}{task}", wait=False)
       )
       if not held:
         raise flags.ConfigError(
@@ -422,18 +422,18 @@ def _one_at_a_time(
   workdir: Workdir,
 ) -> contextlib.AbstractContextManager[bool]:
   """Waits for other processes that write files of the whole folder."""
-  return _lock(workdir, ".lock", wait=True)
+  return hold_lock(workdir.root, ".lock", wait=True)
 
 
 @contextlib.contextmanager
-def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
-  """Holds a lock file; gives whether it could be had.
+def hold_lock(folder: pathlib.Path, name: str, *, wait: bool) -> Iterator[bool]:
+  """Holds a lock file of a folder; gives whether it could be had.
 
   Raises:
     InputError: the folder cannot be written, or its file system has no locks.
   """
-  with accessing(workdir.root):
-    file = (workdir.root / name).open("a", encoding="utf-8")
+  with accessing(folder):
+    file = (folder / name).open("a", encoding="utf-8")
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -443,7 +443,7 @@ def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
     except OSError as error:
       raise InputError(
         f"two runs must not write one folder, and the file system of "
-        f"{workdir.root} has no locks ({error}): choose a --workdir on a local "
+        f"{folder} has no locks ({error}): choose a --workdir on a local "
         "disk."
       ) from error
     yield held
@@ -452,10 +452,10 @@ def _lock(workdir: Workdir, name: str, *, wait: bool) -> Iterator[bool]:
 def _refuse_others(workdir: Workdir, tasks: list[str]) -> None:
   """Refuses to change the config that another process works with."""
   for path in workdir.root.iterdir():
-    task = path.name.removeprefix(_TASK_LOCK)
+    task = path.name.removeprefix(TASK_LOCK)
     if task == path.name or task in tasks:
       continue
-    with _lock(workdir, path.name, wait=False) as held:
+    with hold_lock(workdir.root, path.name, wait=False) as held:
       if not held:
         raise flags.ConfigError(
           f"another process works on {task} in {workdir.root} with another "

@@ -33,7 +33,7 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
-from experiments import checks, flags, input_errors, places
+from experiments import checks, diversity, flags, input_errors, places
 from experiments import run as run_lib
 from experiments.arms import Arm, Study, load_study, packaged_studies
 from experiments.dependencies import AGENTS, BUFFER, Fields
@@ -42,6 +42,7 @@ from experiments.health import HealthStop
 from experiments.progress import Progress
 from experiments.report import page, results, tables
 from experiments.report.sources import STUDY_FILE, arm_folder
+from experiments.stages.runs import all_runs
 from experiments.stop_signal import StopSignal
 from experiments.tasks import load_encoder, task_names
 from experiments.workdir import Workdir, write_json
@@ -136,6 +137,17 @@ def run_cell(command: Command, study: Study, cell: Cell) -> None:
         _join_buffers(command.root, workdir, arm, cell.task)
       run(("buffer",))
     run(("train", "evaluate"))
+  if study.diversity:
+    _measure_diversity(arm, workdir, cell)
+
+
+def _measure_diversity(arm: Arm, workdir: Workdir, cell: Cell) -> None:
+  """Measures the rollouts of a cell's runs that were not measured before."""
+  encoder = load_encoder(arm.config.encoder)
+  for run in all_runs(arm.config, [cell.task], [cell.seed]):
+    folder = workdir.run(run.task, run.name)
+    if diversity.read_diversity(folder) is None:
+      diversity.measure_run(folder, encoder)
 
 
 _KINDS: Mapping[str, tuple[Fields, ...]] = {
@@ -156,16 +168,19 @@ def _share(
   link = workdir.root / kind / task
   if kind == "buffer" and arm.buffers_of:
     return None
+  if link.is_symlink():
+    return files.followed(link)
+  if link.exists():
+    return None
   config = flags.to_dict(arm.config)
   fields = [part.of(config, task) for part in _KINDS[kind]]
   text = json.dumps(fields, sort_keys=True, default=str)
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
   folder = root / _SHARED / kind / f"{task}-{digest}"
   files.make_private_folder(folder.parent)
-  if not link.exists() and not link.is_symlink():
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(os.path.relpath(folder, link.parent))
-  return folder if link.is_symlink() else None
+  link.parent.mkdir(parents=True, exist_ok=True)
+  link.symlink_to(os.path.relpath(folder, link.parent))
+  return files.followed(link)
 
 
 def _join_buffers(
@@ -474,10 +489,31 @@ def _run(
   left = _unfinished(command, study, chosen)
   print(f"{len(chosen) - len(left)} of {len(chosen)} cells are finished")
   runner = _Runner(command, study, num_processes)
-  with StopSignal("start it again to go on.") as stop:
+  with (
+    _hold_tasks(command.root, {cell.task for cell in chosen}),
+    StopSignal("start it again to go on.") as stop,
+  ):
     runner.run(left, stop)
   print(f"{len(left)} cells in {time.monotonic() - began:.0f} s")
   return runner.failed
+
+
+@contextlib.contextmanager
+def _hold_tasks(root: pathlib.Path, tasks: set[str]) -> Iterator[None]:
+  """Holds some tasks of a study for this command.
+
+  Raises:
+    flags.ConfigError: another command runs cells of one of them.
+  """
+  with contextlib.ExitStack() as locks:
+    for task in sorted(tasks):
+      name = f"{run_lib.TASK_LOCK}{task}"
+      if not locks.enter_context(run_lib.hold_lock(root, name, wait=False)):
+        raise flags.ConfigError(
+          f"another command runs {task} of the study in {root}: wait for it, "
+          "or choose another --task or --workdir."
+        )
+    yield
 
 
 if __name__ == "__main__":

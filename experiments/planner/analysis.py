@@ -294,7 +294,7 @@ def costliest(
     # All other differences are elementwise, and cost next to nothing.
     kind = (
       method.loss.segment,
-      packed_columns(method.loss),
+      packed_columns(method),
       "proximal_log_probs" in method.loss.columns,
       settings.kl_coef > 0,
       settings.entropy_coef > 0,

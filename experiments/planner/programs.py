@@ -555,7 +555,7 @@ class Programs:
     rows = self._config.update.rows_per_microbatch
     return self._batch(
       math.ceil(self.minibatch_trajectories / rows),
-      packed_columns(algorithm.loss),
+      packed_columns(algorithm),
     )
 
   @property

@@ -23,12 +23,16 @@ from experiments.report.sources import Run
 
 MEAN = "mean"
 BUDGETS = {
-  "budget/leaves": "leaves",
-  "budget/generated_tokens": "generated tokens",
-  "budget/tool_calls": "tool calls",
-  "budget/device_seconds": "device seconds",
+  "leaves": ("budget/leaves",),
+  "generated tokens": ("budget/generated_tokens",),
+  "tool calls": ("budget/tool_calls",),
+  "device seconds": (
+    "rollout/decode_seconds",
+    "rollout/cache_seconds",
+    "update/seconds",
+  ),
 }
-"""Metrics of an update that say what it has spent."""
+"""What an update spends, and the metrics whose sum it is."""
 
 
 class _Point(NamedTuple):
@@ -106,16 +110,9 @@ def _row(
       "seeds": {str(seed): value for seed, value in seeds.items()},
       "reached": float(np.mean(reached)),
     }
-  pairs = np.array(
-    [seeds[seed] - others[seed] for seed in seeds if seed in others]
-  )
-  if len(pairs):
-    interval = None
-    if len(pairs) > 1:
-      interval = bootstrap.statistic_interval(
-        len(pairs), lambda chosen: float(pairs[list(chosen)].mean())
-      )
-    row["difference"] = {"mean": float(pairs.mean()), "interval": interval}
+  pairs = [seeds[seed] - others[seed] for seed in seeds if seed in others]
+  if pairs:
+    row["difference"] = bootstrap.seed_mean(pairs)
   return row
 
 
@@ -169,9 +166,13 @@ def _curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
 def _budget(runs: Sequence[Run]) -> dict[str, float]:
   """Means over the updates and seeds of one method on one task."""
   found = {}
-  for name in BUDGETS:
-    values = [run.series("update", name)[1] for run in runs]
-    means = [float(v.mean()) for v in values if len(v)]
-    if means:
-      found[name] = float(np.mean(means))
+  for name, metrics in BUDGETS.items():
+    spent = [
+      sum(row.get(metric, 0.0) for metric in metrics)
+      for run in runs
+      for row in run.rows
+      if any(metric in row for metric in metrics)
+    ]
+    if spent:
+      found[name] = float(np.mean(spent))
   return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,24 @@ def statistic_interval(
   tail = (1 - LEVEL) / 2
   low, high = np.quantile(values, (tail, 1 - tail))
   return float(low), float(high)
+
+
+def seed_mean(values: Sequence[float]) -> dict[str, Any]:
+  """Mean of one value a seed, with its interval over seeds.
+
+  Args:
+    values: one a seed, at least one.
+
+  Returns:
+    `mean`, and `interval`, which is None for one seed.
+  """
+  table = np.array(values, float)
+  interval = None
+  if len(table) > 1:
+    interval = statistic_interval(
+      len(table), lambda picks: float(table[list(picks)].mean())
+    )
+  return {"mean": float(table.mean()), "interval": interval}
 
 
 @functools.lru_cache(maxsize=32)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from experiments import pages
+from experiments import diversity, pages
 from experiments.report import charts, samples, tables
 from experiments.report import results as results_lib
 from experiments.report.methods import colour_rules, label
@@ -100,6 +100,7 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     mean_curve=_mean_curve(results),
     progress=_progress_table(results),
     diagnostics=list(_diagnostics(results, runs)),
+    diversity=list(_diversity_rows(results)),
     cost=_cost_tables(results),
     config=list(config.items()),
     trajectories=_json(
@@ -452,6 +453,28 @@ def _progress_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
       )
   return rows
+
+
+def _diversity_rows(
+  results: Mapping[str, Any],
+) -> Iterator[tuple[str, str, str, str, str, str]]:
+  """Task, method, measure, plain, hybrid and difference with its interval."""
+  for task, by_method in results["diversity"].items():
+    for method, content in by_method.items():
+      for name, text in diversity.MEASURES.items():
+        row = content[name]
+        gap, interval = row["difference"]["mean"], row["difference"]["interval"]
+        shown = f"{gap:+.3f}"
+        if interval:
+          shown += f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+        yield (
+          task,
+          label(results, method),
+          text,
+          f"{row['plain']:.3f}",
+          f"{row['hybrid']:.3f}",
+          shown.replace("-", "−"),
+        )
 
 
 def _cost_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import health, provenance
+from experiments import diversity, health, provenance
 from experiments.report import board, bootstrap
 from experiments.report.methods import AGENTS, BASE, Shown, method_order
 from experiments.report.sources import (
@@ -125,6 +125,7 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
     "accuracy": accuracy,
     "differences": differences,
     "board": board.make_board(runs, reference),
+    "diversity": _diversity(runs),
     "reference_updates": _reference_updates(runs),
     "learning": _learning(runs, differences),
     "training": _training(runs),
@@ -639,6 +640,34 @@ def _training(runs: Sequence[Run]) -> dict[str, Any]:
       if all(name in content for content in contents)
     }
   return found | ({MEAN: overall} if overall else {})
+
+
+def _diversity(runs: Sequence[Run]) -> dict[str, Any]:
+  """Measures of plain and hybrid rollouts, by task and method.
+
+  Each has its mean over seeds, and their difference with an interval over
+  seeds; None for one seed.
+  """
+  found: dict[str, Any] = {}
+  for task, by_method in _by_task_and_method(runs).items():
+    for method, own in by_method.items():
+      read = [diversity.read_diversity(run.path) for run in own]
+      measured = [content for content in read if content is not None]
+      if not measured:
+        continue
+      content = {}
+      for name in diversity.MEASURES:
+        plain, hybrid = (
+          np.array([one[kind][name] for one in measured])
+          for kind in diversity.KINDS
+        )
+        content[name] = {
+          "plain": float(plain.mean()),
+          "hybrid": float(hybrid.mean()),
+          "difference": bootstrap.seed_mean(hybrid - plain),
+        }
+      found.setdefault(task, {})[method] = content
+  return found
 
 
 def _cost(runs: Sequence[Run], reference: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def board_rows(
     f"− {shown} [95 %]",
     "equal tokens",
     f"− {shown} [95 %]",
-    *(name for name in BUDGETS.values()),
+    *BUDGETS,
   ]
   rows = []
   for task in [*results["tasks"], MEAN]:

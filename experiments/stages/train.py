@@ -63,6 +63,8 @@ from rapo_jax.training.stored_groups import from_bytes, to_bytes
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
 _STORE_FILE = "stored_groups.npz"
+# Share of the questions that needed guidance, for the update after.
+_NEEDED = "guidance/needed"
 
 Report = Callable[[float, str], None]
 Note = Callable[[str], None]
@@ -564,7 +566,10 @@ def _update(
       update,
       more=lambda _: questions.take(count),
       store=store,
+      guidance=totals.get(_NEEDED, 1.0),
     )
+  if _NEEDED in row:
+    totals[_NEEDED] = row[_NEEDED]
   store[:] = trainer.stored(store, experience)
   queries = experience.queries
   row["compile/programs"] = len(compiled)
@@ -613,7 +618,10 @@ def _stop_if_compiled(
 
 def _monitor(config: ExperimentConfig, run: Run) -> health.Monitor:
   rollout, _ = config.method(run.method)
-  return health.Monitor(config.train.health, retrieves=rollout.num_hybrid > 0)
+  # By a rule it may well be that no question needs guidance.
+  always = config.train.algorithm(run.method).plan.guide is None
+  retrieves = always and rollout.num_hybrid > 0
+  return health.Monitor(config.train.health, retrieves=retrieves)
 
 
 def _watch(

@@ -136,13 +136,13 @@ def agent_rows(
       f"Buffer, got {config.buffer.url!r}: name a folder in buffer.path, or "
       "leave it out and the run builds one."
     )
-  query_ids = {query.query_id for query in task.train}
+  questions = {query.query_id: query.question for query in task.train}
   opened = leaves_thought_open(
     decode(task.tokenizer, task.prompt(task.train[0]))
   )
   rows = AgentRows(
     whole_trajectories(
-      buffer, query_ids, min_reward=config.retrieval.min_reward
+      buffer, questions, min_reward=config.retrieval.min_reward
     ),
     task.tokenizer,
     task.tag_set,

@@ -16,6 +16,7 @@ from rapo_jax.algorithms.base import (
   outcome_advantages,
 )
 from rapo_jax.algorithms.checks import check_algorithm
+from rapo_jax.algorithms.guidance import GuideRule
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.algorithms.table import ALGORITHMS, find_algorithm, unique
 from rapo_jax.algorithms.variants import spread_colours, variants
@@ -25,6 +26,7 @@ __all__ = [
   "CLIPPED_LOSS",
   "COLUMNS",
   "Algorithm",
+  "GuideRule",
   "ObjectiveConfig",
   "Plan",
   "Resample",

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rapo_jax import objectives
 from rapo_jax.algorithms.groups import Keep
+from rapo_jax.algorithms.guidance import GuideRule
 from rapo_jax.algorithms.replay import Replay
 from rapo_jax.algorithms.settings import ObjectiveConfig
 from rapo_jax.errors import InputError
@@ -213,9 +214,12 @@ class Plan:
     teacher: rows of a group that another agent wrote, where there are any;
       None for none. "all": nothing is rolled out. Only questions are asked on
       which there is a row, and rows come again until the group is full.
+    guide: when hybrid rollouts may retrieve; None for always.
 
   Raises:
     InputError: rollouts would both retrieve and fork, or a field is not known.
+      Or there is a rule when to retrieve, and no rollout retrieves, or groups
+      are resampled.
       Or groups would be both replayed and resampled, or have an agent's rows
       beside rollouts that retrieve, fork or come again.
   """
@@ -231,6 +235,7 @@ class Plan:
   forks: ForkRule | None = None
   replay: Replay | None = None
   teacher: int | Literal["all"] | None = None
+  guide: GuideRule | None = None
 
   def __post_init__(self) -> None:
     if self.hybrid and self.forks is not None:
@@ -242,6 +247,11 @@ class Plan:
       raise InputError(
         "a plan has one way to fill an update, got both "
         f"{self.replay!r} and {self.resample!r}: leave one of them out."
+      )
+    if self.guide is not None and (not self.hybrid or self.resample):
+      raise InputError(
+        "a rule when to retrieve needs a plan with hybrid=True and without "
+        f"resample, got {self!r}: correct it."
       )
     others = (self.hybrid, self.resample, self.forks, self.replay)
     few = isinstance(self.teacher, int) and self.teacher < 1
@@ -257,6 +267,11 @@ class Plan:
       changes = dict(getattr(self, name))
       object.__setattr__(self, name, changes)
       _check_fields(f"{name} of a plan", changes, config)
+
+  @property
+  def mixes(self) -> bool:
+    """Whether rows may be there that the policy did not sample now."""
+    return self.replay is not None or self.teacher is not None
 
   def rollout(self, config: RolloutConfig) -> RolloutConfig:
     """The rollout of this plan."""

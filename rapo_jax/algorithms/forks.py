@@ -110,15 +110,41 @@ class BalancedForks(EntropyForks):
 
   Attributes:
     streak_penalty: `q`.
+    presample: whether a question begins with one rollout, which says when it
+      has ended how many begin at the prompt; then `initial` is not read. Both
+      published scripts leave it out. Theirs drop that rollout, here it is the
+      first of those that begin.
     presample_scale: of the difference in `presampled_roots`.
   """
 
   streak_penalty: float = 0.05
+  presample: bool = False
   presample_scale: float = 0.5
 
   def __post_init__(self) -> None:
     super().__post_init__()
     check_numbers(self, "streak_penalty", "presample_scale", at_least=0)
+
+  def roots(self, leaves: int) -> int:
+    """See `ForkRule`."""
+    return 1 if self.presample else super().roots(leaves)
+
+  def forks(self, group: Group, draw: Draw) -> list[Fork]:
+    """See `ForkRule`."""
+    if not self.presample:
+      return super().forks(group, draw)
+    if len(group.members) == 1:
+      (first,) = group.members
+      if first.goes_on:
+        return []
+      count = self.presampled_roots(group.leaves, first.entropies) - 1
+      if count:
+        return [Fork(None)] * count
+    # The round in which rollouts began is not one of forks.
+    streak = group.streak - (group.rounds == group.streak)
+    return super().forks(
+      dataclasses.replace(group, streak=max(streak, 0)), draw
+    )
 
   def accepts(self, drawn: float, rise: float, streak: int) -> bool:
     """See `EntropyForks`."""

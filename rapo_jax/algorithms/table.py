@@ -9,7 +9,7 @@ from rapo_jax.algorithms.base import Algorithm
 from rapo_jax.discovery import values_of
 from rapo_jax.errors import InputError
 
-_NOT_METHODS = ("base", "checks", "settings", "table")
+_NOT_METHODS = ("base", "checks", "guidance", "settings", "table")
 
 
 def unique(algorithms: Iterable[Algorithm]) -> dict[str, Algorithm]:

@@ -28,7 +28,9 @@ from rapo_jax.rewards.outcome import (
   score,
 )
 from rapo_jax.rewards.qa import (
+  EXACT_MATCH,
   QA,
+  ExactMatchReward,
   QaReward,
   answer_f1,
   exact_match,
@@ -39,11 +41,13 @@ REWARDS: Mapping[str, Reward] = {
   "recipe": OUTCOME,
   "math": MATH,
   "qa": QA,
+  "exact_match": EXACT_MATCH,
   "gaia": GAIA,
 }
 """Rewards that a task can be given by name, on the command line."""
 
 __all__ = [
+  "EXACT_MATCH",
   "GAIA",
   "MATH",
   "OUTCOME",
@@ -51,6 +55,7 @@ __all__ = [
   "RECIPE_TAGS",
   "REWARDS",
   "WHOLE_FORMAT",
+  "ExactMatchReward",
   "FunctionReward",
   "GaiaReward",
   "JudgeReward",

@@ -98,5 +98,28 @@ class QaReward:
     return Score(f1, found.status, found.answer, match, True, parts)
 
 
+@dataclasses.dataclass(frozen=True)
+class ExactMatchReward:
+  """1 for an accepted answer, 0 for another and for a broken format.
+
+  The rule of Search-R1 (Jin et al., 2025), whose reward has no part for the
+  format. Status, answer and `parts` are those of `QaReward`.
+
+  Attributes:
+    punctuation: whether punctuation counts, see `normalized_answer`.
+  """
+
+  punctuation: bool = False
+
+  def score(self, batch: Sequence[Sample]) -> list[Score]:
+    """Scores each sample by its question's accepted answers."""
+    return [
+      dataclasses.replace(found, value=float(found.correct))
+      for found in QaReward(self.punctuation).score(batch)
+    ]
+
+
 QA = QaReward()
 """The reward of tasks with short answers."""
+EXACT_MATCH = ExactMatchReward()
+"""The same without credit for a part of an answer."""

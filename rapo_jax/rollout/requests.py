@@ -22,6 +22,7 @@ class RolloutRequest:
     group_id: index of the question in its batch.
     index: index of the trajectory in its group.
     hybrid: whether it may retrieve.
+    guidance: factor on the probability that it retrieves, in [0, 1].
   """
 
   query: Query
@@ -29,6 +30,7 @@ class RolloutRequest:
   group_id: int
   index: int
   hybrid: bool = False
+  guidance: float = 1.0
 
 
 def group_requests(

@@ -236,7 +236,8 @@ class RetrievalSession:
     ):
       return False
     draw = np.random.default_rng(boundary.key)
-    return bool(draw.random() < self._probability)
+    probability = self._probability * boundary.request.guidance
+    return bool(draw.random() < probability)
 
   def submit(self, boundaries: Sequence[Boundary]) -> None:
     """Has the histories of boundaries looked up."""

@@ -13,6 +13,7 @@ from rapo_jax.tasks.base import (
   check_tool_specs,
   load_questions,
 )
+from rapo_jax.tasks.condensed_search import CondensedSearchSpec
 from rapo_jax.tasks.data_sets import DataSetTask
 from rapo_jax.tasks.file import FileTask
 from rapo_jax.tasks.mixed import MixedTask
@@ -38,6 +39,7 @@ __all__ = [
   "HELD_OUT",
   "TASKS",
   "Closable",
+  "CondensedSearchSpec",
   "DataSetTask",
   "FileTask",
   "McpSpec",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ _THOUGHT = "<think>"
 
 def whole_trajectories(
   traces: Iterable[StepTrace],
-  query_ids: Collection[str],
+  questions: Mapping[str, str],
   *,
   min_reward: float,
 ) -> dict[str, list[tuple[str, ...]]]:
@@ -30,22 +30,25 @@ def whole_trajectories(
 
   Args:
     traces: of the buffer. Those without the id of a trajectory are left out.
-    query_ids: of the questions that are wanted.
+    questions: text of each question that is wanted, by its id. Traces from
+      elsewhere, which have other ids, are of the question with their text.
     min_reward: a reward must be above it.
 
   Returns:
     By question, in the order of the traces: texts of the steps.
   """
+  ids = {text: query_id for query_id, text in questions.items()}
   found: dict[str, dict[str, tuple[str, ...]]] = collections.defaultdict(dict)
   for trace in traces:
+    known = trace.query_id in questions
+    name = trace.query_id if known else ids.get(trace.question)
     if (
       trace.trajectory_id
       and trace.answers
       and trace.reward > min_reward
-      and trace.query_id in query_ids
+      and name is not None
     ):
-      own = found[trace.query_id]
-      own[trace.trajectory_id] = (*trace.history, trace.step)
+      found[name][trace.trajectory_id] = (*trace.history, trace.step)
   return {name: list(own.values()) for name, own in found.items()}
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rapo_jax.algorithms import TokenLoss
+from rapo_jax.algorithms import Algorithm
 from rapo_jax.errors import InputError
 from rapo_jax.trajectory import Trajectory
 
@@ -54,14 +54,17 @@ class PackedBatch(NamedTuple):
     return float(np.mean(used == 0))
 
 
-def packed_columns(loss: TokenLoss) -> tuple[str, ...]:
-  """Columns that a batch for this loss is packed with.
+def packed_columns(algorithm: Algorithm) -> tuple[str, ...]:
+  """Columns that a batch of this method is packed with, in every update.
 
-  The update makes the other columns that the loss reads.
+  The update makes the other columns that the loss reads. Where rows are mixed
+  metrics need their source, to leave out what was not sampled for the update.
   """
-  needed = {*loss.columns}
-  if loss.segment == "step":
+  needed = {*algorithm.loss.columns}
+  if algorithm.loss.segment == "step":
     needed.add("step_ids")
+  if algorithm.plan.mixes:
+    needed.add("source")
   return (*BASE_COLUMNS, *(n for n in _HELD_COLUMNS if n in needed))
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +26,9 @@ from jaxtyping import Int
 from rapo_jax import models, objectives, rewards
 from rapo_jax.algorithms import (
   Algorithm,
+  GuideRule,
   ObjectiveConfig,
   Resample,
-  TokenLoss,
   check_algorithm,
 )
 from rapo_jax.algorithms.replay import StoredGroup
@@ -53,6 +54,7 @@ from rapo_jax.training.experience import (
   evaluate_trajectories,
   score_trajectories,
 )
+from rapo_jax.training.guided import roll_out_guided
 from rapo_jax.training.packing import PackedBatch, pack, packed_columns
 from rapo_jax.training.probes import probe_numbers, scored_with_effects
 from rapo_jax.training.repetition import repetitive_fraction
@@ -105,6 +107,7 @@ class Sampled(NamedTuple):
     dropped: groups that were rolled out and are not trained on.
     replayed: groups of earlier updates.
     budget: what all rollouts took.
+    guidance: metrics of a rule when to retrieve.
   """
 
   queries: list[Query]
@@ -115,6 +118,7 @@ class Sampled(NamedTuple):
   dropped: int = 0
   replayed: int = 0
   budget: Budget = Budget()
+  guidance: Mapping[str, float] = types.MappingProxyType({})
 
 
 class _Group(NamedTuple):
@@ -197,6 +201,7 @@ class Trainer:
     update: int,
     more: Questions | None = None,
     store: Sequence[StoredGroup] = (),
+    guidance: float = 1.0,
   ) -> tuple[TrainState, Experience, dict[str, float]]:
     """Rollouts and the minibatch updates on them.
 
@@ -208,6 +213,8 @@ class Trainer:
       more: gives the queries of further rounds, for a plan that resamples;
         None for one round.
       store: groups of earlier updates, for a plan that replays: see `stored`.
+      guidance: `guidance/needed` of the update before, for a plan with a rule
+        when to retrieve.
 
     Returns:
       The new state, what it was trained on, and metrics of the update.
@@ -230,7 +237,13 @@ class Trainer:
         f"trajectories alone, and there is none on {', '.join(unasked)!r:.200}"
         ": hand in questions that `asks` takes."
       )
-    sampled = self._sample(state.model, queries, prompts, update, more)
+    guide = self._algorithm.plan.guide
+    if guide is None:
+      sampled = self._sample(state.model, queries, prompts, update, more)
+    else:
+      sampled = self._sample_guided(
+        guide, state.model, queries, prompts, update, guidance
+      )
     if store:
       sampled = self._with_replayed(sampled, store, update)
     experience = evaluate_trajectories(
@@ -263,6 +276,7 @@ class Trainer:
     report["rollout/rounds"] = sampled.rounds
     report["groups/dropped"] = sampled.dropped
     report["groups/replayed"] = sampled.replayed
+    report |= sampled.guidance
     report["groups/agent_rows"] = sum(
       t.source is Source.AGENT for t in experience.trajectories
     )
@@ -321,7 +335,12 @@ class Trainer:
     # So that each minibatch has its share.
     groups = [groups[i] for i in rng.permutation(len(groups))]
     joined = _joined(groups, [sampled.stats], dropped=0)
-    return joined._replace(replayed=len(drawn), budget=sampled.budget)
+    return joined._replace(
+      replayed=len(drawn),
+      rounds=sampled.rounds,
+      budget=sampled.budget,
+      guidance=sampled.guidance,
+    )
 
   def _scored(
     self, trajectories: Sequence[Trajectory], queries: Sequence[Query]
@@ -339,7 +358,9 @@ class Trainer:
   ) -> list[PackedBatch]:
     """The minibatches of an update, with what is scored before its first."""
     loss = self._algorithm.loss
-    batches = minibatches(experience, self._update, self._objective, loss)
+    batches = minibatches(
+      experience, self._update, self._objective, self._algorithm
+    )
     if "proximal_log_probs" not in loss.columns:
       return batches
     with sharding.use_mesh(self._mesh):
@@ -422,6 +443,53 @@ class Trainer:
     kept += dead
     joined = _joined(kept[:wanted], all_stats, dropped=rolled_out - wanted)
     return joined._replace(budget=budget)
+
+  def _sample_guided(
+    self,
+    guide: GuideRule,
+    model: models.Decoder,
+    queries: Sequence[Query],
+    prompts: Prompts,
+    update: int,
+    share: float,
+  ) -> Sampled:
+    """Rolls out by a rule when to retrieve."""
+    budget = Budget()
+
+    def score(
+      sampled: Sequence[Trajectory],
+    ) -> tuple[list[Trajectory], list[rewards.Score]]:
+      nonlocal budget
+      budget = budget.plus(budget_of(sampled))
+      return self._scored(sampled, queries)
+
+    found = roll_out_guided(
+      guide,
+      group_requests(
+        queries,
+        prompts,
+        num_generations=self._rollout.num_generations,
+        num_hybrid=self._rollout.num_hybrid,
+      ),
+      lambda chosen: self._engine.rollout(
+        model, chosen, seed=self._seed, update=update
+      ),
+      score,
+      lambda trajectory: counts(trajectory, self._objective),
+      share,
+    )
+    return Sampled(
+      [*queries],
+      found.trajectories,
+      found.scores,
+      _total(found.stats),
+      rounds=len(found.stats),
+      budget=budget,
+      guidance={
+        "guidance/needed": found.needed,
+        "guidance/given": found.given,
+      },
+    )
 
   def _teaches(self, group: _Group, resample: Resample) -> bool:
     """Whether a group is kept, by those of its rollouts that count."""
@@ -575,7 +643,7 @@ def minibatches(
   experience: Experience,
   update: UpdateConfig,
   objective: ObjectiveConfig,
-  loss: TokenLoss = RAPO.loss,
+  algorithm: Algorithm = RAPO,
 ) -> list[PackedBatch]:
   """Packed batches of `queries_per_minibatch` groups each, in order.
 
@@ -586,14 +654,11 @@ def minibatches(
     experience: all trajectories of an update.
     update: how many groups, rows and tokens a minibatch has.
     objective: how token losses are weighted.
-    loss: whose columns are packed.
+    algorithm: whose columns are packed.
   """
   per_batch = update.queries_per_minibatch
   trajectories = experience.trajectories
-  columns = packed_columns(loss)
-  if any(t.source is not Source.POLICY for t in trajectories):
-    # Metrics leave out what the policy has not sampled for this update.
-    columns = tuple(dict.fromkeys((*columns, "source")))
+  columns = packed_columns(algorithm)
   batches = []
   for first in range(0, update.queries_per_update, per_batch):
     members = [

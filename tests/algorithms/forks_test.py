@@ -127,6 +127,21 @@ def test_a_rollout_before_says_how_many_begin(entropies, roots):
   assert BalancedForks().presampled_roots(16, entropies) == roots
 
 
+def test_the_first_rollout_may_say_how_many_begin():
+  rule = BalancedForks(presample=True)
+  assert rule.roots(16) == 1
+  going, ended = Member((5.0, 1.0)), Member((5.0, 1.0), goes_on=False)
+  assert rule.forks(Group([going], leaves=16), _drawn({})) == []
+  assert rule.forks(Group([ended], leaves=16), _drawn({})) == [Fork(None)] * 11
+  # Then the rule is the same, and the round before has no price.
+  members = [Member((1.0,), goes_on=False), *_members((1.0, 2.0))]
+  for rounds, streak, border in ((1, 1, 0.3), (11, 11, 0.8), (12, 10, 0.8)):
+    group = Group(members, leaves=16, rounds=rounds, streak=streak)
+    above, below = border + 0.01, border - 0.01
+    assert rule.forks(group, lambda *_, u=above: u) == [Fork(1, 1)]
+    assert rule.forks(group, lambda *_, u=below: u) == []
+
+
 def test_trees_grow_when_all_have_ended():
   rule = TreeForks(trees=2, rounds=1)
   # Nodes: the prompt and the steps that are not last.

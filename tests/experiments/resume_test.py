@@ -29,7 +29,7 @@ from tests.training.answers import (
   Engine,
 )
 
-METHODS = ("dapo", "rollout_replay", "luffy", "sft")
+METHODS = ("dapo", "rollout_replay", "luffy", "sft", "rapo_dead_share")
 CONFIG = ExperimentConfig(
   name="test",
   rollout=ROLLOUT,
@@ -194,3 +194,18 @@ def test_questions_without_rows_of_the_agent_are_passed_over(start, tmp_path):
   assert _column(tmp_path / "whole", "sft", "groups/agent_rows") == [4] * 4
   # Two epochs of 12 questions, of which every second one has rows.
   assert _column(tmp_path / "whole", "sft", "data/epoch") == [0, 0, 0, 1]
+
+
+def test_a_rule_by_share_goes_on_with_the_share_that_it_had(start, tmp_path):
+  method = "rapo_dead_share"
+  _, expected = start(tmp_path / "whole", method)
+  given = _column(tmp_path / "whole", method, "guidance/given")
+  needed = _column(tmp_path / "whole", method, "guidance/needed")
+  assert given == [1.0, *needed[:-1]]
+  # A guard: the share at the checkpoint of update 2 is not the first one.
+  assert given[2] < 1.0
+  with pytest.raises(Killed):
+    start(tmp_path / "killed", method, dies_in=2)
+  _, parameters = start(tmp_path / "killed", method)
+  assert _column(tmp_path / "killed", method, "guidance/given") == given
+  _same(parameters, expected)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from experiments import run
 from experiments import study as study_lib
 from experiments.arms import Arm, Study, with_setting
 from experiments.report.sources import arm_folder
@@ -101,7 +102,7 @@ def test_the_report_shows_every_arm(finished):
   assert "rapo_one - grpo" in results["differences"]
   row = results["board"]["compute"]["rapo_one"]
   # Two updates of four questions with four rollouts each.
-  assert row["budget"]["budget/leaves"] == 16
+  assert row["budget"]["leaves"] == 16
   assert 0 <= row["at_tokens"]["mean"] <= 1
   page = (folder / "report.html").read_text(encoding="utf-8")
   assert "RAPO, joined" in page
@@ -117,6 +118,14 @@ def test_a_finished_study_is_not_run_again(finished, capfd):
   assert study_lib.main(arguments) == 0
   assert "3 of 3 cells are finished" in capfd.readouterr().out
   assert done.stat().st_mtime_ns == before
+
+
+def test_two_commands_do_not_run_the_same_task(finished, capfd):
+  arguments, folder = finished
+  with run.hold_lock(folder, ".lock-compute", wait=False) as held:
+    assert held
+    assert study_lib.main(arguments) == 2
+  assert "another command runs compute" in capfd.readouterr().err
 
 
 def test_cells_that_are_not_there_are_refused(finished, capfd):
@@ -161,7 +170,8 @@ def test_a_study_goes_on_after_a_signal_with_the_same_result(
   folder = tmp_path / "stopped"
   command = [sys.executable, "-m", "experiments.study"]
   command += ["--study", _file(tmp_path, "small_study")]
-  command += ["--workdir", str(folder)]
+  # As many as the other one had: a cell on fewer cores rounds otherwise.
+  command += ["--workdir", str(folder), "--processes=2"]
   process = subprocess.Popen(command, cwd=ROOT, env=os.environ)
   metrics = folder / "arms/plain/train/compute/grpo-seed0/metrics.jsonl"
   deadline = time.monotonic() + 300
@@ -170,11 +180,11 @@ def test_a_study_goes_on_after_a_signal_with_the_same_result(
   process.send_signal(number)
   assert process.wait(60) in (128 + number, -number)
   # The cell's process notices, saves and ends, and leaves its lock.
-  while study_lib.main([*command[3:], "--processes=2"]) != 0:
+  while study_lib.main(command[3:]) != 0:
     assert time.monotonic() < deadline
-  for run in ("plain/train/compute/grpo-seed0", "one/train/compute/rapo-seed0"):
+  for name in ("plain/train/compute/grpo", "one/train/compute/rapo"):
     weights = [
-      (root / "arms" / run / "policy/model.safetensors").read_bytes()
+      (root / f"arms/{name}-seed0/policy/model.safetensors").read_bytes()
       for root in (whole, folder)
     ]
     assert weights[0] == weights[1]

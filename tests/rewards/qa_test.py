@@ -54,3 +54,6 @@ def test_the_reward():
   assert [s.correct for s in scores] == [False, True, False, False]
   assert [s.whole for s in scores] == [True, True, True, False]
   assert scores[1].parts == {"f1": 1.0, "em": 1.0}
+  exact = rewards.score_all(rewards.EXACT_MATCH, [*batch, sample("Polk James")])
+  assert [s.value for s in exact] == [0.0, 1.0, 0.0, 0.0]
+  assert [s.whole for s in exact] == [True, True, True, False]

@@ -60,8 +60,11 @@ def test_whole_trajectories_are_read_from_step_traces():
   others = [dataclasses.replace(trace, query_id="other") for trace in traces]
   unknown = [dataclasses.replace(trace, trajectory_id="") for trace in traces]
   found = whole_trajectories(
-    [*traces, *others, *unknown], {"q"}, min_reward=0.0
+    [*traces, *others, *unknown], {"q": "?"}, min_reward=0.0
   )
+  assert found == {"q": [STEPS, (RIGHT,)]}
+  # Those of a buffer from elsewhere have ids of their own.
+  found = whole_trajectories(others, {"q": "Q?", "p": "P?"}, min_reward=0.0)
   assert found == {"q": [STEPS, (RIGHT,)]}
 
 

@@ -58,7 +58,7 @@ class Engine(RolloutEngine):
       query_id=request.query.query_id,
       group_id=request.group_id,
       index=request.index,
-      hybrid=False,
+      hybrid=request.hybrid,
       policy_version=update,
       finish_reason=FinishReason.ANSWER,
     )

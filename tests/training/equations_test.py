@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from rapo_jax import models
-from rapo_jax.algorithms import ALGORITHMS, Algorithm, TokenLoss
+from rapo_jax.algorithms import ALGORITHMS, Algorithm
 from rapo_jax.rewards import Score, ScoreStatus
 from rapo_jax.training import (
   Experience,
@@ -218,14 +218,14 @@ def test_advantages_that_are_not_finite_are_refused(group):
     _evaluated(group, algorithm)
 
 
-def _batch(experience, row_length, loss: TokenLoss = ALGORITHMS["rapo"].loss):
+def _batch(experience, row_length, algorithm=ALGORITHMS["rapo"]):
   update = UpdateConfig(
     queries_per_update=1,
     queries_per_minibatch=1,
     row_length=row_length,
     rows_per_microbatch=1,
   )
-  return minibatches(experience, update, SETTINGS, loss)[0]
+  return minibatches(experience, update, SETTINGS, algorithm)[0]
 
 
 @pytest.mark.parametrize("row_length", [6, 16])

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rapo_jax.algorithms import ALGORITHMS
 from rapo_jax.training import packing
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 
@@ -87,3 +88,11 @@ def test_packs_each_trajectory_with_its_own_figures():
   # 3 of 16 positions in use are padding.
   assert batch.padding_fraction == pytest.approx(3 / 16)
   assert not batch.segment_ids[1].any()
+
+
+def test_columns_are_of_the_method_and_not_of_the_update():
+  base = packing.BASE_COLUMNS
+  assert packing.packed_columns(ALGORITHMS["grpo"]) == base
+  # Stored groups come from the second update on, a row of an agent sometimes.
+  for method in ("rollout_replay", "luffy", "sft"):
+    assert packing.packed_columns(ALGORITHMS[method]) == (*base, "source")

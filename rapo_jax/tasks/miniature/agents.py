@@ -10,6 +10,9 @@
    scratch would spoil the skill itself, and symmetric noise would be gone after
    ten updates.
 
+Where a weaker off-policy agent is asked for, that agent too is trained further,
+on demonstrations that go wrong less often than the base agent's.
+
 The questions are fresh ones over the same knowledge base: none of them is a
 training or held-out question.
 """
@@ -21,8 +24,10 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -98,6 +103,9 @@ class AgentsConfig:
       less than one in a hundred questions of three steps.
     retrieved_share: share of the third phase's demonstrations that may hold
       retrieved steps.
+    off_policy_correct_prob: of a right action of a weaker off-policy agent,
+      which the second phase's becomes by as many steps as the third phase has.
+      None for the second phase's itself. The base agent is the same.
   """
 
   seed: int = 0
@@ -120,6 +128,7 @@ class AgentsConfig:
   expert_correct_prob: float = 0.99
   corrupted_correct_prob: float = 0.1
   retrieved_share: float = 0.5
+  off_policy_correct_prob: float | None = None
 
   def __post_init__(self) -> None:
     check_seeds(self, "seed")
@@ -145,6 +154,7 @@ class AgentsConfig:
       "expert_correct_prob",
       "corrupted_correct_prob",
       "retrieved_share",
+      "off_policy_correct_prob",
       at_least=0,
       at_most=1,
     )
@@ -173,19 +183,24 @@ def train_agents(
   """
   output_dir.mkdir(parents=True, exist_ok=True)
   tokenizer = tokenizer_lib.train_tokenizer(tokenizer_lib.corpus(world))
-  model = initial_model(config, len(tokenizer))
+  trained = {"": initial_model(config, len(tokenizer))}
   phases = _phases(config, family)
-  total = sum(phase.num_steps for _, phase, _ in phases)
+  total = sum(phase.schedule.num_steps for phase in phases)
   done = 0
   rows: list[dict[str, Any]] = []
   started = time.perf_counter()
-  for number, (name, phase, demonstration) in enumerate(phases):
-    trainer = SupervisedTrainer(model, supervised_config(config, phase))
+  for number, phase in enumerate(phases):
+    name = phase.name
+    trainer = SupervisedTrainer(
+      # A copy: training takes the memory of what it begins with.
+      jax.tree.map(jnp.copy, trained[phase.begins_with]),
+      supervised_config(config, phase.schedule),
+    )
     examples = demonstrate_forever(
       world,
       family,
       tokenizer,
-      demonstration,
+      phase.demonstrations,
       hops=config.hops,
       rng=np.random.default_rng([config.seed, FAMILIES.index(family), number]),
     )
@@ -195,12 +210,12 @@ def train_agents(
         {"phase": name, "step": step, "loss": loss, "seconds": seconds}
       )
       report((done + step) / total, f"{family} {name}: loss {loss:.3f}")
-    model = trainer.model
-    done += phase.num_steps
-    if name != "clean":
+    trained[name] = trainer.model
+    done += phase.schedule.num_steps
+    if phase.agent is not None:
       models.save_pretrained(
-        model,
-        output_dir / name,
+        trainer.model,
+        output_dir / phase.agent,
         tokenizer=tokenizer,
         end_ids=tokenizer_lib.end_ids(tokenizer),
       )
@@ -226,30 +241,50 @@ def supervised_config(
   )
 
 
-def _phases(
-  config: AgentsConfig, family: Family
-) -> tuple[tuple[str, PhaseConfig, DemonstrationConfig], ...]:
-  """Name, schedule and demonstrations of each phase."""
-  return (
-    (
-      "clean",
-      config.web_clean if family == "web" else config.clean,
-      DemonstrationConfig(config.clean_correct_prob),
-    ),
-    (
-      "off_policy",
-      config.expert,
-      DemonstrationConfig(config.expert_correct_prob),
-    ),
-    (
-      "base",
-      config.corrupted,
-      DemonstrationConfig(
-        config.corrupted_correct_prob,
-        retrieved_share=config.retrieved_share,
-      ),
-    ),
+class _Phase(NamedTuple):
+  """One phase of supervised learning.
+
+  Attributes:
+    name: of the phase.
+    begins_with: phase whose model it goes on with; empty for a new one.
+    schedule: its steps.
+    demonstrations: what it learns from.
+    agent: which agent it gives; None for none.
+  """
+
+  name: str
+  begins_with: str
+  schedule: PhaseConfig
+  demonstrations: DemonstrationConfig
+  agent: str | None
+
+
+def _phases(config: AgentsConfig, family: Family) -> list[_Phase]:
+  """The phases in their order."""
+  schedule = config.web_clean if family == "web" else config.clean
+  clean = DemonstrationConfig(config.clean_correct_prob)
+  expert = DemonstrationConfig(config.expert_correct_prob)
+  corrupted = DemonstrationConfig(
+    config.corrupted_correct_prob, retrieved_share=config.retrieved_share
   )
+  weaker = config.off_policy_correct_prob
+  phases = [
+    _Phase("clean", "", schedule, clean, None),
+    _Phase(
+      "expert",
+      "clean",
+      config.expert,
+      expert,
+      "off_policy" if weaker is None else None,
+    ),
+    _Phase("corrupted", "expert", config.corrupted, corrupted, "base"),
+  ]
+  if weaker is not None:
+    demonstrations = DemonstrationConfig(weaker)
+    phases.append(
+      _Phase("weaker", "expert", config.corrupted, demonstrations, "off_policy")
+    )
+  return phases
 
 
 def decoder_config(

@@ -6,13 +6,20 @@ from experiments.report import board, tables
 from experiments.report import results as results_lib
 from experiments.report.sources import Run, Source
 
+_SPENT = {
+  "budget/generated_tokens": 50.0,
+  "budget/leaves": 8,
+  "rollout/decode_seconds": 1.0,
+  "update/seconds": 2.0,
+}
+
 
 def _run(tmp_path, method, seed, rows, task="t", *, finished=True):
   """Rows are (update, cumulative tokens, accuracy)."""
   content = [
     {"update": update, "eval/accuracy": accuracy}
     | ({"generated_tokens": tokens} if update else {})
-    | ({"budget/generated_tokens": 50.0, "budget/leaves": 8} if update else {})
+    | (_SPENT if update else {})
     for update, tokens, accuracy in rows
   ]
   return Run(
@@ -37,8 +44,11 @@ def test_accuracy_is_read_where_the_reference_ended(tmp_path):
   assert rows["replay"]["difference"]["mean"] == pytest.approx(-0.1)
   # One pair has no interval.
   assert rows["replay"]["difference"]["interval"] is None
-  assert rows["dapo"]["budget"]["budget/generated_tokens"] == 50
-  assert rows["dapo"]["budget"]["budget/leaves"] == 8
+  assert rows["dapo"]["budget"] == {
+    "leaves": 8,
+    "generated tokens": 50,
+    "device seconds": 3,
+  }
 
 
 def test_seeds_are_paired_and_tasks_averaged(tmp_path):

@@ -1,5 +1,6 @@
 """Tests of the warm start, with agents too small and short to learn much."""
 
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -49,7 +50,7 @@ class AgentsTest(parameterized.TestCase):
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     self.assertEqual(
       [json.loads(line)["phase"] for line in lines],
-      ["clean", "off_policy", "base"],
+      ["clean", "expert", "corrupted"],
     )
     parameters = []
     for name in ("base", "off_policy"):
@@ -62,6 +63,20 @@ class AgentsTest(parameterized.TestCase):
       self.assertEqual(model.config.vocab_size, len(tokenizer))
       parameters.append(np.asarray(model.embedding[...]))
     self.assertGreater(np.abs(parameters[0] - parameters[1]).max(), 0)
+
+  def test_a_weaker_off_policy_agent_leaves_the_base_agent_as_it_is(self):
+    weights = {}
+    for weaker in (None, 0.5):
+      folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+      config = dataclasses.replace(TINY, off_policy_correct_prob=weaker)
+      lib.train_agents(WORLD, "compute", config, folder)
+      weights[weaker] = {
+        name: (folder / name / "model.safetensors").read_bytes()
+        for name in ("base", "off_policy")
+      }
+    self.assertEqual(weights[None]["base"], weights[0.5]["base"])
+    self.assertNotEqual(weights[None]["off_policy"], weights[0.5]["off_policy"])
+    self.assertNotEqual(weights[0.5]["off_policy"], weights[0.5]["base"])
 
   def test_same_seed_gives_the_same_parameters(self):
     def train():

@@ -1,0 +1,137 @@
+"""Every method, killed by SIGKILL within an update, ends as if it were not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments import run
+from experiments.config import ExperimentConfig
+from experiments.workdir import read_json
+from rapo_jax.algorithms import ALGORITHMS
+from tests.experiments.run_test import small_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+UPDATES = 3
+# RAPO's ablations carry nothing that RAPO does not.
+METHODS = [name for name in ALGORITHMS if not name.startswith("rapo_")]
+CONFIG_FILE = '''
+"""A small experiment for tests."""
+from tests.experiments.kill_test import kill_config as get_config
+'''
+# Two minibatches of the trial update, two of update 1, one of update 2.
+DYING = """
+import itertools, os, signal, sys
+from experiments import run
+from rapo_jax.training import trainer
+
+calls, update_minibatch = itertools.count(), trainer.update_minibatch
+
+def dying(*args, **kwargs):
+  if next(calls) == 5:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return update_minibatch(*args, **kwargs)
+
+trainer.update_minibatch = dying
+run.main(sys.argv[1:])
+"""
+# What depends on the clock, and what a process compiles.
+TIMES = ("second", "idle", "compile/", "occupancy", "rollout/padding_fraction")
+
+pytestmark = pytest.mark.slow
+
+
+def kill_config() -> ExperimentConfig:
+  config = small_config()
+  return dataclasses.replace(
+    config,
+    train=dataclasses.replace(
+      config.train,
+      methods=tuple(METHODS),
+      num_updates=UPDATES,
+      eval_every=UPDATES,
+      checkpoint_every=1,
+    ),
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A config file, and the folder of an experiment that ran in one go."""
+  folder = tmp_path_factory.mktemp("kill") / "whole"
+  config_file = folder.with_suffix(".py")
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
+  status = run.main(["--config", str(config_file), "--workdir", str(folder)])
+  assert status == 0
+  return config_file, folder
+
+
+def _rows(path):
+  return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+
+
+def _metrics(folder):
+  return [
+    {k: v for k, v in row.items() if not any(word in k for word in TIMES)}
+    for row in _rows(folder / "metrics.jsonl")
+  ]
+
+
+def _trajectories(folder):
+  rows = _rows(folder / "trajectories.jsonl")
+  for row in rows:
+    for event in row["events"]:
+      event.pop("seconds", None)
+  return rows
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_ends_as_one_that_was_not(method, whole, tmp_path):
+  config_file, there = whole
+  for name in ("agents", "buffer"):
+    shutil.copytree(there / name, tmp_path / name)
+  command = [
+    *("--config", str(config_file), "--workdir", str(tmp_path)),
+    *("--stage=train", f"--config.train.methods={method},"),
+  ]
+  ended = subprocess.run(
+    [sys.executable, "-c", DYING, *command],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    check=False,
+    capture_output=True,
+    encoding="utf-8",
+  )
+  assert ended.returncode == -signal.SIGKILL, ended.stderr
+  name = pathlib.Path("train") / "compute" / f"{method}-seed0"
+  killed, expected = tmp_path / name, there / name
+  assert not (killed / "done.json").exists()
+  assert [row["update"] for row in _rows(killed / "metrics.jsonl")] == [0, 1]
+  assert run.main(command) == 0
+  policy = pathlib.Path("policy") / "model.safetensors"
+  assert (killed / policy).read_bytes() == (expected / policy).read_bytes()
+  # A control: what never moves cannot differ.
+  base = there / "agents" / "compute" / "base" / policy.name
+  assert base.read_bytes() != (expected / policy).read_bytes()
+  assert _metrics(killed) == _metrics(expected)
+  assert _trajectories(killed) == _trajectories(expected)
+  assert {row["update"] for row in _trajectories(killed)} == {1, 2, 3}
+
+
+def test_all_methods_stand_in_one_report(whole):
+  _, folder = whole
+  results = read_json(folder / "results.json")
+  assert sorted(results["methods"]) == sorted(METHODS)
+  assert results["unfinished_runs"] == []
+  assert sorted(results["board"]["compute"]) == sorted(METHODS)
+  page = (folder / "report.html").read_text(encoding="utf-8")
+  for method in METHODS:
+    assert ALGORITHMS[method].label in page
