@@ -487,12 +487,12 @@ class ExperimentConfig:
   def retrieving_methods(self) -> tuple[str, ...]:
     """Names of the methods that ask a Step-Trace Buffer.
 
-    Those with a teacher take whole trajectories from it.
+    Those that read another agent take whole trajectories from it.
     """
     return tuple(
       name
       for name, algorithm in self.train.algorithms.items()
-      if algorithm.plan.teacher or self.method(name)[0].num_hybrid
+      if algorithm.plan.reads_agent or self.method(name)[0].num_hybrid
     )
 
   @property

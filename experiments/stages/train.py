@@ -301,7 +301,7 @@ def _origin(
   """What makes a run this run; a checkpoint with another origin is refused."""
   algorithm = config.train.algorithm(run.method)
   rollout, _ = config.method(run.method)
-  reads = rollout.num_hybrid or algorithm.plan.teacher
+  reads = rollout.num_hybrid or algorithm.plan.reads_agent
   return {
     "run": f"{run.task} {run.name}",
     "config": TRAIN.of(flags.to_dict(config), run.task),

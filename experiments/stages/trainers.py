@@ -115,7 +115,7 @@ def make_trainer(
     algorithm=algorithm,
     reference=_reference(algorithm.settings(config.objective), policy),
     agent_rows=agent_rows(config, task, buffer)
-    if algorithm.plan.teacher
+    if algorithm.plan.reads_agent
     else None,
   )
 

@@ -215,13 +215,16 @@ class Plan:
       None for none. "all": nothing is rolled out. Only questions are asked on
       which there is a row, and rows come again until the group is full.
     guide: when hybrid rollouts may retrieve; None for always.
+    prefixed: share of the questions whose rollouts begin with the first steps
+      of another agent's trajectory, where there is one; in [0, 1].
 
   Raises:
     InputError: rollouts would both retrieve and fork, or a field is not known.
       Or there is a rule when to retrieve, and no rollout retrieves, or groups
-      are resampled.
-      Or groups would be both replayed and resampled, or have an agent's rows
-      beside rollouts that retrieve, fork or come again.
+      are resampled. Or `prefixed` is out of range, or beside rollouts that
+      retrieve or fork, or a teacher. Or groups would be both replayed and
+      resampled, or have an agent's rows beside rollouts that retrieve, fork or
+      come again.
   """
 
   hybrid: bool = False
@@ -236,6 +239,7 @@ class Plan:
   replay: Replay | None = None
   teacher: int | Literal["all"] | None = None
   guide: GuideRule | None = None
+  prefixed: float = 0.0
 
   def __post_init__(self) -> None:
     if self.hybrid and self.forks is not None:
@@ -253,6 +257,12 @@ class Plan:
         "a rule when to retrieve needs a plan with hybrid=True and without "
         f"resample, got {self!r}: correct it."
       )
+    mixed = self.hybrid or self.forks is not None or self.teacher is not None
+    if not 0 <= self.prefixed <= 1 or (self.prefixed and mixed):
+      raise InputError(
+        "prefixed must be in [0, 1], and 0 beside hybrid, forks or a teacher, "
+        f"got {self!r}: correct it."
+      )
     others = (self.hybrid, self.resample, self.forks, self.replay)
     few = isinstance(self.teacher, int) and self.teacher < 1
     if self.teacher is not None and (few or any(others)):
@@ -267,6 +277,11 @@ class Plan:
       changes = dict(getattr(self, name))
       object.__setattr__(self, name, changes)
       _check_fields(f"{name} of a plan", changes, config)
+
+  @property
+  def reads_agent(self) -> bool:
+    """Whether it takes whole trajectories of another agent."""
+    return self.teacher is not None or self.prefixed > 0
 
   @property
   def mixes(self) -> bool:

@@ -177,13 +177,15 @@ class RolloutEngine:
 
     Raises:
       InputError: a prompt is longer than `max_prompt_tokens`, or holds an id
-        that the policy has no row for. Or two questions have one id, which
+        that the policy has no row for. Or the steps that a request begins with
+        leave no room for one of the policy. Or two questions have one id, which
         random streams and results go by.
       NonFiniteRollout: a sampled token's log-prob or entropy is not finite.
     """
     check_query_ids([request.query for request in requests])
     for request in requests:
       self._check_prompt(request)
+      self._check_prefix(request)
     if self._forks is not None:
       self._check_groups(self._forks, requests)
     model = (
@@ -277,6 +279,22 @@ class RolloutEngine:
         f"a prompt holds ids from 0 to {rows - 1}, one for each row of the "
         f"embedding, that of question {question!r} has {int(beyond[0])}: "
         "encode it with the tokenizer of the policy."
+      )
+
+  def _check_prefix(self, request: RolloutRequest) -> None:
+    steps, config = request.prefix, self._config
+    count = sum(map(len, steps))
+    if steps and (
+      count >= config.max_response_tokens
+      or len(steps) > config.max_tool_calls
+      or not all(map(len, steps))
+      or self._forks is not None
+    ):
+      raise InputError(
+        f"a rollout begins with at most {config.max_tool_calls} steps "
+        "(max_tool_calls), none of them empty, of fewer tokens than "
+        f"max_response_tokens ({config.max_response_tokens}), and does not "
+        f"fork, got {len(steps)} steps of {count} tokens: cut them."
       )
 
   def _place(self, model: Decoder) -> Decoder:

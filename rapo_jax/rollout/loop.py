@@ -43,7 +43,7 @@ from rapo_jax.rollout.tool_runner import (
   wait_for_news,
 )
 from rapo_jax.tools import MalformedCall, TagSet, ToolCall, ToolResult
-from rapo_jax.trajectory import TokenKind, Trajectory, decode
+from rapo_jax.trajectory import RetrievalEvent, TokenKind, Trajectory, decode
 
 
 @dataclasses.dataclass(eq=False)
@@ -225,7 +225,7 @@ class Loop:
     self._num_open = len(requests)
     while self._num_open:
       self._waiting.extend(self._begin_families())
-      self._admit()
+      ready += self._admit()
       ready += self._collect_tools() + self._collect_insertions()
       released, started = self._grow()
       ready, copies = ready + released, copies + started + self._begun_twins
@@ -253,8 +253,13 @@ class Loop:
 
   # Admission.
 
-  def _admit(self) -> None:
-    """Starts sequences in free slots."""
+  def _admit(self) -> list[_Sequence]:
+    """Starts sequences in free slots.
+
+    Returns:
+      Those that begin with steps, in `piece`.
+    """
+    prefixed: list[_Sequence] = []
     free = self._free()
     # A question's rollouts that may fork have slots of their own.
     own = self._forks is not None
@@ -274,6 +279,10 @@ class Loop:
         self._reserved.discard(sequence.slot)
         started.append(sequence)
       self._start(arrays, started)
+      prefixed += [s for s in started if s.request.prefix]
+    for sequence in prefixed:
+      self._begin_with_steps(sequence)
+    return prefixed
 
   def _prefill(self) -> None:
     """Runs the next distinct prompts through the model, each once."""
@@ -306,6 +315,17 @@ class Loop:
       arrays.limits[sequence.slot] = self._limit(sequence)
       self._active.add(sequence.slot)
     self._programs.admit(*arrays)
+
+  def _begin_with_steps(self, sequence: _Sequence) -> None:
+    """Queues the steps that a sequence begins with, behind its prompt."""
+    self._active.discard(sequence.slot)
+    for step in sequence.request.prefix:
+      ids = step.tolist()
+      episode = sequence.episode
+      sequence.append(TokenKind.RETRIEVED, episode.step_id, len(ids))
+      sequence.piece = sequence.piece + ids
+      event = RetrievalEvent(episode.step_id, "hit")
+      episode.insert(event, decode(self._setup.tokenizer, ids))
 
   # Decoding.
 

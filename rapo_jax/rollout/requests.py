@@ -23,6 +23,8 @@ class RolloutRequest:
     index: index of the trajectory in its group.
     hybrid: whether it may retrieve.
     guidance: factor on the probability that it retrieves, in [0, 1].
+    prefix: steps that it begins with, as token ids, each with its result. They
+      are inserted as retrieved ones are, and count in the response budget.
   """
 
   query: Query
@@ -31,6 +33,7 @@ class RolloutRequest:
   index: int
   hybrid: bool = False
   guidance: float = 1.0
+  prefix: tuple[Int[np.ndarray, " _"], ...] = ()
 
 
 def group_requests(

@@ -125,6 +125,35 @@ class AgentRows:
     chosen = chosen[:count]
     return [self._trajectory(query_id, prompt, own[i]) for i in chosen]
 
+  def draw_prefix(
+    self, query_id: str, rng: np.random.Generator, *, room: int, most: int
+  ) -> tuple[Int[np.ndarray, " _"], ...]:
+    """First steps of a trajectory of a question, each with its result.
+
+    Trajectory and number of steps are drawn uniformly; the last step is never
+    among them.
+
+    Args:
+      query_id: of the question.
+      rng: of the seed, update and question.
+      room: most tokens of all steps.
+      most: most steps.
+
+    Returns:
+      Token ids of each step; none where there is no trajectory.
+    """
+    own = self._rows.get(query_id, [])
+    if not own:
+      return ()
+    tokens, _, step_ids = own[rng.integers(len(own))]
+    last = int(step_ids[-1])
+    ends = np.searchsorted(step_ids, np.arange(last), side="right")
+    most = min(last, most, int(np.sum(ends <= room)))
+    if most < 1:
+      return ()
+    count = int(rng.integers(1, most + 1))
+    return tuple(np.split(tokens[: ends[count - 1]], ends[: count - 1]))
+
   def _response(self, steps: Sequence[tuple[str, str]]) -> _Response:
     """Tokens, kinds and step ids of a response."""
     tokens: list[int] = []

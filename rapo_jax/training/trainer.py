@@ -41,7 +41,7 @@ from rapo_jax.rollout import (
   RolloutStats,
   group_requests,
 )
-from rapo_jax.rollout.requests import query_number
+from rapo_jax.rollout.requests import RolloutRequest, query_number
 from rapo_jax.rollout.tool_runner import ToolStats
 from rapo_jax.tools.tags import TagSet
 from rapo_jax.training.agent_rows import AgentRows
@@ -145,7 +145,8 @@ class Trainer:
     algorithm: what is trained with.
     reference: the policy before the first update, which KL is taken to; needed
       with a `kl_coef` above 0, unless the policy has adapters.
-    agent_rows: another agent's trajectories, for a plan with a teacher.
+    agent_rows: another agent's trajectories, for a plan with a teacher
+      or prefixes.
 
   Raises:
     InputError: the algorithm is not as it must be, see
@@ -191,7 +192,7 @@ class Trainer:
     self._tag_set = tag_set
     self._reference = reference
     _check_teacher(algorithm, rollout.num_generations, agent_rows)
-    self._agent_rows = agent_rows if algorithm.plan.teacher else None
+    self._agent_rows = agent_rows if algorithm.plan.reads_agent else None
 
   def step(
     self,
@@ -523,6 +524,7 @@ class Trainer:
         dataclasses.replace(request, index=request.index + shift)
         for request in requests
       ]
+    requests = self._prefixed(requests, update)
     rows = self._of_agent(queries, prompts, update)
     there = {(row.group_id, row.index) for row in rows}
     left = [r for r in requests if (r.group_id, r.index) not in there]
@@ -535,16 +537,43 @@ class Trainer:
       trajectories = sorted([*trajectories, *rows], key=_place)
     return trajectories, stats
 
+  def _prefixed(
+    self, requests: list[RolloutRequest], update: int
+  ) -> list[RolloutRequest]:
+    """Requests with the steps that they begin with, one prefix a question."""
+    share = self._algorithm.plan.prefixed
+    if self._agent_rows is None or not share:
+      return requests
+    config = self._rollout
+    prefixes: dict[int, tuple[np.ndarray, ...]] = {}
+    for request in requests:
+      if request.group_id not in prefixes:
+        number = query_number(request.query)
+        rng = np.random.default_rng([self._seed, update, number])
+        prefixes[request.group_id] = ()
+        if rng.random() < share:
+          prefixes[request.group_id] = self._agent_rows.draw_prefix(
+            request.query.query_id,
+            rng,
+            # A step of the policy has room behind them.
+            room=config.max_response_tokens - config.max_step_tokens,
+            most=config.max_tool_calls,
+          )
+    return [
+      dataclasses.replace(request, prefix=prefixes[request.group_id])
+      for request in requests
+    ]
+
   def _of_agent(
     self, queries: Sequence[Query], prompts: Prompts, update: int
   ) -> list[Trajectory]:
     """Another agent's rows, in the last places of their groups."""
     rows: list[Trajectory] = []
-    if self._agent_rows is None:
+    teacher = self._algorithm.plan.teacher
+    if self._agent_rows is None or teacher is None:
       return rows
     size = self._rollout.num_generations
-    teacher = self._algorithm.plan.teacher
-    count = size if teacher == "all" else teacher or 0
+    count = size if teacher == "all" else teacher
     for group, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
       drawn = self._agent_rows.draw(
         query.query_id,
@@ -565,6 +594,11 @@ def _check_teacher(
 ) -> None:
   """Refuses a plan with a teacher that groups have no rows or room for."""
   teacher = algorithm.plan.teacher
+  if algorithm.plan.prefixed and agent_rows is None:
+    raise InputError(
+      f"the algorithm {algorithm.name} begins rollouts with another agent's "
+      "steps, and there are no trajectories of one: hand in agent_rows."
+    )
   if teacher is None:
     return
   fits = teacher == "all" or teacher < num_generations

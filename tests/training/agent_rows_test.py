@@ -215,3 +215,32 @@ def test_a_group_needs_both():
     Plan(teacher=1, hybrid=True)
   with pytest.raises(InputError, match="teacher is at least 1 row"):
     Plan(teacher=0)
+
+
+def test_a_prefix_is_whole_steps_without_the_last():
+  steps = (CALL + RESULT, CALL + RESULT, RIGHT)
+  rows = _rows({"q": [steps]}, max_response_tokens=400)
+
+  def drawn(seed, room=400, most=5):
+    rng = np.random.default_rng(seed)
+    prefix = rows.draw_prefix("q", rng, room=room, most=most)
+    return [TOKENIZER.decode(step) for step in prefix]
+
+  one, two = [CALL + RESULT], [CALL + RESULT] * 2
+  found = [drawn(seed) for seed in range(40)]
+  assert all(prefix in (one, two) for prefix in found)
+  assert 8 < found.count(one) < 32
+  size = len(TOKENIZER.encode(CALL + RESULT))
+  assert {len(drawn(seed, room=size)) for seed in range(9)} == {1}
+  assert {len(drawn(seed, most=1)) for seed in range(9)} == {1}
+  assert drawn(0, room=size - 1) == drawn(0, most=0) == []
+  assert rows.draw_prefix("x", np.random.default_rng(0), room=9, most=9) == ()
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [{"prefixed": 1.5}, {"hybrid": True}, {"teacher": 1}],
+)
+def test_a_plan_with_prefixes_is_plain(wrong):
+  with pytest.raises(InputError, match="prefixed must be in"):
+    Plan(**{"prefixed": 0.5} | wrong)
