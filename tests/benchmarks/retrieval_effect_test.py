@@ -82,7 +82,8 @@ def test_retrievals_are_read_from_records(tmp_path):
 
   lines = [record(0, 1.0, 0.5), record(1, 1.0, None), record(2, 0.0, 0.0)]
   (tmp_path / "trajectories.jsonl").write_text(
-    "".join(json.dumps(line.to_json()) + "\n" for line in lines)
+    "".join(json.dumps(line.to_json()) + "\n" for line in lines),
+    encoding="utf-8",
   )
   run = type("Run", (), {"path": tmp_path, "task": "t"})
   found = retrieval_effect.read_retrievals([run])
