@@ -28,6 +28,8 @@ _X_AXES = (
   ("seconds", "seconds of training"),
   ("generated_tokens", "generated tokens"),
 )
+# Differences that stand out at the top.
+_MOST_TILES = 6
 _DIAGNOSTICS = (
   ("rollout/entropy", "Entropy of the policy", "nats", None),
   ("groups/live_fraction", "Live groups", "share", (0.0, 1.0)),
@@ -175,7 +177,7 @@ def _json(content: Any) -> Markup:
 
 def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
   """(figure, its name, its interval or reference)."""
-  for name in tables.comparisons(results):
+  for name in tables.comparisons(results)[:_MOST_TILES]:
     difference = results["differences"][name].get(MEAN, {}).get("sampled")
     if difference:
       yield (

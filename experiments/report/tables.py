@@ -94,6 +94,7 @@ def board_rows(
   reference = results["reference"]
   shown = _short(results, reference)
   header = [
+    "seeds",
     "equal leaves",
     f"− {shown} [95 %]",
     "equal tokens",
@@ -126,6 +127,7 @@ def board_rows(
           task,
           [
             label(results, method),
+            str(estimate["num_seeds"]) if estimate else "–",
             percent(estimate["mean"] if estimate else None),
             difference_text(differences.get("sampled")),
             _at_tokens(row.get("at_tokens")),
@@ -247,7 +249,23 @@ def headline(results: Mapping[str, Any]) -> list[str]:
     first = f"RAPO is {side} GRPO by {size} {where}"
   return [
     f"{first} ({certainty(overall)}).",
+    *_best_other(results),
     *_caveats(results, differences, overall["num_seeds"]),
+  ]
+
+
+def _best_other(results: Mapping[str, Any]) -> list[str]:
+  """RAPO against the best of the others, where that is not GRPO."""
+  best = results["best_other"]
+  pair = results["differences"].get(f"rapo - {best}", {})
+  overall = pair.get(MEAN, {}).get("sampled")
+  if overall is None or best == "grpo":
+    return []
+  side = "ahead of" if overall["mean"] > 0 else "behind"
+  size = f"{abs(100 * overall['mean']):.1f} points"
+  return [
+    f"It is {size} {side} the best other method, {label(results, best)} "
+    f"({certainty(overall)})."
   ]
 
 

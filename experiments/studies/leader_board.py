@@ -32,6 +32,10 @@ METHODS = (
   "rloo",
   "reinforce_pp",
   "reinforce_pp_baseline",
+  "sft",
+  "prefix_rl",
+  "rapo_unsolved",
+  "rapo_effect",
 )
 
 

@@ -187,6 +187,7 @@ class Loop:
     self._seed = seed
     self._update = update
     self._slots: list[_Sequence | None] = [None] * self._config.num_slots
+    self._waiting: collections.deque[_Sequence] = collections.deque()
     self._prefilled: collections.deque[tuple[int, _Sequence]] = (
       collections.deque()
     )
@@ -215,17 +216,16 @@ class Loop:
       _Sequence(request, number, Episode(self._config, self._setup.tag_set))
       for number, request in enumerate(requests)
     ]
-    waiting: collections.deque[_Sequence] = collections.deque()
     if self._forks is None:
-      waiting.extend(sequences)
+      self._waiting.extend(sequences)
     else:
       self._later.extend(self._make_families(self._forks, sequences))
     ready: list[_Sequence] = []
     copies: list[_Copy] = []
     self._num_open = len(requests)
     while self._num_open:
-      waiting.extend(self._begin_families())
-      ready += self._admit(waiting)
+      self._waiting.extend(self._begin_families())
+      ready += self._admit()
       ready += self._collect_tools() + self._collect_insertions()
       released, started = self._grow()
       ready, copies = ready + released, copies + started + self._begun_twins
@@ -253,7 +253,7 @@ class Loop:
 
   # Admission.
 
-  def _admit(self, waiting: collections.deque[_Sequence]) -> list[_Sequence]:
+  def _admit(self) -> list[_Sequence]:
     """Starts sequences in free slots.
 
     Returns:
@@ -263,9 +263,9 @@ class Loop:
     free = self._free()
     # A question's rollouts that may fork have slots of their own.
     own = self._forks is not None
-    while (free or own) and (self._prefilled or waiting):
+    while (free or own) and (self._prefilled or self._waiting):
       if not self._prefilled:
-        self._prefill(waiting)
+        self._prefill()
       arrays = empty_admission(self._config)
       started = []
       while (free or own) and self._prefilled:
@@ -284,12 +284,12 @@ class Loop:
       self._begin_with_steps(sequence)
     return prefixed
 
-  def _prefill(self, waiting: collections.deque[_Sequence]) -> None:
+  def _prefill(self) -> None:
     """Runs the next distinct prompts through the model, each once."""
     rows: dict[bytes, int] = {}
     prompts: list[np.ndarray] = []
-    while waiting:
-      prompt = waiting[0].request.prompt_tokens
+    while self._waiting:
+      prompt = self._waiting[0].request.prompt_tokens
       # Ids of one width: equal bytes are equal prompts.
       key = prompt.astype(np.int64).tobytes()
       if key not in rows:
@@ -297,7 +297,7 @@ class Loop:
           break
         rows[key] = len(rows)
         prompts.append(prompt)
-      self._prefilled.append((rows[key], waiting.popleft()))
+      self._prefilled.append((rows[key], self._waiting.popleft()))
     width = self._setup.prompt_width
     tokens, lengths = empty_prompts(self._config, width)
     for row, prompt in enumerate(prompts):
@@ -662,6 +662,7 @@ class Loop:
     if insertion.probe and sequence.original is None:
       sequence.probes.append(sequence.cut())
       self._num_open += 1
+      self._begin_twins(sequence)
     sequence.append(TokenKind.RETRIEVED, episode.step_id, len(ids))
     sequence.piece = sequence.piece + ids
     episode.insert(insertion.event, decode(self._setup.tokenizer, ids))
@@ -742,20 +743,37 @@ class Loop:
       self._twins[sequence.number].append(trajectory)
     if sequence.family is None or not sequence.family.room:
       self._slots[slot] = None
-    self._begin_twin(sequence)
+    self._begin_twins(sequence)
 
-  def _begin_twin(self, ended: _Sequence) -> None:
-    """Starts the next twin of a trajectory, in its slot.
+  # Twins.
 
-    Those that leave out a later step come first. So the slot still holds the
-    prefix of the others, and nothing runs through the model twice.
+  def _begin_twins(self, holder: _Sequence) -> None:
+    """Starts twins that wait, from the slot of one that holds their prefix.
+
+    They take slots that nobody waits for, at once. The others take the holder's
+    own slot when it has ended, one after another: those that leave out a later
+    step come first, so that the slot still holds the prefix of the rest.
     """
-    original = ended.original or ended
-    if original.probes:
+    original = holder.original or holder
+    while original.probes:
+      slot = holder.slot
+      if self._slots[slot] is not None:
+        spare = self._spare_slots(slot)
+        if not spare:
+          break
+        slot = spare[0]
       twin = original.twin(original.probes.pop())
-      twin.slot = ended.slot
-      self._slots[twin.slot] = twin
-      self._begun_twins.append(_Copy(twin, twin.slot))
+      twin.slot = slot
+      self._slots[slot] = twin
+      self._begun_twins.append(_Copy(twin, holder.slot))
+
+  def _spare_slots(self, slot: int) -> list[int]:
+    """Free slots of a slot's part; none while requests wait for slots."""
+    if self._waiting or self._prefilled:
+      return []
+    part_slots = len(self._slots) // self._setup.slot_parts
+    part = slot // part_slots
+    return [free for free in self._free() if free // part_slots == part]
 
   def _slot(self, slot: int) -> _Sequence:
     sequence = self._slots[slot]

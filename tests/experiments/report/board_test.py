@@ -103,4 +103,4 @@ def test_the_table_keeps_to_the_width_and_marks_fewer_tokens(tmp_path):
   # The best comes first.
   assert narrow.index("\nGRPO") < narrow.index("\nRolloutReplay")
   markdown = tables.format_board_markdown(results)
-  assert "| RolloutReplay | – | – | 30.0* | −10.0 |" in markdown
+  assert "| RolloutReplay | – | – | – | 30.0* | −10.0 |" in markdown

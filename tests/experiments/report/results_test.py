@@ -422,11 +422,27 @@ def _results(low, high, mean, seeds=5):
   }
   return {
     "tasks": ["a", "b"],
+    "best_other": "grpo",
     "unfinished_runs": [],
     "differences": {
       "rapo - grpo": {t: {"sampled": estimate} for t in ("a", "b", "mean")}
     },
   }
+
+
+def test_the_best_of_the_others_is_named(tmp_path):
+  for method, share in (("grpo", 0), ("luffy", 1), ("rapo", 0)):
+    _evaluation(tmp_path, method, 0, {"a": [share], "b": [1]})
+  # Forms of RAPO are no others.
+  _evaluation(tmp_path, "hybrid", 0, {"a": [1], "b": [1]})
+  _evaluation(tmp_path, "rapo_unsolved", 0, {"a": [1], "b": [1]})
+  results = results_lib.compute_results(tmp_path)
+  assert results["best_other"] == "luffy"
+  assert results["differences"]["rapo - luffy"]["t"]["sampled"]["mean"] == -0.5
+  lines = tables.headline(results)
+  assert any(
+    "50.0 points behind the best other method, LUFFY" in x for x in lines
+  )
 
 
 def test_what_the_system_cut_is_said():
