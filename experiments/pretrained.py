@@ -44,7 +44,7 @@ SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome."
 """Scored without a template by each model that is checked."""
 QUESTION = "What is the capital of France? Answer in one sentence."
 """Answered greedily by each model that is checked."""
-TOLERANCES = {"float32": 2e-3, "bfloat16": 0.05}
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.02}
 """Most that a token's mean log-prob may differ, in nats.
 
 Machines sum in other orders; bfloat16 rounds the weights.

@@ -516,7 +516,7 @@ def _wrapped(
     )
   wrapped = transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend,
-    model_max_length=2**30,
+    model_max_length=said[f"{said['general.architecture']}.context_length"],
     clean_up_tokenization_spaces=False,
     **special,
   )

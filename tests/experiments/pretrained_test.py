@@ -205,7 +205,7 @@ def test_a_cut_download_in_the_cache_is_fetched_again(
 @pytest.mark.parametrize(
   ("fields", "match"),
   [
-    ({"log_prob": -3.0}, "must have the mean log-prob -3.0 within 0.002, got"),
+    ({"log_prob": -3.0}, "must have the mean log-prob -3.0 within 0.001, got"),
     ({"answer": "Paris."}, "must be 'Paris.', got"),
   ],
 )

