@@ -215,6 +215,8 @@ def test_a_group_needs_both():
     Plan(teacher=1, hybrid=True)
   with pytest.raises(InputError, match="teacher is at least 1 row"):
     Plan(teacher=0)
+  with pytest.raises(InputError, match="teacher is at least 1 row"):
+    Plan(teacher="some")
 
 
 def test_a_prefix_is_whole_steps_without_the_last():
