@@ -601,16 +601,16 @@ def _check_teacher(
       f"the algorithm {algorithm.name} begins rollouts with another agent's "
       "steps, and there are no trajectories of one: hand in agent_rows."
     )
-  if teacher is None:
-    return
-  fits = teacher == "all" or teacher < num_generations
-  if agent_rows is None or not fits:
+  if teacher is not None and agent_rows is None:
+    raise InputError(
+      f"the algorithm {algorithm.name} trains on trajectories of another "
+      "agent, and there are none: hand in agent_rows."
+    )
+  if isinstance(teacher, int) and teacher >= num_generations:
     raise InputError(
       f"a group of the algorithm {algorithm.name} has {teacher} rows of "
       f"another agent and further ones of the policy, got a group of "
-      f"{num_generations} and "
-      f"{'no ' if agent_rows is None else ''}trajectories of an agent: raise "
-      "rollout.num_generations, or hand in agent_rows."
+      f"{num_generations}: raise rollout.num_generations."
     )
 
 

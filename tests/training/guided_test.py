@@ -96,6 +96,12 @@ def test_by_group_the_plain_half_decides():
   assert row["budget/rollouts"] == row["budget/leaves"] == 8
 
 
+def test_without_a_hybrid_half_there_is_one_rollout():
+  engine, experience, row = _step("rapo_dead", num_hybrid=0)
+  assert len(engine.guidance) == row["rollout/rounds"] == 1
+  assert len(experience.trajectories) == 8
+
+
 def test_a_solved_question_needs_no_guidance():
   engine, _, row = _step("rapo_unsolved")
   assert set(engine.guidance[1].values()) == {0.0}
