@@ -68,7 +68,7 @@ def roll_out_guided(
   sampled, first = roll_out([r for r in requests if not r.hybrid])
   plain, plain_scores = score(sampled)
   needed = _needed(rule, plain, plain_scores, counts)
-  stats = [first]
+  made = [first]
   others: list[Trajectory] = []
   other_scores: list[rewards.Score] = []
   hybrid = [
@@ -79,7 +79,7 @@ def roll_out_guided(
   if hybrid:
     sampled, second = roll_out(hybrid)
     others, other_scores = score(sampled)
-    stats.append(second)
+    made.append(second)
   found = {
     (t.group_id, t.index): (t, s)
     for t, s in zip(
@@ -90,7 +90,7 @@ def roll_out_guided(
   return Guided(
     [t for t, _ in ordered],
     [s for _, s in ordered],
-    stats,
+    made,
     _mean(needed),
     _mean(needed),
   )
