@@ -25,7 +25,8 @@ class Shown(NamedTuple):
     label: its name for people.
     colour: `#rrggbb`; None for that of what has no own.
     dark_colour: the same on a dark page.
-    retrieves: whether its rollouts may retrieve.
+    retrieves: whether its rollouts retrieve in every update. One with a rule
+      when to retrieve may stop.
   """
 
   label: str
@@ -95,5 +96,5 @@ def _of(algorithm: Algorithm) -> Shown:
     algorithm.label,
     algorithm.colour,
     algorithm.dark_colour,
-    algorithm.plan.hybrid,
+    algorithm.plan.hybrid and algorithm.plan.guide is None,
   )

@@ -132,9 +132,9 @@ def agent_rows(
   """
   if not isinstance(buffer, StepTraceBuffer):
     raise InputError(
-      "a method with a teacher reads all trajectories of its Step-Trace "
-      f"Buffer, got {config.buffer.url!r}: name a folder in buffer.path, or "
-      "leave it out and the run builds one."
+      "a method that takes whole trajectories of another agent reads them from "
+      f"its Step-Trace Buffer, got {config.buffer.url!r}: name a folder in "
+      "buffer.path, or leave it out and the run builds one."
     )
   questions = {query.query_id: query.question for query in task.train}
   opened = leaves_thought_open(
@@ -152,8 +152,8 @@ def agent_rows(
   )
   if not rows.query_ids:
     raise InputError(
-      f"a method with a teacher needs trajectories on the questions of "
-      f"{task.name} with a reward above retrieval.min_reward "
+      f"a method that takes whole trajectories of another agent needs some on "
+      f"the questions of {task.name} with a reward above retrieval.min_reward "
       f"({config.retrieval.min_reward:g}) and at most "
       f"{config.rollout.max_response_tokens} tokens, and none of the "
       f"{len(buffer)} steps of the buffer is of one: build it from answers to "

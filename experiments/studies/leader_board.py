@@ -1,4 +1,4 @@
-"""All methods side by side: three families, five seeds, equal questions.
+"""The paper's baselines and what came after: three families, five seeds.
 
     python -m experiments.study --study leader_board --workdir runs/leader_board
 
@@ -43,6 +43,7 @@ def get_study() -> Study:
   config = with_setting(testbed.get_config(), "train.methods", METHODS)
   return Study(
     "leader_board",
-    "Every method of the table with the same questions, agents and seeds.",
+    "The paper's baselines and what came after it, with the same questions, "
+    "agents and seeds.",
     (Arm("all", dataclasses.replace(config, name="leader_board")),),
   )

@@ -264,8 +264,10 @@ class Plan:
         f"got {self!r}: correct it."
       )
     others = (self.hybrid, self.resample, self.forks, self.replay)
-    few = isinstance(self.teacher, int) and self.teacher < 1
-    if self.teacher is not None and (few or any(others)):
+    known = self.teacher in (None, "all") or (
+      isinstance(self.teacher, int) and self.teacher >= 1
+    )
+    if not known or (self.teacher is not None and any(others)):
       raise InputError(
         "a plan's teacher is at least 1 row beside plain rollouts, or all, got "
         f"{self.teacher} with {self!r}: leave one of them out."

@@ -747,16 +747,18 @@ class Loop:
 
   # Twins.
 
-  def _begin_twins(self, holder: _Sequence) -> None:
-    """Starts twins that wait, from the slot of one that holds their prefix.
+  def _begin_twins(self, sequence: _Sequence) -> None:
+    """Starts twins that wait, of a sequence or of the one that it is a twin of.
 
-    They take slots that nobody waits for, at once. The others take the holder's
-    own slot when it has ended, one after another: those that leave out a later
-    step come first, so that the slot still holds the prefix of the rest.
+    They are copied from the slot of the original, and take slots that nobody
+    waits for, at once. The others take the original's slot when it has ended,
+    one after another: those that leave out a later step come first, so that the
+    slot still holds the prefix of the rest. A twin's own slot holds no more of
+    the original than its prefix.
     """
-    original = holder.original or holder
+    original = sequence.original or sequence
     while original.probes:
-      slot = holder.slot
+      slot = original.slot
       if self._slots[slot] is not None:
         spare = self._spare_slots(slot)
         if not spare:
@@ -765,7 +767,7 @@ class Loop:
       twin = original.twin(original.probes.pop())
       twin.slot = slot
       self._slots[slot] = twin
-      self._begun_twins.append(_Copy(twin, holder.slot))
+      self._begun_twins.append(_Copy(twin, original.slot))
 
   def _spare_slots(self, slot: int) -> list[int]:
     """Free slots of a slot's part; none while requests wait for slots."""

@@ -68,14 +68,18 @@ def roll_out_guided(
   sampled, first = roll_out([r for r in requests if not r.hybrid])
   plain, plain_scores = score(sampled)
   needed = _needed(rule, plain, plain_scores, counts)
-  sampled, second = roll_out(
-    [
-      dataclasses.replace(r, hybrid=needed[r.group_id])
-      for r in requests
-      if r.hybrid
-    ]
-  )
-  others, other_scores = score(sampled)
+  made = [first]
+  others: list[Trajectory] = []
+  other_scores: list[rewards.Score] = []
+  hybrid = [
+    dataclasses.replace(r, hybrid=needed[r.group_id])
+    for r in requests
+    if r.hybrid
+  ]
+  if hybrid:
+    sampled, second = roll_out(hybrid)
+    others, other_scores = score(sampled)
+    made.append(second)
   found = {
     (t.group_id, t.index): (t, s)
     for t, s in zip(
@@ -86,7 +90,7 @@ def roll_out_guided(
   return Guided(
     [t for t, _ in ordered],
     [s for _, s in ordered],
-    [first, second],
+    made,
     _mean(needed),
     _mean(needed),
   )

@@ -152,7 +152,8 @@ class Trainer:
     InputError: the algorithm is not as it must be, see
       `algorithms.check_algorithm`; or the mesh does not divide the rows of a
       micro-batch. Or the plan has a teacher, and there are no rows of one, or
-      as many as a group has.
+      as many as a group has. Or it has a rule when to retrieve, and no
+      rollout is plain.
   """
 
   def __init__(
@@ -192,6 +193,7 @@ class Trainer:
     self._tag_set = tag_set
     self._reference = reference
     _check_teacher(algorithm, rollout.num_generations, agent_rows)
+    _check_guide(algorithm, rollout)
     self._agent_rows = agent_rows if algorithm.plan.reads_agent else None
 
   def step(
@@ -599,16 +601,26 @@ def _check_teacher(
       f"the algorithm {algorithm.name} begins rollouts with another agent's "
       "steps, and there are no trajectories of one: hand in agent_rows."
     )
-  if teacher is None:
-    return
-  fits = teacher == "all" or teacher < num_generations
-  if agent_rows is None or not fits:
+  if teacher is not None and agent_rows is None:
+    raise InputError(
+      f"the algorithm {algorithm.name} trains on trajectories of another "
+      "agent, and there are none: hand in agent_rows."
+    )
+  if isinstance(teacher, int) and teacher >= num_generations:
     raise InputError(
       f"a group of the algorithm {algorithm.name} has {teacher} rows of "
       f"another agent and further ones of the policy, got a group of "
-      f"{num_generations} and "
-      f"{'no ' if agent_rows is None else ''}trajectories of an agent: raise "
-      "rollout.num_generations, or hand in agent_rows."
+      f"{num_generations}: raise rollout.num_generations."
+    )
+
+
+def _check_guide(algorithm: Algorithm, rollout: RolloutConfig) -> None:
+  """Refuses a rule when to retrieve in groups without a plain half."""
+  if algorithm.plan.guide and rollout.num_hybrid >= rollout.num_generations:
+    raise InputError(
+      f"the algorithm {algorithm.name} asks the plain rollouts of a group when "
+      f"to retrieve, got a group of {rollout.num_generations} with "
+      f"{rollout.num_hybrid} hybrid ones: lower rollout.num_hybrid."
     )
 
 

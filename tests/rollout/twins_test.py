@@ -61,7 +61,16 @@ def requests(queries, prompts):
 
 @pytest.fixture(scope="module")
 def roll(policy, tag_tokenizer, requests, buffer, echo_tool):
-  def run(retrieval, left_out=(), *, delay=None, model=policy, **changes):
+  def run(
+    retrieval,
+    left_out=(),
+    *,
+    delay=None,
+    model=policy,
+    chosen=requests,
+    seed=1,
+    **changes,
+  ):
     tool = echo_tool(delay=delay)
     engine = RolloutEngine(
       dataclasses.replace(CONFIG, **changes),
@@ -70,7 +79,7 @@ def roll(policy, tag_tokenizer, requests, buffer, echo_tool):
       tools={tool.name: tool},
       between_steps=Without(buffer, retrieval, left_out),
     )
-    return engine.rollout(model, requests, seed=1, update=3)
+    return engine.rollout(model, chosen, seed=seed, update=3)
 
   return run
 
@@ -111,6 +120,15 @@ def test_probes_change_no_bit_of_the_trajectories(probed, roll):
     assert not expected.twins
 
 
+def assert_begins_as_its_trajectory(twin, trajectory):
+  """All that is before the step that the twin does without."""
+  size = int(np.argmax(trajectory.step_ids == twin.shared_steps))
+  for name in ARRAYS:
+    np.testing.assert_array_equal(
+      getattr(twin, name)[:size], getattr(trajectory, name)[:size]
+    )
+
+
 def test_each_retrieved_step_has_a_twin_without_it(probed):
   for trajectory in probed[0]:
     steps = [event.step_id for event in hits(trajectory)]
@@ -118,10 +136,7 @@ def test_each_retrieved_step_has_a_twin_without_it(probed):
     for twin in trajectory.twins:
       step = twin.shared_steps
       size = int(np.argmax(trajectory.step_ids == step))
-      for name in ARRAYS:
-        np.testing.assert_array_equal(
-          getattr(twin, name)[:size], getattr(trajectory, name)[:size]
-        )
+      assert_begins_as_its_trajectory(twin, trajectory)
       # The policy writes the step itself.
       assert twin.kinds[size] == TokenKind.POLICY
       assert twin.step_ids[size] == step
@@ -224,6 +239,22 @@ def test_several_requests_wait_while_twins_run_in_few_slots(probed, roll):
     for a, b in zip(few, probed[0], strict=True)
   ]
   assert sum(same) >= len(same) - 1
+
+
+def test_a_later_twin_is_not_copied_from_an_earlier_one(roll, requests):
+  # In two slots the first twin runs beside its trajectory, and ends before it.
+  for number, seed in ((1, 2), (2, 2), (2, 3), (5, 10)):
+    (trajectory,), _ = roll(
+      ALL,
+      chosen=[requests[number]],
+      seed=seed,
+      num_slots=2,
+      max_response_tokens=400,
+      max_tool_calls=12,
+    )
+    assert len(trajectory.twins) == len(hits(trajectory)) > 3
+    for twin in trajectory.twins:
+      assert_begins_as_its_trajectory(twin, trajectory)
 
 
 def test_whole_trajectories_and_noise_are_probed_too(roll):

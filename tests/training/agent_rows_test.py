@@ -207,14 +207,16 @@ def test_groups_of_the_agent_alone_need_no_rollout():
 
 
 def test_a_group_needs_both():
-  with pytest.raises(InputError, match="no trajectories of an agent"):
+  with pytest.raises(InputError, match="there are none: hand in agent_rows"):
     _trainer(None)
-  with pytest.raises(InputError, match="no trajectories of an agent"):
+  with pytest.raises(InputError, match="there are none: hand in agent_rows"):
     _trainer(None, "sft")
   with pytest.raises(InputError, match="teacher is at least 1 row"):
     Plan(teacher=1, hybrid=True)
   with pytest.raises(InputError, match="teacher is at least 1 row"):
     Plan(teacher=0)
+  with pytest.raises(InputError, match="teacher is at least 1 row"):
+    Plan(teacher="some")
 
 
 def test_a_prefix_is_whole_steps_without_the_last():

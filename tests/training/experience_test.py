@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rapo_jax import objectives
+from rapo_jax.algorithms import ALGORITHMS
 from rapo_jax.rollout import RolloutStats
 from rapo_jax.training import (
   Experience,
@@ -167,6 +168,7 @@ def packed(
   objective: ObjectiveConfig,
   rows: int,
   row_length: int = 128,
+  method: str = "rapo",
 ) -> PackedBatch:
   update = UpdateConfig(
     queries_per_update=2,
@@ -174,7 +176,7 @@ def packed(
     row_length=row_length,
     rows_per_microbatch=rows,
   )
-  (batch,) = minibatches(experience, update, objective)
+  (batch,) = minibatches(experience, update, objective, ALGORITHMS[method])
   return batch
 
 
@@ -182,7 +184,9 @@ def test_metrics_leave_out_what_others_sampled():
   group = [made(0, RIGHT), made(1, WRONG)]
   assert "source" not in packed(evaluated(group), ObjectiveConfig(), 2).columns
   group[1] = dataclasses.replace(group[1], source=Source.REPLAY)
-  batch = packed(evaluated(group), ObjectiveConfig(), 2)
+  batch = packed(
+    evaluated(group), ObjectiveConfig(), 2, method="rollout_replay"
+  )
   assert set(np.unique(batch.columns["source"])) == {0, Source.REPLAY}
   _, metrics = updated(batch, ObjectiveConfig())
   assert metrics.sampled == group[0].policy_mask.sum()

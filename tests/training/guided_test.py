@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig
+from rapo_jax.errors import InputError
 from rapo_jax.retrieval import Miss, RetrievalConfig
 from rapo_jax.rollout.between import Boundary
 from rapo_jax.rollout.requests import group_requests
@@ -39,12 +40,14 @@ class Noting(Engine):
     return super().rollout(model, requests, seed=seed, update=update)
 
 
-def _step(method, share=1.0):
+def _step(method, share=1.0, num_hybrid=2):
   engine = Noting()
   trainer = Trainer(
     engine,
     TOKENIZER,
-    rollout=dataclasses.replace(ROLLOUT, num_generations=4, num_hybrid=2),
+    rollout=dataclasses.replace(
+      ROLLOUT, num_generations=4, num_hybrid=num_hybrid
+    ),
     objective=ObjectiveConfig(),
     optimizer=OptimizerConfig(),
     update=UPDATE,
@@ -93,6 +96,12 @@ def test_by_group_the_plain_half_decides():
   assert row["budget/rollouts"] == row["budget/leaves"] == 8
 
 
+def test_without_a_hybrid_half_there_is_one_rollout():
+  engine, experience, row = _step("rapo_dead", num_hybrid=0)
+  assert len(engine.guidance) == row["rollout/rounds"] == 1
+  assert len(experience.trajectories) == 8
+
+
 def test_a_solved_question_needs_no_guidance():
   engine, _, row = _step("rapo_unsolved")
   assert set(engine.guidance[1].values()) == {0.0}
@@ -110,6 +119,12 @@ def test_by_share_all_are_sampled_at_once():
   assert row["guidance/given"] == 0.25
   # For the next update.
   assert row["guidance/needed"] == 0.5
+
+
+@pytest.mark.parametrize("method", ["rapo_dead", "rapo_dead_share"])
+def test_a_group_without_a_plain_half_is_refused(method):
+  with pytest.raises(InputError, match="4 with 4 hybrid ones: lower"):
+    _step(method, num_hybrid=4)
 
 
 def test_methods_without_a_rule_say_nothing_of_it():

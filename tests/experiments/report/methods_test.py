@@ -23,6 +23,7 @@ def test_a_run_says_what_its_algorithm_is_called(tmp_path):
   assert shown["rapo"].label == "RAPO"
   assert shown["rapo"].retrieves
   assert not shown["grpo"].retrieves
+  assert not shown["rapo_unsolved"].retrieves
 
 
 def test_agents_come_before_methods():
