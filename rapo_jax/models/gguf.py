@@ -24,7 +24,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import tokenizers
-import transformers
 from flax import nnx
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -487,6 +486,8 @@ def _wrapped(
   backend: tokenizers.Tokenizer, tokens: list[str], said: Mapping[str, Any]
 ) -> Any:
   """The tokenizer of transformers, with the file's special tokens."""
+  import transformers
+
   if said.get("tokenizer.ggml.add_bos_token"):
     raise InputError(
       "tokenizer.ggml.add_bos_token must be false, and is true: tokenizers "

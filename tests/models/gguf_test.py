@@ -111,7 +111,8 @@ def test_another_head_stays_another(converted):
 def test_bfloat16(converted):
   model = gguf_files.decoder()
   folder = converted(model, dtype="bfloat16")
-  assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+  config = json.loads((folder / "config.json").read_bytes())
+  assert config["dtype"] == "bfloat16"
   assert_same(
     models.from_pretrained(folder, dtype="bfloat16"), model.astype("bfloat16")
   )
