@@ -319,8 +319,15 @@ class _Curve:
 
 
 def _curve(runs: Sequence[Run]) -> _Curve | None:
-  """Curve of one method on one task, at updates that every seed has."""
-  series = {run.seed: run.series("update", "eval/accuracy") for run in runs}
+  """Curve of one method on one task, at updates that every seed has.
+
+  A run that is under way would cut off the others: it counts only where none
+  has ended.
+  """
+  ended = [run for run in runs if run.finished]
+  series = {
+    run.seed: run.series("update", "eval/accuracy") for run in ended or runs
+  }
   if not series:
     return None
   shared = set.intersection(*(set(x.tolist()) for x, _ in series.values()))
@@ -500,8 +507,12 @@ def _learning_of_task(
       "last_update": int(curve.updates[-1]),
     }
   content: dict[str, Any] = {"targets": dict(targets), "methods": methods}
-  if "grpo" in methods and "rapo" in methods:
-    last = min(methods[m]["last_update"] for m in ("grpo", "rapo"))
+  compared = [
+    methods[m]["last_update"] for m in ("grpo", "rapo") if m in methods
+  ]
+  # Before the second evaluation there is no speed.
+  if len(compared) == 2 and min(compared) > 0:
+    last = min(compared)
     content["speedup"] = {
       name: _speedup(
         methods["grpo"]["updates_to"][name]["mean"],
