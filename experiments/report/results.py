@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import diversity, health, provenance
 from experiments.report import board, bootstrap
+from experiments.report.board import MEAN
 from experiments.report.methods import AGENTS, BASE, Shown, method_order
 from experiments.report.sources import (
   REFERENCE,
@@ -33,7 +34,6 @@ from experiments.workdir import read_json, write_json
 
 # Differences that are shown first, where both are there.
 _FIRST_COMPARISONS = (("rapo", REFERENCE), ("rapo", "hybrid"))
-MEAN = "mean"
 # Parts of a run at whose ends accuracy is compared.
 _PARTS = 4
 # Below this a cost is noise, and a ratio to it says nothing.
@@ -155,14 +155,11 @@ def _comparisons(there: Sequence[str], reference: str) -> list[tuple[str, str]]:
 def _best_other(accuracy: Mapping[str, Any]) -> str | None:
   """The trained method of the highest accuracy that is no part of RAPO.
 
-  Over the mean of all tasks, or over the one task that there is; None without
-  one.
+  On the mean over tasks; None without one.
   """
-  parts = list(accuracy)
-  by_method = accuracy.get(MEAN if len(parts) > 1 else "".join(parts), {})
   found = {
     method: content["sampled"]["mean"]
-    for method, content in by_method.items()
+    for method, content in accuracy.get(MEAN, {}).items()
     if method not in AGENTS and not method.startswith(("rapo", "hybrid"))
   }
   return max(found, key=lambda method: found[method]) if found else None
