@@ -32,6 +32,7 @@ from jaxtyping import Float
 
 from experiments.report.samples import retrieval_effect
 from experiments.report.sources import Run, load_runs
+from experiments.workdir import read_trajectories
 from rapo_jax.errors import InputError
 from rapo_jax.records import TrajectoryRecord
 
@@ -72,12 +73,10 @@ def read_retrievals(runs: Sequence[Run]) -> list[Retrieval]:
   number = 0
   for run in runs:
     groups: dict[tuple[int, str], list[TrajectoryRecord]] = {}
-    with (run.path / "trajectories.jsonl").open(encoding="utf-8") as file:
-      for line in file:
-        record = TrajectoryRecord.from_json(json.loads(line))
-        if record.training is not None:
-          place = (record.training.update, record.query_id)
-          groups.setdefault(place, []).append(record)
+    for record in read_trajectories(run.path):
+      if record.training is not None:
+        place = (record.training.update, record.query_id)
+        groups.setdefault(place, []).append(record)
     for (update, _), records in groups.items():
       rewards = [
         record.score["value"]

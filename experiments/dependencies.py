@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,12 @@ class Fields:
       task: name of the task that they are for; those of others are left out.
     """
     return self.complete(dict(_leaves(config)), task)
+
+  def digest(self, config: ExperimentConfig, task: str) -> str:
+    """Changes with the value of any of these fields; in hexadecimal."""
+    fields = self.of(flags.to_dict(config), task)
+    text = json.dumps(fields, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
   def complete(self, leaves: Mapping[str, Any], task: str) -> dict[str, Any]:
     """The same of a config whose fields are given by their dotted path."""

@@ -9,7 +9,6 @@ or retrieved; what tools answered is left out.
 from __future__ import annotations
 
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from experiments.workdir import parse_row, read_json, write_json
+from experiments.workdir import read_json, read_trajectories, write_json
 from rapo_jax.records import TrajectoryRecord
 from rapo_jax.retrieval import SentenceEncoder
 
@@ -47,7 +46,7 @@ def measure_run(folder: pathlib.Path, encoder: SentenceEncoder) -> None:
     folder: of the run.
     encoder: embeds the steps.
   """
-  groups = list(_groups(folder / "trajectories.jsonl"))
+  groups = list(_groups(folder))
   if not groups:
     return
   texts = {t for pair in groups for side in pair for r in side for t in r}
@@ -111,13 +110,10 @@ def _ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
   return zip(*(words[i:] for i in range(n)), strict=False)
 
 
-def _groups(path: pathlib.Path) -> Iterator[tuple[_Rollouts, _Rollouts]]:
+def _groups(folder: pathlib.Path) -> Iterator[tuple[_Rollouts, _Rollouts]]:
   """Plain and hybrid rollouts of each question and update, as many of each."""
   rows: dict[tuple[int, str], dict[bool, list[TrajectoryRecord]]] = {}
-  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
-  for number, line in enumerate(lines, 1):
-    parse_row(line, path, number)
-    record = TrajectoryRecord.from_json(json.loads(line))
+  for record in read_trajectories(folder):
     if record.training is None or record.training.left_out:
       continue
     group = rows.setdefault((record.training.update, record.query_id), {})

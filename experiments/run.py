@@ -552,9 +552,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   stages = STAGES if known.stage == "all" else (known.stage,)
   try:
     with claim_workdir(config, workdir, tasks):
-      unfinished = run_stages(
-        config, workdir, stages, tasks, seeds=seeds, arguments=arguments
-      )
+      record_start(config, workdir, arguments)
+      unfinished = run_stages(config, workdir, stages, tasks, seeds=seeds)
   except HealthStop as stopped:
     print(f"error: {stopped}", file=sys.stderr)
     return UNHEALTHY_STATUS
@@ -615,6 +614,22 @@ def use_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def record_start(
+  config: ExperimentConfig,
+  workdir: Workdir,
+  arguments: Sequence[str] | None = None,
+) -> None:
+  """Appends what runs here and now to the starts of a work folder.
+
+  Args:
+    config: the experiment.
+    workdir: its folder, which this process has claimed.
+    arguments: of the command; None for those of the process.
+  """
+  with _one_at_a_time(workdir):
+    provenance.append_start(workdir.root, config, arguments)
+
+
 def run_stages(
   config: ExperimentConfig,
   workdir: Workdir,
@@ -622,7 +637,6 @@ def run_stages(
   tasks: list[str],
   *,
   seeds: Sequence[int] | None = None,
-  arguments: Sequence[str] | None = None,
 ) -> list[str]:
   """Runs stages with a live display.
 
@@ -632,14 +646,11 @@ def run_stages(
     stages: of `STAGES`, in their order.
     tasks: names of the tasks to run.
     seeds: whose runs are trained and evaluated; None for all.
-    arguments: of the command, for the record; None for those of the process.
 
   Returns:
     Names of the runs that are not finished.
   """
   use_compilation_cache()
-  with _one_at_a_time(workdir):
-    provenance.append_start(workdir.root, config, arguments)
   with (
     Progress(stages) as progress,
     StopSignal("start it again to go on.", progress.note) as stop,

@@ -18,8 +18,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import multiprocessing
 import os
 import pathlib
@@ -31,7 +29,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments import checks, diversity, flags, input_errors, places
 from experiments import run as run_lib
@@ -121,10 +119,10 @@ def run_cell(command: Command, study: Study, cell: Cell) -> None:
     workdir,
     tasks=[cell.task],
     seeds=[cell.seed],
-    arguments=command.arguments,
   )
   # Whose folder it is comes first: a link would be made in another's.
   with run_lib.claim_workdir(arm.config, workdir, [cell.task]):
+    run_lib.record_start(arm.config, workdir, command.arguments)
     shared = [
       _share(command.root, workdir, arm, kind, cell.task) for kind in _KINDS
     ]
@@ -172,11 +170,8 @@ def _share(
     return files.followed(link)
   if link.exists():
     return None
-  config = flags.to_dict(arm.config)
-  fields = [part.of(config, task) for part in _KINDS[kind]]
-  text = json.dumps(fields, sort_keys=True, default=str)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-  folder = root / _SHARED / kind / f"{task}-{digest}"
+  digests = [part.digest(arm.config, task)[:12] for part in _KINDS[kind]]
+  folder = root / _SHARED / kind / "-".join([task, *digests])
   files.make_private_folder(folder.parent)
   link.parent.mkdir(parents=True, exist_ok=True)
   link.symlink_to(os.path.relpath(folder, link.parent))
@@ -241,6 +236,9 @@ class _Runner:
           self._workers.remove(worker)
           done = total - len(left) - len(self._workers)
           self._finish(worker, f"{done}/{total}")
+          # The command itself writes that of the last one.
+          if left or self._workers:
+            write_report(self._command.root, self._study)
     finally:
       for worker in self._workers:
         worker.process.terminate()
@@ -283,7 +281,6 @@ class _Runner:
       self.failed.append(worker.cell)
     how = f"FAILED with exit status {status}, see {log}" if status else "done"
     print(f"[{where}] {worker.cell}: {how}", flush=True)
-    write_report(self._command.root, self._study)
 
 
 def _core_sets(num_processes: int) -> list[frozenset[int]]:
@@ -330,14 +327,19 @@ def _log(root: pathlib.Path, cell: Cell) -> pathlib.Path:
   return root / _LOGS / f"{cell}.log"
 
 
-def write_report(root: pathlib.Path, study: Study) -> None:
-  """Writes `study.json`, `results.json`, `results.md` and `report.html`."""
+def write_report(root: pathlib.Path, study: Study) -> dict[str, Any]:
+  """Writes `study.json`, `results.json`, `results.md` and `report.html`.
+
+  Returns:
+    The results.
+  """
   write_json(root / STUDY_FILE, study.to_json())
   found = results.write_results(root)
   files.replace_text(
     root / "results.md", tables.format_board_markdown(found) + "\n"
   )
   page.write_report(root, found)
+  return found
 
 
 def _unfinished(
@@ -471,9 +473,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files.make_private_folder(known.workdir)
     (known.workdir / _LOGS).mkdir(exist_ok=True)
     failed = _run(command, study, chosen, known.processes)
-  write_report(known.workdir, study)
+  found = write_report(known.workdir, study)
   width = shutil.get_terminal_size((100, 24)).columns
-  print(tables.format_board(results.compute_results(known.workdir), width))
+  print(tables.format_board(found, width))
   print(f"report: {known.workdir / 'report.html'}")
   if failed:
     print(f"failed cells: {', '.join(map(str, failed))}", file=sys.stderr)

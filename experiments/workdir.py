@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from rapo_jax import files
 from rapo_jax.errors import InputError
+from rapo_jax.records import TrajectoryRecord
+
+TRAJECTORIES_FILE = "trajectories.jsonl"
+"""Log of trajectories in the folder of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,23 @@ def parse_row(line: str | bytes, path: pathlib.Path, number: int) -> Any:
       f"and line {number} is none{reason}: restore it, or delete the line."
     )
   return row
+
+
+def read_trajectories(folder: pathlib.Path) -> Iterator[TrajectoryRecord]:
+  """The logged trajectories of a run, in order; none without a log.
+
+  Args:
+    folder: of the run.
+
+  Raises:
+    InputError: a line has been changed.
+  """
+  path = folder / TRAJECTORIES_FILE
+  if not path.exists():
+    return
+  with path.open(encoding="utf-8") as file:
+    for number, line in enumerate(file, 1):
+      yield TrajectoryRecord.from_json(parse_row(line, path, number))
 
 
 def read_evaluation(path: pathlib.Path) -> dict[str, Any]:

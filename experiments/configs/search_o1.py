@@ -17,37 +17,28 @@ one that comes along, with the one tool and an example. Not run with such a
 model: no accelerator was available.
 """
 
-from experiments.config import (
-  EvaluationConfig,
-  ExperimentConfig,
-  ToolsConfig,
-  TrainConfig,
-)
+import dataclasses
+
+from experiments.config import ExperimentConfig, ToolsConfig
+from experiments.configs import evaluation
 from rapo_jax.rewards import QA
-from rapo_jax.rollout import RolloutConfig
 from rapo_jax.tasks import CondensedSearchSpec, DataSetTask
 
 
 def get_config() -> ExperimentConfig:
-  return ExperimentConfig(
+  config = evaluation.get_config()
+  return dataclasses.replace(
+    config,
     name="search_o1",
     tasks=tuple(
       DataSetTask(name, reward=QA, tools=(CondensedSearchSpec(),))
       for name in ("hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
     ),
     tools=ToolsConfig(search_top_k=10),
-    rollout=RolloutConfig(
-      dtype="bfloat16",
-      num_generations=2,
-      num_hybrid=0,
+    rollout=dataclasses.replace(
+      config.rollout,
       num_slots=64,
-      prefill_rows=16,
-      max_prompt_tokens=1536,
       max_response_tokens=8192,
       max_tool_calls=10,
-      decode_chunk=64,
-      insert_chunk=256,
     ),
-    train=TrainConfig(methods=("grpo",)),
-    evaluation=EvaluationConfig(num_samples=1),
   )

@@ -23,39 +23,23 @@ tools. Their cold start has 54,000 traces of its own: hand them in with
 (DPO) is left out. Not run: no accelerator was available.
 """
 
+import dataclasses
+
 from experiments.config import (
-  BufferConfig,
   EvaluationConfig,
   ExperimentConfig,
-  PolicyConfig,
-  ToolsConfig,
-  TrainConfig,
+  paper_reasoning,
 )
-from rapo_jax.rollout import RolloutConfig
-from rapo_jax.tasks import DataSetTask
-from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
+from rapo_jax.training import ObjectiveConfig
 
 
 def get_config() -> ExperimentConfig:
-  return ExperimentConfig(
-    name="tool_star",
-    tasks=(DataSetTask("tool_star", held_out=64),),
-    policy=PolicyConfig(
-      base="Qwen/Qwen2.5-3B-Instruct", off_policy="Qwen/Qwen3-14B"
-    ),
-    tools=ToolsConfig(search_top_k=3),
-    buffer=BufferConfig(num_trajectories=16, top_k_trajectories=5),
-    rollout=RolloutConfig(
-      dtype="bfloat16",
-      num_generations=8,
-      num_hybrid=0,
-      num_slots=512,
-      prefill_rows=32,
-      max_prompt_tokens=1536,
-      max_response_tokens=4096,
-      max_tool_calls=5,
-      decode_chunk=64,
-      insert_chunk=256,
+  # Agents, task, tools and budgets are those of RAPO's reasoning tasks.
+  config = paper_reasoning("tool_star", "Qwen/Qwen2.5-3B-Instruct", tensor=1)
+  return dataclasses.replace(
+    config,
+    rollout=dataclasses.replace(
+      config.rollout, num_generations=8, num_hybrid=0
     ),
     objective=ObjectiveConfig(
       clip_epsilon_low=0.2,
@@ -63,22 +47,12 @@ def get_config() -> ExperimentConfig:
       dual_clip=3.0,
       aggregation="token",
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-6),
-    update=UpdateConfig(
-      queries_per_update=128,
-      queries_per_minibatch=16,
-      row_length=1536 + 4096,
-      rows_per_microbatch=8,
-      remat="layer",
-    ),
-    train=TrainConfig(
+    update=dataclasses.replace(config.update, queries_per_update=128),
+    train=dataclasses.replace(
+      config.train,
       methods=("grpo",),
-      seeds=(0,),
       # Three epochs of some 10,000 questions.
       num_updates=234,
-      eval_every=50,
-      checkpoint_every=50,
-      log_trajectories_every=10,
     ),
     evaluation=EvaluationConfig(num_samples=1),
   )

@@ -22,6 +22,7 @@ from experiments.report.methods import method_order
 from experiments.report.sources import Run
 
 MEAN = "mean"
+"""Key of the mean over tasks in all parts of the results."""
 BUDGETS = {
   "leaves": ("budget/leaves",),
   "generated tokens": ("budget/generated_tokens",),

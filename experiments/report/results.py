@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import diversity, health, provenance
 from experiments.report import board, bootstrap
+from experiments.report.board import MEAN
 from experiments.report.methods import AGENTS, BASE, Shown, method_order
 from experiments.report.sources import (
   REFERENCE,
@@ -33,7 +34,6 @@ from experiments.workdir import read_json, write_json
 
 # Differences that are shown first, where both are there.
 _FIRST_COMPARISONS = (("rapo", REFERENCE), ("rapo", "hybrid"))
-MEAN = "mean"
 # Parts of a run at whose ends accuracy is compared.
 _PARTS = 4
 # Below this a cost is noise, and a ratio to it says nothing.
@@ -155,14 +155,11 @@ def _comparisons(there: Sequence[str], reference: str) -> list[tuple[str, str]]:
 def _best_other(accuracy: Mapping[str, Any]) -> str | None:
   """The trained method of the highest accuracy that is no part of RAPO.
 
-  Over the mean of all tasks, or over the one task that there is; None without
-  one.
+  On the mean over tasks; None without one.
   """
-  parts = list(accuracy)
-  by_method = accuracy.get(MEAN if len(parts) > 1 else "".join(parts), {})
   found = {
     method: content["sampled"]["mean"]
-    for method, content in by_method.items()
+    for method, content in accuracy.get(MEAN, {}).items()
     if method not in AGENTS and not method.startswith(("rapo", "hybrid"))
   }
   return max(found, key=lambda method: found[method]) if found else None
@@ -319,8 +316,15 @@ class _Curve:
 
 
 def _curve(runs: Sequence[Run]) -> _Curve | None:
-  """Curve of one method on one task, at updates that every seed has."""
-  series = {run.seed: run.series("update", "eval/accuracy") for run in runs}
+  """Curve of one method on one task, at updates that every seed has.
+
+  A run that is under way would cut off the others: it counts only where none
+  has ended.
+  """
+  ended = [run for run in runs if run.finished]
+  series = {
+    run.seed: run.series("update", "eval/accuracy") for run in ended or runs
+  }
   if not series:
     return None
   shared = set.intersection(*(set(x.tolist()) for x, _ in series.values()))
@@ -500,8 +504,12 @@ def _learning_of_task(
       "last_update": int(curve.updates[-1]),
     }
   content: dict[str, Any] = {"targets": dict(targets), "methods": methods}
-  if "grpo" in methods and "rapo" in methods:
-    last = min(methods[m]["last_update"] for m in ("grpo", "rapo"))
+  compared = [
+    methods[m]["last_update"] for m in ("grpo", "rapo") if m in methods
+  ]
+  # Before the second evaluation there is no speed.
+  if len(compared) == 2 and min(compared) > 0:
+    last = min(compared)
     content["speedup"] = {
       name: _speedup(
         methods["grpo"]["updates_to"][name]["mean"],

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.report.sources import Run
-from experiments.workdir import parse_row
+from experiments.workdir import TRAJECTORIES_FILE, parse_row
 from rapo_jax.errors import InputError
 from rapo_jax.records import SegmentRecord, TrajectoryRecord
 
@@ -62,7 +62,7 @@ def _candidates(runs: Sequence[Run]) -> Iterator[tuple[Any, ...]]:
   for run in runs:
     seed_rank = seen.get((run.task, run.method), 0)
     seen[run.task, run.method] = seed_rank + 1
-    places = _line_places(run.path / "trajectories.jsonl")
+    places = _line_places(run.path / TRAJECTORIES_FILE)
     updates = sorted(places)
     if not updates:
       continue
@@ -94,7 +94,7 @@ def _group(
   run: Run, update: int, query_id: str, offsets: Sequence[int]
 ) -> dict[str, Any]:
   rows = []
-  with (run.path / "trajectories.jsonl").open("rb") as file:
+  with (run.path / TRAJECTORIES_FILE).open("rb") as file:
     for offset in offsets:
       file.seek(offset)
       rows.append(TrajectoryRecord.from_json(json.loads(file.readline())))

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import health
-from experiments.report.board import BUDGETS
+from experiments.report.board import BUDGETS, MEAN
 from experiments.report.methods import AGENTS, label
-from experiments.report.results import COSTS, MEAN
+from experiments.report.results import COSTS
 
 # From fewer seeds a bootstrap interval is too narrow to lean on.
 FEW_SEEDS = 5
@@ -102,10 +102,8 @@ def board_rows(
     *BUDGETS,
   ]
   rows = []
-  for task in [*results["tasks"], MEAN]:
+  for task in task_rows(results, "board"):
     own = results["board"].get(task, {})
-    if not own or (task == MEAN and len(results["tasks"]) == 1):
-      continue
     accuracy = results["accuracy"].get(task, {})
 
     def reached(

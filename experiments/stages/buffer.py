@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from experiments import flags, health
+from experiments import health
 from experiments.config import ExperimentConfig
 from experiments.dependencies import BUFFER
 from experiments.engines import open_engine
@@ -143,9 +141,7 @@ class _Progress:
   def __init__(
     self, directory: pathlib.Path, config: ExperimentConfig, task: str
   ):
-    fields = BUFFER.of(flags.to_dict(config), task)
-    text = json.dumps(fields, sort_keys=True, default=str)
-    self._config = hashlib.sha256(text.encode()).hexdigest()
+    self._config = BUFFER.digest(config, task)
     self._path = partial_folder(directory) / _PROGRESS_FILE
     self.num_questions = 0
     if self._path.exists():

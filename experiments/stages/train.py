@@ -41,7 +41,7 @@ from experiments.stages.runs import (
 from experiments.stages.trainers import make_trainer, open_growth
 from experiments.stop_signal import StopSignal
 from experiments.tasks import OpenedTask, own_template
-from experiments.workdir import Workdir
+from experiments.workdir import TRAJECTORIES_FILE, Workdir
 from rapo_jax import files, models
 from rapo_jax.algorithms import Algorithm
 from rapo_jax.algorithms.replay import StoredGroup
@@ -61,7 +61,6 @@ from rapo_jax.training import (
 )
 from rapo_jax.training.stored_groups import from_bytes, to_bytes
 
-TRAJECTORIES_FILE = "trajectories.jsonl"
 _STORE_FILE = "stored_groups.npz"
 # Share of the questions that needed guidance, for the update after.
 _NEEDED = "guidance/needed"

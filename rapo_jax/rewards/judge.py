@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import threading
@@ -18,17 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from rapo_jax import files, web_address
+from rapo_jax.chat_endpoint import KEY_VARIABLE, open_client, without_thoughts
 from rapo_jax.errors import InputError, accessing
 from rapo_jax.ranges import check_numbers
 from rapo_jax.rewards.base import Reward, Sample, Score
 from rapo_jax.rewards.outcome import OUTCOME
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-_NO_KEY = "none"
 Grades = Literal["right_or_wrong", "attempted"]
 
 _GRADE = re.compile(r"\b(INCORRECT|CORRECT|NOT_ATTEMPTED)\b")
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _RULES: dict[Grades, str] = {
   "right_or_wrong": (
     "Grade it CORRECT if it gives the same final answer as the reference; "
@@ -180,19 +177,11 @@ class _Client:
   """Asks the endpoint; used by several threads."""
 
   def __init__(self, judge: JudgeReward):
-    try:
-      import openai
-    except ModuleNotFoundError as error:
-      raise InputError(
-        "a judge is asked by openai, which is not installed: pip install -e "
-        "'.[buffer]'."
-      ) from error
     self._judge = judge
-    self._openai = openai
-    self._client = openai.OpenAI(
-      base_url=judge.url,
-      api_key=os.environ.get(KEY_VARIABLE) or _NO_KEY,
-      timeout=judge.timeout_s,
+    self._client = open_client(
+      judge.url,
+      "a judge",
+      timeout_s=judge.timeout_s,
       max_retries=judge.max_retries,
     )
 
@@ -205,19 +194,21 @@ class _Client:
   def grade(self, prompt: str) -> str:
     """CORRECT, INCORRECT, NOT_ATTEMPTED, or "ungraded"."""
     for _ in range(2):
-      found = _GRADE.findall(_THOUGHT.sub("", self._reply(prompt)))
+      found = _GRADE.findall(without_thoughts(self._reply(prompt)))
       if found:
         return str(found[-1])
     return "ungraded"
 
   def _reply(self, prompt: str) -> str:
+    import openai  # There, or the client would not have opened.
+
     message: Any = {"role": "user", "content": prompt}
     try:
       reply: Any = self._client.chat.completions.create(
         model=self._judge.model, messages=[message], temperature=0.0
       )
       content = reply.choices[0].message.content
-    except self._openai.OpenAIError as error:
+    except openai.OpenAIError as error:
       raise InputError(
         f"the judge {self._judge.model} at {self._judge.url} must answer, and "
         f"does not ({type(error).__name__}: {error}): check the address, the "

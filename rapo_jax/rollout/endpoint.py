@@ -21,7 +21,6 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import itertools
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 
 from rapo_jax import rewards, web_address
 from rapo_jax import tools as tools_lib
+from rapo_jax.chat_endpoint import KEY_VARIABLE, endpoint_key
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.ranges import check_numbers
 from rapo_jax.records import SegmentRecord, TrajectoryRecord, event_to_json
@@ -43,8 +43,6 @@ from rapo_jax.trajectory import (
   ToolEvent,
 )
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-_NO_KEY = "none"
 _MAX_IN_A_ROW = 8
 # Where servers that reason apart from the reply put the thought.
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -81,7 +79,7 @@ class EndpointConfig:
     check_numbers(self, "request_timeout_s", above=0, unit="seconds")
     check_numbers(self, "temperature", "max_retries", at_least=0)
     web_address.check_address(
-      self.base_url, "an endpoint", "Set OPENAI_API_KEY in the environment."
+      self.base_url, "an endpoint", f"Set {KEY_VARIABLE} in the environment."
     )
 
 
@@ -199,7 +197,7 @@ class EndpointAgent:
     ) as threads:
       async with self._openai.AsyncOpenAI(
         base_url=self._config.base_url,
-        api_key=os.environ.get(KEY_VARIABLE, _NO_KEY),
+        api_key=endpoint_key(),
         timeout=self._config.request_timeout_s,
         max_retries=self._config.max_retries,
       ) as client:

@@ -320,12 +320,8 @@ class Loop:
     """Queues the steps that a sequence begins with, behind its prompt."""
     self._active.discard(sequence.slot)
     for step in sequence.request.prefix:
-      ids = step.tolist()
-      episode = sequence.episode
-      sequence.append(TokenKind.RETRIEVED, episode.step_id, len(ids))
-      sequence.piece = sequence.piece + ids
-      event = RetrievalEvent(episode.step_id, "hit")
-      episode.insert(event, decode(self._setup.tokenizer, ids))
+      event = RetrievalEvent(sequence.episode.step_id, "hit")
+      self._queue_step(sequence, step.tolist(), event)
 
   # Decoding.
 
@@ -521,6 +517,11 @@ class Loop:
         self._place([], family)
     return begun
 
+  @property
+  def _part_slots(self) -> int:
+    """Slots of each part that the mesh cuts them into."""
+    return len(self._slots) // self._setup.slot_parts
+
   def _free(self) -> list[int]:
     return [
       slot
@@ -530,10 +531,9 @@ class Loop:
 
   def _free_in_one_part(self, count: int) -> list[int]:
     """So many free slots of the part that has most; none if it has fewer."""
-    part_slots = len(self._slots) // self._setup.slot_parts
     parts: list[list[int]] = [[] for _ in range(self._setup.slot_parts)]
     for slot in self._free():
-      parts[slot // part_slots].append(slot)
+      parts[slot // self._part_slots].append(slot)
     most = max(parts, key=len)
     return most[:count] if len(most) >= count else []
 
@@ -591,7 +591,7 @@ class Loop:
   def _copy(self, copies: Sequence[_Copy]) -> None:
     """Starts sequences as copies, a fixed number at a time."""
     num_parts = self._setup.slot_parts
-    part_slots = len(self._slots) // num_parts
+    part_slots = self._part_slots
     num_rows = empty_fork(self._config, num_parts).slots.shape[1]
     parts: list[list[_Copy]] = [[] for _ in range(num_parts)]
     # Those that take their source's place overwrite it, and come last.
@@ -663,14 +663,21 @@ class Loop:
       sequence.probes.append(sequence.cut())
       self._num_open += 1
       self._begin_twins(sequence)
+    self._queue_step(sequence, ids, insertion.event)
+
+  def _queue_step(
+    self, sequence: _Sequence, ids: list[int], event: RetrievalEvent
+  ) -> None:
+    """Queues a step of another agent, to be appended to a sequence."""
+    episode = sequence.episode
     sequence.append(TokenKind.RETRIEVED, episode.step_id, len(ids))
     sequence.piece = sequence.piece + ids
-    episode.insert(insertion.event, decode(self._setup.tokenizer, ids))
+    episode.insert(event, decode(self._setup.tokenizer, ids))
 
   def _insert(self, sequences: list[_Sequence]) -> None:
     """Appends what came back to the slots, a fixed number at a time."""
     num_parts = self._setup.slot_parts
-    part_slots = len(self._slots) // num_parts
+    part_slots = self._part_slots
     num_rows = min(self._config.insert_rows, part_slots)
     parts: list[list[_Sequence]] = [[] for _ in range(num_parts)]
     # Those of like length together: a program takes as long as its longest.
@@ -773,9 +780,8 @@ class Loop:
     """Free slots of a slot's part; none while requests wait for slots."""
     if self._waiting or self._prefilled:
       return []
-    part_slots = len(self._slots) // self._setup.slot_parts
-    part = slot // part_slots
-    return [free for free in self._free() if free // part_slots == part]
+    size = self._part_slots
+    return [free for free in self._free() if free // size == slot // size]
 
   def _slot(self, slot: int) -> _Sequence:
     sequence = self._slots[slot]

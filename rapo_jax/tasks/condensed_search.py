@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from rapo_jax import web_address
+from rapo_jax.chat_endpoint import KEY_VARIABLE
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tasks.tools import SearchSpec, Services
 from rapo_jax.tools import Tool
 from rapo_jax.tools.condensed_search import (
-  KEY_VARIABLE,
   CondensedSearchTool,
   EndpointReader,
 )

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from rapo_jax.errors import InputError
+from rapo_jax.chat_endpoint import open_client, without_thoughts
 from rapo_jax.tools.base import Tool, ToolResult, ToolStatus
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-_NO_KEY = "none"
 _NOTHING = "No helpful information was found."
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _PROMPT = """Somebody searches for the following while answering a question.
 
 Search: {query}
@@ -60,13 +55,6 @@ class EndpointReader:
     max_tokens: int = 1024,
     timeout_s: float = 60.0,
   ):
-    try:
-      import openai
-    except ModuleNotFoundError as error:
-      raise InputError(
-        "an endpoint is asked by openai, which is not installed: pip install "
-        "-e '.[buffer]'."
-      ) from error
     self._settings: dict[str, Any] = {
       "model": model,
       "temperature": temperature,
@@ -74,11 +62,8 @@ class EndpointReader:
       "max_tokens": max_tokens,
     }
     # The rollout makes a failed call again.
-    self._client = openai.OpenAI(
-      base_url=url,
-      api_key=os.environ.get(KEY_VARIABLE) or _NO_KEY,
-      timeout=timeout_s,
-      max_retries=0,
+    self._client = open_client(
+      url, "an endpoint", timeout_s=timeout_s, max_retries=0
     )
 
   def reply(self, prompt: str) -> tuple[str, int]:
@@ -142,7 +127,8 @@ class CondensedSearchTool:
     text, tokens = self._reader.reply(prompt)
     with self._lock:
       self._tokens += tokens
-    return ToolResult(_THOUGHT.sub("", text).strip() or _NOTHING, ToolStatus.OK)
+    helpful = without_thoughts(text).strip()
+    return ToolResult(helpful or _NOTHING, ToolStatus.OK)
 
   def call_batch(self, arguments: Sequence[str]) -> list[ToolResult]:
     """Calls one after the other."""

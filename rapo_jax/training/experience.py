@@ -20,6 +20,7 @@ from rapo_jax.algorithms import (
 )
 from rapo_jax.algorithms.base import Advantages, RetrievalReward
 from rapo_jax.algorithms.checks import check_advantages
+from rapo_jax.algorithms.groups import Keep
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
 from rapo_jax.tools.tags import TagSet
@@ -174,6 +175,21 @@ def counts(trajectory: Trajectory, config: ObjectiveConfig) -> bool:
     FinishReason.STEP_LIMIT,
   )
   return not (at_limit and config.length_limit == "mask")
+
+
+def judged(keep: Keep, scores: Sequence[rewards.Score]) -> bool:
+  """What a judgement of rewards says of some trajectories.
+
+  Args:
+    keep: of rewards, and of what is correct.
+    scores: of the trajectories.
+  """
+  return bool(
+    keep(
+      np.asarray([score.value for score in scores]),
+      np.asarray([score.correct for score in scores], bool),
+    )
+  )
 
 
 def _length_penalties(

@@ -12,6 +12,7 @@ from rapo_jax import rewards
 from rapo_jax.algorithms.guidance import GuideRule
 from rapo_jax.rollout import RolloutStats
 from rapo_jax.rollout.requests import RolloutRequest
+from rapo_jax.training.experience import judged
 from rapo_jax.trajectory import Trajectory
 
 RollOut = Callable[
@@ -108,15 +109,7 @@ def _needed(
     own = plain.setdefault(trajectory.group_id, [])
     if counts(trajectory) and not trajectory.hybrid:
       own.append(score)
-  return {
-    group: bool(
-      rule.needed(
-        np.asarray([s.value for s in own]),
-        np.asarray([s.correct for s in own], bool),
-      )
-    )
-    for group, own in plain.items()
-  }
+  return {group: judged(rule.needed, own) for group, own in plain.items()}
 
 
 def _mean(needed: dict[int, bool]) -> float:

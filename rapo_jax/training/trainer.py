@@ -52,6 +52,7 @@ from rapo_jax.training.experience import (
   Experience,
   counts,
   evaluate_trajectories,
+  judged,
   score_trajectories,
 )
 from rapo_jax.training.guided import roll_out_guided
@@ -468,12 +469,7 @@ class Trainer:
 
     found = roll_out_guided(
       guide,
-      group_requests(
-        queries,
-        prompts,
-        num_generations=self._rollout.num_generations,
-        num_hybrid=self._rollout.num_hybrid,
-      ),
+      self._requests(queries, prompts),
       lambda chosen: self._engine.rollout(
         model, chosen, seed=self._seed, update=update
       ),
@@ -499,9 +495,17 @@ class Trainer:
     scores = [s for t, s in group.members if counts(t, self._objective)]
     if len(scores) < min(2, len(group.members)):
       return False
-    return resample.keep(
-      np.asarray([s.value for s in scores]),
-      np.asarray([s.correct for s in scores], bool),
+    return judged(resample.keep, scores)
+
+  def _requests(
+    self, queries: Sequence[Query], prompts: Prompts
+  ) -> list[RolloutRequest]:
+    """Requests of the groups of some questions."""
+    return group_requests(
+      queries,
+      prompts,
+      num_generations=self._rollout.num_generations,
+      num_hybrid=self._rollout.num_hybrid,
     )
 
   def _roll_out(
@@ -513,12 +517,7 @@ class Trainer:
     number: int,
   ) -> tuple[list[Trajectory], RolloutStats]:
     """One rollout; a question that comes again in another round differs."""
-    requests = group_requests(
-      queries,
-      prompts,
-      num_generations=self._rollout.num_generations,
-      num_hybrid=self._rollout.num_hybrid,
-    )
+    requests = self._requests(queries, prompts)
     # Random streams go by question and index.
     shift = number * self._rollout.num_generations
     if shift:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -17,7 +16,7 @@ from experiments import run
 from experiments.config import ExperimentConfig
 from experiments.workdir import read_json
 from rapo_jax.algorithms import ALGORITHMS
-from tests.experiments.run_test import small_config
+from tests.experiments.run_test import read_rows, run_whole, small_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UPDATES = 3
@@ -66,27 +65,18 @@ def kill_config() -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """A config file, and the folder of an experiment that ran in one go."""
-  folder = tmp_path_factory.mktemp("kill") / "whole"
-  config_file = folder.with_suffix(".py")
-  config_file.write_text(CONFIG_FILE, encoding="utf-8")
-  status = run.main(["--config", str(config_file), "--workdir", str(folder)])
-  assert status == 0
-  return config_file, folder
-
-
-def _rows(path):
-  return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+  return run_whole(tmp_path_factory.mktemp("kill") / "whole", CONFIG_FILE)
 
 
 def _metrics(folder):
   return [
     {k: v for k, v in row.items() if not any(word in k for word in TIMES)}
-    for row in _rows(folder / "metrics.jsonl")
+    for row in read_rows(folder / "metrics.jsonl")
   ]
 
 
 def _trajectories(folder):
-  rows = _rows(folder / "trajectories.jsonl")
+  rows = read_rows(folder / "trajectories.jsonl")
   for row in rows:
     for event in row["events"]:
       event.pop("seconds", None)
@@ -114,7 +104,8 @@ def test_a_killed_run_ends_as_one_that_was_not(method, whole, tmp_path):
   name = pathlib.Path("train") / "compute" / f"{method}-seed0"
   killed, expected = tmp_path / name, there / name
   assert not (killed / "done.json").exists()
-  assert [row["update"] for row in _rows(killed / "metrics.jsonl")] == [0, 1]
+  rows = read_rows(killed / "metrics.jsonl")
+  assert [row["update"] for row in rows] == [0, 1]
   assert run.main(command) == 0
   policy = pathlib.Path("policy") / "model.safetensors"
   assert (killed / policy).read_bytes() == (expected / policy).read_bytes()

@@ -109,18 +109,22 @@ def small_config() -> ExperimentConfig:
   )
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """The work folder of an experiment that ran in one go."""
-  folder = tmp_path_factory.mktemp("runs") / "whole"
+def run_whole(folder, config_text):
+  """Runs an experiment in one go; gives its config file and its folder."""
   config_file = folder.with_suffix(".py")
-  config_file.write_text(CONFIG_FILE, encoding="utf-8")
+  config_file.write_text(config_text, encoding="utf-8")
   status = run.main(["--config", str(config_file), "--workdir", str(folder)])
   assert status == 0
   return config_file, folder
 
 
-def _rows(path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The work folder of an experiment that ran in one go."""
+  return run_whole(tmp_path_factory.mktemp("runs") / "whole", CONFIG_FILE)
+
+
+def read_rows(path):
   return [
     json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
   ]
@@ -156,7 +160,7 @@ def test_every_stage_leaves_its_files(finished):
     assert tokenizer.decode(tokenizer.encode("<think> Now")) == "<think> Now"
   assert (folder / "buffer" / "compute" / "manifest.json").exists()
   for name in ("grpo-seed0", "rapo-seed0"):
-    rows = _rows(folder / "train" / "compute" / name / "metrics.jsonl")
+    rows = read_rows(folder / "train" / "compute" / name / "metrics.jsonl")
     assert [row["update"] for row in rows] == list(range(UPDATES + 1))
     assert max(r["mismatch/abs_log_prob_max"] for r in rows[1:]) < 1e-4
   results = read_json(folder / "results.json")
@@ -172,8 +176,8 @@ def test_every_stage_leaves_its_files(finished):
 def test_only_rapo_retrieves_and_rewards_differ(finished):
   _, folder = finished
   runs = folder / "train" / "compute"
-  grpo = _rows(runs / "grpo-seed0" / "metrics.jsonl")[1:]
-  rapo = _rows(runs / "rapo-seed0" / "metrics.jsonl")[1:]
+  grpo = read_rows(runs / "grpo-seed0" / "metrics.jsonl")[1:]
+  rapo = read_rows(runs / "rapo-seed0" / "metrics.jsonl")[1:]
   assert sum(row["rollout/retrievals"] for row in grpo) == 0
   assert sum(row["rollout/retrievals"] for row in rapo) > 0
   # A guard for the kill test: parameters that never move cannot differ.
@@ -280,14 +284,14 @@ def test_a_run_that_cannot_learn_keeps_what_it_stopped_at_and_goes_on(
   assert "\nerror: update 2 of compute grpo-seed0 cannot learn" in error
   assert "--config.train.health.cut_off=warn" in error
   path = tmp_path / "w" / "train" / "compute" / "grpo-seed0"
-  rows = _rows(path / "metrics.jsonl")
+  rows = read_rows(path / "metrics.jsonl")
   assert [row["update"] for row in rows] == [0, 1, 2]
   assert rows[2]["health/cut_off"] == 1
   # Update 1 is on the schedule; update 2 is kept for its alert.
-  logged = {row["update"] for row in _rows(path / "trajectories.jsonl")}
+  logged = {row["update"] for row in read_rows(path / "trajectories.jsonl")}
   assert logged == {1, 2}
   assert run.main(command) == 0
-  rows = _rows(path / "metrics.jsonl")
+  rows = read_rows(path / "metrics.jsonl")
   assert [row["update"] for row in rows] == list(range(UPDATES + 1))
 
 
@@ -342,7 +346,7 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
     assert "Traceback" not in errors
     assert "stopped after update" in errors
     assert "start it again to go on" in errors
-    rows_kept = len(_rows(metrics))
+    rows_kept = len(read_rows(metrics))
     assert (run_folder / "checkpoints" / str(rows_kept - 1)).exists()
   before = _whole_rows(metrics)[:rows_kept]
 
@@ -354,11 +358,11 @@ def test_killed_and_started_again_it_ends_with_the_same_parameters(
   assert not _same(_parameters(run_folder), _parameters(other))
   # Rows hold wall times: a run that starts afresh would write others.
   assert _whole_rows(metrics)[:rows_kept] == before
-  rows = _rows(metrics)
+  rows = read_rows(metrics)
   assert [row["update"] for row in rows] == list(range(UPDATES + 1))
   logged = [
     (r["update"], r["query_id"], r["index"])
-    for r in _rows(run_folder / "trajectories.jsonl")
+    for r in read_rows(run_folder / "trajectories.jsonl")
   ]
   assert len(logged) == len(set(logged)) == UPDATES * 16
 
@@ -391,11 +395,11 @@ def test_a_buffer_that_grows_is_restored_with_the_checkpoint(
         row["segments"],
         [e for e in row["events"] if e["type"] == "retrieval"],
       )
-      for row in _rows(run_folder / "trajectories.jsonl")
+      for row in read_rows(run_folder / "trajectories.jsonl")
     ]
 
   expected, parameters = seen(), _parameters(run_folder)
-  rows = _rows(run_folder / "metrics.jsonl")[1:]
+  rows = read_rows(run_folder / "metrics.jsonl")[1:]
   # Every update adds something, which the next one sees.
   assert [row["buffer/version"] for row in rows] == [2, 3, 4, 5, 6]
   for update, version, _, events in expected:
@@ -521,7 +525,7 @@ def test_adapters_are_trained_merged_written_apart_and_exported(
   )
   assert status == 0
   run_folder = folder / "train" / "compute" / "rapo-seed0"
-  rows = _rows(run_folder / "metrics.jsonl")
+  rows = read_rows(run_folder / "metrics.jsonl")
   assert max(r["mismatch/abs_log_prob_max"] for r in rows[1:]) < 1e-4
   assert any(row["gradient_norm"] > 0 for row in rows[1:])
   saved = _parameters(run_folder)
@@ -637,11 +641,11 @@ def test_a_run_goes_on_from_the_last_sound_checkpoint_and_is_extended(
   said = " ".join(capsys.readouterr().out.split())
   assert "checkpoint 5: state/_METADATA has another checksum" in said
   assert "goes on from the checkpoint of update 4, the newest that is s" in said
-  rows = _rows(run_folder / "metrics.jsonl")
+  rows = read_rows(run_folder / "metrics.jsonl")
   assert [row["update"] for row in rows] == list(range(7))
   logged = [
     (r["update"], r["query_id"], r["index"])
-    for r in _rows(run_folder / "trajectories.jsonl")
+    for r in read_rows(run_folder / "trajectories.jsonl")
   ]
   assert len(logged) == len(set(logged)) == 6 * 16
   assert read_json(folder / "config.json")["name"] == "longer"
@@ -1212,7 +1216,9 @@ def test_tool_star_questions_go_through_every_stage(tmp_path, capsys):
     ]
   )
   assert status == 0
-  rows = _rows(folder / "train" / "tool_star" / "rapo-seed0" / "metrics.jsonl")
+  rows = read_rows(
+    folder / "train" / "tool_star" / "rapo-seed0" / "metrics.jsonl"
+  )
   # A random model does not write the format; an empty buffer gives no hits.
   assert rows[1]["reward/mean"] < -0.5
   assert rows[1]["rollout/retrievals"] == 0

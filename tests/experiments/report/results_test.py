@@ -430,6 +430,23 @@ def _results(low, high, mean, seeds=5):
   }
 
 
+def test_a_run_under_way_does_not_cut_off_the_curve_of_others(tmp_path):
+  for method in ("grpo", "rapo"):
+    name = f"{method}-seed0"
+    _metrics(tmp_path, name, {0: 0.0, 5: 0.5, 10: 0.8})
+    _write(tmp_path / "train" / "t" / name / "done.json", {})
+    _metrics(tmp_path, f"{method}-seed1", {0: 0.0})
+    _evaluation(tmp_path, method, 0, {"a": [1], "b": [1]})
+  _evaluation(tmp_path, "base", None, {"a": [0], "b": [0]})
+  learning = results_lib.compute_results(tmp_path)["learning"]["t"]
+  assert learning["methods"]["rapo"]["curve"]["updates"] == [0, 5, 10]
+  # Where nothing has ended, what is there is shown.
+  for method in ("grpo", "rapo"):
+    (tmp_path / "train" / "t" / f"{method}-seed0" / "done.json").unlink()
+  learning = results_lib.compute_results(tmp_path)["learning"]["t"]
+  assert learning["methods"]["rapo"]["curve"]["updates"] == [0]
+
+
 def test_the_best_of_the_others_is_named(tmp_path):
   for method, share in (("grpo", 0), ("luffy", 1), ("rapo", 0)):
     _evaluation(tmp_path, method, 0, {"a": [share], "b": [1]})
