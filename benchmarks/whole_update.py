@@ -37,13 +37,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from benchmarks import peers
-from experiments import pretrained
+from benchmarks import peers, real_model
 from experiments.tokenizer_files import load_tokenizer
 from rapo_jax import data, models
-from rapo_jax.datasets import DATA_SETS
 
 _WORKERS = pathlib.Path(__file__).resolve().parent / "whole_update_peers"
 _SCRIPTS = {
@@ -53,23 +49,6 @@ _SCRIPTS = {
 }
 _PARTS = ("rollout", "reward", "update")
 _TARGET = 2.0
-_DEFAULT_MODEL = "smollm2-135m"
-
-
-def read_questions(folder: pathlib.Path | None) -> list[tuple[str, str]]:
-  """Questions with a number as their answer: GSM8K's, or sums."""
-  if folder is not None:
-    rows, _ = DATA_SETS["gsm8k"].read(folder / "train.jsonl")
-    return [(row.question, row.answers[0]) for row in rows]
-  numbers = np.random.default_rng(0).integers(2, 100, (1000, 3)).tolist()
-  return [
-    (
-      f"Anna has {a} apples and buys {b} more. Then she buys {c} boxes with "
-      f"{a} apples each. How many apples does she have? Think step by step.",
-      str(a + b + a * c),
-    )
-    for a, b, c in numbers
-  ]
 
 
 def _reserved(tokenizer: Any, ends: set[int]) -> list[str]:
@@ -248,26 +227,13 @@ def _ratios(medians: Mapping[str, float]) -> dict[str, Any]:
   }
 
 
-def folder_of(name: str) -> pathlib.Path:
-  """The folder of a model, made where a known model is meant."""
-  folder = pathlib.Path(name)
-  if folder.is_dir():
-    return folder
-  cache = pretrained.default_cache()
-  file = pretrained.fetch(name, cache)
-  folder = cache / name
-  if not (folder / "config.json").is_file():
-    pretrained.convert(file, folder, known=pretrained.MODELS[name])
-  return folder
-
-
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
     "--model",
-    default=_DEFAULT_MODEL,
+    default=real_model.DEFAULT,
     help="folder, or a name that experiments.pretrained knows",
   )
   parser.add_argument(
@@ -324,8 +290,8 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as path:
     write_problem(
       pathlib.Path(path),
-      folder_of(arguments.model),
-      read_questions(arguments.data),
+      real_model.folder_of(arguments.model),
+      real_model.read_questions(arguments.data),
       settings,
       # The first compiles; tunix asks for one more before it ends.
       arguments.repeats + 2,
