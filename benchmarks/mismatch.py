@@ -42,9 +42,10 @@ from rapo_jax.training import (
   init_train_state,
 )
 
-BEGUN = (
-  "<think> I compute it in steps. </think><python> print(6 * 7) </python>"
-  "<result> 42 </result><think> I go on. </think>"
+BEGUN = "".join(
+  f"<think> I compute a step. </think><python> print({program}) </python>\n"
+  f"<result> {value} </result>\n"
+  for program, value in (("6 * 7", 42), ("42 + 3", 45), ("45 * 2", 90))
 )
 """Behind each prompt: a policy that was not trained to call does it again."""
 _TARGET = 1e-4

@@ -182,8 +182,8 @@ def measure(
     worker.close()
   results = {n: [run["result"] for run in runs] for n, runs in turns.items()}
   return {
-    "by_wall_time": _ratios(peers.medians(turns, "seconds")),
-    "by_cpu_time": _ratios(peers.medians(turns, "cpu_seconds")),
+    "by_wall_time": ratios(peers.medians(turns, "seconds")),
+    "by_cpu_time": ratios(peers.medians(turns, "cpu_seconds")),
     "parts_s": {
       name: {
         part: round(statistics.median(r[part] for r in runs), 3)
@@ -214,7 +214,7 @@ def measure(
   }
 
 
-def _ratios(medians: Mapping[str, float]) -> dict[str, Any]:
+def ratios(medians: Mapping[str, float]) -> dict[str, Any]:
   """Medians in seconds, and how many times as fast ours is."""
   ours = medians.get(peers.OURS)
   return {

@@ -92,9 +92,10 @@ QUESTIONS = [
   ),
 ]
 # Untrained, the model seldom calls a tool by itself; it does as was done.
-BEGUN = (
-  "<think> I compute it in steps. </think><python> print(6 * 7) </python>"
-  "<result> 42 </result><think> I go on. </think>"
+BEGUN = "".join(
+  f"<think> I compute a step. </think><python> print({program}) </python>\n"
+  f"<result> {value} </result>\n"
+  for program, value in (("6 * 7", 42), ("42 + 3", 45), ("45 * 2", 90))
 )
 
 
@@ -125,6 +126,8 @@ def updated(smollm2, tmp_path_factory):
   rollout = RolloutConfig(
     num_generations=2,
     num_hybrid=0,
+    # Likely text, so that it does as before.
+    temperature=0.5,
     num_slots=4,
     max_prompt_tokens=max(map(len, prompts)),
     max_response_tokens=48,
