@@ -15,6 +15,7 @@ from rapo_jax.datasets.base import (
   question_row,
   text_of,
 )
+from rapo_jax.datasets.solutions import annotated_steps
 from rapo_jax.errors import InputError
 from rapo_jax.rewards import last_boxed
 
@@ -25,15 +26,18 @@ _PROBLEM = ("problem", "question")
 
 
 def gsm8k_row(row: Mapping[str, Any], where: str) -> Row:
-  """The number behind `####`, without commas."""
-  found = _GSM8K.search(text_of(row, ("answer",), where))
+  """The number behind `####`, without commas; the whole is the solution."""
+  solution = text_of(row, ("answer",), where)
+  found = _GSM8K.search(solution)
   number = found[1].replace(",", "").rstrip(".") if found else ""
   if not any(character.isdigit() for character in number):
     raise InputError(
       f"{where}: an answer must end with #### and a number, got "
       f"{row['answer'][-40:]!a}: get the file again."
     )
-  return Row("", text_of(row, ("question",), where), (number,))
+  return Row(
+    "", text_of(row, ("question",), where), (number,), solution=solution
+  )
 
 
 def math_row(row: Mapping[str, Any], where: str) -> Row | None:
@@ -77,6 +81,7 @@ DATA_SETS = (
       f"gsm8k/{split}.jsonl": f"{_GSM8K_URL}/{split}.jsonl"
       for split in ("train", "test")
     },
+    steps=annotated_steps,
   ),
   DataSet(
     "math",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
@@ -19,6 +20,7 @@ from rapo_jax.tasks.tool_table import TOOLS
 from rapo_jax.tasks.tools import PythonSpec, SearchSpec, ToolSpec
 from rapo_jax.tools import Tool
 
+_log = logging.getLogger(__name__)
 _REWARDS: Mapping[str, Reward] = {
   "gaia": GAIA,
   **dict.fromkeys(("gsm8k", "math", "math500", "aime2024", "aime2025"), MATH),
@@ -95,15 +97,8 @@ class DataSetTask(Task):
 
   def questions(self) -> Questions:
     """Prepares the data set where needed; see `Task.questions`."""
-    prepared = prepare(
-      self.set_name,
-      None if self.path is None else pathlib.Path(self.path),
-      self._data_dir,
-    )
     train, test = (
-      [self._query(row) for row in prepared.rows(split, self.limit)]
-      if split in prepared.sources
-      else []
+      [self._query(row) for row in self._rows(split)]
       for split in ("train", "test")
     )
     sets: dict[str, list[Query]] = {"test": test} if test else {}
@@ -111,9 +106,40 @@ class DataSetTask(Task):
       train, sets[HELD_OUT] = split_by_question(train, self.held_out)
     return Questions(train, sets)
 
+  def solutions(self) -> Mapping[str, tuple[str, ...]]:
+    """Those of the publisher that can be used; the others are counted."""
+    steps_of = DATA_SETS[self.set_name].steps
+    if steps_of is None:
+      return {}
+    train = {query.query_id for query in self.questions().train}
+    given = {
+      row.row_id: row.solution
+      for row in self._rows("train")
+      if row.solution and row.row_id in train
+    }
+    found = {name: steps_of(solution) for name, solution in given.items()}
+    usable = {name: steps for name, steps in found.items() if steps}
+    if len(usable) < len(given):
+      _log.warning(
+        "%s: %d of %d solutions cannot be used as steps",
+        *(self.name, len(given) - len(usable), len(given)),
+      )
+    return usable
+
   def tool_specs(self) -> tuple[Tool | ToolSpec, ...]:
     """The tools that were given."""
     return self.tools
+
+  def _rows(self, split: str) -> list[Row]:
+    """Rows of a split; none if the files have no such split."""
+    prepared = prepare(
+      self.set_name,
+      None if self.path is None else pathlib.Path(self.path),
+      self._data_dir,
+    )
+    if split not in prepared.sources:
+      return []
+    return prepared.rows(split, self.limit)
 
   def _query(self, row: Row) -> Query:
     messages = chat_messages(row.question, self.tool_specs())

@@ -80,12 +80,11 @@ class AgentRows:
     opened: bool = False,
   ):
     self._encode = TextEncoder(tokenizer, tag_set)
-    self._stops = tag_set.stop_strings
     self._rows: dict[str, list[_Response]] = {}
     for query_id, own in trajectories.items():
       for steps in own:
         first = steps[0].removeprefix(_THOUGHT) if opened else steps[0]
-        cut = [self._cut(step) for step in (first, *steps[1:])]
+        cut = [tag_set.split_step(step) for step in (first, *steps[1:])]
         if len(cut) > max_steps or any(_RESULT in text for text, _ in cut):
           continue
         response = self._response(cut)
@@ -169,16 +168,6 @@ class AgentRows:
         kinds += [kind] * len(ids)
         step_ids += [number] * len(ids)
     return np.array(tokens), np.array(kinds), np.array(step_ids)
-
-  def _cut(self, step: str) -> tuple[str, str]:
-    """What the agent wrote, through the tag that ends the step; the rest."""
-    found = [
-      (at, at + len(stop))
-      for stop in self._stops
-      if (at := step.find(stop)) >= 0
-    ]
-    end = min(found)[1] if found else len(step)
-    return step[:end], step[end:]
 
   def _trajectory(
     self, query_id: str, prompt: Int[np.ndarray, " P"], response: _Response

@@ -10,7 +10,13 @@ import pytest
 from rapo_jax import rewards
 from rapo_jax.datasets import DATA_SETS
 from rapo_jax.errors import InputError
-from rapo_jax.tasks import TASKS, DataSetTask, load_questions
+from rapo_jax.tasks import (
+  TASKS,
+  DataSetTask,
+  MixedTask,
+  load_questions,
+  load_solutions,
+)
 from tests.datasets import files
 
 
@@ -89,3 +95,40 @@ def test_the_real_files_load(sample_data, tmp_path):
   found = load_questions(task).evaluation["test"]
   assert [q.question for q in found] == [row["problem"] for row in plain]
   assert [q.ground_truth[0] for q in found] == [row["answer"] for row in plain]
+
+
+def test_solutions_are_those_of_training_questions(tmp_path, caplog):
+  answers = ("2 = <<1+1=2>>2\n#### 2", "#### 5", "3 = <<1+1=3>>3\n#### 3")
+  files.write(
+    tmp_path,
+    "gsm8k/train.jsonl",
+    [{"question": f"Q{i}?", "answer": a} for i, a in enumerate(answers)],
+  )
+  task = DataSetTask("gsm8k", path=str(tmp_path), data_dir=str(tmp_path))
+  found = task.solutions()
+  assert list(found) == ["train-0", "train-1"]
+  assert found["train-1"] == (
+    "<think> The answer is 5. </think><answer> \\boxed{5} </answer>",
+  )
+  assert "1 of 3 solutions cannot be used" in caplog.text
+  held_out = dataclasses.replace(task, held_out=1)
+  assert list(held_out.solutions()) == ["train-1"]
+  wanted = [q for q in load_questions(held_out).train if q.question != "Q1?"]
+  assert load_solutions(held_out, wanted) == {}
+  mixed = MixedTask("both", tasks=(held_out, TASKS["compute"]))
+  assert list(mixed.solutions()) == ["gsm8k/train-1"]
+
+
+def test_data_sets_without_solutions_give_none(tmp_path):
+  name = "musique/musique_ans_v1.0_dev.jsonl"
+  files.write(tmp_path, name, files.FILES[name][1])
+  task = dataclasses.replace(TASKS["musique"], path=str(tmp_path))
+  assert task.solutions() == {}
+
+
+@pytest.mark.parametrize("steps", ["one text", (), ("a", " "), (1,)])
+def test_solutions_of_another_form_are_refused(steps, monkeypatch, tmp_path):
+  task = DataSetTask("gsm8k", path=str(tmp_path))
+  monkeypatch.setattr(DataSetTask, "solutions", lambda self: {"a": steps})
+  with pytest.raises(InputError, match="task gsm8k must give the texts"):
+    load_solutions(task, [])
