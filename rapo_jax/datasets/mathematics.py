@@ -1,4 +1,4 @@
-"""Mathematics: GSM8K, MATH, MATH500 and the AIME of two years."""
+"""Mathematics: GSM8K, SVAMP, MATH, MATH500 and the AIME of two years."""
 
 from __future__ import annotations
 
@@ -60,6 +60,22 @@ def math_row(row: Mapping[str, Any], where: str) -> Row | None:
   )
 
 
+def svamp_row(row: Mapping[str, Any], where: str) -> Row:
+  """The story and its question as one text; a number without `.0`."""
+  story = text_of(row, ("body",), where).strip()
+  # Some stories end within the sentence that the question goes on with.
+  between = " " if story.endswith((".", "!", "?")) else ", "
+  number = row.get("answer")
+  if isinstance(number, bool) or not isinstance(number, (int, float)):
+    raise InputError(
+      f"{where}: an answer must be a number, got {number!a:.40}: get the file "
+      "again."
+    )
+  whole = int(number) if float(number).is_integer() else number
+  question = f"{story}{between}{text_of(row, ('question',), where).strip()}"
+  return Row(str(row.get("id") or ""), question, (str(whole),))
+
+
 aime_row = functools.partial(question_row, question=_PROBLEM)
 
 _GSM8K_URL = (
@@ -82,6 +98,17 @@ DATA_SETS = (
       for split in ("train", "test")
     },
     steps=annotated_steps,
+  ),
+  DataSet(
+    "svamp",
+    "SVAMP",
+    "github.com/arkilpatel/SVAMP (SVAMP.json)",
+    (Layout("SVAMP.json", num_rows=1000),),
+    svamp_row,
+    {
+      "svamp/SVAMP.json": "https://raw.githubusercontent.com/arkilpatel/SVAMP/"
+      "main/SVAMP.json"
+    },
   ),
   DataSet(
     "math",

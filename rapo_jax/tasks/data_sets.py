@@ -23,7 +23,9 @@ from rapo_jax.tools import Tool
 _log = logging.getLogger(__name__)
 _REWARDS: Mapping[str, Reward] = {
   "gaia": GAIA,
-  **dict.fromkeys(("gsm8k", "math", "math500", "aime2024", "aime2025"), MATH),
+  **dict.fromkeys(
+    ("gsm8k", "svamp", "math", "math500", "aime2024", "aime2025"), MATH
+  ),
   **dict.fromkeys(("hotpotqa", "2wikimultihopqa", "musique", "bamboogle"), QA),
 }
 
