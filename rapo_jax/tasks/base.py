@@ -264,7 +264,7 @@ def load_solutions(
       of which is blank; names task and question.
   """
   wanted = dict.fromkeys(query.query_id for query in queries)
-  given = task.solutions()
+  given: Mapping[str, Any] = task.solutions()
   for query_id, steps in given.items():
     if (
       isinstance(steps, str)
