@@ -224,7 +224,8 @@ def check_tags(tokenizer: Any, tag_set: TagSet) -> None:
       if tag not in text:
         raise InputError(
           "a tokenizer must be able to write the tags of an agent, and of "
-          f"{tag} it makes {text!r}: take another base agent, or rename the tool."
+          f"{tag} it makes {text!r}: take another base agent, or rename the "
+          "tool."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 
@@ -294,9 +295,8 @@ def test_runs_conflict_with_another_warm_start(finished, capsys):
   ):
     assert f"{path} was " in error
   # It changes nothing that was made.
-  assert (
-    start(finished.root, "--config.warm_start.eval_every=3", "--dry_run") == 0
-  )
+  shown = "--config.warm_start.eval_every=3"
+  assert start(finished.root, shown, "--dry_run") == 0
 
 
 class TestDryRun:
@@ -307,7 +307,7 @@ class TestDryRun:
     assert "3 examples held out, 3 left out" in said
     assert "warm_start: 1 × 6 steps × 2 rows of 288 tokens" in said
     assert "the warm start teaches it" in said
-    assert "warm_start: 38," in said or "warm_start: " in said
+    assert re.search(r"warm_start: [\d,]+ parameters; about .* memory", said)
 
   @pytest.mark.parametrize(
     ("fields", "rule"),
@@ -346,7 +346,7 @@ class TestDryRun:
 
 def test_a_tokenizer_that_loses_tags_is_refused(monkeypatch):
   monkeypatch.setattr(warm_start, "TextEncoder", lambda *_: lambda text: [0, 1])
-  with pytest.raises(InputError, match="write the tags .* <think> .* 'ab'"):
+  with pytest.raises(InputError, match=r"write the tags .* <think> .* 'ab'"):
     warm_start.check_tags(Letters(), TagSet(("python",)))
 
 
