@@ -17,6 +17,7 @@ FREE = (
   "buffer.path",
   "buffer.url",
   "evaluation.curve_samples",
+  "evaluation.curve_questions",
   "evaluation.max_tool_fail_rate",
   "tools.python.trust_code",
   "train",
