@@ -427,6 +427,8 @@ class EvaluationConfig:
     num_samples: trajectories a held-out question in the evaluate stage.
     curve_samples: trajectories a question while training; they are the first
       ones of the evaluate stage.
+    curve_questions: questions of each evaluation set that are asked while
+      training, the first ones; None for all.
     temperature: of sampling.
     top_k: filter of sampling, as `RolloutConfig.top_k`; the rollout's own is
       not used here, nor are the next two.
@@ -439,6 +441,7 @@ class EvaluationConfig:
 
   num_samples: int = 4
   curve_samples: int = 1
+  curve_questions: int | None = None
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
@@ -449,7 +452,9 @@ class EvaluationConfig:
   def __post_init__(self) -> None:
     check_seeds(self, "seed")
     check_numbers(self, "max_tool_fail_rate", at_least=0, at_most=1)
-    check_numbers(self, "num_samples", "curve_samples", at_least=1)
+    check_numbers(
+      self, "num_samples", "curve_samples", "curve_questions", at_least=1
+    )
     if self.curve_samples > self.num_samples:
       raise InputError(
         f"curve_samples must be at most num_samples ({self.num_samples}), got "

@@ -230,6 +230,7 @@ EVALUATE = Fields(
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
     "evaluation.curve_samples",
+    "evaluation.curve_questions",
     "evaluation.max_tool_fail_rate",
     _TRUST,
   ),

@@ -190,6 +190,7 @@ def _build_from_endpoint(
         journal,
         config.buffer.num_trajectories,
         progress,
+        reward=config.task(task).reward,
       )
     outcome = imports.import_files(
       [imports.Source(known.model, journal)],

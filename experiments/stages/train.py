@@ -254,8 +254,7 @@ class _Updates:
     return state
 
   def _evaluate(self, model: models.Decoder) -> dict[str, float]:
-    samples = self.config.evaluation.curve_samples
-    return curve_point(self.config, self.task, model, samples=samples)
+    return curve_point(self.config, self.task, model)
 
   def _save(
     self,

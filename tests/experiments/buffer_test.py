@@ -334,6 +334,19 @@ class TestBuildFromAnEndpoint:
     assert {t.source for t in traces} == {"teacher"}
     assert {t.reward for t in traces} == {1.0}
 
+  def test_the_reward_is_the_task_s(self, tmp_path, truths, capsys):
+    def reply(messages):
+      truth = truths[messages[1]["content"]]
+      # The same number in another spelling: another text for the recipe.
+      return rf"<answer> \boxed{{{truth}.0}} </answer>"
+
+    with FakeServer(reply).serve() as url:
+      setting = "--config.tasks.compute.reward="
+      assert self.build(tmp_path / "recipe", url, f"{setting}recipe") == 2
+      assert "6 trajectories by number or reward" in capsys.readouterr().err
+      assert self.build(tmp_path / "math", url, f"{setting}math") == 0
+    assert len(list(store.iter_traces(tmp_path / "math"))) == 3
+
   def test_an_endpoint_that_refuses(self, tmp_path, truths, capsys):
     with FakeServer(lambda _: 401).serve() as url:
       assert self.build(tmp_path / "out", url) == 2

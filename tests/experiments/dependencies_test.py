@@ -19,6 +19,7 @@ FREE = (
   "warm_start.eval_every",
   "warm_start.checkpoint_every",
   "evaluation.curve_samples",
+  "evaluation.curve_questions",
   "evaluation.max_tool_fail_rate",
   "tools.python.trust_code",
   "train",

@@ -8,12 +8,13 @@ import json
 import pytest
 
 from rapo_jax import rewards
-from rapo_jax.datasets import DATA_SETS
+from rapo_jax.datasets import DATA_SETS, prepare
 from rapo_jax.errors import InputError
 from rapo_jax.tasks import (
   TASKS,
   DataSetTask,
   MixedTask,
+  PythonSpec,
   load_questions,
   load_solutions,
 )
@@ -77,6 +78,40 @@ def test_what_is_not_prepared_is_found_before_it_is_read(tmp_path):
   with pytest.raises(InputError, match="data_set must be one of gsm8k"):
     DataSetTask("mine")
   assert DataSetTask("mine", data_set="math500").set_name == "math500"
+
+
+def test_further_data_sets_are_evaluation_sets(tmp_path):
+  for name, row in (
+    ("gsm8k/train.jsonl", {"question": "Q?", "answer": "#### 1"}),
+    ("gsm8k/test.jsonl", {"question": "R?", "answer": "#### 2"}),
+    ("math500/test.jsonl", {"problem": "S?", "answer": "3"}),
+    ("tool_star/train_10k.parquet", files.verl(0)),
+  ):
+    files.write(tmp_path, name, [row])
+  for name in ("math500", "tool_star"):
+    prepare(name, tmp_path / name, tmp_path / "prepared")
+  task = DataSetTask(
+    "gsm8k",
+    path=str(tmp_path / "gsm8k"),
+    data_dir=str(tmp_path / "prepared"),
+    evaluate_on=("math500",),
+    tools=(PythonSpec(),),
+  )
+  task.check()
+  train, evaluation = load_questions(task)
+  assert [query.question for query in train] == ["Q?"]
+  assert list(evaluation) == ["test", "math500"]
+  # Without the prefix both sets would have a test-0.
+  assert [q.query_id for q in evaluation["math500"]] == ["math500/test-0"]
+  assert [q.query_id for q in evaluation["test"]] == ["test-0"]
+  assert "<python>" in evaluation["math500"][0].messages[0]["content"]
+  with pytest.raises(InputError, match="without one"):
+    load_questions(dataclasses.replace(task, evaluate_on=("tool_star",)))
+  with pytest.raises(InputError, match="MATH must be prepared"):
+    dataclasses.replace(task, evaluate_on=("math",)).check()
+  for named in (("gsm8k",), ("math500", "math500"), ("mine",)):
+    with pytest.raises(InputError, match="evaluate_on may name"):
+      dataclasses.replace(task, evaluate_on=named)
 
 
 def test_the_real_files_load(sample_data, tmp_path):
