@@ -7,10 +7,11 @@ import difflib
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments import flags, health, memory, metrics
 from experiments.config import ExperimentConfig
@@ -18,6 +19,7 @@ from experiments.dependencies import conflicts
 from experiments.dependencies import differences as differences
 from experiments.policy_shape import Agent, policy_shape
 from experiments.stages.agents import train_byte_level_tokenizer
+from experiments.stages.warm_start import describe, read_demonstrations
 from experiments.tasks import (
   check_train_questions,
   load_encoder,
@@ -32,6 +34,7 @@ from rapo_jax import models
 from rapo_jax.algorithms import ALGORITHMS, check_algorithm
 from rapo_jax.corpora import Corpus, open_documents
 from rapo_jax.data import (
+  Query,
   check_prefix_preservation,
   check_vocabulary,
   encode_prompt,
@@ -40,7 +43,7 @@ from rapo_jax.data import (
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub, sharding
 from rapo_jax.retrieval import StepTraceBuffer
-from rapo_jax.retrieval.buffer import manifest
+from rapo_jax.retrieval.buffer import manifest, store
 from rapo_jax.retrieval.serving import remote
 from rapo_jax.tasks import (
   MixedTask,
@@ -90,6 +93,8 @@ def dry_run(
     collect(_contents(config))
   if not problems:
     collect(_questions(config, stage))
+  if not problems:
+    collect(_warm_start(config, stage))
     collect(_memory(config, workdir, stage))
   _refuse(problems)
   lines.append(_first_signal(config))
@@ -104,6 +109,11 @@ def _first_signal(config: ExperimentConfig) -> str:
   Nothing is rolled out here, so the share itself comes with the first update.
   """
   unknown = "share of trajectories that close their tags: "
+  if config.warm_start is not None:
+    return (
+      f"{unknown}the warm start teaches it; the evaluate stage and the first "
+      "update say it"
+    )
   if config.policy.base is not None:
     return (
       f"{unknown}unknown until the first update, which says it. Where it is "
@@ -204,6 +214,13 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     sharding.check_rows(
       "update.rows_per_microbatch", update.rows_per_microbatch, mesh
     )
+    if config.warm_start is not None:
+      training = config.warm_start.training
+      sharding.check_rows(
+        "warm_start.training.rows_per_microbatch",
+        training.rows_per_microbatch or training.rows,
+        mesh,
+      )
   except InputError as error:
     yield "problem", str(error)
   groups = rollout.num_slots / rollout.num_generations
@@ -286,14 +303,30 @@ def _files(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, str]]:
       "policy.off_policy is set and policy.base is not: name the base agent "
       "that is trained, too.",
     )
-  needs_buffer = config.builds_buffer and stage in ("all", "buffer", "train")
+  needs_buffer = config.builds_buffer and stage in (
+    *("all", "buffer", "train"),
+    *(("warm_start",) if config.warm_starts_from_buffer else ()),
+  )
   if needs_buffer and not config.has_off_policy:
+    who, leave_out = (
+      f"a method that retrieves ({', '.join(config.retrieving_methods)})",
+      "leave the method out of train.methods",
+    )
+    if not config.retrieves:
+      who = "a warm start from the buffer"
+      leave_out = "set warm_start.source=solutions"
     yield (
       "problem",
-      f"a method that retrieves ({', '.join(config.retrieving_methods)}) needs "
-      "a buffer, and there is no agent that fills it: set policy.off_policy, "
-      "or buffer.path or buffer.url to a buffer, or leave the method out of "
-      "train.methods.",
+      f"{who} needs a buffer, and there is no agent that fills it: set "
+      f"policy.off_policy, or buffer.path or buffer.url to a buffer, or "
+      f"{leave_out}.",
+    )
+  if config.warm_starts_from_buffer and config.buffer.url is not None:
+    yield (
+      "problem",
+      "a warm start reads whole trajectories of a buffer from its folder, "
+      f"and buffer.url is {config.buffer.url!r}: name the folder in "
+      "buffer.path, or set warm_start.source=solutions.",
     )
   for task in config.tasks:
     yield from _files_of(task)
@@ -410,6 +443,62 @@ def _questions(
       )
 
 
+def _warm_start(
+  config: ExperimentConfig, stage: str
+) -> Iterator[tuple[str, str]]:
+  """What each task's warm start learns from, and whether it is enough."""
+  settings = config.warm_start
+  if settings is None or stage not in ("all", "warm_start"):
+    return
+  for task in config.tasks:
+    path = config.buffer.path
+    if config.warm_starts_from_buffer and path is None:
+      yield (
+        "note",
+        f"warm start of {task.name}: {settings.training.num_steps} steps × "
+        f"{settings.training.rows} rows × {settings.training.row_length} "
+        "tokens; its examples are known once the buffer is built",
+      )
+      continue
+    try:
+      questions = questions_of(config, task.name)
+      tokenizer = _tokenizer(config, task, config.policy.base, questions)
+      set_agent_template(config, "base", tokenizer)
+      traces = None
+      if config.warm_starts_from_buffer and path is not None:
+        traces = store.iter_traces(path)
+      found = read_demonstrations(
+        config,
+        task.name,
+        questions.train,
+        tokenizer,
+        check_tool_specs(task).tool_names,
+        _prompts(config, tokenizer),
+        traces,
+      )
+    except InputError as error:
+      yield "problem", str(error)
+      continue
+    yield "note", describe(settings, task.name, found)
+
+
+def _prompts(
+  config: ExperimentConfig, tokenizer: Any
+) -> Callable[[Query], np.ndarray]:
+  """Encodes the prompt of a question, each once."""
+  date = datetime.date.fromisoformat(config.data.prompt_date)
+  known: dict[str, np.ndarray] = {}
+
+  def prompt(query: Query) -> np.ndarray:
+    if query.query_id not in known:
+      known[query.query_id] = encode_prompt(
+        tokenizer, query, config.rollout.max_prompt_tokens, date=date
+      )
+    return known[query.query_id]
+
+  return prompt
+
+
 def _longest_prompt(
   config: ExperimentConfig, tokenizer: Any, questions: Questions
 ) -> int:
@@ -520,6 +609,13 @@ def _work(config: ExperimentConfig, stage: str) -> Iterator[str]:
       f"buffer: {config.buffer.num_trajectories} rollouts a training question, "
       f"{limit}"
     )
+  if config.warm_start is not None and stage in ("all", "warm_start"):
+    training = config.warm_start.training
+    each = training.num_steps * training.rows * training.row_length
+    yield (
+      f"warm_start: {tasks} × {training.num_steps} steps × {training.rows} "
+      f"rows of {training.row_length:,} tokens = {tasks * each:,} tokens"
+    )
   if stage in ("all", "train"):
     runs = tasks * len(train.algorithms) * len(train.seeds)
     rollouts = update.queries_per_update * rollout.num_generations
@@ -533,25 +629,42 @@ def _work(config: ExperimentConfig, stage: str) -> Iterator[str]:
   yield "how long that takes is shown once the first update is measured"
 
 
+def _fits(
+  name: str, estimate: memory.Estimate, remedy: str
+) -> Iterator[tuple[str, str]]:
+  """What an agent takes of a device's memory, and whether it is there."""
+  yield "note", f"{name}: {estimate.line(jax.device_count())}"
+  room = memory.room()
+  if room is not None and estimate.total > room:
+    yield (
+      "problem",
+      f"{name} takes about {memory.gigabytes(estimate.total)} on each device, "
+      f"which has {memory.gigabytes(room)}: take a smaller model or more "
+      f"devices, {remedy}.",
+    )
+
+
 def _memory(
   config: ExperimentConfig, workdir: pathlib.Path | None, stage: str
 ) -> Iterator[tuple[str, str]]:
   """Whether each agent fits the devices, and a checkpoint the disk."""
-  room, trains = memory.room(), stage in ("all", "train")
+  trains = stage in ("all", "train")
   for agent in _agents(config):
     shape = policy_shape(config, agent)
     trained = trains and agent == "base"
-    estimate = memory.estimate(config, shape, trained=trained)
-    yield "note", f"{_name(agent)}: {estimate.line(jax.device_count())}"
-    if room is not None and estimate.total > room:
-      yield (
-        "problem",
-        f"{_name(agent)} takes about {memory.gigabytes(estimate.total)} on "
-        f"each device, which has {memory.gigabytes(room)}: take a smaller "
-        "model or more devices, lower rollout.num_slots or "
-        "update.rows_per_microbatch, or set policy.lora. `python -m "
-        "experiments.plan` tells what bounds it.",
-      )
+    yield from _fits(
+      _name(agent),
+      memory.estimate(config, shape, trained=trained),
+      "lower rollout.num_slots or update.rows_per_microbatch, or set "
+      "policy.lora. `python -m experiments.plan` tells what bounds it",
+    )
+  if config.warm_start is not None and stage in ("all", "warm_start"):
+    yield from _fits(
+      "warm_start",
+      memory.warm_start(config, policy_shape(config)),
+      "lower warm_start.training.rows_per_microbatch, set "
+      "warm_start.training.remat or set warm_start.lora",
+    )
   if workdir is None or not trains:
     return
   # Parameters and both moments of AdamW's.

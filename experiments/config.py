@@ -25,7 +25,12 @@ from rapo_jax.retrieval.serving import remote
 from rapo_jax.rollout import RolloutConfig, check_sampling
 from rapo_jax.tasks import TASKS, DataSetTask, Task, by_name
 from rapo_jax.tasks.miniature import MiniatureTask
-from rapo_jax.training import ObjectiveConfig, OptimizerConfig, UpdateConfig
+from rapo_jax.training import (
+  ObjectiveConfig,
+  OptimizerConfig,
+  SupervisedConfig,
+  UpdateConfig,
+)
 
 
 def _check_named(config: Any, *names: str) -> None:
@@ -305,6 +310,53 @@ class BufferConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+  """Supervised learning of the base agent before runs train it.
+
+  Attributes:
+    training: steps, optimizer and batches. A row holds whole examples; those
+      that are longer are left out.
+    source: "solutions" are the task's worked solutions (`Task.solutions`).
+      "buffer" are the whole trajectories of the Step-Trace Buffer with a reward
+      above `retrieval.min_reward`.
+    lora: adapters that are trained and then merged into the base agent, which
+      is frozen and held in `rollout.dtype`; None trains all parameters.
+    retrieved_share: share of the examples that may hold retrieved steps.
+      Without any, a policy does not learn to use them.
+    retrieved_prob: in those, probability of one at a boundary.
+    held_out: questions with a demonstration that are kept apart for the loss.
+    eval_every: steps between two measurements of that loss.
+    checkpoint_every: steps between two checkpoints.
+    seed: of the order of examples, retrieved steps and fresh adapters.
+  """
+
+  training: SupervisedConfig = SupervisedConfig(
+    num_steps=60,
+    learning_rate=1e-4,
+    warmup_steps=6,
+    rows=16,
+    row_length=512,
+    rows_per_microbatch=4,
+  )
+  source: Literal["solutions", "buffer"] = "solutions"
+  lora: LoraConfig | None = None
+  retrieved_share: float = 0.5
+  retrieved_prob: float = 0.4
+  held_out: int = 64
+  eval_every: int = 20
+  checkpoint_every: int = 20
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    check_seeds(self, "seed")
+    check_numbers(self, "held_out", at_least=0)
+    check_numbers(self, "eval_every", "checkpoint_every", at_least=1)
+    check_numbers(
+      self, "retrieved_share", "retrieved_prob", at_least=0, at_most=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The runs of the train stage: every method with every seed.
 
@@ -376,6 +428,8 @@ class EvaluationConfig:
     num_samples: trajectories a held-out question in the evaluate stage.
     curve_samples: trajectories a question while training; they are the first
       ones of the evaluate stage.
+    curve_questions: questions of each evaluation set that are asked while
+      training, the first ones; None for all.
     temperature: of sampling.
     top_k: filter of sampling, as `RolloutConfig.top_k`; the rollout's own is
       not used here, nor are the next two.
@@ -388,6 +442,7 @@ class EvaluationConfig:
 
   num_samples: int = 4
   curve_samples: int = 1
+  curve_questions: int | None = None
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
@@ -398,7 +453,9 @@ class EvaluationConfig:
   def __post_init__(self) -> None:
     check_seeds(self, "seed")
     check_numbers(self, "max_tool_fail_rate", at_least=0, at_most=1)
-    check_numbers(self, "num_samples", "curve_samples", at_least=1)
+    check_numbers(
+      self, "num_samples", "curve_samples", "curve_questions", at_least=1
+    )
     if self.curve_samples > self.num_samples:
       raise InputError(
         f"curve_samples must be at most num_samples ({self.num_samples}), got "
@@ -435,6 +492,8 @@ class ExperimentConfig:
     encoder: what embeds keys and documents.
     index: which index finds the nearest of them.
     buffer: how the Step-Trace Buffer is built, or where it is.
+    warm_start: supervised learning of the base agent, from which all runs then
+      begin; None for runs that begin with the base agent itself.
     retrieval: how a trace is chosen.
     rollout: group size, hybrid rollouts, budgets, shapes.
     objective: coefficients and clip range of RAPO.
@@ -456,6 +515,7 @@ class ExperimentConfig:
   encoder: EncoderConfig = EncoderConfig()
   index: IndexConfig = IndexConfig()
   buffer: BufferConfig = BufferConfig()
+  warm_start: WarmStartConfig | None = None
   retrieval: RetrievalConfig = RetrievalConfig()
   rollout: RolloutConfig = RolloutConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
@@ -501,10 +561,15 @@ class ExperimentConfig:
     return bool(self.retrieving_methods)
 
   @property
+  def warm_starts_from_buffer(self) -> bool:
+    """Whether the warm start learns from the Step-Trace Buffer."""
+    return self.warm_start is not None and self.warm_start.source == "buffer"
+
+  @property
   def builds_buffer(self) -> bool:
     """Whether the run fills the buffer itself, by the off-policy agent."""
     there = self.buffer.path is not None or self.buffer.url is not None
-    return self.retrieves and not there
+    return (self.retrieves or self.warm_starts_from_buffer) and not there
 
   @property
   def has_off_policy(self) -> bool:

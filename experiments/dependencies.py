@@ -140,11 +140,44 @@ BUFFER = Fields(
 )
 """What a buffer that a folder holds was built with."""
 
+# When the loss is measured, and what is kept meanwhile, changes nothing.
+_WARM_START_SHOWN = ("warm_start.eval_every", "warm_start.checkpoint_every")
+
+WARM_START = Fields(
+  (
+    "tasks",
+    "data.leaks",
+    "data.prompt_date",
+    "policy.base",
+    "policy.random",
+    "policy.enable_thinking",
+    "mesh",
+    "warm_start",
+    "retrieval.min_reward",
+    "rollout.dtype",
+    "rollout.max_prompt_tokens",
+    "rollout.max_response_tokens",
+    "rollout.max_step_tokens",
+    "rollout.max_tool_tokens",
+    "rollout.max_tool_calls",
+  ),
+  apart=(
+    _OWN_AGENTS,
+    _DATA_DIR,
+    _PROMPT,
+    _REPORTED,
+    "tasks.reward",
+    *_WARM_START_SHOWN,
+  ),
+)
+"""What the agent of a warm start was trained with."""
+
 TRAIN = Fields(
   (
     "tasks",
     "data",
     "policy",
+    "warm_start",
     "mesh",
     "tools",
     "encoder",
@@ -173,6 +206,7 @@ TRAIN = Fields(
     "buffer.top_k_trajectories",
     "buffer.seed",
     _TRUST,
+    *_WARM_START_SHOWN,
   ),
 )
 """What a run with a checkpoint was trained with."""
@@ -196,6 +230,7 @@ EVALUATE = Fields(
     "rollout.num_hybrid",
     "rollout.retrieval_prob",
     "evaluation.curve_samples",
+    "evaluation.curve_questions",
     "evaluation.max_tool_fail_rate",
     _TRUST,
   ),
@@ -262,7 +297,11 @@ def conflicts(
     A line for each field of each thing that depends on it.
   """
   lines = []
-  for kind, fields in (("agents", AGENTS), ("buffer", BUFFER)):
+  for kind, fields in (
+    ("agents", AGENTS),
+    ("buffer", BUFFER),
+    ("warm_start", WARM_START),
+  ):
     for path in filter(_holds_files, _entries(workdir.root / kind)):
       task = path.name
       changed = differences(fields.of(there, task), fields.of(wanted, task))

@@ -25,8 +25,8 @@ FEW_WHOLE = 0.1
 """With a smaller share of whole formats a run begins without a signal."""
 WARM_START = (
   "where all rewards are alike nothing is learned. Start from an instruct "
-  "model that knows these tags, or warm-start the base agent (supervised, as "
-  "the agents stage does in the miniature world) and name it in policy.base."
+  "model that knows these tags, or warm-start the base agent (warm_start, see "
+  "docs/real_models.md)."
 )
 _SYSTEM = (ToolStatus.FAILED, ToolStatus.REFUSED, ToolStatus.TIMEOUT)
 _GRADIENT_WINDOW = 20

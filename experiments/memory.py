@@ -16,7 +16,6 @@ from flax import nnx
 
 from experiments.config import ExperimentConfig
 from rapo_jax import models
-from rapo_jax.training import UpdateConfig
 
 # Limits of a container, in the second and the first version.
 _CGROUP_LIMITS = (
@@ -123,10 +122,40 @@ def estimate(
     "activations": width
     * tokens
     * shape.num_layers
-    * kept_a_token(update, shape)
+    * kept_a_token(update.remat, shape)
     / (mesh["data"] * mesh["fsdp"]),
   }
   return Estimate(size.parameters, parts)
+
+
+def warm_start(
+  config: ExperimentConfig, shape: models.DecoderConfig
+) -> Estimate:
+  """Bytes on one device of the warm start, by kind; see `estimate`."""
+  settings = config.warm_start
+  assert settings is not None
+  training = settings.training
+  policy = dataclasses.replace(config.policy, lora=settings.lora)
+  size = count(dataclasses.replace(config, policy=policy), shape)
+  mesh = config.mesh.shape(jax.device_count())
+  slices = mesh["fsdp"] * mesh["tensor"]
+  frozen = jnp.dtype(config.rollout.dtype).itemsize
+  tokens = (training.rows_per_microbatch or training.rows) * training.row_length
+  return Estimate(
+    size.parameters,
+    {
+      "parameters": (
+        4 * size.trained + frozen * (size.parameters - size.trained)
+      )
+      / slices,
+      "gradients and optimizer": 12 * size.trained / slices,
+      "activations": jnp.dtype(training.dtype).itemsize
+      * tokens
+      * shape.num_layers
+      * kept_a_token(training.remat, shape)
+      / (mesh["data"] * mesh["fsdp"]),
+    },
+  )
 
 
 def room() -> float | None:
@@ -161,7 +190,7 @@ def _limit(path: pathlib.Path) -> int | None:
   return int(text) if text.isdigit() else None
 
 
-def kept_a_token(update: UpdateConfig, shape: models.DecoderConfig) -> int:
+def kept_a_token(remat: models.Remat, shape: models.DecoderConfig) -> int:
   """Numbers that a layer keeps of a token for its backward pass.
 
   Attention keeps no scores: `attention.attend` computes them again.
@@ -169,18 +198,18 @@ def kept_a_token(update: UpdateConfig, shape: models.DecoderConfig) -> int:
   size, wide = shape.hidden_size, shape.intermediate_size
   queries = shape.num_heads * shape.head_dim
   keys = shape.num_kv_heads * shape.head_dim
-  if update.remat == "layer":
+  if remat == "layer":
     return size
-  if update.remat == "nested":
+  if remat == "nested":
     # Inputs of the groups' first layers, and of the layers of one group.
     group = models.nested_group(shape.num_layers)
     inputs = shape.num_layers // group + group
     return -(-size * inputs // shape.num_layers)
-  if update.remat == "attention":
+  if remat == "attention":
     return size + queries
   # Its input, and the outputs of the projections that anything is made of.
   kept = 2 * size + queries + 2 * keys + 2 * wide
-  if update.remat == "none":
+  if remat == "none":
     # Rotated and attended heads, the gate's parts, norms and residual sums, as
     # XLA's CPU back end keeps them.
     kept += 2 * queries + keys + 3 * wide + 8 * size

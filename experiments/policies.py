@@ -29,19 +29,24 @@ CHAT_TEMPLATE = "chat_template"
 
 
 def load_policy(
-  config: ExperimentConfig, base_path: pathlib.Path, *, seed: int
+  config: ExperimentConfig,
+  base_path: pathlib.Path,
+  *,
+  seed: int,
+  lora: LoraConfig | None,
 ) -> models.Decoder:
-  """The base agent on the experiment's mesh, with adapters if it has any.
+  """An agent to train on the experiment's mesh, with adapters if it has any.
 
   Args:
     config: the experiment.
-    base_path: folder of the base agent.
+    base_path: folder of the agent.
     seed: of fresh adapters.
+    lora: the adapters; None to train all parameters.
 
   Raises:
-    InputError: the base agent is not there, broken, or not divided by the mesh.
+    InputError: the agent is not there, broken, or not divided by the mesh.
   """
-  mesh, lora = device_mesh(config.mesh), config.policy.lora
+  mesh = device_mesh(config.mesh)
   model = models.from_pretrained(
     base_path,
     # What is frozen needs no more than what rollouts read.

@@ -49,6 +49,7 @@ from experiments.stages import buffer as buffer_stage
 from experiments.stages import evaluate as evaluate_stage
 from experiments.stages import runs as run_lib
 from experiments.stages import train as train_stage
+from experiments.stages import warm_start as warm_start_stage
 from experiments.stages.trainers import check_buffer
 from experiments.stop_signal import StopSignal
 from experiments.tasks import (
@@ -74,7 +75,7 @@ from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.tasks import load_questions
 
-STAGES = ("agents", "buffer", "train", "evaluate", "report")
+STAGES = ("agents", "buffer", "warm_start", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3
 """Exit status of a run that ended because it could not learn."""
 TASK_LOCK = ".lock-"
@@ -137,12 +138,19 @@ class Experiment:
         for path in agent_paths(config, workdir, task).values()
       )
     if stage == "buffer":
-      if not config.retrieves:
+      if not (config.retrieves or config.warm_starts_from_buffer):
         return "no method retrieves"
       if not config.builds_buffer:
         return "the config names a buffer"
       finished = all(
         (workdir.buffer(task) / "manifest.json").exists()
+        for task in self._tasks
+      )
+    if stage == "warm_start":
+      if config.warm_start is None:
+        return "the config has none"
+      finished = all(
+        warm_start_stage.is_finished(config, workdir, task)
         for task in self._tasks
       )
     if stage == "train":
@@ -191,8 +199,33 @@ class Experiment:
           path,
         )
 
+  def _warm_start(self) -> None:
+    config, count = self._config, len(self._tasks)
+    assert config.warm_start is not None
+    steps = config.warm_start.training.num_steps
+    self._share(0, count, 0.0, "", units=steps)
+    for number, name in enumerate(self._tasks):
+      with self._open(name) as task:
+        buffer = (
+          self._open_buffer(name) if config.warm_starts_from_buffer else None
+        )
+        # A warm start from a server's buffer is refused before.
+        assert not isinstance(buffer, RemoteBuffer)
+        warm_start_stage.warm_start(
+          config,
+          self._workdir,
+          task,
+          buffer,
+          functools.partial(self._share, number, count, units=steps),
+          self._stop,
+          self._progress.note,
+        )
+        forget_programs()
+
   def _train(self) -> None:
     runs = self._runs
+    for name in self._tasks:
+      self._check_warm_start(name)
     updates = self._config.train.num_updates
     self._share(0, len(runs), 0.0, "", units=updates)
     self._encoder.compile()
@@ -219,6 +252,15 @@ class Experiment:
             # It came during the last update.
             if self._stop.requested:
               raise self._stop.stop(f"stopped after {run.task} {run.name}")
+
+  def _check_warm_start(self, task: str) -> None:
+    """Refuses to train from a warm start that has not ended."""
+    if self._config.warm_start is not None and not self._warm_started(task):
+      raise InputError(
+        f"the runs of {task} begin with what its warm start gives, and "
+        f"{self._workdir.warm_start(task)} holds none that has ended: run "
+        "--stage=warm_start first."
+      )
 
   def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:
     config = self._config.buffer
@@ -322,6 +364,8 @@ class Experiment:
   ) -> pathlib.Path:
     if run is not None:
       return self._workdir.run(task, run.name) / run_lib.POLICY_FOLDER
+    if agent == "warm_start":
+      return self._workdir.warm_started(task)
     return agent_paths(self._config, self._workdir, task)[agent]
 
   def _report(self) -> None:
@@ -355,11 +399,20 @@ class Experiment:
     """(task, agent, its run or None) in the order of the table."""
     for task in self._tasks:
       yield task, "base", None
+      if self._warm_started(task):
+        yield task, "warm_start", None
       if self._config.has_off_policy:
         yield task, "off_policy", None
     for run in self._runs:
       if self._is_finished(run):
         yield run.task, run.name, run
+
+  def _warm_started(self, task: str) -> bool:
+    """Whether the agent of a task's warm start is there."""
+    config = self._config
+    return config.warm_start is not None and warm_start_stage.is_finished(
+      config, self._workdir, task
+    )
 
   def _is_finished(self, run: run_lib.Run) -> bool:
     folder = self._workdir.run(run.task, run.name)

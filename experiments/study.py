@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from experiments import checks, diversity, flags, input_errors, places
 from experiments import run as run_lib
 from experiments.arms import Arm, Study, load_study, packaged_studies
-from experiments.dependencies import AGENTS, BUFFER, Fields
+from experiments.dependencies import AGENTS, BUFFER, WARM_START, Fields
 from experiments.devices import check_devices
 from experiments.health import HealthStop
 from experiments.progress import Progress
@@ -133,7 +133,7 @@ def run_cell(command: Command, study: Study, cell: Cell) -> None:
       run(("agents",))
       if arm.buffers_of:
         _join_buffers(command.root, workdir, arm, cell.task)
-      run(("buffer",))
+      run(("buffer", "warm_start"))
     run(("train", "evaluate"))
   if study.diversity:
     _measure_diversity(arm, workdir, cell)
@@ -151,13 +151,14 @@ def _measure_diversity(arm: Arm, workdir: Workdir, cell: Cell) -> None:
 _KINDS: Mapping[str, tuple[Fields, ...]] = {
   "agents": (AGENTS,),
   "buffer": (AGENTS, BUFFER),
+  "warm_start": (AGENTS, WARM_START),
 }
 
 
 def _share(
   root: pathlib.Path, workdir: Workdir, arm: Arm, kind: str, task: str
 ) -> pathlib.Path | None:
-  """Links agents or buffer of a task to a folder that arms share.
+  """Links agents, buffer or warm start of a task to a folder that arms share.
 
   Returns:
     The folder, whose name says what is in it was made with; None if the arm has
@@ -165,6 +166,10 @@ def _share(
   """
   link = workdir.root / kind / task
   if kind == "buffer" and arm.buffers_of:
+    return None
+  if kind == "warm_start" and (
+    arm.config.warm_start is None or arm.config.warm_starts_from_buffer
+  ):
     return None
   if link.is_symlink():
     return files.followed(link)

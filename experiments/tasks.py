@@ -62,6 +62,8 @@ class OpenedTask:
     reward: scores the trajectories that are trained on.
     reported_reward: scores those of evaluations.
     base_path: Hugging Face folder of the base agent.
+    start_path: of the agent that runs begin with: the base agent, or what the
+      warm start makes of it.
     off_policy_path: of the off-policy agent; None without one.
   """
 
@@ -76,6 +78,7 @@ class OpenedTask:
   reward: Reward
   reported_reward: Reward
   base_path: pathlib.Path
+  start_path: pathlib.Path
   off_policy_path: pathlib.Path | None
   _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -140,6 +143,19 @@ def agent_paths(
     agent: hub.local_folder(path) if path else workdir.agent(name, agent)
     for agent, path in named.items()
   }
+
+
+def start_path(
+  config: ExperimentConfig, workdir: Workdir, name: str
+) -> pathlib.Path:
+  """Folder of the agent that the runs of a task begin with.
+
+  Raises:
+    InputError: the base agent is named by a hub's name and cannot be had.
+  """
+  if config.warm_start is not None:
+    return workdir.warm_started(name)
+  return agent_paths(config, workdir, name)["base"]
 
 
 def set_agent_template(
@@ -302,6 +318,7 @@ def open_task(
       reward=task.reward,
       reported_reward=task.reported_reward,
       base_path=paths["base"],
+      start_path=start_path(config, workdir, name),
       off_policy_path=paths.get("off_policy"),
     )
 

@@ -20,8 +20,8 @@ TRAJECTORIES_FILE = "trajectories.jsonl"
 class Workdir:
   """The folder of one experiment.
 
-  Agents and buffer of a task may be links to those of another work folder, as
-  the arms of a study have them; what is made there is then shared.
+  Agents, buffer and warm start of a task may be links to those of another work
+  folder, as the arms of a study have them; what is made there is then shared.
 
   Attributes:
     root: the folder itself.
@@ -39,6 +39,14 @@ class Workdir:
 
   def buffer(self, task: str) -> pathlib.Path:
     return _followed(self.root / "buffer" / task)
+
+  def warm_start(self, task: str) -> pathlib.Path:
+    """What the warm start of a task has written."""
+    return _followed(self.root / "warm_start" / task)
+
+  def warm_started(self, task: str) -> pathlib.Path:
+    """Hugging Face folder of the agent that the warm start gave."""
+    return self.warm_start(task) / "policy"
 
   def run(self, task: str, name: str) -> pathlib.Path:
     """Folder of one training run, named `<method>-seed<seed>`."""

@@ -51,16 +51,20 @@ def _command(
 
 
 _BUILD = """\
-Builds a buffer by rolling an off-policy agent out.
+Builds a buffer by rolling an off-policy agent out, or of worked solutions.
 
-It is asked the training questions of an experiment's config, has its tools, and
-writes N trajectories a question, of which the best K are kept (config.buffer).
+The agent is asked the training questions of an experiment's config, has its
+tools, and writes N trajectories a question, of which the best K are kept
+(config.buffer).
 `--config.<path>=<value>` overrides a field.
 
 The agent is either the config's own, from the work folder of the experiment
 (--workdir), or the model behind an OpenAI-compatible endpoint (--endpoint and
 --model; its key comes from OPENAI_API_KEY; needs the extra `buffer`). What an
 endpoint has written lies in OUTPUT.journal.jsonl and stays there.
+
+With --solutions no agent is asked: the task's own worked solutions, such as
+those of GSM8K, are the trajectories of an agent called "solutions".
 
 A build that was interrupted goes on with the same command and --resume.
 """
@@ -113,6 +117,11 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     "--workdir",
     type=places.path_argument,
     help="work folder of the experiment, with its agents",
+  )
+  parser.add_argument(
+    "--solutions",
+    action="store_true",
+    help="take the worked solutions of the task's training questions",
   )
   group = parser.add_argument_group("an agent behind an endpoint")
   group.add_argument(

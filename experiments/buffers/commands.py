@@ -13,6 +13,7 @@ from experiments import checks, flags, places
 from experiments.buffers import endpoint as endpoint_lib
 from experiments.buffers import imports, page
 from experiments.buffers.imports import ImportConfig, LeakConfig
+from experiments.buffers.solutions import solution_trajectories
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.progress import Progress
 from experiments.stages.buffer import build_buffer
@@ -22,6 +23,7 @@ from experiments.tasks import (
   questions_of,
   running_tools,
   task_names,
+  tried_questions,
 )
 from experiments.workdir import Workdir
 from rapo_jax.data import Query
@@ -64,7 +66,7 @@ def import_files(known: argparse.Namespace) -> int:
 
 
 def build(known: argparse.Namespace) -> int:
-  """Builds a buffer by rolling an off-policy agent out."""
+  """Builds a buffer of an off-policy agent, or of the task's solutions."""
   _check_output(known)
   config = flags.load_config(known.config)
   config = flags.apply_overrides(config, known.overrides)
@@ -73,12 +75,14 @@ def build(known: argparse.Namespace) -> int:
   task = known.task or names[0]
   if task not in names or (known.task is None and len(names) > 1):
     raise InputError(f"--task must be one of {', '.join(names)}.")
+  if known.solutions:
+    return _build_from_solutions(known, config, task)
   if known.endpoint is not None:
     return _build_from_endpoint(known, config, task)
   if known.workdir is None:
     raise InputError(
-      "build needs the agent: --workdir with the agents of the experiment, or "
-      "--endpoint and --model."
+      "build needs the agent: --workdir with the agents of the experiment, "
+      "--endpoint and --model, or --solutions."
     )
   checks.quick_checks(config)
   _check_partial(known)
@@ -99,6 +103,55 @@ def build(known: argparse.Namespace) -> int:
     )
   print(_contents(known.output, manifest))
   return 0
+
+
+def _build_from_solutions(
+  known: argparse.Namespace, config: ExperimentConfig, task: str
+) -> int:
+  if known.endpoint is not None or known.workdir is not None:
+    raise InputError(
+      "--solutions takes the place of an agent: leave --endpoint and --workdir "
+      "out, and `merge` the buffers."
+    )
+  encoder = _encoder(known, config.encoder)
+  train = _asked(known, tried_questions(config, task), encoder)
+  outcome = imports.Outcome()
+  with Progress(imports.STAGES) as progress:
+    with progress.stage(imports.STAGES[0]):
+      found = solution_trajectories(config.task(task), train)
+    if not found:
+      raise InputError(
+        f"--solutions needs worked solutions of training questions, and {task} "
+        f"has none of its {len(train)}: take a task that gives some "
+        "(Task.solutions), or build from an agent."
+      )
+    imports.write_buffer(
+      found,
+      known.output,
+      encoder,
+      _agent_import(config),
+      progress,
+      outcome,
+      resume=known.resume,
+    )
+  right = outcome.num_selected
+  print(
+    f"{len(found):,} of {len(train):,} training questions have a solution that "
+    f"can be used; {right:,} of these have a reward above "
+    f"{config.retrieval.min_reward:g}"
+  )
+  assert outcome.manifest is not None
+  print(_contents(known.output, outcome.manifest))
+  return 0
+
+
+def _agent_import(config: ExperimentConfig) -> ImportConfig:
+  """What the config keeps of an agent's trajectories."""
+  selection = Selection(
+    top_k=config.buffer.top_k_trajectories,
+    min_reward=config.retrieval.min_reward,
+  )
+  return ImportConfig(selection=selection, index=config.index)
 
 
 def _build_from_endpoint(
@@ -137,16 +190,13 @@ def _build_from_endpoint(
         journal,
         config.buffer.num_trajectories,
         progress,
+        reward=config.task(task).reward,
       )
-    selection = Selection(
-      top_k=config.buffer.top_k_trajectories,
-      min_reward=config.retrieval.min_reward,
-    )
     outcome = imports.import_files(
       [imports.Source(known.model, journal)],
       known.output,
       encoder,
-      ImportConfig(selection=selection, index=config.index),
+      _agent_import(config),
       progress,
       resume=known.resume,
     )

@@ -13,6 +13,7 @@ from rapo_jax import text_files
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError, accessing
 from rapo_jax.records import TrajectoryRecord
+from rapo_jax.rewards import Reward
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.rollout.endpoint import (
   EndpointAgent,
@@ -32,6 +33,8 @@ def roll_out(
   journal: pathlib.Path,
   num_trajectories: int,
   progress: Progress,
+  *,
+  reward: Reward,
 ) -> None:
   """Has an endpoint's agent write trajectories, those that are not there yet.
 
@@ -45,6 +48,7 @@ def roll_out(
       line that an interruption cut off is.
     num_trajectories: wanted on each question.
     progress: display, in a stage.
+    reward: scores the trajectories.
 
   Raises:
     InputError: the endpoint is down or refuses, some trajectories failed for
@@ -59,7 +63,7 @@ def roll_out(
   ]
   total = len(queries) * num_trajectories
   progress.update(total - len(wanted), total, "from the journal")
-  agent = EndpointAgent(endpoint, tools, rollout)
+  agent = EndpointAgent(endpoint, tools, rollout, reward=reward)
   failures: list[EndpointFailure] = []
   work = _append(agent, wanted, journal, total, failures, progress)
   try:

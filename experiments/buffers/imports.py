@@ -167,33 +167,62 @@ def import_files(
   with _written(outcome, report_path):
     with progress.stage("read"):
       trajectories = _read(sources, config, outcome, progress)
-    with progress.stage("select"):
-      selected = select_trajectories(trajectories, config.selection)
-      outcome.num_selected = len(selected)
-      # As selected, not as read: what stays out leaks nothing.
-      selected = _without_held_out(selected, encoder, config.leaks, outcome)
-    traces = select_traces(selected, config.selection, outcome.traces)
-    first = next(traces, None)
-    if first is None:
-      raise InputError(
-        f"nothing is left to build a buffer of:\n{describe_outcome(outcome)}"
-      )
-    traces = itertools.chain([first], traces)
-    with progress.stage("write"):
-      writer = BufferWriter(
-        output, encoder, index_cls=index_class(config.index), resume=resume
-      )
-      total = sum(len(t.steps) for t in selected)
-      writer.add(_reported(_not_yet_in(writer, traces), total, progress))
-    if not outcome.traces.num_traces:
-      raise InputError(
-        f"nothing is left to build a buffer of:\n{describe_outcome(outcome)}"
-      )
-    with progress.stage("embed and index"):
-      outcome.manifest = writer.finish(
-        lambda share, text: progress.update(share, 1.0, text)
-      )
+    write_buffer(
+      trajectories, output, encoder, config, progress, outcome, resume=resume
+    )
   return outcome
+
+
+def write_buffer(
+  trajectories: Sequence[AgentTrajectory],
+  output: pathlib.Path,
+  encoder: SentenceEncoder,
+  config: ImportConfig,
+  progress: Progress,
+  outcome: Outcome,
+  *,
+  resume: bool = False,
+) -> None:
+  """Builds a buffer from trajectories.
+
+  Args:
+    trajectories: of any agents.
+    output: folder of the buffer.
+    encoder: embeds the keys.
+    config: what is taken.
+    progress: display, with the stages `STAGES` but the first.
+    outcome: gets what was done.
+    resume: go on with a build from the same trajectories.
+
+  Raises:
+    InputError: a question is held out, or nothing is left.
+  """
+  with progress.stage("select"):
+    selected = select_trajectories(trajectories, config.selection)
+    outcome.num_selected = len(selected)
+    # As selected, not as read: what stays out leaks nothing.
+    selected = _without_held_out(selected, encoder, config.leaks, outcome)
+  traces = select_traces(selected, config.selection, outcome.traces)
+  first = next(traces, None)
+  if first is None:
+    raise InputError(
+      f"nothing is left to build a buffer of:\n{describe_outcome(outcome)}"
+    )
+  traces = itertools.chain([first], traces)
+  with progress.stage("write"):
+    writer = BufferWriter(
+      output, encoder, index_cls=index_class(config.index), resume=resume
+    )
+    total = sum(len(t.steps) for t in selected)
+    writer.add(_reported(_not_yet_in(writer, traces), total, progress))
+  if not outcome.traces.num_traces:
+    raise InputError(
+      f"nothing is left to build a buffer of:\n{describe_outcome(outcome)}"
+    )
+  with progress.stage("embed and index"):
+    outcome.manifest = writer.finish(
+      lambda share, text: progress.update(share, 1.0, text)
+    )
 
 
 @contextlib.contextmanager

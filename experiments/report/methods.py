@@ -14,6 +14,8 @@ from experiments.workdir import read_json, write_json
 from rapo_jax.algorithms import ALGORITHMS, Algorithm
 
 BASE = "base"
+WARM_START = "warm_start"
+"""Name of the agent that runs begin with, where there is a warm start."""
 METHOD_FILE = "method.json"
 """Lies in the folder of a run."""
 
@@ -37,6 +39,7 @@ class Shown(NamedTuple):
 
 AGENTS = {
   BASE: Shown("base agent", "#6b7280", "#a0a8b3"),
+  WARM_START: Shown("warm start", "#2f7f86", "#7cc3c9"),
   "off_policy": Shown("off-policy agent", "#a3418f", "#d795c8"),
 }
 

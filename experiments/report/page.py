@@ -97,6 +97,7 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     has_hybrid="hybrid" in results["methods"],
     accuracy=_accuracy_table(results),
     seeds=_seed_charts(results),
+    warm_starts=list(_warm_start_rows(results)),
     differences=_difference_charts(results),
     learning=list(_learning(results, runs)),
     mean_curve=_mean_curve(results),
@@ -421,6 +422,28 @@ def _points(
 def _mean_point(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
   x, y = np.mean(points, axis=0)
   return float(x), float(y)
+
+
+def _warm_start_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
+  """Task, agent, steps, examples, losses and seconds of each warm start."""
+  for row in results["warm_start"]:
+    yield [
+      row["task"],
+      label(results, row["agent"]),
+      *(
+        f"{row[name]:,}"
+        for name in ("steps", "examples", "held_out_examples", "left_out")
+      ),
+      *(_losses(row[name]) for name in ("loss", "held_out_loss")),
+      f"{row['seconds']:,.0f}",
+    ]
+
+
+def _losses(pair: Sequence[float | None] | None) -> str:
+  """Two losses; a dash for one that was not measured."""
+  if pair is None:
+    return "–"
+  return " → ".join("–" if loss is None else f"{loss:.3f}" for loss in pair)
 
 
 def _progress_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:

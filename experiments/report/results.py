@@ -17,9 +17,16 @@ from typing import Any
 import numpy as np
 
 from experiments import diversity, health, provenance
+from experiments.dependencies import DONE_FILE
 from experiments.report import board, bootstrap
 from experiments.report.board import MEAN
-from experiments.report.methods import AGENTS, BASE, Shown, method_order
+from experiments.report.methods import (
+  AGENTS,
+  BASE,
+  WARM_START,
+  Shown,
+  method_order,
+)
 from experiments.report.sources import (
   REFERENCE,
   Evaluation,
@@ -121,6 +128,7 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
       m: [shown[m].colour, shown[m].dark_colour] if m in shown else [None, None]
       for m in there
     },
+    "warm_start": _warm_starts(workdir),
     "unfinished_runs": [
       f"{run.task}/{run.name}" for run in runs if not run.finished
     ],
@@ -149,6 +157,9 @@ def _comparisons(there: Sequence[str], reference: str) -> list[tuple[str, str]]:
     *((m, reference) for m in trained if m != reference),
     *((m, BASE) for m in trained),
   ]
+  if WARM_START in there:
+    pairs.append((WARM_START, BASE))
+    pairs += ((m, WARM_START) for m in trained)
   return list(dict.fromkeys(pairs))
 
 
@@ -298,6 +309,17 @@ def _differences(
       for task, group in evaluations.items()
     }
   )
+
+
+def _warm_starts(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+  """What each warm start that has ended took and gave, a task each."""
+  found = []
+  for source in sources(workdir):
+    for path in sorted(source.folder.glob(f"warm_start/*/{DONE_FILE}")):
+      figures = read_json(path)["figures"]
+      name = source.method(WARM_START)
+      found.append({"task": path.parent.name, "agent": name, **figures})
+  return found
 
 
 # Learning curves.

@@ -15,7 +15,12 @@ from experiments.report.results import COSTS
 FEW_SEEDS = 5
 _SHOWN_WARNINGS = 5
 
-_SHORT = {"base": "base", "off_policy": "off-policy", "hybrid": "hybrid"}
+_SHORT = {
+  "base": "base",
+  "warm_start": "warm start",
+  "off_policy": "off-policy",
+  "hybrid": "hybrid",
+}
 
 
 def format_table(results: Mapping[str, Any], width: int = 100) -> str:

@@ -160,16 +160,13 @@ def curve_point(
   config: ExperimentConfig,
   task: OpenedTask,
   model: models.Decoder,
-  *,
-  samples: int,
 ) -> dict[str, float]:
-  """Shares over the first samples of `evaluate`, as metrics.
+  """Shares over the first questions and samples of `evaluate`, as metrics.
 
   Args:
     config: the experiment.
     task: questions and tools.
     model: the agent.
-    samples: trajectories a question.
 
   Returns:
     `eval/accuracy`, of right answers, and `eval/format_whole`, of trajectories
@@ -180,7 +177,12 @@ def curve_point(
     InputError: the system cut every trajectory.
   """
   kept = AnswerFile(None, "")
-  ask(config, task, model, kept, samples=samples, greedy=False)
+  ask(
+    *(config, task, model, kept),
+    samples=config.evaluation.curve_samples,
+    greedy=False,
+    num_questions=config.evaluation.curve_questions,
+  )
   scored = counted(kept.answers)
   by_set: dict[str, list[bool]] = {}
   for answer in scored:
@@ -203,6 +205,7 @@ def ask(
   *,
   samples: int,
   greedy: bool,
+  num_questions: int | None = None,
   report: Callable[[float], None] = lambda share: None,
 ) -> None:
   """Asks what `kept` does not hold yet, some questions at a time.
@@ -217,6 +220,7 @@ def ask(
     kept: gets the answers.
     samples: trajectories a question.
     greedy: whether they take the likeliest tokens.
+    num_questions: of each evaluation set, the first ones; None for all.
     report: called with the share of the questions that is done.
 
   Raises:
@@ -227,7 +231,7 @@ def ask(
   waiting = [
     (name, query)
     for name, queries in task.evaluation.items()
-    for query in queries
+    for query in queries[:num_questions]
     if not all((query.query_id, i, greedy) in there for i in range(samples))
   ]
   if not waiting:

@@ -81,12 +81,12 @@ def write_end(
     models.merge_adapters(model),
     folder / POLICY_FOLDER,
     tokenizer=task.tokenizer,
-    source=task.base_path,
+    source=task.start_path,
     end_ids=end_ids(task.tokenizer),
   )
   if model.config.lora is not None:
     models.save_adapters(
-      model, folder / ADAPTERS_FOLDER, base_model=task.base_path.absolute()
+      model, folder / ADAPTERS_FOLDER, base_model=task.start_path.absolute()
     )
   written = describe_files(folder / POLICY_FOLDER)
   write_json(

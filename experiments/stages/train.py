@@ -1,10 +1,9 @@
-"""Stage train: every method with every seed, from the same base agent."""
+"""Stage train: every method with every seed, from the same agent."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 import shutil
@@ -38,7 +37,11 @@ from experiments.stages.runs import (
   is_finished,
   write_end,
 )
-from experiments.stages.trainers import make_trainer, open_growth
+from experiments.stages.trainers import (
+  buffer_digest,
+  make_trainer,
+  open_growth,
+)
 from experiments.stop_signal import StopSignal
 from experiments.tasks import OpenedTask, own_template
 from experiments.workdir import TRAJECTORIES_FILE, Workdir
@@ -48,9 +51,7 @@ from rapo_jax.algorithms.replay import StoredGroup
 from rapo_jax.compilation import Compilation, compilations
 from rapo_jax.data import Query, end_ids, order, prompt_hash
 from rapo_jax.errors import InputError
-from rapo_jax.retrieval import Buffer, StepTraceBuffer
-from rapo_jax.retrieval.buffer.manifest import MANIFEST_FILE
-from rapo_jax.retrieval.serving.remote import RemoteBuffer
+from rapo_jax.retrieval import Buffer
 from rapo_jax.tools import ToolStatus as ToolStatus
 from rapo_jax.training import (
   Checkpoints,
@@ -108,7 +109,9 @@ def train(
   write_shown(folder, config.train.algorithm(run.method))
   files.clear_leftovers(folder / POLICY_FOLDER)
   files.clear_leftovers(folder / ADAPTERS_FOLDER)
-  policy = load_policy(config, task.base_path, seed=run.seed)
+  policy = load_policy(
+    config, task.start_path, seed=run.seed, lora=config.policy.lora
+  )
   watch = Watch(config, workdir, folder, policy)
   growth = open_growth(config, run, buffer, folder)
   trainer = make_trainer(
@@ -119,7 +122,7 @@ def train(
     "code": provenance.code(),
     **describe_policy(
       policy,
-      task.base_path,
+      task.start_path,
       end_ids=end_ids(task.tokenizer),
       chat_template=own_template(config, task.tokenizer),
     ),
@@ -251,8 +254,7 @@ class _Updates:
     return state
 
   def _evaluate(self, model: models.Decoder) -> dict[str, float]:
-    samples = self.config.evaluation.curve_samples
-    return curve_point(self.config, self.task, model, samples=samples)
+    return curve_point(self.config, self.task, model)
 
   def _save(
     self,
@@ -308,8 +310,8 @@ def _origin(
     "prompt_hash": prompt_hash(
       task.tokenizer, task.train[0], date=task.prompt_date
     ),
-    "base_agent": model_digest(task.base_path),
-    "buffer": _buffer_digest(buffer) if reads else None,
+    "base_agent": model_digest(task.start_path),
+    "buffer": buffer_digest(buffer) if reads else None,
   }
 
 
@@ -321,17 +323,6 @@ def _definition(algorithm: Algorithm) -> dict[str, Any]:
     for name, value in plain.items()
     if name not in ("label", "description", "colour", "dark_colour")
   }
-
-
-def _buffer_digest(buffer: Buffer | None) -> str | None:
-  """Changes with any byte of a buffer's files, or with what its server says."""
-  if isinstance(buffer, StepTraceBuffer) and buffer.directory is not None:
-    content = (buffer.directory / MANIFEST_FILE).read_bytes()
-    return hashlib.sha256(content).hexdigest()
-  if isinstance(buffer, RemoteBuffer):
-    said = buffer.check()
-    return f"version {said['version']}, {said.get('num_traces')} traces"
-  return None
 
 
 def _resume(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 
 import jax
@@ -17,10 +18,15 @@ from experiments.tasks import OpenedTask
 from rapo_jax import models
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
+from rapo_jax.retrieval.buffer.manifest import MANIFEST_FILE
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.tools.tags import leaves_thought_open
 from rapo_jax.training import ObjectiveConfig, Trainer
-from rapo_jax.training.agent_rows import AgentRows, whole_trajectories
+from rapo_jax.training.agent_rows import (
+  AgentEncoder,
+  AgentRows,
+  whole_trajectories,
+)
 from rapo_jax.trajectory import decode
 
 BUFFER_FOLDER = "buffer"
@@ -65,6 +71,17 @@ def check_buffer(
     "trajectories that answer right, name another in buffer.path, let it grow "
     "(buffer.grow), or train with train.methods=grpo."
   )
+
+
+def buffer_digest(buffer: Buffer | None) -> str | None:
+  """Changes with any byte of a buffer's files, or with what its server says."""
+  if isinstance(buffer, StepTraceBuffer) and buffer.directory is not None:
+    content = (buffer.directory / MANIFEST_FILE).read_bytes()
+    return hashlib.sha256(content).hexdigest()
+  if isinstance(buffer, RemoteBuffer):
+    said = buffer.check()
+    return f"version {said['version']}, {said.get('num_traces')} traces"
+  return None
 
 
 def open_growth(
@@ -144,11 +161,13 @@ def agent_rows(
     whole_trajectories(
       buffer, questions, min_reward=config.retrieval.min_reward
     ),
-    task.tokenizer,
-    task.tag_set,
-    max_response_tokens=config.rollout.max_response_tokens,
-    max_steps=config.rollout.max_steps,
-    opened=opened,
+    AgentEncoder(
+      task.tokenizer,
+      task.tag_set,
+      max_response_tokens=config.rollout.max_response_tokens,
+      max_steps=config.rollout.max_steps,
+      opened=opened,
+    ),
   )
   if not rows.query_ids:
     raise InputError(

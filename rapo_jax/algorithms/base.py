@@ -48,7 +48,7 @@ COLUMNS = {
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # What no method may be named: agents of the report.
-_RESERVED = ("base", "off_policy", "other")
+_RESERVED = ("base", "warm_start", "off_policy", "other")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 

@@ -28,6 +28,7 @@ class Row(NamedTuple):
     answers: accepted answers, at least one.
     extra: further useful values, such as its level or the pages to start from.
     canary: with which both texts are encrypted; "" if they are not.
+    solution: the publisher's own, as it is written there; "" without one.
   """
 
   row_id: str
@@ -35,6 +36,7 @@ class Row(NamedTuple):
   answers: tuple[str, ...]
   extra: Mapping[str, Any] = {}
   canary: str = ""
+  solution: str = ""
 
 
 Parse = Callable[[Mapping[str, Any], str], Row | None]
@@ -89,6 +91,8 @@ class DataSet:
     aliases: name of a file that may lie beside the others. Each of its lines
       has further answers (`aliases`, `demonyms`) of the rows whose `answer_id`
       is its `Q_id`.
+    steps: steps of a row's solution in the agent's format; None for one that
+      cannot be used. None for a data set without such solutions.
   """
 
   name: str
@@ -98,6 +102,7 @@ class DataSet:
   parse: Parse
   urls: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
   aliases: str | None = None
+  steps: Callable[[str], tuple[str, ...] | None] | None = None
 
   def read_from(self, path: pathlib.Path) -> list[pathlib.Path]:
     """The files that `read` reads for one of them."""
@@ -202,7 +207,7 @@ def _aliases(file: pathlib.Path) -> dict[str, tuple[str, ...]]:
 
 
 def _checked(row: Row, own_id: str, where: str) -> Row:
-  for text in (row.question, *row.answers):
+  for text in (row.question, *row.answers, row.solution):
     try:
       text_files.check_text(text)
     except text_files.TextError as error:

@@ -38,12 +38,12 @@ def default_data_dir() -> pathlib.Path:
 class Questions(tfds.core.GeneratorBasedBuilder):
   """Questions with reference answers; a config for each data set.
 
-  Features: `id`, `question` and `answers` are texts, and `extra` is a JSON
-  object. `canary` is the key of texts that stay encrypted on the disk, or
-  blank.
+  Features: `id`, `question`, `answers` and `solution` are texts, and `extra` is
+  a JSON object. `canary` is the key of texts that stay encrypted on the disk,
+  or blank.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
   BUILDER_CONFIGS = tuple(
     tfds.core.BuilderConfig(name=name, description=one.title)
     for name, one in DATA_SETS.items()
@@ -68,6 +68,7 @@ class Questions(tfds.core.GeneratorBasedBuilder):
           "answers": tfds.features.Sequence(text()),
           "extra": text(),
           "canary": text(),
+          "solution": text(),
         }
       ),
       # Order is ours: see `data.order`.
@@ -98,6 +99,7 @@ class Questions(tfds.core.GeneratorBasedBuilder):
           "answers": list(row.answers),
           "extra": json.dumps(dict(row.extra)),
           "canary": row.canary,
+          "solution": row.solution,
         },
       )
 
@@ -148,6 +150,7 @@ def _row(record: Mapping[str, Any]) -> Row:
     question,
     tuple(answers),
     json.loads(record["extra"].decode()),
+    solution=record["solution"].decode(),
   )
 
 
@@ -192,8 +195,14 @@ def prepare(
 
 
 def is_prepared(name: str, data_dir: pathlib.Path | None = None) -> bool:
-  """Whether a data set is prepared; arguments as in `prepare`."""
-  return ((data_dir or default_data_dir()) / name / _MADE_FROM).exists()
+  """Whether a data set is prepared; arguments as in `prepare`.
+
+  What an older version has prepared, whose rows have other features, is not.
+  """
+  folder = (data_dir or default_data_dir()) / name
+  return (folder / _MADE_FROM).exists() and any(
+    (folder / "tfds").glob(f"*/*/{Questions.VERSION}")
+  )
 
 
 def check_prepared(name: str, data_dir: pathlib.Path | None = None) -> None:
@@ -257,7 +266,7 @@ def _prepare_from(
       for split, paths in there.items()
     }
   made_from = folder / _MADE_FROM
-  if made_from.exists():
+  if is_prepared(data_set.name, folder.parent):
     written = made_from.read_text(encoding="utf-8", errors="replace")
     if written == json.dumps(digests) + "\n":
       return

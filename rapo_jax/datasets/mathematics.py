@@ -1,4 +1,4 @@
-"""Mathematics: GSM8K, MATH, MATH500 and the AIME of two years."""
+"""Mathematics: GSM8K, SVAMP, MATH, MATH500 and the AIME of two years."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rapo_jax.datasets.base import (
   question_row,
   text_of,
 )
+from rapo_jax.datasets.solutions import annotated_steps
 from rapo_jax.errors import InputError
 from rapo_jax.rewards import last_boxed
 
@@ -25,15 +26,18 @@ _PROBLEM = ("problem", "question")
 
 
 def gsm8k_row(row: Mapping[str, Any], where: str) -> Row:
-  """The number behind `####`, without commas."""
-  found = _GSM8K.search(text_of(row, ("answer",), where))
+  """The number behind `####`, without commas; the whole is the solution."""
+  solution = text_of(row, ("answer",), where)
+  found = _GSM8K.search(solution)
   number = found[1].replace(",", "").rstrip(".") if found else ""
   if not any(character.isdigit() for character in number):
     raise InputError(
       f"{where}: an answer must end with #### and a number, got "
       f"{row['answer'][-40:]!a}: get the file again."
     )
-  return Row("", text_of(row, ("question",), where), (number,))
+  return Row(
+    "", text_of(row, ("question",), where), (number,), solution=solution
+  )
 
 
 def math_row(row: Mapping[str, Any], where: str) -> Row | None:
@@ -56,6 +60,22 @@ def math_row(row: Mapping[str, Any], where: str) -> Row | None:
   )
 
 
+def svamp_row(row: Mapping[str, Any], where: str) -> Row:
+  """The story and its question as one text; a number without `.0`."""
+  story = text_of(row, ("body",), where).strip()
+  # Some stories end within the sentence that the question goes on with.
+  between = " " if story.endswith((".", "!", "?")) else ", "
+  number = row.get("answer")
+  if isinstance(number, bool) or not isinstance(number, (int, float)):
+    raise InputError(
+      f"{where}: an answer must be a number, got {number!a:.40}: get the file "
+      "again."
+    )
+  whole = int(number) if float(number).is_integer() else number
+  question = f"{story}{between}{text_of(row, ('question',), where).strip()}"
+  return Row(str(row.get("id") or ""), question, (str(whole),))
+
+
 aime_row = functools.partial(question_row, question=_PROBLEM)
 
 _GSM8K_URL = (
@@ -76,6 +96,18 @@ DATA_SETS = (
     {
       f"gsm8k/{split}.jsonl": f"{_GSM8K_URL}/{split}.jsonl"
       for split in ("train", "test")
+    },
+    steps=annotated_steps,
+  ),
+  DataSet(
+    "svamp",
+    "SVAMP",
+    "github.com/arkilpatel/SVAMP (SVAMP.json)",
+    (Layout("SVAMP.json", num_rows=1000),),
+    svamp_row,
+    {
+      "svamp/SVAMP.json": "https://raw.githubusercontent.com/arkilpatel/SVAMP/"
+      "main/SVAMP.json"
     },
   ),
   DataSet(

@@ -12,7 +12,7 @@ from rapo_jax.errors import InputError
 
 def _by_name() -> Mapping[str, DataSet]:
   found: dict[str, DataSet] = {}
-  skip = ("base", "builder", "table")
+  skip = ("base", "builder", "solutions", "table")
   for one in values_of("rapo_jax.datasets", "DATA_SET", skip=skip):
     if one.name in found:
       raise InputError(

@@ -10,6 +10,7 @@ from rapo_jax.rollout.config import RolloutConfig, check_sampling
 from rapo_jax.rollout.engine import RolloutEngine
 from rapo_jax.rollout.finite import NonFiniteRollout
 from rapo_jax.rollout.requests import RolloutRequest, group_requests
+from rapo_jax.rollout.retriever import retrieved_text
 from rapo_jax.rollout.stats import RolloutStats
 from rapo_jax.rollout.tool_runner import ToolStats
 
@@ -26,4 +27,5 @@ __all__ = [
   "ToolStats",
   "check_sampling",
   "group_requests",
+  "retrieved_text",
 ]

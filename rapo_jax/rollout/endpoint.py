@@ -263,9 +263,7 @@ class EndpointAgent:
     query: Query,
     index: int,
   ) -> EndpointTrajectory:
-    messages = [
-      dict(m) for m in chat_messages(query.question, self._tools.values())
-    ]
+    messages = self._prompt(query)
     segments: list[tuple[TokenKind, int, str]] = []
     episode = Episode(
       self._rollout,
@@ -308,6 +306,13 @@ class EndpointAgent:
     return EndpointTrajectory(
       query, index, tuple(segments), reason, score, tuple(episode.events)
     )
+
+  def _prompt(self, query: Query) -> list[dict[str, str]]:
+    """The question's own messages; with a system prompt if they have none."""
+    asked: Sequence[Mapping[str, str]] = query.messages
+    if not any(message["role"] == "system" for message in asked):
+      asked = chat_messages(query.question, self._tools.values())
+    return [dict(message) for message in asked]
 
   async def _reply(
     self, client: Any, messages: Sequence[Mapping[str, str]], thinking: bool

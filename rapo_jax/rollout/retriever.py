@@ -25,6 +25,7 @@ from rapo_jax.retrieval import (
   RetrievalConfig,
 )
 from rapo_jax.rollout.between import Boundary, Insertion
+from rapo_jax.tools.tags import RETRIEVE
 from rapo_jax.trajectory import RetrievalEvent
 
 Owner = TypeVar("Owner")
@@ -264,6 +265,11 @@ class RetrievalSession:
     self._retriever.close()
 
 
+def retrieved_text(step: str) -> str:
+  """A step of another trajectory as it is inserted."""
+  return f"<{RETRIEVE}>{step}</{RETRIEVE}>"
+
+
 def _insertion(
   boundary: Boundary, found: Hit | Miss | Failed, probe_share: float
 ) -> Insertion:
@@ -284,6 +290,6 @@ def _insertion(
   draw = np.random.default_rng([*boundary.key, _PROBE_STREAM])
   return Insertion(
     event,
-    f"<retrieve>{found.text}</retrieve>",
+    retrieved_text(found.text),
     probe=bool(draw.random() < probe_share),
   )

@@ -12,6 +12,7 @@ from rapo_jax.tasks.base import (
   by_name,
   check_tool_specs,
   load_questions,
+  load_solutions,
 )
 from rapo_jax.tasks.condensed_search import CondensedSearchSpec
 from rapo_jax.tasks.data_sets import DataSetTask
@@ -59,6 +60,7 @@ __all__ = [
   "check_tool_specs",
   "leaks",
   "load_questions",
+  "load_solutions",
   "split_by_question",
   "start_tools",
 ]

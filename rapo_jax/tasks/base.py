@@ -122,6 +122,18 @@ class Task(abc.ABC):
     """Its tools; those that need a service are specs."""
     return ()
 
+  def solutions(self) -> Mapping[str, tuple[str, ...]]:
+    """Worked solutions of training questions, in the agent's format.
+
+    Returns:
+      By query id, the texts of the steps: thought, call and `<result>`; the
+      last one has the answer. A question need not have any.
+
+    Raises:
+      InputError: a file is missing or broken.
+    """
+    return {}
+
   def own_agents(self) -> OwnAgents | None:
     """Agents that the task trains itself; None if it has none."""
     return None
@@ -240,6 +252,31 @@ def check_questions(task: Task, questions: Questions) -> None:
     check_query_ids(every)
   except InputError as error:
     raise InputError(f"the task {task.name}: {error}") from error
+
+
+def load_solutions(
+  task: Task, queries: Iterable[Query]
+) -> dict[str, tuple[str, ...]]:
+  """Reads a task's worked solutions of some questions and checks them.
+
+  Raises:
+    InputError: they cannot be read, or a solution is no sequence of steps, none
+      of which is blank; names task and question.
+  """
+  wanted = dict.fromkeys(query.query_id for query in queries)
+  given: Mapping[str, Any] = task.solutions()
+  for query_id, steps in given.items():
+    if (
+      isinstance(steps, str)
+      or not steps
+      or not all(isinstance(step, str) and step.strip() for step in steps)
+    ):
+      raise InputError(
+        f"solutions() of the task {task.name} must give the texts of the steps "
+        f"of each, none of them blank, got {steps!r:.80} for {query_id!r}: "
+        "correct it, or leave the question out."
+      )
+  return {name: tuple(given[name]) for name in wanted if name in given}
 
 
 def check_tool_specs(task: Task) -> TagSet:

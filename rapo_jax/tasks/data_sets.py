@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
@@ -19,9 +20,12 @@ from rapo_jax.tasks.tool_table import TOOLS
 from rapo_jax.tasks.tools import PythonSpec, SearchSpec, ToolSpec
 from rapo_jax.tools import Tool
 
+_log = logging.getLogger(__name__)
 _REWARDS: Mapping[str, Reward] = {
   "gaia": GAIA,
-  **dict.fromkeys(("gsm8k", "math", "math500", "aime2024", "aime2025"), MATH),
+  **dict.fromkeys(
+    ("gsm8k", "svamp", "math", "math500", "aime2024", "aime2025"), MATH
+  ),
   **dict.fromkeys(("hotpotqa", "2wikimultihopqa", "musique", "bamboogle"), QA),
 }
 
@@ -50,6 +54,9 @@ class DataSetTask(Task):
     limit: rows of each split that are read; None for all.
     held_out: distinct training questions that are kept for evaluation, the
       first ones, as a set of that name.
+    evaluate_on: names of other data sets. The test split of each is a further
+      evaluation set of that name, with this task's tools and reward. They are
+      prepared already, or can be downloaded.
     tools: the agent's tools, or specs of tools. Search without a corpus
       answers that nothing was found.
   """
@@ -65,6 +72,7 @@ class DataSetTask(Task):
   data_dir: str | None = None
   limit: int | None = None
   held_out: int = 0
+  evaluate_on: tuple[str, ...] = ()
   tools: tuple[Tool | ToolSpec, ...] = dataclasses.field(
     default=(SearchSpec(), PythonSpec()), metadata={KNOWN: TOOLS}
   )
@@ -78,6 +86,13 @@ class DataSetTask(Task):
         f"data_set must be one of {', '.join(DATA_SETS)}, got "
         f"{self.set_name!r}: correct it."
       )
+    others = [name for name in DATA_SETS if name != self.set_name]
+    named = self.evaluate_on
+    if len(set(named)) < len(named) or not set(named) <= set(others):
+      raise InputError(
+        f"evaluate_on may name each of {', '.join(others)} once, got {named}: "
+        "correct it."
+      )
 
   @property
   def set_name(self) -> str:
@@ -85,9 +100,10 @@ class DataSetTask(Task):
     return self.name if self.data_set is None else self.data_set
 
   def check(self) -> None:
-    """Checks that the data set is there, or can be downloaded."""
-    if self.path is None:
-      check_prepared(self.set_name, self._data_dir)
+    """Checks that the data sets are there, or can be downloaded."""
+    own = (self.set_name,) if self.path is None else ()
+    for name in (*own, *self.evaluate_on):
+      check_prepared(name, self._data_dir)
 
   @property
   def _data_dir(self) -> pathlib.Path | None:
@@ -95,25 +111,64 @@ class DataSetTask(Task):
 
   def questions(self) -> Questions:
     """Prepares the data set where needed; see `Task.questions`."""
-    prepared = prepare(
-      self.set_name,
-      None if self.path is None else pathlib.Path(self.path),
-      self._data_dir,
-    )
     train, test = (
-      [self._query(row) for row in prepared.rows(split, self.limit)]
-      if split in prepared.sources
-      else []
+      [self._query(row) for row in self._rows(split)]
       for split in ("train", "test")
     )
     sets: dict[str, list[Query]] = {"test": test} if test else {}
     if self.held_out:
       train, sets[HELD_OUT] = split_by_question(train, self.held_out)
-    return Questions(train, sets)
+    return Questions(train, sets | dict(map(self._other, self.evaluate_on)))
+
+  def _other(self, name: str) -> tuple[str, list[Query]]:
+    """Another data set's test questions, whose ids begin with its name."""
+    prepared = prepare(name, None, self._data_dir)
+    if "test" not in prepared.sources:
+      raise InputError(
+        f"evaluate_on must name data sets with a test split, and {name} is "
+        "prepared without one: prepare it from a folder that holds it, or "
+        "leave it out."
+      )
+    queries = map(self._query, prepared.rows("test", self.limit))
+    return name, [
+      dataclasses.replace(query, query_id=f"{name}/{query.query_id}")
+      for query in queries
+    ]
+
+  def solutions(self) -> Mapping[str, tuple[str, ...]]:
+    """Those of the publisher that can be used; the others are counted."""
+    steps_of = DATA_SETS[self.set_name].steps
+    if steps_of is None:
+      return {}
+    train = {query.query_id for query in self.questions().train}
+    given = {
+      row.row_id: row.solution
+      for row in self._rows("train")
+      if row.solution and row.row_id in train
+    }
+    found = {name: steps_of(solution) for name, solution in given.items()}
+    usable = {name: steps for name, steps in found.items() if steps}
+    if len(usable) < len(given):
+      _log.warning(
+        "%s: %d of %d solutions cannot be used as steps",
+        *(self.name, len(given) - len(usable), len(given)),
+      )
+    return usable
 
   def tool_specs(self) -> tuple[Tool | ToolSpec, ...]:
     """The tools that were given."""
     return self.tools
+
+  def _rows(self, split: str) -> list[Row]:
+    """Rows of a split; none if the files have no such split."""
+    prepared = prepare(
+      self.set_name,
+      None if self.path is None else pathlib.Path(self.path),
+      self._data_dir,
+    )
+    if split not in prepared.sources:
+      return []
+    return prepared.rows(split, self.limit)
 
   def _query(self, row: Row) -> Query:
     messages = chat_messages(row.question, self.tool_specs())

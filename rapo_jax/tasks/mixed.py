@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rapo_jax.data import Query, epoch_order
 from rapo_jax.errors import InputError
@@ -101,6 +101,14 @@ class MixedTask(Task):
     ]
     return Questions(train, sets)
 
+  def solutions(self) -> Mapping[str, tuple[str, ...]]:
+    """Those of all tasks."""
+    return {
+      _name_in(task, query_id): steps
+      for task in self.tasks
+      for query_id, steps in task.solutions().items()
+    }
+
   def tool_specs(self) -> tuple[Tool | ToolSpec, ...]:
     """The tools of all tasks; one that several share comes once."""
     found: dict[str, Tool | ToolSpec] = {}
@@ -136,5 +144,9 @@ def _drawn(queries: Sequence[Query], count: int) -> list[Query]:
 def _renamed(query: Query, task: Task) -> Query:
   """The question with an id that no other task's has."""
   return dataclasses.replace(
-    query, query_id=f"{task.name}/{query.query_id}", task=task.name
+    query, query_id=_name_in(task, query.query_id), task=task.name
   )
+
+
+def _name_in(task: Task, query_id: str) -> str:
+  return f"{task.name}/{query_id}"

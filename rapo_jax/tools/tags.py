@@ -218,6 +218,20 @@ class TagSet:
       )
     return ToolCall(name, _between_tags(step_text[opening.end : close.start]))
 
+  def split_step(self, step: str) -> tuple[str, str]:
+    """Splits a whole step into what the agent wrote, and what follows.
+
+    The agent's part goes through the first stop string. A step without one is
+    the agent's.
+    """
+    found = [
+      (at, at + len(stop))
+      for stop in self.stop_strings
+      if (at := step.find(stop)) >= 0
+    ]
+    end = min(found)[1] if found else len(step)
+    return step[:end], step[end:]
+
   def escape(self, text: str) -> str:
     """Makes outside text unable to forge tags or special tokens.
 

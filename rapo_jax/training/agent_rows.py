@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from rapo_jax.data import TextEncoder
 from rapo_jax.retrieval import StepTrace
+from rapo_jax.rollout import retrieved_text
 from rapo_jax.tools.tags import TagSet
 from rapo_jax.trajectory import FinishReason, Source, TokenKind, Trajectory
 
-_Response = tuple[np.ndarray, np.ndarray, np.ndarray]
 # Only a result's tag shows that the text is not the agent's.
 _RESULT = "<result>"
 _THOUGHT = "<think>"
@@ -52,26 +52,36 @@ def whole_trajectories(
   return {name: list(own.values()) for name, own in found.items()}
 
 
-class AgentRows:
-  """Another agent's trajectories, encoded once.
+class Response(NamedTuple):
+  """What an agent wrote and read behind a prompt, `T` tokens.
+
+  Attributes:
+    tokens: ids.
+    kinds: `TokenKind` of each.
+    step_ids: step of each, from 0 on.
+  """
+
+  tokens: Int[np.ndarray, " T"]
+  kinds: Int[np.ndarray, " T"]
+  step_ids: Int[np.ndarray, " T"]
+
+
+class AgentEncoder:
+  """Encodes another agent's steps as the policy's rollout would have them.
 
   What the agent wrote is of the kind `POLICY`, results are observations.
-  Nothing in its text becomes a control token. A trajectory that is longer than
-  a response may be is left out. So is one with a result behind a call that is
-  not one of the policy's tools.
+  Nothing in its text becomes a control token.
 
   Args:
-    trajectories: texts of the steps of each, by question.
     tokenizer: of the policy.
     tag_set: tags of the policy's tools. They end what the agent wrote.
     max_response_tokens: most tokens of a response.
-    max_steps: most steps of a trajectory.
+    max_steps: most steps of a trajectory, retrieved ones among them.
     opened: whether prompts end within a thought, as some templates have it.
   """
 
   def __init__(
     self,
-    trajectories: Mapping[str, Sequence[Sequence[str]]],
     tokenizer: Any,
     tag_set: TagSet,
     *,
@@ -80,16 +90,70 @@ class AgentRows:
     opened: bool = False,
   ):
     self._encode = TextEncoder(tokenizer, tag_set)
-    self._stops = tag_set.stop_strings
-    self._rows: dict[str, list[_Response]] = {}
+    self._tag_set = tag_set
+    self._max_tokens = max_response_tokens
+    self._max_steps = max_steps
+    self._opened = opened
+
+  def __call__(
+    self, steps: Sequence[str], retrieved: Collection[int] = ()
+  ) -> Response | None:
+    """Tokens of a trajectory.
+
+    Args:
+      steps: texts of its steps, each with its result.
+      retrieved: numbers of those that were inserted between retrieve tags.
+
+    Returns:
+      None if it is longer than it may be, or has a result behind a call that
+      is not one of the policy's tools.
+    """
+    if len(steps) > self._max_steps:
+      return None
+    pieces: list[tuple[TokenKind, int, list[int]]] = []
+    for number, step in enumerate(steps):
+      if number in retrieved:
+        ids = self._encode(retrieved_text(step))
+        pieces.append((TokenKind.RETRIEVED, number, ids))
+        continue
+      if self._opened and not number:
+        step = step.removeprefix(_THOUGHT)
+      own, result = self._tag_set.split_step(step)
+      if _RESULT in own:
+        return None
+      pieces.append((TokenKind.POLICY, number, self._encode(own)))
+      if result:
+        pieces.append((TokenKind.OBSERVATION, number, self._encode(result)))
+    if sum(len(ids) for _, _, ids in pieces) > self._max_tokens:
+      return None
+    lengths = [len(ids) for _, _, ids in pieces]
+    return Response(
+      np.array([token for _, _, ids in pieces for token in ids]),
+      np.repeat([int(kind) for kind, _, _ in pieces], lengths),
+      np.repeat([number for _, number, _ in pieces], lengths),
+    )
+
+
+class AgentRows:
+  """Another agent's trajectories, encoded once.
+
+  One that `AgentEncoder` does not take is left out.
+
+  Args:
+    trajectories: texts of the steps of each, by question.
+    encode: an `AgentEncoder`.
+  """
+
+  def __init__(
+    self,
+    trajectories: Mapping[str, Sequence[Sequence[str]]],
+    encode: AgentEncoder,
+  ):
+    self._rows: dict[str, list[Response]] = {}
     for query_id, own in trajectories.items():
       for steps in own:
-        first = steps[0].removeprefix(_THOUGHT) if opened else steps[0]
-        cut = [self._cut(step) for step in (first, *steps[1:])]
-        if len(cut) > max_steps or any(_RESULT in text for text, _ in cut):
-          continue
-        response = self._response(cut)
-        if len(response[0]) <= max_response_tokens:
+        response = encode(steps)
+        if response is not None:
           self._rows.setdefault(query_id, []).append(response)
 
   @property
@@ -154,34 +218,8 @@ class AgentRows:
     count = int(rng.integers(1, most + 1))
     return tuple(np.split(tokens[: ends[count - 1]], ends[: count - 1]))
 
-  def _response(self, steps: Sequence[tuple[str, str]]) -> _Response:
-    """Tokens, kinds and step ids of a response."""
-    tokens: list[int] = []
-    kinds: list[int] = []
-    step_ids: list[int] = []
-    for number, (own, result) in enumerate(steps):
-      for kind, text in (
-        (TokenKind.POLICY, own),
-        (TokenKind.OBSERVATION, result),
-      ):
-        ids = self._encode(text) if text else []
-        tokens += ids
-        kinds += [kind] * len(ids)
-        step_ids += [number] * len(ids)
-    return np.array(tokens), np.array(kinds), np.array(step_ids)
-
-  def _cut(self, step: str) -> tuple[str, str]:
-    """What the agent wrote, through the tag that ends the step; the rest."""
-    found = [
-      (at, at + len(stop))
-      for stop in self._stops
-      if (at := step.find(stop)) >= 0
-    ]
-    end = min(found)[1] if found else len(step)
-    return step[:end], step[end:]
-
   def _trajectory(
-    self, query_id: str, prompt: Int[np.ndarray, " P"], response: _Response
+    self, query_id: str, prompt: Int[np.ndarray, " P"], response: Response
   ) -> Trajectory:
     tokens, kinds, step_ids = response
     before = np.full(len(prompt), -1)

@@ -165,7 +165,7 @@ class SupervisedTrainer:
     self._every = checkpoint_every
     with sharding.use_mesh(mesh):
       self._state = TrainState(model, _init_optimizer(model, config))
-    self._step = 0
+    self._step = self._saved = 0
     self._seen: str | None = None
     if checkpoints is not None:
       self._resume(checkpoints)
@@ -216,6 +216,42 @@ class SupervisedTrainer:
       self._save(before)
       yield StepLoss(self._step, float(np.mean(losses)))
 
+  def loss(self, examples: Iterable[Example]) -> float:
+    """Mean of -log p over the tokens in the loss, in nats; trains nothing.
+
+    Args:
+      examples: at least one; they need not fill a batch.
+
+    Raises:
+      InputError: there is none, or one does not fit into a row.
+    """
+    config = self._config
+    total, count = 0.0, 0
+    for batch in pack_examples(
+      examples, rows=config.rows, row_length=config.row_length
+    ):
+      with sharding.use_mesh(self._mesh):
+        total += float(
+          _summed_loss(
+            self._state.model, sharding.replicate(batch, self._mesh), config
+          )
+        )
+      count += int(batch.where[:, 1:].sum())
+    if not count:
+      raise InputError("a loss needs at least one example, got 0: add some.")
+    return total / count
+
+  def save(self) -> None:
+    """Saves the state as it is, if it is not saved yet."""
+    if self._checkpoints is None or self._step == self._saved:
+      return
+    self._checkpoints.save(
+      self._step,
+      self._state,
+      {"config": dataclasses.asdict(self._config), "examples": self._seen},
+    )
+    self._saved = self._step
+
   def _check_same(self, skipped: int, digest: Any) -> None:
     if self._step and (
       skipped < self._step or digest.hexdigest() != self._seen
@@ -228,15 +264,9 @@ class SupervisedTrainer:
 
   def _save(self, before: int) -> None:
     """Saves if a multiple of the interval was passed, or at the end."""
-    if self._checkpoints is None:
-      return
     passed = self._step // self._every > before // self._every
     if passed or self._step == self._config.num_steps:
-      self._checkpoints.save(
-        self._step,
-        self._state,
-        {"config": dataclasses.asdict(self._config), "examples": self._seen},
-      )
+      self.save()
 
   def _resume(self, checkpoints: Checkpoints) -> None:
     newest = checkpoints.newest_sound().update
@@ -255,7 +285,8 @@ class SupervisedTrainer:
         "from the start in another folder."
       )
     self._state = checkpoints.restore(newest, self._state)
-    self._step, self._seen = newest, metadata["examples"]
+    self._step = self._saved = newest
+    self._seen = metadata["examples"]
 
 
 def negative_log_likelihood(
@@ -355,6 +386,23 @@ def _loss_and_gradients(
   zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
   total, _ = jax.lax.scan(add, zeros, micros)
   return total
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _summed_loss(
+  model: models.Decoder, batch: SupervisedBatch, config: SupervisedConfig
+) -> Float[Array, ""]:
+  """Sum of -log p over a batch, a micro-batch at a time."""
+
+  def loss(micro: SupervisedBatch) -> Float[Array, ""]:
+    micro = SupervisedBatch(
+      *(sharding.constrain(jnp.asarray(x), "batch", None) for x in micro)
+    )
+    return batch_loss(model, micro, config, 1)
+
+  rows = config.rows_per_microbatch or config.rows
+  micros = jax.tree.map(lambda x: x.reshape(-1, rows, x.shape[-1]), batch)
+  return jax.lax.map(loss, micros).sum()
 
 
 def batch_loss(

@@ -11,7 +11,7 @@ import pytest
 from rapo_jax import models, rewards
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig
 from rapo_jax.training import OptimizerConfig, Trainer, init_train_state
-from rapo_jax.training.agent_rows import AgentRows
+from rapo_jax.training.agent_rows import AgentEncoder, AgentRows
 from tests.tiny_decoder import tiny_decoder
 from tests.training.answers import (
   QUERY,
@@ -39,10 +39,12 @@ def test_two_updates(method):
     algorithm=ALGORITHMS[method],
     agent_rows=AgentRows(
       {"live1": [(WRONG,)], "live2": [(WRONG,)]},
-      TOKENIZER,
-      rewards.RECIPE_TAGS,
-      max_response_tokens=ROLLOUT.max_response_tokens,
-      max_steps=ROLLOUT.max_steps,
+      AgentEncoder(
+        TOKENIZER,
+        rewards.RECIPE_TAGS,
+        max_response_tokens=ROLLOUT.max_response_tokens,
+        max_steps=ROLLOUT.max_steps,
+      ),
     ),
   )
   state = init_train_state(

@@ -25,6 +25,7 @@ ANSWERS = {
   "nq_search/train.parquet": ("A", "B"),
 }
 IDS = {
+  "svamp/SVAMP.json": "chal-1",
   "math/MATH/test/algebra/7.json": "algebra/7",
   "math500/test.jsonl": "test/algebra/1.json",
   "aime2024/test.jsonl": "63",
@@ -45,7 +46,12 @@ def test_a_row_of_each_layout(tmp_path, name):
   assert len(found) + left_out == len(rows)
   assert left_out == (name == "rl_train/train_10k.parquet")
   row = found[0]
-  if data_set != "browsecomp":
+  if data_set == "svamp":
+    assert row.question == (
+      "A pack costs 76 dollars. If there is a discount of 25, What do you pay?"
+    )
+    assert row.answers == ("51",)
+  elif data_set != "browsecomp":
     assert row.question in ("Q?", "Q0?")
     assert row.answers == ANSWERS.get(name, ("A",))
   split = (
@@ -77,6 +83,12 @@ def test_what_a_row_says_beside_is_kept(tmp_path):
   [
     ("gsm8k/test.jsonl", {"question": "Q?", "answer": "4"}, "end with ####"),
     ("gsm8k/test.jsonl", {"question": 4, "answer": "#### 4"}, "question must"),
+    (
+      "svamp/SVAMP.json",
+      {"Body": "A.", "Question": "Q?", "Answer": "4"},
+      "must be a number",
+    ),
+    ("svamp/SVAMP.json", {"Question": "Q?", "Answer": 4.0}, "body must"),
     ("math/test.jsonl", {"problem": "Q?", "solution": "4"}, r"\\boxed"),
     ("math500/test.jsonl", {"problem": " ", "answer": "4"}, "not blank"),
     ("bamboogle/bamboogle.json", {"Question": "Q?"}, "needs an answer"),

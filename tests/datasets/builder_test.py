@@ -39,6 +39,23 @@ def test_files_that_have_changed_are_prepared_anew(tmp_path, caplog):
   assert len(prepare("bamboogle", tmp_path, tmp_path).rows("test", 1)) == 1
 
 
+def test_what_an_older_version_has_prepared_is_prepared_anew(tmp_path):
+  write(tmp_path / "in", "bamboogle/bamboogle.json")
+  out = tmp_path / "out"
+  prepare("bamboogle", tmp_path / "in", out)
+  (folder,) = out.rglob(str(builder.Questions.VERSION))
+  folder.rename(folder.with_name("1.0.0"))
+  with pytest.raises(MissingInputError, match="must be prepared"):
+    prepare("bamboogle", None, out)
+  assert prepare("bamboogle", tmp_path / "in", out).rows("test")
+
+
+def test_a_solution_is_kept(tmp_path):
+  write(tmp_path, "gsm8k/train.jsonl")
+  (row,) = prepare("gsm8k", tmp_path, tmp_path / "out").rows("train")
+  assert row.solution == "2 * 2 = <<2*2=4>>4\n#### 1,004"
+
+
 def test_a_broken_file_leaves_nothing_half_prepared(tmp_path):
   name = "bamboogle/bamboogle.json"
   files.write(tmp_path, name, [*files.FILES[name][1], {"Question": "Q?"}])

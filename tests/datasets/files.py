@@ -45,6 +45,19 @@ FILES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "gsm8k",
     [{"question": "Q?", "answer": "#### -4", "idx": 1}],
   ),
+  "svamp/SVAMP.json": (
+    "svamp",
+    [
+      {
+        "ID": "chal-1",
+        "Body": "A pack costs 76 dollars. If there is a discount of 25",
+        "Question": "What do you pay?",
+        "Equation": "( 76.0 - 25.0 )",
+        "Answer": 51.0,
+        "Type": "Subtraction",
+      }
+    ],
+  ),
   "math/test.jsonl": (
     "math",
     [{"problem": "Q?", "solution": "so \\boxed{\\frac{1}{2}}.", "idx": 2}],

@@ -14,6 +14,7 @@ from experiments.stages import buffer as buffer_stage
 from rapo_jax import models, retrieval
 from rapo_jax.retrieval.buffer import store
 from rapo_jax.rollout import RolloutEngine
+from tests.datasets import files
 from tests.fake_endpoint import FakeServer
 
 CALL = "<search> {} </search><result> {} </result>"
@@ -333,6 +334,19 @@ class TestBuildFromAnEndpoint:
     assert {t.source for t in traces} == {"teacher"}
     assert {t.reward for t in traces} == {1.0}
 
+  def test_the_reward_is_the_task_s(self, tmp_path, truths, capsys):
+    def reply(messages):
+      truth = truths[messages[1]["content"]]
+      # The same number in another spelling: another text for the recipe.
+      return rf"<answer> \boxed{{{truth}.0}} </answer>"
+
+    with FakeServer(reply).serve() as url:
+      setting = "--config.tasks.compute.reward="
+      assert self.build(tmp_path / "recipe", url, f"{setting}recipe") == 2
+      assert "6 trajectories by number or reward" in capsys.readouterr().err
+      assert self.build(tmp_path / "math", url, f"{setting}math") == 0
+    assert len(list(store.iter_traces(tmp_path / "math"))) == 3
+
   def test_an_endpoint_that_refuses(self, tmp_path, truths, capsys):
     with FakeServer(lambda _: 401).serve() as url:
       assert self.build(tmp_path / "out", url) == 2
@@ -366,6 +380,69 @@ class TestBuildFromAnEndpoint:
     out = tmp_path / "out"
     assert run("build", "--config", CONFIG, "--output", out, *arguments) == 2
     assert error in capsys.readouterr().err
+
+
+class TestBuildFromSolutions:
+  OWN = (
+    "--config.tasks=gsm8k",
+    "--config.tasks.gsm8k.tools=python",
+  )
+
+  @pytest.fixture
+  def arguments(self, tmp_path):
+    rows = [
+      {"question": "One and one?", "answer": "1+1=<<1+1=2>>2\n#### 2"},
+      {"question": "Six by two?", "answer": "6/2 = <<6/2=3>>3\n#### 3"},
+      {"question": "A wrong one?", "answer": "1 = <<1+1=1>>1\n#### 1"},
+    ]
+    files.write(tmp_path, "gsm8k/train.jsonl", rows)
+    test = [{"question": "Else?", "answer": "#### 3"}]
+    files.write(tmp_path, "gsm8k/test.jsonl", test)
+    return (
+      "build", "--config", CONFIG, "--solutions", *self.OWN,
+      f"--config.tasks.gsm8k.path={tmp_path}",
+      f"--config.tasks.gsm8k.data_dir={tmp_path}",
+    )  # fmt: skip
+
+  def test_steps_with_results(self, tmp_path, arguments, teacher, capsys):
+    out = tmp_path / "out"
+    assert run(*arguments, "--output", out) == 0
+    assert (
+      "2 of 3 training questions have a solution" in capsys.readouterr().out
+    )
+    traces = list(store.iter_traces(out))
+    assert len(traces) == 4
+    assert {t.source for t in traces} == {"solutions"}
+    assert {t.reward for t in traces} == {1.0}
+    assert {t.query_id for t in traces} == {"train-0", "train-1"}
+    assert traces[2].step.endswith(
+      "<python> print(6/2) </python><result> 3.0 </result>"
+    )
+    assert traces[3].history == (traces[2].step,)
+    other, both = tmp_path / "other", tmp_path / "both"
+    assert run("import", "--output", other, teacher) == 0
+    assert run("merge", out, other, "--output", both) == 0
+    assert set(store.read_manifest(both).agents) == {"solutions", "teacher"}
+
+  def test_held_out_questions(self, tmp_path, arguments, capsys):
+    held_out = tmp_path / "test.jsonl"
+    held_out.write_text(
+      json.dumps({"question": "six by two"}), encoding="utf-8"
+    )
+    arguments += ("--held_out", held_out, "--similarity", "none")
+    out = ("--output", tmp_path / "out")
+    assert run(*arguments, *out) == 2
+    assert "1 by text" in capsys.readouterr().err
+    assert run(*arguments, *out, "--overlap", "drop") == 0
+    assert store.read_manifest(tmp_path / "out").num_traces == 2
+
+  def test_cannot_be_done(self, tmp_path, arguments, capsys):
+    out = ("--output", tmp_path / "out")
+    assert run(*arguments, *out, "--workdir", tmp_path) == 2
+    assert "takes the place of an agent" in capsys.readouterr().err
+    compute = "--config.tasks=compute"
+    assert run("build", "--config", CONFIG, "--solutions", *out, compute) == 2
+    assert "needs worked solutions" in capsys.readouterr().err
 
 
 def test_build_from_the_agent_of_an_experiment(tmp_path, monkeypatch):

@@ -31,7 +31,6 @@ from rapo_jax.models import (
 from rapo_jax.tasks import TASKS, FileTask, SearchSpec
 from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.world import WorldConfig
-from rapo_jax.training import UpdateConfig
 from tests.tiny_decoder import tiny_config
 
 SHAPE = tiny_config(
@@ -170,8 +169,7 @@ def test_what_a_layer_keeps_is_near_what_the_compiler_keeps():
   # Growth of a compiled gradient's temporary memory with the layers, in float32
   # numbers a layer and token, for rows of 512 tokens.
   for remat, measured in (("none", 8964), ("dots", 3040)):
-    update = UpdateConfig(row_length=512, remat=remat)
-    kept = memory.kept_a_token(update, SHAPE)
+    kept = memory.kept_a_token(remat, SHAPE)
     assert kept == pytest.approx(measured, rel=0.03)
 
 

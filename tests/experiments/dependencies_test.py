@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import dependencies, flags
-from experiments.config import ExperimentConfig
+from experiments.config import ExperimentConfig, WarmStartConfig
 from experiments.workdir import Workdir
 from rapo_jax.tasks import TASKS
 
@@ -16,7 +16,10 @@ FREE = (
   "policy.chat_template",
   "buffer.path",
   "buffer.url",
+  "warm_start.eval_every",
+  "warm_start.checkpoint_every",
   "evaluation.curve_samples",
+  "evaluation.curve_questions",
   "evaluation.max_tool_fail_rate",
   "tools.python.trust_code",
   "train",
@@ -132,6 +135,28 @@ def test_a_run_that_has_diverged_may_have_another_learning_rate(workdir):
   assert "grpo-seed0" in lines[0]
 
 
+def test_what_a_warm_start_was_trained_with(workdir):
+  path = workdir.warm_started("multihop") / "config.json"
+  path.parent.mkdir(parents=True)
+  path.write_text("{}", encoding="utf-8")
+
+  def conflicts(*overrides):
+    there = _config("warm_start.seed=0")
+    wanted = _config("warm_start.seed=0", *overrides)
+    return dependencies.conflicts(workdir, there, wanted)
+
+  assert conflicts("warm_start.eval_every=3", "train.num_updates=9") == []
+  # What runs do in other ways is nothing to it.
+  (line,) = conflicts("objective.retrieval_coef=0.5")
+  assert "rapo-seed0 was trained with it" in line
+  first, second = conflicts("warm_start.training.rows=3")
+  assert f"{path.parent.parent} was made with it" in first
+  assert "rapo-seed0 was trained with it" in second
+  # The runs' own agent is compared by what it holds, this one's by its place.
+  (line,) = conflicts("policy.base=/elsewhere")
+  assert f"{path.parent.parent} was made with it" in line
+
+
 def test_numbers_are_compared_as_numbers():
   assert dependencies.differences({"a": 1}, {"a": 1.0}) == []
   assert dependencies.differences({"a": [1, 2]}, {"a": (1.0, 2)}) == []
@@ -153,18 +178,22 @@ def test_a_field_that_an_older_version_did_not_have_has_its_default(workdir):
 
 def test_every_field_is_depended_on_or_free():
   """A new section has to be put somewhere."""
-  for path in flags.field_paths(ExperimentConfig(name="test")):
+  config = ExperimentConfig(name="test", warm_start=WarmStartConfig())
+  for path in flags.field_paths(config):
     used = any(fields.has(path) for fields in FIELDS)
     free = any(path == f or path.startswith(f"{f}.") for f in FREE)
     assert used != free, path
 
 
 def test_every_name_of_a_field_is_one():
-  config = ExperimentConfig(name="test", tasks=tuple(TASKS.values()))
+  config = ExperimentConfig(
+    name="test", tasks=tuple(TASKS.values()), warm_start=WarmStartConfig()
+  )
   known = [*map(dependencies.without_task_name, flags.field_paths(config))]
   # Objects, which are set in a config file.
   known += ["tasks.tools", "tasks.reward"]
-  for fields in (*FIELDS, dependencies.AFTER_DIVERGENCE):
+  others = (dependencies.WARM_START, dependencies.AFTER_DIVERGENCE)
+  for fields in (*FIELDS, *others):
     for name in (*fields.sections, *fields.apart):
       assert any(p == name or p.startswith(f"{name}.") for p in known), name
 

@@ -79,6 +79,11 @@ CONFIG = ExperimentConfig(
 )
 
 
+CURVE = dataclasses.replace(
+  CONFIG, evaluation=EvaluationConfig(num_samples=2, curve_samples=2)
+)
+
+
 @pytest.fixture
 def engine(monkeypatch):
   def use(*trajectories):
@@ -175,5 +180,14 @@ def test_answers_that_were_changed_are_named(engine, tmp_path):
 def test_a_point_of_the_curve(evaluation, expected, engine):
   task = types.SimpleNamespace(**{**vars(TASK), "evaluation": evaluation})
   engine(made(0, "a"), made(0, "b", 1), made(1, "b"))
-  point = evaluate.curve_point(CONFIG, task, None, samples=2)
+  point = evaluate.curve_point(CURVE, task, None)
   assert point == pytest.approx({**expected, "eval/format_whole": 1.0})
+
+
+def test_a_curve_of_the_first_questions(engine):
+  asked = engine(made(0, "a"), made(0, "b", 1))
+  evaluation = dataclasses.replace(CURVE.evaluation, curve_questions=1)
+  config = dataclasses.replace(CURVE, evaluation=evaluation)
+  point = evaluate.curve_point(config, TASK, None)
+  assert point["eval/accuracy"] == 0.5
+  assert asked.asked == ["q0", "q0"]

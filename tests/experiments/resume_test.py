@@ -17,7 +17,7 @@ from experiments.stop_signal import StopSignal
 from experiments.workdir import Workdir
 from rapo_jax import rewards
 from rapo_jax.training import OptimizerConfig, Trainer
-from rapo_jax.training.agent_rows import AgentRows
+from rapo_jax.training.agent_rows import AgentEncoder, AgentRows
 from tests.tiny_decoder import tiny_decoder
 from tests.training.answers import (
   QUERY,
@@ -70,7 +70,7 @@ class Mortal(Engine):
 def start(monkeypatch):
   """Trains in a folder; returns the engine and the last parameters."""
   task = types.SimpleNamespace(
-    base_path=None,
+    start_path=None,
     tokenizer=TOKENIZER,
     prompt_date=None,
     train=[dataclasses.replace(QUERY, query_id=name) for name in NAMES],
@@ -100,10 +100,12 @@ def start(monkeypatch):
       algorithm=CONFIG.train.algorithm(method),
       agent_rows=AgentRows(
         {name: [(RIGHT,), (WRONG,)] for name in NAMES[::2]},
-        TOKENIZER,
-        rewards.RECIPE_TAGS,
-        max_response_tokens=ROLLOUT.max_response_tokens,
-        max_steps=ROLLOUT.max_steps,
+        AgentEncoder(
+          TOKENIZER,
+          rewards.RECIPE_TAGS,
+          max_response_tokens=ROLLOUT.max_response_tokens,
+          max_steps=ROLLOUT.max_steps,
+        ),
       ),
     )
     monkeypatch.setattr(train, "make_trainer", lambda *_: trainer)

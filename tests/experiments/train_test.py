@@ -95,7 +95,7 @@ def test_a_late_compilation_stops_a_strict_run_alone():
     train._stop_if_compiled(strict, run, 3, late)
 
 
-class _Traces(train.StepTraceBuffer):
+class _Traces(trainers.StepTraceBuffer):
   """A buffer of rewards alone."""
 
   def __init__(self, rewards):
@@ -117,7 +117,7 @@ def test_a_buffer_that_nothing_can_come_from_is_refused(rewards, message):
 
 
 def test_a_server_without_traces_is_refused():
-  buffer = mock.Mock(train.RemoteBuffer)
+  buffer = mock.Mock(trainers.RemoteBuffer)
   buffer.check.return_value = {"version": 1, "num_traces": 0}
   run = runs.Run("multihop", "hybrid", 0)
   with pytest.raises(InputError, match="holds no trace"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import json
 import threading
 import types
@@ -89,6 +90,21 @@ def test_a_trajectory_with_a_tool(cuts):
   record = trajectory.record("teacher").to_json()
   assert json.loads(json.dumps(record)) == record
   assert [s["step_id"] for s in record["segments"]] == [0, 0, 1]
+
+
+def test_a_prompt_of_the_question_s_own():
+  own = (
+    {"role": "system", "content": "Look books up."},
+    {"role": "user", "content": "Book 0: who?"},
+  )
+  server = FakeServer(lambda _: ANSWER)
+  asked = dataclasses.replace(query(), messages=own)
+  rollouts(server, [(asked, 0), (query(1), 0)], concurrency=1)
+  first, second = server.requests
+  assert first["messages"] == list(own)
+  # Without one the agent has to be told of the tools.
+  assert "<search>" in second["messages"][0]["content"]
+  assert second["messages"][1]["content"] == "Who wrote book 1?"
 
 
 @pytest.mark.parametrize(

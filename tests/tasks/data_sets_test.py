@@ -8,9 +8,16 @@ import json
 import pytest
 
 from rapo_jax import rewards
-from rapo_jax.datasets import DATA_SETS
+from rapo_jax.datasets import DATA_SETS, prepare
 from rapo_jax.errors import InputError
-from rapo_jax.tasks import TASKS, DataSetTask, load_questions
+from rapo_jax.tasks import (
+  TASKS,
+  DataSetTask,
+  MixedTask,
+  PythonSpec,
+  load_questions,
+  load_solutions,
+)
 from tests.datasets import files
 
 
@@ -73,6 +80,40 @@ def test_what_is_not_prepared_is_found_before_it_is_read(tmp_path):
   assert DataSetTask("mine", data_set="math500").set_name == "math500"
 
 
+def test_further_data_sets_are_evaluation_sets(tmp_path):
+  for name, row in (
+    ("gsm8k/train.jsonl", {"question": "Q?", "answer": "#### 1"}),
+    ("gsm8k/test.jsonl", {"question": "R?", "answer": "#### 2"}),
+    ("math500/test.jsonl", {"problem": "S?", "answer": "3"}),
+    ("tool_star/train_10k.parquet", files.verl(0)),
+  ):
+    files.write(tmp_path, name, [row])
+  for name in ("math500", "tool_star"):
+    prepare(name, tmp_path / name, tmp_path / "prepared")
+  task = DataSetTask(
+    "gsm8k",
+    path=str(tmp_path / "gsm8k"),
+    data_dir=str(tmp_path / "prepared"),
+    evaluate_on=("math500",),
+    tools=(PythonSpec(),),
+  )
+  task.check()
+  train, evaluation = load_questions(task)
+  assert [query.question for query in train] == ["Q?"]
+  assert list(evaluation) == ["test", "math500"]
+  # Without the prefix both sets would have a test-0.
+  assert [q.query_id for q in evaluation["math500"]] == ["math500/test-0"]
+  assert [q.query_id for q in evaluation["test"]] == ["test-0"]
+  assert "<python>" in evaluation["math500"][0].messages[0]["content"]
+  with pytest.raises(InputError, match="without one"):
+    load_questions(dataclasses.replace(task, evaluate_on=("tool_star",)))
+  with pytest.raises(InputError, match="MATH must be prepared"):
+    dataclasses.replace(task, evaluate_on=("math",)).check()
+  for named in (("gsm8k",), ("math500", "math500"), ("mine",)):
+    with pytest.raises(InputError, match="evaluate_on may name"):
+      dataclasses.replace(task, evaluate_on=named)
+
+
 def test_the_real_files_load(sample_data, tmp_path):
   whole = sample_data / "gsm8k_full"
   if not whole.is_dir():
@@ -89,3 +130,40 @@ def test_the_real_files_load(sample_data, tmp_path):
   found = load_questions(task).evaluation["test"]
   assert [q.question for q in found] == [row["problem"] for row in plain]
   assert [q.ground_truth[0] for q in found] == [row["answer"] for row in plain]
+
+
+def test_solutions_are_those_of_training_questions(tmp_path, caplog):
+  answers = ("2 = <<1+1=2>>2\n#### 2", "#### 5", "3 = <<1+1=3>>3\n#### 3")
+  files.write(
+    tmp_path,
+    "gsm8k/train.jsonl",
+    [{"question": f"Q{i}?", "answer": a} for i, a in enumerate(answers)],
+  )
+  task = DataSetTask("gsm8k", path=str(tmp_path), data_dir=str(tmp_path))
+  found = task.solutions()
+  assert list(found) == ["train-0", "train-1"]
+  assert found["train-1"] == (
+    "<think> The answer is 5. </think><answer> \\boxed{5} </answer>",
+  )
+  assert "1 of 3 solutions cannot be used" in caplog.text
+  held_out = dataclasses.replace(task, held_out=1)
+  assert list(held_out.solutions()) == ["train-1"]
+  wanted = [q for q in load_questions(held_out).train if q.question != "Q1?"]
+  assert load_solutions(held_out, wanted) == {}
+  mixed = MixedTask("both", tasks=(held_out, TASKS["compute"]))
+  assert list(mixed.solutions()) == ["gsm8k/train-1"]
+
+
+def test_data_sets_without_solutions_give_none(tmp_path):
+  name = "musique/musique_ans_v1.0_dev.jsonl"
+  files.write(tmp_path, name, files.FILES[name][1])
+  task = dataclasses.replace(TASKS["musique"], path=str(tmp_path))
+  assert task.solutions() == {}
+
+
+@pytest.mark.parametrize("steps", ["one text", (), ("a", " "), (1,)])
+def test_solutions_of_another_form_are_refused(steps, monkeypatch, tmp_path):
+  task = DataSetTask("gsm8k", path=str(tmp_path))
+  monkeypatch.setattr(DataSetTask, "solutions", lambda self: {"a": steps})
+  with pytest.raises(InputError, match="task gsm8k must give the texts"):
+    load_solutions(task, [])

@@ -254,3 +254,14 @@ def test_escape_takes_linear_time(piece: str):
   TAGS.parse_call(piece * 100_000)
   tags.opens_thought(piece * 100_000)
   assert time.perf_counter() - start < 5
+
+
+def test_a_step_is_split_behind_the_agents_part():
+  tag_set = tools.TagSet(("search", "python"))
+  call, result = (
+    "<think> </answer </think><python>1</python>",
+    "<result></search>",
+  )
+  assert tag_set.split_step(call + result) == (call, result)
+  assert tag_set.split_step("<answer>1</answer>") == ("<answer>1</answer>", "")
+  assert tag_set.split_step("a <result> b") == ("a <result> b", "")

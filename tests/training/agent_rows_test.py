@@ -12,7 +12,11 @@ from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig, Plan
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import step_traces
 from rapo_jax.training import OptimizerConfig, Trainer, init_train_state
-from rapo_jax.training.agent_rows import AgentRows, whole_trajectories
+from rapo_jax.training.agent_rows import (
+  AgentEncoder,
+  AgentRows,
+  whole_trajectories,
+)
 from rapo_jax.trajectory import Source, TokenKind
 from tests.tiny_decoder import tiny_decoder
 from tests.training.answers import (
@@ -31,7 +35,8 @@ STEPS = (CALL + RESULT, RIGHT)
 
 def _rows(trajectories, **changes):
   settings = {"max_response_tokens": 96, "max_steps": 3} | changes
-  return AgentRows(trajectories, TOKENIZER, rewards.RECIPE_TAGS, **settings)
+  encode = AgentEncoder(TOKENIZER, rewards.RECIPE_TAGS, **settings)
+  return AgentRows(trajectories, encode)
 
 
 def _one(rows, name="q"):

@@ -189,3 +189,36 @@ def test_a_mesh_changes_nothing_but_rounding():
   assert there["losses"] <= 1e-5
   assert there["placed"], "the state must stay where the rules put it"
   assert "rows_per_microbatch must be a multiple" in there["refused"]
+
+
+@pytest.mark.parametrize("rows_per_microbatch", [None, 2])
+def test_a_loss_is_measured_without_training(rows_per_microbatch):
+  config = changed(rows_per_microbatch=rows_per_microbatch)
+  trainer = SupervisedTrainer(tiny_decoder(), config)
+  before, examples = leaves(trainer.model), make_examples(9)
+  batches = list(pack_examples(examples, rows=4, row_length=24))
+  count = sum(int(batch.where.sum()) for batch in batches)
+  expected = sum(
+    float(batch_loss(trainer.model, batch, config, count)) for batch in batches
+  )
+  assert trainer.loss(examples) == pytest.approx(expected, rel=1e-5)
+  assert all(map(np.array_equal, leaves(trainer.model), before))
+  with pytest.raises(InputError, match="at least one example"):
+    trainer.loss([])
+
+
+def test_a_state_between_two_checkpoints_can_be_saved(tmp_path):
+  whole, _ = train()
+  checkpoints = Checkpoints(tmp_path)
+  first = SupervisedTrainer(tiny_decoder(), CONFIG, checkpoints=checkpoints)
+  stream = repeat_examples(make_examples(), seed=0)
+  assert next(first.run(stream)).step == 2
+  first.save()
+  first.save()
+  checkpoints.close()
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.updates() == [2]
+  resumed, losses = train(checkpoints=checkpoints)
+  checkpoints.close()
+  assert len(losses) == 2
+  assert all(map(np.array_equal, leaves(resumed.model), leaves(whole.model)))

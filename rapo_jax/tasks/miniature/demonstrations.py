@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rapo_jax.ranges import check_numbers
+from rapo_jax.rollout import retrieved_text
 from rapo_jax.tasks.miniature import lexicon
 from rapo_jax.tasks.miniature.world import Chain, Question, Step
 from rapo_jax.tools import TagSet
@@ -100,7 +101,7 @@ def demonstrate(
         if done < len(moves)
         else answer_text(chain.answer(state, question.target), _wording(rng))
       )
-      segments.append((TokenKind.RETRIEVED, f"<retrieve>{text}</retrieve>"))
+      segments.append((TokenKind.RETRIEVED, retrieved_text(text)))
     right = moves[done] if done < len(moves) else ""
     move = _decide(chain, state, right, config, rng)
     if not move or done >= len(moves) + _EXTRA_STEPS:
