@@ -93,8 +93,8 @@ QUESTIONS = [
 ]
 # Untrained, the model seldom calls a tool by itself; it does as was done.
 BEGUN = "".join(
-  f"<think> I compute a step. </think><python> print({program}) </python>\n"
-  f"<result> {value} </result>\n"
+  "<think> I compute the next step. </think>"
+  f"<python> print({program}) </python>\n<result> {value} </result>\n"
   for program, value in (("6 * 7", 42), ("42 + 3", 45), ("45 * 2", 90))
 )
 
