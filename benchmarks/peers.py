@@ -8,6 +8,7 @@ The program in the process serves by `benchmarks.worker`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import statistics
@@ -72,9 +73,11 @@ class Worker:
     """Seconds and result of one run."""
     assert self._process.stdin
     assert self._process.stdout
-    self._process.stdin.write(what + "\n")
-    self._process.stdin.flush()
-    answer = self._process.stdout.readline()
+    answer = ""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.write(what + "\n")
+      self._process.stdin.flush()
+      answer = self._process.stdout.readline()
     if not answer:
       raise RuntimeError("a worker stopped; its message is above.")
     return json.loads(answer)
