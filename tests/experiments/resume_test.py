@@ -70,7 +70,7 @@ class Mortal(Engine):
 def start(monkeypatch):
   """Trains in a folder; returns the engine and the last parameters."""
   task = types.SimpleNamespace(
-    base_path=None,
+    start_path=None,
     tokenizer=TOKENIZER,
     prompt_date=None,
     train=[dataclasses.replace(QUERY, query_id=name) for name in NAMES],

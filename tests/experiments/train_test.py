@@ -95,7 +95,7 @@ def test_a_late_compilation_stops_a_strict_run_alone():
     train._stop_if_compiled(strict, run, 3, late)
 
 
-class _Traces(train.StepTraceBuffer):
+class _Traces(trainers.StepTraceBuffer):
   """A buffer of rewards alone."""
 
   def __init__(self, rewards):
