@@ -336,6 +336,7 @@ class WarmStartConfig:
     warmup_steps=6,
     rows=16,
     row_length=512,
+    rows_per_microbatch=4,
   )
   source: Literal["solutions", "buffer"] = "solutions"
   lora: LoraConfig | None = None

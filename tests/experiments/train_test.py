@@ -117,7 +117,7 @@ def test_a_buffer_that_nothing_can_come_from_is_refused(rewards, message):
 
 
 def test_a_server_without_traces_is_refused():
-  buffer = mock.Mock(train.RemoteBuffer)
+  buffer = mock.Mock(trainers.RemoteBuffer)
   buffer.check.return_value = {"version": 1, "num_traces": 0}
   run = runs.Run("multihop", "hybrid", 0)
   with pytest.raises(InputError, match="holds no trace"):
