@@ -9,9 +9,9 @@
 
 `--config.policy.base=models/qwen2.5-coder-0.5b` takes the folder that
 `python -m experiments.pretrained qwen2.5-coder-0.5b` writes. The stages are
-those of `gsm8k_smollm2.py`, with the whole system prompt, 16 rollouts a question
-and three seeds. The coefficients are the paper's (arXiv 2603.03078, section 4).
-Not run: no GPU was available.
+those of `gsm8k_smollm2.py`, with the whole system prompt, 16 rollouts a
+question and three seeds. The coefficients are the paper's (arXiv 2603.03078,
+section 4). Not run: no GPU was available.
 """
 
 from experiments.config import (
