@@ -5,10 +5,11 @@
 Comparing whole runs misleads: a policy that answers early is cheap. So both
 methods here roll out the same policy on the same questions, and nothing is
 learned in between: every repetition starts from the same weights. Needs a work
-folder whose agents and buffer stages are done. The world's tools answer at
-once; `--tool-latency 0.05` has each call take 50 ms longer, as real ones do.
-Prints one JSON line with medians over repetitions and the ratio GRPO / RAPO of
-each figure.
+folder whose stages before `train` are done. `--agents` names the policies:
+`base`, `off_policy` or `warm_start`. The world's tools answer at once;
+`--tool-latency 0.05` has each call take 50 ms longer, as real ones do. Prints
+one JSON line with medians over repetitions and the ratio GRPO / RAPO of each
+figure.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ import jax
 from experiments import checks, flags
 from experiments.config import ExperimentConfig
 from experiments.flags import apply_overrides, load_config, parse_arguments
+from experiments.policies import load_agent, load_policy
 from experiments.run import use_compilation_cache
-from experiments.tasks import OpenedTask, agent_paths, open_task
+from experiments.tasks import (
+  OpenedTask,
+  agent_paths,
+  load_encoder,
+  open_task,
+)
 from experiments.workdir import Workdir, read_json
-from rapo_jax import models
 from rapo_jax.data import order
-from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
+from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.rollout import RolloutEngine
 from rapo_jax.tools import Tool, ToolResult
 from rapo_jax.training import Trainer, init_train_state
@@ -83,6 +89,7 @@ class Method:
     name: str,
     path: pathlib.Path,
     tools: Mapping[str, Tool],
+    vocab_size: int,
   ):
     algorithm = config.train.algorithm(name)
     rollout = algorithm.plan.rollout(config.rollout)
@@ -91,7 +98,7 @@ class Method:
       RolloutEngine(
         rollout,
         task.tokenizer,
-        vocab_size=models.from_pretrained(path).config.vocab_size,
+        vocab_size=vocab_size,
         tools=tools,
         buffer=buffer,
         retrieval=config.retrieval,
@@ -115,7 +122,9 @@ class Method:
     )
     queries = [self._task.train[i] for i in chosen]
     prompts = [self._task.prompt(query) for query in queries]
-    model = models.from_pretrained(self._path)
+    model = load_policy(
+      self._config, self._path, seed=0, lora=self._config.policy.lora
+    )
     state = init_train_state(model, self._config.optimizer)
     return self._trainer.step(state, queries, prompts, update)[2]
 
@@ -123,22 +132,26 @@ class Method:
 def compare(
   config: ExperimentConfig,
   workdir: Workdir,
-  family: str,
+  name: str,
+  agents: Mapping[str, pathlib.Path],
   repetitions: int,
   latency_s: float,
 ) -> dict[str, object]:
-  """Both methods, in turns, for the base and the off-policy agent."""
-  encoder = SentenceEncoder.from_pretrained()
+  """Both methods, in turns, for each of some agents by name."""
+  encoder = load_encoder(config.encoder)
   encoder.compile()
   result: dict[str, object] = {}
-  with open_task(config, workdir, family, encoder) as task:
-    buffer = StepTraceBuffer.load(workdir.buffer(family), encoder)
+  with open_task(config, workdir, name, encoder) as task:
+    buffer = StepTraceBuffer.load(
+      config.buffer.path or workdir.buffer(name), encoder
+    )
     tools: Mapping[str, Tool] = task.tools
     if latency_s:
       tools = {n: LateTool(tool, latency_s) for n, tool in tools.items()}
-    for agent, path in agent_paths(config, workdir, task.name).items():
+    for agent, path in agents.items():
+      size = load_agent(config, path).config.vocab_size
       methods = {
-        name: Method(config, task, buffer, name, path, tools)
+        name: Method(config, task, buffer, name, path, tools, size)
         for name in ("grpo", "rapo")
       }
       rows: dict[str, list[dict[str, float]]] = {"grpo": [], "rapo": []}
@@ -173,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--workdir", type=pathlib.Path, default=pathlib.Path("runs/quickstart")
   )
-  parser.add_argument("--family", default="multihop")
+  parser.add_argument("--task", help="default: the first of the config")
+  parser.add_argument("--agents", help="default: all; separated by commas")
   parser.add_argument("--repetitions", type=int, default=7)
   parser.add_argument("--tool-latency", type=float, default=0.0, help="s")
   known, overrides = parse_arguments(parser, arguments)
@@ -185,11 +199,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
       f"{known.workdir} holds another experiment: {differences[0]}. Name its "
       "config with --config."
     )
+  workdir = Workdir(known.workdir)
+  task = known.task or config.tasks[0].name
+  agents = agent_paths(config, workdir, task)
+  if config.warm_start is not None:
+    agents["warm_start"] = workdir.warm_started(task)
+  chosen = known.agents.split(",") if known.agents else list(agents)
+  if not set(chosen) <= set(agents):
+    parser.error(f"--agents must be of {', '.join(agents)}.")
   use_compilation_cache()
   figures = compare(
     config,
-    Workdir(known.workdir),
-    known.family,
+    workdir,
+    task,
+    {agent: agents[agent] for agent in chosen},
     known.repetitions,
     known.tool_latency,
   )
@@ -197,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     json.dumps(
       {
         "benchmark": "matched_policy",
-        "family": known.family,
+        "task": task,
         "unit": "per update; *seconds in s, the others counts",
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

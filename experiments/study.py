@@ -5,7 +5,8 @@
 `--study` takes a Python file, or the name of a study that comes along. A study
 is run cell by cell: one seed of one task of one arm, seed by seed, so that what
 is there can be compared early. Started again with the same folder it goes on
-where it stopped. Arms whose agents or buffers are made alike share them.
+where it stopped. Arms whose agents, buffers or warm starts are made alike share
+them.
 
 `--config.<path>=<value>` overrides a field of all arms. `--arm`, `--task` and
 `--seed` choose cells. `--processes=2` runs two cells side by side, each on its

@@ -314,8 +314,13 @@ def _differences(
 def _warm_starts(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   """What each warm start that has ended took and gave, a task each."""
   found = []
+  seen: set[pathlib.Path] = set()
   for source in sources(workdir):
     for path in sorted(source.folder.glob(f"warm_start/*/{DONE_FILE}")):
+      # Arms of a study may share one.
+      if path.resolve() in seen:
+        continue
+      seen.add(path.resolve())
       figures = read_json(path)["figures"]
       name = source.method(WARM_START)
       found.append({"task": path.parent.name, "agent": name, **figures})

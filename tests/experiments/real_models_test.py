@@ -11,9 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import export, pretrained
+from experiments import export, pretrained, run
+from experiments.config import (
+  ExperimentConfig,
+  LoggingConfig,
+  PolicyConfig,
+  WarmStartConfig,
+)
+from experiments.metrics import read_metrics
 from experiments.policies import describe_policy
 from experiments.tokenizer_files import load_tokenizer
+from experiments.workdir import Workdir
 from rapo_jax import data, models, training
 from rapo_jax.algorithms import ALGORITHMS
 from rapo_jax.data import Query, TextEncoder
@@ -21,8 +29,11 @@ from rapo_jax.errors import MissingInputError
 from rapo_jax.models import gguf
 from rapo_jax.rollout import RolloutConfig, RolloutEngine, automaton
 from rapo_jax.rollout.observation import ObservationEncoder
+from rapo_jax.tasks import DataSetTask, PythonSpec
 from rapo_jax.tools import PythonTool, TagSet
+from rapo_jax.training import SupervisedConfig
 from rapo_jax.trajectory import TokenKind, decode
+from tests.datasets import files
 
 pytestmark = pytest.mark.slow
 
@@ -232,6 +243,42 @@ def test_the_folder_computes_what_is_known(smollm2):
   known = pretrained.MODELS["smollm2-135m"]
   assert abs(checked.log_prob - known.log_prob) < 1e-3
   assert checked.answer == known.answer
+
+
+def test_two_steps_of_a_warm_start_lower_the_held_out_loss(smollm2, tmp_path):
+  rows = [
+    {
+      "question": f"A box holds {n} pens. How many do two boxes hold?",
+      "answer": f"They hold 2*{n} = <<2*{n}={2 * n}>>{2 * n} pens.\n"
+      f"#### {2 * n}",
+    }
+    for n in range(3, 15)
+  ]
+  files.write(tmp_path, "gsm8k/train.jsonl", rows)
+  files.write(tmp_path, "gsm8k/test.jsonl", rows[:1])
+  task = DataSetTask(
+    "gsm8k", path=str(tmp_path), data_dir=str(tmp_path), tools=(PythonSpec(),)
+  )
+  training = SupervisedConfig(
+    2, learning_rate=1e-4, rows=2, row_length=512, remat="layer"
+  )
+  config = ExperimentConfig(
+    name="warm",
+    tasks=(task,),
+    policy=PolicyConfig(base=str(smollm2)),
+    warm_start=WarmStartConfig(training=training, held_out=2),
+    logging=LoggingConfig(tensorboard=False),
+  )
+  workdir = Workdir(tmp_path / "run")
+  run.run_stages(config, workdir, ("warm_start",), ["gsm8k"])
+  folder = workdir.warm_start("gsm8k")
+  first, _, last = read_metrics(folder)
+  assert last["held_out/loss"] < 0.9 * first["held_out/loss"]
+  # The folder is a model that a run loads, with the base agent's tokenizer.
+  written = models.from_pretrained(workdir.warm_started("gsm8k"))
+  assert written.config == models.from_pretrained(smollm2).config
+  for name in ("tokenizer.json", "generation_config.json"):
+    assert (workdir.warm_started("gsm8k") / name).is_file()
 
 
 @names

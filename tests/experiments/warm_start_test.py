@@ -11,7 +11,8 @@ import signal
 import pytest
 
 from experiments import buffer as buffer_command
-from experiments import checks, run
+from experiments import checks, run, study
+from experiments.arms import Arm, Study, with_setting
 from experiments.config import (
   BufferConfig,
   EvaluationConfig,
@@ -24,6 +25,7 @@ from experiments.config import (
 )
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.policies import model_digest
+from experiments.report.sources import arm_folder
 from experiments.stages import warm_start
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models
@@ -297,6 +299,36 @@ def test_runs_conflict_with_another_warm_start(finished, capsys):
   # It changes nothing that was made.
   shown = "--config.warm_start.eval_every=3"
   assert start(finished.root, shown, "--dry_run") == 0
+
+
+def two_arms() -> Study:
+  config = get_config()
+  faster = with_setting(config, "optimizer.learning_rate", 2e-3)
+  return Study(
+    "two", "d", (Arm("slow", config, "slow"), Arm("fast", faster, "fast"))
+  )
+
+
+@pytest.mark.slow
+def test_arms_of_a_study_share_a_warm_start(tmp_path, finished):
+  file = tmp_path / "two.py"
+  file.write_text(
+    '"""Two arms."""\n'
+    "from tests.experiments.warm_start_test import two_arms as get_study\n",
+    encoding="utf-8",
+  )
+  arguments = ["--study", str(file), "--workdir", str(tmp_path / "study")]
+  assert study.main([*arguments, "--processes=1"]) == 0
+  arms = [
+    Workdir(arm_folder(tmp_path / "study", name)) for name in ("slow", "fast")
+  ]
+  first, second = (arm.warm_start("doubles") for arm in arms)
+  assert first == second
+  # It is the one of the experiment.
+  assert policy_bytes(arms[0]) == policy_bytes(finished)
+  results = read_json(tmp_path / "study" / "results.json")
+  assert len(results["warm_start"]) == 1
+  assert results["methods"][:2] == ["base", "warm_start"]
 
 
 class TestDryRun:
