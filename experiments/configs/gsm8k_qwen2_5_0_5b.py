@@ -27,7 +27,6 @@ from rapo_jax.rewards import MATH
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.tasks import DataSetTask, PythonSpec
 from rapo_jax.training import (
-  ObjectiveConfig,
   OptimizerConfig,
   SupervisedConfig,
   UpdateConfig,
@@ -65,12 +64,6 @@ def get_config() -> ExperimentConfig:
       decode_chunk=16,
       insert_chunk=64,
       insert_rows=32,
-    ),
-    objective=ObjectiveConfig(
-      retrieval_coef=0.2,
-      shaping_coef=0.05,
-      clip_epsilon_low=0.2,
-      clip_epsilon_high=0.28,
     ),
     optimizer=OptimizerConfig(learning_rate=2e-6),
     update=UpdateConfig(

@@ -30,7 +30,6 @@ from rapo_jax.rewards import MATH
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.tasks import DataSetTask, PythonSpec
 from rapo_jax.training import (
-  ObjectiveConfig,
   OptimizerConfig,
   SupervisedConfig,
   UpdateConfig,
@@ -72,12 +71,6 @@ def get_config() -> ExperimentConfig:
       max_step_tokens=96,
       max_tool_tokens=48,
       max_tool_calls=8,
-    ),
-    objective=ObjectiveConfig(
-      retrieval_coef=0.2,
-      shaping_coef=0.05,
-      clip_epsilon_low=0.2,
-      clip_epsilon_high=0.28,
     ),
     optimizer=OptimizerConfig(learning_rate=1e-5),
     update=UpdateConfig(
