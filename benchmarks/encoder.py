@@ -68,7 +68,7 @@ def main() -> None:
     )
     workers = {
       name: peers.Worker(
-        name, _WORKERS / script, model, batches, core=arguments.core
+        name, _WORKERS / script, model, batches, cores=[arguments.core]
       )
       for name, script in _SCRIPTS.items()
     }

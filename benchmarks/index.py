@@ -140,7 +140,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     def start(name: str) -> peers.Worker:
       script = _WORKERS / _SCRIPTS[name]
       return peers.Worker(
-        name, script, folder, *arguments.batches, core=arguments.core
+        name, script, folder, *arguments.batches, cores=[arguments.core]
       )
 
     workers = {name: start(name) for name in arguments.workers}

@@ -1,13 +1,14 @@
 """Peers in environments of their own, and processes that take turns.
 
-A benchmark that compares with other libraries starts one process for each,
-pinned to one core. It asks them in turn. A peer's environment is made from
-`benchmarks/requirements` on first use and kept under `.cache/benchmarks`. The
-program in the process serves by `benchmarks.worker`.
+A benchmark that compares with other libraries starts one process for each, all
+pinned to the same cores. It asks them in turn. A peer's environment is made
+from `benchmarks/requirements` on first use and kept under `.cache/benchmarks`.
+The program in the process serves by `benchmarks.worker`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import statistics
@@ -35,7 +36,8 @@ class Worker:
     peer: whose environment it runs in.
     script: file to run, its folder on Python's path.
     arguments: of the script.
-    core: the only core that it runs on.
+    cores: the only cores that it runs on, one or several; none leaves cores and
+      JAX's platform as they are.
     variables: environment variables beside those that all workers have.
   """
 
@@ -44,13 +46,17 @@ class Worker:
     peer: str,
     script: pathlib.Path,
     *arguments: object,
-    core: int,
+    cores: Sequence[int],
     variables: Mapping[str, str] | None = None,
   ):
+    pinned = [
+      *("taskset", "--cpu-list", ",".join(map(str, cores)), "env"),
+      *("JAX_PLATFORMS=cpu", f"OMP_NUM_THREADS={len(cores)}"),
+    ]
     self._process = subprocess.Popen(
       [
-        *("taskset", "--cpu-list", str(core), "env"),
-        *("JAX_PLATFORMS=cpu", "OMP_NUM_THREADS=1", f"PYTHONPATH={ROOT}"),
+        *(pinned if cores else ["env"]),
+        f"PYTHONPATH={ROOT}",
         # Large arrays come and go, and first touches of small pages add up;
         # the same for all workers.
         "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
@@ -67,9 +73,11 @@ class Worker:
     """Seconds and result of one run."""
     assert self._process.stdin
     assert self._process.stdout
-    self._process.stdin.write(what + "\n")
-    self._process.stdin.flush()
-    answer = self._process.stdout.readline()
+    answer = ""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.write(what + "\n")
+      self._process.stdin.flush()
+      answer = self._process.stdout.readline()
     if not answer:
       raise RuntimeError("a worker stopped; its message is above.")
     return json.loads(answer)

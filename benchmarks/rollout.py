@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace, rows: int) -> dict[str, Any]:
         name,
         _WORKERS / _SCRIPTS[name],
         folder,
-        core=arguments.core,
+        cores=[arguments.core],
         variables=_variables(name, arguments.core),
       )
       for name in arguments.workers

@@ -101,7 +101,7 @@ def measure(arguments: argparse.Namespace, completion: int) -> dict[str, Any]:
         _WORKERS / _SCRIPTS[name],
         folder,
         completion,
-        core=arguments.core,
+        cores=[arguments.core],
       )
       for name in arguments.workers
     }

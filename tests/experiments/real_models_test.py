@@ -7,10 +7,11 @@ keeps them in. That is 93 MB for SmolLM2 and 478 MB for Qwen2.5.
 import functools
 import unicodedata
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import pretrained, run
+from experiments import export, pretrained, run
 from experiments.config import (
   ExperimentConfig,
   LoggingConfig,
@@ -18,18 +19,20 @@ from experiments.config import (
   WarmStartConfig,
 )
 from experiments.metrics import read_metrics
+from experiments.policies import describe_policy
 from experiments.tokenizer_files import load_tokenizer
 from experiments.workdir import Workdir
-from rapo_jax import data, models
+from rapo_jax import data, models, training
+from rapo_jax.algorithms import ALGORITHMS
 from rapo_jax.data import Query, TextEncoder
 from rapo_jax.errors import MissingInputError
 from rapo_jax.models import gguf
-from rapo_jax.rollout import automaton
+from rapo_jax.rollout import RolloutConfig, RolloutEngine, automaton
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.tasks import DataSetTask, PythonSpec
-from rapo_jax.tools import TagSet
+from rapo_jax.tools import PythonTool, TagSet
 from rapo_jax.training import SupervisedConfig
-from rapo_jax.trajectory import decode
+from rapo_jax.trajectory import TokenKind, decode
 from tests.datasets import files
 
 pytestmark = pytest.mark.slow
@@ -84,6 +87,128 @@ def _nfc(text):
 
 
 names = pytest.mark.parametrize("name", NAMES)
+
+# The first two of GSM8K's training questions.
+QUESTIONS = [
+  (
+    "Natalia sold clips to 48 of her friends in April, and then she sold half "
+    "as many clips in May. How many clips did Natalia sell altogether in April "
+    "and May?",
+    "72",
+  ),
+  (
+    "Weng earns $12 an hour for babysitting. Yesterday, she just did 50 "
+    "minutes of babysitting. How much did she earn?",
+    "10",
+  ),
+]
+# Untrained, the model seldom calls a tool by itself; it does as was done.
+BEGUN = "".join(
+  "<think> I compute the next step. </think>"
+  f"<python> print({program}) </python>\n<result> {value} </result>\n"
+  for program, value in (("6 * 7", 42), ("42 + 3", 45), ("45 * 2", 90))
+)
+
+
+@pytest.fixture(scope="module")
+def updated(smollm2, tmp_path_factory):
+  """One GRPO update with the python tool, and its export.
+
+  Returns metrics, experience, the policy behind it and the export's folder.
+  """
+  root = tmp_path_factory.mktemp("updated")
+  tokenizer = load_tokenizer(smollm2)
+  model = models.from_pretrained(smollm2)
+  begun = tokenizer.encode(BEGUN, add_special_tokens=False)
+  queries = [
+    Query(
+      f"q{number}",
+      question,
+      (answer,),
+      data.chat_messages(question, [PythonTool]),
+      "gsm8k",
+    )
+    for number, (question, answer) in enumerate(QUESTIONS)
+  ]
+  prompts = [
+    np.append(data.encode_prompt(tokenizer, query, 500), begun)
+    for query in queries
+  ]
+  rollout = RolloutConfig(
+    num_generations=2,
+    num_hybrid=0,
+    # Likely text, so that it does as before.
+    temperature=0.5,
+    num_slots=4,
+    max_prompt_tokens=max(map(len, prompts)),
+    max_response_tokens=48,
+    max_step_tokens=32,
+    max_tool_tokens=24,
+    trajectory_timeout_s=3600.0,
+  )
+  optimizer = training.OptimizerConfig(learning_rate=1e-6)
+  with PythonTool() as tool:
+    engine = RolloutEngine(
+      rollout,
+      tokenizer,
+      vocab_size=model.config.vocab_size,
+      tools={tool.name: tool},
+    )
+    trainer = training.Trainer(
+      engine,
+      tokenizer,
+      rollout=rollout,
+      objective=training.ObjectiveConfig(),
+      optimizer=optimizer,
+      update=training.UpdateConfig(2, 2, 1, 2 * engine.max_length, 1),
+      seed=0,
+      algorithm=ALGORITHMS["grpo"],
+    )
+    state, experience, metrics = trainer.step(
+      training.init_train_state(model, optimizer), queries, prompts, 0
+    )
+  checkpoints = training.Checkpoints(root / "checkpoints")
+  checkpoints.save(
+    1, state, {"update": 1, **describe_policy(state.model, smollm2)}
+  )
+  checkpoints.close()
+  export.export(root / "checkpoints", root / "export")
+  return metrics, experience, state.model, root / "export"
+
+
+def test_a_rollout_calls_python_and_reads_the_result(updated):
+  metrics, experience, _, folder = updated
+  tokenizer = load_tokenizer(folder)
+  assert metrics["rollout/tool_calls"] > 0
+  called = [t for t in experience.trajectories if t.tool_events]
+  for trajectory in called:
+    kinds = [segment.kind for segment in trajectory.segments()]
+    assert kinds[:3] == [
+      TokenKind.PROMPT,
+      TokenKind.POLICY,
+      TokenKind.OBSERVATION,
+    ]
+    (_, result) = trajectory.texts(tokenizer)[2]
+    assert result.startswith("<result>")
+    assert result.endswith("</result>")
+  assert any(event.status == "ok" for t in called for event in t.tool_events)
+
+
+def test_trainer_and_sampler_agree(updated):
+  metrics, *_ = updated
+  assert metrics["rollout/generated_tokens"] >= 32
+  assert 0 < metrics["mismatch/abs_log_prob_mean"] <= 1e-4
+  assert metrics["mismatch/abs_log_prob_max"] <= 1e-3
+
+
+def test_an_export_of_the_update_holds_its_very_weights(updated, smollm2):
+  _, _, model, folder = updated
+  loaded = models.from_pretrained(folder)
+  for one, other in zip(
+    jax.tree.leaves(model), jax.tree.leaves(loaded), strict=True
+  ):
+    np.testing.assert_array_equal(one, other)
+  assert load_tokenizer(folder).eos_token == load_tokenizer(smollm2).eos_token
 
 
 @pytest.mark.parametrize(
