@@ -43,7 +43,7 @@ def test_a_plan_without_hybrid_rollouts_has_none():
   ("changes", "message"),
   [
     ({"name": "My own"}, "lower case letters, digits and _"),
-    ({"name": "base"}, "and none of base, off_policy, other"),
+    ({"name": "base"}, "and none of base, warm_start, off_policy"),
     ({"loss": _loss}, r"must be a TokenLoss.*write TokenLoss\(function\)"),
     ({"advantages": 3}, "advantages of the algorithm grpo must be a function"),
     ({"colour": "red"}, "must be #rrggbb, got 'red'"),

@@ -149,7 +149,7 @@ def test_what_a_warm_start_was_trained_with(workdir):
   # What runs do in other ways is nothing to it.
   (line,) = conflicts("objective.retrieval_coef=0.5")
   assert "rapo-seed0 was trained with it" in line
-  first, second = conflicts("warm_start.training.rows=3")
+  first, second = conflicts("warm_start.training.rows=8")
   assert f"{path.parent.parent} was made with it" in first
   assert "rapo-seed0 was trained with it" in second
   # The runs' own agent is compared by what it holds, this one's by its place.
