@@ -25,6 +25,7 @@ import enum
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from rich import cells
 from rich import console as rich_console
@@ -66,6 +67,19 @@ _MESSAGE_LINES = 3
 _UNKNOWN = "left unknown"
 
 
+class Report(Protocol):
+  """How a stage shows what is done of it."""
+
+  def __call__(self, share: float, text: str, *, earlier: bool = False) -> None:
+    """Shows it.
+
+    Args:
+      share: done, in [0, 1].
+      text: on what was done last.
+      earlier: as in `Progress.update`.
+    """
+
+
 @dataclasses.dataclass
 class _Stage:
   """One row of the display."""
@@ -97,8 +111,10 @@ class _Stage:
       return f"{self.done:g}/{self.total:g}"
     return f"{100 * self.share:.0f} %"
 
-  def advance(self, now: float, done: float) -> None:
-    """Keeps when a unit was finished."""
+  def advance(self, now: float, done: float, earlier: bool) -> None:
+    """Keeps when a unit was finished, unless an earlier run did it."""
+    if earlier:
+      self.recent.clear()
     if len(self.recent) == 1 and done == self.recent[0][1]:
       # Nothing is done yet: what came before was preparation.
       self.recent.clear()
@@ -192,16 +208,20 @@ class Progress:
     stage.state, stage.message = StageState.SKIPPED, _one_line(message)
     self._line(stage, stage.message)
 
-  def update(self, done: float, total: float, message: str = "") -> None:
+  def update(
+    self, done: float, total: float, message: str = "", *, earlier: bool = False
+  ) -> None:
     """Reports the progress of the current stage.
 
-    Call it once at the start of a stage. Then neither earlier work nor
-    preparation counts as speed.
+    Call it once at the start of a stage. Then preparation does not count as
+    speed.
 
     Args:
       done: units finished, those of earlier runs included.
       total: units of the whole stage.
       message: what the last unit gave, in a few words.
+      earlier: the last of these units were finished by an earlier run, and say
+        nothing of the speed.
 
     Raises:
       RuntimeError: outside a stage.
@@ -212,7 +232,7 @@ class Progress:
         " progress.stage(name):`."
       )
     stage, now = self._current, self._clock()
-    stage.advance(now, done)
+    stage.advance(now, done, earlier)
     stage.done, stage.total = done, total
     stage.message = _one_line(message)
     if now - self._line_s >= self._interval_s:

@@ -279,14 +279,15 @@ class Experiment:
         for owner, agent, run in wanted:
           if owner != name:
             continue
-          if not self._is_evaluated(name, agent, run):
+          there = self._is_evaluated(name, agent, run)
+          if not there:
             report = functools.partial(
               self._share, done, len(wanted), text=f"{name} {agent}"
             )
             report(0.0)
             self._evaluate_agent(task, agent, run, report)
           done += 1
-          self._share(done, len(wanted), 0.0, f"{name} {agent}")
+          self._share(done, len(wanted), 0.0, f"{name} {agent}", earlier=there)
 
   def _evaluate_agent(
     self,
@@ -374,7 +375,14 @@ class Experiment:
       report.write_report(root, results.write_results(root))
 
   def _share(
-    self, item: int, items: int, share: float, text: str, *, units: int = 1
+    self,
+    item: int,
+    items: int,
+    share: float,
+    text: str,
+    *,
+    units: int = 1,
+    earlier: bool = False,
   ) -> None:
     """Shows how much of a stage's items is done, `item` being under way.
 
@@ -384,11 +392,12 @@ class Experiment:
       share: of the item that is done, in [0, 1].
       text: what the last unit gave.
       units: of an item, such as the updates of a run.
+      earlier: as in `Progress.update`.
     """
     self._stop.check()
     # Thirds of an item are shown as whole units.
     done = round((item + share) * units, 6)
-    self._progress.update(done, items * units, text)
+    self._progress.update(done, items * units, text, earlier=earlier)
 
   def _open(self, name: str) -> contextlib.AbstractContextManager[OpenedTask]:
     return open_task(self._config, self._workdir, name, self._encoder)

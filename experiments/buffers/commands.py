@@ -98,7 +98,9 @@ def build(known: argparse.Namespace) -> int:
       config,
       dataclasses.replace(opened, train=train),
       encoder,
-      lambda share, text: progress.update(share, 1.0, text),
+      lambda share, text, *, earlier=False: progress.update(
+        share, 1.0, text, earlier=earlier
+      ),
       known.output,
     )
   print(_contents(known.output, manifest))

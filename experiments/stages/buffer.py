@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from experiments import health
 from experiments.config import ExperimentConfig
 from experiments.dependencies import BUFFER
 from experiments.engines import open_engine
 from experiments.policies import load_agent
+from experiments.progress import Report
 from experiments.tasks import OpenedTask
 from experiments.workdir import read_json, write_json
 from rapo_jax import rewards
@@ -35,7 +36,7 @@ def build_buffer(
   config: ExperimentConfig,
   task: OpenedTask,
   encoder: SentenceEncoder,
-  report: Callable[[float, str], None],
+  report: Report,
   directory: pathlib.Path,
 ) -> Manifest:
   """Rolls the off-policy agent out on every training question.
@@ -71,8 +72,13 @@ def build_buffer(
   source = f"{task.name}/{agent_path.name}"
   total = len(task.train)
   # Rolling out and embedding take about as long as each other.
-  for first in range(progress.num_questions, total, QUERIES_AT_A_TIME):
-    report(0.5 * first / total, f"{writer.num_traces} steps")
+  begun = progress.num_questions
+  for first in range(begun, total, QUERIES_AT_A_TIME):
+    report(
+      0.5 * first / total,
+      f"{writer.num_traces} steps",
+      earlier=0 < first == begun,
+    )
     queries = task.train[first : first + QUERIES_AT_A_TIME]
     requests = group_requests(
       queries,

@@ -26,6 +26,7 @@ from experiments.dependencies import (
 from experiments.devices import device_mesh
 from experiments.metrics import MetricsWriter, read_metrics, truncate_rows
 from experiments.policies import describe_policy, load_policy, model_digest
+from experiments.progress import Report
 from experiments.report.methods import write_shown
 from experiments.stages.divergence import Diverged, Watch
 from experiments.stages.evaluate import curve_point
@@ -66,7 +67,6 @@ _STORE_FILE = "stored_groups.npz"
 # Share of the questions that needed guidance, for the update after.
 _NEEDED = "guidance/needed"
 
-Report = Callable[[float, str], None]
 Note = Callable[[str], None]
 
 
@@ -104,7 +104,7 @@ def train(
   """
   folder = workdir.run(run.task, run.name)
   if is_finished(folder, config):
-    report(1.0, "finished before")
+    report(1.0, "finished before", earlier=True)
     return
   write_shown(folder, config.train.algorithm(run.method))
   files.clear_leftovers(folder / POLICY_FOLDER)
@@ -214,7 +214,7 @@ class _Updates:
       if not totals:
         writer.write(0, self._evaluate(state.model))
         totals = {"seconds": 0.0, "generated_tokens": 0.0}
-      report(done / num_updates, run.name)
+      report(done / num_updates, run.name, earlier=done > 0)
       with compilations() as compiled:
         _try_update(config, self.task, run, self.trainer, state)
       report(done / num_updates, _describe_programs(run, compiled))

@@ -24,6 +24,7 @@ from experiments.dependencies import (
 from experiments.devices import device_mesh
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.policies import load_policy, model_digest
+from experiments.progress import Report
 from experiments.stages.trainers import buffer_digest
 from experiments.stop_signal import StopSignal
 from experiments.tasks import OpenedTask
@@ -43,7 +44,6 @@ from rapo_jax.trajectory import decode
 HELD_OUT_LOSS = "held_out/loss"
 _ORIGIN_FILE = "origin.json"
 
-Report = Callable[[float, str], None]
 Note = Callable[[str], None]
 Prompts = Callable[[Query], Int[np.ndarray, " _"]]
 
@@ -77,7 +77,7 @@ def warm_start(
   """
   folder = workdir.warm_start(task.name)
   if is_finished(config, workdir, task.name):
-    report(1.0, "finished before")
+    report(1.0, "finished before", earlier=True)
     return
   settings = _settings(config)
   found = read_demonstrations(
@@ -315,7 +315,7 @@ def _train(
     rows = read_metrics(folder)
     seconds = rows[-1].get("seconds", 0.0) if rows else 0.0
     before, began = trainer.step, time.perf_counter()
-    report(before / total, f"{name} warm start")
+    report(before / total, f"{name} warm start", earlier=before > 0)
     for step, loss in stop.deferred(trainer.run(found.examples())):
       _check_loss(name, step, loss)
       took = time.perf_counter() - began

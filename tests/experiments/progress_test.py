@@ -85,6 +85,20 @@ def test_preparation_and_what_was_there_before_are_no_speed():
     assert progress.time_left() == pytest.approx(40)
 
 
+def test_what_an_earlier_run_has_done_is_no_speed():
+  clock = Clock()
+  progress, _ = _progress(["a"], clock)
+  with progress, progress.stage("a"):
+    # Only later is it known that there is a checkpoint.
+    progress.update(0, 100)
+    clock.now += 30
+    progress.update(40, 100, "resumed", earlier=True)
+    assert progress.time_left() is None
+    clock.now += 20
+    progress.update(41, 100)
+    assert progress.time_left() == pytest.approx(59 * 20)
+
+
 def test_time_left_follows_a_run_that_slows_down():
   clock = Clock()
   progress, _ = _progress(["a"], clock)

@@ -115,7 +115,7 @@ def start(monkeypatch):
       task,
       Run("answers", method, 0),
       None,
-      lambda share, text: None,
+      lambda share, text, *, earlier=False: None,
       StopSignal("go on"),
       lambda text: None,
     )
