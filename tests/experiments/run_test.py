@@ -1189,7 +1189,7 @@ def test_agents_may_have_tokenizers_of_their_own(tmp_path):
     assert ours.tolist() != theirs.tolist()
     assert task.tokenizer.decode(ours) == other.tokenizer.decode(theirs)
     manifest = buffer.build_buffer(
-      config, task, encoder, lambda *_: None, workdir.buffer("tool_star")
+      config, task, encoder, lambda *_, **__: None, workdir.buffer("tool_star")
     )
   assert manifest.agents.keys() == {"tool_star/off_policy"}
   assert manifest.num_traces > 0
