@@ -161,14 +161,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    "--model",
-    default=real_model.DEFAULT,
-    help="folder, or a name that experiments.pretrained knows",
-  )
-  parser.add_argument(
-    "--data", type=pathlib.Path, help="folder with GSM8K's train.jsonl"
-  )
+  real_model.add_arguments(parser)
   parser.add_argument("--updates", type=int, default=1)
   parser.add_argument("--questions", type=int, default=2)
   parser.add_argument("--rollouts", type=int, default=4, help="of a question")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 
 import numpy as np
@@ -10,6 +11,18 @@ from experiments import pretrained
 from rapo_jax.datasets import DATA_SETS
 
 DEFAULT = "smollm2-135m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds --model and --data, which say what is measured."""
+  parser.add_argument(
+    "--model",
+    default=DEFAULT,
+    help="folder, or a name that experiments.pretrained knows",
+  )
+  parser.add_argument(
+    "--data", type=pathlib.Path, help="folder with GSM8K's train.jsonl"
+  )
 
 
 def folder_of(name: str) -> pathlib.Path:

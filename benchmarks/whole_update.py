@@ -231,14 +231,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    "--model",
-    default=real_model.DEFAULT,
-    help="folder, or a name that experiments.pretrained knows",
-  )
-  parser.add_argument(
-    "--data", type=pathlib.Path, help="folder with GSM8K's train.jsonl"
-  )
+  real_model.add_arguments(parser)
   parser.add_argument("--questions", type=int, default=8)
   parser.add_argument("--rollouts", type=int, default=8, help="of a question")
   parser.add_argument("--prompt-tokens", type=int, default=128, help="at most")

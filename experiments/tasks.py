@@ -8,7 +8,14 @@ import datetime
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Hashable,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 import numpy as np
@@ -90,7 +97,7 @@ class OpenedTask:
   @property
   def tag_set(self) -> TagSet:
     """Tags that the reward reads as calls: the recipe's and its own tools'."""
-    return TagSet(tuple(dict.fromkeys((*RECIPE_TAGS.tool_names, *self.tools))))
+    return reward_tags(self.tools)
 
   def for_off_policy(self) -> tuple[OpenedTask, pathlib.Path]:
     """The same task with the off-policy agent acting, in its own tokens.
@@ -121,6 +128,12 @@ class OpenedTask:
         date=self.prompt_date,
       )
     return self._prompts[query.query_id]
+
+
+def reward_tags(tool_names: Iterable[str]) -> TagSet:
+  """Tags that a reward reads as calls: the recipe's and those of some tools."""
+  names = (*RECIPE_TAGS.tool_names, *tool_names)
+  return TagSet(tuple(dict.fromkeys(names)))
 
 
 def task_names(config: ExperimentConfig) -> list[str]:

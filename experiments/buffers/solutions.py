@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.tasks import reward_tags
 from rapo_jax.data import Query
 from rapo_jax.retrieval.buffer.agent_trajectory import AgentTrajectory
-from rapo_jax.rewards import RECIPE_TAGS, Sample, score_all
+from rapo_jax.rewards import Sample, score_all
 from rapo_jax.tasks import Task, check_tool_specs, load_solutions
 from rapo_jax.tools import TagSet
 from rapo_jax.trajectory import FinishReason, TokenKind
@@ -33,8 +34,7 @@ def solution_trajectories(
   """
   solutions = load_solutions(task, queries)
   solved = [query for query in queries if query.query_id in solutions]
-  names = (*RECIPE_TAGS.tool_names, *check_tool_specs(task).tool_names)
-  tag_set = TagSet(tuple(dict.fromkeys(names)))
+  tag_set = reward_tags(check_tool_specs(task).tool_names)
   samples = [
     Sample(
       query,

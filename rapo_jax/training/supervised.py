@@ -366,25 +366,20 @@ def _loss_and_gradients(
   def loss(
     variables: dict[str, nnx.Variable], micro: SupervisedBatch
   ) -> Float[Array, ""]:
-    micro = SupervisedBatch(
-      *(sharding.constrain(jnp.asarray(x), "batch", None) for x in micro)
-    )
     return batch_loss(
       models.with_trainable(model, variables), micro, config, count
     )
 
   value_and_grad = jax.value_and_grad(loss)
-  rows = config.rows_per_microbatch or config.rows
-  if rows == config.rows:
+  if config.rows_per_microbatch in (None, config.rows):
     return value_and_grad(trained, batch)
-  micros = jax.tree.map(lambda x: x.reshape(-1, rows, x.shape[-1]), batch)
 
   def add(carry: Any, micro: SupervisedBatch) -> tuple[Any, None]:
     total = jax.tree.map(jnp.add, carry, value_and_grad(trained, micro))
     return sharding.constrain_parameters(total, sharding.TRAIN_RULES), None
 
   zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
-  total, _ = jax.lax.scan(add, zeros, micros)
+  total, _ = jax.lax.scan(add, zeros, _micro_batches(batch, config))
   return total
 
 
@@ -393,16 +388,19 @@ def _summed_loss(
   model: models.Decoder, batch: SupervisedBatch, config: SupervisedConfig
 ) -> Float[Array, ""]:
   """Sum of -log p over a batch, a micro-batch at a time."""
+  losses = jax.lax.map(
+    lambda micro: batch_loss(model, micro, config, 1),
+    _micro_batches(batch, config),
+  )
+  return losses.sum()
 
-  def loss(micro: SupervisedBatch) -> Float[Array, ""]:
-    micro = SupervisedBatch(
-      *(sharding.constrain(jnp.asarray(x), "batch", None) for x in micro)
-    )
-    return batch_loss(model, micro, config, 1)
 
+def _micro_batches(
+  batch: SupervisedBatch, config: SupervisedConfig
+) -> SupervisedBatch:
+  """The micro-batches of a batch, one behind the other."""
   rows = config.rows_per_microbatch or config.rows
-  micros = jax.tree.map(lambda x: x.reshape(-1, rows, x.shape[-1]), batch)
-  return jax.lax.map(loss, micros).sum()
+  return SupervisedBatch(*(x.reshape(-1, rows, x.shape[-1]) for x in batch))
 
 
 def batch_loss(
@@ -423,7 +421,9 @@ def batch_loss(
     The loss in nats, differentiable by the model.
   """
   model = model.astype(config.dtype)
-  tokens, segment_ids, where = map(jnp.asarray, batch)
+  tokens, segment_ids, where = (
+    sharding.constrain(jnp.asarray(x), "batch", None) for x in batch
+  )
   is_small = model.config.vocab_size <= _SMALL_VOCABULARY
   if config.head == "whole" or (config.head == "auto" and is_small):
     hidden = model.hidden_states(
