@@ -97,15 +97,13 @@ def estimate(
   """
   rollout, update = config.rollout, config.update
   mesh = config.mesh.shape(jax.device_count())
-  devices, slices = math.prod(mesh.values()), mesh["fsdp"] * mesh["tensor"]
+  devices = math.prod(mesh.values())
   width = jnp.dtype(rollout.dtype).itemsize
   length = rollout.max_prompt_tokens + rollout.max_response_tokens
   kv = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
   cache = {"KV cache": width * kv * rollout.num_slots * length / devices}
   if not trained:
-    policy = dataclasses.replace(config.policy, lora=None)
-    without_lora = dataclasses.replace(config, policy=policy)
-    size = count(without_lora, shape)
+    size = count(_with_lora(config, None), shape)
     weights = {"parameters": width * size.parameters / mesh["tensor"]}
     return Estimate(size.parameters, weights | cache)
   size = count(config, shape)
@@ -114,16 +112,10 @@ def estimate(
     copied = size.parameters
   tokens = update.rows_per_microbatch * update.row_length
   parts = {
-    "parameters": (4 * size.trained + width * (size.parameters - size.trained))
-    / slices,
-    "gradients and optimizer": 12 * size.trained / slices,
+    **_state(config, size),
     "rollout copy": width * copied / mesh["tensor"],
     **cache,
-    "activations": width
-    * tokens
-    * shape.num_layers
-    * kept_a_token(update.remat, shape)
-    / (mesh["data"] * mesh["fsdp"]),
+    **_activations(config, shape, rollout.dtype, tokens, update.remat),
   }
   return Estimate(size.parameters, parts)
 
@@ -135,27 +127,46 @@ def warm_start(
   settings = config.warm_start
   assert settings is not None
   training = settings.training
-  policy = dataclasses.replace(config.policy, lora=settings.lora)
-  size = count(dataclasses.replace(config, policy=policy), shape)
-  mesh = config.mesh.shape(jax.device_count())
-  slices = mesh["fsdp"] * mesh["tensor"]
-  frozen = jnp.dtype(config.rollout.dtype).itemsize
+  size = count(_with_lora(config, settings.lora), shape)
   tokens = (training.rows_per_microbatch or training.rows) * training.row_length
   return Estimate(
     size.parameters,
-    {
-      "parameters": (
-        4 * size.trained + frozen * (size.parameters - size.trained)
-      )
-      / slices,
-      "gradients and optimizer": 12 * size.trained / slices,
-      "activations": jnp.dtype(training.dtype).itemsize
-      * tokens
-      * shape.num_layers
-      * kept_a_token(training.remat, shape)
-      / (mesh["data"] * mesh["fsdp"]),
-    },
+    _state(config, size)
+    | _activations(config, shape, training.dtype, tokens, training.remat),
   )
+
+
+def _with_lora(
+  config: ExperimentConfig, lora: models.LoraConfig | None
+) -> ExperimentConfig:
+  policy = dataclasses.replace(config.policy, lora=lora)
+  return dataclasses.replace(config, policy=policy)
+
+
+def _state(config: ExperimentConfig, size: Count) -> dict[str, float]:
+  """Parameters, and what an optimizer keeps of those that are trained."""
+  mesh = config.mesh.shape(jax.device_count())
+  slices = mesh["fsdp"] * mesh["tensor"]
+  frozen = jnp.dtype(config.rollout.dtype).itemsize
+  parameters = 4 * size.trained + frozen * (size.parameters - size.trained)
+  return {
+    "parameters": parameters / slices,
+    "gradients and optimizer": 12 * size.trained / slices,
+  }
+
+
+def _activations(
+  config: ExperimentConfig,
+  shape: models.DecoderConfig,
+  dtype: str,
+  tokens: int,
+  remat: models.Remat,
+) -> dict[str, float]:
+  """What a micro-batch of so many tokens keeps for its backward pass."""
+  mesh = config.mesh.shape(jax.device_count())
+  kept = kept_a_token(remat, shape)
+  kept *= jnp.dtype(dtype).itemsize * tokens * shape.num_layers
+  return {"activations": kept / (mesh["data"] * mesh["fsdp"])}
 
 
 def room() -> float | None:
