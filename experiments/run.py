@@ -9,7 +9,8 @@ Started again with the same folder it goes on where it stopped; what is finished
 is not repeated. Fields that nothing in the folder depends on may differ then,
 such as train.num_updates. `--config.<path>=<value>` overrides any field.
 `--task=<name>` runs one task of several, so that processes can share a folder;
-`--seed=<number>` runs one seed of several.
+`--seed=<number>` runs one seed of several. On several hosts the same command
+starts on each (docs/pods.md).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import jax
 from experiments import (
   checks,
   flags,
+  hosts,
   input_errors,
   objects,
   places,
@@ -595,18 +597,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action="store_true",
     help="check everything that can be checked, write nothing",
   )
+  hosts.add_arguments(parser)
   known, overrides = flags.parse_arguments(parser, arguments)
   if known.config is None:
     parser.error(f"--config is needed: a Python file, or one of {packaged}")
-  config = _load_config(known.config, known.workdir)
-  config = flags.apply_overrides(config, overrides)
-  config = places.local_config(config)
+  if known.workdir is None and not known.dry_run:
+    parser.error("--workdir is needed for anything but --dry_run")
+
+  def load() -> ExperimentConfig:
+    config = _load_config(known.config, known.workdir)
+    return places.local_config(flags.apply_overrides(config, overrides))
+
+  place = hosts.find_place(known)
+  if place is None:
+    return _run(load(), known, arguments)
+  if known.dry_run:
+    raise flags.ConfigError(
+      "--dry_run checks on one host, got several: leave out what names them. "
+      "`python -m experiments.plan` plans a pod."
+    )
+  return hosts.run_together(
+    place,
+    known.workdir,
+    load,
+    {name: getattr(known, name) for name in ("stage", "task", "seed")},
+    lambda config: _run(config, known, arguments),
+  )
+
+
+def _run(
+  config: ExperimentConfig,
+  known: argparse.Namespace,
+  arguments: Sequence[str] | None,
+) -> int:
+  """Does what the command line asks for; returns the exit status."""
   check_devices()
   if known.dry_run:
     print(checks.dry_run(config, known.workdir, known.stage))
     return 0
-  if known.workdir is None:
-    parser.error("--workdir is needed for anything but --dry_run")
   checks.quick_checks(config, known.stage)
   tasks = _chosen_tasks(config, known.task)
   seeds = _chosen_seeds(config, known.seed)
@@ -752,4 +780,4 @@ def _tensorboard_line(folder: pathlib.Path) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  hosts.leave(main())
