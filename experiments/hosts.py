@@ -26,7 +26,11 @@ import jax
 
 from experiments import flags, provenance
 from experiments.config import ExperimentConfig
-from experiments.devices import check_devices, device_mesh
+from experiments.devices import (
+  check_devices,
+  device_mesh,
+  use_compilation_cache,
+)
 from experiments.stop_signal import Stopped
 from rapo_jax import files, hosts
 from rapo_jax.errors import InputError
@@ -117,10 +121,8 @@ def _detected() -> hosts.Place | None:
   # Not public. The public way aborts the process where a host is missing.
   from jax._src.clusters import ClusterEnv
 
-  address, count, index, _ = (
-    ClusterEnv.auto_detect_unset_distributed_params(
-      None, None, None, None, None, int(hosts.JOIN_S)
-    )
+  address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
+    None, None, None, None, None, int(hosts.JOIN_S)
   )
   if address is None or count is None or index is None:
     raise InputError(
@@ -293,6 +295,7 @@ class Team:
   def follow(self, shared: Sequence[Any]) -> int:
     """Does what the leader says until it ends; returns its exit status."""
     follower = hosts.Follower(shared)
+    use_compilation_cache()
     self._forward_signals()
     while True:
       _, message = self.link.messages.get()
@@ -335,7 +338,7 @@ class Team:
       return
     waiting = set(range(1, self.link.place.count))
     until = time.monotonic() + _ANSWER_S
-    differing = []
+    differing: list[str] = []
     while waiting:
       try:
         left = max(0.0, until - time.monotonic())

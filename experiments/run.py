@@ -27,8 +27,6 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jax
-
 from experiments import (
   checks,
   flags,
@@ -40,7 +38,11 @@ from experiments import (
 )
 from experiments.config import ExperimentConfig
 from experiments.dependencies import DONE_FILE, conflicts
-from experiments.devices import check_devices
+from experiments.devices import (
+  check_devices,
+  forget_programs,
+  use_compilation_cache,
+)
 from experiments.health import HealthStop
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
@@ -70,7 +72,6 @@ from experiments.workdir import (
   write_json,
 )
 from rapo_jax import files
-from rapo_jax.compilation import forget_programs
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError, accessing
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
@@ -81,7 +82,6 @@ STAGES = ("agents", "buffer", "warm_start", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3
 """Exit status of a run that ended because it could not learn."""
 TASK_LOCK = ".lock-"
-COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
 class Experiment:
@@ -222,7 +222,7 @@ class Experiment:
           self._stop,
           self._progress.note,
         )
-        forget_programs()
+        forget_programs(self._config)
 
   def _train(self) -> None:
     runs = self._runs
@@ -250,7 +250,7 @@ class Experiment:
               self._stop,
               self._progress.note,
             )
-            forget_programs()
+            forget_programs(self._config)
             # It came during the last update.
             if self._stop.requested:
               raise self._stop.stop(f"stopped after {run.task} {run.name}")
@@ -694,14 +694,6 @@ def _chosen_seeds(
       "or choose another."
     )
   return [seed]
-
-
-def use_compilation_cache() -> None:
-  """Keeps compiled programs from one start to the next."""
-  jax.config.update(
-    "jax_compilation_cache_dir", str(COMPILATION_CACHE.absolute())
-  )
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def record_start(

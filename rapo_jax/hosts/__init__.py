@@ -3,6 +3,7 @@
 from rapo_jax.hosts.led import (
   Follower,
   Leader,
+  check_led,
   held,
   is_shared,
   leading,
@@ -19,6 +20,7 @@ __all__ = [
   "Link",
   "Lost",
   "Place",
+  "check_led",
   "decode",
   "encode",
   "held",

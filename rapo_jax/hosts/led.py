@@ -235,3 +235,25 @@ class Follower:
 def is_shared(mesh: jax.sharding.Mesh | None) -> bool:
   """Whether a mesh has devices of several processes."""
   return mesh is not None and mesh.is_multi_process
+
+
+def check_led(mesh: jax.sharding.Mesh) -> None:
+  """Refuses a mesh of several processes in one that does not lead.
+
+  Raises:
+    InputError: it does not, or the mesh has no device of some process.
+  """
+  if not is_shared(mesh):
+    return
+  taking_part = {device.process_index for device in mesh.devices.flat}
+  if len(taking_part) < jax.process_count():
+    raise InputError(
+      "a mesh over several processes must have devices of all "
+      f"{jax.process_count()}, this one has those of {len(taking_part)}: make "
+      "it of all devices."
+    )
+  if not _leaders or _leaders[-1].number(mesh) is None:
+    raise InputError(
+      "of several processes one leads and has told the others of its mesh, got "
+      f"a mesh of {len(taking_part)} processes: see rapo_jax.hosts.leading."
+    )

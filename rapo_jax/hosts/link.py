@@ -9,6 +9,7 @@ others are told its name, and end.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -21,7 +22,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from rapo_jax.errors import InputError
 
@@ -38,7 +39,8 @@ _NONCE = re.compile(r"[0-9a-f]{32}")
 _TOKEN_PREFIX = ".hosts-"
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
   """Where a host stands among those of one run.
 
   Attributes:
@@ -52,7 +54,8 @@ class Place(NamedTuple):
   index: int
 
 
-class Lost(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Lost:
   """A host that is gone, and how that was noticed."""
 
   index: int
@@ -266,11 +269,14 @@ def _welcome(
     return 0
   try:
     stream.settimeout(max(1.0, min(left_s, _SEE_S + 5)))
-    _send_json(stream, {
+    _send_json(
+      stream,
+      {
         "nonce": nonce,
         "count": link.place.count,
         "name": socket.gethostname(),
-      })
+      },
+    )
     hello = _receive_json(stream)
     index, name = int(hello["index"]), str(hello["name"])[:100]
     answer = str(hello["answer"])
@@ -290,8 +296,8 @@ def _welcome(
 
 def _unshared(name: str) -> str:
   return (
-    f"--workdir must lie on a file system that all hosts share, and {name} does "
-    "not see what host 0 writes there: put it on one."
+    f"--workdir must lie on a file system that all hosts share, and {name} "
+    "does not see what host 0 writes there: put it on one."
   )
 
 
@@ -332,9 +338,7 @@ def _check_count(place: Place, greeting: Mapping[str, Any]) -> None:
     )
 
 
-def _seen_secret(
-  folder: pathlib.Path, nonce: str, until: float
-) -> str | None:
+def _seen_secret(folder: pathlib.Path, nonce: str, until: float) -> str | None:
   """What the leader wrote; None if it is not to be seen in time."""
   if not _NONCE.fullmatch(nonce):
     return None

@@ -54,7 +54,9 @@ def encode(value: Any, refer: Refer = lambda _: None) -> bytes:
   """
   arrays: list[np.ndarray] = []
   text = json.dumps(_packed(value, arrays, refer)).encode()
-  return b"".join([_HEADER.pack(len(text)), text, *(a.tobytes() for a in arrays)])
+  return b"".join(
+    [_HEADER.pack(len(text)), text, *(a.tobytes() for a in arrays)]
+  )
 
 
 def decode(content: bytes, resolve: Resolve = lambda _: None) -> Any:

@@ -14,13 +14,13 @@ from unittest import mock
 
 import jax
 import numpy as np
+from rapo_jax.rollout.processes import LeaderFailed
 
 from rapo_jax import retrieval
 from rapo_jax.algorithms.forks import EntropyForks
 from rapo_jax.models import sharding
 from rapo_jax.rollout import RolloutEngine
 from rapo_jax.rollout.observation import ObservationEncoder
-from rapo_jax.rollout.processes import LeaderFailed
 from tests.rollout import tag_world
 from tests.training import mesh_program
 
