@@ -318,6 +318,8 @@ class Team:
     word on that one.
     """
     text = _described(error)
+    if not self.link.is_connected:
+      return
     if self.link.leads:
       if not _is_ours(error):
         # A host that dies breaks what is computed together.

@@ -168,6 +168,11 @@ class Link:
     """Whether this host leads."""
     return self.place.index == 0
 
+  @property
+  def is_connected(self) -> bool:
+    """Whether there is a host at the other end."""
+    return bool(self._connections)
+
   def name(self, index: int) -> str:
     """What a message calls a host."""
     if index == self.place.index:
@@ -199,7 +204,7 @@ class Link:
 
 
 def join(
-  link: Link, folder: pathlib.Path, *, timeout_s: float = JOIN_S
+  link: Link, folder: pathlib.Path, *, timeout_s: float | None = None
 ) -> None:
   """Connects the hosts of a run; returns once all are there.
 
@@ -209,12 +214,12 @@ def join(
   Args:
     link: of this host; gets the connections.
     folder: the work folder; the leader's has to exist.
-    timeout_s: how long to wait for the others.
+    timeout_s: how long to wait for the others; None for `JOIN_S`.
 
   Raises:
     InputError: a host is not there in time, or does not see the folder.
   """
-  until = time.monotonic() + timeout_s
+  until = time.monotonic() + (JOIN_S if timeout_s is None else timeout_s)
   if link.leads:
     _gather(link, folder, until)
   else:
