@@ -56,8 +56,8 @@ def get_config() -> ExperimentConfig:
 
 
 def whole_config() -> ExperimentConfig:
-  """All stages, and five updates of RAPO on adapters."""
-  config = get_config()
+  """All stages: agents that close their tags, and five updates of RAPO."""
+  config = small_config()
   return dataclasses.replace(
     config,
     policy=dataclasses.replace(
@@ -65,12 +65,18 @@ def whole_config() -> ExperimentConfig:
     ),
     warm_start=WarmStartConfig(
       training=SupervisedConfig(
-        num_steps=4, learning_rate=1e-3, rows=4, row_length=128
+        num_steps=4, learning_rate=1e-3, rows=4, row_length=256
       ),
+      source="buffer",
       held_out=0,
       checkpoint_every=2,
     ),
     train=dataclasses.replace(
-      config.train, methods=("rapo",), num_updates=5, eval_every=5
+      config.train,
+      methods=("rapo",),
+      num_updates=5,
+      eval_every=5,
+      checkpoint_every=1,
     ),
+    evaluation=dataclasses.replace(config.evaluation, num_samples=1),
   )
