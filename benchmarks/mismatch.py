@@ -16,6 +16,7 @@ is for the mean in float32. On an accelerator: --dtype bfloat16.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -31,7 +32,7 @@ from benchmarks import real_model
 from benchmarks.rollout_setup import about_this_machine
 from experiments.tokenizer_files import load_tokenizer
 from rapo_jax import data, models
-from rapo_jax.algorithms import ALGORITHMS
+from rapo_jax.algorithms import ALGORITHMS, CLIPPED_LOSS
 from rapo_jax.rollout import RolloutConfig, RolloutEngine
 from rapo_jax.tools import PythonTool
 from rapo_jax.training import (
@@ -49,6 +50,10 @@ BEGUN = "".join(
 )
 """Behind each prompt: a policy that was not trained to call does it again."""
 _TARGET = 1e-4
+# Tokens are compared where nothing is learned from them, too.
+_ALGORITHM = dataclasses.replace(
+  ALGORITHMS["grpo"], loss=dataclasses.replace(CLIPPED_LOSS, vanishes=False)
+)
 _FIGURES = (
   "mismatch/abs_log_prob_mean",
   "mismatch/abs_log_prob_max",
@@ -113,7 +118,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, float]]:
         remat=arguments.remat,
       ),
       seed=0,
-      algorithm=ALGORITHMS["grpo"],
+      algorithm=_ALGORITHM,
     )
     state = init_train_state(model, optimizer)
     asked = _asked(arguments, tokenizer)

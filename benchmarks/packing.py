@@ -8,7 +8,9 @@ tokens. The paper gives budgets (prompts of up to 1,536 and responses of up to
 evenly over the whole budget, log-normal around 900 tokens, or log-normal with a
 tenth cut at the limit. Prints one JSON line with the share of positions that
 hold no token. It is the median over batches, whole micro-batches counted. The
-same is given for one trajectory a row.
+same is given for one trajectory a row. `computed` is how many positions are
+computed where rows hold the prompt of their trajectories once, padding among
+them, over those of rows that repeat it.
 """
 
 from __future__ import annotations
@@ -19,22 +21,24 @@ import statistics
 
 import numpy as np
 
-from rapo_jax.training.packing import assign_rows
+from rapo_jax.training.packing import Prefix, assign_rows
 
 PROMPT, RESPONSE, ROW = 1536, 4096, 5632
 SEQUENCES = 16 * 16
 TARGET = 0.08
 
 
-def lengths(rng: np.random.Generator, spread: str) -> np.ndarray:
-  """Tokens of each trajectory of a minibatch; a group shares its prompt."""
+def lengths(
+  rng: np.random.Generator, spread: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens of each prompt and response; a group shares its prompt."""
   prompts = np.repeat(rng.integers(150, 500, 16), 16)
   if spread == "even":
     responses = rng.integers(64, RESPONSE + 1, SEQUENCES)
   else:
     middle = {"log-normal": 900, "long": 1800}[spread]
     responses = np.exp(rng.normal(np.log(middle), 0.65, SEQUENCES))
-  return prompts + np.clip(responses, 64, RESPONSE).astype(int)
+  return prompts, np.clip(responses, 64, RESPONSE).astype(int)
 
 
 def padding(tokens: int, rows: int, rows_per_microbatch: int) -> float:
@@ -51,17 +55,22 @@ def main() -> None:
   rng = np.random.default_rng(0)
   report: dict[str, dict[str, float]] = {}
   for spread in ("even", "log-normal", "long"):
-    packed, apart = [], []
+    packed, apart, computed = [], [], []
     for _ in range(known.batches):
-      drawn = lengths(rng, spread)
+      prompts, responses = lengths(rng, spread)
+      drawn = prompts + responses
+      prefixes = [Prefix(i // 16, n - 1) for i, n in enumerate(prompts)]
       rows = len(assign_rows(drawn.tolist(), ROW))
+      sharing = len(assign_rows(drawn.tolist(), ROW, prefixes))
       tokens = int(drawn.sum())
       packed.append(padding(tokens, rows, known.rows_per_microbatch))
+      computed.append(sharing / rows)
       apart.append(padding(tokens, SEQUENCES, known.rows_per_microbatch))
     report[spread] = {
       "packed": round(statistics.median(packed), 4),
       "packed_worst": round(max(packed), 4),
       "one_a_row": round(statistics.median(apart), 4),
+      "computed": round(statistics.median(computed), 4),
     }
   print(
     json.dumps(

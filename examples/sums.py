@@ -43,7 +43,7 @@ def cispo_loss(log_probs, columns, settings):
   return -jax.lax.stop_gradient(weight) * columns["advantages"] * log_probs
 
 
-LOSS = TokenLoss(cispo_loss)
+LOSS = TokenLoss(cispo_loss, vanishes=True)
 OURS = Algorithm("ours", "Ours", "", outcome_advantages, LOSS, colour="#117733")
 
 

@@ -19,7 +19,7 @@ from rapo_jax.training import (
   init_train_state,
 )
 
-_TRAJECTORIES_PER_ROW = 2
+_TRAJECTORIES_PER_ROW = 4
 _HOUR_S = 3600.0
 """No trajectory may end by the clock, not even while programs compile."""
 
@@ -61,7 +61,7 @@ class OurWorker:
       end_ids=(),
     )
     # A micro-batch holds as many trajectories as a peer's, side by side in
-    # rows.
+    # rows, behind the prompt that they share. Each has the prompt's last token.
     per_row = min(_TRAJECTORIES_PER_ROW, sizes["microbatch"])
     self._trainer = Trainer(
       engine,
@@ -75,7 +75,7 @@ class OurWorker:
       update=UpdateConfig(
         queries_per_update=sizes["questions"],
         queries_per_minibatch=sizes["questions"],
-        row_length=per_row * (prompt + new),
+        row_length=prompt + per_row * (new + 1),
         rows_per_microbatch=sizes["microbatch"] // per_row,
         remat=sizes["remat"],
       ),
@@ -134,7 +134,8 @@ if __name__ == "__main__":
     {"jax": jax.__version__},
     (
       "training.Trainer, algorithm grpo, as experiments.run uses it",
-      f"{_TRAJECTORIES_PER_ROW} trajectories a packed row at most",
+      f"{_TRAJECTORIES_PER_ROW} trajectories in a full row, which holds their "
+      "prompt once",
       "stop automaton of the answer's tag, log-probs and entropies kept",
     ),
   )

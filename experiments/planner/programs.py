@@ -203,8 +203,27 @@ class Programs:
       * update.row_length
       / sharding.row_parts(self._mesh)
     )
-    policy = self._workload.policy_tokens / self.sequence_tokens
-    return math.ceil(policy * tokens / update.head_chunk)
+    trajectories = tokens / update.row_length * self._row_trajectories
+    policy = self._workload.policy_tokens * trajectories
+    return math.ceil(policy / update.head_chunk)
+
+  @property
+  def _row_trajectories(self) -> float:
+    """Trajectories in a full row, which holds their prompt once."""
+    length = self._config.update.row_length
+    if not self._share_prompts:
+      return length / self.sequence_tokens
+    response = self._workload.response_tokens
+    prompt = self.sequence_tokens - response
+    group = self._config.rollout.num_generations
+    # A row that holds several groups has a prompt for each.
+    groups = max(length / (prompt + group * response), 1.0)
+    return (length - groups * prompt) / response
+
+  @property
+  def _share_prompts(self) -> bool:
+    with sharding.use_mesh(self._mesh):
+      return models.reads_prefixes(self.train_model.config.attention)
 
   @property
   def decode_calls(self) -> int:
@@ -347,6 +366,7 @@ class Programs:
 
   def _batch(self, microbatches: int, columns: Sequence[str]) -> PackedBatch:
     update = self._config.update
+    share_prompts = self._share_prompts
     return self._placed_batch(
       jax.eval_shape(
         lambda: empty_batch(
@@ -354,6 +374,7 @@ class Programs:
           row_length=update.row_length,
           rows_per_microbatch=update.rows_per_microbatch,
           columns=columns,
+          share_prompts=share_prompts,
         )
       )
     )
@@ -472,7 +493,8 @@ class Programs:
     rows = {
       name: self._array(x.shape[1:], x.dtype, ROWS)
       for name, x in batch._asdict().items()
-      if name in ("tokens", "where", "segment_ids")
+      if name in ("tokens", "where", "segment_ids", "prefix_ids")
+      and x is not None
     }
     function = jax.jit(
       lambda model, rows: models.token_log_probs(
@@ -562,8 +584,7 @@ class Programs:
   def _update_trips(self) -> tuple[int, int]:
     """Micro-batches of a minibatch, and chunks of the head in each."""
     update = self._config.update
-    tokens = self.minibatch_trajectories * self.sequence_tokens
-    rows = tokens / update.row_length
+    rows = self.minibatch_trajectories / self._row_trajectories
     return math.ceil(rows / update.rows_per_microbatch), self.head_chunks
 
   @property

@@ -51,7 +51,7 @@ class BalancedAdvantages:
     )
 
 
-LOSS = TokenLoss(GradientPreserving(low_scale=None))
+LOSS = TokenLoss(GradientPreserving(low_scale=None), vanishes=True)
 _AEPO = Algorithm(
   name="aepo",
   label="AEPO",

@@ -120,7 +120,7 @@ class TokenLoss:
   def reinforce(log_probs, columns, settings):
     return -columns["advantages"] * log_probs
 
-  loss = TokenLoss(reinforce)
+  loss = TokenLoss(reinforce, vanishes=True)
   ```
 
   Attributes:
@@ -129,6 +129,8 @@ class TokenLoss:
     columns: that it reads, of `COLUMNS`.
     segment: whose mean log-ratio the column `segment_log_ratio` gives. The
       update makes it with one more forward pass, without gradient.
+    vanishes: whether the loss and its gradient are 0 where the advantage is 0.
+      The update then does not compute trajectories without an advantage.
 
   Raises:
     InputError: the function cannot be called, or a column is not known.
@@ -137,6 +139,7 @@ class TokenLoss:
   function: LossFunction
   columns: tuple[str, ...] = ("old_log_probs", "advantages")
   segment: Literal["trajectory", "step"] | None = None
+  vanishes: bool = False
 
   def __post_init__(self) -> None:
     if not callable(self.function):
@@ -425,5 +428,7 @@ def clipped_loss(
 
 
 CLIPPED_LOSS = TokenLoss(
-  clipped_loss, ("old_log_probs", "advantages", "retrieved_fraction")
+  clipped_loss,
+  ("old_log_probs", "advantages", "retrieved_fraction"),
+  vanishes=True,
 )

@@ -36,7 +36,7 @@ ALGORITHM = Algorithm(
   label="CISPO",
   description="Clipped importance-sampling weights (arXiv 2506.13585).",
   advantages=outcome_advantages,
-  loss=TokenLoss(token_loss),
+  loss=TokenLoss(token_loss, vanishes=True),
   changes={
     "retrieval_coef": 0.0,
     "shaping_coef": 0.0,

@@ -55,7 +55,7 @@ ALGORITHM = Algorithm(
   label="GPPO",
   description="Gradient-preserving clipping (arXiv 2508.07629).",
   advantages=outcome_advantages,
-  loss=TokenLoss(GradientPreserving()),
+  loss=TokenLoss(GradientPreserving(), vanishes=True),
   changes={**PLAIN_PPO, "clip_epsilon_high": 0.28, "dual_clip": 10.0},
   colour="#9b2fae",
   dark_colour="#dd8fea",

@@ -32,7 +32,10 @@ ALGORITHM = Algorithm(
   description="Group sequence policy optimization (arXiv 2507.18071).",
   advantages=outcome_advantages,
   loss=TokenLoss(
-    token_loss, ("advantages", "segment_log_ratio"), segment="trajectory"
+    token_loss,
+    ("advantages", "segment_log_ratio"),
+    segment="trajectory",
+    vanishes=True,
   ),
   changes={
     "retrieval_coef": 0.0,

@@ -87,7 +87,7 @@ _LUFFY = Algorithm(
   description="A trajectory of another agent in each group (arXiv 2504.14945).",
   plan=Plan(teacher=1),
   advantages=outcome_advantages,
-  loss=TokenLoss(MixedLoss(), _COLUMNS),
+  loss=TokenLoss(MixedLoss(), _COLUMNS, vanishes=True),
   changes=PLAIN_PPO,
   colour="#1f5fbf",
   dark_colour="#86b3f7",
@@ -99,7 +99,7 @@ ALGORITHMS = (
     name="luffy_published",
     label="LUFFY, as published",
     description="LUFFY as its authors' script trains, without a clip.",
-    loss=TokenLoss(MixedLoss(clip=False), _COLUMNS),
+    loss=TokenLoss(MixedLoss(clip=False), _COLUMNS, vanishes=True),
     changes={
       **_LUFFY.changes,
       "aggregation": "constant",

@@ -45,7 +45,7 @@ ALGORITHM = Algorithm(
   description="Supervised learning of another agent's trajectories.",
   plan=Plan(teacher="all"),
   advantages=advantages,
-  loss=TokenLoss(token_loss, ("advantages",)),
+  loss=TokenLoss(token_loss, ("advantages",), vanishes=True),
   changes={
     "retrieval_coef": 0.0,
     "shaping_coef": 0.0,

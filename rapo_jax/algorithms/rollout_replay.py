@@ -46,7 +46,9 @@ ALGORITHM = Algorithm(
   plan=Plan(replay=Replay(share=0.5, capacity=512)),
   advantages=outcome_advantages,
   loss=TokenLoss(
-    token_loss, ("old_log_probs", "proximal_log_probs", "advantages")
+    token_loss,
+    ("old_log_probs", "proximal_log_probs", "advantages"),
+    vanishes=True,
   ),
   changes=PLAIN_PPO,
   colour="#4d4d4d",

@@ -1,7 +1,7 @@
 """The policy: a decoder, its sampling cache, and Hugging Face exchange."""
 
 from rapo_jax.models.adapter_files import load_adapters, save_adapters
-from rapo_jax.models.attention import KV_BLOCK
+from rapo_jax.models.attention import KV_BLOCK, reads_prefixes
 from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat, nested_group
 from rapo_jax.models.export import gather, save_pretrained
@@ -42,6 +42,7 @@ __all__ = [
   "load_adapters",
   "merge_adapters",
   "nested_group",
+  "reads_prefixes",
   "save_adapters",
   "save_pretrained",
   "token_log_probs",

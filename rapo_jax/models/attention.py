@@ -68,32 +68,50 @@ def rotate(
 
 
 def segment_mask(
-  segment_ids: Int[Array, "B S"] | None, length: int, start: int = 0
+  segment_ids: Int[Array, "B S"] | None,
+  length: int,
+  start: int = 0,
+  *,
+  prefix_ids: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "#B 1 Q S"]:
-  """Returns which keys (last axis) each query may read: earlier, same segment.
+  """Returns which keys (last axis) each query may read.
 
-  Padding (segment 0) reads earlier padding, so that its rows stay finite.
+  They are earlier ones of its own segment and of its prefix. Padding (segment
+  0) reads earlier padding, so that its rows stay finite.
 
   Args:
     segment_ids: of the keys; None if all are of one segment.
     length: number of keys.
     start: position of the first query; the last one is at the last key.
+    prefix_ids: as for `Decoder.hidden_states`.
   """
   positions = jnp.arange(length)
   causal = (positions[start:, None] >= positions)[None, None]
   if segment_ids is None:
     return causal
-  same = segment_ids[:, None, start:, None] == segment_ids[:, None, None, :]
-  return causal & same
+  keys = segment_ids[:, None, None, :]
+  readable = segment_ids[:, None, start:, None] == keys
+  if prefix_ids is not None:
+    readable |= prefix_ids[:, None, start:, None] == keys
+  return causal & readable
 
 
 def segment_positions(
   segment_ids: Int[Array, "B T"],
+  prefix_ids: Int[Array, "B T"] | None = None,
 ) -> Int[Array, "B T"]:
-  """Returns positions that restart at 0 with every segment."""
-  index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
+  """Returns positions that restart with every segment, behind its prefix."""
+  length = segment_ids.shape[1]
+  index = jnp.broadcast_to(jnp.arange(length), segment_ids.shape)
   starts = jnp.where(segment_starts(segment_ids), index, 0)
-  return index - jax.lax.cummax(starts, axis=1)
+  positions = index - jax.lax.cummax(starts, axis=1)
+  if prefix_ids is None:
+    return positions
+  sizes = jax.vmap(lambda ids: jnp.bincount(ids, length=length + 1))(
+    segment_ids
+  )
+  before = jnp.take_along_axis(sizes, prefix_ids, axis=1)
+  return positions + jnp.where(prefix_ids > 0, before, 0)
 
 
 def segment_starts(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
@@ -246,9 +264,10 @@ def attend(
   values: Float[Array, "B T kv D"],
   *,
   segment_ids: Int[Array, "B T"] | None,
+  prefix_ids: Int[Array, "B T"] | None = None,
   implementation: AttentionImplementation = "auto",
 ) -> Float[Array, "B T H D"]:
-  """Causal attention of whole sequences, within segments.
+  """Causal attention of whole sequences, within segments and to prefixes.
 
   - "xla" runs everywhere. Long rows go block by block: at most `QUERY_BLOCK`
     queries read the keys up to the last of them. Their scores are computed
@@ -267,6 +286,7 @@ def attend(
     keys: rotated keys.
     values: values.
     segment_ids: as for `Decoder.hidden_states`.
+    prefix_ids: as for `Decoder.hidden_states`. "splash" cannot take them.
     implementation: which of them.
 
   Returns:
@@ -275,26 +295,37 @@ def attend(
   Raises:
     InputError: the named kernel cannot take these arrays.
   """
-  kernel = _choose(implementation, queries)
+  kernel = _choose(implementation, queries, prefix_ids is not None)
   if kernel == "splash":
     # Imported where it is used: it brings Pallas and its TPU back end.
     from rapo_jax.models import splash
 
     return splash.attend(queries, keys, values, segment_ids)
   if kernel == "xla":
-    return _attend_xla(queries, keys, values, segment_ids)
-  outputs = _attend_cudnn(queries, keys, values, segment_ids)
+    return _attend_xla(queries, keys, values, segment_ids, prefix_ids)
+  outputs = _attend_cudnn(queries, keys, values, segment_ids, prefix_ids)
   return checkpoint_name(outputs, ATTENTION_OUTPUT)
 
 
+def reads_prefixes(implementation: AttentionImplementation) -> bool:
+  """Returns whether `attend` takes prefixes and keeps a kernel of its platform.
+
+  Pallas' splash kernel knows segments alone.
+  """
+  kernel = (
+    _KERNELS.get(platform()) if implementation == "auto" else implementation
+  )
+  return kernel != "splash"
+
+
 def _choose(
-  implementation: AttentionImplementation, queries: Array
+  implementation: AttentionImplementation, queries: Array, prefixed: bool
 ) -> AttentionKernel:
   """Resolves "auto", and checks a kernel that was named."""
   if implementation == "auto":
     kernel = _KERNELS.get(platform(), "xla")
-    return "xla" if _refusal(kernel, queries) else kernel
-  if rule := _refusal(implementation, queries):
+    return "xla" if _refusal(kernel, queries, prefixed) else kernel
+  if rule := _refusal(implementation, queries, prefixed):
     raise InputError(
       f"attention={implementation!r} needs {rule}, got {queries.dtype} heads "
       f"of {queries.shape[3]} in rows of {queries.shape[1]}; change that, or "
@@ -309,9 +340,11 @@ def platform() -> str:
   return device.platform if device else jax.default_backend()
 
 
-def _refusal(implementation: str, queries: Array) -> str | None:
+def _refusal(implementation: str, queries: Array, prefixed: bool) -> str | None:
   """What the kernel needs of the arrays and they lack."""
   length, head_dim = queries.shape[1], queries.shape[3]
+  if implementation == "splash" and prefixed:
+    return "segments without shared prefixes"
   if implementation == "splash" and (length % 128 or head_dim % 64):
     return "a row length that 128 divides and a head_dim that 64 divides"
   if implementation == "cudnn" and (
@@ -327,16 +360,19 @@ def _refusal(implementation: str, queries: Array) -> str | None:
   return None
 
 
-def _attend_xla(queries, keys, values, segment_ids):
+def _attend_xla(queries, keys, values, segment_ids, prefix_ids):
   """Dense scores, of one block of queries at a time."""
   length = queries.shape[1]
   size = min(QUERY_BLOCK, max(_MIN_QUERY_BLOCK, -(-length // 4)))
   outputs = []
   for start in range(0, length, size):
     stop = min(start + size, length)
-    ids = None if segment_ids is None else segment_ids[:, :stop]
+    ids, prefixes = (
+      None if x is None else x[:, :stop] for x in (segment_ids, prefix_ids)
+    )
     block = (queries[:, start:stop], keys[:, :stop], values[:, :stop])
-    outputs.append(_attend_dense(*block, segment_mask(ids, stop, start)))
+    mask = segment_mask(ids, stop, start, prefix_ids=prefixes)
+    outputs.append(_attend_dense(*block, mask))
   return jnp.concatenate(outputs, axis=1)
 
 
@@ -435,13 +471,13 @@ def _product(
   return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _attend_cudnn(queries, keys, values, segment_ids):
+def _attend_cudnn(queries, keys, values, segment_ids, prefix_ids):
   if segment_ids is None:
     return jax.nn.dot_product_attention(
       queries, keys, values, is_causal=True, implementation="cudnn"
     )
   # Causal by the mask, too: said twice, the kernel leaves out what is hidden.
-  mask = segment_mask(segment_ids, queries.shape[1])
+  mask = segment_mask(segment_ids, queries.shape[1], prefix_ids=prefix_ids)
   return jax.nn.dot_product_attention(
     queries, keys, values, mask=mask, is_causal=True, implementation="cudnn"
   )

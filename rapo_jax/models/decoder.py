@@ -244,6 +244,7 @@ class DecoderLayer(nnx.Module):
     x: Float[Array, "B T D"],
     angles,
     segment_ids: Int[Array, "B T"] | None,
+    prefix_ids: Int[Array, "B T"] | None,
   ):
     """Runs whole sequences."""
     q, k, v = self.attention.project(self.attention_norm(x), angles)
@@ -252,6 +253,7 @@ class DecoderLayer(nnx.Module):
       k,
       v,
       segment_ids=segment_ids,
+      prefix_ids=prefix_ids,
       implementation=self.attention.config.attention,
     )
     x = x + self.attention.merge(heads)
@@ -349,6 +351,7 @@ class Decoder(nnx.Module):
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    prefix_ids: Int[Array, "B T"] | None = None,
     remat: Remat = "none",
   ) -> Float[Array, "B T D"]:
     """Runs whole sequences and returns the residual stream, normalised.
@@ -359,6 +362,9 @@ class Decoder(nnx.Module):
       segment_ids: which of the sequences packed into a row a token belongs
         to, 0 for padding. A token reads earlier tokens of its own segment
         only. None: each row is one sequence.
+      prefix_ids: an earlier segment of the row that the token reads, too, as
+        if it stood before its own; 0 for none. Sequences with the same
+        beginning share it so. None: no token has one.
       remat: what each layer keeps for the backward pass, which computes the
         rest again.
 
@@ -370,7 +376,7 @@ class Decoder(nnx.Module):
       positions = (
         jnp.arange(tokens.shape[1])[None]
         if segment_ids is None
-        else attention.segment_positions(segment_ids)
+        else attention.segment_positions(segment_ids, prefix_ids)
       )
     angles = self._angles(positions)
 
@@ -378,7 +384,7 @@ class Decoder(nnx.Module):
       # Left to itself the compiler gives the rows up for slices of the width,
       # and every device computes all rows.
       x = sharding.constrain(x, "batch", None, None)
-      return layer(x, angles, segment_ids), None
+      return layer(x, angles, segment_ids, prefix_ids), None
 
     layers = self.layers
     if remat != "none":

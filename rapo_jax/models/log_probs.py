@@ -30,6 +30,7 @@ def token_log_probs(
   temperature: float = 1.0,
   positions: Int[Array, "B T"] | None = None,
   segment_ids: Int[Array, "B T"] | None = None,
+  prefix_ids: Int[Array, "B T"] | None = None,
   remat: Remat = "none",
   head_chunk: int | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
@@ -54,6 +55,7 @@ def token_log_probs(
     temperature: of the distribution, above 0; the sampler's.
     positions: as for `Decoder.hidden_states`.
     segment_ids: as for `Decoder.hidden_states`.
+    prefix_ids: as for `Decoder.hidden_states`.
     remat: as for `Decoder.hidden_states`.
     head_chunk: tokens of a batch shard whose logits are alive at the same
       time; `HEAD_CHUNK` if None.
@@ -63,7 +65,11 @@ def token_log_probs(
     both differentiable; exactly 0 where a token is not scored.
   """
   hidden = model.hidden_states(
-    tokens, positions=positions, segment_ids=segment_ids, remat=remat
+    tokens,
+    positions=positions,
+    segment_ids=segment_ids,
+    prefix_ids=prefix_ids,
+    remat=remat,
   )
   order = _order(tokens, where, segment_ids, head_chunk)
   values = _score(
@@ -88,6 +94,7 @@ def token_loss_sum(
   temperature: float = 1.0,
   positions: Int[Array, "B T"] | None = None,
   segment_ids: Int[Array, "B T"] | None = None,
+  prefix_ids: Int[Array, "B T"] | None = None,
   remat: Remat = "none",
   head_chunk: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
@@ -108,6 +115,7 @@ def token_loss_sum(
     temperature: as for `token_log_probs`.
     positions: as for `Decoder.hidden_states`.
     segment_ids: as for `Decoder.hidden_states`.
+    prefix_ids: as for `Decoder.hidden_states`.
     remat: as for `Decoder.hidden_states`.
     head_chunk: as for `token_log_probs`.
 
@@ -115,7 +123,11 @@ def token_loss_sum(
     The sum, differentiable, and the log-probabilities, as constants.
   """
   hidden = model.hidden_states(
-    tokens, positions=positions, segment_ids=segment_ids, remat=remat
+    tokens,
+    positions=positions,
+    segment_ids=segment_ids,
+    prefix_ids=prefix_ids,
+    remat=remat,
   )
   order = _order(tokens, where, segment_ids, head_chunk)
   total, log_probs = _loss_sum(

@@ -1,14 +1,16 @@
 """Trajectories packed into rows of fixed length.
 
 Rows hold several trajectories side by side, each with its own segment id. So
-little of a batch is padding. The number of rows varies from batch to batch
-while the shape of the arrays does not. They have room for the worst case, and
-say how many micro-batches are in use.
+little of a batch is padding. Trajectories with the same prompt share it: it
+stands once in a row, as a segment that they all read. The number of rows varies
+from batch to batch while the shape of the arrays does not. They have room for
+the worst case, and say how many micro-batches are in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,12 +35,15 @@ class PackedBatch(NamedTuple):
 
   Attributes:
     tokens: token ids, 0 where nothing is.
-    segment_ids: 1, 2, … for the trajectories of a row; 0 for padding.
+    segment_ids: 1, 2, … for the trajectories of a row and for the prompts
+      that they share; 0 for padding.
     where: policy tokens with a weight, the only ones in the loss.
     weights: with which the token's loss enters the sum.
     columns: what the loss reads of a token, by name, see
       `algorithms.COLUMNS`; at least `BASE_COLUMNS`.
     num_microbatches: how many of the `M` hold any tokens.
+    prefix_ids: segment of the row that holds the beginning of the token's
+      trajectory; 0 for a whole trajectory. None if prompts are not shared.
   """
 
   tokens: Int[Array, "M R T"]
@@ -47,6 +52,7 @@ class PackedBatch(NamedTuple):
   weights: Float[Array, "M R T"]
   columns: dict[str, Float[Array, "M R T"]]
   num_microbatches: Int[Array, ""]
+  prefix_ids: Int[Array, "M R T"] | None = None
 
   @property
   def padding_fraction(self) -> float:
@@ -70,30 +76,81 @@ def packed_columns(algorithm: Algorithm) -> tuple[str, ...]:
   return (*BASE_COLUMNS, *(n for n in _HELD_COLUMNS if n in needed))
 
 
-def assign_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+class Prefix(NamedTuple):
+  """A beginning that several trajectories share.
+
+  Attributes:
+    key: the same for those that share it.
+    length: tokens of it; 0 for nothing.
+  """
+
+  key: Hashable
+  length: int
+
+
+def shared_prefix(trajectory: Trajectory) -> Prefix:
+  """What comes before the last token that the policy read at its start.
+
+  That token itself is not in it: what follows it differs between trajectories,
+  and each is scored from a hidden state of its own.
+  """
+  length = max(int(np.argmax(trajectory.policy_mask)) - 1, 0)
+  return Prefix(trajectory.tokens[:length].tobytes(), length)
+
+
+def assign_rows(
+  lengths: Sequence[int],
+  row_length: int,
+  prefixes: Sequence[Prefix] | None = None,
+) -> list[list[int]]:
   """First-fit decreasing: which items share a row of `row_length` tokens.
+
+  Items with the same prefix come one after the other, and a row holds their
+  prefix once. An item goes to a row with its prefix before any other row.
+
+  Args:
+    lengths: tokens of each item, prefix included.
+    row_length: tokens of a row.
+    prefixes: of each item; None if they share nothing.
 
   Raises:
     InputError: an item is longer than a row.
   """
+  if prefixes is None:
+    prefixes = [Prefix(i, 0) for i in range(len(lengths))]
+  longest: dict[Hashable, int] = {}
+  for length, (key, _) in zip(lengths, prefixes, strict=True):
+    longest[key] = max(length, longest.get(key, 0))
+  ranks = {key: rank for rank, key in enumerate(longest)}
+
+  def order(item: int) -> tuple[int, int, int, int]:
+    key = prefixes[item].key
+    return -longest[key], ranks[key], -lengths[item], item
+
   rows: list[list[int]] = []
   room: list[int] = []
-  for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-    if lengths[item] > row_length:
+  held: list[set[Hashable]] = []
+  for item in sorted(range(len(lengths)), key=order):
+    length, (key, shared) = lengths[item], prefixes[item]
+    if length > row_length:
       raise InputError(
         f"a trajectory may hold at most {row_length} tokens (row_length), one "
-        f"has {lengths[item]}: raise row_length to at least the sum of "
+        f"has {length}: raise row_length to at least the sum of "
         "max_prompt_tokens and max_response_tokens."
       )
-    row = next(
-      (r for r, left in enumerate(room) if left >= lengths[item]), None
+    fitting = (
+      r
+      for r in range(len(rows))
+      if room[r] >= length - shared * (key in held[r])
     )
-    if row is None:
-      row = len(rows)
+    row = min(fitting, key=lambda r: key not in held[r], default=len(rows))
+    if row == len(rows):
       rows.append([])
       room.append(row_length)
+      held.append(set())
     rows[row].append(item)
-    room[row] -= lengths[item]
+    room[row] -= length - shared * (key in held[row])
+    held[row].add(key)
   return rows
 
 
@@ -103,6 +160,7 @@ def empty_batch(
   row_length: int,
   rows_per_microbatch: int,
   columns: Sequence[str] = BASE_COLUMNS,
+  share_prompts: bool = True,
 ) -> PackedBatch:
   """A batch of NumPy arrays that holds no token: `pack` fills one.
 
@@ -111,6 +169,7 @@ def empty_batch(
     row_length: tokens of a row.
     rows_per_microbatch: rows of a micro-batch.
     columns: by name.
+    share_prompts: whether trajectories may share their prompts.
   """
   shape = (num_microbatches, rows_per_microbatch, row_length)
 
@@ -124,6 +183,7 @@ def empty_batch(
     weights=zeros(np.float32),
     columns={name: zeros(np.float32) for name in columns},
     num_microbatches=jnp.zeros((), jnp.int32),
+    prefix_ids=zeros(np.int32) if share_prompts else None,
   )
 
 
@@ -136,20 +196,38 @@ def pack(
   row_length: int,
   rows_per_microbatch: int,
   columns: Sequence[str] = BASE_COLUMNS,
+  share_prompts: bool = True,
 ) -> PackedBatch:
   """Packs the trajectories of one minibatch.
+
+  One without a token in the loss is left out. The shapes of the arrays stay
+  those of a batch that holds all.
 
   Args:
     trajectories: `B` of them.
     advantages: of each trajectory, `[B]`, or each of its tokens, `[B, L]`.
     retrieved_fraction: of each trajectory.
-    weights: loss weight of each token of each trajectory; 0 for one that is
-      left out.
+    weights: loss weight of each token of each trajectory.
     row_length: tokens of a row.
     rows_per_microbatch: rows of a micro-batch.
     columns: of the batch, see `packed_columns`.
+    share_prompts: whether a row holds the prompt of its trajectories once. The
+      model computes the same: see `Decoder.hidden_states`.
   """
-  rows = assign_rows([len(t.tokens) for t in trajectories], row_length)
+  prefixes = [
+    shared_prefix(t) if share_prompts else Prefix(i, 0)
+    for i, t in enumerate(trajectories)
+  ]
+  kept = [
+    i
+    for i, t in enumerate(trajectories)
+    if np.any(weights[i, : len(t.tokens)][t.policy_mask] > 0)
+  ]
+  rows = assign_rows(
+    [len(trajectories[i].tokens) for i in kept],
+    row_length,
+    [prefixes[i] for i in kept],
+  )
   # One trajectory a row is the worst case.
   capacity = -(-len(trajectories) // rows_per_microbatch)
   held = [n for n in columns if n not in BASE_COLUMNS]
@@ -158,30 +236,45 @@ def pack(
     row_length=row_length,
     rows_per_microbatch=rows_per_microbatch,
     columns=columns,
+    share_prompts=share_prompts,
   )
-  for row, members in enumerate(rows):
-    start = 0
-    for segment, member in enumerate(members):
+  for row, places in enumerate(rows):
+    members = [kept[place] for place in places]
+    at_row = divmod(row, rows_per_microbatch)
+    sharing = collections.Counter(prefixes[m].key for m in members)
+    start = segment = 0
+    # Segments of the prefixes in the row.
+    segments: dict[Hashable, int] = {}
+    for member in members:
       trajectory = trajectories[member]
-      length = len(trajectory.tokens)
-      at = (
-        *divmod(row, rows_per_microbatch),
-        slice(start, start + length),
-      )
-      batch.tokens[at] = trajectory.tokens
-      batch.segment_ids[at] = segment + 1
-      batch.where[at] = trajectory.policy_mask & (weights[member, :length] > 0)
-      batch.weights[at] = weights[member, :length]
-      batch.columns["old_log_probs"][at] = trajectory.log_probs
+      key, shared = prefixes[member]
+      # Alone in its row a trajectory stays whole.
+      shared *= sharing[key] > 1
+      if shared and key not in segments:
+        segment += 1
+        segments[key] = segment
+        at = (*at_row, slice(start, start + shared))
+        batch.tokens[at] = trajectory.tokens[:shared]
+        batch.segment_ids[at] = segment
+        start += shared
+      segment += 1
+      own = slice(shared, len(trajectory.tokens))
+      at = (*at_row, slice(start, start + own.stop - own.start))
+      batch.tokens[at] = trajectory.tokens[own]
+      batch.segment_ids[at] = segment
+      if batch.prefix_ids is not None:
+        batch.prefix_ids[at] = segments.get(key, 0)
+      batch.where[at] = trajectory.policy_mask[own] & (weights[member, own] > 0)
+      batch.weights[at] = weights[member, own]
+      batch.columns["old_log_probs"][at] = trajectory.log_probs[own]
       batch.columns["advantages"][at] = (
-        advantages[member]
-        if advantages.ndim == 1
-        else advantages[member, :length]
+        advantages[member] if advantages.ndim == 1 else advantages[member, own]
       )
       batch.columns["retrieved_fraction"][at] = retrieved_fraction[member]
       for name in held:
-        batch.columns[name][at] = getattr(trajectory, name)
-      start += length
+        values = getattr(trajectory, name)
+        batch.columns[name][at] = values[own] if np.ndim(values) else values
+      start = at[-1].stop
   used = -(-len(rows) // rows_per_microbatch)
   packed: PackedBatch = jax.tree.map(
     jnp.asarray, batch._replace(num_microbatches=jnp.asarray(used, jnp.int32))

@@ -363,8 +363,14 @@ class Trainer:
   ) -> list[PackedBatch]:
     """The minibatches of an update, with what is scored before its first."""
     loss = self._algorithm.loss
+    with sharding.use_mesh(self._mesh):
+      share_prompts = models.reads_prefixes(model.config.attention)
     batches = minibatches(
-      experience, self._update, self._objective, self._algorithm
+      experience,
+      self._update,
+      self._objective,
+      self._algorithm,
+      share_prompts=share_prompts,
     )
     if "proximal_log_probs" not in loss.columns:
       return batches
@@ -745,17 +751,21 @@ def minibatches(
   update: UpdateConfig,
   objective: ObjectiveConfig,
   algorithm: Algorithm = RAPO,
+  *,
+  share_prompts: bool = True,
 ) -> list[PackedBatch]:
   """Packed batches of `queries_per_minibatch` groups each, in order.
 
-  Trajectories that do not count are packed too, with weight 0: shapes are
-  those of any other minibatch.
+  Trajectories that do not count are left out. So are those without an
+  advantage where nothing else gives a gradient. Weights are means over both
+  kinds: the gradient is that of a batch that holds all that count.
 
   Args:
     experience: all trajectories of an update.
     update: how many groups, rows and tokens a minibatch has.
     objective: how token losses are weighted.
     algorithm: whose columns are packed.
+    share_prompts: as for `packing.pack`.
   """
   per_batch = update.queries_per_minibatch
   trajectories = experience.trajectories
@@ -783,15 +793,22 @@ def minibatches(
     if objective.aggregation != "token" and counted.any():
       # The mean is over those that count. A factor of 1 changes no bit.
       weights = weights * np.float32(len(counted) / counted.sum())
+    advantages = experience.advantages[members]
+    if algorithm.loss.vanishes and not (
+      objective.kl_coef or objective.entropy_coef
+    ):
+      idle = ~np.any(advantages.reshape(len(members), -1) != 0, axis=1)
+      weights = np.where(idle[:, None], np.float32(0), weights)
     batches.append(
       pack(
         chosen,
-        advantages=experience.advantages[members],
+        advantages=advantages,
         retrieved_fraction=experience.retrieved_fraction[members],
         weights=weights,
         row_length=update.row_length,
         rows_per_microbatch=update.rows_per_microbatch,
         columns=columns,
+        share_prompts=share_prompts,
       )
     )
   return batches
@@ -813,7 +830,7 @@ def summarise(
   retrieval_rewards = experience.retrieval_rewards[own]
   # None, where every trajectory was left out.
   sampled = max(sum(float(m.sampled) for m in history), 1.0)
-  first = history[0]
+  first = next((m for m in history if m.sampled), None)
 
   def count(kind: TokenKind) -> int:
     return sum(int(np.sum(t.kinds == kind)) for t in trajectories)
@@ -879,15 +896,21 @@ def summarise(
     "gradient_norm": float(np.mean([m.gradient_norm for m in history])),
     "clip_fraction_low": sum(float(m.clipped_low) for m in history) / sampled,
     "clip_fraction_high": sum(float(m.clipped_high) for m in history) / sampled,
-    # The policy has not moved yet in the first minibatch: what the trainer and
-    # the sampler disagree about there is error, not learning.
-    "mismatch/abs_log_prob_mean": float(
-      first.gap_sum / np.maximum(first.sampled, 1)
-    ),
-    "mismatch/abs_log_prob_max": float(first.gap_max),
+    **({} if first is None else _mismatch(first)),
     **stats.tool_numbers(),
   }
   return report if trajectories else _without_rollouts(report)
+
+
+def _mismatch(first: UpdateMetrics) -> dict[str, float]:
+  """What trainer and sampler disagree about in the first minibatch.
+
+  The policy has not moved yet there: it is error, not learning.
+  """
+  return {
+    "mismatch/abs_log_prob_mean": float(first.gap_sum / first.sampled),
+    "mismatch/abs_log_prob_max": float(first.gap_max),
+  }
 
 
 def _without_rollouts(report: dict[str, float]) -> dict[str, float]:

@@ -182,10 +182,7 @@ def update_minibatch(
     index: Array, carry: tuple[dict[str, nnx.Variable], UpdateMetrics]
   ) -> tuple[dict[str, nnx.Variable], UpdateMetrics]:
     gradients, metrics = carry
-    micro = jax.tree.map(
-      lambda x: sharding.constrain(x[index], "batch", None) if x.ndim else x,
-      batch,
-    )
+    micro = _microbatch(batch, index)
     if loss.segment is not None:
       micro = _with_segments(state.model.astype(dtype), micro, loss, scoring)
     new_gradients, new_metrics = gradient(trained, micro)
@@ -212,6 +209,15 @@ def update_minibatch(
     sharding.constrain_parameters(new_state, sharding.TRAIN_RULES),
     metrics,
   )
+
+
+def _microbatch(batch: PackedBatch, index: Array) -> PackedBatch:
+  """The arrays of one micro-batch, each `[R, T]`."""
+  micro: PackedBatch = jax.tree.map(
+    lambda x: sharding.constrain(x[index], "batch", None) if x.ndim else x,
+    batch,
+  )
+  return micro
 
 
 class _Scoring(TypedDict):
@@ -243,6 +249,7 @@ def _loss_sum(
       (columns, micro.weights),
       where=micro.where,
       segment_ids=micro.segment_ids,
+      prefix_ids=micro.prefix_ids,
       **scoring,
     )
   # The fused head differentiates by log-probs alone.
@@ -251,6 +258,7 @@ def _loss_sum(
     micro.tokens,
     where=micro.where,
     segment_ids=micro.segment_ids,
+    prefix_ids=micro.prefix_ids,
     **scoring,
   )
   chosen = jax.tree.map(
@@ -293,6 +301,7 @@ def _with_segments(
     micro.tokens,
     where=micro.where,
     segment_ids=micro.segment_ids,
+    prefix_ids=micro.prefix_ids,
     **scoring,
   )
   ids = micro.segment_ids
@@ -385,11 +394,13 @@ def _scored(
   model = model.astype(dtype)
 
   def body(index: Array, scored: Float[Array, "M R T"]) -> Array:
+    micro = _microbatch(batch, index)
     log_probs, _ = models.token_log_probs(
       model,
-      sharding.constrain(batch.tokens[index], "batch", None),
-      where=sharding.constrain(batch.where[index], "batch", None),
-      segment_ids=sharding.constrain(batch.segment_ids[index], "batch", None),
+      micro.tokens,
+      where=micro.where,
+      segment_ids=micro.segment_ids,
+      prefix_ids=micro.prefix_ids,
       **scoring,
     )
     return scored.at[index].set(log_probs)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from rapo_jax.algorithms import (
@@ -16,6 +17,8 @@ from rapo_jax.algorithms import (
 )
 from rapo_jax.errors import InputError
 from rapo_jax.rollout import RolloutConfig
+from rapo_jax.trajectory import Source
+from tests.algorithms import losses
 
 GRPO = ALGORITHMS["grpo"]
 
@@ -31,6 +34,24 @@ def test_a_method_changes_what_it_names_and_nothing_else():
     objective, retrieval_coef=0.0, shaping_coef=0.0
   )
   assert ALGORITHMS["rapo"].settings(objective) == objective
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_without_an_advantage_a_loss_vanishes_if_it_says_so(name):
+  algorithm = ALGORITHMS[name]
+  assert algorithm.loss.vanishes
+  ratios = np.asarray([0.01, 0.5, 1, 1.3, 20, 0.7], np.float32)
+  gaps, slopes = losses.tokens(
+    algorithm,
+    ratios,
+    np.zeros(6),
+    retrieved_fraction=[0, 0.5, 0, 0.2, 0.9, 1],
+    proximal_log_probs=np.linspace(-3, -0.1, 6, dtype=np.float32),
+    segment_log_ratio=np.log(ratios),
+    source=np.asarray([0, 0, 0, Source.AGENT, Source.AGENT, Source.REPLAY]),
+  )
+  np.testing.assert_array_equal(gaps, 0)
+  np.testing.assert_array_equal(slopes, 0)
 
 
 def test_a_plan_without_hybrid_rollouts_has_none():

@@ -30,7 +30,12 @@ def segments(batch, length):
   return jnp.asarray(ids, jnp.int32)
 
 
-def by_hand(queries, keys, values, segment_ids):
+def prefixes(ids):
+  """Segments from the second on read the first."""
+  return jnp.where(ids > 1, 1, 0)
+
+
+def by_hand(queries, keys, values, segment_ids, prefix_ids=None):
   """Position by position, in float64 NumPy."""
   queries, keys, values = (
     np.asarray(x, np.float64) for x in (queries, keys, values)
@@ -38,9 +43,11 @@ def by_hand(queries, keys, values, segment_ids):
   batch, length, heads, head_dim = queries.shape
   group = heads // keys.shape[2]
   ids = np.ones((batch, length)) if segment_ids is None else segment_ids
+  before = -np.ones((batch, length)) if prefix_ids is None else prefix_ids
   out = np.zeros_like(queries)
   for b, t, h in np.ndindex(batch, length, heads):
-    seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t]]
+    read = (ids[b, t], before[b, t])
+    seen = [s for s in range(t + 1) if ids[b, s] in read]
     scores = keys[b, seen, h // group] @ queries[b, t, h] / head_dim**0.5
     weights = np.exp(scores - scores.max())
     out[b, t, h] = weights / weights.sum() @ values[b, seen, h // group]
@@ -67,6 +74,39 @@ def test_xla_equals_the_definition(block, packed):
   with mock.patch.object(attention, "QUERY_BLOCK", block):
     got = attention.attend(*inputs, segment_ids=ids, implementation="xla")
   assert_close(got, by_hand(*inputs, ids))
+
+
+@pytest.mark.parametrize("block", [512, 8])
+def test_a_segment_reads_its_prefix(block):
+  inputs = arrays(2, 24, 4, 2, 8)
+  ids = segments(2, 24)
+  with mock.patch.object(attention, "QUERY_BLOCK", block):
+    got = attention.attend(
+      *inputs, segment_ids=ids, prefix_ids=prefixes(ids), implementation="xla"
+    )
+  assert_close(got, by_hand(*inputs, ids, prefixes(ids)))
+
+
+def test_positions_go_on_behind_a_prefix():
+  ids = jnp.asarray([[1, 1, 1, 2, 2, 3, 4, 4, 0]])
+  before = jnp.asarray([[0, 0, 0, 1, 1, 1, 0, 0, 0]])
+  np.testing.assert_array_equal(
+    attention.segment_positions(ids, before)[0, :8], [0, 1, 2, 3, 4, 3, 0, 1]
+  )
+
+
+def test_the_splash_kernel_takes_no_prefixes():
+  inputs = arrays(1, 128, 2, 1, 64)
+  ids = segments(1, 128)
+  assert attention.reads_prefixes("auto")
+  assert not attention.reads_prefixes("splash")
+  with pytest.raises(ValueError, match="segments without shared prefixes"):
+    attention.attend(
+      *inputs,
+      segment_ids=ids,
+      prefix_ids=prefixes(ids),
+      implementation="splash",
+    )
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -24,6 +24,7 @@ from rapo_jax.training import (
   update_minibatch,
 )
 from rapo_jax.trajectory import FinishReason, Source, ToolEvent, Trajectory
+from tests.closeness import assert_close
 from tests.rollout import tag_world
 from tests.tiny_decoder import tiny_decoder
 
@@ -178,6 +179,52 @@ def packed(
   )
   (batch,) = minibatches(experience, update, objective, ALGORITHMS[method])
   return batch
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "token", "constant"])
+def test_groups_without_an_advantage_are_not_computed(aggregation):
+  group = [
+    *(made(i, RIGHT) for i in range(2)),
+    *(made(i, text, group=1) for i, text in enumerate((RIGHT, WRONG))),
+  ]
+  length = 16 if aggregation == "constant" else None
+  objective = ObjectiveConfig(
+    aggregation=aggregation, aggregation_length=length
+  )
+  experience = evaluated(group, objective)
+  assert experience.live_groups.tolist() == [False, True]
+  loss = ALGORITHMS["rapo"].loss
+  whole_loss = dataclasses.replace(loss, vanishes=False)
+  update = UpdateConfig(
+    queries_per_update=2,
+    queries_per_minibatch=2,
+    row_length=128,
+    rows_per_microbatch=1,
+  )
+
+  def batch(loss, **changes):
+    (only,) = minibatches(
+      experience,
+      update,
+      dataclasses.replace(objective, **changes),
+      dataclasses.replace(ALGORITHMS["rapo"], loss=loss),
+    )
+    return only
+
+  def policy_tokens(batch):
+    return int(batch.where.sum())
+
+  part, whole = batch(loss), batch(whole_loss)
+  assert policy_tokens(whole) == sum(t.policy_mask.sum() for t in group)
+  assert policy_tokens(part) == sum(t.policy_mask.sum() for t in group[2:])
+  # Nothing is left out where there is another gradient.
+  for changes in ({"kl_coef": 0.1}, {"entropy_coef": 0.1}):
+    assert policy_tokens(batch(loss, **changes)) == policy_tokens(whole)
+  expected, expected_metrics = updated(whole, objective)
+  actual, metrics = updated(part, objective)
+  assert_close(metrics.loss, expected_metrics.loss)
+  assert_close(metrics.gradient_norm, expected_metrics.gradient_norm)
+  assert_close(actual, expected)
 
 
 def test_metrics_leave_out_what_others_sampled():

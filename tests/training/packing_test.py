@@ -90,6 +90,67 @@ def test_packs_each_trajectory_with_its_own_figures():
   assert not batch.segment_ids[1].any()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+  st.lists(
+    st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=30
+  )
+)
+def test_rows_hold_each_prefix_once(items):
+  # Prefixes of 0, 3, 6 and 9 tokens.
+  prefixes = [packing.Prefix(key, 3 * key) for key, _ in items]
+  lengths = [3 * key + own for key, own in items]
+  rows = packing.assign_rows(lengths, 20, prefixes)
+  assert sorted(i for row in rows for i in row) == list(range(len(items)))
+  for row in rows:
+    held = sum(3 * key for key in {items[i][0] for i in row})
+    assert held + sum(items[i][1] for i in row) <= 20
+
+
+def test_a_row_holds_a_shared_prompt_once():
+  def answered(policy, offset):
+    trajectory = make_trajectory(4, policy, offset=offset)
+    trajectory.tokens[:4] = [5, 6, 7, 8]
+    return trajectory
+
+  trajectories = [answered(2, 20), make_trajectory(1, 2), answered(3, 30)]
+  weights = np.asarray([[1] * 8, [2] * 8, [3] * 8], np.float32)
+
+  def packed(**options):
+    return packing.pack(
+      trajectories,
+      advantages=np.asarray([0.1, 0.2, 0.3], np.float32),
+      retrieved_fraction=np.zeros(3, np.float32),
+      weights=weights,
+      row_length=14,
+      rows_per_microbatch=1,
+      **options,
+    )
+
+  batch = packed()
+  # The prompt but for its last token, then each with that token and its own.
+  np.testing.assert_array_equal(
+    batch.tokens[0, 0], [5, 6, 7, 8, 34, 35, 36, 8, 24, 25, 0, 1, 2, 0]
+  )
+  np.testing.assert_array_equal(
+    batch.segment_ids[0, 0], [1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 4, 4, 0]
+  )
+  np.testing.assert_array_equal(
+    batch.prefix_ids[0, 0], [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+  )
+  np.testing.assert_array_equal(
+    batch.where[0, 0], [0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 0]
+  )
+  np.testing.assert_allclose(
+    batch.columns["advantages"][0, 0],
+    [0] * 3 + [0.3] * 4 + [0.1] * 3 + [0.2] * 3 + [0],
+  )
+  assert batch.num_microbatches == 1
+  apart = packed(share_prompts=False)
+  assert apart.num_microbatches == 2
+  assert apart.prefix_ids is None
+
+
 def test_columns_are_of_the_method_and_not_of_the_update():
   base = packing.BASE_COLUMNS
   assert packing.packed_columns(ALGORITHMS["grpo"]) == base

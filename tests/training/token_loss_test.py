@@ -52,9 +52,12 @@ def trajectories():
     steps = np.where(np.arange(length) < 5, 0, 1)
     steps[:2] = -1
     policy = kinds == TokenKind.POLICY
+    tokens = rng.integers(0, 40, length).astype(np.int32)
+    # A prompt that is shared by those in a row.
+    tokens[:2] = [7, 9]
     result.append(
       Trajectory(
-        tokens=rng.integers(0, 40, length).astype(np.int32),
+        tokens=tokens,
         kinds=kinds,
         step_ids=steps.astype(np.int32),
         log_probs=np.where(policy, rng.uniform(-4, -3, length), 0).astype(

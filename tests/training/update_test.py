@@ -41,12 +41,15 @@ def trajectories():
       size=length,
       p=[0.7, 0.2, 0.1],
     ).astype(np.int8)
-    kinds[:3] = TokenKind.PROMPT
-    kinds[3] = TokenKind.POLICY
+    kinds[:5] = TokenKind.PROMPT
+    kinds[5] = TokenKind.POLICY
     policy = kinds == TokenKind.POLICY
+    tokens = rng.integers(0, 40, length).astype(np.int32)
+    # Two groups with a prompt each.
+    tokens[:5] = range(number // 3, number // 3 + 5)
     result.append(
       Trajectory(
-        tokens=rng.integers(0, 40, length).astype(np.int32),
+        tokens=tokens,
         kinds=kinds,
         step_ids=np.where(kinds == TokenKind.PROMPT, -1, 0).astype(np.int32),
         log_probs=np.where(policy, -3.7, 0).astype(np.float32),
@@ -62,7 +65,15 @@ def trajectories():
   return result
 
 
-def _packed(trajectories, row_length, rows, *, fraction=None, poison=None):
+def _packed(
+  trajectories,
+  row_length,
+  rows,
+  *,
+  fraction=None,
+  poison=None,
+  share_prompts=True,
+):
   where = np.zeros((len(trajectories), max(_LENGTHS)), bool)
   for row, trajectory in enumerate(trajectories):
     where[row, : len(trajectory.tokens)] = trajectory.policy_mask
@@ -78,6 +89,7 @@ def _packed(trajectories, row_length, rows, *, fraction=None, poison=None):
     weights=np.asarray(objectives.loss_weights(where, aggregation="sequence")),
     row_length=row_length,
     rows_per_microbatch=rows,
+    share_prompts=share_prompts,
   )
   if poison is not None:
     columns = {
@@ -115,6 +127,24 @@ def test_any_split_into_rows_and_microbatches_gives_the_same(
   actual, metrics = _update(_packed(trajectories, row_length, rows))
   assert_close(metrics.loss, expected_metrics.loss)
   assert_close(metrics.gradient_norm, expected_metrics.gradient_norm)
+  assert metrics.tokens == expected_metrics.tokens
+  assert_close(actual, expected)
+
+
+def test_a_shared_prompt_is_computed_once_and_changes_nothing(trajectories):
+  apart = _packed(trajectories, 48, 4, share_prompts=False)
+  shared = _packed(trajectories, 48, 4)
+
+  def positions(batch):
+    return np.count_nonzero(batch.segment_ids)
+
+  # Rows of 48 hold a group or a part of one; a prompt of 5 shares 4.
+  assert positions(apart) == sum(_LENGTHS)
+  assert positions(shared) < positions(apart) - 4 * 2
+  expected, expected_metrics = _update(apart)
+  actual, metrics = _update(shared)
+  assert_close(metrics.loss, expected_metrics.loss)
+  assert_close(metrics.gap_sum, expected_metrics.gap_sum)
   assert metrics.tokens == expected_metrics.tokens
   assert_close(actual, expected)
 
@@ -176,6 +206,7 @@ def test_gap_is_the_distance_to_the_samplers_log_probs(trajectories):
     jnp.asarray(batch.tokens[0]),
     where=jnp.asarray(batch.where[0]),
     segment_ids=jnp.asarray(batch.segment_ids[0]),
+    prefix_ids=jnp.asarray(batch.prefix_ids[0]),
   )
   assert batch.num_microbatches == 1
   gap = np.abs(log_probs - batch.columns["old_log_probs"][0])[batch.where[0]]

@@ -161,7 +161,8 @@ def test_an_update_counts_six_operations_a_parameter_and_token(remat):
     ),
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  # 8 trajectories of 16 + 16 tokens are 4 rows, 2 micro-batches.
+  # A row holds a prompt of 16 tokens and three responses of 16. So 8 of them
+  # are 2.7 rows, 2 micro-batches of 96 policy tokens at most.
   work = Workload(
     policy_tokens=16, tool_calls=0, tool_tokens=0, longest_response=32
   )
@@ -172,7 +173,7 @@ def test_an_update_counts_six_operations_a_parameter_and_token(remat):
   with jax.set_mesh(mesh):
     traced = update.function.trace(*update.args, **update.kwargs)
   cost = jaxpr_cost.count(traced.jaxpr, update.is_weight, update.trips)
-  tokens, scored = 4 * LENGTH, 2 * 2 * CHUNK
+  tokens, scored = 4 * LENGTH, 2 * 3 * CHUNK
   layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 96
   attention = 2 * 2 * LENGTH * 64
   # Once forward and twice backward, where attention computes its scores, half
