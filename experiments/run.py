@@ -30,6 +30,7 @@ import jax
 
 from experiments import (
   checks,
+  cli,
   flags,
   input_errors,
   objects,
@@ -551,11 +552,10 @@ def _check_config(
   write_json(workdir.config, wanted)
 
 
-@input_errors.report_input_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-  """The command line; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.run",
+    prog=cli.prog("experiments.run"),
     description=__doc__,
     epilog="Fields: experiments/config.py. A wrong name gives the nearest.",
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -595,8 +595,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action="store_true",
     help="check everything that can be checked, write nothing",
   )
+  return parser
+
+
+@input_errors.report_input_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit status."""
+  parser = make_parser()
   known, overrides = flags.parse_arguments(parser, arguments)
   if known.config is None:
+    packaged = ", ".join(flags.packaged_configs())
     parser.error(f"--config is needed: a Python file, or one of {packaged}")
   config = _load_config(known.config, known.workdir)
   config = flags.apply_overrides(config, overrides)
