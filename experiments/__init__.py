@@ -23,9 +23,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 # A command imports for seconds before it can heed Ctrl+C: until then that ends
 # it as SIGTERM does, without a traceback. `-m` is what Python calls a module
-# that it is about to run.
+# that it is about to run, and `rapo` the console command.
 if (
-  sys.argv[:1] == ["-m"]
+  "".join(sys.argv[:1]).rpartition("/")[2] in ("-m", "rapo")
   and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
   signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -25,10 +26,15 @@ from experiments.devices import check_devices, use_compilation_cache
 from experiments.stop_signal import StopSignal
 
 
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
+  return arguments_lib.parser(__doc__)
+
+
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  parser = arguments_lib.parser(__doc__)
+  parser = make_parser()
   known, overrides = flags.parse_arguments(parser, arguments)
   if overrides and known.run is not commands.build:
     parser.error(f"unrecognized arguments: {' '.join(overrides)}")

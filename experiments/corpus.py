@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from experiments import flags, input_errors, places
+from experiments import cli, flags, input_errors, places
 from experiments.buffers.arguments import at_least_one, utf8_text
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.devices import check_devices, use_compilation_cache
@@ -70,7 +70,7 @@ _SHOWN_CHARS = 400
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  parser = _parser()
+  parser = make_parser()
   known, overrides = flags.parse_arguments(parser, arguments)
   if overrides and getattr(known, "config", None) is None:
     parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -264,10 +264,10 @@ def _index_config(
   return IndexConfig() if config is None else config.index
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
   """The parser of all commands; each sets `run` to what it does."""
   top = argparse.ArgumentParser(
-    "python -m experiments.corpus",
+    cli.prog("experiments.corpus"),
     description=__doc__,
     epilog="Exit status: 0 done, 1 check found problems, 2 nothing was done, "
     "as a line on standard error tells.",

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 import rich.console
 import rich.table
 
-from experiments import flags, input_errors, places
+from experiments import cli, flags, input_errors, places
 from rapo_jax import row_files, text_files
 from rapo_jax.corpora import load_corpus
 from rapo_jax.datasets import DATA_SETS, DataSet, prepare
@@ -39,16 +39,17 @@ _PIPED_WIDTH = 120
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known, rest = flags.parse_arguments(_parser(), arguments)
+  known, rest = flags.parse_arguments(make_parser(), arguments)
   if rest:
     raise InputError(f"unknown arguments {' '.join(rest)}: see --help.")
   status: int = known.run(known)
   return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.data",
+    prog=cli.prog("experiments.data"),
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,

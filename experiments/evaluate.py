@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import checks, flags, input_errors, paper, places
+from experiments import checks, cli, flags, input_errors, paper, places
 from experiments.config import ExperimentConfig
 from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices, use_compilation_cache
@@ -45,7 +45,7 @@ NO_VERDICT_STATUS = 3
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known, overrides = flags.parse_arguments(_parser(), arguments)
+  known, overrides = flags.parse_arguments(make_parser(), arguments)
   config = flags.load_config(known.config)
   if known.tasks is not None:
     overrides = [f"{flags.PREFIX}tasks={known.tasks}", *overrides]
@@ -73,9 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return 0 if verdict else NO_VERDICT_STATUS
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.evaluate",
+    prog=cli.prog("experiments.evaluate"),
     description=__doc__,
     epilog="Exit status: 0, or 3 where too many tool calls failed.",
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from experiments import input_errors, places
+from experiments import cli, input_errors, places
 from experiments.policies import (
   CHAT_TEMPLATE,
   END_IDS,
@@ -255,7 +255,7 @@ def _sample_tokens(model: models.Decoder) -> Int[Array, "B T"]:
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known = _parser().parse_args(arguments)
+  known = make_parser().parse_args(arguments)
   jax.config.update("jax_platforms", "cpu")
   exported = export(
     known.checkpoint,
@@ -275,9 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.export",
+    prog=cli.prog("experiments.export"),
     description=__doc__,
     epilog="Exit status: 0 written and checked, 2 nothing was written.",
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,6 +8,7 @@ alone runs the stages; the others launch the same programs on their devices.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import os
 import pathlib
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec
 
 import jax
 
@@ -48,6 +49,8 @@ _ANSWER_S = 100.0
 _SHUTDOWN_S = 30
 
 Facts = dict[str, Any]
+
+_Arguments = ParamSpec("_Arguments")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,16 +181,23 @@ def run_together(
     raise
 
 
-def leave(status: int) -> NoReturn:
-  """Ends the process of a command that may have run on several hosts.
+def ends_process(main: Callable[_Arguments, int]) -> Callable[_Arguments, int]:
+  """Decorates a command that may run on several hosts.
 
-  JAX would wait at its exit for hosts that are gone.
+  After such a run the process ends here: at its exit JAX would wait for hosts
+  that are gone.
   """
-  sys.stdout.flush()
-  sys.stderr.flush()
-  if _teams:
-    os._exit(status)
-  sys.exit(status)
+
+  @functools.wraps(main)
+  def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
+    status = main(*args, **kwargs)
+    if any(team.has_begun for team in _teams):
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(status)
+    return status
+
+  return wrapped
 
 
 def _losses(config: ExperimentConfig) -> list[Any]:
@@ -255,10 +265,12 @@ class Team:
 
   Attributes:
     link: to the others, once they have joined.
+    has_begun: whether JAX was started for all hosts.
   """
 
   def __init__(self, place: hosts.Place):
     self.link = hosts.Link(place, self._heard, self._lost)
+    self.has_begun = False
     self._ending = threading.Lock()
     self._told = False
     _teams.append(self)
@@ -272,14 +284,16 @@ class Team:
     Raises:
       InputError: a host differs, or does not say what it runs with.
     """
-    place = self.link.place
+    place, began = self.link.place, time.monotonic()
     self._compare(own)
+    compared = time.monotonic()
     address = ""
     if self.link.leads:
       address = f"{place.address[0]}:{_free_port()}"
       self.link.send({"start": address})
     else:
       address = self._answer("start")
+    self.has_begun = True
     jax.distributed.initialize(
       address,
       place.count,
@@ -291,6 +305,11 @@ class Team:
     local = jax.local_devices()
     kinds = ", ".join(sorted({device.device_kind for device in local}))
     self._compare({"devices": f"{len(local)} × {kinds}"})
+    print(
+      f"{self.link.name(place.index)} of {place.count}: all agree after "
+      f"{compared - began:.1f} s, {jax.device_count()} devices are there after "
+      f"{time.monotonic() - began:.1f} s"
+    )
 
   def follow(self, shared: Sequence[Any]) -> int:
     """Does what the leader says until it ends; returns its exit status."""

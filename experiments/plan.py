@@ -21,7 +21,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-from experiments import flags, input_errors, places
+from experiments import cli, flags, input_errors, places
 from experiments.config import ExperimentConfig
 from experiments.planner import chips, units
 from experiments.planner.analysis import (
@@ -48,7 +48,7 @@ _PIPED_WIDTH = 120
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known, overrides = flags.parse_arguments(_parser(), arguments)
+  known, overrides = flags.parse_arguments(make_parser(), arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
   config = places.local_config(config)
   topology = chips.open_topology(known.topology)
@@ -68,9 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return 0 if plan.fits is not False else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.plan",
+    prog=cli.prog("experiments.plan"),
     description=__doc__,
     epilog="Exit status: 0 it fits, 1 it does not, 2 it cannot be planned.",
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from experiments import input_errors, places
+from experiments import cli, input_errors, places
 from experiments.tokenizer_files import load_tokenizer
 from rapo_jax import data, files, models
 from rapo_jax.errors import InputError, MissingInputError, accessing
@@ -467,7 +467,7 @@ def listing() -> str:
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  parser = _parser()
+  parser = make_parser()
   known = parser.parse_args(arguments)
   if known.list:
     print(listing())
@@ -514,9 +514,10 @@ def _report(
     print(f"greedy answer to {QUESTION!r}: {checked.answer!r}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.pretrained",
+    prog=cli.prog("experiments.pretrained"),
     description=__doc__,
     epilog="Exit status: 0 written and checked, 2 nothing was written.",
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from experiments import (
   checks,
+  cli,
   flags,
   hosts,
   input_errors,
@@ -553,11 +554,10 @@ def _check_config(
   write_json(workdir.config, wanted)
 
 
-@input_errors.report_input_errors
-def main(arguments: Sequence[str] | None = None) -> int:
-  """The command line; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.run",
+    prog=cli.prog("experiments.run"),
     description=__doc__,
     epilog="Fields: experiments/config.py. A wrong name gives the nearest.",
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -598,8 +598,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help="check everything that can be checked, write nothing",
   )
   hosts.add_arguments(parser)
+  return parser
+
+
+@hosts.ends_process
+@input_errors.report_input_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit status."""
+  parser = make_parser()
   known, overrides = flags.parse_arguments(parser, arguments)
   if known.config is None:
+    packaged = ", ".join(flags.packaged_configs())
     parser.error(f"--config is needed: a Python file, or one of {packaged}")
   if known.workdir is None and not known.dry_run:
     parser.error("--workdir is needed for anything but --dry_run")
@@ -772,4 +781,4 @@ def _tensorboard_line(folder: pathlib.Path) -> str:
 
 
 if __name__ == "__main__":
-  hosts.leave(main())
+  sys.exit(main())

@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from experiments import flags, input_errors, places
+from experiments import cli, flags, input_errors, places
 from rapo_jax.errors import InputError
 from rapo_jax.tools.web_cache import WebCache, import_answers
 
@@ -23,16 +23,17 @@ from rapo_jax.tools.web_cache import WebCache, import_answers
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known, rest = flags.parse_arguments(_parser(), arguments)
+  known, rest = flags.parse_arguments(make_parser(), arguments)
   if rest:
     raise InputError(f"unknown arguments {' '.join(rest)}: see --help.")
   status: int = known.run(known)
   return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.search_cache",
+    prog=cli.prog("experiments.search_cache"),
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,

@@ -33,7 +33,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from experiments import input_errors, places
+from experiments import cli, input_errors, places
 from experiments.config import EncoderConfig
 from experiments.devices import check_devices, use_compilation_cache
 from experiments.tasks import load_encoder
@@ -53,7 +53,7 @@ _OTHER_FILES = 128
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  known = _parser().parse_args(arguments)
+  known = make_parser().parse_args(arguments)
   if not all(map(importlib.util.find_spec, ("starlette", "uvicorn"))):
     raise InputError(
       "serving needs starlette and uvicorn, which are not installed: `pip"
@@ -71,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.serve_index",
+    prog=cli.prog("experiments.serve_index"),
     description=__doc__,
     epilog="Exit status: 0 it was ended, 2 it cannot be started.",
     formatter_class=argparse.RawDescriptionHelpFormatter,

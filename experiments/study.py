@@ -32,7 +32,7 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
 
-from experiments import checks, diversity, flags, input_errors, places
+from experiments import checks, cli, diversity, flags, input_errors, places
 from experiments import run as run_lib
 from experiments.arms import Arm, Study, load_study, packaged_studies
 from experiments.dependencies import AGENTS, BUFFER, WARM_START, Fields
@@ -405,9 +405,10 @@ def _dry_run(study: Study, root: pathlib.Path | None, num: int) -> str:
   return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """The parser of the command line."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.study",
+    prog=cli.prog("experiments.study"),
     description=__doc__,
     epilog="Fields: experiments/config.py. A wrong name gives the nearest.",
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -455,7 +456,7 @@ def _parser() -> argparse.ArgumentParser:
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
-  parser = _parser()
+  parser = make_parser()
   known, overrides = flags.parse_arguments(parser, arguments)
   if known.processes < 1:
     parser.error(f"--processes must be at least 1, got {known.processes}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from experiments import flags
+from experiments import cli, flags, init
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCUMENTS = (
@@ -44,14 +44,25 @@ def make_targets() -> set[str]:
   return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
 
 
-def check_module(words: list[str]) -> None:
-  """Checks `python -m module …`, and for a run its config and overrides."""
-  module = words[words.index("-m") + 1]
-  assert importlib.util.find_spec(module), f"no module {module}: {words}"
+def check_module(words: list[str], written: pathlib.Path) -> None:
+  """Checks `python -m module …` or `rapo …`, config and overrides of a run.
+
+  Args:
+    words: of the command.
+    written: folder of what `rapo init` writes.
+  """
+  if "-m" in words:
+    module = words[words.index("-m") + 1]
+    assert importlib.util.find_spec(module), f"no module {module}: {words}"
+  else:
+    assert words[1] in cli.PROGRAMS, words
+  if words[1] == "init":
+    init.write_starter(written / words[2])
   if "--config" not in words:
     return
-  config = ROOT / words[words.index("--config") + 1]
-  assert config.is_file(), f"no config {config}: {words}"
+  name = words[words.index("--config") + 1]
+  config = next((p for p in (written / name, ROOT / name) if p.exists()), None)
+  assert config, f"no config {name}: {words}"
   overrides = [word for word in words if word.startswith(flags.PREFIX)]
   flags.apply_overrides(flags.load_config(config), overrides)
 
@@ -63,13 +74,13 @@ def test_python_blocks_run(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_shell_blocks_name_what_exists(document):
+def test_shell_blocks_name_what_exists(document, tmp_path):
   for words in commands(document):
     if words[0] == "make":
       targets = [w for w in words[1:] if "=" not in w]
       assert set(targets) <= make_targets(), words
-    elif "-m" in words:
-      check_module(words)
+    elif "-m" in words or words[0].endswith("bin/rapo"):
+      check_module(words, tmp_path)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

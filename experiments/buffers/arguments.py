@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from experiments import places
+from experiments import cli, places
 from experiments.buffers import commands
 from experiments.buffers.imports import OverlapPolicy
 from rapo_jax import text_files
@@ -16,7 +16,7 @@ from rapo_jax.retrieval.index.kinds import AUTO, INDEXES
 
 def parser(description: str) -> argparse.ArgumentParser:
   """The parser of all commands; each sets `run` to what it does."""
-  top = _command(argparse.ArgumentParser, "python -m experiments.buffer")
+  top = _command(argparse.ArgumentParser, cli.prog("experiments.buffer"))
   top.description = description
   top.epilog = (
     "Exit status: 0 done, 1 verify found problems, 2 nothing was done, as a "

@@ -317,7 +317,7 @@ def check_same_run(folder, expected):
 # A host that is killed within its third minibatch after the trial update's two.
 DYING = """
 import itertools, os, signal, sys
-from experiments import hosts, run
+from experiments import run
 from rapo_jax.training import trainer
 
 calls, update_minibatch = itertools.count(), trainer.update_minibatch
@@ -328,7 +328,7 @@ def dying(*args, **kwargs):
   return update_minibatch(*args, **kwargs)
 
 trainer.update_minibatch = dying
-hosts.leave(run.main(sys.argv[1:]))
+sys.exit(run.main(sys.argv[1:]))
 """
 
 

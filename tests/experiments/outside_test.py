@@ -1,4 +1,4 @@
-"""A config file of a user's own, in a folder outside the repository.
+"""A config file of a user's own, as `rapo init` writes it.
 
 Its task, tool, reward and loss are defined in the file, or in one beside it.
 """
@@ -19,12 +19,13 @@ import pytest
 
 from experiments import flags, objects, run
 from experiments.config import ExperimentConfig, TrainConfig
+from experiments.init import write_starter
 from rapo_jax import rewards
 from rapo_jax.algorithms import ALGORITHMS
 from rapo_jax.tasks import FileTask
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-EXAMPLES = ROOT / "examples"
+STARTER = ROOT / "experiments" / "starter"
 SMALL = (
   "--config.rollout.max_response_tokens=48",
   "--config.rollout.max_step_tokens=16",
@@ -44,20 +45,19 @@ def own(tmp_path):
   """The example with its data, outside the repository."""
   folder = tmp_path / "own"
   folder.mkdir()
-  for name in ("sums.py", "sums.jsonl"):
-    shutil.copy(EXAMPLES / name, folder / name)
+  write_starter(folder)
   return folder
 
 
 def test_the_example_stays_short():
-  text = (EXAMPLES / "sums.py").read_text(encoding="utf-8")
-  assert len(text.splitlines()) <= 60
+  text = (STARTER / "experiment.py").read_text(encoding="utf-8")
+  assert len(text.splitlines()) <= 62
 
 
 def test_it_trains_is_killed_resumes_evaluates_and_reports(own, capsys):
   workdir = own / "run"
   command = [
-    *("--config", str(own / "sums.py"), "--workdir", str(workdir)),
+    *("--config", str(own / "experiment.py"), "--workdir", str(workdir)),
     *SMALL,
   ]
   folder = workdir / "train" / "sums" / "ours-seed0"
@@ -78,13 +78,17 @@ def test_it_trains_is_killed_resumes_evaluates_and_reports(own, capsys):
   assert not (folder / "done.json").exists()
 
   # Without the file that the run's objects are from.
-  (own / "sums.py").rename(own / "aside.py")
+  (own / "experiment.py").rename(own / "aside.py")
   assert run.main(command) == 2
   error = capsys.readouterr().err
-  assert "sums.py is not there" in error
-  for name in ("sums:calculator", "sums:short_and_right", "sums:cispo_loss"):
+  assert "experiment.py is not there" in error
+  for name in (
+    "experiment:calculator",
+    "experiment:short_and_right",
+    "experiment:cispo_loss",
+  ):
     assert name in error
-  (own / "aside.py").rename(own / "sums.py")
+  (own / "aside.py").rename(own / "experiment.py")
 
   assert run.main(command) == 0
   output = capsys.readouterr().out
@@ -102,15 +106,15 @@ def test_it_trains_is_killed_resumes_evaluates_and_reports(own, capsys):
 
   # The report needs none of the user's files.
   shutil.rmtree(own / "__pycache__", ignore_errors=True)
-  (own / "sums.py").unlink()
+  (own / "experiment.py").unlink()
   report = (workdir / "report.html").read_text(encoding="utf-8")
   assert "Ours" in report
   assert ".m-ours { --c: #117733; }" in report
 
   # Another loss under the same name does not go on with this run's weights.
-  config = own / "sums.py"
+  config = own / "experiment.py"
   config.write_text(
-    (EXAMPLES / "sums.py")
+    (STARTER / "experiment.py")
     .read_text(encoding="utf-8")
     .replace("cispo_loss", "other_loss"),
     encoding="utf-8",
@@ -120,15 +124,14 @@ def test_it_trains_is_killed_resumes_evaluates_and_reports(own, capsys):
 
 
 def test_a_module_beside_the_file_is_found_or_named(own, capsys):
-  text = (own / "sums.py").read_text(encoding="utf-8")
+  text = (own / "experiment.py").read_text(encoding="utf-8")
   (own / "our_sums.py").write_text(text, encoding="utf-8")
   config = own / "imports.py"
   config.write_text(
     '"""Imports all of it."""\nfrom our_sums import get_config\n',
     encoding="utf-8",
   )
-  # The data lies beside the module, under its name.
-  (own / "sums.jsonl").rename(own / "our_sums.jsonl")
+  # The data lies beside the module.
   assert run.main(["--config", str(config), "--dry_run", *SMALL]) == 0
   plain = flags.to_dict(flags.load_config(config))
   names = set(objects.names_from_outside(plain))
@@ -232,15 +235,15 @@ def test_what_no_later_start_could_find_is_refused(reward, message):
 
 
 def test_a_function_within_a_function_is_refused_before_a_run(own, capsys):
-  text = (own / "sums.py").read_text(encoding="utf-8")
+  text = (own / "experiment.py").read_text(encoding="utf-8")
   text = text.replace("reward=short_and_right", "reward=rewards.reward(scored)")
   text = text.replace(
     "def get_config():",
     "def get_config():\n  def scored(sample):\n    return 1.0\n",
   )
-  (own / "sums.py").write_text(text, encoding="utf-8")
+  (own / "experiment.py").write_text(text, encoding="utf-8")
   workdir = own / "run"
-  command = ["--config", str(own / "sums.py"), "--workdir", str(workdir)]
+  command = ["--config", str(own / "experiment.py"), "--workdir", str(workdir)]
   for more in ([], ["--dry_run"]):
     assert run.main([*command, *more]) == 2
     assert "get_config.<locals>.scored cannot be" in capsys.readouterr().err
@@ -263,10 +266,10 @@ def test_a_function_within_a_function_is_refused_before_a_run(own, capsys):
 def test_what_keeps_no_protocol_is_found_by_the_dry_run(
   own, old, new, message, capsys
 ):
-  text = (own / "sums.py").read_text(encoding="utf-8")
+  text = (own / "experiment.py").read_text(encoding="utf-8")
   assert old in text
-  (own / "sums.py").write_text(text.replace(old, new), encoding="utf-8")
-  command = ["--config", str(own / "sums.py"), "--dry_run"]
+  (own / "experiment.py").write_text(text.replace(old, new), encoding="utf-8")
+  command = ["--config", str(own / "experiment.py"), "--dry_run"]
   assert run.main(command) == 2
   error = capsys.readouterr().err
   assert message in error

@@ -228,7 +228,7 @@ def test_a_refusal_for_lack_of_memory_tells_how_much_it_takes():
 
 
 def _workload(config, *arguments):
-  known = plan._parser().parse_args(
+  known = plan.make_parser().parse_args(
     ["--config", "test", "--topology", "", *arguments]
   )
   return plan._workload(config, known)

@@ -1,11 +1,12 @@
 """A task, a reward, a tool and a loss of one's own, in one config file.
 
-    python -m experiments.run --config examples/sums.py --workdir runs/sums
+    rapo run --config experiment.py --workdir runs/sums
 
 The agent is tiny and random; --config.policy.base=<folder> takes a real one.
 """
 
 import dataclasses
+import pathlib
 import re
 
 import jax
@@ -48,7 +49,7 @@ OURS = Algorithm("ours", "Ours", "", outcome_advantages, LOSS, colour="#117733")
 
 
 def get_config():
-  data = __file__.replace(".py", ".jsonl")
+  data = str(pathlib.Path(__file__).with_name("questions.jsonl"))
   task = FileTask(
     "sums", path=data, held_out=8, tools=(calculator,), reward=short_and_right
   )

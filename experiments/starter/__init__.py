@@ -1,0 +1,1 @@
+"""What `rapo init` writes: the beginning of a user's own experiment."""
