@@ -65,7 +65,7 @@ def whole_config() -> ExperimentConfig:
     ),
     warm_start=WarmStartConfig(
       training=SupervisedConfig(
-        num_steps=4, learning_rate=1e-3, rows=4, row_length=256
+        num_steps=4, learning_rate=1e-4, rows=4, row_length=256
       ),
       source="buffer",
       held_out=0,
