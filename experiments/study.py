@@ -40,7 +40,7 @@ from experiments.devices import check_devices
 from experiments.health import HealthStop
 from experiments.progress import Progress
 from experiments.report import page, results, tables
-from experiments.report.sources import STUDY_FILE, arm_folder
+from experiments.report.folders import STUDY_FILE, arm_folder
 from experiments.stages.runs import all_runs
 from experiments.stop_signal import StopSignal
 from experiments.tasks import load_encoder, task_names

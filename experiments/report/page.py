@@ -18,8 +18,9 @@ from experiments import diversity, pages
 from experiments.report import charts, samples, tables
 from experiments.report import results as results_lib
 from experiments.report.board import MEAN
+from experiments.report.folders import sources
 from experiments.report.methods import colour_rules, label
-from experiments.report.sources import Run, load_runs, sources
+from experiments.report.sources import Run, load_runs
 from experiments.workdir import Workdir, read_config
 from rapo_jax import files
 

@@ -20,6 +20,7 @@ from experiments import diversity, health, provenance
 from experiments.dependencies import DONE_FILE
 from experiments.report import board, bootstrap
 from experiments.report.board import MEAN
+from experiments.report.folders import read_study, sources
 from experiments.report.methods import (
   AGENTS,
   BASE,
@@ -33,9 +34,7 @@ from experiments.report.sources import (
   Run,
   load_evaluations,
   load_runs,
-  read_study,
   shown_methods,
-  sources,
 )
 from experiments.workdir import read_json, write_json
 

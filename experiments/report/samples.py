@@ -12,12 +12,15 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.report.sources import Run
 from experiments.workdir import TRAJECTORIES_FILE, parse_row
 from rapo_jax.errors import InputError
 from rapo_jax.records import SegmentRecord, TrajectoryRecord
+
+if TYPE_CHECKING:
+  # The viewer reads trajectories before it needs what runs are made with.
+  from experiments.report.sources import Run
 
 BUDGET_BYTES = 2_000_000
 _MAX_TEXT = 4_000

@@ -16,64 +16,12 @@ from typing import Any
 import numpy as np
 
 from experiments.metrics import read_metrics
+from experiments.report.folders import Source, run_folders, sources
 from experiments.report.methods import AGENTS, Shown, method_order, read_shown
-from experiments.workdir import read_evaluation, read_json
+from experiments.workdir import read_evaluation
 
-STUDY_FILE = "study.json"
-"""Lies in the folder of a study: its name, reference and arms."""
 REFERENCE = "grpo"
 """What methods are compared with, unless a study says otherwise."""
-_ARMS_FOLDER = "arms"
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """One work folder that a report is made from.
-
-  Attributes:
-    folder: the work folder.
-    arm: of a study, by name.
-    label: of the arm, behind the labels of its methods; empty for an arm whose
-      methods keep their names, and for a folder that is no study.
-    colours: of the arm on a light and on a dark page; None for those of its
-      methods.
-  """
-
-  folder: pathlib.Path
-  arm: str = ""
-  label: str = ""
-  colours: tuple[str, str] | None = None
-
-  def method(self, name: str) -> str:
-    """Name of a method or an agent of this folder in the report."""
-    return f"{name}_{self.arm}" if self.label else name
-
-
-def arm_folder(root: str | pathlib.Path, arm: str) -> pathlib.Path:
-  """Work folder of an arm of a study."""
-  return pathlib.Path(root) / _ARMS_FOLDER / arm
-
-
-def read_study(root: str | pathlib.Path) -> dict[str, Any]:
-  """What `study.json` says; empty for a folder that is no study."""
-  path = pathlib.Path(root) / STUDY_FILE
-  return dict(read_json(path)) if path.exists() else {}
-
-
-def sources(root: str | pathlib.Path) -> list[Source]:
-  """The folder itself, or the work folders of a study's arms."""
-  arms = read_study(root).get("arms")
-  if arms is None:
-    return [Source(pathlib.Path(root))]
-  return [
-    Source(
-      arm_folder(root, arm["name"]),
-      arm["name"],
-      arm["label"],
-      tuple(arm["colours"]) if arm["colours"] else None,
-    )
-    for arm in arms
-  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,22 +153,20 @@ def _by_set(
 def load_runs(root: str | pathlib.Path) -> list[Run]:
   """Training runs that have written metrics, by task, method and seed."""
   runs = []
-  for source in sources(root):
-    for path in source.folder.glob("train/*/*-seed*"):
-      method, _, seed = path.name.rpartition("-seed")
-      rows = read_metrics(path)
-      if rows and seed.isdigit():
-        runs.append(
-          Run(
-            path.parent.name,
-            source.method(method),
-            int(seed),
-            path,
-            (path / "done.json").exists(),
-            rows,
-            source,
-          )
+  for place in run_folders(root):
+    rows = read_metrics(place.path)
+    if rows:
+      runs.append(
+        Run(
+          place.task,
+          place.method,
+          place.seed,
+          place.path,
+          place.finished,
+          rows,
+          place.source,
         )
+      )
   return sorted(runs, key=lambda r: (r.task, method_order(r.method), r.seed))
 
 

@@ -13,7 +13,7 @@ import pytest
 from experiments import run
 from experiments import study as study_lib
 from experiments.arms import Arm, Study, with_setting
-from experiments.report.sources import arm_folder
+from experiments.report.folders import arm_folder
 from experiments.workdir import Workdir, read_json
 from rapo_jax.retrieval.buffer.store import read_manifest
 from tests.experiments.run_test import small_config

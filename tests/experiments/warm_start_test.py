@@ -25,7 +25,7 @@ from experiments.config import (
 )
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.policies import model_digest
-from experiments.report.sources import arm_folder
+from experiments.report.folders import arm_folder
 from experiments.stages import warm_start
 from experiments.workdir import Workdir, read_json
 from rapo_jax import models

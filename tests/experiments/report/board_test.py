@@ -4,7 +4,8 @@ import pytest
 
 from experiments.report import board, tables
 from experiments.report import results as results_lib
-from experiments.report.sources import Run, Source
+from experiments.report.folders import Source
+from experiments.report.sources import Run
 
 _SPENT = {
   "budget/generated_tokens": 50.0,

@@ -1,0 +1,1 @@
+"""The viewer: runs, curves and every logged trajectory, live in a browser."""
