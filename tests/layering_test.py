@@ -24,6 +24,7 @@ LAYERS = {
   "rapo_jax.compilation": 1,
   "rapo_jax.discovery": 1,
   "rapo_jax.files": 1,
+  "rapo_jax.hosts": 1,
   "rapo_jax.http_client": 1,
   "rapo_jax.ranges": 1,
   "rapo_jax.server_process": 1,
