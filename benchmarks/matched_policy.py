@@ -26,9 +26,9 @@ import jax
 
 from experiments import checks, flags
 from experiments.config import ExperimentConfig
+from experiments.devices import use_compilation_cache
 from experiments.flags import apply_overrides, load_config, parse_arguments
 from experiments.policies import load_agent, load_policy
-from experiments.run import use_compilation_cache
 from experiments.tasks import (
   OpenedTask,
   agent_paths,

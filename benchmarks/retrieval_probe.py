@@ -27,8 +27,8 @@ import jax
 import numpy as np
 
 from experiments.config import ExperimentConfig
+from experiments.devices import use_compilation_cache
 from experiments.flags import apply_overrides, load_config, parse_arguments
-from experiments.run import use_compilation_cache
 from experiments.tasks import OpenedTask, agent_paths, open_task
 from experiments.workdir import Workdir
 from rapo_jax import models

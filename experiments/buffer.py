@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from experiments import flags, input_errors
 from experiments.buffers import arguments as arguments_lib
 from experiments.buffers import commands
-from experiments.devices import check_devices
-from experiments.run import use_compilation_cache
+from experiments.devices import check_devices, use_compilation_cache
 from experiments.stop_signal import StopSignal
 
 

@@ -162,13 +162,6 @@ def _refuse(problems: Iterable[str]) -> None:
 
 def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """Budgets that do not fit each other, each with what would."""
-  if jax.process_count() > 1:
-    yield (
-      "problem",
-      "an experiment runs in one process, this is one of "
-      f"{jax.process_count()}: start it on one host. Rollouts and updates of "
-      "rapo_jax run on several, see docs/semantics.md.",
-    )
   if config.buffer.path is not None:
     try:
       there = manifest.read_manifest(config.buffer.path)

@@ -22,9 +22,8 @@ from collections.abc import Callable, Sequence
 from experiments import cli, flags, input_errors, places
 from experiments.buffers.arguments import at_least_one, utf8_text
 from experiments.config import EncoderConfig, ExperimentConfig
-from experiments.devices import check_devices
+from experiments.devices import check_devices, use_compilation_cache
 from experiments.progress import Progress
-from experiments.run import use_compilation_cache
 from experiments.stop_signal import StopSignal
 from experiments.tasks import load_encoder
 from rapo_jax.corpora import (

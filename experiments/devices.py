@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 import jax
 
-from experiments.config import MeshConfig
+from experiments.config import ExperimentConfig, MeshConfig
+from rapo_jax import compilation, hosts
 from rapo_jax.errors import InputError
 from rapo_jax.models import sharding
+
+COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
 def check_devices() -> None:
@@ -28,6 +32,21 @@ def check_devices() -> None:
       f"not ({reason}): unset it, or install JAX for them (`pip install -e "
       "'.[cuda]'` or '.[tpu]')."
     ) from error
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs from one start to the next."""
+  jax.config.update(
+    "jax_compilation_cache_dir", str(COMPILATION_CACHE.absolute())
+  )
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@hosts.led
+def forget_programs(config: ExperimentConfig) -> None:
+  """See `compilation.forget_programs`; on all hosts, so that none waits."""
+  del config  # Every host has it.
+  compilation.forget_programs()
 
 
 def device_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:

@@ -25,12 +25,11 @@ from typing import Any
 from experiments import checks, cli, flags, input_errors, paper, places
 from experiments.config import ExperimentConfig
 from experiments.dependencies import CHECKPOINTS_FOLDER
-from experiments.devices import check_devices
+from experiments.devices import check_devices, use_compilation_cache
 from experiments.export import export
 from experiments.health import HealthStop
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
-from experiments.run import use_compilation_cache
 from experiments.stages.evaluate import evaluate, evaluated_with
 from experiments.stop_signal import StopSignal
 from experiments.tasks import load_encoder, open_task, tried_questions

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
-from rapo_jax import models
+from rapo_jax import hosts, models
 from rapo_jax.errors import InputError
 from rapo_jax.models import LoraConfig, RopeConfig, sharding
 from rapo_jax.training import non_finite
@@ -28,6 +29,7 @@ CHAT_TEMPLATE = "chat_template"
 """Where it has the tokens that end the policy's turns."""
 
 
+@hosts.led
 def load_policy(
   config: ExperimentConfig,
   base_path: pathlib.Path,
@@ -58,6 +60,12 @@ def load_policy(
   if lora is None:
     return model
   return models.add_adapters(model, lora, rngs=nnx.Rngs(seed), mesh=mesh)
+
+
+@hosts.led
+def copy_policy(policy: models.Decoder) -> models.Decoder:
+  """A copy, for what outlives the policy's donation."""
+  return jax.tree.map(jnp.copy, policy)
 
 
 def model_digest(folder: pathlib.Path) -> str:
@@ -157,6 +165,7 @@ def open_policy(description: dict[str, Any], source: str) -> models.Decoder:
   return models.add_adapters(base, adapters, rngs=nnx.Rngs(0))
 
 
+@hosts.led
 def load_agent(config: ExperimentConfig, path: pathlib.Path) -> models.Decoder:
   """Loads an agent onto the devices and in the dtype of its rollout.
 

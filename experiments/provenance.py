@@ -61,7 +61,7 @@ def describe(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": _command(sys.argv[1:] if arguments is None else arguments),
     "commit": _commit(),
-    "versions": {"python": platform.python_version(), **_versions()},
+    "versions": {"python": platform.python_version(), **versions()},
     "platform": platform.platform(),
     "devices": {
       "backend": jax.default_backend(),
@@ -85,7 +85,7 @@ def code() -> dict[str, str | None]:
       digest.update(path.read_bytes())
   commit = _commit()
   return {
-    "version": _versions()["rapo_jax"],
+    "version": versions()["rapo_jax"],
     "commit": commit["id"] if commit else None,
     "source_sha256": digest.hexdigest(),
   }
@@ -148,7 +148,7 @@ def _command(arguments: Sequence[str]) -> str:
   return shlex.join(["python", "-m", "experiments.run", *words])
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
   """Installed versions; None for what is not installed."""
   found: dict[str, str | None] = {}
   for name in PACKAGES:

@@ -9,7 +9,8 @@ Started again with the same folder it goes on where it stopped; what is finished
 is not repeated. Fields that nothing in the folder depends on may differ then,
 such as train.num_updates. `--config.<path>=<value>` overrides any field.
 `--task=<name>` runs one task of several, so that processes can share a folder;
-`--seed=<number>` runs one seed of several.
+`--seed=<number>` runs one seed of several. On several hosts the same command
+starts on each (docs/pods.md).
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jax
-
 from experiments import (
   checks,
   cli,
   flags,
+  hosts,
   input_errors,
   objects,
   places,
@@ -39,7 +39,11 @@ from experiments import (
 )
 from experiments.config import ExperimentConfig
 from experiments.dependencies import DONE_FILE, conflicts
-from experiments.devices import check_devices
+from experiments.devices import (
+  check_devices,
+  forget_programs,
+  use_compilation_cache,
+)
 from experiments.health import HealthStop
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
@@ -69,7 +73,6 @@ from experiments.workdir import (
   write_json,
 )
 from rapo_jax import files
-from rapo_jax.compilation import forget_programs
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError, accessing
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
@@ -80,7 +83,6 @@ STAGES = ("agents", "buffer", "warm_start", "train", "evaluate", "report")
 UNHEALTHY_STATUS = 3
 """Exit status of a run that ended because it could not learn."""
 TASK_LOCK = ".lock-"
-COMPILATION_CACHE = pathlib.Path(".cache/jax")
 
 
 class Experiment:
@@ -221,7 +223,7 @@ class Experiment:
           self._stop,
           self._progress.note,
         )
-        forget_programs()
+        forget_programs(self._config)
 
   def _train(self) -> None:
     runs = self._runs
@@ -249,7 +251,7 @@ class Experiment:
               self._stop,
               self._progress.note,
             )
-            forget_programs()
+            forget_programs(self._config)
             # It came during the last update.
             if self._stop.requested:
               raise self._stop.stop(f"stopped after {run.task} {run.name}")
@@ -595,9 +597,11 @@ def make_parser() -> argparse.ArgumentParser:
     action="store_true",
     help="check everything that can be checked, write nothing",
   )
+  hosts.add_arguments(parser)
   return parser
 
 
+@hosts.ends_process
 @input_errors.report_input_errors
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
@@ -606,15 +610,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if known.config is None:
     packaged = ", ".join(flags.packaged_configs())
     parser.error(f"--config is needed: a Python file, or one of {packaged}")
-  config = _load_config(known.config, known.workdir)
-  config = flags.apply_overrides(config, overrides)
-  config = places.local_config(config)
+  if known.workdir is None and not known.dry_run:
+    parser.error("--workdir is needed for anything but --dry_run")
+
+  def load() -> ExperimentConfig:
+    config = _load_config(known.config, known.workdir)
+    return places.local_config(flags.apply_overrides(config, overrides))
+
+  place = hosts.find_place(known)
+  if place is None:
+    return _run(load(), known, arguments)
+  if known.dry_run:
+    raise flags.ConfigError(
+      "--dry_run checks on one host, got several: leave out what names them. "
+      "`python -m experiments.plan` plans a pod."
+    )
+  return hosts.run_together(
+    place,
+    known.workdir,
+    load,
+    {name: getattr(known, name) for name in ("stage", "task", "seed")},
+    lambda config: _run(config, known, arguments),
+  )
+
+
+def _run(
+  config: ExperimentConfig,
+  known: argparse.Namespace,
+  arguments: Sequence[str] | None,
+) -> int:
+  """Does what the command line asks for; returns the exit status."""
   check_devices()
   if known.dry_run:
     print(checks.dry_run(config, known.workdir, known.stage))
     return 0
-  if known.workdir is None:
-    parser.error("--workdir is needed for anything but --dry_run")
   checks.quick_checks(config, known.stage)
   tasks = _chosen_tasks(config, known.task)
   seeds = _chosen_seeds(config, known.seed)
@@ -674,14 +703,6 @@ def _chosen_seeds(
       "or choose another."
     )
   return [seed]
-
-
-def use_compilation_cache() -> None:
-  """Keeps compiled programs from one start to the next."""
-  jax.config.update(
-    "jax_compilation_cache_dir", str(COMPILATION_CACHE.absolute())
-  )
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def record_start(

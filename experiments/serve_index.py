@@ -32,8 +32,7 @@ from typing import get_args
 
 from experiments import cli, http_server, input_errors, places
 from experiments.config import EncoderConfig
-from experiments.devices import check_devices
-from experiments.run import use_compilation_cache
+from experiments.devices import check_devices, use_compilation_cache
 from experiments.tasks import load_encoder
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import RetrievalConfig, StepTraceBuffer

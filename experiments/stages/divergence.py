@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from experiments.config import ExperimentConfig
 from experiments.dependencies import DIVERGED_FILE, trained
 from experiments.workdir import Workdir, write_json
-from rapo_jax import models
+from rapo_jax import hosts, models
 from rapo_jax.errors import InputError
 from rapo_jax.training import (
   Checkpoints,
@@ -25,6 +26,37 @@ _SHOWN_NAMES = 5
 
 class Diverged(InputError):
   """The policy is not finite or too large; more updates cannot repair it."""
+
+
+class Look(NamedTuple):
+  """What was seen of what is trained.
+
+  Attributes:
+    broken: names of the parameters that hold NaN or infinity.
+    moments: whether the optimizer's moments do.
+    norm: of all parameters.
+  """
+
+  broken: list[str]
+  moments: bool
+  norm: float
+
+
+@hosts.led
+def look_at_policy(model: models.Decoder) -> Look:
+  """Looks at the parameters that are trained, on the devices of all hosts."""
+  values = {
+    name: variable[...] for name, variable in models.trainable(model).items()
+  }
+  broken = [name.strip("[]'") for name in non_finite(values)]
+  return Look(broken, False, parameter_norm(values))
+
+
+@hosts.led
+def look_at_state(state: TrainState) -> Look:
+  """Looks at the parameters and their moments."""
+  found = look_at_policy(state.model)
+  return found._replace(moments=bool(non_finite(state.opt_state)))
 
 
 class Watch:
@@ -47,7 +79,7 @@ class Watch:
     self._config = config
     self._workdir = workdir
     self._folder = folder
-    self._start_norm = parameter_norm(models.trainable(start))
+    self._start_norm = look_at_policy(start).norm
 
   def check(
     self,
@@ -89,18 +121,15 @@ class Watch:
       for name in ("loss", "gradient_norm")
       if not math.isfinite(row[name])
     ]
-    variables = models.trainable(state.model)
-    values = {name: variable[...] for name, variable in variables.items()}
-    broken = [name.strip("[]'") for name in non_finite(values)]
+    broken, moments, norm = look_at_state(state)
     if broken:
       more = len(broken) - _SHOWN_NAMES
       found.append(
         f"NaN or infinity is in {', '.join(broken[:_SHOWN_NAMES])}"
         + (f" and {more} others" if more > 0 else "")
       )
-    elif non_finite(state.opt_state):
+    elif moments:
       found.append("the optimizer's moments are not finite")
-    norm = parameter_norm(values)
     limit = self._config.train.stop_parameter_growth
     # Not `norm > …`: an infinite norm of finite numbers has to count too.
     if not broken and not norm <= limit * max(self._start_norm, 1.0):

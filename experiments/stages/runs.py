@@ -77,6 +77,7 @@ def write_end(
   origin: Mapping[str, Any],
 ) -> None:
   """Writes the trained policy, adapters if it has any, and that it ended."""
+  model = models.gather(model)
   models.save_pretrained(
     models.merge_adapters(model),
     folder / POLICY_FOLDER,

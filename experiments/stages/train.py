@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import flags, health, provenance
@@ -58,6 +57,7 @@ from rapo_jax.training import (
   Checkpoints,
   Trainer,
   TrainState,
+  copy_state,
   init_train_state,
   trajectory_records,
 )
@@ -130,7 +130,7 @@ def train(
   state = init_train_state(
     policy, config.optimizer, mesh=device_mesh(config.mesh)
   )
-  with contextlib.closing(_open_checkpoints(folder)) as checkpoints:
+  with contextlib.closing(_open_checkpoints(config, folder)) as checkpoints:
     resumed = _resume(checkpoints, state, run, folder, origin, growth, note)
     (folder / DONE_FILE).unlink(missing_ok=True)
     updates = _Updates(
@@ -276,8 +276,11 @@ class _Updates:
     self.checkpoints.save(number, state, metadata, attached)
 
 
-def _open_checkpoints(folder: pathlib.Path) -> Checkpoints:
-  return Checkpoints(folder / CHECKPOINTS_FOLDER)
+def _open_checkpoints(
+  config: ExperimentConfig, folder: pathlib.Path
+) -> Checkpoints:
+  mesh = device_mesh(config.mesh)
+  return Checkpoints(folder / CHECKPOINTS_FOLDER, mesh=mesh)
 
 
 class _Resumed(NamedTuple):
@@ -522,7 +525,7 @@ def _try_update(
   queries, prompts = questions.take(trainer.num_fresh(()))
   # A copy: the state is donated.
   with health.finite_rollout(f"trial update of {run.task} {run.name}"):
-    trainer.step(jax.tree.map(jnp.copy, state), queries, prompts, update)
+    trainer.step(copy_state(state), queries, prompts, update)
 
 
 def _update(

@@ -6,12 +6,10 @@ import dataclasses
 import hashlib
 import pathlib
 
-import jax
-import jax.numpy as jnp
-
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
 from experiments.engines import open_engine
+from experiments.policies import copy_policy
 from experiments.stages.growth import Growth
 from experiments.stages.runs import Run
 from experiments.tasks import OpenedTask
@@ -188,4 +186,4 @@ def _reference(
   if not objective.kl_coef or policy.config.lora is not None:
     return None
   # A copy: the state that begins with the policy is donated.
-  return jax.tree.map(jnp.copy, policy)
+  return copy_policy(policy)

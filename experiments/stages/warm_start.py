@@ -96,18 +96,21 @@ def warm_start(
     config, task.base_path, seed=settings.seed, lora=settings.lora
   )
   checkpoints_folder = folder / CHECKPOINTS_FOLDER
-  with contextlib.closing(Checkpoints(checkpoints_folder)) as checkpoints:
+  mesh = device_mesh(config.mesh)
+  with contextlib.closing(
+    Checkpoints(checkpoints_folder, mesh=mesh)
+  ) as checkpoints:
     trainer = SupervisedTrainer(
       model,
       settings.training,
-      mesh=device_mesh(config.mesh),
+      mesh=mesh,
       checkpoints=checkpoints,
       checkpoint_every=settings.checkpoint_every,
     )
     figures = _train(config, task.name, trainer, found, folder, report, stop)
   files.clear_leftovers(workdir.warm_started(task.name))
   models.save_pretrained(
-    models.merge_adapters(trainer.model),
+    models.merge_adapters(models.gather(trainer.model)),
     workdir.warm_started(task.name),
     tokenizer=task.tokenizer,
     source=task.base_path,

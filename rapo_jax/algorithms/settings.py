@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from rapo_jax import hosts
 from rapo_jax.errors import InputError
 from rapo_jax.objectives.advantages import MIN_RETRIEVAL_FACTOR
 from rapo_jax.objectives.losses import Aggregation, Estimator
@@ -23,6 +24,7 @@ PLAIN_PPO: Mapping[str, Any] = {
 """PPO's loss, mean over tokens: what other methods' recipes begin with."""
 
 
+@hosts.travels
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
   """Retrieval-aware policy optimization (Eq. 5-11), and what others add.

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from rapo_jax import hosts
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 
@@ -202,6 +203,7 @@ LoraTarget = Literal["query", "key", "value", "out", "gate", "up", "down"]
 """Projections of a layer that may have an adapter."""
 
 
+@hosts.travels
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
   """Low-rank adapters beside frozen projections.

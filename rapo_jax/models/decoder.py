@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from rapo_jax import hosts
 from rapo_jax.models import attention, rope, sharding
 from rapo_jax.models.config import (
   ATTENTION_OUTPUT,
@@ -291,6 +292,7 @@ class DecoderLayer(nnx.Module):
     return x + self.feed_forward(self.feed_forward_norm(x)), cache
 
 
+@hosts.held()
 class Decoder(nnx.Module):
   """A causal language model whose parameters are the module itself.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -16,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rapo_jax import files
+from rapo_jax import files, hosts
 from rapo_jax.errors import InputError
-from rapo_jax.models import hub
+from rapo_jax.models import hub, sharding
 from rapo_jax.models.checkpoint_layout import (
   CONFIG,
   GENERATION_CONFIG,
@@ -48,6 +49,29 @@ _TOKENIZER_FILES = (
   "chat_template.jinja",
   "chat_template.json",
 )
+
+
+def gather(model: Decoder) -> Decoder:
+  """A model whose parameters can be written by this process.
+
+  Args:
+    model: the decoder. One on devices of several processes is copied to the
+      memory of the host that leads, one parameter at a time.
+  """
+  leaves, treedef = jax.tree.flatten(model)
+  if all(leaf.is_fully_addressable for leaf in leaves):
+    return model
+  return jax.tree.unflatten(treedef, _gathered(model))
+
+
+@hosts.led
+def _gathered(model: Decoder) -> list[np.ndarray]:
+  """Whole parameters; none of them in processes that do not write."""
+  whole = map(sharding.gathered, jax.tree.leaves(model))
+  if jax.process_index():
+    collections.deque(whole, maxlen=0)
+    return []
+  return list(whole)
 
 
 def save_pretrained(
@@ -82,8 +106,8 @@ def save_pretrained(
 
   Raises:
     InputError: if the model has adapters, or if parameters lie on devices of
-      other processes. Or if the configuration has no Hugging Face counterpart
-      or is not that of `source`.
+      other processes (see `gather`). Or if the configuration has no Hugging
+      Face counterpart or is not that of `source`.
     OSError: if it cannot be written, as when the disk is full.
   """
   if model.config.lora is not None:
@@ -199,10 +223,11 @@ def _tensor_to_write(
   model: Decoder, layout: TensorLayout, layer: int
 ) -> TensorToWrite:
   array = operator.attrgetter(layout.path)(model)[...]
-  if not array.is_fully_addressable:
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
     raise InputError(
       f"Parameters must lie on this process's devices to be written, and "
-      f"{layout.path} does not; gather them, or export from a checkpoint."
+      f"{layout.path} does not: take `gather` of the model, or export from a "
+      "checkpoint."
     )
   return TensorToWrite(
     layout.names[layer],

@@ -283,6 +283,26 @@ def _laid_out(x: Any, layout: NamedSharding) -> jax.Array:
   )
 
 
+def gathered(x: Any) -> np.ndarray:
+  """A whole array on this host; every process of its mesh has to ask.
+
+  Args:
+    x: an array, wherever it lies.
+  """
+  if isinstance(x, jax.Array) and not (
+    x.is_fully_addressable or x.is_fully_replicated
+  ):
+    assert isinstance(x.sharding, NamedSharding)
+    x = _gather_on(x.sharding.mesh)(x)
+  return np.asarray(x)
+
+
+@functools.cache
+def _gather_on(mesh: Mesh | AbstractMesh) -> Any:
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(lambda x: x, out_shardings=whole)
+
+
 def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
   """Traces and runs programs on a mesh; on one device without one."""
   return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

@@ -7,10 +7,12 @@ import math
 from collections.abc import Collection
 from typing import Literal
 
+from rapo_jax import hosts
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 
 
+@hosts.travels
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
   """How trajectories are generated. All budgets count tokens.

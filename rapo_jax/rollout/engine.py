@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rapo_jax import hosts
 from rapo_jax import retrieval as retrieval_lib
 from rapo_jax import tools as tools_lib
 from rapo_jax.data import TextEncoder, check_query_ids, check_vocabulary
@@ -23,16 +24,15 @@ from rapo_jax.models import (
   Decoder,
   end_token_ids,
   sharding,
-  with_adapters_of,
 )
 from rapo_jax.rollout import automaton as automaton_lib
-from rapo_jax.rollout import finite, processes
+from rapo_jax.rollout import finite
 from rapo_jax.rollout.between import BetweenSession, BetweenSteps
 from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
 from rapo_jax.rollout.forks import ForkRule
 from rapo_jax.rollout.loop import Loop, Setup
 from rapo_jax.rollout.observation import ObservationEncoder
-from rapo_jax.rollout.programs import Programs
+from rapo_jax.rollout.programs import open_device_side
 from rapo_jax.rollout.requests import RolloutRequest
 from rapo_jax.rollout.retriever import RetrievalHook
 from rapo_jax.rollout.stats import RolloutStats
@@ -52,9 +52,8 @@ class RolloutEngine:
       between two rollouts.
     retrieval: how a trace is chosen among the nearest.
     mesh: devices that share the slots and the policy; None for one device.
-      With devices of several processes each of them makes the same engines
-      and starts the same rollouts; the tools and the buffer are asked by the
-      first process alone.
+      Of devices of several processes one leads (`hosts.leading`): it alone
+      makes engines, starts rollouts and asks the tools and the buffer.
     policy: one with adapters whose base is that of every rollout. On a mesh its
       frozen parameters are placed once, here, and stay there between rollouts;
       without it each rollout places the whole model.
@@ -93,6 +92,7 @@ class RolloutEngine:
     check_vocabulary(tokenizer, vocab_size)
     if mesh is not None:
       sharding.check_rows("num_slots", config.num_slots, mesh)
+      hosts.check_led(mesh)
     tag_set = tools_lib.check_tools(tools)
     check_tool_settings(config, tools)
     self._config = config
@@ -123,7 +123,6 @@ class RolloutEngine:
       folder = tokenizer.name_or_path
       end_ids = end_token_ids(folder) if folder else ()
     self._eos[_end_ids(tokenizer, end_ids, vocab_size)] = True
-    self._on_device = sharding.replicate((table.table, self._eos), mesh)
     # Nothing in a tool's text or in a retrieved step becomes a control token.
     encode = TextEncoder(tokenizer, tag_set)
     observation = ObservationEncoder(
@@ -151,9 +150,15 @@ class RolloutEngine:
       prompt_width=self._prompt_width,
       slot_parts=sharding.row_parts(mesh),
     )
-    self._placed: Decoder | None = None
-    if policy is not None and policy.config.lora is not None:
-      self._placed = self._own_copy(policy)
+    self._device_side = open_device_side(
+      config,
+      mesh,
+      stop_table=table.table,
+      eos=self._eos,
+      max_length=self.max_length,
+      prompt_width=self._prompt_width,
+      policy=policy,
+    )
 
   def rollout(
     self,
@@ -188,45 +193,21 @@ class RolloutEngine:
       self._check_prefix(request)
     if self._forks is not None:
       self._check_groups(self._forks, requests)
-    model = (
-      self._place(model)
-      if self._placed is None
-      else with_adapters_of(self._placed, model)
+    programs = self._device_side.start(
+      model, seed=seed, update=update, greedy=greedy
     )
-    stop_table, eos = self._on_device
-    programs = Programs(
-      model,
-      self._config,
-      mesh=self._mesh,
-      stop_table=stop_table,
-      eos=eos,
-      max_length=self.max_length,
-      prompt_width=self._prompt_width,
-      seed=seed,
-      update=update,
-      greedy=greedy,
-    )
-
-    def lead(
-      programs: Programs,
-    ) -> tuple[list[Trajectory], RolloutStats]:
-      with contextlib.ExitStack() as stack:
-        calls = stack.enter_context(contextlib.closing(self._runner.session()))
-        between: BetweenSession | None = None
-        if self._between is not None:
-          between = self._between.session(calls.changed)
-          stack.enter_context(contextlib.closing(between))
-        loop = Loop(
-          *(self._setup, programs, calls, between, self._forks),
-          seed=seed,
-          update=update,
-        )
-        return loop.run(requests)
-
-    if self._mesh is not None and self._mesh.is_multi_process:
-      trajectories, stats = processes.run_led(self._mesh, programs, lead)
-    else:
-      trajectories, stats = lead(programs)
+    with contextlib.ExitStack() as stack:
+      calls = stack.enter_context(contextlib.closing(self._runner.session()))
+      between: BetweenSession | None = None
+      if self._between is not None:
+        between = self._between.session(calls.changed)
+        stack.enter_context(contextlib.closing(between))
+      loop = Loop(
+        *(self._setup, programs, calls, between, self._forks),
+        seed=seed,
+        update=update,
+      )
+      trajectories, stats = loop.run(requests)
     finite.check_finite(trajectories, self._config.dtype)
     return trajectories, stats
 
@@ -296,24 +277,6 @@ class RolloutEngine:
         f"max_response_tokens ({config.max_response_tokens}), and does not "
         f"fork, got {len(steps)} steps of {count} tokens: cut them."
       )
-
-  def _place(self, model: Decoder) -> Decoder:
-    return sharding.place(
-      model,
-      mesh=self._mesh,
-      rules=sharding.ROLLOUT_RULES,
-      dtype=self._config.dtype,
-    )
-
-  def _own_copy(self, policy: Decoder) -> Decoder | None:
-    """The policy placed, if that made arrays of its own.
-
-    Others may be donated away by an update.
-    """
-    if self._mesh is None:
-      return None
-    placed = self._place(policy)
-    return None if placed is policy else placed
 
 
 def _end_ids(

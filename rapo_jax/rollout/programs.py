@@ -1,9 +1,9 @@
 """The one place where a rollout launches device programs.
 
 The host loop hands in small NumPy arrays and gets NumPy arrays back; all that
-it does to the devices it does through one object's methods. On several
-processes the calls of one can therefore be repeated by the others, see
-`rapo_jax.rollout.processes`.
+it does to the devices it does through one object's methods. On several hosts
+the others can therefore repeat the calls of the one that leads, see
+`rapo_jax.hosts.led`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from rapo_jax.models import Decoder, KVCache, sharding
+from rapo_jax import hosts
+from rapo_jax.models import Decoder, KVCache, sharding, with_adapters_of
 from rapo_jax.models.decoder import DecoderLayer
 from rapo_jax.rollout import sampler
 from rapo_jax.rollout.config import RolloutConfig
@@ -266,6 +267,7 @@ def decode_call(
   )
 
 
+@hosts.held()
 class Programs:
   """The device side of one rollout: its slots, and what happens to them.
 
@@ -312,6 +314,7 @@ class Programs:
       self._layers = sampler.layers_apart(model)
     self._prompts = empty_prompts(config, prompt_width)
 
+  @hosts.led
   def prefill(
     self, tokens: Int[np.ndarray, "R P"], lengths: Int[np.ndarray, " R"]
   ) -> None:
@@ -323,6 +326,7 @@ class Programs:
       )()
     jax.block_until_ready(self._prompt_cache)
 
+  @hosts.led
   def admit(
     self,
     source: Int[np.ndarray, " S"],
@@ -350,6 +354,7 @@ class Programs:
         keys,
       )()
 
+  @hosts.led
   def insert(
     self,
     slots: Int[np.ndarray, "parts R"],
@@ -367,6 +372,7 @@ class Programs:
       )()
     jax.block_until_ready(self._state.lengths)
 
+  @hosts.led
   def fork(self, *arrays: np.ndarray) -> None:
     """Starts sequences as copies of others, and waits.
 
@@ -381,6 +387,7 @@ class Programs:
       self._state = fork_call(self._state, forks, keys)()
     jax.block_until_ready(self._state.lengths)
 
+  @hosts.led
   def decode(self) -> Progress:
     """Samples a chunk, and says where the slots are then."""
     with sharding.use_mesh(self._mesh):
@@ -394,14 +401,104 @@ class Programs:
       )()
     return Progress(*self._read(Progress._fields))
 
+  @hosts.led
   def contents(self) -> Contents:
     """What the slots hold: the larger part, for when it is needed."""
     return Contents(*self._read(Contents._fields))
 
   def _read(self, fields: tuple[str, ...]) -> list[np.ndarray]:
     arrays = [getattr(self._state, name) for name in fields]
-    if self._mesh is not None and self._mesh.is_multi_process:
+    if hosts.is_shared(self._mesh):
       with sharding.use_mesh(self._mesh):
         arrays = sampler.gather(arrays)
     # Copies: a view of a donated buffer would change under our hands.
     return [np.array(array) for array in arrays]
+
+
+@hosts.held()
+class DeviceSide:
+  """What an engine keeps on the devices between its rollouts.
+
+  Args:
+    config: shapes.
+    mesh: devices that share the slots and the policy; None for one device.
+    stop_table: transitions of the stop automaton.
+    eos: tokens that end the turn.
+    max_length: tokens that a slot holds.
+    prompt_width: tokens that a prompt's row holds.
+    policy: one with adapters whose base is that of every rollout; or None.
+  """
+
+  def __init__(
+    self,
+    config: RolloutConfig,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    stop_table: Int[np.ndarray, "states V"],
+    eos: Bool[np.ndarray, " V"],
+    max_length: int,
+    prompt_width: int,
+    policy: Decoder | None,
+  ):
+    self._config = config
+    self._mesh = mesh
+    self._tables = sharding.replicate((stop_table, eos), mesh)
+    self._max_length = max_length
+    self._prompt_width = prompt_width
+    self._placed: Decoder | None = None
+    if policy is not None and policy.config.lora is not None:
+      self._placed = self._own_copy(policy)
+
+  @hosts.led
+  def start(
+    self, model: Decoder, *, seed: int, update: int, greedy: bool
+  ) -> Programs:
+    """Empty slots for a rollout.
+
+    Args:
+      model: the policy, wherever it lies and in whatever dtype.
+      seed: of sampling.
+      update: number of updates behind the policy.
+      greedy: take the likeliest tokens.
+    """
+    stop_table, eos = self._tables
+    return Programs(
+      self._place(model)
+      if self._placed is None
+      else with_adapters_of(self._placed, model),
+      self._config,
+      mesh=self._mesh,
+      stop_table=stop_table,
+      eos=eos,
+      max_length=self._max_length,
+      prompt_width=self._prompt_width,
+      seed=seed,
+      update=update,
+      greedy=greedy,
+    )
+
+  def _place(self, model: Decoder) -> Decoder:
+    return sharding.place(
+      model,
+      mesh=self._mesh,
+      rules=sharding.ROLLOUT_RULES,
+      dtype=self._config.dtype,
+    )
+
+  def _own_copy(self, policy: Decoder) -> Decoder | None:
+    """The policy placed, if that made arrays of its own.
+
+    Others may be donated away by an update.
+    """
+    if self._mesh is None:
+      return None
+    placed = self._place(policy)
+    return None if placed is policy else placed
+
+
+@hosts.led
+def open_device_side(
+  config: RolloutConfig, mesh: jax.sharding.Mesh | None, **options: Any
+) -> DeviceSide:
+  """A `DeviceSide`, on all hosts of the mesh; arguments as for that."""
+  return DeviceSide(config, mesh, **options)

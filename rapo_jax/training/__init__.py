@@ -34,6 +34,7 @@ from rapo_jax.training.trajectory_log import trajectory_records
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
+  copy_state,
   init_train_state,
   make_optimizer,
   score_proximal,
@@ -58,6 +59,7 @@ __all__ = [
   "Trainer",
   "UpdateConfig",
   "UpdateMetrics",
+  "copy_state",
   "empty_batch",
   "evaluate_trajectories",
   "from_chat",

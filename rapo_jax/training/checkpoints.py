@@ -18,7 +18,7 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from rapo_jax import files, models
+from rapo_jax import files, hosts, models
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.buffer import manifest as manifests
 from rapo_jax.training.update import TrainState
@@ -51,6 +51,101 @@ class Newest(NamedTuple):
   problems: list[str]
 
 
+@hosts.held()
+class Store:
+  """Arrays on the disk: each process writes and reads its own slices.
+
+  Args:
+    path: folder of the checkpoints; it exists.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._handle: int | None = None
+    self._path = self._safe_path(path)
+    self._orbax = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler("state", "metadata")
+    )
+
+  @hosts.led
+  def save(
+    self, name: str, state: TrainState, metadata: dict[str, Any]
+  ) -> None:
+    """Writes a folder of that name, in the background."""
+    self._orbax.save(
+      self._path / name,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_named(_saved(state))),
+        metadata=ocp.args.JsonSave(metadata),
+      ),
+      force=True,
+    )
+
+  @hosts.led
+  def restore(self, name: str, like: TrainState) -> TrainState:
+    """The state in a folder, as `like` lies; see `Checkpoints.restore`."""
+    like_saved = _saved(like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like_saved))
+    restored = self.read(name, state=ocp.args.StandardRestore(abstract))
+    saved = _unnamed(restored.state, like_saved)
+    model = models.with_trainable(like.model, saved.variables)
+    return TrainState(model, saved.opt_state)
+
+  def read(self, name: str, **items: Any) -> Any:
+    """Some items of a folder; no other process need read them."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=own,
+      active_processes={own},
+      barrier_sync_key_prefix=f"read-{own}",
+    )
+    # Its own: a checkpointer keeps the kind of arguments an item was saved by.
+    with ocp.Checkpointer(
+      ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+      ),
+      multiprocessing_options=alone,
+    ) as reader:
+      return reader.restore(self._path / name, args=ocp.args.Composite(**items))
+
+  def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays in a folder, by name."""
+    stored = self._orbax.metadata(self._path / name)
+    arrays = stored.item_metadata.state.tree
+    return {key: tuple(array.shape) for key, array in arrays.items()}
+
+  def wait(self) -> None:
+    """Waits for what `save` does in the background."""
+    self._orbax.wait_until_finished()
+
+  @hosts.led
+  def close(self) -> None:
+    """Ends what runs in the background."""
+    self._orbax.close()
+    if self._handle is not None:
+      os.close(self._handle)
+      self._handle = None
+
+  def _safe_path(self, path: pathlib.Path) -> pathlib.Path:
+    """Where the folder lies, in a spelling that Orbax reads as it stands."""
+    if _PLAIN_PATH.fullmatch(str(path)) and str(path).isprintable():
+      return path
+    if not _OPEN_FOLDERS.is_dir():
+      raise InputError(
+        "on this system the path of a folder of checkpoints must hold nothing "
+        "but letters, digits, spaces and / . + = , @ % : ~ - _, got "
+        f"{str(path)!r}: choose another folder."
+      )
+    self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    return _OPEN_FOLDERS / str(self._handle)
+
+
+@hosts.led
+def open_store(path: pathlib.Path, mesh: jax.sharding.Mesh | None) -> Store:
+  """A `Store`, on all hosts of a mesh."""
+  del mesh  # Says where to call this.
+  return Store(path)
+
+
 class Checkpoints:
   """Saves and restores the training state of one run.
 
@@ -58,20 +153,28 @@ class Checkpoints:
   So a process killed at any moment leaves the one before it intact. Beside its
   files lies a manifest with a checksum of each; nothing is read before all of
   them agree. `kept.json` lists the checkpoints, so that one that was removed is
-  missed. One process reads and writes them.
+  missed. One process reads and writes them; of several hosts each writes its
+  own slices, and the one that leads does the rest.
 
   Args:
     path: folder of the run's checkpoints, of any name.
     max_to_keep: older checkpoints are deleted once a newer one is verified.
     create: make the folder if it is missing, and delete what an interrupted
       write has left; not needed to read.
+    mesh: devices that hold the state; None for one device. Those of several
+      processes need a folder that all hosts share.
 
   Raises:
     InputError: the checkpoint library cannot write to a folder of that name.
   """
 
   def __init__(
-    self, path: pathlib.Path, *, max_to_keep: int = 2, create: bool = True
+    self,
+    path: pathlib.Path,
+    *,
+    max_to_keep: int = 2,
+    create: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
   ):
     self._path = files.followed(path)
     self._max_to_keep = max_to_keep
@@ -80,11 +183,7 @@ class Checkpoints:
     if create:
       files.make_private_folder(self._path)
       self._clear_partial()
-    self._handle: int | None = None
-    self._orbax_path = self._safe_path()
-    self._orbax = ocp.AsyncCheckpointer(
-      ocp.CompositeCheckpointHandler("state", "metadata")
-    )
+    self._store = open_store(self._path, mesh)
     self._pool = concurrent.futures.ThreadPoolExecutor(
       1, thread_name_prefix="checkpoint"
     )
@@ -166,17 +265,11 @@ class Checkpoints:
     """
     self._wait()
     partial = f"{_PARTIAL_PREFIX}{update}"
-    named = _named(_saved(state))
     with self._disk_errors():
-      self._orbax.save(
-        self._orbax_path / partial,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(named),
-          metadata=ocp.args.JsonSave(metadata),
-        ),
-        force=True,
-      )
-    shapes = {name: tuple(leaf.shape) for name, leaf in named.items()}
+      self._store.save(partial, state, metadata)
+    shapes = {
+      name: tuple(leaf.shape) for name, leaf in _named(_saved(state)).items()
+    }
     self._writing = self._pool.submit(
       self._finish, update, partial, shapes, dict(attached or {})
     )
@@ -192,12 +285,8 @@ class Checkpoints:
     Raises:
       BrokenCheckpointError: it is not as it was written.
     """
-    like_saved = _saved(like)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like_saved))
-    restored = self._read(update, state=ocp.args.StandardRestore(abstract))
-    saved = _unnamed(restored.state, like_saved)
-    model = models.with_trainable(like.model, saved.variables)
-    return TrainState(model, saved.opt_state)
+    self._check(update)
+    return self._store.restore(str(update), like)
 
   def metadata(self, update: int) -> dict[str, Any]:
     """What was saved beside the state of a checkpoint that exists.
@@ -251,23 +340,7 @@ class Checkpoints:
       self._wait()
     finally:
       self._pool.shutdown()
-      self._orbax.close()
-      if self._handle is not None:
-        os.close(self._handle)
-        self._handle = None
-
-  def _safe_path(self) -> pathlib.Path:
-    """Where the folder lies, in a spelling that Orbax reads as it stands."""
-    if _PLAIN_PATH.fullmatch(str(self._path)) and str(self._path).isprintable():
-      return self._path
-    if not _OPEN_FOLDERS.is_dir():
-      raise InputError(
-        "on this system the path of a folder of checkpoints must hold nothing "
-        "but letters, digits, spaces and / . + = , @ % : ~ - _, got "
-        f"{str(self._path)!r}: choose another folder."
-      )
-    self._handle = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-    return _OPEN_FOLDERS / str(self._handle)
+      self._store.close()
 
   def _wait(self) -> None:
     """Waits for a write, and raises its error."""
@@ -278,11 +351,7 @@ class Checkpoints:
   def _read(self, update: int, **items: Any) -> Any:
     """Some items of a checkpoint, after all of its files were verified."""
     self._check(update)
-    # Its own: a checkpointer keeps the kind of arguments an item was saved by.
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-      return reader.restore(
-        self._orbax_path / str(update), args=ocp.args.Composite(**items)
-      )
+    return self._store.read(str(update), **items)
 
   def _check(self, update: int) -> None:
     """Refuses a checkpoint that is not as it was written."""
@@ -302,7 +371,7 @@ class Checkpoints:
   ) -> None:
     """Verifies what was written and puts it in its place."""
     with self._disk_errors():
-      self._orbax.wait_until_finished()
+      self._store.wait()
       partial = self._path / name
       self._check_arrays(name, shapes)
       for file, content in attached.items():
@@ -350,9 +419,7 @@ class Checkpoints:
     self, name: str, shapes: Mapping[str, tuple[int, ...]]
   ) -> None:
     """Sees that every array can be opened again, with its shape."""
-    stored = self._orbax.metadata(self._orbax_path / name)
-    arrays = stored.item_metadata.state.tree
-    there = {key: tuple(array.shape) for key, array in arrays.items()}
+    there = self._store.shapes(name)
     if there != shapes:
       wrong = sorted(dict(there.items() ^ shapes.items()))
       raise OSError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from rapo_jax import hosts
 from rapo_jax.algorithms.settings import ObjectiveConfig as ObjectiveConfig
 from rapo_jax.errors import InputError
 from rapo_jax.models import HEAD_CHUNK, Remat
 from rapo_jax.ranges import check_numbers
 
 
+@hosts.travels
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """AdamW on a constant learning rate after a linear warm-up.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from rapo_jax import hosts
 from rapo_jax.data import chat
 from rapo_jax.data.order import epoch_order
 from rapo_jax.errors import InputError
@@ -33,6 +34,7 @@ class Example:
   where: Bool[np.ndarray, " _"]
 
 
+@hosts.travels
 class SupervisedBatch(NamedTuple):
   """Packed examples of a step, `R` rows of `T` tokens.
 

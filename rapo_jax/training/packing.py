@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from rapo_jax import hosts
 from rapo_jax.algorithms import Algorithm
 from rapo_jax.errors import InputError
 from rapo_jax.trajectory import Trajectory
@@ -28,6 +29,7 @@ BASE_COLUMNS = ("old_log_probs", "advantages", "retrieved_fraction")
 _HELD_COLUMNS = ("entropies", "step_ids", "source")
 
 
+@hosts.travels
 class PackedBatch(NamedTuple):
   """`M` micro-batches of `R` rows of `T` tokens.
 

@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rapo_jax import models
+from rapo_jax import hosts, models
 from rapo_jax.errors import InputError
 from rapo_jax.models import HEAD_CHUNK, Remat, sharding
 from rapo_jax.ranges import check_numbers
@@ -37,6 +37,7 @@ _HEADS = ("auto", "whole", "chunked")
 _SMALL_VOCABULARY = 4096
 
 
+@hosts.travels
 @dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
   """Schedule, optimizer and batches of supervised learning.
@@ -163,8 +164,7 @@ class SupervisedTrainer:
     self._mesh = mesh
     self._checkpoints = checkpoints
     self._every = checkpoint_every
-    with sharding.use_mesh(mesh):
-      self._state = TrainState(model, _init_optimizer(model, config))
+    self._state = _begin(model, config, mesh)
     self._step = self._saved = 0
     self._seen: str | None = None
     if checkpoints is not None:
@@ -207,10 +207,7 @@ class SupervisedTrainer:
           "(repeat_examples), or lower num_steps."
         )
       stacked = SupervisedBatch(*map(np.stack, zip(*part, strict=True)))
-      with sharding.use_mesh(self._mesh):
-        self._state, losses = _steps(
-          self._state, sharding.replicate(stacked, self._mesh), config
-        )
+      self._state, losses = _run_steps(self._state, stacked, config, self._mesh)
       before, self._step = self._step, self._step + count
       self._seen = digest.hexdigest()
       self._save(before)
@@ -230,12 +227,7 @@ class SupervisedTrainer:
     for batch in pack_examples(
       examples, rows=config.rows, row_length=config.row_length
     ):
-      with sharding.use_mesh(self._mesh):
-        total += float(
-          _summed_loss(
-            self._state.model, sharding.replicate(batch, self._mesh), config
-          )
-        )
+      total += _loss_of(self._state.model, batch, config, self._mesh)
       count += int(batch.where[:, 1:].sum())
     if not count:
       raise InputError("a loss needs at least one example, got 0: add some.")
@@ -287,6 +279,41 @@ class SupervisedTrainer:
     self._state = checkpoints.restore(newest, self._state)
     self._step = self._saved = newest
     self._seen = metadata["examples"]
+
+
+@hosts.led
+def _begin(
+  model: models.Decoder,
+  config: SupervisedConfig,
+  mesh: jax.sharding.Mesh | None,
+) -> TrainState:
+  """The state before the first step."""
+  with sharding.use_mesh(mesh):
+    return TrainState(model, _init_optimizer(model, config))
+
+
+@hosts.led
+def _run_steps(
+  state: TrainState,
+  batches: SupervisedBatch,
+  config: SupervisedConfig,
+  mesh: jax.sharding.Mesh | None,
+) -> tuple[TrainState, Float[Array, " N"]]:
+  """Steps on batches that every host holds; see `_steps`."""
+  with sharding.use_mesh(mesh):
+    return _steps(state, sharding.replicate(batches, mesh), config)
+
+
+@hosts.led
+def _loss_of(
+  model: models.Decoder,
+  batch: SupervisedBatch,
+  config: SupervisedConfig,
+  mesh: jax.sharding.Mesh | None,
+) -> float:
+  """Sum of -log p over a batch that every host holds."""
+  with sharding.use_mesh(mesh):
+    return float(_summed_loss(model, sharding.replicate(batch, mesh), config))
 
 
 def negative_log_likelihood(

@@ -23,12 +23,13 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from rapo_jax import models, objectives, rewards
+from rapo_jax import hosts, models, objectives, rewards
 from rapo_jax.algorithms import (
   Algorithm,
   GuideRule,
   ObjectiveConfig,
   Resample,
+  TokenLoss,
   check_algorithm,
 )
 from rapo_jax.algorithms.replay import StoredGroup
@@ -373,13 +374,10 @@ class Trainer:
     )
     if "proximal_log_probs" not in loss.columns:
       return batches
-    with sharding.use_mesh(self._mesh):
-      return [
-        score_proximal(
-          model, sharding.replicate(batch, self._mesh), **self._scoring
-        )
-        for batch in batches
-      ]
+    return [
+      with_proximal(model, batch, mesh=self._mesh, scoring=self._scoring)
+      for batch in batches
+    ]
 
   @property
   def _scoring(self) -> dict[str, Any]:
@@ -395,23 +393,16 @@ class Trainer:
     self, state: TrainState, batch: PackedBatch
   ) -> tuple[TrainState, UpdateMetrics]:
     """One minibatch update."""
-    with sharding.use_mesh(self._mesh):
-      batch = sharding.replicate(batch, self._mesh)
-      if self._objective.kl_coef:
-        reference = self._reference
-        batch = score_reference(
-          state.model if reference is None else reference,
-          batch,
-          **self._scoring,
-        )
-      return update_minibatch(
-        state,
-        batch,
-        objective=self._objective,
-        optimizer=self._optimizer,
-        loss=self._algorithm.loss,
-        **self._scoring,
-      )
+    return train_minibatch(
+      state,
+      batch,
+      self._reference,
+      mesh=self._mesh,
+      objective=self._objective,
+      optimizer=self._optimizer,
+      loss=self._algorithm.loss,
+      scoring=self._scoring,
+    )
 
   def _sample(
     self,
@@ -594,6 +585,71 @@ class Trainer:
         for number, row in enumerate(drawn)
       ]
     return rows
+
+
+@hosts.led
+def with_proximal(
+  model: models.Decoder,
+  batch: PackedBatch,
+  *,
+  mesh: jax.sharding.Mesh | None,
+  scoring: dict[str, Any],
+) -> PackedBatch:
+  """A minibatch with the policy's log-probs before the update, see Eq. 11.
+
+  Args:
+    model: the policy before the update.
+    batch: packed trajectories, which every host holds.
+    mesh: devices that share the work; None for one device.
+    scoring: how tokens are scored, see `score_proximal`.
+  """
+  with sharding.use_mesh(mesh):
+    scored = score_proximal(model, sharding.replicate(batch, mesh), **scoring)
+  if not hosts.is_shared(mesh):
+    return scored
+  # What is sent on has to be whole on every host.
+  return jax.tree.map(sharding.gathered, scored)
+
+
+@hosts.led
+def train_minibatch(
+  state: TrainState,
+  batch: PackedBatch,
+  reference: models.Decoder | None,
+  *,
+  mesh: jax.sharding.Mesh | None,
+  objective: ObjectiveConfig,
+  optimizer: OptimizerConfig,
+  loss: TokenLoss,
+  scoring: dict[str, Any],
+) -> tuple[TrainState, UpdateMetrics]:
+  """One minibatch update on the devices of all hosts; see `update_minibatch`.
+
+  Args:
+    state: donated.
+    batch: packed trajectories, which every host holds.
+    reference: policy that KL is taken to; None for that of the state with its
+      adapters off.
+    mesh: devices that share the work; None for one device.
+    objective: coefficients and clip range.
+    optimizer: of which the state is a part.
+    loss: of each token.
+    scoring: how tokens are scored.
+  """
+  with sharding.use_mesh(mesh):
+    batch = sharding.replicate(batch, mesh)
+    if objective.kl_coef:
+      batch = score_reference(
+        state.model if reference is None else reference, batch, **scoring
+      )
+    return update_minibatch(
+      state,
+      batch,
+      objective=objective,
+      optimizer=optimizer,
+      loss=loss,
+      **scoring,
+    )
 
 
 def _check_teacher(

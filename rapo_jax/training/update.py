@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rapo_jax import models, objectives
+from rapo_jax import hosts, models, objectives
 from rapo_jax.algorithms import CLIPPED_LOSS, ObjectiveConfig, TokenLoss
 from rapo_jax.models import sharding
 from rapo_jax.training.config import OptimizerConfig
@@ -19,6 +19,7 @@ from rapo_jax.training.packing import PackedBatch
 from rapo_jax.trajectory import Source
 
 
+@hosts.held(lambda state: state.model)
 class TrainState(NamedTuple):
   """What training carries from update to update.
 
@@ -81,6 +82,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   )
 
 
+@hosts.led
 def init_train_state(
   model: models.Decoder,
   config: OptimizerConfig,
@@ -98,6 +100,12 @@ def init_train_state(
   """
   with sharding.use_mesh(mesh):
     return TrainState(model, _init_optimizer(model, config))
+
+
+@hosts.led
+def copy_state(state: TrainState) -> TrainState:
+  """A state of its own, for what donates it."""
+  return jax.tree.map(jnp.copy, state)
 
 
 @functools.partial(jax.jit, static_argnames="config")

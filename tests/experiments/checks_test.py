@@ -191,12 +191,6 @@ def test_a_frozen_base_is_held_once_in_the_rollout_s_dtype():
   assert f"rollout copy {2 * adapters / 1e6:.1f} MB" in text
 
 
-def test_an_experiment_on_several_processes_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  with pytest.raises(checks.CheckError, match="runs in one process, this is"):
-    checks.quick_checks(config_of(tmp_path))
-
-
 @pytest.mark.parametrize(
   ("base", "task", "words"),
   [

@@ -1,26 +1,29 @@
 """What `processes_test` runs in two processes of four fake devices each.
 
-    python -m tests.rollout.on_two_processes ADDRESS COUNT INDEX
+    python -m tests.rollout.on_two_processes FOLDER ADDRESS COUNT INDEX
 
-Rolls out and updates on one mesh over the devices of all, or, where there is
-one process alone, on one device. Prints one JSON object with what it saw; the
-number of devices is set by XLA_FLAGS before JAX starts.
+Rolls out and updates on one mesh over the devices of all, which the first
+process leads, or, where there is one process alone, on one device. That one
+prints a JSON object with what it saw, another the names of the functions that
+it was told to call; the number of devices is set by XLA_FLAGS before JAX
+starts.
 """
 
+import collections
 import dataclasses
 import json
+import pathlib
 import sys
 from unittest import mock
 
 import jax
 import numpy as np
 
-from rapo_jax import retrieval
+from rapo_jax import hosts, retrieval
 from rapo_jax.algorithms.forks import EntropyForks
 from rapo_jax.models import sharding
 from rapo_jax.rollout import RolloutEngine
 from rapo_jax.rollout.observation import ObservationEncoder
-from rapo_jax.rollout.processes import LeaderFailed
 from tests.rollout import tag_world
 from tests.training import mesh_program
 
@@ -89,6 +92,25 @@ def make_engine(mesh, **options):
   return engine, tool, buffer
 
 
+@hosts.led
+def make_policy(mesh):
+  """The same policy in every process."""
+  del mesh
+  return tag_world.make_policy(VOCABULARY)
+
+
+@hosts.led
+def update_report(mesh):
+  report = mesh_program.update(mesh)
+  return {
+    "loss": report["loss"],
+    "gradients": np.concatenate(
+      [gradient.ravel() for gradient in report["gradients"]]
+    ).tolist(),
+    "placed": report["placed"],
+  }
+
+
 def roll(engine, model):
   queries = tag_world.make_queries()
   prompts = tag_world.make_prompts(queries, tag_world.make_tokenizer())
@@ -112,7 +134,7 @@ def described(trajectories):
 
 def rollout_report(mesh):
   engine, tool, buffer = make_engine(mesh)
-  model = tag_world.make_policy(VOCABULARY)
+  model = make_policy(mesh)
   trajectories, stats = roll(engine, model)
   return {
     "trajectories": described(trajectories),
@@ -140,7 +162,7 @@ def forks_report(mesh):
   prompts = tag_world.make_prompts(queries, tokenizer)
   requests = tag_world.make_requests(config, queries, prompts)
   trajectories, _ = engine.rollout(
-    tag_world.make_policy(VOCABULARY), requests, seed=1, update=3, greedy=True
+    make_policy(mesh), requests, seed=1, update=3, greedy=True
   )
   return {
     "trajectories": described(trajectories),
@@ -162,7 +184,7 @@ def twins_report(mesh):
     retrieval=retrieval.RetrievalConfig(probe_share=1.0),
     mesh=mesh,
   )
-  trajectories, stats = roll(engine, tag_world.make_policy(VOCABULARY))
+  trajectories, stats = roll(engine, make_policy(mesh))
   twins = [twin for t in trajectories for twin in t.twins]
   return {
     "trajectories": described(trajectories),
@@ -178,26 +200,42 @@ def error_of_a_broken_loop(mesh):
   broken = mock.Mock(side_effect=OSError("the host's disk is full"))
   with mock.patch.object(ObservationEncoder, "__call__", broken):
     try:
-      roll(engine, tag_world.make_policy(VOCABULARY))
-    except (OSError, LeaderFailed) as error:
+      roll(engine, make_policy(mesh))
+    except OSError as error:
       return [type(error).__name__, str(error)]
   return None
 
 
-def update_report(mesh):
-  report = mesh_program.update(mesh)
+def report(mesh):
   return {
-    "loss": report["loss"],
-    "gradients": np.concatenate(
-      [gradient.ravel() for gradient in report["gradients"]]
-    ).tolist(),
-    "placed": report["placed"],
+    "devices": [jax.local_device_count(), jax.device_count()],
+    "rollout": rollout_report(mesh),
+    "forks": forks_report(mesh),
+    "twins": twins_report(mesh),
+    "update": update_report(mesh),
+    "error": error_of_a_broken_loop(mesh),
   }
 
 
-def main(address, count, index):
-  mesh = None
-  if int(count) > 1:
+def lead(link, mesh):
+  with hosts.leading(hosts.Leader(link.send, [mesh])):
+    found = report(mesh)
+  link.send({"over": True})
+  return found
+
+
+def follow(link, mesh):
+  follower, calls = hosts.Follower([mesh]), collections.Counter()
+  while isinstance(content := link.messages.get()[1], bytes):
+    follower.run(content)
+    calls[hosts.decode(content, lambda number: number)["function"]] += 1
+  return calls
+
+
+def main(folder, address, count, index):
+  if int(count) == 1:
+    found = report(None)
+  else:
     # Only the first process fills the cache, and would then be so far ahead
     # that the first sum over both gives up on the other.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -208,16 +246,13 @@ def main(address, count, index):
       shutdown_timeout_seconds=60,
     )
     mesh = sharding.make_mesh(data=4, tensor=2)
-  report = {
-    "devices": [jax.local_device_count(), jax.device_count()],
-    "rollout": rollout_report(mesh),
-    "forks": forks_report(mesh),
-    "twins": twins_report(mesh),
-    "update": update_report(mesh),
-    "error": error_of_a_broken_loop(mesh),
-  }
+    port = int(address.rpartition(":")[2])
+    place = hosts.Place(("localhost", port + 1), int(count), int(index))
+    link = hosts.Link(place, lambda *_: False, lambda lost: None)
+    hosts.join(link, pathlib.Path(folder))
+    found = lead(link, mesh) if link.leads else follow(link, mesh)
   # A line of its own, below what the collectives have to say.
-  sys.stdout.write("\n" + json.dumps(report))
+  sys.stdout.write("\n" + json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,102 +1,117 @@
 """Two processes of four fake devices each do what one device does."""
 
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from rapo_jax.rollout import processes
+from rapo_jax import hosts
 from tests import fake_devices
 from tests.closeness import assert_close
 
 
 @pytest.fixture(scope="module")
-def reports():
-  """What each of the two processes saw."""
-  return _run(2, num_devices=4)
+def both(tmp_path_factory):
+  """What the leader saw, and what the other process was told to call."""
+  return _run(2, tmp_path_factory.mktemp("shared"), num_devices=4)
 
 
 @pytest.fixture(scope="module")
-def one_device():
+def report(both):
+  return both[0]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
   """What a process saw that is alone with one device."""
-  [report] = _run(1, num_devices=1)
+  [report] = _run(1, tmp_path_factory.mktemp("own"), num_devices=1)
   return report
 
 
-def _run(count, *, num_devices):
+def _run(count, folder, *, num_devices):
   outputs = fake_devices.run_processes(
-    count, "-m", "tests.rollout.on_two_processes", num_devices=num_devices
+    count,
+    *("-m", "tests.rollout.on_two_processes", str(folder)),
+    num_devices=num_devices,
   )
   return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 @pytest.mark.slow
-def test_both_processes_return_the_trajectories_of_one_device(
-  reports, one_device
-):
+def test_two_processes_give_the_trajectories_of_one_device(report, one_device):
   expected = one_device["rollout"]
   # A guard: the loop has done all that it can do.
   events = {e for t in expected["trajectories"] for e in t["events"]}
   assert events == {"ToolEvent", "RetrievalEvent"}
   assert len({t["finish_reason"] for t in expected["trajectories"]}) > 1
-  for report in reports:
-    assert report["devices"] == [4, 8]
-    assert report["rollout"]["trajectories"] == expected["trajectories"]
-    assert_close(report["rollout"]["log_probs"], expected["log_probs"])
+  assert report["devices"] == [4, 8]
+  assert report["rollout"]["trajectories"] == expected["trajectories"]
+  assert_close(report["rollout"]["log_probs"], expected["log_probs"])
+  calls = report["rollout"]["tool_calls"]
+  assert calls == expected["tool_calls"] == expected["tool_calls_counted"] > 0
 
 
 @pytest.mark.slow
-def test_rollouts_fork_as_on_one_device(reports, one_device):
+def test_rollouts_fork_as_on_one_device(report, one_device):
   expected = one_device["forks"]
   assert any(steps for _, steps in expected["parents"])
-  for report in reports:
-    assert report["forks"]["parents"] == expected["parents"]
-    assert report["forks"]["trajectories"] == expected["trajectories"]
-    assert_close(report["forks"]["log_probs"], expected["log_probs"])
+  assert report["forks"]["parents"] == expected["parents"]
+  assert report["forks"]["trajectories"] == expected["trajectories"]
+  assert_close(report["forks"]["log_probs"], expected["log_probs"])
 
 
 @pytest.mark.slow
-def test_twins_are_those_of_one_device(reports, one_device):
+def test_twins_are_those_of_one_device(report, one_device):
   expected = one_device["twins"]
   assert len(expected["left_out"]) > 3
-  for report in reports:
-    assert report["twins"] == expected
+  assert report["twins"] == expected
 
 
 @pytest.mark.slow
-def test_tools_and_buffer_are_asked_by_the_first_process_alone(
-  reports, one_device
-):
-  leader, follower = (report["rollout"] for report in reports)
-  assert leader["tool_calls"] == one_device["rollout"]["tool_calls"] > 0
-  assert leader["retrievals"] > 0
-  assert follower["tool_calls"] == follower["retrievals"] == 0
-  # What is reported of the rollout is known to both.
-  for report in (leader, follower):
-    assert report["tool_calls_counted"] == leader["tool_calls"]
+def test_the_other_process_is_told_of_device_programs_alone(both):
+  told = {name.partition(":")[2] for name in both[1]}
+  programs = ("prefill", "admit", "insert", "fork", "decode", "contents")
+  assert told == {
+    "make_policy",
+    "open_device_side",
+    "DeviceSide.start",
+    "update_report",
+    *(f"Programs.{name}" for name in programs),
+  }
 
 
 @pytest.mark.slow
-def test_an_error_in_the_host_loop_ends_both(reports):
-  leader, follower = (report["error"] for report in reports)
-  assert leader == ["OSError", "the host's disk is full"]
-  assert follower[0] == "LeaderFailed"
-  assert "failed in it: OSError: the host's disk is full" in follower[1]
+def test_an_error_in_the_host_loop_is_the_leader_s(report):
+  assert report["error"] == ["OSError", "the host's disk is full"]
 
 
 @pytest.mark.slow
-def test_an_update_is_that_of_one_device(reports, one_device):
+def test_an_update_is_that_of_one_device(report, one_device):
   expected = one_device["update"]
   assert np.abs(expected["gradients"]).max() > 1e-2
-  for report in reports:
-    assert report["update"]["placed"]
-    assert_close(report["update"]["loss"], expected["loss"])
-    assert_close(report["update"]["gradients"], expected["gradients"])
+  assert report["update"]["placed"]
+  assert_close(report["update"]["loss"], expected["loss"])
+  assert_close(report["update"]["gradients"], expected["gradients"])
 
 
-def test_a_mesh_without_some_process_is_refused(monkeypatch):
+class _Mesh:
+  """Devices of two processes, or of one of them."""
+
+  is_multi_process = True
+
+  def __init__(self, *processes):
+    self.devices = np.array(
+      [types.SimpleNamespace(process_index=index) for index in processes]
+    )
+
+
+@pytest.mark.parametrize(
+  ("processes", "words"),
+  [((0, 0), "devices of all 2, this one has those"), ((0, 1), "one leads")],
+)
+def test_a_mesh_that_cannot_be_led_is_refused(processes, words, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), "data")
-  with pytest.raises(ValueError, match="devices of all 2, this one has those"):
-    processes.run_led(mesh, None, lambda target: None)
+  with pytest.raises(ValueError, match=words):
+    hosts.check_led(_Mesh(*processes))

@@ -1,0 +1,155 @@
+"""What the leader calls, a follower calls with what is its own."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from rapo_jax import hosts
+from rapo_jax.errors import InputError
+
+
+@hosts.held()
+class Model:
+  def __init__(self, values):
+    self.values = values
+
+  @hosts.led
+  def add(self, number):
+    self.values = self.values + number
+    return float(self.values.sum())
+
+
+class State(tuple):
+  """A model and a count, as a value that cannot be referred to weakly."""
+
+  __slots__ = ()
+
+  @property
+  def model(self):
+    return self[0]
+
+
+hosts.held(lambda state: state.model)(State)
+
+
+@hosts.led
+def make(config, values):
+  del config
+  return Model(values)
+
+
+@hosts.led
+def begin(model, count):
+  return State((model, count)), "figures"
+
+
+@hosts.led
+def step(state):
+  copied = double(state.model)  # Led itself: runs within this one.
+  return State((copied, state[1] + 1))
+
+
+@hosts.led
+def double(model):
+  return Model(2 * model.values)
+
+
+@hosts.led
+def fails(model):
+  raise OSError(f"no room for {model.values}")
+
+
+CONFIG = {"name": "all have it"}
+
+
+@pytest.fixture
+def sent():
+  return []
+
+
+@pytest.fixture
+def leading(sent):
+  with hosts.leading(hosts.Leader(sent.append, [CONFIG])):
+    yield
+
+
+def follow(sent, follower=None):
+  follower = follower or hosts.Follower([CONFIG])
+  while sent:
+    follower.run(sent.pop(0))
+  return list(follower._things.values())
+
+
+def test_without_a_leader_it_is_a_plain_call(sent):
+  assert make(CONFIG, np.ones(2)).add(1.0) == 4.0
+  assert sent == []
+
+
+def test_a_follower_ends_with_what_the_leader_has(leading, sent):
+  model = make(CONFIG, np.arange(3.0))
+  assert model.add(2.0) == 9.0
+  state, figures = begin(model, 5)
+  state = step(state)
+  assert figures == "figures"
+  assert len(sent) == 4
+  things = follow(sent)
+  assert [type(t) for t in things] == [dict, Model, State, Model, State, Model]
+  for own, theirs in ((model, things[1]), (state.model, things[-1])):
+    assert own is not theirs
+    np.testing.assert_array_equal(own.values, theirs.values)
+  assert things[-2][1] == state[1] == 6
+
+
+def test_what_others_do_not_have_is_called_here_alone(leading, sent):
+  assert Model(np.ones(1)).add(1.0) == 2.0
+  assert double(Model(np.ones(1))).values == 2.0
+  assert sent == []
+
+
+def test_what_the_leader_drops_is_dropped_everywhere(leading, sent):
+  follower = hosts.Follower([CONFIG])
+  model = make(CONFIG, np.ones(2))
+  state, _ = begin(model, 0)
+  assert len(follow(sent, follower)) == 4
+  del state, model
+  gc.collect()
+  # Another one may now have the address of the first.
+  other = make(CONFIG, np.zeros(2))
+  other.add(1.0)
+  config, left = follow(sent, follower)
+  assert config is CONFIG
+  np.testing.assert_array_equal(left.values, other.values)
+
+
+def test_an_equal_object_that_all_have_counts_as_theirs(leading, sent):
+  make(dict(CONFIG), np.ones(2))
+  assert len(sent) == 1
+  make({"name": "another"}, np.ones(2)).add(1)
+  assert len(sent) == 1
+
+
+def test_an_error_goes_through_and_the_next_call_works(leading, sent):
+  model = make(CONFIG, np.ones(1))
+  with pytest.raises(OSError, match="no room"):
+    fails(model)
+  model.add(1.0)
+  follower = hosts.Follower([CONFIG])
+  follower.run(sent[0])
+  with pytest.raises(OSError, match="no room"):
+    follower.run(sent[1])
+  follower.run(sent[2])
+
+
+def test_a_function_that_is_not_led_is_not_called():
+  content = hosts.encode(
+    {"function": "os:system", "args": ["true"], "kwargs": {}, "dropped": []}
+  )
+  with pytest.raises(InputError, match="no such function"):
+    hosts.Follower().run(content)
+
+
+def test_an_argument_that_cannot_be_sent_is_named(leading):
+  model = make(CONFIG, np.ones(1))
+  with pytest.raises(InputError, match="plain values"):
+    model.add(object())
