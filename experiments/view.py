@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     url = f"http://{_HOST}:{port}/{index.secret}/"
     print(f"{known.workdir} at {url}", flush=True)
     if known.open:
-      webbrowser.open(url)
+      webbrowser.open_new_tab(url)
     http_server.serve(
       view_app(known.workdir, index),
       listener,
