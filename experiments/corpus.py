@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from experiments import cli, flags, input_errors, places
+from experiments import cli, config_places, flags, input_errors, places
 from experiments.buffers.arguments import at_least_one, utf8_text
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.devices import check_devices, use_compilation_cache
@@ -244,7 +244,9 @@ def _config(known: argparse.Namespace) -> ExperimentConfig | None:
   if known.config is None:
     return None
   config = flags.load_config(known.config)
-  return places.local_config(flags.apply_overrides(config, known.overrides))
+  return config_places.local_config(
+    flags.apply_overrides(config, known.overrides)
+  )
 
 
 def _encoder(

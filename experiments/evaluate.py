@@ -22,7 +22,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import checks, cli, flags, input_errors, paper, places
+from experiments import (
+  checks,
+  cli,
+  config_places,
+  flags,
+  input_errors,
+  paper,
+  places,
+)
 from experiments.config import ExperimentConfig
 from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices, use_compilation_cache
@@ -49,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   config = flags.load_config(known.config)
   if known.tasks is not None:
     overrides = [f"{flags.PREFIX}tasks={known.tasks}", *overrides]
-  config = places.local_config(flags.apply_overrides(config, overrides))
+  config = config_places.local_config(flags.apply_overrides(config, overrides))
   check_devices()
   output = known.output
   files.make_private_folder(output)

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from rapo_jax.ranges import check_numbers
-from rapo_jax.rollout import NonFiniteRollout
 from rapo_jax.tools import ToolStatus
 
 Action = Literal["off", "warn", "stop"]
@@ -340,6 +339,9 @@ def finite_rollout(where: str) -> Iterator[None]:
   Raises:
     HealthStop: for a `NonFiniteRollout`, with its message.
   """
+  # Seconds to import; warnings of a log need no rollout.
+  from rapo_jax.rollout import NonFiniteRollout
+
   try:
     yield
   except NonFiniteRollout as error:

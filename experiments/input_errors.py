@@ -19,8 +19,6 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec
 
-import jax
-
 from experiments import log_once
 from experiments.stop_signal import Stopped, interrupt
 from rapo_jax.errors import InputError
@@ -71,8 +69,10 @@ def report_input_errors(
       lines = (f"error: {error}{remedy}", *getattr(error, "__notes__", ()))
       print("\n".join(lines), file=sys.stderr)
       return EXIT_STATUS
-    except jax.errors.JaxRuntimeError as error:
-      if not str(error).startswith("RESOURCE_EXHAUSTED"):
+    except RuntimeError as error:
+      # JAX's own type would have to be imported, and not all commands use JAX.
+      jax_s = type(error).__name__ == "JaxRuntimeError"
+      if not (jax_s and str(error).startswith("RESOURCE_EXHAUSTED")):
         raise
       print(f"error: {error}\n{_OUT_OF_MEMORY}", file=sys.stderr)
       return EXIT_STATUS

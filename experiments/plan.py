@@ -21,7 +21,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-from experiments import cli, flags, input_errors, places
+from experiments import cli, config_places, flags, input_errors, places
 from experiments.config import ExperimentConfig
 from experiments.planner import chips, units
 from experiments.planner.analysis import (
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known, overrides = flags.parse_arguments(make_parser(), arguments)
   config = flags.apply_overrides(flags.load_config(known.config), overrides)
-  config = places.local_config(config)
+  config = config_places.local_config(config)
   topology = chips.open_topology(known.topology)
   plan = make_plan(
     config,

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from experiments import (
   checks,
   cli,
+  config_places,
   flags,
   hosts,
   input_errors,
@@ -615,7 +616,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   def load() -> ExperimentConfig:
     config = _load_config(known.config, known.workdir)
-    return places.local_config(flags.apply_overrides(config, overrides))
+    return config_places.local_config(flags.apply_overrides(config, overrides))
 
   place = hosts.find_place(known)
   if place is None:

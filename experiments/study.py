@@ -32,7 +32,15 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
 
-from experiments import checks, cli, diversity, flags, input_errors, places
+from experiments import (
+  checks,
+  cli,
+  config_places,
+  diversity,
+  flags,
+  input_errors,
+  places,
+)
 from experiments import run as run_lib
 from experiments.arms import Arm, Study, load_study, packaged_studies
 from experiments.dependencies import AGENTS, BUFFER, WARM_START, Fields
@@ -93,7 +101,7 @@ class Command:
     """The study, with paths that hold on this machine."""
     study = load_study(self.study, self.overrides)
     arms = [
-      dataclasses.replace(arm, config=places.local_config(arm.config))
+      dataclasses.replace(arm, config=config_places.local_config(arm.config))
       for arm in study.arms
     ]
     return dataclasses.replace(study, arms=tuple(arms))

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import pathlib
 
-from experiments import checks, flags, places
+from experiments import checks, config_places, flags
 from experiments.buffers import endpoint as endpoint_lib
 from experiments.buffers import imports, page
 from experiments.buffers.imports import ImportConfig, LeakConfig
@@ -70,7 +70,7 @@ def build(known: argparse.Namespace) -> int:
   _check_output(known)
   config = flags.load_config(known.config)
   config = flags.apply_overrides(config, known.overrides)
-  config = places.local_config(config)
+  config = config_places.local_config(config)
   names = task_names(config)
   task = known.task or names[0]
   if task not in names or (known.task is None and len(names) > 1):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.workdir import read_json, write_json
-from rapo_jax.algorithms import ALGORITHMS, Algorithm
+
+if TYPE_CHECKING:
+  from rapo_jax.algorithms import Algorithm
 
 BASE = "base"
 WARM_START = "warm_start"
@@ -49,23 +51,35 @@ def write_shown(folder: pathlib.Path, algorithm: Algorithm) -> None:
   write_json(folder / METHOD_FILE, _of(algorithm)._asdict())
 
 
-def read_shown(runs: Iterable[tuple[str, pathlib.Path]]) -> dict[str, Shown]:
+def read_shown(
+  runs: Iterable[tuple[str, pathlib.Path]], *, unused: bool = True
+) -> dict[str, Shown]:
   """What is shown of each method.
 
   Args:
     runs: method and folder of each run.
+    unused: whether methods of the table are there that no run has.
 
   Returns:
     By name: the agents, the methods of the table and those of the runs.
   """
-  found = AGENTS | {name: _of(a) for name, a in ALGORITHMS.items()}
+  found, missing = {}, []
   for method, folder in runs:
     path = folder / METHOD_FILE
     if path.exists():
       found[method] = Shown(**read_json(path))
     else:
-      found.setdefault(method, Shown(method))
-  return found
+      missing.append(method)
+  table = _table() if unused or missing else {}
+  found |= {m: table.get(m, Shown(m)) for m in missing if m not in found}
+  return AGENTS | (table if unused else {}) | found
+
+
+def _table() -> dict[str, Shown]:
+  # Seconds to import, and not needed for runs that say it themselves.
+  from rapo_jax.algorithms import ALGORITHMS
+
+  return {name: _of(algorithm) for name, algorithm in ALGORITHMS.items()}
 
 
 def label(results: Mapping[str, Any], method: str) -> str:

@@ -183,10 +183,19 @@ def health_settings(
 
 
 def shown_methods(
-  root: str | pathlib.Path, runs: Sequence[Run] | Sequence[RunFolder]
+  root: str | pathlib.Path,
+  runs: Sequence[Run] | Sequence[RunFolder],
+  *,
+  unused: bool = True,
 ) -> dict[str, Shown]:
-  """What is shown of each method and agent, by its name in the report."""
-  found = read_shown((run.method, run.path) for run in runs)
+  """What is shown of each method and agent, by its name in the report.
+
+  Args:
+    root: a work folder, or the folder of a study.
+    runs: its runs.
+    unused: whether methods of the table are there that no run has.
+  """
+  found = read_shown(((run.method, run.path) for run in runs), unused=unused)
   for source in sources(root):
     if source.label:
       for agent, shown in AGENTS.items():

@@ -180,7 +180,7 @@ class Curves:
       run_folders(self._root),
       key=lambda f: (f.task, method_order(f.method), f.seed),
     )
-    shown = shown_methods(self._root, folders)
+    shown = shown_methods(self._root, folders, unused=False)
     known, self._runs = self._runs, {}
     for folder in folders:
       name = folder.path.relative_to(self._root).as_posix()

@@ -155,7 +155,7 @@ class _App:
   def _known_curves(self) -> Any:
     with self._curves_lock:
       if self._curves is None:
-        # What methods are takes seconds to import; lists do not wait for it.
+        # Lists do not wait for what curves import.
         from experiments.viewer.curves import Curves
 
         self._curves = Curves(self._root)

@@ -5,7 +5,15 @@ import pathlib
 
 import pytest
 
-from experiments import buffer, export, places, plan, run, serve_index
+from experiments import (
+  buffer,
+  config_places,
+  export,
+  places,
+  plan,
+  run,
+  serve_index,
+)
 from experiments.config import ExperimentConfig
 from rapo_jax import tasks
 from rapo_jax.errors import InputError
@@ -51,14 +59,14 @@ def test_places_of_tasks_and_their_tools_are_looked_at(monkeypatch, tmp_path):
     task = tasks.DataSetTask("gsm8k", prompt=text, tools=(search,))
     return ExperimentConfig(name="test", tasks=(task,))
 
-  (task,) = places.local_config(with_places("~/there")).tasks
+  (task,) = config_places.local_config(with_places("~/there")).tasks
   assert task.prompt == f"{tmp_path}/there"
   assert task.tools == (tasks.SearchSpec(corpus=f"{tmp_path}/there"),)
   with pytest.raises(InputError, match=r"tasks\.gsm8k\.tools\.search\.corpus"):
-    places.local_config(with_places("gs://b/there"))
+    config_places.local_config(with_places("gs://b/there"))
 
 
-@pytest.mark.parametrize("name", places.CONFIG_PLACES)
+@pytest.mark.parametrize("name", config_places.CONFIG_PLACES)
 def test_every_place_in_a_config_is_looked_at(name, monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
   section, field = name.split(".")
@@ -68,10 +76,10 @@ def test_every_place_in_a_config_is_looked_at(name, monkeypatch, tmp_path):
     values = dataclasses.replace(getattr(config, section), **{field: text})
     return dataclasses.replace(config, **{section: values})
 
-  local = places.local_config(with_place("~/there"))
+  local = config_places.local_config(with_place("~/there"))
   assert getattr(getattr(local, section), field) == f"{tmp_path}/there"
   with pytest.raises(InputError, match=name):
-    places.local_config(with_place("gs://b/there"))
+    config_places.local_config(with_place("gs://b/there"))
 
 
 def test_no_place_in_a_config_is_forgotten():
@@ -87,7 +95,7 @@ def test_no_place_in_a_config_is_forgotten():
         if field.name
         in ("path", "base", "off_policy", "folder", "chat_template")
       }
-  assert found == set(places.CONFIG_PLACES)
+  assert found == set(config_places.CONFIG_PLACES)
 
 
 @pytest.mark.parametrize(
