@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import jinja2
+from markupsafe import Markup
 
 
 def template(name: str, **filters: object) -> jinja2.Template:
@@ -29,3 +33,11 @@ def template(name: str, **filters: object) -> jinja2.Template:
   )
   environment.filters.update(filters)
   return environment.get_template(name)
+
+
+def embedded(content: Any) -> Markup:
+  """JSON that cannot end the script element that it stands in."""
+  text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+  for character in "<>&":
+    text = text.replace(character, f"\\u{ord(character):04x}")
+  return Markup(text)

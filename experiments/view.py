@@ -1,6 +1,7 @@
 """Shows runs, curves and all logged trajectories in a browser, live.
 
     python -m experiments.view --workdir runs/quickstart --open
+    python -m experiments.view --workdir runs/quickstart --export page
 
 The page is live: it follows the logs. Each view has a link of its own. An index
 is kept beside the logs (`.view.sqlite3`), so that a second start is quick.
@@ -8,6 +9,8 @@ is kept beside the logs (`.view.sqlite3`), so that a second start is quick.
 It answers this machine alone, and the page loads nothing from elsewhere. The
 address holds a secret, since others may be logged in on this machine; who has
 the address can read the logs. Ctrl+C ends it.
+
+--export writes the page with its data into a file, which needs no server.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from collections.abc import Sequence
 
 from experiments import cli, http_server, input_errors, places
 from experiments.viewer import index as index_lib
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, accessing
 
 _HOST = "127.0.0.1"
 _PORT = 8300
 _END_S = 2
+_MOST = 2000
 
 
 @input_errors.report_input_errors
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   known = make_parser().parse_args(arguments)
   _check_workdir(known.workdir)
   index = index_lib.TrajectoryIndex(known.workdir)
+  if known.export is not None:
+    return _export(known, index)
   with http_server.listen(_HOST, known.port) as listener:
     from experiments.viewer.server import view_app
 
@@ -73,7 +79,36 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--open", action="store_true", help="open the page in a browser"
   )
+  parser.add_argument(
+    "--export",
+    type=places.path_argument,
+    help="write index.html into this folder, and serve nothing",
+  )
+  parser.add_argument(
+    "--most",
+    type=int,
+    default=_MOST,
+    help="trajectories in an exported page; of more, whole questions of every"
+    " run and update (%(default)s)",
+  )
   return parser
+
+
+def _export(known: argparse.Namespace, index: index_lib.TrajectoryIndex) -> int:
+  from experiments.viewer import export
+
+  if known.most < 0:
+    raise InputError(
+      f"--most must be at least 0, got {known.most}: 0 writes curves alone."
+    )
+  index.refresh()
+  with accessing(known.export):
+    count, total = export.write_page(
+      known.workdir, index, known.export, known.most
+    )
+  path = known.export / export.PAGE_FILE
+  print(f"{count:,} of {total:,} trajectories in {path}")
+  return 0
 
 
 def _check_workdir(workdir: pathlib.Path) -> None:

@@ -107,7 +107,7 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     diversity=list(_diversity_rows(results)),
     cost=_cost_tables(results),
     config=list(config.items()),
-    trajectories=_json(
+    trajectories=pages.embedded(
       {
         "labels": {m: label(results, m) for m in results["methods"]},
         "groups": samples.sample_groups(runs),
@@ -167,14 +167,6 @@ def _board(results: Mapping[str, Any]) -> dict[str, Any]:
       (task, [row for owner, row in rows if owner == task]) for task in tasks
     ],
   }
-
-
-def _json(content: Any) -> Markup:
-  """JSON that cannot end the script element that it stands in."""
-  text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
-  for character in "<>&":
-    text = text.replace(character, f"\\u{ord(character):04x}")
-  return Markup(text)
 
 
 def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

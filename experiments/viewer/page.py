@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from experiments import pages
 from experiments.workdir import Workdir, read_config
@@ -18,6 +20,13 @@ SERVED_POLICY = (
 def served(root: pathlib.Path) -> str:
   """The page that asks this server for everything."""
   return pages.template("view.html.j2").render(title=title(root), data=None)
+
+
+def whole(root: pathlib.Path, data: Mapping[str, Any]) -> str:
+  """The page with its data in it, which works from a disk or a mail."""
+  return pages.template("view.html.j2").render(
+    title=title(root), data=pages.embedded(data)
+  )
 
 
 def style() -> str:

@@ -889,7 +889,8 @@
     const { read_bytes: read, log_bytes: size, trajectories } = state;
     const part = size > read ? `, ${Math.floor(100 * read / size)} % indexed`
       : "";
-    node.textContent = `${large(trajectories)} trajectories${part}`;
+    const of = state.total > trajectories ? ` of ${large(state.total)}` : "";
+    node.textContent = `${large(trajectories)}${of} trajectories${part}`;
     node.classList.toggle("live", source.live &&
       overview.runs.some((run) => !run.finished));
     for (const text of state.troubles) {

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.buffers import page as buffer_page
 from experiments.report import page as report
+from experiments.viewer import export
 from experiments.viewer.index import TrajectoryIndex
 from experiments.viewer.server import view_app
 from rapo_jax import retrieval
@@ -195,6 +196,30 @@ def test_the_page_follows_a_run(open_page, workdir):
   with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
     file.write('{"update": 21, "loss": 0.5}\n')
   _expect(row).to_contain_text("21 of 20", timeout=20_000)
+
+
+def test_an_exported_page_needs_no_server(browser, workdir, tmp_path):
+  index = TrajectoryIndex(workdir)
+  index.refresh()
+  export.write_page(workdir, index, tmp_path / "page", most=96)
+  context = browser.new_context(viewport=WIDE, offline=True)
+  page = context.new_page()
+  wrong = []
+  page.on("pageerror", lambda error: wrong.append(str(error)))
+  page.goto((tmp_path / "page/index.html").as_uri())
+  _expect(page.locator("#charts figure svg").first).to_be_visible()
+  _expect(page.locator("#state")).to_have_text("96 of 192 trajectories")
+  page.get_by_role("link", name="Trajectories").click()
+  page.get_by_label("Method").select_option("rapo")
+  _expect(page.locator("#found")).to_have_text("48 trajectories")
+  page.locator("#text").fill('"boxed{ Corvin" done')
+  _expect(page.locator("#found")).not_to_have_text("48 trajectories")
+  page.locator(".item").first.click()
+  _expect(page.locator("article mark").first).to_be_visible()
+  page.get_by_label("Beside").select_option(index=2)
+  _expect(page.locator("article")).to_have_count(2)
+  context.close()
+  assert wrong == []
 
 
 # Accessibility. The rules and what is serious are axe-core's.
