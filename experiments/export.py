@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from experiments import cli, input_errors, places
+from experiments import cli, input_errors, model_card, places
 from experiments.policies import (
   CHAT_TEMPLATE,
   END_IDS,
@@ -118,6 +118,15 @@ def export(
         # Readers take it before the one in the tokenizer's configuration.
         (temporary / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
       loaded = models.from_pretrained(temporary, dtype=written)
+    card = model_card.model_card(
+      _run_folder(checkpoint),
+      description,
+      update=found.update,
+      base=source,
+      dtype=written,
+      adapters=adapters,
+    )
+    (temporary / model_card.FILE).write_text(card, encoding="utf-8")
     difference = float(np.abs(np.asarray(loaded(tokens)) - expected).max())
     limit = bound * float(np.abs(expected).max())
     # Not `difference > limit`: NaN has to be refused too.
@@ -179,6 +188,12 @@ def find_checkpoint(path: pathlib.Path) -> Found:
       f"{parent} holds {', '.join(map(str, there))}."
     )
   return Found(checkpoints, update, [])
+
+
+def _run_folder(checkpoint: pathlib.Path) -> pathlib.Path:
+  """Of the run that a checkpoint, or a folder of them, is of."""
+  checkpoint = checkpoint.absolute()
+  return checkpoint.parents[checkpoint.name.isdigit()]
 
 
 def _restore(

@@ -115,6 +115,9 @@ def test_the_newest_checkpoint_is_written_bit_for_bit(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert "the policy after update 10, in float32" in printed
   assert "difference of a logit from the checkpoint's: 0 (" in printed
+  card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+  assert "# base, trained\n" in card
+  assert "| updates | 10 |" in card
   template = tmp_path / "out" / "chat_template.jinja"
   assert template.read_text(encoding="utf-8") == "{{ trained }}"
   # What the base agent has and a checkpoint does not.
@@ -172,7 +175,7 @@ def test_adapters_are_written_apart(tmp_path, capsys):
   assert run(tmp_path, "--adapters") == 0
   assert "the adapters after update 10" in capsys.readouterr().out
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-    *("adapter_config.json", "adapter_model.safetensors")
+    *("README.md", "adapter_config.json", "adapter_model.safetensors")
   ]
   loaded = models.load_adapters(tiny_decoder(), tmp_path / "out")
   assert same(models.trainable(loaded), models.trainable(model))
