@@ -51,6 +51,7 @@ PROGRAMS: Mapping[str, Program] = {
     "experiments.buffer", "build and look into Step-Trace Buffers"
   ),
   "serve": Program("experiments.serve_index", "serve a buffer over HTTP"),
+  "view": Program("experiments.view", "look at runs and trajectories, live"),
   "plan": Program("experiments.plan", "plan memory and time on a topology"),
 }
 """All programs by the name that `rapo` gives them."""

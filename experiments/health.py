@@ -367,34 +367,52 @@ def check_tools(config: HealthConfig, row: Row, where: str) -> None:
       )
 
 
+class Stretches:
+  """Each stretch of updates with a sign once, with its last text.
+
+  Args:
+    config: what the run does about each kind.
+    retrieves: whether its method retrieves.
+  """
+
+  def __init__(self, config: HealthConfig, *, retrieves: bool):
+    self._monitor = Monitor(config, retrieves=retrieves)
+    self._found: list[Alert] = []
+    self._open: dict[tuple[str, str], int] = {}
+
+  def add(self, row: Row) -> None:
+    """Takes in the metrics of an update, from the first one on, in order."""
+    update = int(row["update"])
+    for alert in self._monitor.look(update, row) if update else ():
+      key = (alert.kind, alert.tool)
+      at = self._open.get(key)
+      if at is not None and self._found[at].last == update - 1:
+        first = self._found[at].first
+        self._found[at] = dataclasses.replace(alert, first=first)
+      else:
+        self._open[key] = len(self._found)
+        self._found.append(alert)
+
+  @property
+  def alerts(self) -> list[Alert]:
+    """In the order in which they begin."""
+    return sorted(self._found, key=lambda alert: alert.first)
+
+
 def alerts_of(
   rows: Iterable[Row], config: HealthConfig, *, retrieves: bool
 ) -> list[Alert]:
-  """Each stretch of updates with a sign once, with its last text.
+  """The stretches of a run; see `Stretches`.
 
   Args:
     rows: metrics of a run, from its first update on.
     config: what it does about each kind.
     retrieves: whether its method retrieves.
-
-  Returns:
-    Alerts in the order in which they begin.
   """
-  monitor = Monitor(config, retrieves=retrieves)
-  stretches: list[Alert] = []
-  open_ones: dict[tuple[str, str], int] = {}
+  stretches = Stretches(config, retrieves=retrieves)
   for row in rows:
-    update = int(row["update"])
-    for alert in monitor.look(update, row) if update else ():
-      key = (alert.kind, alert.tool)
-      at = open_ones.get(key)
-      if at is not None and stretches[at].last == update - 1:
-        first = stretches[at].first
-        stretches[at] = dataclasses.replace(alert, first=first)
-      else:
-        open_ones[key] = len(stretches)
-        stretches.append(alert)
-  return sorted(stretches, key=lambda alert: alert.first)
+    stretches.add(row)
+  return stretches.alerts
 
 
 def updates_text(first: int, last: int) -> str:

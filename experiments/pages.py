@@ -6,7 +6,9 @@ import jinja2
 
 
 def template(name: str, **filters: object) -> jinja2.Template:
-  """A template of the report or of a buffer's page; they share a style sheet.
+  """A template of the report, of a buffer's page or of the viewer.
+
+  They share a style sheet.
 
   Args:
     name: its file.
@@ -17,6 +19,7 @@ def template(name: str, **filters: object) -> jinja2.Template:
       [
         jinja2.PackageLoader("experiments.report"),
         jinja2.PackageLoader("experiments.buffers"),
+        jinja2.PackageLoader("experiments.viewer"),
       ]
     ),
     autoescape=True,

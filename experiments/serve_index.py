@@ -21,19 +21,16 @@ inside your cluster. SIGTERM or Ctrl+C ends it once all requests are answered.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import logging
 import math
 import resource
 import shlex
-import signal
 import socket
 import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from experiments import cli, input_errors, places
+from experiments import cli, http_server, input_errors, places
 from experiments.config import EncoderConfig
 from experiments.devices import check_devices, use_compilation_cache
 from experiments.tasks import load_encoder
@@ -43,7 +40,6 @@ from rapo_jax.retrieval.encoder.sentence_folder import Pooling
 from rapo_jax.retrieval.serving import protocol
 from rapo_jax.retrieval.serving.config import ServerConfig
 
-_BACKLOG = 4096
 _KEEP_ALIVE_S = 75
 _EXAMPLE_CHARS = 60
 _OTHER_FILES = 128
@@ -54,16 +50,11 @@ _OTHER_FILES = 128
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns the exit status."""
   known = make_parser().parse_args(arguments)
-  if not all(map(importlib.util.find_spec, ("starlette", "uvicorn"))):
-    raise InputError(
-      "serving needs starlette and uvicorn, which are not installed: `pip"
-      " install -e '.[serve]'`."
-    )
   config = _config(known)
   _allow_files(config.max_connections + _OTHER_FILES)
   check_devices()
   # Before the buffer is read, which takes longer.
-  listener = _listen(known.host, known.port)
+  listener = http_server.listen(known.host, known.port)
   with listener:
     buffer = _open(known)
     _print_address(buffer, known.host, listener.getsockname()[1])
@@ -276,18 +267,6 @@ def _allow_files(number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
-def _listen(host: str, port: int) -> socket.socket:
-  try:
-    family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-  # A port beyond 65,535 is an OverflowError.
-  except (OSError, OverflowError) as error:
-    raise InputError(
-      f"cannot listen at {host}, port {port} ({error}): choose another"
-      " --host or --port; --port=0 takes any that is free."
-    ) from error
-
-
 def _open(known: argparse.Namespace) -> StepTraceBuffer:
   directory = known.buffer
   print(f"opening {directory}", file=sys.stderr)
@@ -331,31 +310,17 @@ def _serve(
   buffer: StepTraceBuffer, config: ServerConfig, listener: socket.socket
 ) -> None:
   """Serves until a signal comes, and what has been asked by then."""
-  import uvicorn
-
   from rapo_jax.retrieval.serving.connections import limited
   from rapo_jax.retrieval.serving.server import buffer_app
 
-  logging.basicConfig(level=logging.WARNING)
-  server = uvicorn.Server(
-    uvicorn.Config(
-      buffer_app(buffer, config),
-      # Its own would close the handlers of others.
-      log_config=None,
-      log_level="warning",
-      access_log=False,
-      lifespan="on",
-      http=limited(config),
-      ws="none",
-      # Clients keep connections between the steps of a training run.
-      timeout_keep_alive=_KEEP_ALIVE_S,
-      timeout_graceful_shutdown=math.ceil(config.timeout_s) + 1,
-    )
+  http_server.serve(
+    buffer_app(buffer, config),
+    listener,
+    http=limited(config),
+    # Clients keep connections between the steps of a training run.
+    timeout_keep_alive=_KEEP_ALIVE_S,
+    timeout_graceful_shutdown=math.ceil(config.timeout_s) + 1,
   )
-  # Uvicorn ends on these, and then raises them again.
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda *_: None)
-  server.run(sockets=[listener])
 
 
 if __name__ == "__main__":

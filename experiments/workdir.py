@@ -83,13 +83,15 @@ def read_json(path: pathlib.Path) -> Any:
     ) from error
 
 
-def parse_row(line: str | bytes, path: pathlib.Path, number: int) -> Any:
+def parse_row(
+  line: str | bytes, path: pathlib.Path, number: int | None = None
+) -> Any:
   """One update's line of a JSONL file, as an object with its `update`.
 
   Args:
     line: the text.
     path: file that it is from, for the message.
-    number: of the line, from 1 on.
+    number: of the line, from 1 on; None where it is not counted.
 
   Raises:
     InputError: the line has been changed, or a crash of the machine lost it.
@@ -102,9 +104,10 @@ def parse_row(line: str | bytes, path: pathlib.Path, number: int) -> Any:
     reason = ""
   update = row.get("update") if isinstance(row, dict) else None
   if type(update) is not int:
+    which = "one" if number is None else f"line {number}"
     raise InputError(
       f"every line of {path} must be an object with the number of its update, "
-      f"and line {number} is none{reason}: restore it, or delete the line."
+      f"and {which} is none{reason}: restore it, or delete the line."
     )
   return row
 

@@ -21,6 +21,7 @@ DOCUMENTS = (
   "docs/scale.md",
   "docs/semantics.md",
   "docs/studies.md",
+  "docs/view.md",
   "docs/web_tools.md",
 )
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

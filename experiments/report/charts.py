@@ -365,9 +365,12 @@ def _class(method: str) -> str:
 def _svg(
   width: float, height: float, title: str, parts: Sequence[Markup]
 ) -> Markup:
-  return Markup(
-    '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
-  ).format(f"{width:g}", f"{height:g}", title, Markup("").join(parts))
+  # Without a title it stands beside a text that says the same.
+  hidden = Markup('aria-hidden="true"')
+  name = Markup('role="img" aria-label="{}"').format(title) if title else hidden
+  return Markup('<svg viewBox="0 0 {} {}" {}>{}</svg>').format(
+    f"{width:g}", f"{height:g}", name, Markup("").join(parts)
+  )
 
 
 def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:

@@ -32,6 +32,7 @@ from experiments.report.sources import (
   REFERENCE,
   Evaluation,
   Run,
+  health_settings,
   load_evaluations,
   load_runs,
   shown_methods,
@@ -586,7 +587,7 @@ def _warnings(
   shown: Mapping[str, Shown],
 ) -> list[dict[str, Any]]:
   """Alerts of every run, and evaluations in which nothing could be right."""
-  by_folder = {s.folder: _health_settings(s.folder) for s in sources(workdir)}
+  by_folder = {s.folder: health_settings(s.folder) for s in sources(workdir)}
   found = []
   for run in runs:
     settings, hybrid = by_folder[run.source.folder]
@@ -613,17 +614,6 @@ def _warning(task: str, agent: str, alert: health.Alert) -> dict[str, Any]:
     "stopped": alert.stops,
     "text": alert.text,
   }
-
-
-def _health_settings(
-  workdir: str | pathlib.Path,
-) -> tuple[health.HealthConfig, bool]:
-  """What the run's config says, and whether its hybrid methods retrieve."""
-  path = pathlib.Path(workdir) / "config.json"
-  config = read_json(path) if path.exists() else {}
-  settings = config.get("train", {}).get("health", {})
-  hybrid = config.get("rollout", {}).get("num_hybrid", 1) > 0
-  return health.HealthConfig(**settings), hybrid
 
 
 def _broken_evaluation(

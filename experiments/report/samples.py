@@ -109,14 +109,23 @@ def _group(
     "seed": run.seed,
     "update": update,
     "query": query_id,
-    "question": _cut(first.question),
-    "truth": _cut(" | ".join(first.ground_truth)),
-    "prompt": _cut("".join(prompt)),
-    "rollouts": [_rollout(row) for row in rows],
+    "question": _cut(first.question, _MAX_TEXT),
+    "truth": _cut(" | ".join(first.ground_truth), _MAX_TEXT),
+    "prompt": _cut("".join(prompt), _MAX_TEXT),
+    "rollouts": [rollout(row, longest=_MAX_TEXT) for row in rows],
   }
 
 
-def _rollout(row: TrajectoryRecord) -> dict[str, Any]:
+def rollout(row: TrajectoryRecord, *, longest: int | None) -> dict[str, Any]:
+  """What a page shows of a trajectory, as JSON.
+
+  Args:
+    row: from a log of training.
+    longest: characters of a text, of which the rest is left out; None for all.
+
+  Raises:
+    InputError: it does not say what training made of it.
+  """
   score, training = row.score, row.training
   if training is None:
     raise InputError(
@@ -124,6 +133,7 @@ def _rollout(row: TrajectoryRecord) -> dict[str, Any]:
       f"question {row.query_id!r} does not: remove the line."
     )
   own = "hybrid" if training.hybrid else "on-policy"
+  answer = "" if score["answer"] is None else score["answer"]
   return {
     "index": row.index,
     "origin": _ORIGINS.get(training.origin, own),
@@ -132,12 +142,12 @@ def _rollout(row: TrajectoryRecord) -> dict[str, Any]:
     "version": training.policy_version,
     "reward": _round(score["value"]),
     "status": score["status"],
-    "answer": _cut(str(score["answer"] if score["answer"] is not None else "")),
+    "answer": _cut(str(answer), longest),
     "class": reward_class(score),
     "advantage": _round(training.advantage),
     "z": _round(training.retrieval_reward),
     "retrieved": _round(training.retrieved_fraction),
-    "steps": list(_segments(row)),
+    "steps": list(_segments(row, longest)),
   }
 
 
@@ -150,7 +160,9 @@ def reward_class(score: Mapping[str, Any]) -> str:
   return "partly" if score["value"] > 0 else "wrong"
 
 
-def _segments(row: TrajectoryRecord) -> Iterator[dict[str, Any]]:
+def _segments(
+  row: TrajectoryRecord, longest: int | None
+) -> Iterator[dict[str, Any]]:
   """Segments in order, with the event that made each, and failed retrievals."""
   segments = [s for s in row.segments if s.kind != "prompt"]
   pending = list(row.events)
@@ -162,7 +174,7 @@ def _segments(row: TrajectoryRecord) -> Iterator[dict[str, Any]]:
     content = {
       "kind": kind,
       "step": step,
-      "text": _cut(segment.text),
+      "text": _cut(segment.text, longest),
       "tokens": segment.num_tokens,
     }
     if kind == "policy":
@@ -229,11 +241,11 @@ def _entropy(segments: Iterable[SegmentRecord]) -> float | None:
   return None
 
 
-def _cut(text: str) -> str:
-  left_out = len(text) - _MAX_TEXT
+def _cut(text: str, longest: int | None) -> str:
+  left_out = 0 if longest is None else len(text) - longest
   if left_out <= 0:
     return text
-  return f"{text[:_MAX_TEXT]} … ({left_out:,} characters left out here)"
+  return f"{text[:longest]} … ({left_out:,} characters left out here)"
 
 
 def _round(value: Any) -> Any:

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments import health
 from experiments.metrics import read_metrics
-from experiments.report.folders import Source, run_folders, sources
+from experiments.report.folders import RunFolder, Source, run_folders, sources
 from experiments.report.methods import AGENTS, Shown, method_order, read_shown
-from experiments.workdir import read_evaluation
+from experiments.workdir import read_evaluation, read_json
 
 REFERENCE = "grpo"
 """What methods are compared with, unless a study says otherwise."""
@@ -170,8 +171,19 @@ def load_runs(root: str | pathlib.Path) -> list[Run]:
   return sorted(runs, key=lambda r: (r.task, method_order(r.method), r.seed))
 
 
+def health_settings(
+  workdir: str | pathlib.Path,
+) -> tuple[health.HealthConfig, bool]:
+  """What a work folder's config says, and whether hybrid methods retrieve."""
+  path = pathlib.Path(workdir) / "config.json"
+  config = read_json(path) if path.exists() else {}
+  settings = config.get("train", {}).get("health", {})
+  hybrid = config.get("rollout", {}).get("num_hybrid", 1) > 0
+  return health.HealthConfig(**settings), hybrid
+
+
 def shown_methods(
-  root: str | pathlib.Path, runs: Sequence[Run]
+  root: str | pathlib.Path, runs: Sequence[Run] | Sequence[RunFolder]
 ) -> dict[str, Shown]:
   """What is shown of each method and agent, by its name in the report."""
   found = read_shown((run.method, run.path) for run in runs)

@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import re
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -32,10 +33,12 @@ INDEX_FILE = ".view.sqlite3"
 """In the work folder, or among the user's caches if that cannot be written."""
 PAGE = 200
 """Most trajectories of one list."""
-_VERSION = 1
+_VERSION = 2
 _BATCH_BYTES = 2**22
 _BUSY_S = 60.0
+_SECRET_BYTES = 12
 _SCHEMA = """
+CREATE TABLE secret (text TEXT NOT NULL);
 CREATE TABLE log (
   id INTEGER PRIMARY KEY, run TEXT UNIQUE NOT NULL, task TEXT NOT NULL,
   method TEXT NOT NULL, seed INTEGER NOT NULL, position INTEGER NOT NULL,
@@ -228,6 +231,12 @@ class TrajectoryIndex:
     self._path = index_path(root) if path is None else path
     with accessing(self._path):
       _make(self._path)
+
+  @property
+  def secret(self) -> str:
+    """A word that lasts as long as the file, for addresses of a server."""
+    with self._connected() as connection:
+      return str(connection.execute("SELECT text FROM secret").fetchone()[0])
 
   def refresh(self, seconds: float = math.inf) -> bool:
     """Reads on in all logs.
@@ -439,7 +448,11 @@ def _make(path: pathlib.Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
       connection.execute("PRAGMA journal_mode = WAL")
       connection.executescript(_SCHEMA)
+      connection.execute(
+        "INSERT INTO secret VALUES (?)", [secrets.token_urlsafe(_SECRET_BYTES)]
+      )
       connection.execute(f"PRAGMA user_version = {_VERSION}")
+      connection.commit()
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -494,7 +507,7 @@ def _parsed(line: bytes, path: pathlib.Path) -> TrajectoryRecord:
     InputError: it is damaged.
   """
   try:
-    record = TrajectoryRecord.from_json(parse_row(line, path, 0))
+    record = TrajectoryRecord.from_json(parse_row(line, path))
     if record.training is None:
       raise InputError("it does not say what training made of it")
     # What the index and the page read.

@@ -1,6 +1,5 @@
 """The server as a person starts and ends it."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -165,18 +164,6 @@ def test_a_wrong_argument_is_report_input_errors(
   status, text = run(f"--buffer={folder}", argument)
   assert status == 2
   assert message in text
-
-
-def test_missing_packages_say_how_to_install_them(run, folder, monkeypatch):
-  find = importlib.util.find_spec
-  monkeypatch.setattr(
-    importlib.util,
-    "find_spec",
-    lambda name: None if name == "uvicorn" else find(name),
-  )
-  status, text = run(f"--buffer={folder}")
-  assert status == 2
-  assert "pip install -e '.[serve]'" in text
 
 
 def test_more_connections_than_files(run, folder, monkeypatch):

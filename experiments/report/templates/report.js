@@ -1,20 +1,11 @@
-"use strict";
+{% include "steps.js" %}
 (() => {
+  const { fact, has, make, number, stepNode, strip, tagged } = Steps;
   const data = JSON.parse(document.getElementById("data").textContent);
   const list = document.getElementById("list");
   const detail = document.getElementById("detail");
   const LIMIT = 400;
 
-  // Text goes into nodes as text, never as markup.
-  function make(tag, name, ...children) {
-    const node = document.createElement(tag);
-    if (name) node.className = name;
-    node.append(...children.filter((child) => child !== null));
-    return node;
-  }
-  const has = (value) => value !== null && value !== undefined;
-  const number = (value, digits = 2) =>
-    has(value) ? value.toFixed(digits).replace("-", "−") : "–";
   const labelOf = (method) => data.labels[method] || method;
 
   const rows = data.groups.flatMap((group) =>
@@ -50,17 +41,6 @@
       select.value === "" || values[Number(select.value)] === value(row));
   }
 
-  function strip(rollout) {
-    const bar = make("span", "strip");
-    for (const step of rollout.steps) {
-      if (step.kind === "missed") continue;
-      const piece = make("i", "k-" + step.kind);
-      piece.style.flex = String(Math.max(step.tokens, 1)) + " 1 0";
-      bar.append(piece);
-    }
-    return bar;
-  }
-
   let items = [];
   function show() {
     const found = rows.filter(matches);
@@ -77,7 +57,7 @@
       const item = make("button", "item",
         make("span", "", "#" + row.rollout.index),
         make("span", row.rollout.class, number(row.rollout.reward)),
-        strip(row.rollout));
+        strip(row.rollout.steps.filter((s) => s.kind !== "missed")));
       item.title = `${row.rollout.origin} rollout`;
       item.addEventListener("click", () => open(item, row));
       items.push([item, row]);
@@ -105,15 +85,6 @@
     if (next) { event.preventDefault(); next[0].focus(); open(...next); }
   });
 
-  const fact = (name, value, kind) =>
-    make("div", "", make("b", "", name), make("span", kind || "", value));
-
-  function tagged(text) {
-    const parts = text.split(/(<\/?[a-z]+>|<\|[a-z_]+\|>)/);
-    return make("pre", "", ...parts.map((part, i) =>
-      i % 2 ? make("span", "tag", part) : part));
-  }
-
   function open(item, { group, rollout }) {
     for (const [other] of items) other.ariaCurrent = String(other === item);
     const facts = make("div", "facts",
@@ -135,45 +106,6 @@
     detail.replaceChildren(make("h4", "", group.question), facts, prompt,
       ...rollout.steps.map((step) => stepNode(step, highest)));
     detail.scrollTop = 0;
-  }
-
-  function stepNode(step, highest) {
-    if (step.kind === "missed") {
-      const why = { miss: "nothing in the buffer qualified",
-        failed: "retrieval failed", no_room: "the step did not fit" };
-      return make("div", "missed",
-        "Retrieval without a step: " + (why[step.outcome] || step.outcome));
-    }
-    const head = make("header", "", make("b", "",
-      `${step.kind} · step ${step.step}`), `${step.tokens} tokens`);
-    const add = (...parts) => head.append(make("span", "", ...parts));
-    if (step.kind === "policy") {
-      if (has(step.entropy)) {
-        const fill = make("i", "");
-        fill.style.width = `${100 * step.entropy / highest}%`;
-        add(make("span", "bar", fill), `entropy ${number(step.entropy)} nats`);
-      }
-      if (has(step.log_prob)) add(`log-prob ${number(step.log_prob)}`);
-    } else if (step.kind === "observation" && has(step.status)) {
-      add(step.tool || "no tool");
-      const fine = step.status === "ok";
-      add(make("span", fine ? "" : "warn", step.status));
-      if (has(step.seconds)) add(`${(1000 * step.seconds).toFixed(0)} ms`);
-    } else if (step.kind === "retrieved") {
-      if (has(step.source)) add(`from ${step.source}, trace ${step.trace_id}`);
-      if (has(step.similarity)) add(`similarity ${number(step.similarity, 3)}`);
-      if (has(step.reward)) add(`its reward ${number(step.reward)}`);
-      if (has(step.z)) {
-        add(`entropy ${number(step.before)} → ${number(step.after)},` +
-          ` Z = ${number(step.z, 3)}`);
-      }
-      if (has(step.effect)) {
-        add(`effect on the reward ${step.effect > 0 ? "+" : ""}` +
-          `${number(step.effect)}`);
-      }
-      if (step.answers) add(make("span", "warn", "holds an answer"));
-    }
-    return make("div", "step k-" + step.kind, head, tagged(step.text));
   }
 
   // RAPO first: its rollouts are the ones that hold retrieved steps.
