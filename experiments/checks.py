@@ -531,10 +531,15 @@ def _tokenizer(
 
 def _services(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
   """What metrics are sent to."""
-  try:
-    metrics.check_wandb(config.logging.wandb)
-  except InputError as error:
-    yield "problem", str(error)
+  logging = config.logging
+  for check in (
+    lambda: metrics.check_wandb(logging.wandb),
+    lambda: metrics.check_trackio(logging.trackio),
+  ):
+    try:
+      check()
+    except InputError as error:
+      yield "problem", str(error)
 
 
 def _folder(

@@ -13,7 +13,7 @@ import math
 from typing import Any, Literal
 
 from experiments.health import HealthConfig
-from experiments.metrics import WandbConfig
+from experiments.metrics import TrackioConfig, WandbConfig
 from rapo_jax.algorithms import Algorithm, find_algorithm, unique
 from rapo_jax.data import PROMPT_DATE
 from rapo_jax.discovery import KNOWN
@@ -471,10 +471,12 @@ class LoggingConfig:
   Attributes:
     tensorboard: write TensorBoard event files.
     wandb: Weights & Biases project; None for none.
+    trackio: Trackio project; None for none.
   """
 
   tensorboard: bool = True
   wandb: WandbConfig | None = None
+  trackio: TrackioConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)

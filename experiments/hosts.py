@@ -341,8 +341,11 @@ class Team:
       return
     if self.link.leads:
       if not _is_ours(error):
-        # A host that dies breaks what is computed together.
+        # A host that dies or hangs breaks what is computed together. Then the
+        # link ends this process, and says which.
         time.sleep(_LEAVE_S)
+        if self.link.is_silent:
+          time.sleep(hosts.SILENCE_S)
       with self._ending:
         self._told = True
         self.link.send({"over": _status(error), "text": text, "orderly": False})

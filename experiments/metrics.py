@@ -1,4 +1,4 @@
-"""Metrics of a run: JSONL always, TensorBoard and Weights & Biases by config.
+"""Metrics of a run: JSONL always; TensorBoard, W&B and Trackio by config.
 
 Our own results and report are computed from `metrics.jsonl`: one object an
 update, written whole and flushed. A resumed run first drops the rows after the
@@ -42,6 +42,23 @@ class WandbConfig:
   mode: Literal["online", "offline"] = "online"
 
 
+@dataclasses.dataclass(frozen=True)
+class TrackioConfig:
+  """Where Trackio keeps the metrics: on this machine, without an account.
+
+  `trackio show` shows them. `TRACKIO_DIR` names another folder than that of
+  Hugging Face's cache.
+
+  Attributes:
+    project: project name.
+    space_id: Space on the Hugging Face hub that gets them, too, with the
+      machine's own login; None for none.
+  """
+
+  project: str = "rapo_jax"
+  space_id: str | None = None
+
+
 class MetricsWriter:
   """Writes the metrics of one run, one row an update.
 
@@ -49,13 +66,15 @@ class MetricsWriter:
     directory: folder of the run; made when missing.
     tensorboard: whether to write event files under `directory/tensorboard`.
     wandb: None for no Weights & Biases.
+    trackio: None for no Trackio. After a resume it has two rows of an update
+      that was done again.
     resumed_update: number of the last update that counts; rows after it are
       dropped. -1 (a fresh run) drops all.
-    config: plain form of the config, for Weights & Biases.
+    config: plain form of the config, for both of them.
 
   Raises:
-    InputError: if `wandb` is wanted and not installed, or online and the
-      environment holds no key.
+    InputError: if one of them is wanted and not installed, or Weights & Biases
+      is online and the environment holds no key.
   """
 
   def __init__(
@@ -64,6 +83,7 @@ class MetricsWriter:
     *,
     tensorboard: bool,
     wandb: WandbConfig | None,
+    trackio: TrackioConfig | None = None,
     resumed_update: int = -1,
     config: Mapping[str, Any] | None = None,
   ):
@@ -72,7 +92,11 @@ class MetricsWriter:
     path = self._directory / METRICS_FILE
     truncate_rows(path, resumed_update)
     # External services first: their errors come before any row is written.
-    self._wandb = _start_wandb(self._directory, wandb, config)
+    started = (
+      _start_wandb(self._directory, wandb, config),
+      _start_trackio(self._directory, trackio, config),
+    )
+    self._services = [run for run in started if run is not None]
     self._tensorboard = (
       _start_tensorboard(self._directory, resumed_update)
       if tensorboard
@@ -97,15 +121,15 @@ class MetricsWriter:
       for name, number in numbers.items():
         self._tensorboard.add_scalar(name, number, int(update))
       self._tensorboard.flush()
-    if self._wandb is not None:
-      self._wandb.log(numbers, step=int(update))
+    for run in self._services:
+      run.log(numbers, step=int(update))
 
   def close(self) -> None:
     self._file.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
-    if self._wandb is not None:
-      self._wandb.finish()
+    for run in self._services:
+      run.finish()
 
   def __enter__(self) -> MetricsWriter:
     return self
@@ -123,13 +147,23 @@ def check_wandb(config: WandbConfig | None) -> None:
   """
   if config is None:
     return
-  _import_wandb()
+  _imported("wandb")
   if config.mode == "online" and not os.environ.get(WANDB_KEY):
     raise InputError(
       f"Weights & Biases is on and {WANDB_KEY} is not set: export it, or use"
       " mode=offline, or set wandb to none. A key is read from the environment"
       " alone, never from a config."
     )
+
+
+def check_trackio(config: TrackioConfig | None) -> None:
+  """Checks whether Trackio can get metrics.
+
+  Raises:
+    InputError: it is wanted and not installed.
+  """
+  if config is not None:
+    _imported("trackio")
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
@@ -210,27 +244,51 @@ def _start_wandb(
   if config is None:
     return None
   check_wandb(config)
-  wandb = _import_wandb()
-  run_id = directory / "wandb_run_id"
-  if not run_id.exists():
-    run_id.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-  return wandb.init(
+  return _imported("wandb").init(
     project=config.project,
     entity=config.entity,
     mode=config.mode,
     dir=str(directory),
-    id=run_id.read_text(encoding="utf-8"),
+    id=_run_id(directory),
     name=directory.name,
     resume="allow",
     config=dict(values or {}),
   )
 
 
-def _import_wandb() -> types.ModuleType:
+def _start_trackio(
+  directory: pathlib.Path,
+  config: TrackioConfig | None,
+  values: Mapping[str, Any] | None,
+) -> Any:
+  if config is None:
+    return None
+  return _imported("trackio").init(
+    project=config.project,
+    # It tells runs apart by their names.
+    name=f"{directory.name}-{_run_id(directory)}",
+    space_id=config.space_id,
+    resume="allow",
+    config=dict(values or {}),
+    embed=False,
+  )
+
+
+def _run_id(directory: pathlib.Path) -> str:
+  """Under which a service knows the run, also after a resume."""
+  path = directory / "run_id"
+  if not path.exists():
+    path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+  return path.read_text(encoding="utf-8")
+
+
+def _imported(name: str) -> types.ModuleType:
+  """The module of a service."""
   try:
-    return importlib.import_module("wandb")
+    return importlib.import_module(name)
   except ImportError as error:
     raise InputError(
-      "Weights & Biases is on in the config and not installed: install the"
-      ' extra, `pip install -e ".[wandb]"`, or set wandb to none.'
+      f"logging.{name} is on in the config and {name} is not installed: "
+      f'install the extra, `pip install -e ".[{name}]"`, or set '
+      f"logging.{name} to none."
     ) from error

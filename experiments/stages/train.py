@@ -207,6 +207,7 @@ class _Updates:
       self.folder,
       tensorboard=config.logging.tensorboard,
       wandb=config.logging.wandb,
+      trackio=config.logging.trackio,
       resumed_update=done if totals else -1,
       config=flags.to_dict(config),
     ) as writer:

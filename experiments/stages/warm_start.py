@@ -310,6 +310,7 @@ def _train(
     folder,
     tensorboard=config.logging.tensorboard,
     wandb=config.logging.wandb,
+    trackio=config.logging.trackio,
     resumed_update=trainer.step or -1,
     config=flags.to_dict(config),
   ) as writer:

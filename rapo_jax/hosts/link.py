@@ -31,6 +31,7 @@ JOIN_S = 90.0
 SILENCE_S = 45.0
 """Seconds after which a host that says nothing is lost."""
 _PING_S = 3.0
+_LATE_S = 3 * _PING_S
 _SEE_S = 40.0  # Network file systems show a new file late.
 _RETRY_S = 0.2
 _FRAME = struct.Struct(">BI")
@@ -93,6 +94,11 @@ class Connection:
     for target in (self._read, self._live):
       threading.Thread(target=target, daemon=True, name="hosts").start()
 
+  @property
+  def silent_s(self) -> float:
+    """Seconds since the other end was heard."""
+    return time.monotonic() - self._last
+
   def send(self, message: Mapping[str, Any] | bytes) -> None:
     """Sends JSON or bytes; a connection that is gone is noticed elsewhere."""
     if isinstance(message, bytes):
@@ -126,9 +132,8 @@ class Connection:
   def _live(self) -> None:
     while not self._over.wait(_PING_S):
       self._send(_PING, b"")
-      silent = time.monotonic() - self._last
-      if silent > SILENCE_S:
-        self._lose(f"it has said nothing for {silent:.0f} s")
+      if self.silent_s > SILENCE_S:
+        self._lose(f"it has said nothing for {self.silent_s:.0f} s")
 
   def _lose(self, reason: str) -> None:
     if not self._over.is_set():
@@ -167,6 +172,13 @@ class Link:
   def leads(self) -> bool:
     """Whether this host leads."""
     return self.place.index == 0
+
+  @property
+  def is_silent(self) -> bool:
+    """Whether another host should have been heard by now, and was not."""
+    return any(
+      one.silent_s > _LATE_S for one in list(self._connections.values())
+    )
 
   @property
   def is_connected(self) -> bool:

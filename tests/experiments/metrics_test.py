@@ -137,6 +137,42 @@ def test_wandb_without_a_key_says_what_to_set(tmp_path, monkeypatch):
     )
 
 
+def test_trackio_gets_the_rows_under_one_name_over_a_resume(
+  tmp_path, monkeypatch
+):
+  calls, run = [], _FakeRun()
+
+  def init(**keywords):
+    calls.append(keywords)
+    return run
+
+  monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=init))
+  for resumed in (-1, 1):
+    with metrics.MetricsWriter(
+      tmp_path / "rapo-seed0",
+      tensorboard=False,
+      wandb=None,
+      trackio=metrics.TrackioConfig(project="p", space_id="me/space"),
+      resumed_update=resumed,
+      config={"seed": 1},
+    ) as writer:
+      writer.write(resumed + 1, {"loss": 1.0})
+  assert run.rows == [(0, {"loss": 1.0}), (2, {"loss": 1.0})]
+  assert run.finished
+  first, second = calls
+  assert first == second
+  assert first["name"].startswith("rapo-seed0-")
+  assert first["resume"] == "allow"
+  assert first["space_id"] == "me/space"
+
+
+def test_trackio_missing_names_the_extra(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "trackio", None)
+  with pytest.raises(InputError, match=r'pip install -e "\.\[trackio\]"'):
+    metrics.check_trackio(metrics.TrackioConfig())
+  metrics.check_trackio(None)
+
+
 def test_wandb_missing_names_the_extra(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(InputError, match=r'pip install -e "\.\[wandb\]"'):
