@@ -85,6 +85,7 @@ class _App:
     self._root = root
     self._index = index
     self._follower = _Follower(index)
+    self._choices: tuple[int, dict[str, list[Any]]] = (-1, {})
     self._curves: Any = None
     self._curves_lock = threading.Lock()
     self.starlette = Starlette(
@@ -140,9 +141,15 @@ class _App:
         "read_bytes": progress.read_bytes,
         "log_bytes": progress.log_bytes,
         "troubles": troubles,
-        "choices": self._index.choices(),
+        "choices": self._choices_at(progress.trajectories),
       }
     )
+
+  def _choices_at(self, trajectories: int) -> dict[str, list[Any]]:
+    """Choices of the filters; they are asked for every other second."""
+    if self._choices[0] != trajectories:
+      self._choices = (trajectories, self._index.choices())
+    return self._choices[1]
 
   def _runs(self, request: Request) -> Response:
     return JSONResponse(self._known_curves().overview())

@@ -131,6 +131,13 @@
   const share = (value) => has(value) ? number(100 * value, 1) : "–";
   const large = (value) => !has(value) ? "–" : value >= 1e6
     ? `${number(value / 1e6, 1)} M` : Math.round(value).toLocaleString("en");
+  // Time of day, with the date where it is another day.
+  function moment(seconds) {
+    const [at, now] = [new Date(1000 * seconds), new Date()];
+    const time = at.toLocaleTimeString([], { timeStyle: "short" });
+    return at.toDateString() === now.toDateString() ? time
+      : `${at.toLocaleDateString()} ${time}`;
+  }
   const minutes = (seconds) => !has(seconds) ? "–"
     : seconds < 90 ? `${number(seconds, 0)} s`
       : seconds < 5400 ? `${number(seconds / 60, 0)} min`
@@ -153,7 +160,7 @@
     }
     return make("tr", "", first, make("td", "word", run.task), updates,
       make("td", "word", run.finished ? "finished"
-        : `last written ${minutes(Date.now() / 1000 - run.written)} ago`),
+        : `last written ${moment(run.written)}`),
       make("td", "", share(last["eval/accuracy"])),
       make("td", "", share(last["reward/accuracy"])),
       make("td", "", number(last["reward/mean"])),
@@ -599,16 +606,28 @@
     const now = place();
     if (now.open !== at.open || now.beside !== at.beside) return;
     shown = nodes;
-    const steps = shown.flatMap(({ content }) => content ? content.steps : []);
+    const contents = shown.map(({ content }) => content).filter(has);
+    const steps = contents.flatMap((content) => content.steps);
+    const parting = contents.length === 2 ? partingOf(...contents) : -1;
     box.replaceChildren(...shown.map((one) => one.error
       ? make("article", "", make("p", "trouble", one.error.message))
-      : article(one, at, steps)));
+      : article(one, at, steps, parting)));
+  }
+
+  // The first step in which two trajectories differ.
+  function partingOf(a, b) {
+    const same = (i) => a.steps[i] && b.steps[i] &&
+      a.steps[i].kind === b.steps[i].kind &&
+      a.steps[i].text === b.steps[i].text;
+    let i = 0;
+    while (same(i)) i += 1;
+    return i;
   }
 
   const meta = (row) => `${row.task} · ${labelOf(row.method)} · seed ` +
     `${row.seed} · update ${row.at_update} · #${row.number} · ${row.query_id}`;
 
-  function article({ key, content }, at, steps) {
+  function article({ key, content }, at, steps, parting) {
     const { row } = content;
     const node = make("article", "", make("h3", "", row.question),
       make("p", "meta", meta(row)), toolbar(key, content, at, steps),
@@ -626,7 +645,10 @@
       tagged(content.prompt)));
     const highest = Math.max(0.01, ...steps.map((step) => step.entropy || 0));
     const [cold, hot] = at.colour ? endsOf(at.colour, steps) : [];
-    for (const step of content.steps) {
+    for (const [i, step] of content.steps.entries()) {
+      if (i === parting && i > 0) {
+        node.append(make("p", "parting", "The two differ from here on"));
+      }
       const part = stepNode(step, highest);
       if (at.colour && step.kind !== "missed") {
         const value = step[at.colour];

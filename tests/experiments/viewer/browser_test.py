@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import re
 import shutil
 
@@ -156,6 +157,26 @@ def test_a_link_shows_the_same_again(open_page):
   assert again.locator("article").all_inner_texts() == texts
   page.go_back()
   _expect(page.locator("article")).to_have_count(1)
+
+
+def test_a_line_marks_where_two_differ(open_page, workdir):
+  log = workdir / "train/multihop/rapo-seed0/trajectories.jsonl"
+  with log.open(encoding="utf-8") as file:
+    first = json.loads(file.readline())
+  other = json.loads(json.dumps(first)) | {"index": 1}
+  other["segments"][-1]["text"] = "something else"
+  log.write_text(
+    f"{json.dumps(first)}\n{json.dumps(other)}\n", encoding="utf-8"
+  )
+  page = open_page("#trajectories?run=train/multihop/rapo-seed0")
+  _expect(page.locator("#found")).to_have_text("2 trajectories", timeout=20_000)
+  page.locator(".item").first.click()
+  page.keyboard.press("b")
+  page.keyboard.press("j")
+  _expect(page.locator(".parting")).to_have_count(2)
+  for number in range(2):
+    last = page.locator("article").nth(number).locator(".parting ~ .step")
+    _expect(last).to_have_count(1)
 
 
 def test_hostile_text_stays_text(open_page):

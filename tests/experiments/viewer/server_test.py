@@ -11,9 +11,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from experiments.report import methods
 from experiments.viewer import curves as curves_lib
-from experiments.viewer.index import TrajectoryIndex
+from experiments.viewer.index import Filters, TrajectoryIndex
 from experiments.viewer.server import view_app
+from rapo_jax.algorithms import ALGORITHMS
 from tests.experiments import fake_workdir
 from tests.retrieval import loopback
 
@@ -277,6 +279,32 @@ def test_a_long_curve_keeps_its_peaks(tmp_path):
   assert len(xs) <= curves_lib.MOST_POINTS + 2
   assert xs[ys.index(99.0)] == 4321
   assert (xs[0], xs[-1]) == (0, 9999)
+
+
+def test_the_arms_of_a_study_are_side_by_side(tmp_path):
+  for arm in ("small", "large"):
+    folder = fake_workdir.write(
+      tmp_path / "arms" / arm, tasks=("web",), methods=("rapo",), seeds=(0,)
+    )
+    methods.write_shown(folder / "train/web/rapo-seed0", ALGORITHMS["rapo"])
+  arms = [
+    {"name": name, "label": name.title(), "colours": None}
+    for name in ("small", "large")
+  ]
+  (tmp_path / "study.json").write_text(
+    json.dumps({"name": "size", "arms": arms}), encoding="utf-8"
+  )
+  index = TrajectoryIndex(tmp_path)
+  index.refresh()
+  assert index.choices()["method"] == ["rapo_large", "rapo_small"]
+  rows = index.rows(Filters(method="rapo_small"))
+  assert {row.run for row in rows} == {"arms/small/train/web/rapo-seed0"}
+  assert index.record(rows[0]) is not None
+  overview = curves_lib.Curves(tmp_path).overview()
+  assert [run["label"] for run in overview["runs"]] == [
+    "RAPO, Large",
+    "RAPO, Small",
+  ]
 
 
 def test_a_folder_without_a_run_is_shown_empty(tmp_path):
