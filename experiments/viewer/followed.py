@@ -26,6 +26,11 @@ class Place:
 START = Place()
 
 
+def place_behind(start: int, line: bytes) -> Place:
+  """The place behind a line that begins at `start`."""
+  return Place(start + len(line), line[-_TAIL_BYTES:])
+
+
 def is_continued(path: pathlib.Path, place: Place) -> bool:
   """Whether a file still begins with what was read of it.
 
@@ -56,5 +61,6 @@ def lines_from(
     for line in file:
       if not line.endswith(b"\n"):
         return
-      offset, position = position, position + len(line)
-      yield offset, line, Place(position, line[-_TAIL_BYTES:])
+      place = place_behind(position, line)
+      yield position, line, place
+      position = place.position

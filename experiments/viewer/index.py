@@ -2,12 +2,13 @@
 
 `trajectories.jsonl` of the runs stays the only copy of a trajectory. The index
 is an SQLite file beside them: a row a trajectory, and the words of its text
-(FTS5). It grows with the logs, and is made again where a log was cut or
+(FTS5). It grows with the logs, and is made again from where a log was cut or
 changed. Deleting it loses nothing.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import hashlib
@@ -18,6 +19,7 @@ import re
 import secrets
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +35,7 @@ INDEX_FILE = ".view.sqlite3"
 """In the work folder, or among the user's caches if that cannot be written."""
 PAGE = 200
 """Most trajectories of one list."""
-_VERSION = 2
+_VERSION = 3
 _BATCH_BYTES = 2**22
 _BUSY_S = 60.0
 _SECRET_BYTES = 12
@@ -55,9 +57,11 @@ CREATE TABLE trajectory (
   reward_class TEXT NOT NULL, status TEXT NOT NULL, finish TEXT NOT NULL,
   origin TEXT NOT NULL, hybrid INTEGER NOT NULL, retrieved INTEGER NOT NULL,
   tool_calls INTEGER NOT NULL, tool_errors INTEGER NOT NULL,
-  advantage REAL NOT NULL, tokens INTEGER NOT NULL, strip TEXT NOT NULL
+  advantage REAL NOT NULL, tokens INTEGER NOT NULL, strip TEXT NOT NULL,
+  digest INTEGER NOT NULL
 );
 CREATE INDEX by_update ON trajectory (at_update DESC, log, start);
+CREATE UNIQUE INDEX by_place ON trajectory (log, start);
 CREATE INDEX by_question ON trajectory (question);
 CREATE VIRTUAL TABLE words USING fts5(text, content='');
 """
@@ -371,7 +375,7 @@ class TrajectoryIndex:
     for number, run in connection.execute("SELECT id, run FROM log").fetchall():
       if run not in there:
         with _transaction(connection):
-          _drop(connection, number)
+          _drop(connection, number, 0)
           connection.execute("DELETE FROM log WHERE id = ?", [number])
 
   def _read_on(self, connection: sqlite3.Connection, log: Log) -> bool:
@@ -390,13 +394,15 @@ class TrajectoryIndex:
         ).lastrowid
         assert number is not None
       if not followed.is_continued(log.path, place):
-        _drop(connection, number)
-        place, broken = followed.START, ""
+        place = _sound_place(connection, number, log.path)
+        _drop(connection, number, place.position)
+        broken = broken if place.position else ""
       begin = place.position
       for start, line, behind in followed.lines_from(log.path, place):
         place = behind
         try:
-          _insert(connection, number, start, _parsed(line, log.path))
+          record = _parsed(line, log.path)
+          _insert(connection, number, start, record, _digest(line))
         except InputError as error:
           broken = broken or str(error)
         if place.position - begin >= _BATCH_BYTES:
@@ -492,12 +498,45 @@ def _is_read(path: pathlib.Path, place: followed.Place) -> bool:
   return size == place.position and followed.is_continued(path, place)
 
 
-def _drop(connection: sqlite3.Connection, log: int) -> None:
-  """Drops the trajectories of a log.
+def _digest(line: bytes) -> int:
+  """Tells a line from others that are as long."""
+  return zlib.crc32(line)
+
+
+def _sound_place(
+  connection: sqlite3.Connection, log: int, path: pathlib.Path
+) -> followed.Place:
+  """How far a log that was cut is still what was read of it.
+
+  A resumed run cuts the end of its log and then writes another. So the lines
+  that are still the same come first.
+  """
+  rows = connection.execute(
+    "SELECT start, digest FROM trajectory WHERE log = ? ORDER BY start", [log]
+  ).fetchall()
+  with path.open("rb") as file:
+
+    def line_at(start: int) -> bytes:
+      file.seek(start)
+      return file.readline()
+
+    cut = bisect.bisect_left(
+      rows, True, key=lambda row: _digest(line_at(row[0])) != row[1]
+    )
+    if not cut:
+      return followed.START
+    start, _ = rows[cut - 1]
+    return followed.place_behind(start, line_at(start))
+
+
+def _drop(connection: sqlite3.Connection, log: int, position: int) -> None:
+  """Drops the trajectories of a log from a position on.
 
   Their words stay, under numbers that are not given again.
   """
-  connection.execute("DELETE FROM trajectory WHERE log = ?", [log])
+  connection.execute(
+    "DELETE FROM trajectory WHERE log = ? AND start >= ?", [log, position]
+  )
 
 
 def _parsed(line: bytes, path: pathlib.Path) -> TrajectoryRecord:
@@ -526,6 +565,7 @@ def _insert(
   log: int,
   start: int,
   record: TrajectoryRecord,
+  digest: int,
 ) -> None:
   question = [
     record.query_id,
@@ -549,6 +589,7 @@ def _insert(
     "finish": record.finish_reason,
     "tokens": tokens,
     "strip": strip,
+    "digest": digest,
     **_figures(record),
   }
   number = connection.execute(

@@ -206,7 +206,9 @@ def test_lines_are_read_when_they_are_whole(log):
   assert (progress.trajectories, progress.broken) == (3, ())
 
 
-def test_a_log_that_a_resumed_run_cuts_is_read_again(log):
+def test_a_log_that_a_resumed_run_cuts_is_read_again_from_there(
+  log, monkeypatch
+):
   index = TrajectoryIndex(log.parents[3])
   _append(log, _line(1, 0), _line(2, 0, "before"), _line(2, 1))
   index.refresh()
@@ -215,10 +217,36 @@ def test_a_log_that_a_resumed_run_cuts_is_read_again(log):
   log.write_text("\n".join(lines) + "\n", encoding="utf-8")
   assert index.record(old) is not None
   assert index.record(old._replace(number=1)) is None
+  read, lines_from = [], index_lib.followed.lines_from
+
+  def counted(path, place):
+    for line in lines_from(path, place):
+      read.append(line)
+      yield line
+
+  monkeypatch.setattr(index_lib.followed, "lines_from", counted)
   index.refresh()
+  assert len(read) == 3
   assert index.count(Filters()) == 4
   assert index.count(Filters(text="before")) == 0
   assert index.count(Filters(text="afterwards")) == 1
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_whatever_is_cut_the_index_is_as_if_new(log, tmp_path, kept):
+  index = TrajectoryIndex(log.parents[3])
+  _append(log, *(_line(n, n) for n in range(5)), "damaged")
+  index.refresh()
+  lines = [
+    *(_line(n, n) for n in range(kept)),
+    *(_line(n, n, "other") for n in range(kept, 9)),
+  ]
+  log.write_text("\n".join(lines) + "\n", encoding="utf-8")
+  index.refresh()
+  new = TrajectoryIndex(log.parents[3], tmp_path / "new.sqlite3")
+  new.refresh()
+  for filters in (Filters(), Filters(text="other"), Filters(text="nothing")):
+    assert index.rows(filters) == new.rows(filters)
 
 
 def test_a_run_that_is_deleted_is_forgotten(log):
