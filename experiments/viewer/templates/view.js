@@ -3,7 +3,7 @@
   const { fact, has, make, number, stepNode, strip, tagged } = Steps;
   const byId = (id) => document.getElementById(id);
   const KINDS = { p: "policy", o: "observation", r: "retrieved" };
-  const wide = matchMedia("(min-width: 821px)");
+  const wide = matchMedia("(min-width: 1181px)");
 
   // Where the data are: behind this server, or in this page.
 
