@@ -214,19 +214,19 @@ def pack(
     share_prompts: whether a row holds the prompt of its trajectories once. The
       model computes the same: see `Decoder.hidden_states`.
   """
-  prefixes = [
-    shared_prefix(t) if share_prompts else Prefix(i, 0)
-    for i, t in enumerate(trajectories)
-  ]
   kept = [
     i
     for i, t in enumerate(trajectories)
     if np.any(weights[i, : len(t.tokens)][t.policy_mask] > 0)
   ]
+  prefixes = {
+    i: shared_prefix(trajectories[i]) if share_prompts else Prefix(i, 0)
+    for i in kept
+  }
   rows = assign_rows(
     [len(trajectories[i].tokens) for i in kept],
     row_length,
-    [prefixes[i] for i in kept],
+    [*prefixes.values()],
   )
   # One trajectory a row is the worst case.
   capacity = -(-len(trajectories) // rows_per_microbatch)
