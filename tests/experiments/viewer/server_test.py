@@ -189,14 +189,19 @@ def test_curves_of_many_metrics_over_each_axis(client):
   assert "x must be one of" in _error(client, "api/curves", x="loss")
 
 
-def test_a_run_is_followed_while_it_trains(tmp_path):
-  root = fake_workdir.write(
+def _one_run(tmp_path):
+  """A work folder with one run of ten updates."""
+  return fake_workdir.write(
     tmp_path / "run",
     tasks=("web",),
     methods=("rapo",),
     seeds=(0,),
     num_updates=10,
   )
+
+
+def test_a_run_is_followed_while_it_trains(tmp_path):
+  root = _one_run(tmp_path)
   folder = root / "train/web/rapo-seed0"
   log = (folder / "trajectories.jsonl").read_bytes()
   index = TrajectoryIndex(root)
@@ -243,13 +248,7 @@ def test_the_key_of_a_retrieved_step_is_read_from_the_buffer(client, workdir):
 
 
 def test_a_cut_log_of_metrics_is_read_again_and_a_damaged_line_named(tmp_path):
-  root = fake_workdir.write(
-    tmp_path / "run",
-    tasks=("web",),
-    methods=("rapo",),
-    seeds=(0,),
-    num_updates=10,
-  )
+  root = _one_run(tmp_path)
   path = root / "train/web/rapo-seed0/metrics.jsonl"
   curves = curves_lib.Curves(root)
   assert curves.overview()["runs"][0]["last"]["update"] == 10
