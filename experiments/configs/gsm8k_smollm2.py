@@ -67,7 +67,7 @@ def get_config() -> ExperimentConfig:
       num_hybrid=4,
       num_slots=64,
       max_prompt_tokens=320,
-      max_response_tokens=256,
+      max_response_tokens=320,
       max_step_tokens=96,
       max_tool_tokens=48,
       max_tool_calls=8,
