@@ -15,6 +15,7 @@ DOCUMENTS = (
   "README.md",
   "CONTRIBUTING.md",
   "docs/corpus.md",
+  "docs/other_trainers.md",
   "docs/pods.md",
   "docs/real_models.md",
   "docs/retrieval.md",
