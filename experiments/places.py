@@ -40,8 +40,8 @@ def local(text: str, name: str) -> str:
     )
   if _SCHEME.match(text):
     raise InputError(
-      f"{name} must be a path on this machine, got {text!r}: it cannot be a URL. "
-      "Copy it here, or mount it, and give its path."
+      f"{name} must be a path on this machine, got {text!r}: no URL can "
+      "stand here. Copy it here, or mount it, and give its path."
     )
   expanded = os.path.expanduser(text)
   if text.startswith("~") and expanded == text:
