@@ -379,10 +379,12 @@ def test_a_work_folder_is_copied_from_a_store(url, machine, tmp_path, capsys):
   assert "must be new" in capsys.readouterr().err
 
 
-def test_a_dry_run_writes_nothing_there(url, machine, capsys):
+def test_a_dry_run_writes_nothing_there(machine, capsys):
+  url = f"s3://{stores.BUCKET}/dry"
   command = ["--config", "quickstart", "--workdir", url, "--dry_run"]
-  assert run.main(command) == 0
-  assert object_store.ObjectStore(url).names() == {}
+  with stores.s3() as found, stores.variables(found):
+    assert run.main(command) == 0
+    assert object_store.ObjectStore(url).names() == {}
 
 
 def test_several_hosts_need_a_folder_that_they_share(capsys, machine):
