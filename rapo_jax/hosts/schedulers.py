@@ -15,11 +15,11 @@ metadata server:
 from __future__ import annotations
 
 import dataclasses
+import http
+import http.client
 import os
 import re
 import socket
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Mapping
 
@@ -30,6 +30,7 @@ FIRST_PORT = 61_000
 _PORTS = 4_000
 _METADATA_HOST = "metadata.google.internal"
 _METADATA_S = 10.0
+_METADATA_HEADERS = {"Metadata-Flavor": "Google"}
 _ATTRIBUTES = "/computeMetadata/v1/instance/attributes/"
 _FIRST_OF_RANGE = re.compile(r"\[(\d+)[^\]]*\]")
 _OPEN_MPI_ADDRESS = re.compile(
@@ -218,25 +219,24 @@ def _incomplete(scheduler: str, variable: str, text: str | None) -> InputError:
 
 def _attribute(server: str, name: str) -> str | None:
   """Of this VM; None where there is no such server, or it has none."""
-  request = urllib.request.Request(
-    f"http://{server}{_ATTRIBUTES}{name}",
-    headers={"Metadata-Flavor": "Google"},
-  )
-  # The server is local: no proxy leads there.
-  opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+  # No proxy: the server is the machine's own.
+  connection = http.client.HTTPConnection(server, timeout=_METADATA_S)
   try:
-    with opener.open(request, timeout=_METADATA_S) as answer:
-      content: bytes = answer.read()
-  except urllib.error.HTTPError as error:
-    if error.code == 404:
-      return None
-    raise InputError(
-      f"the metadata server must answer, got status {error.code} for {name}: "
-      "start the command again, or give --coordinator, --num_processes and "
-      "--process_id."
-    ) from error
-  except OSError:
+    connection.request("GET", _ATTRIBUTES + name, headers=_METADATA_HEADERS)
+    answer = connection.getresponse()
+    content = answer.read()
+  except (OSError, http.client.HTTPException):
     return None
+  finally:
+    connection.close()
+  if answer.status == http.HTTPStatus.NOT_FOUND:
+    return None
+  if answer.status != http.HTTPStatus.OK:
+    raise InputError(
+      f"the metadata server must answer, got status {answer.status} for "
+      f"{name}: start the command again, or give --coordinator, "
+      "--num_processes and --process_id."
+    )
   return content.decode()
 
 
