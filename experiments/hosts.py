@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec
 
@@ -200,7 +201,13 @@ def ends_process(main: Callable[_Arguments, int]) -> Callable[_Arguments, int]:
 
   @functools.wraps(main)
   def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
-    status = main(*args, **kwargs)
+    try:
+      status = main(*args, **kwargs)
+    except Exception:
+      if not any(team.has_begun for team in _teams):
+        raise
+      traceback.print_exc()
+      status = 1
     if any(team.has_begun for team in _teams):
       sys.stdout.flush()
       sys.stderr.flush()

@@ -214,6 +214,30 @@ def test_a_host_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
   assert "--dry_run checks on one host" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_after_jax_has_started_no_bug_waits_for_hosts_that_are_gone(
+  begun, monkeypatch, capsys
+):
+  ended = []
+  monkeypatch.setattr(hosts.os, "_exit", ended.append)
+  team = hosts.Team(library.Place(("localhost", 80), 2, 0))
+  team.has_begun = begun
+  monkeypatch.setattr(hosts, "_teams", [team])
+
+  @hosts.ends_process
+  def main():
+    raise RuntimeError("a bug")
+
+  if begun:
+    main()
+    assert ended == [1]
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+  else:
+    with pytest.raises(RuntimeError, match="a bug"):
+      main()
+    assert ended == []
+
+
 @pytest.fixture
 def leading_team(tmp_path, monkeypatch):
   """A leader, the link of the other host, and what the leader ended with."""
