@@ -53,7 +53,7 @@ API = (
 COMMANDS = "reference/commands.md"
 _FENCE = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
-_PROGRAM = re.compile(r'Program\(\s*"([\w.]+)"')
+_PROGRAM = re.compile(r'"([\w-]+)": Program\(\s*"([\w.]+)"')
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -166,12 +166,13 @@ def _api_page(name: str) -> str:
 def _commands() -> str:
   """What each program says of itself, from the table of programs."""
   text = (ROOT / "experiments/cli.py").read_text(encoding="utf-8")
-  modules = ["experiments.cli", *_PROGRAM.findall(text)]
+  programs = [("", "experiments.cli"), *_PROGRAM.findall(text)]
   options = "    options:\n      members: false\n"
-  parts = [f"## {name}\n\n::: {name}\n{options}" for name in modules]
-  return "# Commands\n\n`--help` lists the options of each.\n\n" + "\n".join(
-    parts
-  )
+  parts = ["# Commands\n\n`--help` lists the options of each.\n"]
+  parts += [
+    f"## rapo {name}\n\n::: {module}\n{options}" for name, module in programs
+  ]
+  return "\n".join(parts)
 
 
 def _source(path: pathlib.Path) -> str:
