@@ -34,7 +34,7 @@ def make_agents(
     path for path in paths.values() if not (path / "config.json").exists()
   ]
   if not missing:
-    report(1.0, "finished before")
+    report(1.0, "finished before", earlier=True)
     return
   if config.policy.base or config.policy.off_policy:
     raise InputError(
