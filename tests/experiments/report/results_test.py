@@ -491,7 +491,7 @@ def test_costs_have_a_spread_and_ratios_an_interval(tmp_path):
         {"update": update, "rollout/generated_tokens": value}
         for update, value in enumerate(updates, 1)
       ]
-      path.write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
+      path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
   results = results_lib.compute_results(tmp_path)
   name = "rollout/generated_tokens"
   cost = results["cost"]["mean"]
@@ -520,7 +520,7 @@ def test_a_run_alone_has_costs_with_a_spread_and_no_ratio(tmp_path):
   path = tmp_path / "train" / "t" / "rapo-seed0" / "metrics.jsonl"
   path.parent.mkdir(parents=True)
   rows = [{"update": n, "rollout/seconds": 1.0 + n} for n in range(1, 12)]
-  path.write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
+  path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
   (line,) = tables.cost_lines(results_lib.compute_results(tmp_path))
   # Seconds 2 to 12, mean 7; .05 of the way in from each end.
   assert "rollout 7 s (2.5 to 11.5)" in line
