@@ -54,6 +54,7 @@ PROGRAMS: Mapping[str, Program] = {
   ),
   "serve": Program("experiments.serve_index", "serve a buffer over HTTP"),
   "view": Program("experiments.view", "look at runs and trajectories, live"),
+  "pull": Program("experiments.pull", "copy a run from an object store"),
   "plan": Program("experiments.plan", "plan memory and time on a topology"),
 }
 """All programs by the name that `rapo` gives them."""

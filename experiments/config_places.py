@@ -1,4 +1,4 @@
-"""Places that a config names: folders and files on this machine's disks."""
+"""Places that a config names: files and folders that are read."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ A task has further ones (`Task.paths`).
 
 
 def local_config(config: ExperimentConfig) -> ExperimentConfig:
-  """The config with `~` expanded in each of its places.
+  """The config with all of its places on this machine.
+
+  `~` is expanded. What lies on an object store is copied here.
 
   Raises:
-    InputError: a field holds a URL; names it.
+    InputError: a field holds another URL, or what cannot be copied; names it.
   """
   for name in CONFIG_PLACES:
     section, field = name.split(".")
     values = getattr(config, section)
     text = getattr(values, field)
     if text is not None:
-      values = dataclasses.replace(values, **{field: places.local(text, name)})
+      values = dataclasses.replace(
+        values, **{field: places.fetched(text, name)}
+      )
       config = dataclasses.replace(config, **{section: values})
   tasks = tuple(_local_task(task) for task in config.tasks)
   return dataclasses.replace(config, tasks=tasks)
 
 
 def _local_task(task: Task, above: str = "") -> Task:
-  """The task with `~` expanded in each of its paths."""
+  """The task with all of its paths on this machine."""
   changes: dict[str, Any] = {}
   name = f"{above}tasks.{task.name}."
   if isinstance(task, MixedTask):
@@ -54,14 +58,14 @@ def _local_task(task: Task, above: str = "") -> Task:
 
 
 def _with_local_paths(value: Any, name: str) -> Any:
-  """A task or a tool with `~` expanded in each of its `paths`."""
+  """A task or a tool with all of its `paths` on this machine."""
   changes: dict[str, Any] = {}
   for field in getattr(value, "paths", ()):
     path = getattr(value, field)
     if isinstance(path, str):
-      changes[field] = places.local(path, f"{name}{field}")
+      changes[field] = places.fetched(path, f"{name}{field}")
     elif path is not None:
       changes[field] = tuple(
-        places.local(text, f"{name}{field}") for text in path
+        places.fetched(text, f"{name}{field}") for text in path
       )
   return dataclasses.replace(value, **changes) if changes else value

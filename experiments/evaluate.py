@@ -29,6 +29,7 @@ from experiments import (
   flags,
   input_errors,
   layout,
+  mirror,
   paper,
   places,
 )
@@ -61,13 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [f"{flags.PREFIX}tasks={known.tasks}", *overrides]
   config = config_places.local_config(flags.apply_overrides(config, overrides))
   check_devices()
-  output = known.output
+  with mirror.opened(known.output) as output:
+    return _answer(config, output, known.model)
+
+
+def _answer(config: ExperimentConfig, output: pathlib.Path, model: str) -> int:
+  """Evaluates a model and shows what came out; returns the exit status."""
   files.make_private_folder(output)
   with files.locked(output / ".lock"):
-    config = _with_model(config, _model_folder(known.model, output))
+    config = _with_model(config, _model_folder(model, output))
     checks.quick_checks(config, "evaluate")
     try:
-      results = _evaluate(config, output, known.model)
+      results = _evaluate(config, output, model)
     except HealthStop as stopped:
       print(f"error: {stopped}", file=sys.stderr)
       return NO_VERDICT_STATUS
@@ -102,7 +108,10 @@ def make_parser() -> argparse.ArgumentParser:
     "--tasks", help="names of tasks, with commas (default: those of the config)"
   )
   parser.add_argument(
-    "--output", type=places.path_argument, required=True, help="folder to write"
+    "--output",
+    type=places.workdir_argument,
+    required=True,
+    help="folder to write; gs://… or s3://… for one on a store",
   )
   parser.add_argument(
     "--config",

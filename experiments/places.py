@@ -1,4 +1,7 @@
-"""Places that a user names: folders and files on this machine's disks."""
+"""Places that a user names: folders and files on this machine's disks.
+
+A place on an object store is copied here to be read (`fetched`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import pathlib
 import re
 
+from experiments import object_store
 from rapo_jax.errors import InputError
 
 # One slash is enough: `gs:/bucket` is what a path makes of `gs://bucket`.
@@ -36,9 +40,8 @@ def local(text: str, name: str) -> str:
     )
   if _SCHEME.match(text):
     raise InputError(
-      f"{name} must be a path on this machine, got {text!r}: a scheme such as "
-      "gs:// or s3:// is not read or written. Copy it here, or mount it, and "
-      "give its path."
+      f"{name} must be a path on this machine, got {text!r}: no URL can "
+      "stand here. Copy it here, or mount it, and give its path."
     )
   expanded = os.path.expanduser(text)
   if text.startswith("~") and expanded == text:
@@ -47,6 +50,26 @@ def local(text: str, name: str) -> str:
       "write the path out, or ./~… for a folder of that name."
     )
   return expanded
+
+
+def fetched(text: str, name: str) -> str:
+  """A place to read, as `local`; of an object store, its copy here.
+
+  Args:
+    text: what the user wrote: a path, or gs://… or s3://….
+    name: of the option or field, for the message.
+
+  Raises:
+    InputError: as `local`; or nothing lies there, or the store refuses.
+  """
+  if object_store.is_url(text):
+    return str(object_store.fetched(text))
+  return local(text, name)
+
+
+def workdir_argument(text: str) -> pathlib.Path | str:
+  """A folder to write on a command line: a path, or the URL of a store."""
+  return text if object_store.is_url(text) else path_argument(text)
 
 
 def text_argument(text: str) -> str:

@@ -34,6 +34,7 @@ from experiments import (
   flags,
   hosts,
   input_errors,
+  mirror,
   objects,
   places,
   provenance,
@@ -582,8 +583,8 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--workdir",
     metavar="FOLDER",
-    type=places.path_argument,
-    help="folder of the experiment",
+    type=places.workdir_argument,
+    help="folder of the experiment; gs://… or s3://… for one on a store",
   )
   parser.add_argument(
     "--stage",
@@ -628,7 +629,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   place = hosts.find_place(known)
   if place is None:
-    return _run(load(), known, arguments)
+    if known.workdir is None:
+      return _run(load(), known, arguments)
+    with mirror.opened(known.workdir, known.dry_run) as known.workdir:
+      return _run(load(), known, arguments)
+  if isinstance(known.workdir, str):
+    raise flags.ConfigError(
+      "several hosts need a --workdir on a file system that all share, got "
+      f"{known.workdir}: mount the store (gcsfuse, Mountpoint) beside a file "
+      "system with locks, or take NFS, Filestore or Lustre."
+    )
   if known.dry_run:
     raise flags.ConfigError(
       "--dry_run checks on one host, got several: leave out what names them. "

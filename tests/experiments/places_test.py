@@ -63,7 +63,7 @@ def test_places_of_tasks_and_their_tools_are_looked_at(monkeypatch, tmp_path):
   assert task.prompt == f"{tmp_path}/there"
   assert task.tools == (tasks.SearchSpec(corpus=f"{tmp_path}/there"),)
   with pytest.raises(InputError, match=r"tasks\.gsm8k\.tools\.search\.corpus"):
-    config_places.local_config(with_places("gs://b/there"))
+    config_places.local_config(with_places("hdfs://b/there"))
 
 
 @pytest.mark.parametrize("name", config_places.CONFIG_PLACES)
@@ -79,7 +79,7 @@ def test_every_place_in_a_config_is_looked_at(name, monkeypatch, tmp_path):
   local = config_places.local_config(with_place("~/there"))
   assert getattr(getattr(local, section), field) == f"{tmp_path}/there"
   with pytest.raises(InputError, match=name):
-    config_places.local_config(with_place("gs://b/there"))
+    config_places.local_config(with_place("hdfs://b/there"))
 
 
 def test_no_place_in_a_config_is_forgotten():
@@ -101,7 +101,7 @@ def test_no_place_in_a_config_is_forgotten():
 @pytest.mark.parametrize(
   ("main", "arguments"),
   [
-    (run.main, "--config quickstart --workdir gs://b/run"),
+    (run.main, "--config quickstart --workdir hdfs://b/run"),
     (run.main, "--config gs://b/config.py --workdir run"),
     (plan.main, "--config quickstart --topology v5e:2x2 --json s3://b/p.json"),
     (export.main, "--checkpoint gs://b/run --output out"),
