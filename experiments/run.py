@@ -628,9 +628,9 @@ def make_parser() -> argparse.ArgumentParser:
     "--resume",
     choices=("auto", "never", "must"),
     default="auto",
-    help="go on with what the folder holds, if anything (auto, the default); "
-    "refuse a folder in which an experiment has begun (never), or in which none "
-    "has (must)",
+    help="auto: go on with what the folder holds, if anything (default); "
+    "never: refuse a folder in which an experiment has begun; must: refuse one "
+    "in which none has",
   )
   parser.add_argument(
     "--dry_run",

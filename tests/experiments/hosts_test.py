@@ -398,3 +398,33 @@ def test_an_error_of_the_leader_ends_all_with_its_words(agents, tmp_path):
   for index in range(2):
     assert "model.safetensors" in pair.output(index)
     assert "Traceback" not in pair.output(index)
+
+
+STUCK = """
+import sys, time
+from experiments import run
+from rapo_jax.training import trainer
+
+if "--process_id=1" in sys.argv:
+  def update_minibatch(*args, **kwargs):
+    while True:
+      time.sleep(0.01)
+
+  trainer.update_minibatch = update_minibatch
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_host_that_computes_for_ever_is_named(agents, tmp_path, monkeypatch):
+  monkeypatch.setenv("RAPO_STALL_S", "60")
+  workdir = tmp_path / "run"
+  shutil.copytree(agents, workdir / "agents")
+  pair = Pair(write_config(tmp_path), workdir, "--stage=train", code=STUCK)
+  assert pair.wait() == [hosts.HOST_STATUS] * 2
+  for index in range(2):
+    text = pair.output(index)
+    assert "one of these hosts computes for ever" in text
+    assert "host 1" in text
+    assert "train_minibatch" in text
+    assert "(update_minibatch)" in text
