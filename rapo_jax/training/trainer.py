@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -898,8 +899,11 @@ def summarise(
     if retrieving
     else 0.0,
     "groups/live_fraction": float(np.mean(experience.live_groups)),
-    "loss": _mean(np.asarray([m.loss for m in history])),
-    "gradient_norm": _mean(np.asarray([m.gradient_norm for m in history])),
+    # NaN, where every minibatch was skipped.
+    "loss": _mean([m.loss for m in history], otherwise=math.nan),
+    "gradient_norm": _mean(
+      [m.gradient_norm for m in history], otherwise=math.nan
+    ),
     "update/minibatches": minibatches,
     "update/skipped": minibatches - len(history),
     "clip_fraction_low": sum(float(m.clipped_low) for m in history) / sampled,
@@ -944,5 +948,8 @@ def _without_rollouts(report: dict[str, float]) -> dict[str, float]:
   }
 
 
-def _mean(values: np.ndarray) -> float:
-  return float(np.mean(values)) if len(values) else 0.0
+def _mean(
+  values: np.ndarray | Sequence[Any], *, otherwise: float = 0.0
+) -> float:
+  """The mean of some numbers, or another number where there are none."""
+  return float(np.mean(values)) if len(values) else otherwise

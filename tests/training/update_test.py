@@ -345,7 +345,7 @@ def test_a_minibatch_that_is_not_finite_leaves_the_state_as_it_was(
   )
   assert metrics.skipped == 0
   before = jax.device_get(jax.tree.leaves(state))
-  advantages = batch.columns["advantages"].copy()
+  advantages = np.array(batch.columns["advantages"])
   row, token = np.argwhere(batch.where[0])[0]
   advantages[0, row, token] = value
   broken = batch._replace(columns={**batch.columns, "advantages": advantages})
