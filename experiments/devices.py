@@ -8,7 +8,7 @@ import pathlib
 import jax
 
 from experiments.config import ExperimentConfig, MeshConfig
-from rapo_jax import compilation, hosts
+from rapo_jax import compilation, extras, hosts
 from rapo_jax.errors import InputError
 from rapo_jax.models import sharding
 
@@ -29,8 +29,9 @@ def check_devices() -> None:
     reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no plugin"
     raise InputError(
       f"JAX must find the devices that JAX_PLATFORMS={wanted} names, and does "
-      f"not ({reason}): unset it, or install JAX for them (`pip install -e "
-      "'.[cuda]'` or '.[tpu]')."
+      f"not ({reason}): unset it, or install JAX for them "
+      f"(`{extras.install_command('cuda')}`, "
+      f"`{extras.install_command('tpu')}`)."
     ) from error
 
 

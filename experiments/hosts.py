@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec
 
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--distributed",
     action="store_true",
-    help="this is one of several hosts, which JAX finds: a TPU slice, Slurm, "
+    help="this is one of several hosts, which are found: a TPU slice, Slurm, "
     "Open MPI, Kubernetes",
   )
   parser.add_argument(
@@ -78,66 +79,76 @@ def find_place(known: argparse.Namespace) -> hosts.Place | None:
   """Where this host stands among several; None where it is alone.
 
   Args:
-    known: values of `add_arguments`.
+    known: values of `add_arguments`. `--distributed` finds what the others do
+      not say.
 
   Raises:
-    InputError: they do not fit each other, or JAX finds no others.
+    InputError: they do not fit each other, or nothing says what is missing.
   """
   given = (known.coordinator, known.num_processes, known.process_id)
   if known.distributed:
-    if any(value is not None for value in given):
-      raise InputError(
-        "--distributed finds the hosts itself, got --coordinator, "
-        "--num_processes or --process_id beside it: leave one out."
-      )
-    return _detected()
-  if all(value is None for value in given):
+    address, count, index = _detected(known)
+  elif all(value is None for value in given):
     return None
-  if any(value is None for value in given):
+  elif any(value is None for value in given):
     raise InputError(
       "--coordinator, --num_processes and --process_id go together, got some "
       "of them: give all three on every host."
     )
-  found = _ADDRESS.fullmatch(known.coordinator)
+  else:
+    address, count, index = _address(known.coordinator), *given[1:]
+  if count < 1:
+    raise InputError(
+      f"--num_processes must be at least 1, got {count}: correct it."
+    )
+  if not 0 <= index < count:
+    raise InputError(
+      f"--process_id must be from 0 to --num_processes - 1 ({count - 1}), got "
+      f"{index}: correct it."
+    )
+  return None if count == 1 else hosts.Place(address, count, index)
+
+
+def _address(coordinator: str) -> tuple[str, int]:
+  """Host and port of `--coordinator`."""
+  found = _ADDRESS.fullmatch(coordinator)
   if found is None or not 0 < int(found["port"]) < 1 << 16:
     raise InputError(
-      f"--coordinator must be HOST:PORT, got {known.coordinator!r}: correct it."
+      f"--coordinator must be HOST:PORT, got {coordinator!r}: correct it."
     )
-  if known.num_processes < 1:
-    raise InputError(
-      f"--num_processes must be at least 1, got {known.num_processes}: correct "
-      "it."
-    )
-  if not 0 <= known.process_id < known.num_processes:
-    raise InputError(
-      "--process_id must be from 0 to --num_processes - 1 "
-      f"({known.num_processes - 1}), got {known.process_id}: correct it."
-    )
-  if known.num_processes == 1:
-    return None
-  address = found["host"].strip("[]"), int(found["port"])
-  return hosts.Place(address, known.num_processes, known.process_id)
+  return found["host"].strip("[]"), int(found["port"])
 
 
-def _detected() -> hosts.Place | None:
-  """What JAX's own detection finds."""
-  # Not public. The public way aborts the process where a host is missing.
-  from jax._src.clusters import ClusterEnv
+def _detected(known: argparse.Namespace) -> tuple[tuple[str, int], int, int]:
+  """Address of host 0, number of hosts and index of this one.
 
-  address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
-    None, None, None, None, None, int(hosts.JOIN_S)
-  )
-  if address is None or count is None or index is None:
+  What started this process says it, or else the command line.
+  """
+  if known.process_id is not None:
     raise InputError(
-      "--distributed needs a TPU slice, Slurm, Open MPI or Kubernetes, and JAX "
+      "--distributed finds the number of this host, got --process_id beside "
+      "it: leave one out."
+    )
+  found = hosts.detect()
+  if found is None:
+    raise InputError(
+      "--distributed needs a TPU slice, Slurm, Open MPI or Kubernetes, and "
       "finds none: give --coordinator, --num_processes and --process_id."
     )
-  if count == 1:
-    return None
-  host, _, port = address.rpartition(":")
-  # JAX's own service takes the port itself.
-  link_port = int(port) + 1 if int(port) < (1 << 16) - 1 else int(port) - 1
-  return hosts.Place((host.strip("[]"), link_port), count, index)
+  count = found.count if known.num_processes is None else known.num_processes
+  if count is None:
+    raise InputError(
+      f"{found.scheduler} does not say how many hosts there are: give "
+      "--num_processes beside --distributed."
+    )
+  if known.coordinator is not None:
+    return _address(known.coordinator), count, found.index
+  if found.host is None:
+    raise InputError(
+      f"{found.scheduler} does not say where host 0 is: give --coordinator "
+      "beside --distributed."
+    )
+  return (found.host, found.port), count, found.index
 
 
 def run_together(
@@ -192,7 +203,13 @@ def ends_process(main: Callable[_Arguments, int]) -> Callable[_Arguments, int]:
 
   @functools.wraps(main)
   def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> int:
-    status = main(*args, **kwargs)
+    try:
+      status = main(*args, **kwargs)
+    except Exception:
+      if not any(team.has_begun for team in _teams):
+        raise
+      traceback.print_exc()
+      status = 1
     if any(team.has_begun for team in _teams):
       sys.stdout.flush()
       sys.stderr.flush()
@@ -294,7 +311,10 @@ class Team:
     compared = time.monotonic()
     address = ""
     if self.link.leads:
-      address = f"{place.address[0]}:{_free_port()}"
+      host = place.address[0]
+      # An address of IPv6 has colons of its own.
+      host = f"[{host}]" if ":" in host else host
+      address = f"{host}:{_free_port()}"
       self.link.send({"start": address})
     else:
       address = self._answer("start")
@@ -303,6 +323,9 @@ class Team:
       address,
       place.count,
       place.index,
+      # Or else JAX looks for a scheduler, and takes one GPU of a host under
+      # Slurm and Open MPI.
+      cluster_detection_method="deactivate",
       initialization_timeout=int(_ANSWER_S),
       shutdown_timeout_seconds=_SHUTDOWN_S,
     )

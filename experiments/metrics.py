@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from experiments.workdir import parse_row
-from rapo_jax import files
+from rapo_jax import extras, files
 from rapo_jax.errors import InputError
 
 METRICS_FILE = "metrics.jsonl"
@@ -289,6 +289,5 @@ def _imported(name: str) -> types.ModuleType:
   except ImportError as error:
     raise InputError(
       f"logging.{name} is on in the config and {name} is not installed: "
-      f'install the extra, `pip install -e ".[{name}]"`, or set '
-      f"logging.{name} to none."
+      f"`{extras.install_command(name)}`, or set logging.{name} to none."
     ) from error

@@ -6,7 +6,7 @@
 
 Compiles the programs of one update, by the costliest of the experiment's
 methods, for devices that need not be there:
-TPUs with `libtpu` (`pip install -e '.[plan]'`), `cpu:8` with fake CPU devices.
+TPUs with `libtpu` (the extra `plan`), `cpu:8` with fake CPU devices.
 GPUs (`h100:8`) are worked out from the programs that fake CPU devices get.
 `--agent off_policy` plans the rollouts that fill the buffer instead.
 """

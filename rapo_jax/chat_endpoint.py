@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any
 
+from rapo_jax import extras
 from rapo_jax.errors import InputError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -40,8 +41,8 @@ def open_client(
     import openai
   except ModuleNotFoundError as error:
     raise InputError(
-      f"{what} is asked by openai, which is not installed: pip install -e "
-      "'.[buffer]'."
+      f"{what} is asked by openai, which is not installed: "
+      f"{extras.install_command('buffer')}."
     ) from error
   return openai.OpenAI(
     base_url=url,

@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LAYERS = {
   "rapo_jax.errors": 0,
+  "rapo_jax.extras": 0,
   "rapo_jax.breaker": 1,
   "rapo_jax.chat_endpoint": 1,
   "rapo_jax.compilation": 1,

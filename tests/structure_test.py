@@ -76,9 +76,12 @@ def foreign_private_names(tree: ast.AST) -> list[str]:
   found = []
   for node in ast.walk(tree):
     match node:
-      case ast.ImportFrom(names=aliases):
-        private = [alias.name for alias in aliases if is_private(alias.name)]
-        found += [f"{node.lineno}: {name}" for name in private]
+      case ast.ImportFrom(module=module, names=aliases):
+        parts = [*(module or "").split("."), *(a.name for a in aliases)]
+        found += [f"{node.lineno}: {n}" for n in parts if is_private(n)]
+      case ast.Import(names=aliases):
+        parts = [part for a in aliases for part in a.name.split(".")]
+        found += [f"{node.lineno}: {n}" for n in parts if is_private(n)]
       case ast.Attribute(value=value, attr=name) if is_private(name):
         text = ast.unparse(value)
         package = imported.get(text.split(".")[0])
@@ -178,6 +181,8 @@ class StructureTest(parameterized.TestCase):
     ("def f(other):\n  return other.y._x", True),
     ("def f(other):\n  other._x = 1", True),
     ("import jax\njax._src", True),
+    ("from jax._src.clusters import ClusterEnv", True),
+    ("import jax._src.clusters", True),
     ("import os\nos._exit(0)", False),
     ("def f(row):\n  return row._replace(a=1)", False),
     ("def f(row):\n  return row.__class__", False),

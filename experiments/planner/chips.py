@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from rapo_jax import extras
 from rapo_jax.errors import InputError
 
 
@@ -114,7 +115,7 @@ def _tpu_devices(name: str) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
     raise TopologyError(
       f"{name} is compiled for by libtpu, which is not installed: "
-      "pip install -e '.[plan]', or plan with --topology cpu:8."
+      f"{extras.install_command('plan')}, or plan with --topology cpu:8."
     )
   try:
     return list(topologies.get_topology_desc(name, platform="tpu").devices)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from rapo_jax import files, text_files
+from rapo_jax import extras, files, text_files
 from rapo_jax.corpora.packed import PackedTexts, PackedWriter
 from rapo_jax.errors import InputError
 
@@ -51,7 +51,7 @@ def check_installed() -> None:
   if importlib.util.find_spec("bm25s") is None:
     raise InputError(
       "search by words (bm25, hybrid) needs the package bm25s, which is not "
-      "installed: pip install -e '.[search]', or search in mode dense."
+      f"installed: {extras.install_command('search')}, or search in mode dense."
     )
 
 

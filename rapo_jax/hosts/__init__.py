@@ -12,18 +12,21 @@ from rapo_jax.hosts.led import (
 )
 from rapo_jax.hosts.link import JOIN_S, SILENCE_S, Link, Lost, Place, join
 from rapo_jax.hosts.plain import decode, encode, travels
+from rapo_jax.hosts.schedulers import Found, detect
 
 __all__ = [
   "JOIN_S",
   "SILENCE_S",
   "Doing",
   "Follower",
+  "Found",
   "Leader",
   "Link",
   "Lost",
   "Place",
   "check_led",
   "decode",
+  "detect",
   "encode",
   "held",
   "is_shared",

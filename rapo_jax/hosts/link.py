@@ -267,11 +267,17 @@ def _gather(link: Link, folder: pathlib.Path, until: float) -> None:
 def _listen(address: tuple[str, int]) -> socket.socket:
   """Listens on all interfaces of the leader."""
   try:
-    return socket.create_server(("", address[1]), backlog=512)
+    both = socket.has_dualstack_ipv6()
+    return socket.create_server(
+      ("", address[1]),
+      family=socket.AF_INET6 if both else socket.AF_INET,
+      dualstack_ipv6=both,
+      backlog=512,
+    )
   except OSError as error:
     raise InputError(
       f"host 0 must be able to listen on port {address[1]}, and is not "
-      f"({error}): choose another --coordinator."
+      f"({error}): give another port with --coordinator."
     ) from error
 
 

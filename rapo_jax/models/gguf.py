@@ -28,6 +28,7 @@ from flax import nnx
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
+from rapo_jax import extras
 from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.models.checkpoint_layout import (
   CONFIG,
@@ -122,8 +123,9 @@ def check_installed() -> None:
   """
   if importlib.util.find_spec("gguf") is None:
     raise InputError(
-      "GGUF files are read by the package gguf, which is not installed: pip "
-      "install -e '.[gguf]', or give a folder in Hugging Face's format."
+      "GGUF files are read by the package gguf, which is not installed: "
+      f"{extras.install_command('gguf')}, or give a folder in Hugging Face's "
+      "format."
     )
 
 

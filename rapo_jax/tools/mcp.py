@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from rapo_jax import web_address
+from rapo_jax import extras, web_address
 from rapo_jax.breaker import Breaker
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
@@ -475,8 +475,8 @@ def check_address(address: McpAddress) -> None:
   """
   if not importlib.util.find_spec("mcp"):
     raise InputError(
-      "tools of MCP servers are called by mcp, which is not installed: pip "
-      "install -e '.[mcp]'."
+      "tools of MCP servers are called by mcp, which is not installed: "
+      f"{extras.install_command('mcp')}."
     )
   if address.command and shutil.which(address.command[0]) is None:
     raise InputError(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import httpx2
 
-from rapo_jax import http_client
+from rapo_jax import extras, http_client
 from rapo_jax.errors import InputError
 from rapo_jax.server_process import (
   ServerLateError,
@@ -210,7 +210,7 @@ def check_installed() -> None:
   if not importlib.util.find_spec("trafilatura"):
     raise InputError(
       "the text of web pages is found by trafilatura, which is not "
-      "installed: pip install -e '.[search]'."
+      f"installed: {extras.install_command('search')}."
     )
 
 

@@ -84,5 +84,5 @@ def test_files_that_do_not_belong_together(tmp_path):
 
 def test_without_the_package(monkeypatch, tmp_path):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(ValueError, match=r"bm25s.*pip install -e '.\[search\]'"):
+  with pytest.raises(ValueError, match=r"bm25s.*pip install 'bm25s>="):
     bm25.build(TEXTS, tmp_path / "index")

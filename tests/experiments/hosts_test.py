@@ -1,10 +1,12 @@
 """`experiments.run` on several hosts: two processes over loopback."""
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import os
 import pathlib
+import queue
 import shutil
 import signal
 import subprocess
@@ -124,14 +126,47 @@ def test_a_place_among_hosts_is_named_whole_or_not_at_all():
     (place_arguments(80, 0, 0), "--num_processes must be at least 1"),
     (place_arguments(70000, 0), "must be HOST:PORT, got 'localhost:70000'"),
     (["--distributed", "--process_id=0"], "leave one out"),
-    (["--distributed"], "JAX finds none: give --coordinator"),
+    (["--distributed"], "finds none: give --coordinator"),
   ],
 )
 def test_a_place_that_makes_no_sense_is_refused(arguments, words, monkeypatch):
-  for name in ("KUBERNETES_SERVICE_HOST", "SLURM_JOB_ID"):
-    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(library, "detect", lambda: None)
   with pytest.raises(InputError, match=words):
     hosts.find_place(parse(*arguments))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "found", "expected"),
+  [
+    ([], (1, 4, "a"), (("a", 61_000), 4, 1)),
+    (["--coordinator=b:80"], (1, 4, None), (("b", 80), 4, 1)),
+    (["--num_processes=3"], (2, None, "a"), (("a", 61_000), 3, 2)),
+    ([], (0, 1, "a"), None),
+  ],
+)
+def test_what_a_scheduler_does_not_say_is_given(
+  arguments, found, expected, monkeypatch
+):
+  answer = library.Found("Slurm", *found)
+  monkeypatch.setattr(library, "detect", lambda: answer)
+  place = hosts.find_place(parse("--distributed", *arguments))
+  assert place == (expected and library.Place(*expected))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "found", "words"),
+  [
+    ([], (1, 4, None), "Slurm does not say where host 0 is: give --coordin"),
+    ([], (1, None, "a"), "not say how many hosts there are: give --num_proc"),
+    (["--num_processes=1"], (1, 4, "a"), "must be from 0 to"),
+    (["--coordinator=b"], (1, 4, "a"), "must be HOST:PORT, got 'b'"),
+  ],
+)
+def test_what_nothing_says_is_asked_for(arguments, found, words, monkeypatch):
+  answer = library.Found("Slurm", *found)
+  monkeypatch.setattr(library, "detect", lambda: answer)
+  with pytest.raises(InputError, match=words):
+    hosts.find_place(parse("--distributed", *arguments))
 
 
 def test_a_digest_changes_with_any_file(tmp_path, monkeypatch):
@@ -177,6 +212,80 @@ def test_a_host_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
   dry = [*arguments, "--dry_run", *place_arguments(port, 1)]
   assert run.main(dry) == 2
   assert "--dry_run checks on one host" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_after_jax_has_started_no_bug_waits_for_hosts_that_are_gone(
+  begun, monkeypatch, capsys
+):
+  ended = []
+  monkeypatch.setattr(hosts.os, "_exit", ended.append)
+  team = hosts.Team(library.Place(("localhost", 80), 2, 0))
+  team.has_begun = begun
+  monkeypatch.setattr(hosts, "_teams", [team])
+
+  @hosts.ends_process
+  def main():
+    raise RuntimeError("a bug")
+
+  if begun:
+    main()
+    assert ended == [1]
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+  else:
+    with pytest.raises(RuntimeError, match="a bug"):
+      main()
+    assert ended == []
+
+
+@pytest.fixture
+def leading_team(tmp_path, monkeypatch):
+  """A leader, the link of the other host, and what the leader ended with."""
+  monkeypatch.setattr(library.link, "_PING_S", 0.1)
+  monkeypatch.setattr(library.link, "_LATE_S", 1.0)
+  monkeypatch.setattr(hosts, "_LEAVE_S", 1.5)
+  for module in (library, library.link):
+    monkeypatch.setattr(module, "SILENCE_S", 3.0)
+  ended = queue.SimpleQueue()
+  monkeypatch.setattr(
+    hosts.Team,
+    "_end_process",
+    lambda _, text, status: ended.put((text, status)),
+  )
+  address = ("localhost", free_port())
+  team = hosts.Team(library.Place(address, 2, 0))
+  other = library.Link(
+    library.Place(address, 2, 1), lambda *_: False, lambda _: None
+  )
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for joined in [
+      pool.submit(library.join, link, tmp_path) for link in (team.link, other)
+    ]:
+      joined.result(timeout=60)
+  yield team, other, ended
+  team.link.close()
+  other.close()
+
+
+def test_an_error_beside_a_silent_host_names_that_host(leading_team):
+  team, other, ended = leading_team
+  # As of a process that is stopped: connected, and no sign of life.
+  for connection in other._connections.values():
+    connection._over.set()
+  team.fail(RuntimeError("collective broken"))
+  text, status = ended.get_nowait()
+  assert status == hosts.HOST_STATUS
+  assert "host 1 (" in text
+  assert "it has said nothing for" in text
+
+
+def test_an_error_while_all_hosts_live_is_what_they_are_told(leading_team):
+  team, other, ended = leading_team
+  team.fail(RuntimeError("out of memory"))
+  _, message = other.messages.get(timeout=60)
+  assert message["text"] == "error: RuntimeError: out of memory"
+  assert (message["over"], message["orderly"]) == (1, False)
+  assert ended.empty()
 
 
 def test_hosts_with_another_config_or_file_end_with_one_error(tmp_path):

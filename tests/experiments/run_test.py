@@ -1054,7 +1054,7 @@ def test_a_missing_accelerator_is_report_input_errors(monkeypatch, capsys):
   assert run.main(["--config", "quickstart", "--dry_run"]) == 2
   message = capsys.readouterr().err
   assert "does not (Unable to initialize backend 'tpu': no libtpu)" in message
-  assert "pip install -e '.[cuda]'" in message
+  assert "pip install 'jax[cuda12]>=" in message
 
 
 def test_event_files_are_named_with_the_command_that_shows_them():

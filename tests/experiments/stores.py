@@ -66,7 +66,11 @@ def gs() -> Iterator[dict[str, str]]:
   try:
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(objects, "_multipart_upload", checked)
-      yield {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}
+      yield {
+        "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
+        # Nobody is asked for credentials.
+        "NO_GCE_CHECK": "true",
+      }
   finally:
     server.stop()
 

@@ -304,5 +304,5 @@ def test_a_command_and_a_package_that_are_missing(monkeypatch):
   with pytest.raises(InputError, match="'no-such-server' is not found"):
     McpConnection(McpAddress(("no-such-server",)))
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(InputError, match=r"pip install -e '\.\[mcp\]'"):
+  with pytest.raises(InputError, match=r"pip install 'mcp>="):
     McpConnection(McpAddress(COMMAND))

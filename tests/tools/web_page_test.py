@@ -382,7 +382,7 @@ def test_a_page_that_ends_the_process(server, monkeypatch, tmp_path):
 
 def test_a_missing_package_is_named(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(InputError, match=r"pip install -e '\.\[search\]'"):
+  with pytest.raises(InputError, match=r"pip install 'bm25s>="):
     WebPage()
 
 
