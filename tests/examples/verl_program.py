@@ -74,9 +74,10 @@ async def ask(tool, *messages: str) -> str:
 async def check_the_tool(url: str) -> None:
   config = OmegaConf.load(ROOT / "verl_tools.yaml")
   config.tools[0].config.url = url
-  with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
-    OmegaConf.save(config, file.name)
-    (tool,) = load_all_tools(file.name, None)
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "tools.yaml"
+    OmegaConf.save(config, path)
+    (tool,) = load_all_tools(str(path), None)
   assert tool.name == verl_buffer.NAME
   assert await ask(tool, "4") == "5"
   assert await ask(tool, "4", "5") == "6"
