@@ -28,7 +28,8 @@ from experiments import checks, flags
 from experiments.config import ExperimentConfig
 from experiments.devices import use_compilation_cache
 from experiments.flags import apply_overrides, load_config, parse_arguments
-from experiments.policies import load_agent, load_policy
+from experiments.policies import load_policy
+from experiments.policy_shape import named_shape
 from experiments.tasks import (
   OpenedTask,
   agent_paths,
@@ -149,7 +150,7 @@ def compare(
     if latency_s:
       tools = {n: LateTool(tool, latency_s) for n, tool in tools.items()}
     for agent, path in agents.items():
-      size = load_agent(config, path).config.vocab_size
+      size = named_shape(str(path)).vocab_size
       methods = {
         name: Method(config, task, buffer, name, path, tools, size)
         for name in ("grpo", "rapo")

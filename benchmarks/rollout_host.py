@@ -37,6 +37,7 @@ from benchmarks import index_vectors
 from benchmarks import rollout_setup as setup
 from rapo_jax import retrieval
 from rapo_jax.rollout import RolloutConfig, RolloutEngine, group_requests
+from rapo_jax.rollout.requests import RolloutRequest
 
 _TARGET = 0.05
 _RETRIEVED_WORDS = 32
@@ -109,26 +110,30 @@ def make_buffer(
   return buffer, index
 
 
-def main() -> None:
-  arguments = _arguments()
-  setup.pin(arguments.core)
-  policy = setup.scripted_policy(arguments.step_tokens)
-  print("building the buffer", file=sys.stderr)
-  buffer, index = make_buffer(
-    arguments.traces, policy.words, retrieval.SentenceEncoder.from_pretrained()
-  )
+def make_rollout(
+  policy: setup.ScriptedPolicy,
+  buffer: retrieval.StepTraceBuffer,
+  sizes: argparse.Namespace,
+) -> tuple[RolloutEngine, list[RolloutRequest]]:
+  """An engine with a slot for each trajectory, and what to ask it.
+
+  Args:
+    policy: writes steps of known lengths.
+    buffer: is asked at the boundaries of half of the trajectories.
+    sizes: what the command line says.
+  """
   config = RolloutConfig(
-    num_slots=arguments.questions * RolloutConfig.num_generations,
-    max_prompt_tokens=arguments.prompt_tokens,
+    num_slots=sizes.questions * RolloutConfig.num_generations,
+    max_prompt_tokens=sizes.prompt_tokens,
     # Room for a retrieved step at every boundary.
-    max_response_tokens=(arguments.tool_calls + 1) * max(arguments.step_tokens)
-    + arguments.tool_calls * (arguments.result_tokens + 2 * _RETRIEVED_WORDS),
-    max_step_tokens=max(arguments.step_tokens),
-    max_tool_tokens=arguments.result_tokens,
-    max_tool_calls=arguments.tool_calls,
+    max_response_tokens=(sizes.tool_calls + 1) * max(sizes.step_tokens)
+    + sizes.tool_calls * (sizes.result_tokens + 2 * _RETRIEVED_WORDS),
+    max_step_tokens=max(sizes.step_tokens),
+    max_tool_tokens=sizes.result_tokens,
+    max_tool_calls=sizes.tool_calls,
     trajectory_timeout_s=setup.TRAJECTORY_TIMEOUT_S,
   )
-  tool = policy.tool(arguments.result_tokens)
+  tool = policy.tool(sizes.result_tokens)
   engine = RolloutEngine(
     config,
     policy.tokenizer,
@@ -138,14 +143,23 @@ def main() -> None:
   )
   rng = np.random.default_rng(0)
   wanted = group_requests(
-    setup.queries(arguments.questions),
-    [
-      policy.prompt(arguments.prompt_tokens, rng)
-      for _ in range(arguments.questions)
-    ],
+    setup.queries(sizes.questions),
+    [policy.prompt(sizes.prompt_tokens, rng) for _ in range(sizes.questions)],
     num_generations=config.num_generations,
     num_hybrid=config.num_hybrid,
   )
+  return engine, wanted
+
+
+def main() -> None:
+  arguments = _arguments()
+  setup.pin(arguments.core)
+  policy = setup.scripted_policy(arguments.step_tokens)
+  print("building the buffer", file=sys.stderr)
+  buffer, index = make_buffer(
+    arguments.traces, policy.words, retrieval.SentenceEncoder.from_pretrained()
+  )
+  engine, wanted = make_rollout(policy, buffer, arguments)
   searched: list[tuple[float, int]] = []
 
   def run(number: int) -> setup.Turn:
@@ -198,17 +212,22 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--traces", type=int, default=169_489)
+  add_sizes(parser)
   parser.add_argument("--questions", type=int, default=4)
+  parser.add_argument("--repeats", type=int, default=5)
+  return parser.parse_args()
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+  """Adds what a rollout is like, apart from how many questions it has."""
+  parser.add_argument("--traces", type=int, default=169_489)
   parser.add_argument("--prompt-tokens", type=int, default=128)
   parser.add_argument(
     "--step-tokens", type=int, nargs="+", default=list(range(16, 113, 8))
   )
   parser.add_argument("--tool-calls", type=int, default=5)
   parser.add_argument("--result-tokens", type=int, default=100)
-  parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--core", type=int, default=0)
-  return parser.parse_args()
 
 
 def _split(turn: setup.Turn, search_seconds: float) -> dict[str, float]:

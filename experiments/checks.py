@@ -7,11 +7,10 @@ import difflib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments import flags, health, memory, metrics
 from experiments.config import ExperimentConfig
@@ -21,6 +20,7 @@ from experiments.policy_shape import Agent, policy_shape
 from experiments.stages.agents import train_byte_level_tokenizer
 from experiments.stages.warm_start import describe, read_demonstrations
 from experiments.tasks import (
+  Prompts,
   check_train_questions,
   load_encoder,
   questions_of,
@@ -34,7 +34,6 @@ from rapo_jax import models
 from rapo_jax.algorithms import ALGORITHMS, check_algorithm
 from rapo_jax.corpora import Corpus, open_documents
 from rapo_jax.data import (
-  Query,
   check_prefix_preservation,
   check_vocabulary,
   encode_prompt,
@@ -466,30 +465,17 @@ def _warm_start(
         questions.train,
         tokenizer,
         check_tool_specs(task).tool_names,
-        _prompts(config, tokenizer),
+        Prompts(
+          tokenizer,
+          config.rollout.max_prompt_tokens,
+          datetime.date.fromisoformat(config.data.prompt_date),
+        ),
         traces,
       )
     except InputError as error:
       yield "problem", str(error)
       continue
     yield "note", describe(settings, task.name, found)
-
-
-def _prompts(
-  config: ExperimentConfig, tokenizer: Any
-) -> Callable[[Query], np.ndarray]:
-  """Encodes the prompt of a question, each once."""
-  date = datetime.date.fromisoformat(config.data.prompt_date)
-  known: dict[str, np.ndarray] = {}
-
-  def prompt(query: Query) -> np.ndarray:
-    if query.query_id not in known:
-      known[query.query_id] = encode_prompt(
-        tokenizer, query, config.rollout.max_prompt_tokens, date=date
-      )
-    return known[query.query_id]
-
-  return prompt
 
 
 def _longest_prompt(

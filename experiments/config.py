@@ -368,6 +368,9 @@ class TrainConfig:
     num_updates: rollouts trained on.
     eval_every: updates between two evaluations on held-out questions.
     checkpoint_every: updates between two checkpoints.
+    keep_checkpoints: how many of the newest are kept.
+    keep_best: also keep the one with the highest accuracy on held-out
+      questions, of those saved at an evaluation.
     log_trajectories_every: updates between two that are kept as JSONL.
     stop_mismatch: a run stops when the trainer's log-probs differ from the
       sampler's by more than this on average, before any update on the batch.
@@ -384,6 +387,8 @@ class TrainConfig:
   num_updates: int = 20
   eval_every: int = 5
   checkpoint_every: int = 5
+  keep_checkpoints: int = 2
+  keep_best: bool = False
   log_trajectories_every: int = 5
   stop_mismatch: float = 0.1
   stop_parameter_growth: float = 100.0
@@ -397,6 +402,7 @@ class TrainConfig:
       "num_updates",
       "eval_every",
       "checkpoint_every",
+      "keep_checkpoints",
       "log_trajectories_every",
       at_least=1,
     )

@@ -17,7 +17,7 @@ from typing import Literal
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tools import ToolStatus
 
-Action = Literal["off", "warn", "stop"]
+Action = Literal["off", "warn", "save", "stop"]
 Row = Mapping[str, float]
 
 FEW_WHOLE = 0.1
@@ -38,7 +38,11 @@ class HealthStop(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class HealthConfig:
-  """What a run does when an update looks wrong: "off", "warn" or "stop".
+  """What a run does when an update looks wrong.
+
+  "off": nothing. "warn": it says so, and logs the update's trajectories.
+  "save": the same, and it keeps a checkpoint of the update. "stop": it warns,
+  and ends if that lasts.
 
   Attributes:
     no_signal: no group has rewards that differ. All right never stops a run.
@@ -56,6 +60,13 @@ class HealthConfig:
     clipping: more than `clip_fraction` of the tokens have a clipped ratio.
     gradient_spike: gradient norm above `gradient_ratio` times the median of
       the last 20 updates; acts at once.
+    not_finite: a minibatch was skipped, since its loss or gradient was not
+      finite; warns at once and stops after `skipped_updates` such updates in a
+      row.
+    fewer_valid_calls: the share of tool calls that are well formed and end well
+      has fallen below `valid_share` of its highest.
+    fading_right: the mean log-prob of the tokens of right answers has fallen by
+      more than `fading_nats` from its highest.
     warn_updates: updates in a row after which a warning is given.
     stop_updates: updates in a row after which "stop" ends the run.
     tool_calls: calls of a tool in one update that are enough to judge it.
@@ -64,6 +75,9 @@ class HealthConfig:
     entropy_share: see `low_entropy`.
     clip_fraction: see `clipping`.
     gradient_ratio: see `gradient_spike`.
+    skipped_updates: see `not_finite`.
+    valid_share: see `fewer_valid_calls`, in (0, 1].
+    fading_nats: see `fading_right`, in nats a token.
   """
 
   no_signal: Action = "stop"
@@ -78,6 +92,9 @@ class HealthConfig:
   repetition: Action = "warn"
   clipping: Action = "warn"
   gradient_spike: Action = "warn"
+  not_finite: Action = "stop"
+  fewer_valid_calls: Action = "warn"
+  fading_right: Action = "warn"
   warn_updates: int = 3
   stop_updates: int = 10
   tool_calls: int = 8
@@ -86,6 +103,9 @@ class HealthConfig:
   entropy_share: float = 0.05
   clip_fraction: float = 0.5
   gradient_ratio: float = 20.0
+  skipped_updates: int = 3
+  valid_share: float = 0.5
+  fading_nats: float = 1.0
 
   def __post_init__(self) -> None:
     check_numbers(
@@ -94,6 +114,7 @@ class HealthConfig:
       "stop_updates",
       "tool_calls",
       "erring_calls",
+      "skipped_updates",
       at_least=1,
     )
     check_numbers(
@@ -101,10 +122,12 @@ class HealthConfig:
       "broken_share",
       "entropy_share",
       "clip_fraction",
+      "valid_share",
       above=0,
       at_most=1,
     )
     check_numbers(self, "gradient_ratio", above=1)
+    check_numbers(self, "fading_nats", above=0)
 
   def actions(self) -> dict[str, Action]:
     """What to do about each kind, by its name."""
@@ -121,6 +144,9 @@ class HealthConfig:
       "repetition": self.repetition,
       "clipping": self.clipping,
       "gradient_spike": self.gradient_spike,
+      "not_finite": self.not_finite,
+      "fewer_valid_calls": self.fewer_valid_calls,
+      "fading_right": self.fading_right,
     }
 
 
@@ -156,6 +182,7 @@ class Alert:
     show: whether a terminal shows it at this update: when it begins, and every
       20 updates while it lasts.
     stops: whether the run has to end.
+    saves: whether a checkpoint of the update is to be kept.
   """
 
   kind: str
@@ -165,6 +192,7 @@ class Alert:
   text: str
   show: bool
   stops: bool
+  saves: bool = False
 
   def describe(self) -> str:
     """One line: kind, updates and text."""
@@ -189,6 +217,9 @@ class Monitor:
     self._shown: dict[tuple[str, str], int] = {}
     self._erring: collections.Counter[str] = collections.Counter()
     self._first_entropy: float | None = None
+    self._skipped_in_a_row = 0
+    self._most_valid = 0.0
+    self._most_likely = -math.inf
     self._norms: collections.deque[float] = collections.deque(
       maxlen=_GRADIENT_WINDOW
     )
@@ -248,7 +279,16 @@ class Monitor:
     if show:
       self._shown[key] = self._update
     self._alerts.append(
-      Alert(sign.kind, sign.tool, first, self._update, sign.text, show, stops)
+      Alert(
+        sign.kind,
+        sign.tool,
+        first,
+        self._update,
+        sign.text,
+        show,
+        stops,
+        saves=show and self._actions[sign.kind] == "save",
+      )
     )
 
   def metrics(self) -> dict[str, float]:
@@ -269,6 +309,9 @@ class Monitor:
     yield from _policy_signs(row, self._config)
     yield self._entropy_sign(row)
     yield self._gradient_sign(row)
+    yield self._skipped_sign(row)
+    yield self._valid_calls_sign(row)
+    yield self._right_sign(row)
 
   def _tool_signs(self, row: Row, tool: str) -> Iterator[Sign]:
     counts = {s: row.get(f"tools/{tool}/{s}", 0.0) for s in ToolStatus}
@@ -330,6 +373,51 @@ class Monitor:
     if math.isfinite(norm) and norm > 0:
       self._norms.append(norm)
     return Sign("gradient_spike", text, at_once=bool(text))
+
+  def _skipped_sign(self, row: Row) -> Sign:
+    skipped = row.get("update/skipped", 0.0)
+    self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+    text = (
+      f"loss or gradient of {skipped:.0f} of "
+      f"{row.get('update/minibatches', math.nan):.0f} minibatches was not "
+      "finite, so they were skipped and the policy did not move. They lie in "
+      "skipped/ in the run's folder. Lower optimizer.learning_rate, or compute "
+      "in float32 (rollout.dtype)."
+    )
+    return Sign(
+      "not_finite",
+      text if skipped else "",
+      at_once=bool(skipped),
+      spares=self._skipped_in_a_row < self._config.skipped_updates,
+    )
+
+  def _valid_calls_sign(self, row: Row) -> Sign:
+    calls = row.get("rollout/tool_calls", 0.0)
+    text = ""
+    if calls >= self._config.tool_calls:
+      valid = 1 - row.get("rollout/tool_failures", 0.0) / calls
+      self._most_valid = max(self._most_valid, valid)
+      if valid < self._config.valid_share * self._most_valid:
+        text = (
+          f"{100 * valid:.0f} % of the tool calls end well, and it was "
+          f"{100 * self._most_valid:.0f} %: the policy forgets how to call. "
+          "See the calls in trajectories.jsonl; lower optimizer.learning_rate."
+        )
+    return Sign("fewer_valid_calls", text)
+
+  def _right_sign(self, row: Row) -> Sign:
+    likely = row.get("rollout/right_log_prob", math.nan)
+    text = ""
+    if math.isfinite(likely):
+      self._most_likely = max(self._most_likely, likely)
+      if likely < self._most_likely - self._config.fading_nats:
+        text = (
+          f"the log-prob of right answers is {likely:.2f} nats a token, and it "
+          f"was {self._most_likely:.2f}: wrong answers push right ones down "
+          "with them. Lower optimizer.learning_rate, or raise "
+          "objective.clip_epsilon_high."
+        )
+    return Sign("fading_right", text)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from typing import Any, NoReturn, ParamSpec
 
 import jax
 
-from experiments import flags, provenance
+from experiments import flags, provenance, stalls
 from experiments.config import ExperimentConfig
 from experiments.devices import (
   check_devices,
@@ -182,7 +182,9 @@ def run_together(
     team.agree({**facts(config), **arguments})
     shared = (config, device_mesh(config.mesh), *_losses(config))
     if not place.index:
-      with hosts.leading(hosts.Leader(team.link.send, shared)):
+      leader = hosts.Leader(team.link.send, shared)
+      team.watch(lambda: leader.doing)
+      with hosts.leading(leader):
         status = lead(config)
       team.end(status)
       return status
@@ -290,6 +292,9 @@ class Team:
     self.has_begun = False
     self._ending = threading.Lock()
     self._told = False
+    self._watch: stalls.Watch | None = None
+    self._standing: dict[int, str] = {}
+    self._asked = threading.Lock()
     _teams.append(self)
 
   def agree(self, own: Facts) -> None:
@@ -337,6 +342,7 @@ class Team:
   def follow(self, shared: Sequence[Any]) -> int:
     """Does what the leader says until it ends; returns its exit status."""
     follower = hosts.Follower(shared)
+    self.watch(lambda: follower.doing)
     use_compilation_cache()
     self._forward_signals()
     while True:
@@ -346,6 +352,15 @@ class Team:
       elif "over" in message:
         jax.distributed.shutdown()
         return int(message["over"])
+
+  def watch(self, doing: Callable[[], hosts.Doing | None]) -> None:
+    """Ends the run where this host computes for ever.
+
+    Args:
+      doing: the led function that it is in.
+    """
+    stuck = self._is_stuck if self.link.leads else self._say_stuck
+    self._watch = stalls.Watch(doing, stuck)
 
   def end(self, status: int) -> None:
     """The leader has done all that there was."""
@@ -442,12 +457,43 @@ class Team:
       if signal.getsignal(number) is not signal.SIG_DFL:
         os.kill(os.getpid(), number)
       return True
+    if "where" in message and self._watch is not None:
+      self.link.send({"here": self._watch.here()})
+      return True
+    if "here" in message and self.link.leads:
+      self._standing[index] = str(message["here"])
+      return True
+    if "stuck" in message and self.link.leads:
+      threading.Thread(target=self._is_stuck, daemon=True).start()
+      return True
     if "failed" in message and self.link.leads:
       threading.Thread(
         target=self._other_failed, args=(index, message["failed"]), daemon=True
       ).start()
       return True
     return False
+
+  def _say_stuck(self) -> None:
+    self.link.send({"stuck": True})
+
+  def _is_stuck(self) -> None:
+    """The leader asks all hosts where they stand, and ends the run."""
+    if self._watch is None or not self._asked.acquire(blocking=False):
+      return
+    self.link.send({"where": True})
+    time.sleep(_LEAVE_S)
+    self._standing[0] = self._watch.here()
+    lines = [
+      f"  {self.link.name(index)} {self._standing.get(index, 'does not say')}"
+      for index in range(self.link.place.count)
+    ]
+    self._end_all(
+      "error: nothing goes on; one of these hosts computes for ever:\n"
+      + "\n".join(lines)
+      + "\nStart the command on all hosts again; it goes on from the newest "
+      f"checkpoint. {stalls.STALL_VARIABLE} says after how many seconds in one "
+      "function a host counts as stuck."
+    )
 
   def _other_failed(self, index: int, text: str) -> None:
     # This host may meet the same error, and then says so itself.

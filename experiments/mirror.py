@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -29,8 +30,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from experiments.object_store import (
   MissingObjectError,
@@ -60,8 +61,10 @@ _LEFT_OUT = re.compile(
 _LOG = re.compile(r".*\.jsonl|events\.out\.tfevents.*")
 _LEAST_LOG_BYTES = 1 << 20
 _MOST_PARTS = 64
+_BLOCK_BYTES = 1 << 20
 _TRIES = 20
 _CALM_S = 0.05
+_LOOK_S = 1.0
 
 
 class ClaimLostError(StoreError):
@@ -152,12 +155,11 @@ class Mirror:
     )
 
   def begin(self) -> None:
-    """Claims the folder on the store, and makes that here what it holds.
+    """Makes the folder here what the store holds, once that is claimed.
 
     Raises:
-      StoreError: see `claim` and `pull`.
+      StoreError: see `pull`.
     """
-    self.claim()
     self.pull()
     if not self._number:
       # From now on, what lies there is a work folder, though nothing is whole.
@@ -186,7 +188,7 @@ class Mirror:
           f"one process at a time may write to {self.url}, and one on "
           f"{held['host']} does: wait for it, or choose another --workdir."
         )
-      time.sleep(1.0)
+      time.sleep(_LOOK_S)
     self.renew()
 
   def renew(self) -> None:
@@ -206,10 +208,11 @@ class Mirror:
     self._store.write(_CLAIM, json.dumps(claim).encode())
 
   def release(self) -> None:
-    """Gives up the claim."""
-    held = self._held()
-    if held and held["copy"] == self._copy:
-      self._store.delete([_CLAIM])
+    """Gives up the claim; where that fails it ends by itself."""
+    with contextlib.suppress(StoreError):
+      held = self._held()
+      if held and held["copy"] == self._copy:
+        self._store.delete([_CLAIM])
 
   def push(self) -> None:
     """Copies what has changed here to the store.
@@ -282,22 +285,13 @@ class Mirror:
 
   def _upload(self, path: str, found: os.stat_result, number: int) -> _Copied:
     """Copies a file, or what it has grown by."""
-    known = self._copied.get(path)
-    kept: tuple[_Part, ...] = ()
-    if (
-      known is not None
-      and _LOG.fullmatch(pathlib.PurePosixPath(path).name)
-      and known.inode == found.st_ino
-      and _LEAST_LOG_BYTES <= known.bytes < found.st_size
-      and len(known.parts) < _MOST_PARTS
-    ):
-      kept = known.parts
-    begin = sum(part.bytes for part in kept)
     name = f"{path}~{number}-{self._owner[:6]}"
     try:
       with (self.tree / path).open("rb") as file:
         if os.fstat(file.fileno()).st_ino != found.st_ino:
           raise _MovedError
+        kept = self._grown_from(path, found, file)
+        begin = sum(part.bytes for part in kept)
         file.seek(begin)
         size, sha256 = self._store.write_file(name, file, found.st_size - begin)
         if size != found.st_size - begin:
@@ -305,11 +299,35 @@ class Mirror:
         now = os.fstat(file.fileno())
     except FileNotFoundError:
       raise _MovedError from None
-    is_log = _LOG.fullmatch(pathlib.PurePosixPath(path).name)
-    if not is_log and _sign(now) != _sign(found):
+    if not _is_log(path) and _sign(now) != _sign(found):
       raise _MovedError
     parts = (*kept, _Part(name, size, sha256))
     return _Copied(found.st_ino, found.st_size, found.st_mtime_ns, parts)
+
+  def _grown_from(
+    self, path: str, found: os.stat_result, file: BinaryIO
+  ) -> tuple[_Part, ...]:
+    """Parts of a log that it still begins with; none for what is copied whole.
+
+    The last of them is read again: a file that took this one's place may have
+    its inode.
+    """
+    known = self._copied.get(path)
+    if (
+      known is None
+      or not _is_log(path)
+      or known.inode != found.st_ino
+      or not _LEAST_LOG_BYTES <= known.bytes < found.st_size
+      or len(known.parts) >= _MOST_PARTS
+    ):
+      return ()
+    last = known.parts[-1]
+    file.seek(known.bytes - last.bytes)
+    digest, left = hashlib.sha256(), last.bytes
+    while left and (block := file.read(min(left, _BLOCK_BYTES))):
+      digest.update(block)
+      left -= len(block)
+    return known.parts if digest.hexdigest() == last.sha256 else ()
 
   def _is_same(self, path: str, found: os.stat_result) -> bool:
     known = self._copied.get(path)
@@ -324,7 +342,7 @@ class Mirror:
     first, second = self._walk(), self._walk()
     rests = first.keys() == second.keys() and all(
       first[path].st_ino == found.st_ino
-      if _LOG.fullmatch(pathlib.PurePosixPath(path).name)
+      if _is_log(path)
       else _sign(first[path]) == _sign(found)
       for path, found in second.items()
     )
@@ -490,22 +508,37 @@ def opened(
       mirror.pull()
       yield mirror.tree
       return
-    mirror.begin()
-    copier = _Copier(mirror)
+    mirror.claim()
+    renewing = _Repeated(mirror.renew)
     try:
-      yield mirror.tree
-    finally:
-      error = sys.exception()
+      mirror.begin()
+      copying = _Repeated(mirror.push)
       try:
-        copier.end()
-      except StoreError as refused:
-        text = (
-          f"{refused}\nWhat this command has made lies in {mirror.tree}; the "
-          "same command on this machine copies it."
-        )
-        if error is None:
-          raise StoreError(text) from refused
-        print(f"error: {text}", file=sys.stderr)
+        yield mirror.tree
+      finally:
+        _copy_last(mirror, copying, renewing)
+    finally:
+      renewing.stop()
+      mirror.release()
+
+
+def _copy_last(mirror: Mirror, copying: _Repeated, renewing: _Repeated) -> None:
+  """Makes the last copy; an error of the command itself goes before its own."""
+  error = sys.exception()
+  try:
+    copying.stop()
+    if lost := copying.lost or renewing.lost:
+      raise lost
+    mirror.push()
+    print(f"copied to {mirror.url}")
+  except StoreError as refused:
+    text = (
+      f"{refused}\nWhat this command has made lies in {mirror.tree}; the same "
+      "command on this machine copies it."
+    )
+    if error is None:
+      raise StoreError(text) from refused
+    print(f"error: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -524,47 +557,49 @@ def _held_mirror(url: str) -> Iterator[Mirror]:
     yield Mirror(ObjectStore(url), folder)
 
 
-class _Copier:
-  """A thread that copies what changes, until it is ended.
+class _Repeated:
+  """A thread that does something every 30 seconds, until it is stopped.
+
+  A claim that is lost ends the process in good order (SIGTERM).
 
   Args:
-    mirror: whose folder is claimed.
+    action: what it does.
+
+  Attributes:
+    lost: says that another process has taken over.
   """
 
-  def __init__(self, mirror: Mirror):
-    self._mirror = mirror
-    self._lost: ClaimLostError | None = None
+  def __init__(self, action: Callable[[], None]):
+    self.lost: ClaimLostError | None = None
+    self._action = action
     self._over = threading.Event()
-    self._thread = threading.Thread(
-      target=self._run, name="copies the work folder", daemon=True
-    )
+    self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
-  def end(self) -> None:
-    """Makes the last copy, and gives up the claim."""
+  def stop(self) -> None:
+    """Ends the thread, after what it is doing now."""
     self._over.set()
     self._thread.join()
-    if self._lost is not None:
-      raise self._lost
-    self._mirror.push()
-    self._mirror.release()
-    print(f"copied to {self._mirror.url}")
 
   def _run(self) -> None:
     failed = False
     while not self._over.wait(EVERY_S):
       try:
-        self._mirror.renew()
-        self._mirror.push()
+        self._action()
         failed = False
       except ClaimLostError as error:
-        self._lost = error
+        self.lost = error
         os.kill(os.getpid(), signal.SIGTERM)
         return
       except StoreError as error:
         if not failed:
           print(f"warning: {error} It is tried again.", file=sys.stderr)
         failed = True
+
+
+def _is_log(path: str) -> bool:
+  """Whether a file grows at its end alone, by its name."""
+  return _LOG.fullmatch(pathlib.PurePosixPath(path).name) is not None
 
 
 def _index_name(number: int) -> str:

@@ -26,6 +26,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 from experiments import (
   checks,
@@ -83,6 +84,7 @@ from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.tasks import load_questions
 
 STAGES = ("agents", "buffer", "warm_start", "train", "evaluate", "report")
+Resume = Literal["auto", "never", "must"]
 UNHEALTHY_STATUS = 3
 """Exit status of a run that ended because it could not learn."""
 TASK_LOCK = ".lock-"
@@ -455,16 +457,27 @@ class Experiment:
 
 @contextlib.contextmanager
 def claim_workdir(
-  config: ExperimentConfig, workdir: Workdir, tasks: list[str]
+  config: ExperimentConfig,
+  workdir: Workdir,
+  tasks: list[str],
+  resume: Resume = "auto",
 ) -> Iterator[None]:
   """Holds some tasks of a work folder for this process and this config.
 
   The locks end with the process, however that ends.
 
+  Args:
+    config: the experiment.
+    workdir: its folder.
+    tasks: names of those to hold.
+    resume: whether the experiment may, must or must not have begun before.
+
   Raises:
     flags.ConfigError: another process works on one of the tasks, or the folder
-      holds another experiment; names the fields that differ.
+      holds another experiment; names the fields that differ. Or `resume` does
+      not allow it.
   """
+  _check_resume(workdir, resume)
   files.make_private_folder(workdir.root)
   _warn_if_others_can_read(workdir)
   with contextlib.ExitStack() as locks:
@@ -480,6 +493,23 @@ def claim_workdir(
     with _one_at_a_time(workdir):
       _check_config(config, workdir, tasks)
     yield
+
+
+def _check_resume(workdir: Workdir, resume: Resume) -> None:
+  """Refuses a folder in which an experiment has begun, or has not."""
+  begun = workdir.config.exists()
+  if begun and resume == "never":
+    raise flags.ConfigError(
+      f"--resume=never needs a folder in which nothing has begun, got "
+      f"{workdir.root}: choose another --workdir, or leave --resume out to go "
+      "on."
+    )
+  if not begun and resume == "must":
+    raise flags.ConfigError(
+      f"--resume=must needs a folder in which an experiment has begun, got "
+      f"{workdir.root}, which has no {workdir.config.name}: see whether the "
+      "right disk is mounted, or leave --resume out to begin."
+    )
 
 
 def _warn_if_others_can_read(workdir: Workdir) -> None:
@@ -603,6 +633,14 @@ def make_parser() -> argparse.ArgumentParser:
     help="run one of train.seeds alone (default: all)",
   )
   parser.add_argument(
+    "--resume",
+    choices=("auto", "never", "must"),
+    default="auto",
+    help="auto: go on with what the folder holds, if anything (default); "
+    "never: refuse a folder in which an experiment has begun; must: refuse one "
+    "in which none has",
+  )
+  parser.add_argument(
     "--dry_run",
     action="store_true",
     help="check everything that can be checked, write nothing",
@@ -669,7 +707,7 @@ def _run(
   workdir = Workdir(known.workdir)
   stages = STAGES if known.stage == "all" else (known.stage,)
   try:
-    with claim_workdir(config, workdir, tasks):
+    with claim_workdir(config, workdir, tasks, known.resume):
       record_start(config, workdir, arguments)
       unfinished = run_stages(config, workdir, stages, tasks, seeds=seeds)
   except HealthStop as stopped:

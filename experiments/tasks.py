@@ -52,6 +52,28 @@ from rapo_jax.trajectory import FinishReason, TokenKind
 _log = logging.getLogger(__name__)
 
 
+class Prompts:
+  """Encodes the prompts of questions, each once.
+
+  Args:
+    tokenizer: of the agent that acts.
+    most: tokens; longer prompts are refused.
+    date: that chat templates which write the date are given.
+  """
+
+  def __init__(self, tokenizer: Any, most: int, date: datetime.date):
+    self._tokenizer, self._most, self._date = tokenizer, most, date
+    self._known: dict[str, Int[np.ndarray, " P"]] = {}
+
+  def __call__(self, query: Query) -> Int[np.ndarray, " P"]:
+    """Token ids of a question's prompt."""
+    if query.query_id not in self._known:
+      self._known[query.query_id] = encode_prompt(
+        self._tokenizer, query, self._most, date=self._date
+      )
+    return self._known[query.query_id]
+
+
 @dataclasses.dataclass
 class OpenedTask:
   """A task whose agents exist and whose tools run.
@@ -87,7 +109,11 @@ class OpenedTask:
   base_path: pathlib.Path
   start_path: pathlib.Path
   off_policy_path: pathlib.Path | None
-  _prompts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def prompt(self) -> Prompts:
+    """Gives the token ids of a question's prompt."""
+    return Prompts(self.tokenizer, self.max_prompt_tokens, self.prompt_date)
 
   @functools.cached_property
   def held_out(self) -> list[Query]:
@@ -113,21 +139,8 @@ class OpenedTask:
         f"{self.name} has no off-policy agent, which fills the buffer: set "
         "policy.off_policy, or buffer.path or buffer.url to a buffer."
       )
-    acting = dataclasses.replace(
-      self, tokenizer=self.off_policy_tokenizer, _prompts={}
-    )
+    acting = dataclasses.replace(self, tokenizer=self.off_policy_tokenizer)
     return acting, self.off_policy_path
-
-  def prompt(self, query: Query) -> Int[np.ndarray, " P"]:
-    """Token ids of a question's prompt."""
-    if query.query_id not in self._prompts:
-      self._prompts[query.query_id] = encode_prompt(
-        self.tokenizer,
-        query,
-        self.max_prompt_tokens,
-        date=self.prompt_date,
-      )
-    return self._prompts[query.query_id]
 
 
 def reward_tags(tool_names: Iterable[str]) -> TagSet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -99,7 +98,7 @@ class Watch:
     Raises:
       Diverged: names the cause, the newest checkpoint and a remedy.
     """
-    found = self._signs(row, state)
+    found = self._signs(state)
     if not found:
       return
     rate = self._config.optimizer.learning_rate
@@ -115,12 +114,8 @@ class Watch:
       f"was not saved. {self._remedy(checkpoints)}"
     )
 
-  def _signs(self, row: Mapping[str, float], state: TrainState) -> list[str]:
-    found = [
-      f"{name} is {row[name]}"
-      for name in ("loss", "gradient_norm")
-      if not math.isfinite(row[name])
-    ]
+  def _signs(self, state: TrainState) -> list[str]:
+    found: list[str] = []
     broken, moments, norm = look_at_state(state)
     if broken:
       more = len(broken) - _SHOWN_NAMES

@@ -61,9 +61,13 @@ from rapo_jax.training import (
   init_train_state,
   trajectory_records,
 )
+from rapo_jax.training.packing import PackedBatch
 from rapo_jax.training.stored_groups import from_bytes, to_bytes
 
 _STORE_FILE = "stored_groups.npz"
+SKIPPED_FOLDER = "skipped"
+"""Minibatches that a run has skipped, in its folder."""
+_KEPT_SKIPPED = 8
 # Share of the questions that needed guidance, for the update after.
 _NEEDED = "guidance/needed"
 
@@ -239,14 +243,19 @@ class _Updates:
           # The report shows what the run has stopped at.
           writer.write(number, row)
           raise
-        _watch(config, run, row, number, monitor, writer, note)
+        alerts = _watch(config, run, row, number, monitor, writer, note)
         last = number == num_updates
         if last or number % config.train.eval_every == 0:
           row |= self._evaluate(state.model)
         writer.write(number, row)
         stopping = stop.requested
-        if last or stopping or number % config.train.checkpoint_every == 0:
-          self._save(number, state, totals, store)
+        if (
+          last
+          or stopping
+          or number % config.train.checkpoint_every == 0
+          or any(alert.saves for alert in alerts)
+        ):
+          self._save(number, state, totals, store, row.get("eval/accuracy"))
         report(number / num_updates, _describe(run, row))
         if stopping and not last:
           raise stop.stop(
@@ -263,6 +272,7 @@ class _Updates:
     state: TrainState,
     totals: dict[str, float],
     store: list[StoredGroup],
+    accuracy: float | None,
   ) -> None:
     """Saves what the run has to go back to."""
     metadata = {"update": number, "totals": totals, **self.saved_with}
@@ -274,14 +284,19 @@ class _Updates:
     if self.config.train.algorithm(self.run.method).plan.replay is not None:
       attached[_STORE_FILE] = to_bytes(store)
     _check_room(self.folder, state, sum(map(len, attached.values())))
-    self.checkpoints.save(number, state, metadata, attached)
+    best = accuracy if self.config.train.keep_best else None
+    self.checkpoints.save(number, state, metadata, attached, score=best)
 
 
 def _open_checkpoints(
   config: ExperimentConfig, folder: pathlib.Path
 ) -> Checkpoints:
   mesh = device_mesh(config.mesh)
-  return Checkpoints(folder / CHECKPOINTS_FOLDER, mesh=mesh)
+  return Checkpoints(
+    folder / CHECKPOINTS_FOLDER,
+    max_to_keep=config.train.keep_checkpoints,
+    mesh=mesh,
+  )
 
 
 class _Resumed(NamedTuple):
@@ -576,7 +591,14 @@ def _update(
   every = config.train.log_trajectories_every
   alerts = monitor.look(number, row)
   row |= monitor.metrics()
-  if number == 1 or number % every == 0 or any(a.show for a in alerts):
+  for batch, skipped in enumerate(experience.skipped):
+    _keep_skipped(folder / SKIPPED_FOLDER, number, batch, skipped)
+  if (
+    number == 1
+    or number % every == 0
+    or experience.skipped
+    or any(a.show for a in alerts)
+  ):
     with files.append_private(folder / TRAJECTORIES_FILE) as file:
       for record in trajectory_records(
         experience, queries, task.tokenizer, number
@@ -586,6 +608,21 @@ def _update(
   if growth is not None:
     row |= growth.after_update(number, experience, queries, task.tokenizer)
   return state, {**totals, **row}
+
+
+def _keep_skipped(
+  folder: pathlib.Path, update: int, number: int, batch: PackedBatch
+) -> None:
+  """Writes a minibatch that was skipped; the oldest ones make room for it."""
+  files.make_private_folder(folder)
+  name = f"update-{update:06d}-{number}.npz"
+  arrays = {**batch._asdict(), **batch.columns}
+  del arrays["columns"]
+  arrays = {k: np.asarray(v) for k, v in arrays.items() if v is not None}
+  with files.replaced_file(folder / name) as new, new.open("wb") as file:
+    np.savez_compressed(file, **arrays)
+  for old in sorted(folder.glob("update-*.npz"))[:-_KEPT_SKIPPED]:
+    old.unlink()
 
 
 def _describe_programs(run: Run, compiled: list[Compilation]) -> str:
@@ -626,10 +663,13 @@ def _watch(
   monitor: health.Monitor,
   writer: MetricsWriter,
   note: Note,
-) -> None:
+) -> list[health.Alert]:
   """Notes how the first update went and what alerts begin; stops a broken run.
 
   The row of an update that stops the run is written first, for the report.
+
+  Returns:
+    Alerts of the update.
   """
   try:
     alerts = _stop_if_broken(config, run, number, row, monitor)
@@ -642,6 +682,7 @@ def _watch(
   for alert in alerts:
     if alert.show:
       note(f"warning: {run.task} {run.name}: {alert.describe()}")
+  return alerts
 
 
 def _stop_if_broken(

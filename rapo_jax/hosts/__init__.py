@@ -1,6 +1,7 @@
 """Several hosts that run one program: who leads, and how the others follow."""
 
 from rapo_jax.hosts.led import (
+  Doing,
   Follower,
   Leader,
   check_led,
@@ -16,6 +17,7 @@ from rapo_jax.hosts.schedulers import Found, detect
 __all__ = [
   "JOIN_S",
   "SILENCE_S",
+  "Doing",
   "Follower",
   "Found",
   "Leader",

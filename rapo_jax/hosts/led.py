@@ -17,9 +17,10 @@ import collections
 import contextlib
 import functools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 
@@ -103,12 +104,27 @@ class _Numbers:
         yield from _Numbers.held_in(item)
 
 
+class Doing(NamedTuple):
+  """A led function that a host is in.
+
+  Attributes:
+    function: its name.
+    began: when it was called, by `time.monotonic`.
+  """
+
+  function: str
+  began: float
+
+
 class Leader:
   """The side of the host that leads.
 
   Args:
     send: sends to all others.
     shared: objects that every host has from the start, in the same order.
+
+  Attributes:
+    doing: the led function that it is in, if any.
   """
 
   def __init__(self, send: Send, shared: Sequence[Any] = ()):
@@ -117,12 +133,12 @@ class Leader:
     # By class and address; the reference tells an object from a later one.
     self._known: dict[tuple[type, int], tuple[int, weakref.ref[Any]]] = {}
     self._dropped: collections.deque[int] = collections.deque()
-    self._running = False
+    self.doing: Doing | None = None
     self._thread = threading.get_ident()
 
   def shares(self, args: Any, kwargs: Any) -> bool:
     """Whether a call has to run everywhere."""
-    if self._running:
+    if self.doing is not None:
       return False  # Within a led function, which the others run whole.
     return any(
       self.number(value) is not None for value in (*args, *kwargs.values())
@@ -148,11 +164,11 @@ class Leader:
       "dropped": self._gone(),
     }
     self._send(plain.encode(message, self.number))
-    self._running = True
+    self.doing = Doing(name, time.monotonic())
     try:
       result = function(*args, **kwargs)
     finally:
-      self._running = False
+      self.doing = None
     for thing in _Numbers.held_in(result):
       self._hold(thing)
     return result
@@ -200,11 +216,15 @@ class Follower:
 
   Args:
     shared: as for `Leader`; equal to what the leader has.
+
+  Attributes:
+    doing: as of `Leader`.
   """
 
   def __init__(self, shared: Sequence[Any] = ()):
     self._numbers = _Numbers(shared)
     self._things: dict[int, Any] = dict(enumerate(self._numbers.shared))
+    self.doing: Doing | None = None
 
   def run(self, content: bytes) -> None:
     """Does what one message of the leader names.
@@ -222,7 +242,11 @@ class Follower:
         f"host 0 calls {message['function']}, and this host has no such "
         "function: start all hosts with the same code."
       )
-    result = function(*message["args"], **message["kwargs"])
+    self.doing = Doing(message["function"], time.monotonic())
+    try:
+      result = function(*message["args"], **message["kwargs"])
+    finally:
+      self.doing = None
     for thing in _Numbers.held_in(result):
       self._things[self._numbers.take()] = thing
 

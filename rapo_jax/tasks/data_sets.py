@@ -140,10 +140,14 @@ class DataSetTask(Task):
     steps_of = DATA_SETS[self.set_name].steps
     if steps_of is None:
       return {}
-    train = {query.query_id for query in self.questions().train}
+    rows = self._rows("train")
+    queries = [self._query(row) for row in rows]
+    if self.held_out:
+      queries, _ = split_by_question(queries, self.held_out)
+    train = {query.query_id for query in queries}
     given = {
       row.row_id: row.solution
-      for row in self._rows("train")
+      for row in rows
       if row.solution and row.row_id in train
     }
     found = {name: steps_of(solution) for name, solution in given.items()}

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -158,7 +158,8 @@ class Checkpoints:
 
   Args:
     path: folder of the run's checkpoints, of any name.
-    max_to_keep: older checkpoints are deleted once a newer one is verified.
+    max_to_keep: older checkpoints are deleted once a newer one is verified. The
+      one with the highest score is kept beside them.
     create: make the folder if it is missing, and delete what an interrupted
       write has left; not needed to read.
     mesh: devices that hold the state; None for one device. Those of several
@@ -251,6 +252,7 @@ class Checkpoints:
     state: TrainState,
     metadata: dict[str, Any],
     attached: Mapping[str, bytes] | None = None,
+    score: float | None = None,
   ) -> None:
     """Writes the state after `update` updates, in the background.
 
@@ -262,6 +264,7 @@ class Checkpoints:
       state: of training.
       metadata: values of JSON.
       attached: contents of further files, by name; see `attached`.
+      score: by which the best one is kept; None for one that has none.
     """
     self._wait()
     partial = f"{_PARTIAL_PREFIX}{update}"
@@ -271,7 +274,7 @@ class Checkpoints:
       name: tuple(leaf.shape) for name, leaf in _named(_saved(state)).items()
     }
     self._writing = self._pool.submit(
-      self._finish, update, partial, shapes, dict(attached or {})
+      self._finish, update, partial, shapes, dict(attached or {}), score
     )
 
   def restore(self, update: int, like: TrainState) -> TrainState:
@@ -368,6 +371,7 @@ class Checkpoints:
     name: str,
     shapes: Mapping[str, tuple[int, ...]],
     attached: Mapping[str, bytes],
+    score: float | None,
   ) -> None:
     """Verifies what was written and puts it in its place."""
     with self._disk_errors():
@@ -387,7 +391,7 @@ class Checkpoints:
           f"written: {'; '.join(found)}. The one before it is untouched; look "
           "at the disk."
         )
-      self._place(update, partial)
+      self._place(update, partial, score)
 
   @contextlib.contextmanager
   def _disk_errors(self) -> Iterator[None]:
@@ -427,7 +431,9 @@ class Checkpoints:
         f"these arrays are missing or of another shape: {', '.join(wrong)}."
       )
 
-  def _place(self, update: int, partial: pathlib.Path) -> None:
+  def _place(
+    self, update: int, partial: pathlib.Path, score: float | None
+  ) -> None:
     """Makes a written checkpoint visible and deletes those it replaces."""
     target = self._path / str(update)
     self._sound.discard(update)
@@ -435,10 +441,27 @@ class Checkpoints:
       self._delete(target)
     files.rename(partial, target)
     older = [number for number in self.updates() if number <= update]
+    scores = self._scores([number for number in older if number != update])
+    if score is not None:
+      scores[update] = score
     kept = older[-self._max_to_keep :]
-    _write_ledger(self._path, kept)
-    for number in older[: -self._max_to_keep]:
-      self._delete(self._path / str(number))
+    if scores:
+      kept = sorted({*kept, max(scores, key=lambda n: (scores[n], n))})
+    _write_ledger(
+      self._path,
+      _Ledger(kept, {n: s for n, s in scores.items() if n in kept}),
+    )
+    for number in older:
+      if number not in kept:
+        self._delete(self._path / str(number))
+
+  def _scores(self, updates: Sequence[int]) -> dict[int, float]:
+    """Scores of those checkpoints that have one."""
+    try:
+      scores = _read_ledger(self._path).scores
+    except (ValueError, KeyError, TypeError, OSError):
+      return {}
+    return {n: scores[n] for n in updates if n in scores}
 
   def _delete(self, folder: pathlib.Path) -> None:
     """Deletes a checkpoint that is never seen in part."""
@@ -450,7 +473,7 @@ class Checkpoints:
     """Checkpoints that were kept and are gone; what is wrong with the list."""
     there = self.updates()
     try:
-      listed = _read_ledger(self._path)
+      listed = _read_ledger(self._path).kept
     except FileNotFoundError:
       missing = [f"{_LEDGER_FILE} is missing"] if there else []
       return set(), missing
@@ -522,19 +545,35 @@ def _read_manifest(folder: pathlib.Path, update: int) -> _Manifest:
   return written
 
 
-def _write_ledger(path: pathlib.Path, kept: list[int]) -> None:
-  content = json.dumps({"kept": kept})
+class _Ledger(NamedTuple):
+  """Which checkpoints a folder holds.
+
+  Attributes:
+    kept: their update numbers.
+    scores: of those that have one.
+  """
+
+  kept: list[int]
+  scores: dict[int, float]
+
+
+def _write_ledger(path: pathlib.Path, ledger: _Ledger) -> None:
+  content = json.dumps(ledger._asdict())
   with files.replaced_file(path / _LEDGER_FILE) as new:
     new.write_text(f"{content}\n{_digest(content)}\n", encoding="utf-8")
 
 
-def _read_ledger(path: pathlib.Path) -> list[int]:
+def _read_ledger(path: pathlib.Path) -> _Ledger:
   """Raises FileNotFoundError, or ValueError for what was not written so."""
   text = (path / _LEDGER_FILE).read_bytes().decode()
   content = text.partition("\n")[0]
   if text != f"{content}\n{_digest(content)}\n":
     raise InputError("it has another checksum")
-  return [int(number) for number in json.loads(content)["kept"]]
+  values = json.loads(content)
+  return _Ledger(
+    [int(number) for number in values["kept"]],
+    {int(n): float(score) for n, score in values["scores"].items()},
+  )
 
 
 def _digest(text: str) -> str:

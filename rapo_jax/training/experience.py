@@ -24,6 +24,7 @@ from rapo_jax.algorithms.groups import Keep
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
 from rapo_jax.tools.tags import TagSet
+from rapo_jax.training.packing import PackedBatch
 from rapo_jax.trajectory import FinishReason, TokenKind, Trajectory
 
 RAPO = ALGORITHMS["rapo"]
@@ -45,6 +46,8 @@ class Experience(NamedTuple):
     counted: whether each trajectory counts. One does not if the system cut it
       (`Trajectory.is_cut_by_system`), or by `length_limit="mask"`. It is left
       out of its group's mean and deviation, of the loss and of accuracy.
+    skipped: minibatches that the update has not taken, since their loss or
+      gradient was not finite.
   """
 
   queries: list[Query]
@@ -56,6 +59,7 @@ class Experience(NamedTuple):
   live_groups: Bool[np.ndarray, " groups"]
   rewards: Float[np.ndarray, " B"]
   counted: Bool[np.ndarray, " B"]
+  skipped: tuple[PackedBatch, ...] = ()
 
   def mean_advantage(self, index: int) -> float:
     """Advantage of a trajectory: the mean over its policy tokens."""

@@ -56,10 +56,10 @@ class PackedBatch(NamedTuple):
 
   @property
   def padding_fraction(self) -> float:
-    """Share of the positions in use that hold no token."""
+    """Share of the positions in use that hold no token; 0 if none is used."""
     # Cut on the host: on the device each length would be a program.
     used = np.asarray(self.segment_ids)[: int(self.num_microbatches)]
-    return float(np.mean(used == 0))
+    return float(np.mean(used == 0)) if len(used) else 0.0
 
 
 def packed_columns(algorithm: Algorithm) -> tuple[str, ...]:

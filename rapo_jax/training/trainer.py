@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -265,12 +266,15 @@ class Trainer:
     rolled_out = time.perf_counter()
     history: list[UpdateMetrics] = []
     padding: list[float] = []
+    skipped: list[PackedBatch] = []
     batches = self._batches(state.model, experience)
     for _ in range(self._update.epochs):
       for batch in batches:
         state, metrics = self._train(state, batch)
         history.append(jax.device_get(metrics))
         padding.append(batch.padding_fraction)
+        if history[-1].skipped:
+          skipped.append(batch)
     report = summarise(experience, sampled.stats, history)
     report |= probe_numbers(experience.trajectories, sampled.stats)
     report |= {
@@ -288,7 +292,7 @@ class Trainer:
     report["update/seconds"] = time.perf_counter() - rolled_out
     report["update/padding_fraction"] = float(np.mean(padding))
     report["step/seconds"] = time.perf_counter() - began
-    return state, experience, report
+    return state, experience._replace(skipped=tuple(skipped)), report
 
   def asks(self, query: Query) -> bool:
     """Whether a question is trained on.
@@ -820,7 +824,8 @@ def summarise(
   """Metrics of one update as a flat dictionary of numbers.
 
   Those of rollouts and rewards leave out what was not sampled for it. Where
-  nothing was, only their counts are there, which are 0.
+  nothing was, only their counts are there, which are 0. Those of the update
+  leave out minibatches that were skipped.
   """
   own = np.flatnonzero(
     [t.source is Source.POLICY for t in experience.trajectories]
@@ -828,6 +833,8 @@ def summarise(
   trajectories = [experience.trajectories[i] for i in own]
   scores = [experience.scores[i] for i in own]
   retrieval_rewards = experience.retrieval_rewards[own]
+  minibatches = len(history)
+  history = [m for m in history if not m.skipped]
   # None, where every trajectory was left out.
   sampled = max(sum(float(m.sampled) for m in history), 1.0)
   first = next((m for m in history if m.sampled), None)
@@ -892,11 +899,15 @@ def summarise(
     if retrieving
     else 0.0,
     "groups/live_fraction": float(np.mean(experience.live_groups)),
-    "loss": float(np.mean([m.loss for m in history])),
-    "gradient_norm": float(np.mean([m.gradient_norm for m in history])),
+    # NaN, where every minibatch was skipped.
+    "loss": _mean([m.loss for m in history], math.nan),
+    "gradient_norm": _mean([m.gradient_norm for m in history], math.nan),
+    "update/minibatches": minibatches,
+    "update/skipped": minibatches - len(history),
     "clip_fraction_low": sum(float(m.clipped_low) for m in history) / sampled,
     "clip_fraction_high": sum(float(m.clipped_high) for m in history) / sampled,
     **({} if first is None else _mismatch(first)),
+    **_right_log_prob(trajectories, correct),
     **stats.tool_numbers(),
   }
   return report if trajectories else _without_rollouts(report)
@@ -913,6 +924,19 @@ def _mismatch(first: UpdateMetrics) -> dict[str, float]:
   }
 
 
+def _right_log_prob(
+  trajectories: Sequence[Trajectory], correct: Sequence[bool]
+) -> dict[str, float]:
+  """Mean log-prob of the policy's tokens in right trajectories, if any."""
+  right = [
+    t.log_probs[t.policy_mask]
+    for t, is_right in zip(trajectories, correct, strict=True)
+    if is_right
+  ]
+  tokens = np.concatenate(right) if right else np.zeros(0)
+  return {"rollout/right_log_prob": _mean(tokens)} if len(tokens) else {}
+
+
 def _without_rollouts(report: dict[str, float]) -> dict[str, float]:
   """Metrics that say something where nothing was rolled out."""
   return {
@@ -922,5 +946,6 @@ def _without_rollouts(report: dict[str, float]) -> dict[str, float]:
   }
 
 
-def _mean(values: np.ndarray) -> float:
-  return float(np.mean(values)) if len(values) else 0.0
+def _mean(values: np.ndarray | Sequence[Any], otherwise: float = 0.0) -> float:
+  """The mean of some numbers, or another number where there are none."""
+  return float(np.mean(values)) if len(values) else otherwise

@@ -46,6 +46,7 @@ class UpdateMetrics(NamedTuple):
       positive.
     gap_sum: Σ |log-prob of the trainer - log-prob of the sampler|.
     gap_max: the largest of them.
+    skipped: minibatches that were not taken; see `update_minibatch`.
   """
 
   loss: Float[Array, ""]
@@ -56,6 +57,7 @@ class UpdateMetrics(NamedTuple):
   clipped_high: Float[Array, ""]
   gap_sum: Float[Array, ""]
   gap_max: Float[Array, ""]
+  skipped: Float[Array, ""]
 
 
 @functools.cache
@@ -148,6 +150,9 @@ def update_minibatch(
   the whole minibatch. So they do not depend on the split. They are of what is
   trained: adapters where there are any, else all parameters.
 
+  A minibatch whose loss or gradient is not finite is skipped: the state stays
+  as it was, the optimizer's moments and count included.
+
   Args:
     state: donated.
     batch: packed trajectories.
@@ -200,11 +205,21 @@ def update_minibatch(
   updates, opt_state = make_optimizer(optimizer).update(
     gradients, state.opt_state, trained
   )
-  model = models.with_trainable(
-    state.model, optax.apply_updates(trained, updates)
+  norm = optax.tree.norm(gradients)
+  sound = jnp.isfinite(norm) & jnp.isfinite(metrics.loss)
+  # Elementwise, so that the donated state is written over. A branch would hold
+  # both.
+  variables, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(sound, new, old),
+    (optax.apply_updates(trained, updates), opt_state),
+    (trained, state.opt_state),
   )
-  metrics = metrics._replace(gradient_norm=optax.tree.norm(gradients))
-  new_state = TrainState(model, opt_state)
+  metrics = metrics._replace(
+    gradient_norm=norm, skipped=1.0 - sound.astype(jnp.float32)
+  )
+  new_state = TrainState(
+    models.with_trainable(state.model, variables), opt_state
+  )
   return (
     sharding.constrain_parameters(new_state, sharding.TRAIN_RULES),
     metrics,
@@ -439,6 +454,7 @@ def _metrics(
     clipped_high=jnp.sum(high & where, dtype=jnp.float32),
     gap_sum=jnp.sum(jnp.abs(gap)),
     gap_max=jnp.max(jnp.abs(gap)),
+    skipped=jnp.zeros(()),
   )
 
 

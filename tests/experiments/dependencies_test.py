@@ -11,6 +11,7 @@ from rapo_jax.tasks import TASKS
 
 # Fields that nothing in a work folder depends on.
 FREE = (
+  "mesh",
   "name",
   "policy.base",
   "policy.chat_template",
@@ -69,6 +70,9 @@ def _conflicts(workdir, *overrides):
     "train.seeds=0,1,2,3",
     "train.eval_every=1",
     "train.checkpoint_every=1",
+    "train.keep_checkpoints=9",
+    "train.keep_best=true",
+    "mesh.tensor=2",
     "evaluation.num_samples=8",
     "evaluation.seed=7",
     "tools.python.trust_code=true",
@@ -96,7 +100,6 @@ def test_what_nothing_depends_on_may_change(workdir, override):
     ("objective.retrieval_coef=0.3", ("train",)),
     ("optimizer.learning_rate=0.5", ("train",)),
     ("policy.lora.rank=2", ("train",)),
-    ("mesh.tensor=2", ("train",)),
     ("data.seed=3", ("train",)),
     ("tools.search_top_k=3", ("buffer", "train")),
   ],

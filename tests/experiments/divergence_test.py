@@ -14,7 +14,7 @@ from experiments.workdir import Workdir
 from rapo_jax.training import Checkpoints, OptimizerConfig, init_train_state
 from tests.tiny_decoder import tiny_decoder
 
-ROW = {"loss": 0.1, "gradient_norm": 0.5}
+ROW = {"gradient_norm": 0.5}
 CONFIG = ExperimentConfig("test", optimizer=OptimizerConfig(learning_rate=10.0))
 
 
@@ -30,11 +30,11 @@ def folder(tmp_path):
   return folder
 
 
-def _check(folder, state, start, row=None, config=CONFIG):
+def _check(folder, state, start, config=CONFIG):
   watch = Watch(config, Workdir(folder.parents[2]), folder, start.model)
   checkpoints = Checkpoints(folder / "checkpoints")
   try:
-    watch.check(7, ROW | (row or {}), state, checkpoints)
+    watch.check(7, ROW, state, checkpoints)
   finally:
     checkpoints.close()
 
@@ -49,6 +49,10 @@ def test_a_sound_policy_goes_on(folder, state):
   _check(folder, state, state)
   _check(folder, _with_embedding(state, lambda x: 2 * x), state)
   assert not (folder / DIVERGED_FILE).exists()
+
+
+def _broken(state):
+  return _with_embedding(state, lambda x: x * jnp.nan)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +79,6 @@ def test_a_diverged_policy_is_named(change, message, folder, state):
   )
 
 
-@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_named(name, value, folder, state):
-  with pytest.raises(Diverged, match=f"{name} is {value}"):
-    _check(folder, state, state, {name: value})
-
-
 def test_moments_that_are_not_finite_are_named(folder, state):
   broken = state._replace(
     opt_state=jax.tree.map(
@@ -104,7 +101,7 @@ def test_the_bound_is_a_setting(folder, state):
 def test_the_remedy_names_the_newest_checkpoint(folder, state):
   (folder / "checkpoints" / "5").mkdir(parents=True)
   with pytest.raises(Diverged, match="goes on from the policy of update 5"):
-    _check(folder, state, state, {"loss": float("nan")})
+    _check(folder, _broken(state), state)
 
 
 def test_the_remedy_spares_runs_that_went_well(folder, state):
@@ -112,7 +109,7 @@ def test_the_remedy_spares_runs_that_went_well(folder, state):
   other.mkdir()
   (other / "done.json").write_text("{}", encoding="utf-8")
   with pytest.raises(Diverged, match=r"grpo-seed0 went well .* another --work"):
-    _check(folder, state, state, {"loss": float("nan")})
+    _check(folder, _broken(state), state)
   (other / DIVERGED_FILE).write_text("{}", encoding="utf-8")
   with pytest.raises(Diverged, match="Start again with --config"):
-    _check(folder, state, state, {"loss": float("nan")})
+    _check(folder, _broken(state), state)

@@ -153,6 +153,50 @@ def test_a_gradient_far_above_the_usual_one_at_once():
   assert _after([{"gradient_norm": 0.0}] * 20 + [{}]) == {}
 
 
+def test_skipped_minibatches_warn_at_once_and_stop_when_they_last():
+  skipped = {"update/skipped": 1.0, "update/minibatches": 2.0}
+  first = _after([{}, skipped])["not_finite"]
+  assert "1 of 2 minibatches" in first.text
+  assert first.show
+  assert not first.stops
+  rows = [skipped, skipped, {}, skipped, skipped]
+  assert not _after(rows)["not_finite"].stops
+  assert _after([*rows, skipped])["not_finite"].stops
+  warn = HealthConfig(not_finite="warn")
+  assert not _after([skipped] * 30, warn)["not_finite"].stops
+
+
+def test_tool_calls_that_end_well_less_often_than_before():
+  good = {"rollout/tool_calls": 10.0, "rollout/tool_failures": 1.0}
+  bad = {"rollout/tool_calls": 10.0, "rollout/tool_failures": 6.0}
+  few = {"rollout/tool_calls": 2.0, "rollout/tool_failures": 2.0}
+  alert = _after([good, bad, bad, bad])["fewer_valid_calls"]
+  assert "40 % of the tool calls end well, and it was 90 %" in alert.text
+  assert _after([good, bad, bad, good]) == {}
+  assert _after([good, few, few, few]) == {}
+
+
+def test_right_answers_that_grow_unlikely():
+  likely = {"rollout/right_log_prob": -0.4}
+  unlikely = {"rollout/right_log_prob": -1.5}
+  alert = _after([likely, unlikely, unlikely, unlikely])["fading_right"]
+  assert "-1.50 nats a token, and it was -0.40" in alert.text
+  # Updates without a right answer say nothing.
+  assert _after([likely, {}, {}, {}]) == {}
+
+
+def test_an_alert_may_ask_for_a_checkpoint():
+  low = {"rollout/entropy": 0.01}
+  save = HealthConfig(low_entropy="save", warn_updates=1)
+  monitor = Monitor(save)
+  asked = [
+    [alert.saves for alert in monitor.look(number, _FINE | changes)]
+    for number, changes in enumerate([{}, low, low], 1)
+  ]
+  # When it begins, and not again each update.
+  assert asked == [[], [True], [False]]
+
+
 def test_rows_of_an_older_run_lack_figures_and_cost_nothing():
   monitor = Monitor(retrieves=True)
   for update in range(1, 30):

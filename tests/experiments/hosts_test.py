@@ -46,26 +46,45 @@ def place_arguments(port, index, count=2):
   )
 
 
-class Pair:
-  """Two processes of two fake devices each, and what they print."""
+class Hosts:
+  """Processes over loopback, each with devices of its own.
 
-  def __init__(self, config_file, workdir, *arguments, own=((), ()), code=None):
-    self._port = free_port()
-    self._logs = [workdir.parent / f"host{index}.log" for index in range(2)]
+  Args:
+    config_file: of the experiment.
+    workdir: its folder.
+    arguments: of all of them.
+    own: further arguments of each.
+    code: that runs instead of `experiments.run`.
+    count: of processes.
+    num_devices: fake devices of each.
+  """
+
+  def __init__(
+    self,
+    config_file,
+    workdir,
+    *arguments,
+    own=None,
+    code=None,
+    count=2,
+    num_devices=2,
+  ):
+    port = free_port()
+    self._logs = [workdir.parent / f"host{i}.log" for i in range(count)]
     self.processes = []
     begin = ("-c", code) if code else ("-m", "experiments.run")
-    for index in range(2):
+    for index in range(count):
       command = [
-        *(sys.executable, *begin, *place_arguments(self._port, index)),
+        *(sys.executable, *begin, *place_arguments(port, index, count)),
         *("--config", str(config_file), "--workdir", str(workdir)),
-        *(*arguments, *own[index]),
+        *(*arguments, *(own[index] if own else ())),
       ]
       with self._logs[index].open("w", encoding="utf-8") as log:
         self.processes.append(
           subprocess.Popen(
             command,
             cwd=fake_devices.ROOT,
-            env=environment(2),
+            env=environment(num_devices),
             stdout=log,
             stderr=subprocess.STDOUT,
           )
@@ -75,14 +94,18 @@ class Pair:
     return self._logs[index].read_text(encoding="utf-8")
 
   def wait(self):
-    """Exit statuses of both."""
+    """Exit statuses of all."""
     try:
       until = time.monotonic() + TIMEOUT_S
       return [p.wait(until - time.monotonic()) for p in self.processes]
     finally:
-      for process in self.processes:
-        process.kill()
-        process.wait()
+      self.kill()
+
+  def kill(self):
+    """Ends all that still run, and waits for them."""
+    for process in self.processes:
+      process.kill()
+      process.wait()
 
   def wait_for(self, path):
     """Until a file is there and has content."""
@@ -293,7 +316,7 @@ def test_hosts_with_another_config_or_file_end_with_one_error(tmp_path):
   for number, folder in enumerate(buffers):
     folder.mkdir()
     (folder / "manifest.json").write_text(str(number), encoding="utf-8")
-  pair = Pair(
+  pair = Hosts(
     *(write_config(tmp_path), tmp_path / "w"),
     own=[[f"--config.buffer.path={folder}"] for folder in buffers],
   )
@@ -322,7 +345,7 @@ def test_two_hosts_evaluate_as_one(agents, tmp_path):
   for folder in folders:
     shutil.copytree(agents, folder)
   config_file = write_config(tmp_path)
-  pair = Pair(config_file, folders[1], "--stage=evaluate")
+  pair = Hosts(config_file, folders[1], "--stage=evaluate")
   alone = ["--config", str(config_file), "--workdir", str(folders[0])]
   assert run.main([*alone, "--stage=evaluate"]) == 0
   assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
@@ -370,7 +393,7 @@ def both(tmp_path_factory):
   """Config file and folder of an experiment that two hosts ran in one go."""
   folder = tmp_path_factory.mktemp("both")
   config_file = write_config(folder, "whole_config")
-  pair = Pair(config_file, folder / "w")
+  pair = Hosts(config_file, folder / "w")
   assert pair.wait() == [0, 0], pair.output(0) + pair.output(1)
   return config_file, folder / "w"
 
@@ -405,6 +428,44 @@ def test_two_hosts_run_every_stage_as_one_with_their_mesh(both, tmp_path):
   assert (
     load_file(folder / adapters).keys() == load_file(alone / adapters).keys()
   )
+
+
+@pytest.mark.slow
+def test_four_hosts_train_as_two(both, tmp_path):
+  config_file, folder = both
+  four = copied(folder, tmp_path / "four")
+  together = Hosts(config_file, four, "--stage=train", count=4, num_devices=1)
+  assert together.wait() == [0] * 4, together.output(0)
+  expected, found = parameters(folder / RUN), parameters(four / RUN)
+  for name, value in expected.items():
+    assert np.abs(value - found[name]).max() < 1e-5, name
+  assert described(four / RUN) == described(folder / RUN)
+  assert "host 0 (" in together.output(0)
+  assert "4 devices are there" in together.output(3)
+
+
+@pytest.mark.slow
+def test_one_host_goes_on_where_two_have_stopped(both, tmp_path):
+  config_file, whole = both
+  folder = copied(whole, tmp_path / "w")
+  pair = Hosts(config_file, folder, "--stage=train")
+  pair.wait_for(folder / RUN / "checkpoints" / "2" / "manifest.json")
+  pair.processes[0].send_signal(signal.SIGTERM)
+  assert pair.wait() == [128 + signal.SIGTERM] * 2, pair.output(0)
+  command = ["--config", str(config_file), "--workdir", str(folder)]
+  ended = subprocess.run(
+    [sys.executable, "-m", "experiments.run", *command, "--stage=train"],
+    cwd=fake_devices.ROOT,
+    env=environment(1),
+    check=False,
+    capture_output=True,
+    encoding="utf-8",
+  )
+  assert ended.returncode == 0, ended.stderr
+  # Sums are rounded in another order from there on.
+  expected, found = parameters(whole / RUN), parameters(folder / RUN)
+  for name, value in expected.items():
+    assert np.abs(value - found[name]).max() < 1e-4, name
 
 
 def copied(folder, target):
@@ -452,7 +513,7 @@ def test_a_host_that_dies_or_hangs_in_an_update_is_named(
   config_file, whole = both
   folder = copied(whole, tmp_path / "w")
   code = DYING.replace("SIGNAL", number)
-  pair = Pair(config_file, folder, "--stage=train", code=code)
+  pair = Hosts(config_file, folder, "--stage=train", code=code)
   checkpoints = folder / RUN / "checkpoints" / "1"
   pair.wait_for(checkpoints / "manifest.json")
   began = time.monotonic()
@@ -462,7 +523,7 @@ def test_a_host_that_dies_or_hangs_in_an_update_is_named(
   assert words in pair.output(0)
   assert "on all hosts again; it goes on from" in pair.output(0)
   pair.processes[1].kill()
-  again = Pair(config_file, folder, "--stage=train")
+  again = Hosts(config_file, folder, "--stage=train")
   assert again.wait() == [0, 0], again.output(0)
   check_same_run(folder, whole)
 
@@ -472,7 +533,7 @@ def test_a_leader_that_dies_is_named(both, tmp_path):
   config_file, whole = both
   folder = copied(whole, tmp_path / "w")
   code = DYING.replace("SIGNAL", "SIGKILL").replace("id=1", "id=0")
-  pair = Pair(config_file, folder, "--stage=train", code=code)
+  pair = Hosts(config_file, folder, "--stage=train", code=code)
   status = pair.wait()
   assert status == [-signal.SIGKILL, hosts.HOST_STATUS]
   assert "host 0 (" in pair.output(1)
@@ -483,7 +544,7 @@ def test_a_leader_that_dies_is_named(both, tmp_path):
 def test_a_signal_to_any_host_saves_and_ends_all(both, tmp_path):
   config_file, whole = both
   folder = copied(whole, tmp_path / "w")
-  pair = Pair(config_file, folder, "--stage=train")
+  pair = Hosts(config_file, folder, "--stage=train")
   pair.wait_for(folder / RUN / "checkpoints" / "1" / "manifest.json")
   pair.processes[1].send_signal(signal.SIGTERM)
   assert pair.wait() == [128 + signal.SIGTERM] * 2, pair.output(0)
@@ -491,7 +552,7 @@ def test_a_signal_to_any_host_saves_and_ends_all(both, tmp_path):
     assert "stopped after update" in pair.output(index)
   done = read_json(folder / "config.json")  # Whole, as all that is written.
   assert done["name"]
-  again = Pair(config_file, folder, "--stage=train")
+  again = Hosts(config_file, folder, "--stage=train")
   assert again.wait() == [0, 0], again.output(0)
   check_same_run(folder, whole)
 
@@ -502,8 +563,55 @@ def test_an_error_of_the_leader_ends_all_with_its_words(agents, tmp_path):
   shutil.copytree(agents, folder)
   weights = folder / "agents" / "compute" / "base" / "model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-100])
-  pair = Pair(write_config(tmp_path), folder, "--stage=train")
+  pair = Hosts(write_config(tmp_path), folder, "--stage=train")
   assert pair.wait() == [2, 2]
   for index in range(2):
     assert "model.safetensors" in pair.output(index)
     assert "Traceback" not in pair.output(index)
+
+
+STUCK = """
+import sys, time
+from experiments import run
+from rapo_jax.training import trainer
+
+if "--process_id=1" in sys.argv:
+  def update_minibatch(*args, **kwargs):
+    while True:
+      time.sleep(0.01)
+
+  trainer.update_minibatch = update_minibatch
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_host_that_computes_for_ever_is_named(agents, tmp_path, monkeypatch):
+  monkeypatch.setenv("RAPO_STALL_S", "60")
+  workdir = tmp_path / "run"
+  shutil.copytree(agents, workdir / "agents")
+  pair = Hosts(write_config(tmp_path), workdir, "--stage=train", code=STUCK)
+  assert pair.wait() == [hosts.HOST_STATUS] * 2
+  for index in range(2):
+    text = pair.output(index)
+    assert "one of these hosts computes for ever" in text
+    assert "host 1" in text
+    assert "train_minibatch" in text
+    assert "(update_minibatch)" in text
+
+
+@pytest.mark.slow
+def test_a_run_whose_hosts_are_killed_again_and_again_loses_nothing():
+  ended = subprocess.run(
+    [sys.executable, "-m", "tests.experiments.hosts_kill", "--kills=3"],
+    cwd=fake_devices.ROOT,
+    env={**os.environ, "PYTHONPATH": str(fake_devices.ROOT)},
+    check=False,
+    capture_output=True,
+    encoding="utf-8",
+  )
+  assert ended.returncode == 0, ended.stderr
+  report = json.loads(ended.stdout.splitlines()[-1])
+  assert report["kills"] == 3
+  assert all(report["same"].values()), report
+  assert not any(report["control"].values()), report

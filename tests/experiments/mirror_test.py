@@ -34,6 +34,7 @@ object_store.ObjectStore.create = dying
 made = mirror.Mirror(
   object_store.ObjectStore(url), object_store.local_folder(url, "workdirs")
 )
+made.claim()
 made.begin()
 (made.tree / "config.json").write_text("first", encoding="utf-8")
 made.push()
@@ -133,6 +134,7 @@ def test_a_log_is_copied_by_what_it_has_grown(url, machine, monkeypatch):
   monkeypatch.setattr(mirror, "_LEAST_LOG_BYTES", 10)
   monkeypatch.setattr(mirror, "_MOST_PARTS", 4)
   store, made = object_store.ObjectStore(url), _mirror(url)
+  made.claim()
   made.begin()
   log = made.tree / "metrics.jsonl"
   sizes = []
@@ -149,7 +151,20 @@ def test_a_log_is_copied_by_what_it_has_grown(url, machine, monkeypatch):
   assert sizes[4] == [5 * line]
   assert sizes[5] == [line, 5 * line]
   expected = log.read_text(encoding="utf-8")
-  # One that is written anew is copied whole.
+  # One that has taken its place is copied whole, with its inode, too.
+  with log.open("r+b") as file:
+    file.write(b"{" + b" " * (line - 3) + b"}\n")
+    file.truncate(5 * line)
+  made.push()
+  with log.open("r+b") as file:
+    file.seek(4 * line)
+    file.write(b"[" * 2 * line)
+  made.push()
+  machine("other")
+  there = _mirror(url)
+  there.pull()
+  assert (there.tree / "metrics.jsonl").read_bytes() == log.read_bytes()
+  machine("first")
   files.replace_text(log, expected[:line])
   made.push()
   machine("second")
@@ -189,6 +204,8 @@ def test_a_kill_while_it_copies_leaves_what_was_there(url, machine, tmp_path):
 def test_two_processes_do_not_write_one_folder(
   url, machine, monkeypatch, capsys
 ):
+  monkeypatch.setattr(mirror, "EVERY_S", 0.2)
+  monkeypatch.setattr(mirror, "_LOOK_S", 0.2)
   with mirror.opened(url) as tree:
     _fill(tree)
     with (
@@ -198,14 +215,6 @@ def test_two_processes_do_not_write_one_folder(
       pass
     machine("second")
     other = _mirror(url)
-    waits = iter([False, False, True])
-
-    def sleep(seconds):
-      if next(waits):
-        machine("first")
-        _mirror(url).renew()
-
-    monkeypatch.setattr(mirror.time, "sleep", sleep)
     with pytest.raises(mirror.StoreError, match="one process at a time"):
       other.claim()
     assert "waiting" in capsys.readouterr().out
@@ -214,9 +223,11 @@ def test_two_processes_do_not_write_one_folder(
 def test_a_claim_of_a_dead_process_ends(url, machine, monkeypatch):
   monkeypatch.setattr(mirror, "CLAIM_S", 0.2)
   dead = _mirror(url)
+  dead.claim()
   dead.begin()
   machine("second")
   alive = _mirror(url)
+  alive.claim()
   alive.begin()
   (alive.tree / "a").write_text("alive", encoding="utf-8")
   alive.push()
@@ -240,6 +251,7 @@ def test_a_process_that_lost_its_claim_is_ended(url, machine, monkeypatch):
       machine("second")
       other = _mirror(url)
       other._store.delete([".rapo/claim.json"])
+      other.claim()
       other.begin()
       (other.tree / "b").touch()
       other.push()
@@ -258,6 +270,7 @@ def test_a_process_that_lost_its_claim_is_ended(url, machine, monkeypatch):
 
 def test_a_folder_that_never_rests_is_said(url, machine, monkeypatch):
   made = _mirror(url)
+  made.claim()
   made.begin()
   numbers = itertools.count()
   walk = made._walk

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import health
 from experiments.config import ExperimentConfig, TrainConfig
 from experiments.metrics import read_metrics
 from experiments.stages import train
@@ -87,8 +88,10 @@ def start(monkeypatch):
   }.items():
     monkeypatch.setattr(train, name, value)
 
-  def run(folder, method, dies_in=None, round_=0):
-    engine = Mortal(dies_in, round_)
+  def run(
+    folder, method, dies_in=None, round_=0, *, engine=None, config=CONFIG
+  ):
+    engine = engine or Mortal(dies_in, round_)
     trainer = Trainer(
       engine,
       TOKENIZER,
@@ -110,7 +113,7 @@ def start(monkeypatch):
     )
     monkeypatch.setattr(train, "make_trainer", lambda *_: trainer)
     train.train(
-      CONFIG,
+      config,
       Workdir(folder),
       task,
       Run("answers", method, 0),
@@ -122,6 +125,20 @@ def start(monkeypatch):
     return engine, jax.device_get(jax.tree.leaves(ended["model"]))
 
   return run
+
+
+class Overflowing(Mortal):
+  """An engine whose log-probs of some updates are not finite."""
+
+  def __init__(self, broken):
+    super().__init__()
+    self.broken = broken
+
+  def _answer(self, request, update):
+    answer = super()._answer(request, update)
+    if update in self.broken:
+      answer.log_probs[-1] = np.nan
+    return answer
 
 
 def _column(folder, method, name):
@@ -211,3 +228,39 @@ def test_a_rule_by_share_goes_on_with_the_share_that_it_had(start, tmp_path):
   _, parameters = start(tmp_path / "killed", method)
   assert _column(tmp_path / "killed", method, "guidance/given") == given
   _same(parameters, expected)
+
+
+def _skipping(health, **train_changes):
+  changed = dataclasses.replace(
+    CONFIG.train,
+    health=dataclasses.replace(CONFIG.train.health, **health),
+    **train_changes,
+  )
+  return dataclasses.replace(CONFIG, train=changed)
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_kept(start, tmp_path):
+  config = _skipping({"not_finite": "save"}, checkpoint_every=4)
+  engine = Overflowing({1})
+  _, parameters = start(tmp_path, "dapo", engine=engine, config=config)
+  assert all(np.isfinite(array).all() for array in parameters)
+  assert _column(tmp_path, "dapo", "update/skipped") == [0, 1, 0, 0]
+  losses = _column(tmp_path, "dapo", "loss")
+  assert np.isfinite(losses).tolist() == [True, False, True, True]
+  folder = Workdir(tmp_path).run("answers", "dapo-seed0")
+  (kept,) = (folder / train.SKIPPED_FOLDER).iterdir()
+  assert kept.name == "update-000002-0.npz"
+  with np.load(kept) as arrays:
+    assert np.isnan(arrays["old_log_probs"]).any()
+    assert arrays["tokens"].shape == arrays["where"].shape
+  # "save" has kept the policy as it was then.
+  assert (folder / "checkpoints" / "2").is_dir()
+
+
+def test_updates_that_are_not_finite_in_a_row_stop_the_run(start, tmp_path):
+  config = _skipping({"skipped_updates": 2})
+  with pytest.raises(health.HealthStop, match="were skipped") as stopped:
+    start(tmp_path, "dapo", engine=Overflowing({1, 2, 3}), config=config)
+  assert "update 3" in str(stopped.value)
+  assert "train.health.not_finite=warn" in str(stopped.value)
+  assert _column(tmp_path, "dapo", "update/skipped") == [0, 1, 1]

@@ -915,6 +915,29 @@ def test_a_work_folder_is_its_owner_s_alone(umask, finished, tmp_path, capsys):
   assert "others can read it (mode 755)" in capsys.readouterr().err
 
 
+def test_a_start_may_insist_on_an_earlier_one_or_on_none(tmp_path):
+  workdir = Workdir(tmp_path / "w")
+
+  def claim(resume):
+    return run.claim_workdir(small_config(), workdir, [], resume)
+
+  with (
+    pytest.raises(flags.ConfigError, match="--resume=must needs"),
+    claim("must"),
+  ):
+    pass
+  assert not workdir.root.exists()
+  with claim("never"):
+    pass
+  with (
+    pytest.raises(flags.ConfigError, match="--resume=never needs"),
+    claim("never"),
+  ):
+    pass
+  with claim("must"), claim("auto"):
+    pass
+
+
 def test_one_task_of_several_is_held_and_run_alone(tmp_path):
   config = dataclasses.replace(
     small_config(), tasks=(small_task("compute"), small_task("web"))

@@ -86,6 +86,24 @@ def test_keeps_the_newest(tmp_path):
   ]
 
 
+def test_keeps_the_best_beside_the_newest(tmp_path):
+  checkpoints = Checkpoints(tmp_path, max_to_keep=1)
+  kept = []
+  for update, score in enumerate([0.2, 0.5, None, 0.5, 0.4, None], 1):
+    checkpoints.save(update, _state(0), {}, score=score)
+    if update == 3:
+      # What is best is known to another process, too.
+      checkpoints.close()
+      checkpoints = Checkpoints(tmp_path, max_to_keep=1)
+    checkpoints._wait()
+    kept.append(checkpoints.updates())
+  # Of equals the newest.
+  assert kept == [[1], [2], [2, 3], [4], [4, 5], [4, 6]]
+  assert checkpoints.newest_sound().update == 6
+  assert checkpoints.problems(4) == []
+  checkpoints.close()
+
+
 def _saved_arrays(path):
   """What a checkpoint holds, by name."""
   manager = ocp.CheckpointManager(path, item_names=("state", "metadata"))

@@ -7,9 +7,12 @@ Runs the cases named (see `_cases`) and prints one JSON line, a report of each:
 how far it is from one device.
 """
 
+import contextlib
 import functools
 import json
+import pathlib
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +27,11 @@ from rapo_jax import models
 from rapo_jax.models import sharding
 from rapo_jax.rollout import RolloutConfig, sampler
 from rapo_jax.training import (
+  Checkpoints,
   ObjectiveConfig,
   OptimizerConfig,
   PackedBatch,
+  TrainState,
   init_train_state,
   score_reference,
   update_minibatch,
@@ -258,6 +263,47 @@ def _rollout_on(
   }
 
 
+def _restored() -> dict[str, Any]:
+  """A checkpoint written on one mesh, read on others and on one device."""
+  mesh = sharding.make_mesh(fsdp=4, tensor=2)
+
+  def placed(mesh: jax.sharding.Mesh | None, seed: int) -> TrainState:
+    model = make_model(seed=seed)
+    if mesh is not None:
+      model = sharding.place(model, mesh=mesh, rules=sharding.TRAIN_RULES)
+    return init_train_state(model, OPTIMIZER, mesh=mesh)
+
+  state = placed(mesh, 0)
+  expected = jax.device_get(jax.tree.leaves(state))
+  with tempfile.TemporaryDirectory() as folder:
+    with contextlib.closing(
+      Checkpoints(pathlib.Path(folder), mesh=mesh)
+    ) as checkpoints:
+      checkpoints.save(1, state, {})
+    same = {}
+    for name, other in {
+      "2x4": sharding.make_mesh(fsdp=2, tensor=4),
+      "8x1": sharding.make_mesh(fsdp=8),
+      "one": None,
+    }.items():
+      like = placed(other, 1)
+      with contextlib.closing(
+        Checkpoints(pathlib.Path(folder), mesh=other)
+      ) as checkpoints:
+        there = checkpoints.restore(1, like)
+      same[name] = {
+        "same": all(
+          np.array_equal(a, b)
+          for a, b in zip(
+            jax.device_get(jax.tree.leaves(there)), expected, strict=True
+          )
+        ),
+        "placed": [x.sharding for x in jax.tree.leaves(there)]
+        == [x.sharding for x in jax.tree.leaves(like)],
+      }
+  return same
+
+
 def _cases() -> dict[str, Callable[[], dict[str, Any]]]:
   mesh = sharding.make_mesh
   greedy, filtered = sampler.GREEDY, sampler.sampling(FILTERED)
@@ -274,6 +320,7 @@ def _cases() -> dict[str, Callable[[], dict[str, Any]]]:
     "greedy 4x2": lambda: _rollout_on(mesh(fsdp=4, tensor=2), greedy),
     "greedy 8": lambda: _rollout_on(mesh(tensor=8), greedy),
     "greedy 2x4": lambda: _rollout_on(mesh(data=2, tensor=4), greedy),
+    "restored": _restored,
     "filtered 2x4": lambda: _rollout_on(mesh(data=2, tensor=4), filtered),
   }
 

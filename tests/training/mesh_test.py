@@ -13,7 +13,7 @@ from tests import fake_devices
 # runs when one of its tests does.
 _QUICK = (
   *("update 2x4", "update with KL and entropy", "adapters", "bfloat16"),
-  *("greedy 2x4", "filtered 2x4"),
+  *("greedy 2x4", "filtered 2x4", "restored"),
 )
 _SLOW = ("update 8x1", "update 4x2", "update 1x8", "greedy 4x2", "greedy 8")
 
@@ -55,6 +55,13 @@ def test_a_rollout_is_the_same_on_any_mesh(case):
   assert there["same_tokens"]
   assert there["num_tokens"] > 200
   assert there["log_probs"] <= 1e-5
+
+
+def test_a_checkpoint_is_restored_on_any_mesh():
+  there = _report("restored")
+  assert {*there} == {"2x4", "8x1", "one"}
+  for mesh, found in there.items():
+    assert found == {"same": True, "placed": True}, mesh
 
 
 def test_computing_in_bfloat16_keeps_parameters_in_float32():

@@ -324,3 +324,41 @@ def test_update_i_of_a_warm_up_has_its_share_of_the_learning_rate(warmup):
     step, state = optimizer.update(jnp.full(1, 0.5), state, parameters)
     share = min(1.0, number / warmup) if warmup else 1.0
     np.testing.assert_allclose(-step, 1e-3 * share, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_minibatch_that_is_not_finite_leaves_the_state_as_it_was(
+  trajectories, value
+):
+  batch = _packed(trajectories, 48, 2)
+  settings = {
+    "objective": ObjectiveConfig(),
+    "optimizer": _OPTIMIZER,
+    "temperature": 1.0,
+    "dtype": "float32",
+    "remat": "none",
+    "head_chunk": 32,
+  }
+  # One update, so that moments and count are not those of the start.
+  state, metrics = update_minibatch(
+    init_train_state(_model(), _OPTIMIZER), batch, **settings
+  )
+  assert metrics.skipped == 0
+  before = jax.device_get(jax.tree.leaves(state))
+  advantages = np.array(batch.columns["advantages"])
+  row, token = np.argwhere(batch.where[0])[0]
+  advantages[0, row, token] = value
+  broken = batch._replace(columns={**batch.columns, "advantages": advantages})
+  state, metrics = update_minibatch(state, broken, **settings)
+  assert metrics.skipped == 1
+  assert not np.isfinite(metrics.loss)
+  after = jax.device_get(jax.tree.leaves(state))
+  for old, new in zip(before, after, strict=True):
+    np.testing.assert_array_equal(old, new)
+  state, metrics = update_minibatch(state, batch, **settings)
+  assert metrics.skipped == 0
+  # The control: an update that is taken moves the parameters.
+  moved = jax.device_get(jax.tree.leaves(state))
+  assert any(
+    not np.array_equal(a, b) for a, b in zip(moved, before, strict=True)
+  )
