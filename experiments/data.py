@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -24,6 +25,7 @@ import rich.console
 import rich.table
 
 from experiments import cli, flags, input_errors, places
+from experiments.help_text import HelpFormatter
 from rapo_jax import row_files, text_files
 from rapo_jax.corpora import load_corpus
 from rapo_jax.datasets import DATA_SETS, DataSet, prepare
@@ -51,13 +53,14 @@ def make_parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog=cli.prog("experiments.data"),
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
-  one = commands.add_parser("list", help="the data sets, and where to get them")
+  add = functools.partial(commands.add_parser, formatter_class=HelpFormatter)
+  one = add("list", help="the data sets, and where to get them")
   one.set_defaults(run=list_sets)
-  one = commands.add_parser(
+  one = add(
     "check", help="which data set each file is, and whether its rows load"
   )
   one.add_argument(
@@ -67,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     help="folder with files of the publishers",
   )
   one.set_defaults(run=check)
-  one = commands.add_parser("prepare", help="keep data sets as ArrayRecord")
+  one = add("prepare", help="keep data sets as ArrayRecord")
   _add_sets(one)
   one.add_argument(
     "--source",
@@ -75,12 +78,12 @@ def make_parser() -> argparse.ArgumentParser:
     help="file or folder of the publishers (default: download, where it may)",
   )
   one.set_defaults(run=prepare_sets)
-  one = commands.add_parser("show", help="print questions and answers")
+  one = add("show", help="print questions and answers")
   _add_sets(one)
   one.add_argument("--split", default="test", help="train or test (default)")
   one.add_argument("--count", type=int, default=3, help="rows (default: 3)")
   one.set_defaults(run=show)
-  one = commands.add_parser(
+  one = add(
     "leaks", help="questions of data sets that others hold out; status 1 if any"
   )
   _add_sets(one)

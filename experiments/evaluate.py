@@ -28,6 +28,7 @@ from experiments import (
   config_places,
   flags,
   input_errors,
+  layout,
   mirror,
   paper,
   places,
@@ -37,6 +38,7 @@ from experiments.dependencies import CHECKPOINTS_FOLDER
 from experiments.devices import check_devices, use_compilation_cache
 from experiments.export import export
 from experiments.health import HealthStop
+from experiments.help_text import HelpFormatter
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
 from experiments.stages.evaluate import evaluate, evaluated_with
@@ -93,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.evaluate"),
     description=__doc__,
     epilog="Exit status: 0, or 3 where too many tool calls failed.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(
@@ -215,21 +217,15 @@ def format_table(
   used = [0, 1] + [
     i for i in range(2, len(header)) if any(row[i] for row in rows[1:])
   ]
-  widths = [max(len(row[i]) for row in rows) for i in used]
-  lines = [
-    "  ".join(
-      row[i].ljust(w) if i == 0 else row[i].rjust(w)
-      for i, w in zip(used, widths, strict=True)
-    )
-    for row in rows
+  shown = [[row[i] for i in used] for row in rows]
+  if width is None or layout.fits(shown, width):
+    return layout.table(shown)
+  sentences = [
+    f"{row[0]}: "
+    + ", ".join(f"{header[i]} {row[i]}" for i in used[1:] if row[i])
+    for row in rows[1:]
   ]
-  if width is not None and max(map(len, lines)) > width:
-    lines = [
-      f"{row[0]}: "
-      + ", ".join(f"{header[i]} {row[i]}" for i in used[1:] if row[i])
-      for row in rows[1:]
-    ]
-  return "\n".join(lines)
+  return layout.wrapped(sentences, width)
 
 
 def _cells(one: Mapping[str, Any]) -> list[str]:

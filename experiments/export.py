@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from experiments import cli, input_errors, model_card, places
+from experiments.help_text import HelpFormatter
 from experiments.policies import (
   CHAT_TEMPLATE,
   END_IDS,
@@ -296,7 +297,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.export"),
     description=__doc__,
     epilog="Exit status: 0 written and checked, 2 nothing was written.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 
 from experiments import cli, input_errors, places
+from experiments.help_text import HelpFormatter
 from rapo_jax.errors import InputError, accessing
 
 FILES = ("experiment.py", "questions.jsonl")
@@ -30,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog=cli.prog("experiments.init"),
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(

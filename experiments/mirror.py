@@ -64,6 +64,7 @@ _MOST_PARTS = 64
 _BLOCK_BYTES = 1 << 20
 _TRIES = 20
 _CALM_S = 0.05
+_LOOK_S = 1.0
 
 
 class ClaimLostError(StoreError):
@@ -187,7 +188,7 @@ class Mirror:
           f"one process at a time may write to {self.url}, and one on "
           f"{held['host']} does: wait for it, or choose another --workdir."
         )
-      time.sleep(1.0)
+      time.sleep(_LOOK_S)
     self.renew()
 
   def renew(self) -> None:

@@ -23,6 +23,7 @@ import rich.table
 
 from experiments import cli, config_places, flags, input_errors, places
 from experiments.config import ExperimentConfig
+from experiments.help_text import HelpFormatter
 from experiments.planner import chips, units
 from experiments.planner.analysis import (
   Phase,
@@ -74,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.plan"),
     description=__doc__,
     epilog="Exit status: 0 it fits, 1 it does not, 2 it cannot be planned.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(

@@ -34,6 +34,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from experiments import cli, input_errors, places
+from experiments.help_text import HelpFormatter
 from experiments.tokenizer_files import load_tokenizer
 from rapo_jax import data, files, models
 from rapo_jax.errors import InputError, MissingInputError, accessing
@@ -520,7 +521,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.pretrained"),
     description=__doc__,
     epilog="Exit status: 0 written and checked, 2 nothing was written.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(

@@ -13,7 +13,7 @@ lines at most every `interval_s` seconds.
 
 Time left is measured: the average of the last updates, times what is left. It
 is unknown until a unit is finished, and it grows while a unit takes longer than
-those before it.
+those before it. Where other work follows in a stage, it is a lower bound (`>`).
 """
 
 from __future__ import annotations
@@ -70,13 +70,21 @@ _UNKNOWN = "left unknown"
 class Report(Protocol):
   """How a stage shows what is done of it."""
 
-  def __call__(self, share: float, text: str, *, earlier: bool = False) -> None:
+  def __call__(
+    self,
+    share: float,
+    text: str,
+    *,
+    earlier: bool = False,
+    until: float | None = None,
+  ) -> None:
     """Shows it.
 
     Args:
       share: done, in [0, 1].
       text: on what was done last.
       earlier: as in `Progress.update`.
+      until: share of the end of this kind of work; None for the whole.
     """
 
 
@@ -88,6 +96,7 @@ class _Stage:
   state: StageState = StageState.WAITING
   done: float = 0
   total: float = 0
+  until: float | None = None
   message: str = ""
   start_s: float = 0.0
   seconds: float = 0.0
@@ -121,8 +130,17 @@ class _Stage:
     if not self.recent or done > self.recent[-1][1]:
       self.recent.append((now, done))
 
+  @property
+  def is_bound(self) -> bool:
+    """Whether other work, which has not been timed, follows in it."""
+    return self.state is StageState.RUNNING and self._end < self.total
+
+  @property
+  def _end(self) -> float:
+    return self.total if self.until is None else min(self.until, self.total)
+
   def left(self, now: float) -> float | None:
-    """Seconds until it is done; None if unknown."""
+    """Seconds until it, or its kind of work, is done; None if unknown."""
     if self.state is StageState.WAITING:
       return None
     if self.state is not StageState.RUNNING:
@@ -136,7 +154,7 @@ class _Stage:
     since = now - last_s
     if since > a_unit * step:
       a_unit = _OVERDUE * since / step
-    return max((self.total - last) * a_unit - since, 0.0)
+    return max((self._end - last) * a_unit - since, 0.0)
 
 
 class Progress:
@@ -209,7 +227,13 @@ class Progress:
     self._line(stage, stage.message)
 
   def update(
-    self, done: float, total: float, message: str = "", *, earlier: bool = False
+    self,
+    done: float,
+    total: float,
+    message: str = "",
+    *,
+    earlier: bool = False,
+    until: float | None = None,
   ) -> None:
     """Reports the progress of the current stage.
 
@@ -222,6 +246,8 @@ class Progress:
       message: what the last unit gave, in a few words.
       earlier: the last of these units were finished by an earlier run, and say
         nothing of the speed.
+      until: units up to which the work is like that of these units. How long
+        the rest takes is not known from their speed. None for all.
 
     Raises:
       RuntimeError: outside a stage.
@@ -232,14 +258,15 @@ class Progress:
         " progress.stage(name):`."
       )
     stage, now = self._current, self._clock()
-    stage.advance(now, done, earlier)
-    stage.done, stage.total = done, total
+    # Another kind of work has a speed of its own.
+    stage.advance(now, done, earlier or until != stage.until)
+    stage.done, stage.total, stage.until = done, total, until
     stage.message = _one_line(message)
     if now - self._line_s >= self._interval_s:
       self._line_s = now
       words = " ".join(filter(None, (stage.reached, stage.message)))
       gone = _duration(now - stage.start_s)
-      self._line(stage, f"{words} | {gone} gone, {_left(stage.left(now))}")
+      self._line(stage, f"{words} | {gone} gone, {_stage_left(stage, now)}")
 
   def note(self, text: str) -> None:
     """Prints a line that stays, above the live display."""
@@ -249,7 +276,11 @@ class Progress:
 
   def time_left(self) -> float | None:
     """Seconds until the last stage is done; None if unknown."""
-    left = [stage.left(self._clock()) for stage in self._stages.values()]
+    now = self._clock()
+    left = [
+      None if stage.is_bound else stage.left(now)
+      for stage in self._stages.values()
+    ]
     known = [seconds for seconds in left if seconds is not None]
     return sum(known) if len(known) == len(left) else None
 
@@ -336,7 +367,7 @@ class Progress:
       stage.name,
       stage.reached,
       _duration(seconds) if seconds else "",
-      _left(stage.left(now)) if running else "",
+      _stage_left(stage, now) if running else "",
     )
 
   def _row(
@@ -470,6 +501,13 @@ def _one_line(text: str) -> str:
 
 def _left(seconds: float | None) -> str:
   return _UNKNOWN if seconds is None else f"{_duration(seconds)} left"
+
+
+def _stage_left(stage: _Stage, now: float) -> str:
+  left = stage.left(now)
+  return (
+    f"> {_left(left)}" if stage.is_bound and left is not None else _left(left)
+  )
 
 
 def _duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments import cli, input_errors, mirror, object_store, places
+from experiments.help_text import HelpFormatter
 from rapo_jax import files
 from rapo_jax.errors import InputError
 
@@ -69,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.pull"),
     description=__doc__,
     epilog="Exit status: 0 written, 2 nothing was written.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument("url", type=_url, help="gs://… or s3://…")

@@ -48,6 +48,7 @@ from experiments.devices import (
   use_compilation_cache,
 )
 from experiments.health import HealthStop
+from experiments.help_text import HelpFormatter
 from experiments.policies import load_agent, model_digest
 from experiments.progress import Progress
 from experiments.report import page as report
@@ -196,6 +197,9 @@ class Experiment:
     for number, name in enumerate(self._tasks):
       path = self._workdir.buffer(name)
       if (path / "manifest.json").exists():
+        self._share(
+          number, len(self._tasks), 1.0, "finished before", earlier=True
+        )
         continue
       with self._open(name) as task:
         buffer_stage.build_buffer(
@@ -390,6 +394,7 @@ class Experiment:
     *,
     units: int = 1,
     earlier: bool = False,
+    until: float | None = None,
   ) -> None:
     """Shows how much of a stage's items is done, `item` being under way.
 
@@ -400,11 +405,14 @@ class Experiment:
       text: what the last unit gave.
       units: of an item, such as the updates of a run.
       earlier: as in `Progress.update`.
+      until: share of the item at which its kind of work ends; None where all
+        items are alike.
     """
     self._stop.check()
     # Thirds of an item are shown as whole units.
     done = round((item + share) * units, 6)
-    self._progress.update(done, items * units, text, earlier=earlier)
+    end = None if until is None else round((item + until) * units, 6)
+    self._progress.update(done, items * units, text, earlier=earlier, until=end)
 
   def _open(self, name: str) -> contextlib.AbstractContextManager[OpenedTask]:
     return open_task(self._config, self._workdir, name, self._encoder)
@@ -592,7 +600,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.run"),
     description=__doc__,
     epilog="Fields: experiments/config.py. A wrong name gives the nearest.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   packaged = ", ".join(flags.packaged_configs())
@@ -805,15 +813,16 @@ def _print_results(
   workdir: Workdir, stages: Sequence[str], unfinished: Sequence[str]
 ) -> None:
   """Prints the table of what was evaluated, and where the report lies."""
+  width = shutil.get_terminal_size((100, 24)).columns
   if "report" in stages:
-    width = shutil.get_terminal_size((100, 24)).columns
     results_there = read_json(workdir.root / "results.json")
     print(tables.format_table(results_there, width))
     print(f"report: {workdir.root / 'report.html'}")
     if any(workdir.root.glob("train/*/*/tensorboard")):
       print(_tensorboard_line(workdir.root / "train"))
   elif "evaluate" in stages:
-    print(tables.format_table(results.compute_results(workdir.root)))
+    found = results.compute_results(workdir.root)
+    print(tables.format_table(found, width))
     if unfinished:
       print(
         "Not evaluated, as they are not finished (--stage=train finishes "

@@ -11,11 +11,13 @@ these texts.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
 
 from experiments import cli, flags, input_errors, places
+from experiments.help_text import HelpFormatter
 from rapo_jax.errors import InputError
 from rapo_jax.tools.web_cache import WebCache, import_answers
 
@@ -35,17 +37,18 @@ def make_parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog=cli.prog("experiments.search_cache"),
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
-  one = commands.add_parser("import", help="keep the answers of JSON files")
+  add = functools.partial(commands.add_parser, formatter_class=HelpFormatter)
+  one = add("import", help="keep the answers of JSON files")
   _add_cache(one)
   one.add_argument(
     "files", nargs="+", type=places.path_argument, metavar="FILE"
   )
   one.set_defaults(run=import_files)
-  one = commands.add_parser("show", help="count answers, and print some")
+  one = add("show", help="count answers, and print some")
   _add_cache(one)
   one.add_argument("--find", default="", help="text that a query must hold")
   one.add_argument("--count", type=int, default=3, help="answers (default: 3)")

@@ -4,7 +4,8 @@
 
 speaks the retrieval protocol of Search-R1 and of the authors of RAPO:
 
-    POST /retrieve  {"queries": ["..."], "topk": 3, "return_scores": true}
+    POST /retrieve  {"queries": ["..."], "topk": 3,
+                     "return_scores": true}
     GET  /healthz   what is served, and the limits
     GET  /metrics   counts, and how long requests took
 
@@ -33,6 +34,7 @@ from typing import get_args
 from experiments import cli, http_server, input_errors, places
 from experiments.config import EncoderConfig
 from experiments.devices import check_devices, use_compilation_cache
+from experiments.help_text import HelpFormatter
 from experiments.tasks import load_encoder
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import RetrievalConfig, StepTraceBuffer
@@ -68,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.serve_index"),
     description=__doc__,
     epilog="Exit status: 0 it was ended, 2 it cannot be started.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   config = ServerConfig()

@@ -46,6 +46,7 @@ from experiments.arms import Arm, Study, load_study, packaged_studies
 from experiments.dependencies import AGENTS, BUFFER, WARM_START, Fields
 from experiments.devices import check_devices
 from experiments.health import HealthStop
+from experiments.help_text import HelpFormatter
 from experiments.progress import Progress
 from experiments.report import page, results, tables
 from experiments.report.folders import STUDY_FILE, arm_folder
@@ -419,7 +420,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.study"),
     description=__doc__,
     epilog="Fields: experiments/config.py. A wrong name gives the nearest.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   packaged = ", ".join(packaged_studies())

@@ -22,6 +22,7 @@ import webbrowser
 from collections.abc import Sequence
 
 from experiments import cli, http_server, input_errors, places
+from experiments.help_text import HelpFormatter
 from experiments.viewer import index as index_lib
 from rapo_jax.errors import InputError, accessing
 
@@ -61,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     prog=cli.prog("experiments.view"),
     description=__doc__,
     epilog="Exit status: 0 it was ended, 2 it cannot be started.",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(

@@ -1,5 +1,6 @@
 """What the documents tell people to run exists, and their Python runs."""
 
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -11,19 +12,12 @@ import pytest
 from experiments import cli, flags, init
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DOCUMENTS = (
-  "README.md",
-  "CONTRIBUTING.md",
-  "docs/corpus.md",
-  "docs/pods.md",
-  "docs/real_models.md",
-  "docs/retrieval.md",
-  "docs/scale.md",
-  "docs/semantics.md",
-  "docs/studies.md",
-  "docs/view.md",
-  "docs/web_tools.md",
+PAGES = sorted(
+  path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")
 )
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", *PAGES)
+# Their Python reads a buffer: tests/docs_buffer_test.py gives them one.
+OF_A_BUFFER = ("docs/buffer.md", "docs/serving.md")
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 
@@ -34,10 +28,21 @@ def blocks(document: str, *languages: str) -> list[str]:
 
 
 def commands(document: str) -> Iterator[list[str]]:
-  for block in blocks(document, "bash", "sh", "console"):
-    for line in block.splitlines():
-      if words := shlex.split(line, comments=True):
-        yield words
+  """Words of each command; those of a console stand behind `$`."""
+  lines = [
+    line.strip()
+    for block in blocks(document, "bash", "sh")
+    for line in block.replace("\\\n", " ").splitlines()
+  ]
+  lines += [
+    line.strip().removeprefix("$ ")
+    for block in blocks(document, "console")
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip().startswith("$ ")
+  ]
+  for line in lines:
+    if words := shlex.split(line, comments=True):
+      yield words
 
 
 def make_targets() -> set[str]:
@@ -46,29 +51,37 @@ def make_targets() -> set[str]:
 
 
 def check_module(words: list[str], written: pathlib.Path) -> None:
-  """Checks `python -m module …` or `rapo …`, config and overrides of a run.
+  """Checks `python -m module …` or `rapo …`: options, config, overrides.
 
   Args:
     words: of the command.
     written: folder of what `rapo init` writes.
   """
   if "-m" in words:
-    module = words[words.index("-m") + 1]
+    module, *arguments = words[words.index("-m") + 1 :]
     assert importlib.util.find_spec(module), f"no module {module}: {words}"
   else:
     assert words[1] in cli.PROGRAMS, words
-  if words[1] == "init":
-    init.write_starter(written / words[2])
+    module, arguments = cli.PROGRAMS[words[1]].module, words[2:]
+  if module == "experiments.init":
+    init.write_starter(written / arguments[0])
+  if module in {program.module for program in cli.PROGRAMS.values()}:
+    parser = importlib.import_module(module).make_parser()
+    parser.parse_args(
+      [word for word in arguments if not word.startswith(flags.PREFIX)]
+    )
   if "--config" not in words:
     return
   name = words[words.index("--config") + 1]
-  config = next((p for p in (written / name, ROOT / name) if p.exists()), None)
-  assert config, f"no config {name}: {words}"
+  places = (written / name, ROOT / name)
+  config = next(filter(pathlib.Path.exists, places), name)
   overrides = [word for word in words if word.startswith(flags.PREFIX)]
   flags.apply_overrides(flags.load_config(config), overrides)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+  "document", [page for page in DOCUMENTS if page not in OF_A_BUFFER]
+)
 def test_python_blocks_run(document):
   for block in blocks(document, "python"):
     exec(compile(block, document, "exec"), {"__name__": "__main__"})
@@ -80,7 +93,7 @@ def test_shell_blocks_name_what_exists(document, tmp_path):
     if words[0] == "make":
       targets = [w for w in words[1:] if "=" not in w]
       assert set(targets) <= make_targets(), words
-    elif "-m" in words or words[0].endswith("bin/rapo"):
+    elif "-m" in words or pathlib.PurePath(words[0]).name == "rapo":
       check_module(words, tmp_path)
 
 
@@ -97,6 +110,14 @@ def test_links_lead_to_files(document):
   folder = (ROOT / document).parent
   for target in LINK.findall((ROOT / document).read_text(encoding="utf-8")):
     assert (folder / target).exists(), target
+
+
+def test_every_page_is_in_the_menu_of_the_site():
+  menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+  left_out = [
+    page for page in PAGES if f" {page.removeprefix('docs/')}\n" not in menu
+  ]
+  assert not left_out, "add them to `nav` in mkdocs.yml"
 
 
 def test_the_readme_has_an_example_that_runs():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from experiments import cli, places
 from experiments.buffers import commands
 from experiments.buffers.imports import OverlapPolicy
+from experiments.help_text import HelpFormatter
 from rapo_jax import text_files
 from rapo_jax.retrieval.buffer.leaks import MIN_SIMILARITY
 from rapo_jax.retrieval.buffer.selection import Selection
@@ -44,7 +45,7 @@ def _command(
 ) -> argparse.ArgumentParser:
   return make(
     name,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=HelpFormatter,
     allow_abbrev=False,
     **kwargs,
   )

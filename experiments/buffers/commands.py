@@ -98,8 +98,8 @@ def build(known: argparse.Namespace) -> int:
       config,
       dataclasses.replace(opened, train=train),
       encoder,
-      lambda share, text, *, earlier=False: progress.update(
-        share, 1.0, text, earlier=earlier
+      lambda share, text, *, earlier=False, until=None: progress.update(
+        share, 1.0, text, earlier=earlier, until=until
       ),
       known.output,
     )

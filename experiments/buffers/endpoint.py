@@ -62,7 +62,7 @@ def roll_out(
     if (query.query_id, index) not in done
   ]
   total = len(queries) * num_trajectories
-  progress.update(total - len(wanted), total, "from the journal")
+  progress.update(total - len(wanted), total, "from the journal", earlier=True)
   agent = EndpointAgent(endpoint, tools, rollout, reward=reward)
   failures: list[EndpointFailure] = []
   work = _append(agent, wanted, journal, total, failures, progress)

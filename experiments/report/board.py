@@ -52,12 +52,12 @@ _Points = Mapping[int, _Point]
 """Points by seed."""
 
 
-def make_board(runs: Sequence[Run], reference: str) -> dict[str, Any]:
+def make_board(runs: Sequence[Run], reference: str | None) -> dict[str, Any]:
   """Budgets and accuracy at equal generated tokens, by task and method.
 
   Args:
     runs: with metrics.
-    reference: name of the method whose tokens are the measure.
+    reference: name of the method whose tokens are the measure; None for none.
 
   Returns:
     `{task or "mean": {method: row}}`. A row has `budget` (means over updates
@@ -67,7 +67,7 @@ def make_board(runs: Sequence[Run], reference: str) -> dict[str, Any]:
     What cannot be said is left out. The mean has the methods of every task.
   """
   tasks = sorted({run.task for run in runs})
-  own: dict[tuple[str, str], list[Run]] = {}
+  own: dict[tuple[str, str | None], list[Run]] = {}
   for run in runs:
     own.setdefault((run.task, run.method), []).append(run)
   points = {
@@ -76,7 +76,7 @@ def make_board(runs: Sequence[Run], reference: str) -> dict[str, Any]:
   }
   budgets = {key: _budget(group) for key, group in own.items()}
   board: dict[str, Any] = {}
-  for method in sorted({method for _, method in own}, key=method_order):
+  for method in sorted({run.method for run in runs}, key=method_order):
     there = [task for task in tasks if (task, method) in own]
     parts = {task: [task] for task in there}
     if len(there) == len(tasks):

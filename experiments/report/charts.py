@@ -25,18 +25,38 @@ _MARKED_POINTS = 12
 STATUSES = tuple(str(status) for status in ScoreStatus)
 """Order in which a share chart stacks the recipe's statuses."""
 _BAND_COLOURS = 6
+# From the middle of a mark to its first corner, and the way around it.
+_OUTLINES = {
+  "square": (-3.5, -3.5, "h7v7h-7z"),
+  "triangle": (0.0, -4.4, "l4.4 7.6h-8.8z"),
+  "diamond": (0.0, -5.0, "l4.4 5l-4.4 5l-4.4 -5z"),
+  "down": (0.0, 4.4, "l4.4 -7.6h-8.8z"),
+  "cross": (-1.5, -4.5, "h3v3h3v3h-3v3h-3v-3h-3v-3h3z"),
+}
 
 Points = Sequence[tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-  """One method in a line chart: a thin line a seed and a bold mean."""
+  """One method in a line chart: a thin line a seed and a bold mean.
+
+  Attributes:
+    method: by name, for its colour.
+    label: its name for people.
+    seeds: points of each seed.
+    mean: points of the mean over seeds.
+    shape: of its marks, of `methods.SHAPES`.
+    marked: points of the mean that carry a mark, where it has many; all carry
+      one where it has few.
+  """
 
   method: str
   label: str
   seeds: Mapping[str, Points]
   mean: Points
+  shape: str = "circle"
+  marked: Points = ()
 
 
 def line_chart(
@@ -101,25 +121,26 @@ def _method_lines(
       _class(line.method), _path(map(place, line.mean))
     )
   )
-  if len(line.mean) <= _MARKED_POINTS:
-    parts += [
-      _mark(
-        line.method,
-        *place((x, y)),
-        f"{name}, {x_label} {number(x)}: {y_format(y)}",
-      )
-      for x, y in line.mean
-    ]
+  few = len(line.mean) <= _MARKED_POINTS
+  parts += [
+    _mark(
+      line.method,
+      line.shape,
+      *place((x, y)),
+      f"{name}, {x_label} {number(x)}: {y_format(y)}",
+    )
+    for x, y in (line.mean if few else line.marked)
+  ]
   return parts
 
 
 def dot_chart(
-  rows: Sequence[tuple[str, str, Mapping]], *, title: str
+  rows: Sequence[tuple[str, str, str, Mapping]], *, title: str
 ) -> Markup:
   """One row a method: a dot a seed, the mean and its interval, 0 to 100 %.
 
   Args:
-    rows: (method, label, estimate) as in `results["accuracy"][task]`.
+    rows: (method, label, shape, estimate), as in `results["accuracy"][task]`.
     title: what the chart shows, for those who cannot see it.
   """
   left, height = _label_room(row[1] for row in rows), len(rows) * _ROW + 30
@@ -127,7 +148,7 @@ def dot_chart(
   parts = _vertical_grid(
     [(left + v / 100 * span, f"{v}") for v in (0, 25, 50, 75, 100)], height
   )
-  for i, (method, label, estimate) in enumerate(rows):
+  for i, (method, label, shape, estimate) in enumerate(rows):
     y = _ROW * (i + 0.5) + 2
     mean = left + span * estimate["mean"]
     parts.append(_row_text(left, y, label))
@@ -137,6 +158,7 @@ def dot_chart(
     parts += [
       _mark(
         method,
+        shape,
         left + span * value,
         y,
         f"{label}, seed {seed}: {100 * value:.1f} %",
@@ -149,7 +171,11 @@ def dot_chart(
 
 
 def difference_chart(
-  rows: Sequence[tuple[str, Mapping]], *, title: str, method: str = "rapo"
+  rows: Sequence[tuple[str, Mapping]],
+  *,
+  title: str,
+  method: str = "rapo",
+  shape: str = "circle",
 ) -> Markup:
   """One row a task: a dot a pair of runs, the mean, its interval, a 0 line.
 
@@ -157,6 +183,7 @@ def difference_chart(
     rows: (task, estimate) as in `results["differences"]`.
     title: what the chart shows, for those who cannot see it.
     method: which is compared, for the colour.
+    shape: of its marks.
   """
   left, height = _label_room(row[0] for row in rows), len(rows) * _ROW + 30
   # A signed number under the last tick is wider than a plain one.
@@ -188,6 +215,7 @@ def difference_chart(
     parts += [
       _mark(
         method,
+        shape,
         place(100 * value),
         y,
         f"{task}, seed {seed}: {100 * value:+.1f} points",
@@ -335,7 +363,7 @@ def map_chart(
   return _svg(width, height, title, parts)
 
 
-def key_mark(method: str) -> Markup:
+def key_mark(method: str, shape: str) -> Markup:
   """The mark of a method, for a legend."""
   return _svg(
     22,
@@ -343,7 +371,7 @@ def key_mark(method: str) -> Markup:
     "",
     [
       Markup('<path class="bold {}" d="M0 6H22"/>').format(_class(method)),
-      _mark(method, 11, 6, ""),
+      _mark(method, shape, 11, 6, ""),
     ],
   )
 
@@ -422,20 +450,23 @@ def _path(points: object) -> Markup:
 
 
 def _mark(
-  method: str, x: float, y: float, title: str, faint: bool = False
+  method: str,
+  shape: str,
+  x: float,
+  y: float,
+  title: str,
+  faint: bool = False,
 ) -> Markup:
-  """Circle, square or triangle by method, with a tooltip."""
+  """A mark of `methods.SHAPES` with a tooltip."""
   kind = f"mark {'faint ' if faint else ''}{_class(method)}"
   hint = Markup("<title>{}</title>").format(title) if title else Markup("")
-  if method == "grpo":
-    shape = f"M{x - 3.5:.1f} {y - 3.5:.1f}h7v7h-7z"
-  elif method == "hybrid":
-    shape = f"M{x:.1f} {y - 4.4:.1f}l4.4 7.6h-8.8z"
-  else:
+  if shape == "circle":
     return Markup(
       '<circle class="{}" cx="{}" cy="{}" r="3.8">{}</circle>'
     ).format(kind, f"{x:.1f}", f"{y:.1f}", hint)
-  return Markup('<path class="{}" d="{}">{}</path>').format(kind, shape, hint)
+  across, down, path = _OUTLINES[shape]
+  start = f"M{x + across:.1f} {y + down:.1f}{path}"
+  return Markup('<path class="{}" d="{}">{}</path>').format(kind, start, hint)
 
 
 def _y_axis(low, high, place, y_format) -> Markup:

@@ -6,6 +6,7 @@ of the user's own. Agents that are not trained have fixed names.
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,6 +45,60 @@ AGENTS = {
   WARM_START: Shown("warm start", "#2f7f86", "#7cc3c9"),
   "off_policy": Shown("off-policy agent", "#a3418f", "#d795c8"),
 }
+
+
+# Of methods that have no colour of their own: on a light and on a dark page.
+_SPARE_COLOURS = (
+  ("#0067ad", "#5fb4f2"),
+  ("#c75000", "#f48e49"),
+  ("#00805d", "#45c49b"),
+  ("#8e3b9c", "#d59ae0"),
+  ("#7a7000", "#cfc45a"),
+  ("#b3264a", "#f2849c"),
+  ("#4d4d9e", "#a8a8ec"),
+  ("#5c5340", "#cfc3a6"),
+)
+SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross")
+"""Marks in charts, for eyes that tell colours badly."""
+_OWN_SHAPES = {"rapo": "circle", "grpo": "square", "hybrid": "triangle"}
+
+
+def coloured(
+  shown: Mapping[str, Shown], used: Iterable[str]
+) -> dict[str, Shown]:
+  """Gives each method without a colour one that no other has, while they last.
+
+  Args:
+    shown: by name of the method.
+    used: methods that are shown side by side.
+  """
+  taken = {shown[method].colour for method in used}
+  spare = [pair for pair in _SPARE_COLOURS if pair[0] not in taken]
+  colours = itertools.cycle(spare or _SPARE_COLOURS)
+  found = dict(shown)
+  for method, one in found.items():
+    if one.colour is None:
+      light, dark = next(colours)
+      found[method] = one._replace(colour=light, dark_colour=dark)
+  return found
+
+
+def shapes(methods: Iterable[str]) -> dict[str, str]:
+  """A mark of `SHAPES` for each method; alike only where there are many.
+
+  Args:
+    methods: of one report, in its order.
+  """
+  there = list(methods)
+  found = {m: _OWN_SHAPES[m] for m in there if m in _OWN_SHAPES}
+  free = [shape for shape in SHAPES if shape not in found.values()]
+  left = itertools.cycle([*free, *(s for s in SHAPES if s not in free)])
+  for method in there:
+    if method in AGENTS:
+      found[method] = SHAPES[0]
+    elif method not in found:
+      found[method] = next(left)
+  return found
 
 
 def write_shown(folder: pathlib.Path, algorithm: Algorithm) -> None:

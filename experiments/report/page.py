@@ -15,11 +15,12 @@ import numpy as np
 from markupsafe import Markup
 
 from experiments import diversity, pages
-from experiments.report import charts, samples, tables
+from experiments.report import charts, cost, samples, tables
 from experiments.report import results as results_lib
 from experiments.report.board import MEAN
 from experiments.report.folders import sources
-from experiments.report.methods import colour_rules, label
+from experiments.report.learning import HALFWAY, REFERENCE_FINAL
+from experiments.report.methods import colour_rules, label, shapes
 from experiments.report.sources import Run, load_runs
 from experiments.workdir import Workdir, read_config
 from rapo_jax import files
@@ -71,7 +72,8 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     title=_title(workdir, results),
     description=results["study"].get("description", ""),
     board=_board(results),
-    reference=label(results, results["reference"]),
+    reference=tables.reference_label(results),
+    made=_made_with(results),
     headline=tables.headline(results),
     warnings=_warning_table(results),
     status_charts=list(_status_charts(results, runs)),
@@ -79,7 +81,6 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
       (charts.band_class(status, band), status_label(status))
       for band, status in enumerate(_statuses(runs))
     ],
-    references=results["reference_updates"],
     written=results["written"],
     log_every=_setting(config, "config.train.log_trajectories_every"),
     provenance=list(_provenance(results)),
@@ -89,10 +90,8 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
       *tables.cost_lines(results),
     ],
     tiles=list(_tiles(results)),
-    methods=[
-      (m, label(results, m), charts.key_mark(m)) for m in results["methods"]
-    ],
-    trained=[(m, label(results, m), charts.key_mark(m)) for m in trained],
+    methods=list(_legend(results, results["methods"])),
+    trained=list(_legend(results, trained)),
     colours=Markup(colour_rules(results, dark=False)),
     dark_colours=Markup(colour_rules(results, dark=True)),
     has_hybrid="hybrid" in results["methods"],
@@ -102,7 +101,7 @@ def _render(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
     differences=_difference_charts(results),
     learning=list(_learning(results, runs)),
     mean_curve=_mean_curve(results),
-    progress=_progress_table(results),
+    progress=_progress_tables(results),
     diagnostics=list(_diagnostics(results, runs)),
     diversity=list(_diversity_rows(results)),
     cost=_cost_tables(results),
@@ -120,8 +119,10 @@ def _legend(
   results: Mapping[str, Any], methods: Sequence[str]
 ) -> Iterator[tuple[str, str, Markup]]:
   """Name, label and mark of each method."""
+  own = shapes(results["methods"])
   for method in methods:
-    yield method, label(results, method), charts.key_mark(method)
+    mark = charts.key_mark(method, own[method])
+    yield method, label(results, method), mark
 
 
 def _title(workdir: pathlib.Path, results: Mapping[str, Any]) -> str:
@@ -171,35 +172,25 @@ def _board(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
   """(figure, its name, its interval or reference)."""
-  for name in tables.comparisons(results)[:_MOST_TILES]:
-    difference = results["differences"][name].get(MEAN, {}).get("sampled")
-    if difference:
-      yield (
-        tables.points(difference["mean"]),
-        f"points, {tables.shown_comparison(results, name)}",
-        tables.certainty(difference),
-      )
-  learning = results["learning"].get(MEAN, {})
-  speedup = learning.get("speedup", {}).get("halfway")
-  if tables.clear_ratio(speedup):
+  gain = tables.gain(results)
+  if results["pair"] is None and gain is not None:
     yield (
-      tables.speedup_text(speedup),
-      "updates to half of the gain, GRPO ÷ RAPO",
-      ", ".join(
-        f"{label(results, m)} "
-        f"{tables.updates(c['updates_to']['halfway']['mean'], c)}"
-        for m, c in learning["methods"].items()
-        if m in ("grpo", "rapo")
-      ),
+      f"{tables.percent(gain.start)} → {tables.percent(gain.end)} %",
+      f"{label(results, gain.begun_with)} → {label(results, gain.method)}",
+      f"{tables.points(gain.difference['mean'])} points, "
+      f"{tables.certainty(gain.difference)}",
     )
-  ratios = results["cost"].get(MEAN, {}).get("ratios", {}).get("rapo / grpo")
-  if ratios:
-    tokens = ratios["rollout/generated_tokens"]
-    yield (
-      _times(tokens["first_update"]),
-      "generated tokens, RAPO ÷ GRPO",
-      f"at the first update; {_times(tokens['mean'])} over whole runs",
-    )
+  else:
+    for name in tables.comparisons(results)[:_MOST_TILES]:
+      difference = results["differences"][name].get(MEAN, {}).get("sampled")
+      if difference:
+        yield (
+          tables.points(difference["mean"]),
+          f"points, {tables.shown_comparison(results, name)}",
+          tables.certainty(difference),
+        )
+  if results["pair"] is not None:
+    yield from _ratio_tiles(results)
   gaps = [
     content["mismatch/abs_log_prob_max"]
     for by_method in results["training"].values()
@@ -214,8 +205,41 @@ def _tiles(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     )
 
 
-def _times(value: float | None) -> str:
-  return "–" if value is None else f"{value:.2f}×"
+def _ratio_tiles(
+  results: Mapping[str, Any],
+) -> Iterator[tuple[str, str, str]]:
+  """Speed and tokens of the pair that is compared, where they are clear."""
+  first, second = results["pair"]
+  learning = results["learning"].get(MEAN, {})
+  speedup = learning.get("speedup", {}).get(HALFWAY)
+  if cost.clear_ratio(speedup):
+    reached = [
+      f"{label(results, m)} "
+      f"{tables.updates(content['updates_to'][HALFWAY]['mean'], content)}"
+      for m in (second, first)
+      for content in [learning["methods"][m]]
+    ]
+    low, high = speedup["interval"]
+    yield (
+      tables.speedup_text(speedup),
+      "updates to half of the gain, "
+      f"{label(results, second)} ÷ {label(results, first)}",
+      f"{', '.join(reached)}; 95 % interval {low:.2f} to {high:.2f}",
+    )
+  ratios = results["cost"].get(MEAN, {}).get("ratios", {})
+  tokens = ratios.get(f"{first} / {second}", {}).get(
+    "rollout/generated_tokens", {}
+  )
+  for when, words in tables.COST_TIMES.items():
+    ratio = tokens.get(when)
+    if cost.clear_ratio(ratio):
+      low, high = ratio["interval"]
+      yield (
+        f"{ratio['ratio']:.2f}×",
+        f"generated tokens, {label(results, first)} ÷ {label(results, second)}",
+        f"{words}; 95 % interval {low:.2f} to {high:.2f}",
+      )
+      return
 
 
 def _accuracy_table(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,10 +296,10 @@ def _difference_cell(
 
 
 def _seed_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-  found = []
+  found, own = [], shapes(results["methods"])
   for task in tables.task_rows(results, "accuracy"):
     rows = [
-      (method, label(results, method), content["sampled"])
+      (method, label(results, method), own[method], content["sampled"])
       for method, content in results["accuracy"].get(task, {}).items()
       if "sampled" in content
     ]
@@ -286,7 +310,7 @@ def _seed_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
 
 
 def _difference_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-  found = []
+  found, own = [], shapes(results["methods"])
   for name in tables.comparisons(results):
     by_task = results["differences"][name]
     rows = [
@@ -297,9 +321,10 @@ def _difference_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     if rows:
       first, _, second = name.partition(" - ")
       title = f"{label(results, first)} − {label(results, second)}, points"
-      found.append(
-        (title, charts.difference_chart(rows, title=title, method=first))
+      chart = charts.difference_chart(
+        rows, title=title, method=first, shape=own[first]
       )
+      found.append((title, chart))
   return found
 
 
@@ -336,9 +361,9 @@ def _set_metrics(runs: Sequence[Run], task: str) -> list[str]:
 
 def _mean_curve(results: Mapping[str, Any]) -> Markup:
   """Held-out accuracy against updates, mean over tasks."""
-  methods = results["learning"].get(MEAN, {}).get("methods", {})
-  lines = []
-  for method, content in methods.items():
+  learning = results["learning"].get(MEAN, {"methods": {}})
+  lines, own = [], shapes(results["methods"])
+  for method, content in learning["methods"].items():
     curve = content["curve"]
     updates = curve["updates"]
     seeds = {
@@ -346,7 +371,12 @@ def _mean_curve(results: Mapping[str, Any]) -> Markup:
       for seed, values in curve["seeds"].items()
     }
     mean = list(zip(updates, curve["mean"], strict=True))
-    lines.append(charts.Lines(method, label(results, method), seeds, mean))
+    marked = [p for p in mean if p[0] in learning["reference_updates"]]
+    lines.append(
+      charts.Lines(
+        method, label(results, method), seeds, mean, own[method], marked
+      )
+    )
   return _accuracy_chart(lines, "updates")
 
 
@@ -385,18 +415,34 @@ def _lines(
   x_name: str,
   y_name: str,
 ) -> Iterator[charts.Lines]:
+  marks = shapes(results["methods"])
+  # Accuracies of the table are marked in the curves.
+  references = (
+    results["learning"].get(task, {}).get("reference_updates", [])
+    if y_name.startswith("eval/")
+    else []
+  )
   for method in results["methods"]:
     own = [run for run in runs if (run.task, run.method) == (task, method)]
-    by_seed = {str(run.seed): _points(run, x_name, y_name) for run in own}
-    by_seed = {seed: points for seed, points in by_seed.items() if points}
-    if by_seed:
-      shared = set.intersection(*(set(points) for points in by_seed.values()))
-      mean = [
-        _mean_point([points[update] for points in by_seed.values()])
-        for update in sorted(shared)
-      ]
-      seeds = {seed: list(p.values()) for seed, p in by_seed.items()}
-      yield charts.Lines(method, label(results, method), seeds, mean)
+    points = {run.seed: _points(run, x_name, y_name) for run in own}
+    points = {seed: there for seed, there in points.items() if there}
+    if not points:
+      continue
+    # One that is under way would cut off the mean of the others.
+    ended = [run.seed for run in own if run.finished and run.seed in points]
+    counted = [points[seed] for seed in ended or points]
+    mean = {
+      update: _mean_point([there[update] for there in counted])
+      for update in sorted(set.intersection(*map(set, counted)))
+    }
+    yield charts.Lines(
+      method,
+      label(results, method),
+      {str(seed): list(there.values()) for seed, there in points.items()},
+      list(mean.values()),
+      marks[method],
+      [mean[update] for update in references if update in mean],
+    )
 
 
 def _points(
@@ -439,38 +485,56 @@ def _losses(pair: Sequence[float | None] | None) -> str:
   return " → ".join("–" if loss is None else f"{loss:.3f}" for loss in pair)
 
 
-def _progress_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Accuracy on the way, and updates to the targets, by task and method."""
-  rows = []
+def _progress_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Accuracy on the way and updates to the targets, by task and method.
+
+  Tasks with the same reference points share a table.
+  """
+  parts: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+  targets: set[str] = set()
   for task in tables.task_rows(results, "learning"):
-    learning = results["learning"].get(task)
-    for method, content in (learning or {"methods": {}})["methods"].items():
-      live = (
-        results["training"]
-        .get(task, {})
-        .get(method, {})
-        .get("groups/live_fraction")
-      )
-      rows.append(
-        {
-          "task": task,
-          "label": label(results, method),
-          "at": [
-            tables.percent(
-              (content["at_updates"].get(str(u)) or {}).get("mean")
-            )
-            for u in results["reference_updates"]
-          ],
-          "to": [
-            tables.updates(content["updates_to"][name]["mean"], content)
-            if name in content["updates_to"]
-            else "–"
-            for name in ("halfway", "grpo_final")
-          ],
-          "live": tables.percent(live["mean"] if live else None),
-        }
-      )
-  return rows
+    learning = results["learning"].get(task, {"reference_updates": []})
+    at = tuple(learning["reference_updates"])
+    targets |= learning.get("targets", {}).keys()
+    for method, content in learning.get("methods", {}).items():
+      row = _progress_row(results, task, method, content, at)
+      parts.setdefault(at, []).append(row)
+  shown = {
+    HALFWAY: "updates to half of the gain",
+    REFERENCE_FINAL: f"to {tables.reference_label(results)}’s final",
+  }
+  return [
+    {
+      "at": at,
+      "targets": {n: text for n, text in shown.items() if n in targets},
+      "rows": rows,
+    }
+    for at, rows in parts.items()
+  ]
+
+
+def _progress_row(
+  results: Mapping[str, Any],
+  task: str,
+  method: str,
+  content: Mapping[str, Any],
+  references: Sequence[int],
+) -> dict[str, Any]:
+  trained = results["training"].get(task, {}).get(method, {})
+  live = trained.get("groups/live_fraction")
+  reached = content["at_updates"]
+  return {
+    "task": task,
+    "label": label(results, method),
+    "at": [
+      tables.percent(reached.get(str(u), {}).get("mean")) for u in references
+    ],
+    "to": {
+      name: tables.updates(at["mean"], content)
+      for name, at in content["updates_to"].items()
+    },
+    "live": tables.percent(live["mean"] if live else None),
+  }
 
 
 def _diversity_rows(
@@ -497,33 +561,60 @@ def _diversity_rows(
 
 def _cost_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Cost per update of each method, whole runs and first update, with ratio."""
-  cost = results["cost"].get(MEAN)
-  if not cost:
+  content = results["cost"].get(MEAN)
+  if not content:
     return []
   found = []
-  for when, title in (
-    ("first_update", "First update: same weights, same questions"),
-    ("mean", "Mean over whole runs: the policies differ"),
+  for when, title, spread in (
+    (
+      cost.FIRST_UPDATE,
+      "First update: same weights, same questions",
+      "lowest and highest seed",
+    ),
+    (
+      cost.WHOLE_RUN,
+      "Mean over whole runs: the policies differ",
+      "5th to 95th percentile of the updates",
+    ),
   ):
     rows = []
-    for name, text in results_lib.COSTS.items():
-      values = [by[name][when] for by in cost["methods"].values()]
-      ratios = [by[name][when] for by in cost["ratios"].values()]
-      if any(value is not None for value in values):
-        cells = ["–" if v is None else charts.number(v) for v in values]
-        rows.append((text, cells, [*map(_times, ratios)]))
+    for name, text in cost.COSTS.items():
+      costs = [by[name][when] for by in content["methods"].values()]
+      ratios = [by[name][when] for by in content["ratios"].values()]
+      if any(one["mean"] is not None for one in costs):
+        rows.append(
+          (text, [*map(_cost_cell, costs)], [*map(_ratio_cell, ratios)])
+        )
     found.append(
       {
         "title": title,
-        "methods": [label(results, method) for method in cost["methods"]],
+        "spread": spread,
+        "methods": [label(results, method) for method in content["methods"]],
         "ratios": [
           " ÷ ".join(label(results, part) for part in name.split(" / "))
-          for name in cost["ratios"]
+          for name in content["ratios"]
         ],
         "rows": rows,
       }
     )
   return [table for table in found if table["rows"]]
+
+
+def _cost_cell(content: Mapping[str, Any]) -> tuple[str, str]:
+  """A mean and how far it spreads."""
+  if content["mean"] is None:
+    return "–", ""
+  spread = tables.spread_text(content["spread"], charts.number)
+  return charts.number(content["mean"]), spread
+
+
+def _ratio_cell(ratio: Mapping[str, Any] | None) -> tuple[str, str]:
+  """A ratio that is more than chance; of another one the interval alone."""
+  if ratio is None or not ratio["interval"]:
+    return "–", ""
+  low, high = ratio["interval"]
+  shown = f"{ratio['ratio']:.2f}×" if cost.clear_ratio(ratio) else ""
+  return shown, f"{low:.2f} to {high:.2f}"
 
 
 def _warning_table(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -580,6 +671,22 @@ def _status_charts(
       )
       if chart:
         yield f"{task}, {label(results, method)}", chart
+
+
+def _made_with(results: Mapping[str, Any]) -> list[str]:
+  """When and with what the last start ran, in a few words."""
+  found = [f"written {_minute(results['written'])} UTC"]
+  starts = [*_provenance(results)]
+  if starts:
+    date, commit, devices, _, _ = starts[-1]
+    jax = results["provenance"][-1]["versions"].get("jax")
+    found += [f"last start {_minute(date)}", f"commit {commit}", devices]
+    found.append(f"jax {jax}")
+  return found
+
+
+def _minute(date: str) -> str:
+  return date[:16].replace("T", " ")
 
 
 def _provenance(

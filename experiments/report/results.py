@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import diversity, health, provenance
 from experiments.dependencies import DONE_FILE
-from experiments.report import board, bootstrap
+from experiments.report import board, bootstrap, cost, learning
 from experiments.report.board import MEAN
 from experiments.report.folders import read_study, sources
 from experiments.report.methods import (
@@ -32,6 +32,7 @@ from experiments.report.sources import (
   REFERENCE,
   Evaluation,
   Run,
+  configured_methods,
   health_settings,
   load_evaluations,
   load_runs,
@@ -39,23 +40,7 @@ from experiments.report.sources import (
 )
 from experiments.workdir import read_json, write_json
 
-# Differences that are shown first, where both are there.
-_FIRST_COMPARISONS = (("rapo", REFERENCE), ("rapo", "hybrid"))
-# Parts of a run at whose ends accuracy is compared.
-_PARTS = 4
-# Below this a cost is noise, and a ratio to it says nothing.
-_LEAST_SECONDS = 0.05
-_LEAST_COUNT = 1.0
-
-COSTS = {
-  "rollout/seconds": "rollout, s",
-  "update/seconds": "update, s",
-  "rollout/generated_tokens": "generated tokens",
-  "rollout/tool_calls": "tool calls",
-  "rollout/response_tokens": "response tokens",
-  "rollout/tool_seconds": "in tools, s",
-  "rollout/retrieval_seconds": "in retrieval, s",
-}
+_OURS = "rapo"
 TRAINING = (
   "groups/live_fraction",
   "reward/mean",
@@ -98,23 +83,25 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
   evaluations = load_evaluations(workdir)
   runs = load_runs(workdir)
   study = read_study(workdir)
-  reference = study.get("reference", REFERENCE)
   tasks = sorted({*evaluations, *(run.task for run in runs)})
   there = _methods(evaluations, runs)
   accuracy = _accuracy(evaluations)
+  reference = _reference(workdir, study, there)
+  pair = _main_pair(there, reference, accuracy)
   best = _best_other(accuracy)
-  pairs = _comparisons(there, reference)
-  if best is not None and ("rapo", best) not in pairs:
-    pairs.append(("rapo", best))
+  pairs = _comparisons(there, reference, pair)
+  if _OURS in there and best is not None and (_OURS, best) not in pairs:
+    pairs.append((_OURS, best))
   differences = {
     f"{first} - {second}": _differences(evaluations, first, second)
     for first, second in pairs
   }
-  shown = shown_methods(workdir, runs)
+  shown = shown_methods(workdir, runs, agents=there)
   results = {
     "written": _now(),
     "study": {key: study[key] for key in ("name", "description") if study},
     "reference": reference,
+    "pair": pair,
     "best_other": best,
     "provenance": [
       start
@@ -123,11 +110,8 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
     ],
     "tasks": tasks,
     "methods": there,
-    "labels": {m: shown[m].label if m in shown else m for m in there},
-    "colours": {
-      m: [shown[m].colour, shown[m].dark_colour] if m in shown else [None, None]
-      for m in there
-    },
+    "labels": {m: shown[m].label for m in there},
+    "colours": {m: [shown[m].colour, shown[m].dark_colour] for m in there},
     "warm_start": _warm_starts(workdir),
     "unfinished_runs": [
       f"{run.task}/{run.name}" for run in runs if not run.finished
@@ -139,27 +123,69 @@ def compute_results(workdir: str | pathlib.Path) -> dict[str, Any]:
     "differences": differences,
     "board": board.make_board(runs, reference),
     "diversity": _diversity(runs),
-    "reference_updates": _reference_updates(runs),
-    "learning": _learning(runs, differences),
+    "learning": learning.make_learning(runs, differences, reference, pair),
     "training": _training(runs),
-    "cost": _cost(runs, reference),
+    "cost": cost.make_cost(runs, pairs),
     "warnings": _warnings(workdir, runs, evaluations, shown),
     "bootstrap_resamples": bootstrap.NUM_RESAMPLES,
   }
   return _without_nan(results)
 
 
-def _comparisons(there: Sequence[str], reference: str) -> list[tuple[str, str]]:
+def _reference(
+  workdir: str | pathlib.Path, study: Mapping[str, Any], there: Sequence[str]
+) -> str | None:
+  """What the other methods are compared with; None where there are no others.
+
+  The study's, or GRPO; where it is not there, the first method of the config
+  that is not RAPO.
+  """
+  trained = [m for m in there if m not in AGENTS]
+  if len(trained) < 2:
+    return None
+  wanted = study.get("reference", REFERENCE)
+  if wanted in trained:
+    return str(wanted)
+  order = [m for m in configured_methods(workdir) if m in trained]
+  return next(m for m in (*order, *trained) if m != _OURS)
+
+
+def _main_pair(
+  there: Sequence[str], reference: str | None, accuracy: Mapping[str, Any]
+) -> tuple[str, str] | None:
+  """The comparison that the report begins with.
+
+  RAPO with the reference; without RAPO, the method that is evaluated best.
+  """
+  if reference is None:
+    return None
+  others = [m for m in there if m not in AGENTS and m != reference]
+  if _OURS in others:
+    return _OURS, reference
+
+  def reached(method: str) -> float:
+    content = accuracy.get(MEAN, {}).get(method, {}).get("sampled")
+    return float(content["mean"]) if content else -1.0
+
+  return max(others, key=reached), reference
+
+
+def _comparisons(
+  there: Sequence[str],
+  reference: str | None,
+  pair: tuple[str, str] | None,
+) -> list[tuple[str, str]]:
   """Pairs that are compared: with the reference, then with the base agent."""
   trained = [m for m in there if m not in AGENTS]
-  pairs = [
-    *_FIRST_COMPARISONS,
-    *((m, reference) for m in trained if m != reference),
-    *((m, BASE) for m in trained),
-  ]
+  pairs = [] if pair is None else [pair]
+  if _OURS in there and "hybrid" in there:
+    pairs.append((_OURS, "hybrid"))
+  if reference is not None:
+    pairs += [(m, reference) for m in trained if m != reference]
+  pairs += [(m, BASE) for m in trained]
   if WARM_START in there:
     pairs.append((WARM_START, BASE))
-    pairs += ((m, WARM_START) for m in trained)
+    pairs += [(m, WARM_START) for m in trained]
   return list(dict.fromkeys(pairs))
 
 
@@ -327,256 +353,6 @@ def _warm_starts(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   return found
 
 
-# Learning curves.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Curve:
-  """Held-out accuracy against updates; `seeds[k]` and `mean` fit `updates`."""
-
-  updates: np.ndarray
-  seeds: Mapping[int, np.ndarray]
-
-  @property
-  def mean(self) -> np.ndarray:
-    return np.mean(list(self.seeds.values()), axis=0)
-
-
-def _curve(runs: Sequence[Run]) -> _Curve | None:
-  """Curve of one method on one task, at updates that every seed has.
-
-  A run that is under way would cut off the others: it counts only where none
-  has ended.
-  """
-  ended = [run for run in runs if run.finished]
-  series = {
-    run.seed: run.series("update", "eval/accuracy") for run in ended or runs
-  }
-  if not series:
-    return None
-  shared = set.intersection(*(set(x.tolist()) for x, _ in series.values()))
-  updates = np.array(sorted(shared))
-  if not len(updates):
-    return None
-  return _Curve(
-    updates,
-    {seed: y[np.isin(x, updates)] for seed, (x, y) in series.items()},
-  )
-
-
-def _mean_curve(curves: Sequence[_Curve | None]) -> _Curve | None:
-  """Mean over tasks, for the seeds and updates that all of them have."""
-  present = [curve for curve in curves if curve is not None]
-  if not present or len(present) < len(curves):
-    return None
-  updates = sorted(set.intersection(*(set(c.updates) for c in present)))
-  seeds = set.intersection(*(set(c.seeds) for c in present))
-  if not updates or not seeds:
-    return None
-  return _Curve(
-    np.array(updates),
-    {
-      seed: np.mean(
-        [c.seeds[seed][np.isin(c.updates, updates)] for c in present], axis=0
-      )
-      for seed in sorted(seeds)
-    },
-  )
-
-
-def updates_to(
-  updates: np.ndarray, accuracy: np.ndarray, target: float
-) -> float | None:
-  """Number of updates until a curve first reaches a target.
-
-  Args:
-    updates: evaluated updates, ascending, `[n]`.
-    accuracy: accuracy at them, `[n]`.
-    target: accuracy to reach.
-
-  Returns:
-    Linear between two evaluations; None when it is never reached (censored at
-    the last update).
-  """
-  reached = np.flatnonzero(accuracy >= target)
-  if not len(reached):
-    return None
-  i = int(reached[0])
-  if i == 0:
-    return float(updates[0])
-  share = (target - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])
-  return float(updates[i - 1] + share * (updates[i] - updates[i - 1]))
-
-
-def _speedup(
-  slow: float | None, fast: float | None, last: float
-) -> dict[str, Any]:
-  """GRPO's updates over RAPO's; a bound where one of them never gets there."""
-  if slow is None and fast is None:
-    return {"ratio": None, "bound": "neither reached it"}
-  if (slow is not None and slow <= 0) or (fast is not None and fast <= 0):
-    return {"ratio": None, "bound": "reached before the first update"}
-  if slow is None:
-    return {"ratio": last / fast, "bound": "at least"}  # type: ignore[operator]
-  if fast is None:
-    return {"ratio": slow / last, "bound": "at most"}
-  return {"ratio": slow / fast, "bound": "exactly"}
-
-
-def _reference_updates(runs: Sequence[Run]) -> list[int]:
-  """Evaluated updates nearest to the quarters of the longest run."""
-  evaluated = sorted(
-    {
-      int(update)
-      for run in runs
-      for update in run.series("update", "eval/accuracy")[0]
-      if update > 0
-    }
-  )
-  if not evaluated:
-    return []
-  wanted = [evaluated[-1] * part / _PARTS for part in range(1, _PARTS + 1)]
-  return sorted(
-    {min(evaluated, key=lambda update: abs(update - at)) for at in wanted}
-  )
-
-
-def _learning(
-  runs: Sequence[Run], differences: Mapping[str, Any]
-) -> dict[str, Any]:
-  tasks = sorted({run.task for run in runs})
-  methods = sorted({run.method for run in runs}, key=method_order)
-  curves: dict[str, dict[str, _Curve]] = {}
-  for method in methods:
-    own = {
-      task: _curve([r for r in runs if (r.task, r.method) == (task, method)])
-      for task in tasks
-    }
-    own[MEAN] = _mean_curve(list(own.values()))
-    for task, curve in own.items():
-      if curve is not None:
-        curves.setdefault(task, {})[method] = curve
-  references = _reference_updates(runs)
-  return {
-    task: _learning_of_task(
-      by, references, _targets(by, _above_base(differences, task))
-    )
-    for task, by in curves.items()
-  }
-
-
-def _above_base(differences: Mapping[str, Any], task: str) -> set[str]:
-  """Methods whose final accuracy is above the base agent's beyond noise."""
-  found = set()
-  for name, by_task in differences.items():
-    method, _, second = name.partition(" - ")
-    estimates = [
-      kinds["sampled"]
-      for key, kinds in by_task.items()
-      if (key == task or key.startswith(f"{task}/")) and "sampled" in kinds
-    ]
-    if second == BASE and any(e["clear"] and e["mean"] > 0 for e in estimates):
-      found.add(method)
-  return found
-
-
-def _targets(curves: Mapping[str, _Curve], above: set[str]) -> dict[str, float]:
-  """Accuracies that speed is measured by; none that is noise.
-
-  Half of the way from the first accuracy to the best final one, and GRPO's
-  final one, of methods that are above the base agent.
-  """
-  finals = {m: float(curves[m].mean[-1]) for m in above if m in curves}
-  if not finals:
-    return {}
-  start = float(np.mean([curve.mean[0] for curve in curves.values()]))
-  targets = {"halfway": (start + max(finals.values())) / 2}
-  if "grpo" in finals:
-    targets["grpo_final"] = finals["grpo"]
-  return targets
-
-
-def _learning_of_task(
-  curves: Mapping[str, _Curve],
-  references: Sequence[int],
-  targets: Mapping[str, float],
-) -> dict[str, Any]:
-  methods: dict[str, Any] = {}
-  for method, curve in curves.items():
-    at = {int(u): i for i, u in enumerate(curve.updates)}
-    methods[method] = {
-      "curve": {
-        "updates": [int(u) for u in curve.updates],
-        "mean": curve.mean.tolist(),
-        "seeds": {str(s): y.tolist() for s, y in curve.seeds.items()},
-      },
-      "at_updates": {
-        str(u): {
-          "mean": float(curve.mean[at[u]]),
-          "seeds": {str(s): float(y[at[u]]) for s, y in curve.seeds.items()},
-        }
-        for u in references
-        if u in at
-      },
-      "updates_to": {
-        name: {
-          "mean": updates_to(curve.updates, curve.mean, target),
-          "seeds": {
-            str(s): updates_to(curve.updates, y, target)
-            for s, y in curve.seeds.items()
-          },
-        }
-        for name, target in targets.items()
-      },
-      "last_update": int(curve.updates[-1]),
-    }
-  content: dict[str, Any] = {"targets": dict(targets), "methods": methods}
-  compared = [
-    methods[m]["last_update"] for m in ("grpo", "rapo") if m in methods
-  ]
-  # Before the second evaluation there is no speed.
-  if len(compared) == 2 and min(compared) > 0:
-    last = min(compared)
-    content["speedup"] = {
-      name: _speedup(
-        methods["grpo"]["updates_to"][name]["mean"],
-        methods["rapo"]["updates_to"][name]["mean"],
-        last,
-      )
-      | {"interval": _speed_interval(curves["grpo"], curves["rapo"], target)}
-      for name, target in targets.items()
-    }
-  return content
-
-
-def _speed_interval(
-  slow: _Curve, fast: _Curve, target: float
-) -> list[float] | None:
-  """Interval of `_speedup` over pairs of seeds; None for fewer than two.
-
-  A curve that does not reach the target counts as reaching it at its end,
-  which keeps the interval nearer to 1.
-  """
-  seeds = sorted(set(slow.seeds) & set(fast.seeds))
-  if len(seeds) < 2:
-    return None
-
-  def reached(curve: _Curve, chosen: Sequence[int]) -> float:
-    mean = np.mean([curve.seeds[seed] for seed in chosen], axis=0)
-    at = updates_to(curve.updates, mean, target)
-    # Reached before anything was learned: the first evaluation decides.
-    least = curve.updates[curve.updates > 0].min(initial=curve.updates[-1])
-    return float(max(curve.updates[-1] if at is None else at, least))
-
-  def ratio(chosen: Sequence[int]) -> float:
-    return reached(slow, chosen) / reached(fast, chosen)
-
-  low, high = bootstrap.statistic_interval(
-    len(seeds), lambda picks: ratio([seeds[i] for i in picks])
-  )
-  return [low, high]
-
-
 # Warnings.
 
 
@@ -640,17 +416,12 @@ def _now() -> str:
   return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-# Training and cost.
+# Training.
 
 
 def _mean_over_updates(run: Run, name: str) -> float:
   _, values = run.series("update", name)
   return float(values.mean()) if len(values) else math.nan
-
-
-def _at_first_update(run: Run, name: str) -> float:
-  updates, values = run.series("update", name)
-  return float(values[updates == 1][0]) if 1 in updates else math.nan
 
 
 def _by_task_and_method(
@@ -713,68 +484,6 @@ def _diversity(runs: Sequence[Run]) -> dict[str, Any]:
         }
       found.setdefault(task, {})[method] = content
   return found
-
-
-def _cost(runs: Sequence[Run], reference: str) -> dict[str, Any]:
-  """Cost per update: over whole runs, and at the first one.
-
-  The first update is the fair comparison: same weights, same questions. Over
-  whole runs the policies differ, and one that answers early looks cheap.
-  """
-  by_task: dict[str, Any] = {}
-  for task, by_method in _by_task_and_method(runs).items():
-    by_task[task] = {
-      method: {
-        name: {
-          "mean": _mean([_mean_over_updates(run, name) for run in own]),
-          "first_update": _mean([_at_first_update(run, name) for run in own]),
-        }
-        for name in COSTS
-      }
-      for method, own in by_method.items()
-    }
-  shared = [
-    m for m in _methods({}, runs) if all(m in t for t in by_task.values())
-  ]
-  if shared:
-    by_task[MEAN] = {
-      method: {
-        name: {
-          when: _mean([task[method][name][when] for task in by_task.values()])
-          for when in ("mean", "first_update")
-        }
-        for name in COSTS
-      }
-      for method in shared
-    }
-  return {
-    task: {"methods": by_method, "ratios": _cost_ratios(by_method, reference)}
-    for task, by_method in by_task.items()
-  }
-
-
-def _cost_ratios(
-  by_method: Mapping[str, Any], reference: str
-) -> dict[str, Any]:
-  return {
-    f"{first} / {second}": {
-      name: {
-        when: _ratio(
-          by_method[first][name][when], by_method[second][name][when], name
-        )
-        for when in ("mean", "first_update")
-      }
-      for name in COSTS
-    }
-    for first, second in _comparisons(list(by_method), reference)
-    if first in by_method and second in by_method
-  }
-
-
-def _ratio(first: float, second: float, name: str) -> float:
-  """NaN where either is too small to be compared."""
-  least = _LEAST_SECONDS if name.endswith("seconds") else _LEAST_COUNT
-  return first / second if min(first, second) >= least else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

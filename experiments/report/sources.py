@@ -18,7 +18,13 @@ import numpy as np
 from experiments import health
 from experiments.metrics import read_metrics
 from experiments.report.folders import RunFolder, Source, run_folders, sources
-from experiments.report.methods import AGENTS, Shown, method_order, read_shown
+from experiments.report.methods import (
+  AGENTS,
+  Shown,
+  coloured,
+  method_order,
+  read_shown,
+)
 from experiments.workdir import read_evaluation, read_json
 
 REFERENCE = "grpo"
@@ -182,10 +188,22 @@ def health_settings(
   return health.HealthConfig(**settings), hybrid
 
 
+def configured_methods(root: str | pathlib.Path) -> list[str]:
+  """Methods that the configs of a folder train, in their order."""
+  found = []
+  for source in sources(root):
+    path = source.folder / "config.json"
+    config = read_json(path) if path.exists() else {}
+    methods = config.get("train", {}).get("methods", [])
+    found += [source.method(method) for method in methods]
+  return list(dict.fromkeys(found))
+
+
 def shown_methods(
   root: str | pathlib.Path,
   runs: Sequence[Run] | Sequence[RunFolder],
   *,
+  agents: Sequence[str] = (),
   unused: bool = True,
 ) -> dict[str, Shown]:
   """What is shown of each method and agent, by its name in the report.
@@ -193,6 +211,7 @@ def shown_methods(
   Args:
     root: a work folder, or the folder of a study.
     runs: its runs.
+    agents: others that are shown, such as those that are evaluated alone.
     unused: whether methods of the table are there that no run has.
   """
   found = read_shown(((run.method, run.path) for run in runs), unused=unused)
@@ -208,4 +227,6 @@ def shown_methods(
       found[run.method] = own._replace(
         label=f"{own.label}, {run.source.label}", colour=light, dark_colour=dark
       )
-  return found
+  for agent in agents:
+    found.setdefault(agent, Shown(agent))
+  return coloured(found, {*agents, *(run.method for run in runs)})

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from experiments import health
+from experiments import health, layout
+from experiments.report import cost
 from experiments.report.board import BUDGETS, MEAN
-from experiments.report.methods import AGENTS, label
-from experiments.report.results import COSTS
+from experiments.report.learning import HALFWAY
+from experiments.report.methods import AGENTS, BASE, WARM_START, label
 
 # From fewer seeds a bootstrap interval is too narrow to lean on.
 FEW_SEEDS = 5
+COST_TIMES = {
+  cost.FIRST_UPDATE: "at the first update (same weights, same questions)",
+  cost.WHOLE_RUN: "over whole runs",
+}
+"""When costs are compared, in words."""
 _SHOWN_WARNINGS = 5
+_SHOWN_RUNS = 6
+_SHOWN_COSTS = 4
 
 _SHORT = {
   "base": "base",
@@ -23,13 +30,32 @@ _SHORT = {
 }
 
 
+class Gain(NamedTuple):
+  """What training has added to the agent that it began with.
+
+  Attributes:
+    method: that was trained.
+    begun_with: the base agent, or the one of the warm start.
+    start: accuracy of that agent.
+    end: accuracy after training.
+    difference: of the two, as in `results["differences"]`.
+  """
+
+  method: str
+  begun_with: str
+  start: float
+  end: float
+  difference: Mapping[str, Any]
+
+
 def format_table(results: Mapping[str, Any], width: int = 100) -> str:
   """The result table, every seed, speed and cost, for a terminal.
 
   Args:
     results: what `experiments.results.compute_results` returns.
     width: columns of the terminal. A table that is wider is turned around,
-      with a line for each task and method; sentences are wrapped.
+      with a line for each task and method; long names are cut in the middle,
+      and sentences are wrapped.
 
   Returns:
     Lines of text without a newline at the end.
@@ -37,22 +63,21 @@ def format_table(results: Mapping[str, Any], width: int = 100) -> str:
   header, rows = _accuracy_rows(results)
   sentences = [*_sentences(results), *warning_lines(results)]
   if not rows:
-    return _wrapped(["No evaluation yet.", *sentences], width)
+    return layout.wrapped(["No evaluation yet.", *sentences], width)
   title = (
     "Held-out accuracy in %, sampled at T = 1, never retrieving"
     " (greedy in brackets)"
   )
-  table = _aligned([header, *rows])
-  if _too_wide(table, width):
-    table = _aligned(_turned(header, rows))
-  parts = [_wrapped([title], width), table]
+  table = [header, *rows]
+  if not layout.fits(table, width):
+    table = _turned(header, rows)
+  parts = [layout.wrapped([title], width), layout.table(table, width)]
   seeds = _seed_rows(results)
   if seeds:
-    table = _aligned(seeds)
-    if _too_wide(table, width):
-      table = _aligned(_turned_seeds(seeds))
-    parts += ["", "Every seed", table]
-  return "\n".join([*parts, "", _wrapped(sentences, width)])
+    if not layout.fits(seeds, width):
+      seeds = _turned_seeds(seeds)
+    parts += ["", "Every seed", layout.table(seeds, width)]
+  return "\n".join([*parts, "", layout.wrapped(sentences, width)])
 
 
 def format_board(results: Mapping[str, Any], width: int = 100) -> str:
@@ -61,7 +86,7 @@ def format_board(results: Mapping[str, Any], width: int = 100) -> str:
   Args:
     results: what `experiments.report.results.compute_results` returns.
     width: columns of the terminal. Columns that find no room are left out,
-      the last first; sentences are wrapped.
+      the last first, and named; sentences are wrapped.
 
   Returns:
     Lines of text without a newline at the end.
@@ -69,17 +94,27 @@ def format_board(results: Mapping[str, Any], width: int = 100) -> str:
   header, rows = board_rows(results)
   sentences = [*_incomplete(results), *warning_lines(results)]
   if not rows:
-    return _wrapped(["No run has written metrics yet.", *sentences], width)
+    none = "No run has written metrics yet."
+    return layout.wrapped([none, *sentences], width)
   cells = [row for task, row in rows if task == board_task(results)]
   table = [["method", *header], *cells]
-  while _too_wide(_aligned(table), width) and len(table[0]) > 2:
+  left_out: list[str] = []
+  while not layout.fits(table, width) and len(table[0]) > 3:
+    left_out.insert(0, table[0][-1])
     table = [row[:-1] for row in table]
-  title = (
-    f"Held-out accuracy in %, {board_task(results)}; differences from "
-    f"{label(results, results['reference'])} in points"
-  )
-  parts = [_wrapped([title], width), _aligned(table)]
-  return "\n".join([*parts, "", _wrapped(sentences, width)]).rstrip()
+  title = f"Held-out accuracy in %, {board_task(results)}"
+  if results["reference"] is not None:
+    title += f"; differences from {reference_label(results)} in points"
+  if left_out:
+    sentences.insert(0, f"No room for: {', '.join(left_out)}. See the report.")
+  parts = [layout.wrapped([title], width), layout.table(table, width)]
+  return "\n".join([*parts, "", layout.wrapped(sentences, width)]).rstrip()
+
+
+def reference_label(results: Mapping[str, Any]) -> str:
+  """What the others are compared with, for people; empty without others."""
+  reference = results["reference"]
+  return "" if reference is None else label(results, reference)
 
 
 def board_task(results: Mapping[str, Any]) -> str:
@@ -97,15 +132,11 @@ def board_rows(
     The header without the method's column; a task and its cells a row.
   """
   reference = results["reference"]
-  shown = _short(results, reference)
-  header = [
-    "seeds",
-    "equal leaves",
-    f"− {shown} [95 %]",
-    "equal tokens",
-    f"− {shown} [95 %]",
-    *BUDGETS,
-  ]
+  header = ["seeds", "equal leaves"]
+  if reference is not None:
+    versus = f"− {_short(results, reference)} [95 %]"
+    header += [versus, "equal tokens", versus]
+  header += BUDGETS
   rows = []
   for task in task_rows(results, "board"):
     own = results["board"].get(task, {})
@@ -122,23 +153,21 @@ def board_rows(
 
     for method in sorted(own, key=place, reverse=True):
       row, estimate = own[method], reached(method)
-      pair = f"{method} - {reference}"
-      differences = results["differences"].get(pair, {}).get(task, {})
-      apart = None if method == reference else row.get("difference")
-      rows.append(
-        (
-          task,
-          [
-            label(results, method),
-            str(estimate["num_seeds"]) if estimate else "–",
-            percent(estimate["mean"] if estimate else None),
-            difference_text(differences.get("sampled")),
-            _at_tokens(row.get("at_tokens")),
-            difference_text(apart),
-            *(_amount(row["budget"].get(name)) for name in BUDGETS),
-          ],
-        )
-      )
+      cells = [
+        label(results, method),
+        str(estimate["num_seeds"]) if estimate else "–",
+        percent(estimate["mean"] if estimate else None),
+      ]
+      if reference is not None:
+        pair = results["differences"].get(f"{method} - {reference}", {})
+        apart = None if method == reference else row.get("difference")
+        cells += [
+          difference_text(pair.get(task, {}).get("sampled")),
+          _at_tokens(row.get("at_tokens")),
+          difference_text(apart),
+        ]
+      cells += [_amount(row["budget"].get(name)) for name in BUDGETS]
+      rows.append((task, cells))
   return header, rows
 
 
@@ -153,19 +182,6 @@ def _amount(value: float | None) -> str:
   if value is None:
     return "–"
   return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _too_wide(table: str, width: int) -> bool:
-  return max(map(len, table.splitlines())) > width
-
-
-def _wrapped(sentences: Sequence[str], width: int) -> str:
-  return "\n".join(
-    textwrap.fill(
-      sentence, width, break_long_words=False, break_on_hyphens=False
-    )
-    for sentence in sentences
-  )
 
 
 def _turned(
@@ -233,36 +249,42 @@ def _sentences(results: Mapping[str, Any]) -> list[str]:
 def headline(results: Mapping[str, Any]) -> list[str]:
   """What the run has found, in sentences: the finding, then what limits it.
 
-  RAPO against GRPO where both are evaluated, else what was trained against the
-  base agent. An interval that includes 0 is called no clear difference. Few
-  seeds are named, and from one seed no interval is claimed.
+  RAPO against GRPO, or what is there in their places; of one method alone, what
+  it has added to the agent it began with. An interval that includes 0 is called
+  no clear difference. Few seeds are named, and from one seed no interval is
+  claimed.
   """
-  differences = results["differences"].get("rapo - grpo", {})
+  if results["pair"] is None:
+    return _headline_alone(results)
+  first, second = results["pair"]
+  differences = results["differences"].get(f"{first} - {second}", {})
   overall = differences.get(MEAN, {}).get("sampled")
   if overall is None:
     return _headline_alone(results)
+  names = label(results, first), label(results, second)
   size = f"{abs(100 * overall['mean']):.1f} points"
   where = _where(results)
   side = "ahead of" if overall["mean"] > 0 else "behind"
   if overall["mean"] == 0:
-    first = f"No difference between RAPO and GRPO {where}"
+    text = f"No difference between {names[0]} and {names[1]} {where}"
   elif overall["interval"] is not None and not overall["clear"]:
-    first = f"No clear difference: RAPO is {side} GRPO by {size} {where}"
+    text = (
+      f"No clear difference: {names[0]} is {side} {names[1]} by {size} {where}"
+    )
   else:
-    first = f"RAPO is {side} GRPO by {size} {where}"
+    text = f"{names[0]} is {side} {names[1]} by {size} {where}"
   return [
-    f"{first} ({certainty(overall)}).",
+    f"{text} ({certainty(overall)}).",
     *_best_other(results),
     *_caveats(results, differences, overall["num_seeds"]),
   ]
 
 
 def _best_other(results: Mapping[str, Any]) -> list[str]:
-  """RAPO against the best of the others, where that is not GRPO."""
+  """RAPO against the best of the others, where that is not the reference."""
   best = results["best_other"]
-  pair = results["differences"].get(f"rapo - {best}", {})
-  overall = pair.get(MEAN, {}).get("sampled")
-  if overall is None or best == "grpo":
+  overall = _overall(results, f"rapo - {best}")
+  if overall is None or best == results["reference"]:
     return []
   side = "ahead of" if overall["mean"] > 0 else "behind"
   size = f"{abs(100 * overall['mean']):.1f} points"
@@ -272,30 +294,48 @@ def _best_other(results: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _headline_alone(results: Mapping[str, Any]) -> list[str]:
-  """The headline of a run without RAPO or without GRPO."""
-  where = _where(results)
+def _overall(results: Mapping[str, Any], pair: str) -> dict[str, Any] | None:
+  """Difference of two methods over all tasks, sampled."""
+  found = results["differences"].get(pair, {}).get(MEAN, {})
+  return found.get("sampled")  # type: ignore[no-any-return]
+
+
+def gain(results: Mapping[str, Any]) -> Gain | None:
+  """What training has added, of RAPO or of the last method; None if unknown."""
+  accuracy = results["accuracy"].get(MEAN, {})
   trained = [m for m in reversed(results["methods"]) if m not in AGENTS]
   for method in dict.fromkeys(["rapo", *trained]):
-    reached = results["accuracy"].get(MEAN, {}).get(method, {}).get("sampled")
-    if reached is None:
-      continue
-    first = (
-      f"{label(results, method)} answers {percent(reached['mean'])} % {where}"
-    )
-    gain = results["differences"].get(f"{method} - base", {})
-    overall = gain.get(MEAN, {}).get("sampled")
-    if overall is None:
-      return [f"{first}. The base agent is not evaluated.", *_few(reached)]
-    side = "below" if overall["mean"] < 0 else "above"
-    change = f"{abs(100 * overall['mean']):.1f} points {side} the base agent"
-    unclear = overall["interval"] is not None and not overall["clear"]
+    for start in (WARM_START, BASE):
+      difference = _overall(results, f"{method} - {start}")
+      if difference is not None:
+        begun, ended = (accuracy[m]["sampled"]["mean"] for m in (start, method))
+        return Gain(method, start, begun, ended, difference)
+  return None
+
+
+def _headline_alone(results: Mapping[str, Any]) -> list[str]:
+  """The headline of a run in which no two methods are compared."""
+  where, found = _where(results), gain(results)
+  if found is not None:
+    change = found.difference
+    unclear = change["interval"] is not None and not change["clear"]
+    start = label(results, found.begun_with)
     return [
-      f"{'No clear change: ' if unclear else ''}{first}, {change} "
-      f"({certainty(overall)}).",
-      *_few(overall),
+      f"{'No clear change: ' if unclear else ''}"
+      f"{label(results, found.method)} takes the {start} from "
+      f"{percent(found.start)} % to {percent(found.end)} % {where}, "
+      f"{points(change['mean'])} points ({certainty(change)}).",
+      *_few(change),
       *_incomplete(results),
     ]
+  for method in reversed(results["methods"]):
+    reached = results["accuracy"].get(MEAN, {}).get(method, {}).get("sampled")
+    if method not in AGENTS and reached is not None:
+      return [
+        f"{label(results, method)} answers {percent(reached['mean'])} % "
+        f"{where}. The base agent is not evaluated.",
+        *_few(reached),
+      ]
   return [*_headline_of_curves(results), *_incomplete(results)]
 
 
@@ -341,8 +381,12 @@ def _few(estimate: Mapping[str, Any]) -> list[str]:
 def _incomplete(results: Mapping[str, Any]) -> list[str]:
   """Runs that have not ended, and trajectories that do not count."""
   lines = []
-  if results["unfinished_runs"]:
-    lines.append(f"Unfinished runs: {', '.join(results['unfinished_runs'])}.")
+  unfinished = results["unfinished_runs"]
+  if unfinished:
+    more = len(unfinished) - _SHOWN_RUNS
+    rest = f" and {more} more" if more > 0 else ""
+    shown = ", ".join(unfinished[:_SHOWN_RUNS])
+    lines.append(f"Unfinished runs: {shown}{rest}.")
   if results.get("left_out"):
     lines.append(
       f"The system cut {results['left_out']} trajectories of the evaluations "
@@ -408,7 +452,8 @@ def _caveats(
     for value in differences[task]["sampled"]["seeds"].values()
   ]
   ahead = sum(value > 0 for value in pairs)
-  lines = [f"RAPO is ahead in {ahead} of {len(pairs)} pairs of runs."]
+  name = label(results, results["pair"][0])
+  lines = [f"{name} is ahead in {ahead} of {len(pairs)} pairs of runs."]
   if len(tasks) > 1:
     means = [differences[task]["sampled"]["mean"] for task in tasks]
     clear = [
@@ -442,47 +487,94 @@ def speed_lines(results: Mapping[str, Any]) -> list[str]:
       for method, value in reached.items()
     ]
     speedup = learning.get("speedup", {}).get(name)
-    ratio = (
-      f" (GRPO ÷ RAPO: {speedup_text(speedup)})" if clear_ratio(speedup) else ""
-    )
-    lines.append(
-      f"Updates to {target_text(name, target)}: {', '.join(words)}{ratio}."
-    )
+    ratio = ""
+    if cost.clear_ratio(speedup):
+      first, second = (label(results, method) for method in results["pair"])
+      ratio = f" ({second} ÷ {first}: {speedup_text(speedup)})"
+    what = target_text(results, name, target)
+    lines.append(f"Updates to {what}: {', '.join(words)}{ratio}.")
   return lines
 
 
-def target_text(name: str, target: float) -> str:
+def target_text(results: Mapping[str, Any], name: str, target: float) -> str:
   """A target in words, with its accuracy."""
-  what = "GRPO's final accuracy" if name == "grpo_final" else "half of the gain"
+  what = (
+    "half of the gain"
+    if name == HALFWAY
+    else f"{reference_label(results)}'s final accuracy"
+  )
   return f"{what} ({100 * target:.1f} %)"
 
 
-def clear_ratio(speedup: Mapping[str, Any] | None) -> bool:
-  """Whether a ratio is more than chance: its interval leaves 1 out."""
-  if speedup is None or speedup["ratio"] is None or not speedup["interval"]:
-    return False
-  low, high = speedup["interval"]
-  return low > 1 or high < 1
-
-
 def cost_lines(results: Mapping[str, Any]) -> list[str]:
-  """Cost of an update, RAPO over GRPO, in one sentence a comparison."""
-  ratios = results["cost"].get(MEAN, {}).get("ratios", {}).get("rapo / grpo")
-  if not ratios:
+  """What an update costs, and by how much the compared methods differ.
+
+  A ratio is given where its interval leaves 1 out.
+  """
+  content = results["cost"].get(MEAN)
+  if content is None:
     return []
+  pair = results["pair"] or ()
+  if len(pair) == 0:
+    return [
+      line
+      for method, costs in content["methods"].items()
+      for line in _cost_line(label(results, method), costs)
+    ]
+  names = " ÷ ".join(label(results, method) for method in pair)
+  ratios = content["ratios"].get(" / ".join(pair), {})
   lines = []
-  for when, words in (
-    ("first_update", "at the first update (same weights, same questions)"),
-    ("mean", "over whole runs"),
-  ):
+  for when, words in COST_TIMES.items():
     parts = [
-      f"{text.removesuffix(', s')} {ratios[name][when]:.2f}×"
-      for name, text in list(COSTS.items())[:4]
-      if ratios[name][when] is not None
+      f"{text.removesuffix(', s')} {ratios[name][when]['ratio']:.2f}× "
+      f"[{ratios[name][when]['interval'][0]:.2f}, "
+      f"{ratios[name][when]['interval'][1]:.2f}]"
+      for name, text in list(cost.COSTS.items())[:_SHOWN_COSTS]
+      if name in ratios and cost.clear_ratio(ratios[name][when])
     ]
     if parts:
-      lines.append(f"Cost of RAPO ÷ GRPO {words}: {', '.join(parts)}.")
-  return lines
+      lines.append(f"Cost of {names} {words}: {', '.join(parts)}.")
+  if lines:
+    return lines
+  return [
+    line
+    for method in pair
+    if method in content["methods"]
+    for line in _cost_line(label(results, method), content["methods"][method])
+  ]
+
+
+def _cost_line(name: str, costs: Mapping[str, Any]) -> list[str]:
+  """Costs of a method in a sentence, with the spread of its updates."""
+  parts = []
+  for metric, text in list(cost.COSTS.items())[:_SHOWN_COSTS]:
+    content = costs[metric][cost.WHOLE_RUN]
+    if content["mean"] is not None:
+      spread = spread_text(content["spread"])
+      what, _, unit = text.partition(", ")
+      number = f"{_amount(content['mean'])} {unit}".strip()
+      parts.append(f"{what} {number}" + (f" ({spread})" if spread else ""))
+  if not parts:
+    return []
+  return [
+    f"Cost of an update of {name}, mean (5th to 95th percentile): "
+    f"{', '.join(parts)}."
+  ]
+
+
+def spread_text(
+  spread: Sequence[float] | None, shown: Callable[[float], str] | None = None
+) -> str:
+  """Two ends of a spread; empty for none, and where both are written alike.
+
+  Args:
+    spread: of a cost.
+    shown: writes a number.
+  """
+  if spread is None:
+    return ""
+  low, high = map(shown or _amount, spread)
+  return "" if low == high else f"{low} to {high}"
 
 
 def percent(value: float | None) -> str:
@@ -587,26 +679,8 @@ def _seed_rows(results: Mapping[str, Any]) -> list[list[str]]:
   ]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-  """Columns of equal width; words to the left, numbers to the right."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  words = _word_columns(rows)
-  return "\n".join(
-    "  ".join(
-      cell.ljust(width) if i < words else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ).rstrip()
-    for row in rows
-  )
-
-
-def _word_columns(rows: Sequence[Sequence[str]]) -> int:
-  """Columns of words at the left, which the header tells."""
-  return 2 if rows[0][1] == "method" else 1
-
-
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-  words = _word_columns(rows)
+  words = layout.word_columns(rows)
   rule = ["---" if i < words else "---:" for i in range(len(rows[0]))]
   return "\n".join(
     f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]]

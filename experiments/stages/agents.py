@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from flax import nnx
 from transformers import Qwen2Tokenizer
 
 from experiments.config import ExperimentConfig, RandomModelConfig
 from experiments.policy_shape import random_shape
+from experiments.progress import Report
 from experiments.tasks import agent_paths, questions_of
 from experiments.workdir import Workdir
 from rapo_jax import models
 from rapo_jax.errors import InputError
 from rapo_jax.tasks.miniature.tokenizer import end_ids, untrained_tokenizer
-
-Report = Callable[[float, str], None]
 
 
 def make_agents(
@@ -34,7 +31,7 @@ def make_agents(
     path for path in paths.values() if not (path / "config.json").exists()
   ]
   if not missing:
-    report(1.0, "finished before")
+    report(1.0, "finished before", earlier=True)
     return
   if config.policy.base or config.policy.off_policy:
     raise InputError(

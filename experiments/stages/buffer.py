@@ -71,14 +71,19 @@ def build_buffer(
   # Under which the agent's traces are kept.
   source = f"{task.name}/{agent_path.name}"
   total = len(task.train)
-  # Rolling out and embedding take about as long as each other.
   begun = progress.num_questions
-  for first in range(begun, total, QUERIES_AT_A_TIME):
+
+  def rolled_out(questions: int, *, earlier: bool = False) -> None:
+    # How long embedding takes is not known from the rollouts.
     report(
-      0.5 * first / total,
+      0.5 * questions / total,
       f"{writer.num_traces} steps",
-      earlier=0 < first == begun,
+      earlier=earlier,
+      until=0.5,
     )
+
+  rolled_out(begun, earlier=begun > 0)
+  for first in range(begun, total, QUERIES_AT_A_TIME):
     queries = task.train[first : first + QUERIES_AT_A_TIME]
     requests = group_requests(
       queries,
@@ -109,7 +114,10 @@ def build_buffer(
         writer.add(traces)
     writer.flush()
     progress.write(first + len(queries))
-  return writer.finish(lambda share, text: report(0.5 + 0.5 * share, text))
+    rolled_out(first + len(queries))
+  return writer.finish(
+    lambda share, text: report(0.5 + 0.5 * share, text, until=1.0)
+  )
 
 
 def _best(

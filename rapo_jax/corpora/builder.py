@@ -230,13 +230,18 @@ class CorpusBuilder:
     shard = shard or Shard(1, 1)
     starts = range(0, len(contents), CHUNK_PASSAGES)
     own = starts[shard.number - 1 :: shard.count]
+    begun = False
     for done, start in enumerate(own):
-      report(done, len(own), f"{start:,} of {len(contents):,} passages")
       size = min(CHUNK_PASSAGES, len(contents) - start)
       path = self._vectors_file(start)
       # Another process may embed them, and has then written them.
       with files.locked(path.with_suffix(".lock")):
-        if self._chunk(path, size) is None:
+        there = self._chunk(path, size) is not None
+        # What an earlier run has embedded would pass for a speed.
+        begun = begun or not there
+        if begun:
+          report(done, len(own), f"{start:,} of {len(contents):,} passages")
+        if not there:
           vectors = self._encoder.encode(contents[start : start + size])
           with (
             files.replaced_file(path, private=False) as new,

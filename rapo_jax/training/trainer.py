@@ -900,10 +900,8 @@ def summarise(
     else 0.0,
     "groups/live_fraction": float(np.mean(experience.live_groups)),
     # NaN, where every minibatch was skipped.
-    "loss": _mean([m.loss for m in history], otherwise=math.nan),
-    "gradient_norm": _mean(
-      [m.gradient_norm for m in history], otherwise=math.nan
-    ),
+    "loss": _mean([m.loss for m in history], math.nan),
+    "gradient_norm": _mean([m.gradient_norm for m in history], math.nan),
     "update/minibatches": minibatches,
     "update/skipped": minibatches - len(history),
     "clip_fraction_low": sum(float(m.clipped_low) for m in history) / sampled,
@@ -948,8 +946,6 @@ def _without_rollouts(report: dict[str, float]) -> dict[str, float]:
   }
 
 
-def _mean(
-  values: np.ndarray | Sequence[Any], *, otherwise: float = 0.0
-) -> float:
+def _mean(values: np.ndarray | Sequence[Any], otherwise: float = 0.0) -> float:
   """The mean of some numbers, or another number where there are none."""
   return float(np.mean(values)) if len(values) else otherwise

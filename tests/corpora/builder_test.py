@@ -101,6 +101,19 @@ def test_a_truncated_file_of_vectors_is_computed_again(tmp_path, cut):
   assert encoder.num_embedded == 10
 
 
+def test_what_is_embedded_already_is_no_progress(tmp_path):
+  path = write_rows(tmp_path / "rows.jsonl", 20)
+  builder = corpora.CorpusBuilder(path, tmp_path / "out", HashEncoder())
+  builder.read(SILENT)
+  builder.embed(SILENT)
+  (_, second) = sorted(partial_folder(tmp_path / "out").glob("vectors/*.npy"))
+  second.unlink()
+  told = []
+  builder.embed(lambda *numbers: told.append(numbers[:2]))
+  # The first chunk would pass for a speed.
+  assert told == [(1, 2), (2, 2)]
+
+
 def test_shards_make_what_one_build_makes(tmp_path):
   path = write_rows(tmp_path / "rows.jsonl", 35)
   out, other = tmp_path / "out", tmp_path / "other"

@@ -11,6 +11,7 @@ from rapo_jax.tasks import TASKS
 
 # Fields that nothing in a work folder depends on.
 FREE = (
+  "mesh",
   "name",
   "policy.base",
   "policy.chat_template",

@@ -204,6 +204,8 @@ def test_a_kill_while_it_copies_leaves_what_was_there(url, machine, tmp_path):
 def test_two_processes_do_not_write_one_folder(
   url, machine, monkeypatch, capsys
 ):
+  monkeypatch.setattr(mirror, "EVERY_S", 0.2)
+  monkeypatch.setattr(mirror, "_LOOK_S", 0.2)
   with mirror.opened(url) as tree:
     _fill(tree)
     with (
@@ -213,14 +215,6 @@ def test_two_processes_do_not_write_one_folder(
       pass
     machine("second")
     other = _mirror(url)
-    waits = iter([False, False, True])
-
-    def sleep(seconds):
-      if next(waits):
-        machine("first")
-        _mirror(url).renew()
-
-    monkeypatch.setattr(mirror.time, "sleep", sleep)
     with pytest.raises(mirror.StoreError, match="one process at a time"):
       other.claim()
     assert "waiting" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from rich import console as rich_console
 
 from experiments import progress as progress_lib
 from experiments.stop_signal import Stopped
+from tests.experiments import terminal
 
 STAGES = ("agents", "buffer", "train", "evaluate", "report")
 WIDTHS = (60, 80, 100, 120, 200)
@@ -128,6 +129,28 @@ def test_time_left_grows_while_a_unit_takes_longer_than_those_before():
     clock.now += 596
     # 600 s over a unit of 10 s: 1.25 times that in all.
     assert progress.time_left() == pytest.approx(150)
+
+
+def test_what_follows_other_work_is_known_as_a_bound_alone():
+  clock = Clock()
+  progress, output = _progress(["a"], clock)
+  with progress, progress.stage("a"):
+    progress.update(0, 2, until=1)
+    clock.now += 10
+    progress.update(0.5, 2, until=1)
+    # Half of the first kind took 10 s; of the second nothing is known.
+    assert progress.time_left() is None
+    row = _plain(progress, 80)[0]
+    assert row.endswith("> 10 s left")
+    clock.now += 10
+    progress.update(1, 2, until=2)
+    assert "left unknown" in _plain(progress, 80)[0]
+    clock.now += 100
+    progress.update(1.5, 2, until=2)
+    # The second kind is slower, and its own speed counts.
+    assert progress.time_left() == pytest.approx(100)
+  assert "50 % | 20 s gone, > 10 s left" not in output.getvalue()
+  assert "| 10 s gone, > 10 s left" in output.getvalue()
 
 
 def test_plain_lines_are_throttled_and_tell_the_stage():
@@ -273,3 +296,41 @@ def test_wrong_use_is_named():
 )
 def test_durations(seconds, text):
   assert progress_lib._duration(seconds) == text
+
+
+ON_A_TERMINAL = """
+import time
+from experiments.progress import Progress
+
+with Progress(["agents", "warm_start", "train", "evaluate"]) as progress:
+  progress.skip("agents")
+  with progress.stage("warm_start"):
+    progress.update(1, 2, "multihop loss 0.123")
+  progress.note("a note that is longer than the terminal is wide: " + "w " * 99)
+  with progress.stage("train"):
+    progress.update(0, 6250)
+    for update in range(1, 4):
+      message = "a_task_with_a_long_name a_method_with_a_long_name-seed12, "
+      progress.update(update, 6250, (message + "long " * 60) * (update < 3))
+      time.sleep(0.4)
+"""
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_columns_hold_on_a_real_terminal(columns):
+  screen = terminal.run(["-c", ON_A_TERMINAL], columns)
+  lines = screen.lines
+  # The note stays above the table, and only it was ever wrapped.
+  table = lines[next(i for i, x in enumerate(lines) if "agents" in x) :]
+  assert all(line.lstrip()[:1] in ("w", "a") for line in screen.wrapped)
+  assert lines[0].startswith("a note that is longer")
+  # Lines of messages that are no longer there are empty.
+  table, below = table[:5], table[5:]
+  assert not any(below)
+  names = [line.lstrip("✓▶·").split()[0] for line in table]
+  assert names == ["agents", "warm_start", "train", "evaluate", "whole"]
+  assert sum("warm_start" in line for line in lines) == 1
+  starts = {line.index(name) for line, name in zip(table, names, strict=False)}
+  assert len(starts) == 1
+  ends = {line.index(" s") for line in (table[2], table[4]) if " s" in line}
+  assert len(ends) == 1

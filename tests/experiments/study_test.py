@@ -16,6 +16,7 @@ from experiments.arms import Arm, Study, with_setting
 from experiments.report.folders import arm_folder
 from experiments.workdir import Workdir, read_json
 from rapo_jax.retrieval.buffer.store import read_manifest
+from tests.experiments import fake_workdir
 from tests.experiments.run_test import small_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -109,6 +110,35 @@ def test_the_report_shows_every_arm(finished):
   assert "Is a larger buffer better?" in page
   assert "plain: 2, one: 1, joined: 2" in page
   assert "| RAPO, one |" in (folder / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_the_table_keeps_to_the_terminal(
+  columns, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setenv("COLUMNS", str(columns))
+  root = tmp_path / "study"
+  for arm in small_study().arms:
+    methods = arm.config.train.methods
+    fake_workdir.write(
+      arm_folder(root, arm.name), tasks=("compute",), methods=methods
+    )
+  arguments = ["--study", _file(tmp_path, "small_study"), "--report"]
+  assert study_lib.main([*arguments, "--workdir", str(root)]) == 0
+  *lines, last = capsys.readouterr().out.splitlines()
+  assert last == f"report: {root / 'report.html'}"
+  assert max(map(len, lines)) <= columns
+  first = next(i for i, line in enumerate(lines) if line.startswith("method"))
+  table = lines[first : first + 4]
+  # Numbers end where their header does.
+  for name in ("seeds", "equal leaves"):
+    end = table[0].index(name) + len(name)
+    assert all(row[end - 1] != " " for row in table)
+    assert all(row[end : end + 2].strip() == "" for row in table)
+  if columns == 60:
+    assert any(line.startswith("No room for: ") for line in lines)
+  if columns == 200:
+    assert "device seconds" in table[0]
 
 
 def test_a_finished_study_is_not_run_again(finished, capfd):

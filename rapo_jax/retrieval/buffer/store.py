@@ -259,12 +259,22 @@ class BufferWriter:
     """Vectors of the distinct keys, those of earlier runs read again."""
     vectors = np.empty((self.num_keys, self._encoder.dimension), np.float32)
     texts = self._distinct_keys()
+
+    def embedded_keys(done: int) -> None:
+      text = f"embedded {done} of {self.num_keys} keys"
+      report(0.9 * done / self.num_keys, text)
+
+    begun = False
     for first in range(0, self.num_keys, CHUNK_KEYS):
       chunk = list(itertools.islice(texts, CHUNK_KEYS))
       path = self._partial / f"vectors-{first // CHUNK_KEYS:05d}.npy"
       embedded = _embedded(path)
       # The last chunk of a run that was interrupted may have been shorter.
       if embedded.shape != (len(chunk), self._encoder.dimension):
+        # What an earlier run has embedded would pass for a speed.
+        if not begun:
+          embedded_keys(first)
+        begun = True
         embedded = self._encoder.encode(chunk)
         with (
           files.replaced_file(path, private=False) as new,
@@ -272,10 +282,8 @@ class BufferWriter:
         ):
           np.save(file, embedded)
       vectors[first : first + len(chunk)] = embedded
-      done = first + len(chunk)
-      report(
-        0.9 * done / self.num_keys, f"embedded {done} of {self.num_keys} keys"
-      )
+      if begun:
+        embedded_keys(first + len(chunk))
     return vectors
 
 

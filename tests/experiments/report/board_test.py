@@ -93,6 +93,7 @@ def test_the_table_keeps_to_the_width_and_marks_fewer_tokens(tmp_path):
   results = results_lib.compute_results(tmp_path) | {
     "tasks": ["t"],
     "methods": ["grpo", "rollout_replay"],
+    "reference": "grpo",
     "labels": {"grpo": "GRPO", "rollout_replay": "RolloutReplay"},
     "board": board.make_board(runs, "grpo"),
   }

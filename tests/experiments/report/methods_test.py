@@ -42,3 +42,23 @@ def test_a_dark_page_has_colours_of_its_own():
   light = methods.colour_rules(results, dark=False)
   assert light == ".m-a { --c: #111111; }\n.m-b { --c: var(--other); }"
   assert "#eeeeee" in methods.colour_rules(results, dark=True)
+
+
+def test_a_method_without_a_colour_gets_one_that_no_other_has():
+  shown = {
+    "base": methods.AGENTS["base"],
+    "rapo": methods.Shown("RAPO", "#0067ad", "#5fb4f2"),
+    **{f"own{n}": methods.Shown(f"own {n}") for n in range(7)},
+  }
+  colours = [one.colour for one in methods.coloured(shown, shown).values()]
+  assert None not in colours
+  assert len(set(colours)) == len(shown)
+
+
+def test_marks_differ_while_there_are_enough():
+  found = methods.shapes(["base", "warm_start", "grpo", "mine", "x", "rapo"])
+  assert found["rapo"] == "circle"
+  assert found["grpo"] == "square"
+  trained = [found[m] for m in ("grpo", "mine", "x", "rapo")]
+  assert len(set(trained)) == 4
+  assert set(methods.shapes(map(str, range(20))).values()) == {*methods.SHAPES}

@@ -107,6 +107,9 @@ def test_shows_every_task_method_and_the_config(page):
     "--workdir runs/t",
     "the multiples of 5",
     "at 15",
+    "last start 2026-03-04 05:06 · commit 0123456789ab (changed)",
+    "8 × TPU v6 (tpu) · jax 0.9.9",
+    "5th to 95th percentile of the updates",
   ):
     assert word in page
   # Three tasks: three curves and seven diagnostics each, a dot chart each, and
@@ -137,7 +140,7 @@ def test_warnings_are_listed_with_their_updates(tmp_path):
   assert "updates 3 to 6" in page
   assert "no group has rewards that differ" in page
   assert "One seed a method" in page
-  assert "RAPO answers" in page
+  assert "RAPO takes the base agent from" in page
 
 
 def test_small_enough(page):
@@ -164,6 +167,37 @@ def test_one_task_without_a_mean(tmp_path):
   assert "<h3>Mean over tasks" not in text
   assert "hybrid alone" not in text
   assert "one seed, so no interval" in text
+
+
+def test_a_method_alone_goes_from_the_base_agent_to_the_policy(tmp_path):
+  workdir = fake_workdir.write(
+    tmp_path / "run", tasks=("web",), methods=("rapo",), num_updates=200
+  )
+  text = report.write_report(workdir).read_text(encoding="utf-8")
+  text = " ".join(text.split())
+  assert re.search(r"<h1>RAPO takes the base agent from .* % to .* %", text)
+  assert re.search(r"<strong>[\d.]+ → [\d.]+ %</strong>", text)
+  for word in ("GRPO", "grpo", "hybrid alone", "Equal tokens", "÷", "None"):
+    assert word not in re.sub(r"<style>.*?</style>|<script.*", "", text)
+  # Reference points of the table follow the run, and are marked in the curve.
+  for update in (50, 100, 150, 200):
+    assert f"<th>at {update}</th>" in text
+    assert f"RAPO, updates {update}:" in text
+  assert "RAPO, updates 55:" not in text
+
+
+def test_methods_of_one_s_own_are_told_apart(tmp_path):
+  workdir = fake_workdir.write(
+    tmp_path / "run", tasks=("web",), methods=("mine", "yours"), seeds=(0, 1)
+  )
+  results = results_lib.compute_results(workdir)
+  assert results["colours"]["mine"] != results["colours"]["yours"]
+  assert None not in results["colours"]["mine"]
+  text = report.write_report(workdir, results).read_text(encoding="utf-8")
+  assert "yours − mine" in text
+  # A circle and a square in the legend.
+  marks = re.findall(r'<(circle|path) class="mark m-(mine|yours)"', text)
+  assert set(marks) == {("circle", "mine"), ("path", "yours")}
 
 
 # Samples.

@@ -7,7 +7,9 @@ import json
 
 import numpy as np
 import pytest
+from rich import cells
 
+from experiments.report import learning as learning_lib
 from experiments.report import methods, tables
 from experiments.report import results as results_lib
 from rapo_jax.errors import InputError
@@ -77,7 +79,7 @@ def test_accuracy_and_difference_by_hand(tmp_path):
   assert difference["seeds"] == {"0": 0.25, "1": 1.0}
   assert difference["mean"] == 0.625
   assert difference["num_seeds"] == 2
-  assert results["differences"]["rapo - hybrid"] == {}
+  assert "rapo - hybrid" not in results["differences"]
 
 
 def test_pairs_share_questions_and_order_does_not_matter(tmp_path):
@@ -126,10 +128,10 @@ def test_several_evaluation_sets_are_rows_of_their_own(tmp_path):
 def test_updates_to_a_target():
   updates, accuracy = np.array([0, 5, 10, 15]), np.array([0.0, 0.2, 0.6, 0.4])
   # Between 5 (.2) and 10 (.6): .5 is three quarters of the way.
-  assert results_lib.updates_to(updates, accuracy, 0.5) == pytest.approx(8.75)
-  assert results_lib.updates_to(updates, accuracy, 0.6) == 10
-  assert results_lib.updates_to(updates, accuracy, 0.0) == 0
-  assert results_lib.updates_to(updates, accuracy, 0.7) is None
+  assert learning_lib.updates_to(updates, accuracy, 0.5) == pytest.approx(8.75)
+  assert learning_lib.updates_to(updates, accuracy, 0.6) == 10
+  assert learning_lib.updates_to(updates, accuracy, 0.0) == 0
+  assert learning_lib.updates_to(updates, accuracy, 0.7) is None
 
 
 def _learned(workdir, grpo, rapo, seeds=2, final=0.8):
@@ -151,14 +153,16 @@ def test_speed_by_hand(tmp_path):
   results = results_lib.compute_results(tmp_path)
   learning = results["learning"]["t"]
   # Half of the way from 0 to RAPO's 1.0.
-  assert learning["targets"] == {"halfway": 0.5, "grpo_final": 0.8}
+  assert learning["targets"] == {"halfway": 0.5, "reference_final": 0.8}
   # GRPO: 10 + 10 * .1/.4 = 12.5; RAPO: 10 * .5 = 5. All seeds are alike.
   assert learning["speedup"]["halfway"] == {
     "ratio": pytest.approx(2.5),
     "bound": "exactly",
     "interval": pytest.approx([1.25, 1.25]),
   }
-  assert learning["speedup"]["grpo_final"]["ratio"] == pytest.approx(20 / 8)
+  assert learning["speedup"]["reference_final"]["ratio"] == pytest.approx(
+    20 / 8
+  )
   at = learning["methods"]["rapo"]["at_updates"]
   assert at == {
     "10": {"mean": 1.0, "seeds": {"0": 1.0, "1": 1.0}},
@@ -245,8 +249,8 @@ def test_reference_points_follow_the_run_s_length(
   _metrics(
     tmp_path, "rapo-seed0", dict.fromkeys(range(0, last + 1, every), 0.1)
   )
-  results = results_lib.compute_results(tmp_path)
-  assert results["reference_updates"] == expected
+  learning = results_lib.compute_results(tmp_path)["learning"]["t"]
+  assert learning["reference_updates"] == expected
 
 
 @pytest.mark.parametrize("method", ["rapo", "grpo", "hybrid"])
@@ -259,10 +263,92 @@ def test_a_method_alone_is_held_against_the_base_agent(tmp_path, method):
   lines = tables.headline(results)
   name = methods.label(results, method)
   assert lines[0].startswith(
-    f"{name} answers 60.0 % on t, 60.0 points above the base agent (95 % inter"
+    f"{name} takes the base agent from 0.0 % to 60.0 % on t, +60.0 points (95 %"
   )
   assert "Only 2 seeds" in lines[1]
   assert "− base [95 %]" in tables.format_table(results)
+  # Nothing is compared with a method that is not there.
+  assert results["pair"] is None
+  assert results["reference"] is None
+  board = tables.format_board(results)
+  assert "−" not in board
+  assert "None" not in board
+
+
+def test_methods_of_one_s_own_are_compared_with_the_first_of_the_config(
+  tmp_path,
+):
+  order = ["mine", "yours", "theirs"]
+  _write(tmp_path / "config.json", {"train": {"methods": order}})
+  for method, right in (("mine", 4), ("yours", 5), ("theirs", 9)):
+    answers = {str(i): [int(i < right)] for i in range(10)}
+    for seed in (0, 1):
+      _evaluation(tmp_path, method, seed, answers)
+      _metrics(
+        tmp_path,
+        f"{method}-seed{seed}",
+        {0: 0.0, 10: right / 20, 20: right / 10},
+        rollout__generated_tokens=100 * right,
+      )
+  _evaluation(tmp_path, "base", None, {str(i): [0] for i in range(10)})
+  results = results_lib.compute_results(tmp_path)
+  assert results["reference"] == "mine"
+  assert results["pair"] == ["theirs", "mine"]
+  # Alphabetical order of methods, and only pairs with the reference or base.
+  assert list(results["differences"]) == [
+    "theirs - mine",
+    "yours - mine",
+    "mine - base",
+    "theirs - base",
+    "yours - base",
+  ]
+  text = tables.format_table(results, 400)
+  assert "theirs is ahead of mine by 50.0 points on t" in text
+  assert "theirs is ahead in 2 of 2 pairs" in text
+  # Half of the gain, .45: theirs after 10 updates; mine never, in 20.
+  assert "(mine ÷ theirs: ≥ 2.00×)" in text
+  assert "mine's final accuracy (40.0 %)" in text
+  assert "Cost of theirs ÷ mine" in text
+  assert "generated tokens 2.25× [2.25, 2.25]" in text
+  for word in ("GRPO", "RAPO"):
+    assert word not in text
+  assert "− mine [95 %]" in tables.format_board(results, 200)
+
+
+def test_rapo_without_grpo_is_compared_with_the_other_method(tmp_path):
+  for method, right in (("rapo", 8), ("dapo", 2)):
+    answers = {str(i): [int(i < right)] for i in range(10)}
+    for seed in (0, 1):
+      _evaluation(tmp_path, method, seed, answers)
+  results = results_lib.compute_results(tmp_path)
+  assert results["pair"] == ["rapo", "dapo"]
+  assert tables.headline(results)[0].startswith("RAPO is ahead of DAPO by 60.0")
+
+
+def test_a_gain_counts_from_the_warm_start(tmp_path):
+  def answers(right):
+    return {str(i): [int(i < right)] for i in range(10)}
+
+  _evaluation(tmp_path, "base", None, answers(0))
+  _evaluation(tmp_path, "warm_start", None, answers(6))
+  for seed in (0, 1):
+    _evaluation(tmp_path, "rapo", seed, answers(6))
+    _metrics(tmp_path, f"rapo-seed{seed}", {0: 0.6, 10: 0.62, 20: 0.61})
+  results = results_lib.compute_results(tmp_path)
+  assert tables.headline(results)[0].startswith(
+    "No clear change: RAPO takes the warm start from 60.0 % to 60.0 % on t"
+  )
+  # It is above the base agent, but has learned nothing in its updates.
+  assert results["learning"]["t"]["targets"] == {}
+
+
+def test_each_task_has_reference_points_of_its_own(tmp_path):
+  for task, last in (("short", 20), ("long", 400)):
+    curve = dict.fromkeys(range(0, last + 1, last // 20), 0.1)
+    _metrics(tmp_path, "rapo-seed0", curve, task=task)
+  learning = results_lib.compute_results(tmp_path)["learning"]
+  assert learning["short"]["reference_updates"] == [5, 10, 15, 20]
+  assert learning["long"]["reference_updates"] == [100, 200, 300, 400]
 
 
 def test_a_method_that_has_not_changed_says_so(tmp_path):
@@ -279,6 +365,10 @@ def test_a_run_without_an_evaluation_has_a_headline(tmp_path):
   lines = tables.headline(results_lib.compute_results(tmp_path))
   assert "RAPO 10.0 % to 40.0 % in 10 updates" in lines[0]
   assert lines[1] == "Unfinished runs: t/rapo-seed0."
+  for seed in range(1, 20):
+    _metrics(tmp_path, f"rapo-seed{seed}", {0: 0.1, 10: 0.4})
+  lines = tables.headline(results_lib.compute_results(tmp_path))
+  assert "t/rapo-seed5 and 14 more." in lines[1]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -288,6 +378,30 @@ def test_the_table_fits_the_terminal(fake_results, width):
   for task in fake_results["tasks"]:
     for content in fake_results["accuracy"][task].values():
       assert tables.percent(content["sampled"]["mean"]) in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_long_names_fit_the_terminal_too(tmp_path, width):
+  task = "a_task_whose_name_is_as_long_as_it_may_be_with_a_tail"
+  order = [f"a_method_with_a_very_long_name_number_{i}" for i in range(9)]
+  _write(tmp_path / "config.json", {"train": {"methods": order}})
+  for other in (task, "検索の課題"):
+    for number, method in enumerate(order):
+      for seed in range(3):
+        _metrics(tmp_path, f"{method}-seed{seed}", {0: 0.0, 5: 0.5}, other)
+        folder = tmp_path / "train" / other / f"{method}-seed{seed}"
+        _write(folder / "done.json", {})
+        answers = {"a": [number % 2], "b": [1]}
+        _evaluation(tmp_path, method, seed, answers, other)
+  results = results_lib.compute_results(tmp_path)
+  for text in (
+    tables.format_table(results, width),
+    tables.format_board(results, width),
+  ):
+    assert max(map(cells.cell_len, text.splitlines())) <= width
+    # Names that are cut are still told apart.
+    for number in range(9):
+      assert f"number_{number}" in text or f"r_{number}" in text
 
 
 # Warnings and provenance.
@@ -349,13 +463,68 @@ def test_cost_by_hand(tmp_path):
   _metrics(tmp_path, "rapo-seed0", {0: 0, 1: 0}, **costs)
   cost = results_lib.compute_results(tmp_path)["cost"]
   name = "rollout/tool_calls"
-  assert cost["t"]["methods"]["grpo"][name] == {"mean": 10, "first_update": 10}
+  assert cost["t"]["methods"]["grpo"][name] == {
+    "first_update": {"mean": 10, "spread": None, "seeds": {"0": 10}},
+    "mean": {"mean": 10, "spread": [10, 10], "seeds": {"0": 10}},
+  }
   ratios = cost["mean"]["ratios"]["rapo / grpo"]
-  assert ratios[name]["mean"] == 0.8
+  # One pair of seeds has no interval.
+  assert ratios[name]["mean"] == {"ratio": 0.8, "interval": None}
   # A millisecond is nothing to be 200 times as long as.
   assert ratios["rollout/tool_seconds"]["mean"] is None
   # Not measured: null, not 0.
-  assert cost["t"]["methods"]["grpo"]["rollout/seconds"]["mean"] is None
+  seconds = cost["t"]["methods"]["grpo"]["rollout/seconds"]
+  assert seconds["mean"] == {"mean": None, "spread": None, "seeds": {}}
+
+
+def test_costs_have_a_spread_and_ratios_an_interval(tmp_path):
+  tokens = {
+    "grpo": ((100, 300), (120, 320)),
+    "rapo": ((50, 150), (60, 160)),
+    "dapo": ((200, 200), (60, 60)),
+  }
+  for method, seeds in tokens.items():
+    for seed, updates in enumerate(seeds):
+      path = tmp_path / "train" / "t" / f"{method}-seed{seed}/metrics.jsonl"
+      path.parent.mkdir(parents=True)
+      rows = [
+        {"update": update, "rollout/generated_tokens": value}
+        for update, value in enumerate(updates, 1)
+      ]
+      path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+  results = results_lib.compute_results(tmp_path)
+  name = "rollout/generated_tokens"
+  cost = results["cost"]["mean"]
+  assert cost["methods"]["grpo"][name]["first_update"] == {
+    "mean": 110,
+    "spread": [100, 120],
+    "seeds": {"0": 100, "1": 120},
+  }
+  whole = cost["methods"]["grpo"][name]["mean"]
+  assert whole["mean"] == 210
+  # Updates 100, 120, 300, 320: .15 of the way between the outer two.
+  assert whole["spread"] == pytest.approx([103, 317])
+  ratio = cost["ratios"]["rapo / grpo"][name]
+  # Each pair halves the tokens.
+  assert ratio["first_update"] == {"ratio": 0.5, "interval": [0.5, 0.5]}
+  other = cost["ratios"]["dapo / grpo"][name]["first_update"]
+  # 200 / 100 and 60 / 120: the seeds disagree.
+  assert other["ratio"] == pytest.approx(260 / 220)
+  assert other["interval"] == pytest.approx([0.5, 2.0])
+  lines = tables.cost_lines(results)
+  assert "generated tokens 0.50× [0.50, 0.50]" in lines[0]
+  assert not any("DAPO" in line for line in lines)
+
+
+def test_a_run_alone_has_costs_with_a_spread_and_no_ratio(tmp_path):
+  path = tmp_path / "train" / "t" / "rapo-seed0" / "metrics.jsonl"
+  path.parent.mkdir(parents=True)
+  rows = [{"update": n, "rollout/seconds": 1.0 + n} for n in range(1, 12)]
+  path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+  (line,) = tables.cost_lines(results_lib.compute_results(tmp_path))
+  # Seconds 2 to 12, mean 7; .05 of the way in from each end.
+  assert "rollout 7 s (2.5 to 11.5)" in line
+  assert "×" not in line
 
 
 def test_training_keeps_the_largest_gap_and_the_live_share(fake_results):
@@ -422,6 +591,10 @@ def _results(low, high, mean, seeds=5):
   }
   return {
     "tasks": ["a", "b"],
+    "methods": ["grpo", "rapo"],
+    "labels": {"grpo": "GRPO", "rapo": "RAPO"},
+    "pair": ["rapo", "grpo"],
+    "reference": "grpo",
     "best_other": "grpo",
     "unfinished_runs": [],
     "differences": {

@@ -288,6 +288,51 @@ def test_the_report_has_no_serious_finding(browser, workdir, scheme):
   context.close()
 
 
+_SETS = {
+  "alone": ("rapo",),
+  "own": ("mine", "a_method_whose_name_is_as_long_as_a_name_may_be", "dapo"),
+  "many": (
+    *("grpo", "rapo", "hybrid", "dapo", "gspo", "gigpo", "luffy", "cispo"),
+    *("luffy_published", "rapo_unsolved", "aepo_published", "reinforce_pp"),
+  ),
+}
+
+
+@pytest.mark.parametrize("methods", _SETS.values(), ids=_SETS)
+def test_the_report_of_any_methods_fits_a_desktop_and_a_phone(
+  browser, tmp_path, methods
+):
+  workdir = fake_workdir.write(
+    tmp_path / "run",
+    tasks=("web", "multihop"),
+    methods=methods,
+    seeds=(0, 1),
+    num_updates=100,
+  )
+  path = report.write_report(workdir)
+  for size in ({"width": 1280, "height": 900}, PHONE):
+    page = browser.new_page(viewport=size, bypass_csp=True)
+    page.goto(path.as_uri())
+    # Tables are scrolled, the page is not.
+    wide = "document.documentElement.scrollWidth - innerWidth"
+    assert page.evaluate(wide) <= 0
+    # No text of a chart leaves it.
+    assert page.evaluate(_CUT_LABELS) == []
+    assert _findings(page) == []
+    page.close()
+
+
+# Half a pixel is rounding.
+_CUT_LABELS = """() => [...document.querySelectorAll("figure svg")].flatMap(
+  svg => {
+    const box = svg.getBoundingClientRect();
+    return [...svg.querySelectorAll("text")].filter(text => {
+      const own = text.getBoundingClientRect();
+      return own.left < box.left - 0.5 || own.right > box.right + 0.5;
+    }).map(text => text.textContent);
+  })"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_of_a_buffer_has_no_serious_finding(browser, tmp_path, scheme):
   encoder = retrieval.SentenceEncoder.from_pretrained(
