@@ -55,7 +55,8 @@ def check_module(words: list[str], written: pathlib.Path) -> None:
 
   Args:
     words: of the command.
-    written: folder of what `rapo init` writes.
+    written: folder of the config files that the document gives, and of what
+      `rapo init` writes.
   """
   if "-m" in words:
     module, *arguments = words[words.index("-m") + 1 :]
@@ -89,6 +90,9 @@ def test_python_blocks_run(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_shell_blocks_name_what_exists(document, tmp_path):
+  for block in blocks(document, "python"):
+    if named := re.match(r"# (\w+\.py)\n", block):
+      (tmp_path / named[1]).write_text(block, encoding="utf-8")
   for words in commands(document):
     if words[0] == "make":
       targets = [w for w in words[1:] if "=" not in w]

@@ -4,13 +4,16 @@ A page may ask no other machine for anything, so that it can be read without a
 network and tells nobody what is read.
 """
 
+import functools
 import html.parser
+import http.server
 import os
 import pathlib
 import re
 import runpy
 import subprocess
 import sys
+import threading
 import urllib.parse
 
 import pytest
@@ -143,3 +146,49 @@ def test_every_package_has_a_page_of_its_own():
     for path in (ROOT / "rapo_jax").glob("*/__init__.py")
   }
   assert packages <= set(named)
+
+
+@pytest.fixture
+def address(site):
+  """Where a server on this machine shows the site."""
+  handler = functools.partial(
+    http.server.SimpleHTTPRequestHandler, directory=str(site)
+  )
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+
+
+@pytest.mark.slow
+def test_a_browser_asks_no_other_machine(address):
+  sync_api = pytest.importorskip(
+    "playwright.sync_api",
+    reason="playwright is not installed: pip install -e '.[browser]'",
+  )
+  from tests.experiments.viewer.browser_test import CHROMIUM, PHONE
+
+  if CHROMIUM is None:
+    pytest.skip("no Chromium: apt-get install chromium")
+  asked, wrong = [], []
+  with sync_api.sync_playwright() as playwright:
+    browser = playwright.chromium.launch(
+      executable_path=CHROMIUM, args=["--no-sandbox"]
+    )
+    page = browser.new_page(viewport=PHONE)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    for name in ("index", "own_tool", "reference/rapo_jax.objectives"):
+      page.goto(f"{address}/{name}.html", wait_until="networkidle")
+      inside = "document.documentElement.scrollWidth <= innerWidth"
+      assert page.evaluate(inside), f"{name} is wider than a phone"
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(f"{address}/index.html", wait_until="networkidle")
+    page.fill(".md-search__input", "retrieval_coef")
+    page.wait_for_selector(".md-search-result__item")
+    browser.close()
+  assert not wrong
+  elsewhere = (address, "data:", "blob:")
+  assert not [url for url in asked if not url.startswith(elsewhere)]
