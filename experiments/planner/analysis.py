@@ -52,7 +52,8 @@ class Roofline:
     bound: "compute", "memory" or "network".
     compute_s: FLOPs at the chip's peak.
     memory_s: bytes at its memory's bandwidth.
-    network_s: what is sent at its links' bandwidth.
+    network_s: what is sent, at the bandwidth of its links, or what leaves its
+      island at that of the way out, whichever takes longer.
   """
 
   seconds: float
@@ -444,11 +445,13 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
   began = time.perf_counter()
   compiled = _compile(traced, program)
   compile_s = time.perf_counter() - began
-  sent = (
-    collectives.collectives(compiled.text, program.trips)
+  # What leaves an island depends on its size alone.
+  sent = {
+    island: collectives.collectives(compiled.text, program.trips, island)
     if compiled.text is not None
     else []
-  )
+    for island in {chip.island for chip in chips.CHIPS.values()}
+  }
   share = program.copies / mesh.size
   flops = cost.flops * share
   moved = (
@@ -458,7 +461,7 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
     + compiled.argument_bytes
     + compiled.output_bytes
   )
-  network = sum(c.bytes for c in sent)
+  network = sum(c.bytes for c in sent[None])
   return ProgramReport(
     name=program.name,
     phase=program.phase,
@@ -470,11 +473,13 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
     flops=flops,
     memory_bytes=moved,
     network_bytes=network,
-    collectives=sent,
+    collectives=sent[None],
     refused=compiled.text is None,
     compile_s=round(compile_s, 1),
     rooflines={
-      name: _roofline(chip, flops, moved, network)
+      name: _roofline(
+        chip, flops, moved, network, sum(c.far_bytes for c in sent[chip.island])
+      )
       for name, chip in chips.CHIPS.items()
     },
   )
@@ -525,12 +530,12 @@ def needed_bytes(message: str) -> int | None:
 
 
 def _roofline(
-  chip: chips.Chip, flops: float, moved: float, network: float
+  chip: chips.Chip, flops: float, moved: float, network: float, far: float
 ) -> Roofline:
   times = {
     "compute": flops / chip.flops_per_s,
     "memory": moved / chip.memory_bytes_per_s,
-    "network": network / chip.link_bytes_per_s,
+    "network": max(network / chip.link_bytes_per_s, far / chip.far_bytes_per_s),
   }
   bound = max(times, key=lambda name: times[name])
   return Roofline(

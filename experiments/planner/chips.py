@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 from typing import Any
@@ -28,12 +29,16 @@ class Chip:
     memory_bytes_per_s: its bandwidth.
     link_bytes_per_s: what the device sends to its neighbours in a second, all
       links of the fast network together.
+    island: devices that the fast network joins; None for all of a topology.
+    far_bytes_per_s: what the device sends to other islands in a second.
   """
 
   flops_per_s: float
   memory_bytes: float
   memory_bytes_per_s: float
   link_bytes_per_s: float
+  island: int | None = None
+  far_bytes_per_s: float = math.inf
 
 
 CHIPS = {
@@ -41,9 +46,10 @@ CHIPS = {
   "v5e": Chip(197e12, 16 * 2**30, 0.82e12, 200e9),
   "v5p": Chip(459e12, 95 * 2**30, 2.77e12, 600e9),
   "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 448e9),
-  "a100": Chip(312e12, 80e9, 2.04e12, 300e9),
-  "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
-  "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
+  # Hosts of eight, with a network card of 200 or 400 Gbit/s for each GPU.
+  "a100": Chip(312e12, 80e9, 2.04e12, 300e9, 8, 25e9),
+  "h100": Chip(989e12, 80e9, 3.35e12, 450e9, 8, 50e9),
+  "h200": Chip(989e12, 141e9, 4.8e12, 450e9, 8, 50e9),
 }
 """By the name that a topology begins with."""
 

@@ -8,6 +8,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 _OPS = (
   "all-gather",
   "all-reduce",
@@ -30,7 +32,10 @@ _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
 _DEVICES = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
-_COUNTED_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+_PAIRS = re.compile(r"source_target_pairs=\{\{([\d,]+)\}")
+_COUNTED_GROUPS = re.compile(
+  r"replica_groups=\[(\d+),(\d+)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?"
+)
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 
 
@@ -42,20 +47,27 @@ class Collective:
     op: e.g. "all-gather".
     count: how often a device takes part.
     bytes: what one device sends in all of them.
+    far_bytes: what a device's link out of its island carries of them; 0 where
+      there is one island.
   """
 
   op: str
   count: float
   bytes: float
+  far_bytes: float = 0.0
 
 
-def collectives(hlo: str, trips: Sequence[float]) -> list[Collective]:
+def collectives(
+  hlo: str, trips: Sequence[float], island: int | None = None
+) -> list[Collective]:
   """Counts communication in the text of a compiled program.
 
   Args:
     hlo: as `compiled.as_text()` gives it; shapes are those of one device.
     trips: how often loops without a known count run, by how deep they stand
       among such loops; 1 beyond what is named.
+    island: devices, one after another, that a fast network joins, such as the
+      GPUs of one host; None if it joins all.
   """
   computations, entry = _split(hlo)
   devices = _devices(hlo)
@@ -75,6 +87,7 @@ def collectives(hlo: str, trips: Sequence[float]) -> list[Collective]:
       begun[key] = runs, line
   counts: dict[str, float] = collections.defaultdict(float)
   sent: dict[str, float] = collections.defaultdict(float)
+  far: dict[str, float] = collections.defaultdict(float)
   for runs, line in begun.values():
     match = _COLLECTIVE.search(line)
     assert match is not None
@@ -83,11 +96,14 @@ def collectives(hlo: str, trips: Sequence[float]) -> list[Collective]:
     # the same shapes and are given once.
     if match[3] and op != "all-reduce":
       result = _second(result)
+    group = _group(line, devices)
+    wire = runs * _wire_bytes(op, _size(result), len(group))
     counts[op] += runs
-    sent[op] += runs * _wire_bytes(
-      op, _size(result), _group_size(line, devices)
-    )
-  return [Collective(op, counts[op], sent[op]) for op in _OPS if op in counts]
+    sent[op] += wire
+    far[op] += wire * _far_share(group, island)
+  return [
+    Collective(op, counts[op], sent[op], far[op]) for op in _OPS if op in counts
+  ]
 
 
 def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -223,19 +239,46 @@ def _bits(dtype: str) -> int:
   return _BITS.get(dtype) or int(digits or 32)
 
 
-def _group_size(line: str, devices: int) -> int:
-  """Devices that take part together: all of them where none are named."""
-  listed = _LISTED_GROUPS.search(line)
+def _group(line: str, devices: int) -> list[int]:
+  """The first of the groups of devices that take part together.
+
+  All devices where none are named. Two that send to each other are a group.
+  """
+  listed = _LISTED_GROUPS.search(line) or _PAIRS.search(line)
   if listed:
-    return len(listed[1].split(","))
+    return [int(n) for n in listed[1].split(",")]
   counted = _COUNTED_GROUPS.search(line)
   if counted:
-    return int(counted[2])
+    numbers = np.arange(devices)
+    if counted[3]:
+      numbers = numbers.reshape([int(n) for n in counted[3].split(",")])
+    if counted[4]:
+      numbers = numbers.transpose([int(n) for n in counted[4].split(",")])
+    return [int(n) for n in numbers.ravel()[: int(counted[2])]]
   mesh = _MESH_GROUPS.search(line)
   if mesh:
     sizes = dict(item.split("=") for item in mesh[1].split(","))
-    return math.prod(int(sizes[axis]) for axis in mesh[2].split(","))
-  return devices
+    names = [*sizes]
+    grid = np.arange(devices).reshape([int(n) for n in sizes.values()])
+    chosen = {names.index(axis) for axis in mesh[2].split(",")}
+    first = tuple(
+      slice(None) if axis in chosen else 0 for axis in range(len(names))
+    )
+    return [int(n) for n in grid[first].ravel()]
+  return list(range(devices))
+
+
+def _far_share(group: Sequence[int], island: int | None) -> float:
+  """Share of what a device sends that its link out of its island carries.
+
+  Rings go through all members of an island before they leave it. There are as
+  many rings as an island has members, each with a way out of its own. So their
+  links share what leaves.
+  """
+  if island is None or len({n // island for n in group}) == 1:
+    return 0.0
+  here = sum(n // island == group[0] // island for n in group)
+  return 1.0 / here
 
 
 def _wire_bytes(op: str, size: float, group: int) -> float:

@@ -160,3 +160,26 @@ def test_programs_for_tpu_say_in_their_loops_how_often_these_run():
     Collective("all-gather", 30, 30 * 8 * 4 * 3 / 4),
     Collective("collective-permute", 5 * 6 * 2 * 2, 5 * 6 * 2 * 2 * 32),
   ]
+
+
+def test_what_leaves_an_island_goes_by_where_its_devices_are():
+  program = lines(
+    # Within an island of four, then strided over both, then all.
+    "f32[8]{0} all-gather(%a), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}",
+    "f32[8]{0} all-gather(%b), replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}",
+    "f32[8]{0} all-gather(%c), replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}",
+    "f32[8]{0} all-reduce(%d), to_apply=%add",
+    "f32[8]{0} collective-permute(%e), source_target_pairs={{3,4},{4,3}}",
+  )
+  far = {c.op: c.far_bytes for c in collectives(program, (), island=4)}
+  # 0 and 4 are alone in their islands: all of 32 / 2 bytes leave. 0, 2, 4 and
+  # 6 are two and two: half of 32 * 3 / 4.
+  assert far["all-gather"] == 16 + 12
+  # Four in each island share 2 * 32 * 7 / 8 bytes.
+  assert far["all-reduce"] == 56 / 4
+  assert far["collective-permute"] == 32
+  near = collectives(program, ())
+  assert all(c.far_bytes == 0 for c in near)
+  assert [c.bytes for c in near] == [
+    c.bytes for c in collectives(program, (), island=4)
+  ]

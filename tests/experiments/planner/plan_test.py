@@ -192,9 +192,9 @@ for change in sys.argv[1:]:
     assert expected in message
 
 
-def test_without_libtpu_the_extra_is_named(monkeypatch):
+def test_without_libtpu_the_package_is_named(monkeypatch):
   monkeypatch.setattr(chips.importlib.util, "find_spec", lambda _: None)
-  with pytest.raises(chips.TopologyError, match=r"\.\[plan\]"):
+  with pytest.raises(chips.TopologyError, match=r"jax\[tpu\]"):
     chips.open_topology("v5p:2x2x1")
 
 
