@@ -11,6 +11,9 @@ tunix finds both by name:
 and then this is GRPO. A rollout worker that inserts steps hands them over as
 `retrieved_mask`, bool `[B, L]`, of its `TrainExample`. These tokens are left
 out of the loss, and their share shapes the ratio (Eq. 8).
+
+Trainers on top of tunix that choose no names, as MaxText does, take what is
+registered as "grpo". Import tunix's learner first: it registers its own.
 """
 
 from __future__ import annotations

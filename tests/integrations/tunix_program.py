@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from tunix.models.qwen2 import model as qwen2
 from tunix.rl import common, function_registry
+from tunix.rl.grpo import grpo_learner
 
 from examples import tunix_rapo
 from rapo_jax import objectives
@@ -85,6 +86,20 @@ def check_the_advantages() -> None:
   )
 
 
+def check_taking_the_place_of_grpo() -> None:
+  """As a trainer on tunix that names neither function needs it."""
+  own = function_registry.get_policy_loss_fn("grpo")
+  rapo.register("grpo")
+  config = grpo_learner.GRPOConfig(num_generations=2)
+  loss = function_registry.get_policy_loss_fn(config.policy_loss_fn)
+  assert loss is not own
+  assert "rapo_jax" in loss.__module__
+  estimator = function_registry.get_advantage_estimator(
+    config.advantage_estimator
+  )
+  assert "rapo_jax" in estimator.__module__
+
+
 def check_the_learner() -> None:
   history = tunix_rapo.main()
   assert len(history) == 30
@@ -95,3 +110,4 @@ if __name__ == "__main__":
   check_the_loss()
   check_the_advantages()
   check_the_learner()
+  check_taking_the_place_of_grpo()

@@ -1,30 +1,18 @@
 """The objective inside google-tunix, in an environment that has it."""
 
 import pathlib
-import subprocess
 
 import pytest
 
 from benchmarks import peers
+from tests import peer_programs
 
 PROGRAM = pathlib.Path(__file__).with_name("tunix_program.py")
 
 
 @pytest.mark.slow
 def test_tunix_trains_with_our_objective():
-  try:
-    python = peers.environment("tunix")
-  except subprocess.CalledProcessError as error:
-    pytest.skip(f"google-tunix cannot be installed: {error}")
-  done = subprocess.run(
-    [str(python), str(PROGRAM)],
-    env={"PYTHONPATH": str(peers.ROOT), "JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    encoding="utf-8",
-    timeout=600,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
+  peer_programs.run("tunix", str(PROGRAM))
 
 
 def test_five_lines_are_not_tunixs_own():
