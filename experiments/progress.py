@@ -22,6 +22,7 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -176,7 +177,12 @@ class Progress:
     clock: Callable[[], float] = time.monotonic,
   ):
     self._stages = {name: _Stage(name) for name in stages}
-    self._console = console or rich_console.Console()
+    if console is None:
+      # FORCE_COLOR, which Jupyter and CI set, asks for colours. It makes no
+      # terminal of a pipe, where a live table would be written again and again.
+      terminal = None if sys.stdout.isatty() else False
+      console = rich_console.Console(force_terminal=terminal)
+    self._console = console
     self._interval_s = interval_s
     self._clock = clock
     self._start_s = clock()

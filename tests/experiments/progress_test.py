@@ -175,6 +175,18 @@ def test_plain_lines_are_throttled_and_tell_the_stage():
   ]
 
 
+def test_colours_that_are_forced_make_no_terminal_of_a_pipe(
+  monkeypatch, capsys
+):
+  monkeypatch.setenv("FORCE_COLOR", "1")
+  monkeypatch.setenv("TERM", "xterm-256color")
+  with progress_lib.Progress(["a"]) as progress, progress.stage("a"):
+    progress.update(1, 2, "reward 0.5")
+  written = capsys.readouterr().out
+  assert "reward 0.5" in written
+  assert "\x1b" not in written
+
+
 def test_a_plain_line_is_one_line_whatever_the_message():
   clock = Clock()
   progress, output = _progress(["train"], clock, width=60)
