@@ -243,9 +243,10 @@ def test_after_jax_has_started_no_bug_waits_for_hosts_that_are_gone(
 ):
   ended = []
   monkeypatch.setattr(hosts.os, "_exit", ended.append)
+  # Before the team, or else it would stay among those of this process.
+  monkeypatch.setattr(hosts, "_teams", [])
   team = hosts.Team(library.Place(("localhost", 80), 2, 0))
   team.has_begun = begun
-  monkeypatch.setattr(hosts, "_teams", [team])
 
   @hosts.ends_process
   def main():
