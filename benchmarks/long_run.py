@@ -29,6 +29,7 @@ from typing import Any
 
 from benchmarks.peers import ROOT
 from experiments.metrics import read_metrics
+from rapo_jax.training import Checkpoints
 
 RUN = pathlib.Path("train") / "multihop" / "rapo-seed0"
 SETTINGS = (
@@ -115,11 +116,7 @@ def median_of(
 
 def seconds_to_go_on(folder: pathlib.Path, updates: int) -> float:
   """Starts a run, and kills it later; seconds to its first update."""
-  saved = max(
-    int(path.name)
-    for path in (folder / RUN / "checkpoints").iterdir()
-    if path.name.isdigit()
-  )
+  saved = Checkpoints.numbers(folder / RUN / "checkpoints")[-1]
   began = time.perf_counter()
   process = start(folder, updates, "--stage=train")
   # What was done after the checkpoint is dropped first.

@@ -217,7 +217,6 @@ class Monitor:
     self._shown: dict[tuple[str, str], int] = {}
     self._erring: collections.Counter[str] = collections.Counter()
     self._first_entropy: float | None = None
-    self._skipped_in_a_row = 0
     self._most_valid = 0.0
     self._most_likely = -math.inf
     self._norms: collections.deque[float] = collections.deque(
@@ -376,7 +375,7 @@ class Monitor:
 
   def _skipped_sign(self, row: Row) -> Sign:
     skipped = row.get("update/skipped", 0.0)
-    self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+    in_a_row = self._update - self._fine.get(("not_finite", ""), 0)
     text = (
       f"loss or gradient of {skipped:.0f} of "
       f"{row.get('update/minibatches', math.nan):.0f} minibatches was not "
@@ -388,7 +387,7 @@ class Monitor:
       "not_finite",
       text if skipped else "",
       at_once=bool(skipped),
-      spares=self._skipped_in_a_row < self._config.skipped_updates,
+      spares=in_a_row < self._config.skipped_updates,
     )
 
   def _valid_calls_sign(self, row: Row) -> Sign:

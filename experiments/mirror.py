@@ -16,8 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -39,8 +37,10 @@ from experiments.object_store import (
   StoreError,
   is_url,
   local_folder,
+  read_bytes,
   safe_name,
 )
+from experiments.workdir import hold_lock
 from rapo_jax import files
 
 EVERY_S = 30.0
@@ -61,7 +61,6 @@ _LEFT_OUT = re.compile(
 _LOG = re.compile(r".*\.jsonl|events\.out\.tfevents.*")
 _LEAST_LOG_BYTES = 1 << 20
 _MOST_PARTS = 64
-_BLOCK_BYTES = 1 << 20
 _TRIES = 20
 _CALM_S = 0.05
 _LOOK_S = 1.0
@@ -126,7 +125,7 @@ class Mirror:
     self.url = store.url
     files.make_private_folder(self.tree)
     self._owner = uuid.uuid4().hex
-    self._copy = ""
+    self._copy = uuid.uuid4().hex
     self._number = 0
     self._copied: dict[str, _Copied] = {}
     self._cleared = False
@@ -323,11 +322,8 @@ class Mirror:
       return ()
     last = known.parts[-1]
     file.seek(known.bytes - last.bytes)
-    digest, left = hashlib.sha256(), last.bytes
-    while left and (block := file.read(min(left, _BLOCK_BYTES))):
-      digest.update(block)
-      left -= len(block)
-    return known.parts if digest.hexdigest() == last.sha256 else ()
+    _, sha256 = read_bytes(file, last.bytes)
+    return known.parts if sha256 == last.sha256 else ()
 
   def _is_same(self, path: str, found: os.stat_result) -> bool:
     known = self._copied.get(path)
@@ -462,7 +458,6 @@ class Mirror:
 
   def _read_state(self) -> None:
     """What this folder was last; without a sound state it is nothing."""
-    self._copy = uuid.uuid4().hex
     try:
       state = json.loads(self._state.read_text(encoding="utf-8"))
       copied = {
@@ -546,14 +541,12 @@ def _held_mirror(url: str) -> Iterator[Mirror]:
   """The mirror of a URL on this machine, for this process alone."""
   folder = local_folder(url, "workdirs")
   files.make_private_folder(folder)
-  with (folder / ".lock").open("a", encoding="utf-8") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+  with hold_lock(folder, ".lock", wait=False) as held:
+    if not held:
       raise StoreError(
         f"one process at a time may use {url}, and another on this machine "
         "does: wait for it, or choose another --workdir."
-      ) from None
+      )
     yield Mirror(ObjectStore(url), folder)
 
 

@@ -148,7 +148,7 @@ class ObjectStore:
         self._path(name), "wb", block_size=_PART_BYTES
       ) as target,
     ):
-      return copy_bytes(file, target, most)
+      return read_bytes(file, most, target)
 
   def copy_here(self, name: str, file: BinaryIO) -> tuple[int, str]:
     """Appends an object's content to a file; returns its (bytes, SHA-256).
@@ -161,7 +161,7 @@ class ObjectStore:
         with self._files.open(
           self._path(name), "rb", block_size=_PART_BYTES
         ) as source:
-          return copy_bytes(source, file)
+          return read_bytes(source, target=file)
       except FileNotFoundError as error:
         raise MissingObjectError(
           f"{self.url}/{name} must exist, and does not: put it back."
@@ -197,26 +197,27 @@ class ObjectStore:
       ) from error
 
 
-def copy_bytes(
-  source: BinaryIO, target: BinaryIO, most: int | None = None
+def read_bytes(
+  source: BinaryIO, most: int | None = None, target: BinaryIO | None = None
 ) -> tuple[int, str]:
-  """Copies a file's content; returns how many bytes, and their SHA-256.
+  """Reads a file block by block; returns how many bytes, and their SHA-256.
 
   Args:
     source: read from where it stands.
-    target: written.
-    most: bytes to copy; None for all.
+    most: bytes to read; None for all.
+    target: gets what is read; None if nothing does.
   """
-  digest, copied = hashlib.sha256(), 0
-  while most is None or copied < most:
-    wanted = _BLOCK_BYTES if most is None else min(_BLOCK_BYTES, most - copied)
+  digest, size = hashlib.sha256(), 0
+  while most is None or size < most:
+    wanted = _BLOCK_BYTES if most is None else min(_BLOCK_BYTES, most - size)
     block = source.read(wanted)
     if not block:
       break
-    target.write(block)
+    if target is not None:
+      target.write(block)
     digest.update(block)
-    copied += len(block)
-  return copied, digest.hexdigest()
+    size += len(block)
+  return size, digest.hexdigest()
 
 
 def safe_name(name: str) -> str:
@@ -260,10 +261,14 @@ def fetched(url: str) -> pathlib.Path:
   Raises:
     StoreError: nothing lies there, or the store refuses.
   """
-  store = ObjectStore(url)
+  store, only = ObjectStore(url), ""
   objects = store.signed()
-  if not objects and (above := _one_object(url)) is not None:
-    store, objects = above
+  if not objects:
+    # It may be one object, which is found from above.
+    above, _, only = store.url.rpartition("/")
+    if is_url(above):
+      store = ObjectStore(above)
+      objects = {n: s for n, s in store.signed(only).items() if n == only}
   if not objects:
     raise StoreError(
       f"{url} must hold a file or a folder, and nothing lies there: correct it."
@@ -279,20 +284,7 @@ def fetched(url: str) -> pathlib.Path:
         for name in objects:
           _copy_object(store, name, new / safe_name(name))
       files.replace_text(mark, signs)
-  only = url.rstrip("/").rpartition("/")[2]
-  return tree / only if set(objects) == {only} else tree
-
-
-def _one_object(
-  url: str,
-) -> tuple[ObjectStore, dict[str, tuple[int, str]]] | None:
-  """The store above a URL and the one object that it names, if it is one."""
-  parent, _, name = url.rstrip("/").rpartition("/")
-  if not is_url(parent):
-    return None
-  store = ObjectStore(parent)
-  found = {n: sign for n, sign in store.signed(name).items() if n == name}
-  return (store, found) if found else None
+  return tree / only
 
 
 def _copy_object(store: ObjectStore, name: str, target: pathlib.Path) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import functools
 import importlib.util
 import pathlib
@@ -71,6 +70,7 @@ from experiments.tasks import (
 )
 from experiments.workdir import (
   Workdir,
+  hold_lock,
   read_config,
   read_evaluation,
   read_json,
@@ -78,7 +78,7 @@ from experiments.workdir import (
 )
 from rapo_jax import files
 from rapo_jax.data import Query
-from rapo_jax.errors import InputError, accessing
+from rapo_jax.errors import InputError
 from rapo_jax.retrieval import SentenceEncoder, StepTraceBuffer
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.tasks import load_questions
@@ -528,30 +528,6 @@ def _one_at_a_time(
 ) -> contextlib.AbstractContextManager[bool]:
   """Waits for other processes that write files of the whole folder."""
   return hold_lock(workdir.root, ".lock", wait=True)
-
-
-@contextlib.contextmanager
-def hold_lock(folder: pathlib.Path, name: str, *, wait: bool) -> Iterator[bool]:
-  """Holds a lock file of a folder; gives whether it could be had.
-
-  Raises:
-    InputError: the folder cannot be written, or its file system has no locks.
-  """
-  with accessing(folder):
-    file = (folder / name).open("a", encoding="utf-8")
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      held = True
-    except BlockingIOError:
-      held = False
-    except OSError as error:
-      raise InputError(
-        f"two runs must not write one folder, and the file system of "
-        f"{folder} has no locks ({error}): choose a --workdir on a local "
-        "disk."
-      ) from error
-    yield held
 
 
 def _refuse_others(workdir: Workdir, tasks: list[str]) -> None:

@@ -53,7 +53,7 @@ from experiments.report.folders import STUDY_FILE, arm_folder
 from experiments.stages.runs import all_runs
 from experiments.stop_signal import StopSignal
 from experiments.tasks import load_encoder, task_names
-from experiments.workdir import Workdir, write_json
+from experiments.workdir import Workdir, hold_lock, write_json
 from rapo_jax import files
 from rapo_jax.retrieval import index_class
 from rapo_jax.retrieval.buffer import store
@@ -526,7 +526,7 @@ def _hold_tasks(root: pathlib.Path, tasks: set[str]) -> Iterator[None]:
   with contextlib.ExitStack() as locks:
     for task in sorted(tasks):
       name = f"{run_lib.TASK_LOCK}{task}"
-      if not locks.enter_context(run_lib.hold_lock(root, name, wait=False)):
+      if not locks.enter_context(hold_lock(root, name, wait=False)):
         raise flags.ConfigError(
           f"another command runs {task} of the study in {root}: wait for it, "
           "or choose another --task or --workdir."

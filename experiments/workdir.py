@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from rapo_jax import files
-from rapo_jax.errors import InputError
+from rapo_jax.errors import InputError, accessing
 from rapo_jax.records import TrajectoryRecord
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
@@ -59,6 +61,30 @@ class Workdir:
 def _followed(path: pathlib.Path) -> pathlib.Path:
   """What a link points to, so that it is replaced there; or the path itself."""
   return files.followed(path) if path.is_symlink() else path
+
+
+@contextlib.contextmanager
+def hold_lock(folder: pathlib.Path, name: str, *, wait: bool) -> Iterator[bool]:
+  """Holds a lock file of a folder; gives whether it could be had.
+
+  Raises:
+    InputError: the folder cannot be written, or its file system has no locks.
+  """
+  with accessing(folder):
+    file = (folder / name).open("a", encoding="utf-8")
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      held = True
+    except BlockingIOError:
+      held = False
+    except OSError as error:
+      raise InputError(
+        f"two runs must not write one folder, and the file system of "
+        f"{folder} has no locks ({error}): choose a --workdir on a local "
+        "disk."
+      ) from error
+    yield held
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

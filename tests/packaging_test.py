@@ -1,11 +1,11 @@
 """A wheel has what a run needs, and runs without the clone."""
 
 import fnmatch
+import functools
 import importlib.metadata
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tomllib
@@ -15,8 +15,10 @@ import pytest
 
 from experiments import flags
 from rapo_jax import extras
+from tests import programs
 from tests.layering_test import ROOT
 
+checked = functools.partial(programs.checked, timeout=590)
 PACKAGES = ("rapo_jax", "experiments")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -69,19 +71,6 @@ def test_without_metadata_an_extra_is_installed_from_the_clone(monkeypatch):
 
   monkeypatch.setattr(importlib.metadata, "requires", missing)
   assert extras.install_command("mcp") == "pip install -e '.[mcp]'"
-
-
-def checked(*command, **options):
-  done = subprocess.run(
-    [str(word) for word in command],
-    capture_output=True,
-    encoding="utf-8",
-    timeout=590,
-    check=False,
-    **options,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  return done.stdout
 
 
 @pytest.fixture(scope="module")

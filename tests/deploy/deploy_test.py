@@ -3,6 +3,7 @@
 The scripts run here with stand-ins for the programs of a cluster.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from experiments import cli, flags, run
+from tests import programs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -33,23 +35,12 @@ SCHEMA = pathlib.Path(__file__).parent / "jobset_schema.json"
 ARGUMENTS = ["--config", "quickstart", "--workdir", "runs/a b"]
 SAVED = 143
 
+checked = functools.partial(programs.checked, timeout=120)
+
 
 def tool(name):
   """A program that the environment of the tests brings along."""
   return pathlib.Path(sys.executable).parent / name
-
-
-def checked(*command, **options):
-  done = subprocess.run(
-    [str(word) for word in command],
-    capture_output=True,
-    encoding="utf-8",
-    timeout=120,
-    check=False,
-    **options,
-  )
-  assert done.returncode == 0, done.stdout + done.stderr
-  return done.stdout
 
 
 def parsed(words):

@@ -27,20 +27,12 @@ import numpy as np
 
 from tests import fake_devices
 from tests.experiments import hosts_test
-from tests.experiments.kill_test import TIMES
+from tests.experiments.kill_test import metrics
 from tests.experiments.run_test import read_rows
 
 _ENDS_S = 120.0
 _SEEDS = "--config.train.seeds=0,1"
 _OTHER = hosts_test.RUN.with_name("rapo-seed1")
-
-
-def metrics(folder: pathlib.Path) -> list[dict[str, float]]:
-  """Rows of a run without what depends on the clock."""
-  return [
-    {k: v for k, v in row.items() if not any(word in k for word in TIMES)}
-    for row in read_rows(folder / "metrics.jsonl")
-  ]
 
 
 def same(found: pathlib.Path, expected: pathlib.Path) -> dict[str, bool]:

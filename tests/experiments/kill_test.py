@@ -68,14 +68,16 @@ def whole(tmp_path_factory):
   return run_whole(tmp_path_factory.mktemp("kill") / "whole", CONFIG_FILE)
 
 
-def _metrics(folder):
+def metrics(folder):
+  """Rows of a run without what depends on the clock."""
   return [
     {k: v for k, v in row.items() if not any(word in k for word in TIMES)}
     for row in read_rows(folder / "metrics.jsonl")
   ]
 
 
-def _trajectories(folder):
+def trajectories(folder):
+  """Those that a run has logged, without what depends on the clock."""
   rows = read_rows(folder / "trajectories.jsonl")
   for row in rows:
     for event in row["events"]:
@@ -112,9 +114,9 @@ def test_a_killed_run_ends_as_one_that_was_not(method, whole, tmp_path):
   # A control: what never moves cannot differ.
   base = there / "agents" / "compute" / "base" / policy.name
   assert base.read_bytes() != (expected / policy).read_bytes()
-  assert _metrics(killed) == _metrics(expected)
-  assert _trajectories(killed) == _trajectories(expected)
-  assert {row["update"] for row in _trajectories(killed)} == {1, 2, 3}
+  assert metrics(killed) == metrics(expected)
+  assert trajectories(killed) == trajectories(expected)
+  assert {row["update"] for row in trajectories(killed)} == {1, 2, 3}
 
 
 def test_all_methods_stand_in_one_report(whole):

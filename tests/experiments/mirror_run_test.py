@@ -54,7 +54,7 @@ def test_a_killed_run_goes_on_on_another_machine(scheme, tmp_path, monkeypatch):
   killed, expected = tmp_path / "pulled" / name, there / name
   policy = pathlib.Path("policy") / "model.safetensors"
   assert (killed / policy).read_bytes() == (expected / policy).read_bytes()
-  assert kill_test._metrics(killed) == kill_test._metrics(expected)
-  assert kill_test._trajectories(killed) == kill_test._trajectories(expected)
+  assert kill_test.metrics(killed) == kill_test.metrics(expected)
+  assert kill_test.trajectories(killed) == kill_test.trajectories(expected)
   starts = (tmp_path / "pulled" / "starts.jsonl").read_text(encoding="utf-8")
   assert len(starts.splitlines()) == 2

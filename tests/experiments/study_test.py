@@ -10,11 +10,10 @@ import time
 
 import pytest
 
-from experiments import run
 from experiments import study as study_lib
 from experiments.arms import Arm, Study, with_setting
 from experiments.report.folders import arm_folder
-from experiments.workdir import Workdir, read_json
+from experiments.workdir import Workdir, hold_lock, read_json
 from rapo_jax.retrieval.buffer.store import read_manifest
 from tests.experiments import fake_workdir
 from tests.experiments.run_test import small_config
@@ -152,7 +151,7 @@ def test_a_finished_study_is_not_run_again(finished, capfd):
 
 def test_two_commands_do_not_run_the_same_task(finished, capfd):
   arguments, folder = finished
-  with run.hold_lock(folder, ".lock-compute", wait=False) as held:
+  with hold_lock(folder, ".lock-compute", wait=False) as held:
     assert held
     assert study_lib.main(arguments) == 2
   assert "another command runs compute" in capfd.readouterr().err
