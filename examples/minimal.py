@@ -129,7 +129,7 @@ def main(num_updates: int = 4) -> list[float]:
       algorithm=rapo,
       scores=scores,
     )
-    for batch in training.minibatches(experience, UPDATE, objective, rapo):
+    for batch, _ in training.minibatches(experience, UPDATE, objective, rapo):
       state, _ = training.update_minibatch(
         state,
         batch,

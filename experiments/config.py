@@ -372,6 +372,8 @@ class TrainConfig:
     keep_best: also keep the one with the highest accuracy on held-out
       questions, of those saved at an evaluation.
     log_trajectories_every: updates between two that are kept as JSONL.
+    log_tokens: whether what is kept holds the entropy, the log-probs and the
+      advantage of each token. It makes the log about twice as large.
     stop_mismatch: a run stops when the trainer's log-probs differ from the
       sampler's by more than this on average, before any update on the batch.
     stop_parameter_growth: a run has diverged when the norm of what it trains is
@@ -390,6 +392,7 @@ class TrainConfig:
   keep_checkpoints: int = 2
   keep_best: bool = False
   log_trajectories_every: int = 5
+  log_tokens: bool = True
   stop_mismatch: float = 0.1
   stop_parameter_growth: float = 100.0
   strict_compile: bool = False

@@ -10,23 +10,65 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from rapo_jax.errors import InputError
 from rapo_jax.trajectory import (
+  Candidate,
   RetrievalEvent,
+  Segment,
   Source,
   TokenKind,
   ToolEvent,
   Trajectory,
   decode,
+  token_lengths,
 )
 
 VERSION = 1
 _KINDS = tuple(kind.name.lower() for kind in TokenKind)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokensRecord:
+  """Figures of each token of a segment that the policy wrote.
+
+  Figures are lists with one number a token, to five decimals.
+
+  Attributes:
+    lengths: characters of the segment's text that each token adds. One that
+      only begins a character adds none.
+    entropy: in nats, of the distribution that it was sampled from; None for
+      what another agent wrote.
+    log_prob: under that distribution; None as for `entropy`.
+    trainer_log_prob: under the policy that its minibatch was computed with;
+      None in the list for a token that is not in the loss.
+    advantage: None where every token of the trajectory has the same.
+  """
+
+  lengths: tuple[int, ...]
+  entropy: tuple[float, ...] | None = None
+  log_prob: tuple[float, ...] | None = None
+  trainer_log_prob: tuple[float | None, ...] | None = None
+  advantage: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenFigures:
+  """What training knows of each token of a trajectory of `T` tokens.
+
+  Attributes:
+    trainer_log_probs: see `TokensRecord`; NaN for a token that is not in the
+      loss, `[T]`.
+    advantages: `[T]`; None where every token has the same.
+  """
+
+  trainer_log_probs: Float[np.ndarray, " T"]
+  advantages: Float[np.ndarray, " T"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +83,8 @@ class SegmentRecord:
     entropy: mean over a policy segment, in nats; None elsewhere, and for what
       another agent wrote.
     log_prob: mean over a policy segment; None as for `entropy`.
+    tokens: figures of each token of a policy segment; None where the log does
+      not hold them.
   """
 
   kind: str
@@ -49,6 +93,7 @@ class SegmentRecord:
   num_tokens: int | None = None
   entropy: float | None = None
   log_prob: float | None = None
+  tokens: TokensRecord | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +144,8 @@ class TrajectoryRecord:
     segments: in order.
     events: tool calls and retrievals in order, as JSON objects with `type`
       "tool" or "retrieval" and `step_id`. A retrieval that was probed has
-      `effect`: the reward less that of the trajectory without the step.
+      `effect`: the reward less that of the trajectory without the step. One
+      that chose among several has `others`, see `trajectory.Candidate`.
     source: name of the agent that wrote it; None if the file says it.
     training: what training made of it; None for one that was not trained on.
   """
@@ -185,6 +231,7 @@ def record_of(
   ground_truth: tuple[str, ...],
   score: Mapping[str, Any],
   training: TrainingRecord | None = None,
+  figures: TokenFigures | None = None,
 ) -> TrajectoryRecord:
   """A sampled trajectory as a record.
 
@@ -195,6 +242,8 @@ def record_of(
     ground_truth: accepted answers.
     score: what the reward says of it, as JSON holds it.
     training: what training made of it.
+    figures: what training knows of each token; None for a record without
+      figures of tokens.
   """
   return TrajectoryRecord(
     query_id=trajectory.query_id,
@@ -203,7 +252,7 @@ def record_of(
     index=trajectory.index,
     finish_reason=str(trajectory.finish_reason),
     score=score,
-    segments=_segments(trajectory, tokenizer),
+    segments=_segments(trajectory, tokenizer, figures),
     events=tuple(map(event_to_json, trajectory.events)),
     training=training,
   )
@@ -230,7 +279,7 @@ def check_version(content: Mapping[str, Any]) -> int:
 
 
 def _segments(
-  trajectory: Trajectory, tokenizer: Any
+  trajectory: Trajectory, tokenizer: Any, figures: TokenFigures | None
 ) -> tuple[SegmentRecord, ...]:
   found = []
   for segment in trajectory.segments():
@@ -238,17 +287,49 @@ def _segments(
     wrote = (
       segment.kind is TokenKind.POLICY and trajectory.source is not Source.AGENT
     )
+    text = decode(tokenizer, trajectory.tokens[span])
+    tokens = None
+    if figures is not None and segment.kind is TokenKind.POLICY:
+      lengths = token_lengths(tokenizer, trajectory.tokens[span], text)
+      tokens = _tokens(trajectory, segment, figures, lengths)
     found.append(
       SegmentRecord(
         kind=segment.kind.name.lower(),
         step_id=segment.step_id,
-        text=decode(tokenizer, trajectory.tokens[span]),
+        text=text,
         num_tokens=segment.end - segment.start,
         entropy=float(np.mean(trajectory.entropies[span])) if wrote else None,
         log_prob=float(np.mean(trajectory.log_probs[span])) if wrote else None,
+        tokens=tokens,
       )
     )
   return tuple(found)
+
+
+def _tokens(
+  trajectory: Trajectory,
+  segment: Segment,
+  figures: TokenFigures,
+  lengths: Sequence[int],
+) -> TokensRecord:
+  """Figures of the tokens of a segment that the policy wrote."""
+  span = slice(segment.start, segment.end)
+  sampled = trajectory.source is not Source.AGENT
+  trainer = _listed(figures.trainer_log_probs[span])
+  return TokensRecord(
+    lengths=tuple(lengths),
+    entropy=_listed(trajectory.entropies[span]) if sampled else None,
+    log_prob=_listed(trajectory.log_probs[span]) if sampled else None,
+    trainer_log_prob=tuple(x if math.isfinite(x) else None for x in trainer),
+    advantage=None
+    if figures.advantages is None
+    else _listed(figures.advantages[span]),
+  )
+
+
+def _listed(values: Float[np.ndarray, " T"]) -> tuple[float, ...]:
+  """Numbers with five decimals."""
+  return tuple(np.round(values.astype(np.float64), 5).tolist())
 
 
 def event_to_json(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
@@ -273,6 +354,8 @@ def event_to_json(event: ToolEvent | RetrievalEvent) -> dict[str, Any]:
     "source": event.source,
     "answers": event.answers,
   }
+  if event.others:
+    content["others"] = [dataclasses.asdict(one) for one in event.others]
   # Few are measured.
   return content if event.effect is None else content | {"effect": event.effect}
 
@@ -282,7 +365,8 @@ def event_from_json(content: Mapping[str, Any]) -> ToolEvent | RetrievalEvent:
   fields = {name: value for name, value in content.items() if name != "type"}
   if content["type"] == "tool":
     return ToolEvent(name=fields.pop("tool"), **fields)
-  return RetrievalEvent(**fields)
+  others = tuple(Candidate(**one) for one in fields.pop("others", ()))
+  return RetrievalEvent(**fields, others=others)
 
 
 def _first_score(score: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,7 +384,15 @@ def _first_score(score: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _segment_to_json(segment: SegmentRecord) -> dict[str, Any]:
-  content = _rounded(dataclasses.asdict(segment))
+  own = dataclasses.replace(segment, tokens=None)
+  content = _told(_rounded(dataclasses.asdict(own)))
+  if segment.tokens is not None:
+    content["tokens"] = _told(dataclasses.asdict(segment.tokens))
+  return content
+
+
+def _told(content: dict[str, Any]) -> dict[str, Any]:
+  """What is known."""
   return {name: value for name, value in content.items() if value is not None}
 
 
@@ -320,8 +412,22 @@ def _segment_from_json(content: Any) -> SegmentRecord:
         num_tokens=content.get("num_tokens"),
         entropy=content.get("entropy"),
         log_prob=content.get("log_prob"),
+        tokens=_tokens_from_json(content.get("tokens")),
       )
   raise InputError("a segment must have a step_id and a text")
+
+
+def _tokens_from_json(content: Any) -> TokensRecord | None:
+  if content is None:
+    return None
+  names = [field.name for field in dataclasses.fields(TokensRecord)]
+  if not isinstance(content, Mapping) or "lengths" not in content:
+    raise InputError(
+      f"tokens of a segment must be an object with lengths, got {content!a:.60}"
+    )
+  return TokensRecord(
+    **{n: tuple(content[n]) for n in names if content.get(n) is not None}
+  )
 
 
 def _training_from_json(content: Mapping[str, Any]) -> TrainingRecord | None:

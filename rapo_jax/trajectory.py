@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+_UNKNOWN = "\ufffd"  # Bytes that are no character by themselves.
 
 
 class TokenKind(enum.IntEnum):
@@ -84,6 +87,21 @@ class ToolEvent:
 
 
 @dataclasses.dataclass(frozen=True)
+class Candidate:
+  """A trace among which a retrieval chose.
+
+  Attributes:
+    trace_id: id of the trace in its buffer.
+    similarity: cosine similarity of its key to the history.
+    reward: outcome reward of the trajectory that it comes from.
+  """
+
+  trace_id: int
+  similarity: float
+  reward: float
+
+
+@dataclasses.dataclass(frozen=True)
 class RetrievalEvent:
   """One retrieval from the Step-Trace Buffer.
 
@@ -101,6 +119,7 @@ class RetrievalEvent:
     answers: whether what was retrieved holds an answer, which it can leak.
     effect: reward of the trajectory less that of its twin, which goes on from
       the same prefix without this step; None for one that was not probed.
+    others: the next-best candidates that were not chosen, best first.
   """
 
   step_id: int
@@ -111,6 +130,7 @@ class RetrievalEvent:
   source: str | None = None
   answers: bool = False
   effect: float | None = None
+  others: tuple[Candidate, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,3 +264,49 @@ def decode(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> str:
     skip_special_tokens=False,
     clean_up_tokenization_spaces=False,
   )
+
+
+def token_lengths(
+  tokenizer: Any, tokens: Sequence[int] | np.ndarray, text: str
+) -> list[int]:
+  """Characters of a text that each of its tokens adds.
+
+  A token that only begins a character adds none, and the one that completes it
+  adds it. Sums are the text's length.
+
+  Args:
+    tokenizer: decodes.
+    tokens: ids, `[T]`.
+    text: what they decode to.
+  """
+  ids = np.asarray(tokens).tolist()
+  lengths = [len(_piece(tokenizer, token)) for token in ids]
+  if _UNKNOWN in text or sum(lengths) != len(text):
+    lengths = _lengths_in_context(tokenizer, ids, len(text))
+  return lengths
+
+
+def _lengths_in_context(
+  tokenizer: Any, ids: list[int], total: int
+) -> list[int]:
+  """The same for tokens whose text depends on those before them."""
+  lengths: list[int] = []
+  # Of the tokens from `start` on, those before `told` have their length.
+  start = told = 0
+  for end in range(1, len(ids) + 1):
+    before = decode(tokenizer, ids[start:told])
+    now = decode(tokenizer, ids[start:end])
+    added = 0
+    if len(now) > len(before) and not now.endswith(_UNKNOWN):
+      added = len(now) - len(before)
+      start, told = told, end
+    lengths.append(min(added, total - sum(lengths)))
+  if lengths:
+    lengths[-1] += total - sum(lengths)
+  return lengths
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _piece(tokenizer: Any, token: int) -> str:
+  """Text of a token alone."""
+  return decode(tokenizer, [token])

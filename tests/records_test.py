@@ -15,6 +15,7 @@ from rapo_jax.records import (
   record_of,
 )
 from rapo_jax.trajectory import (
+  Candidate,
   FinishReason,
   RetrievalEvent,
   Source,
@@ -93,6 +94,47 @@ def test_what_is_written_is_read_again():
     "source": "teacher",
     "answers": False,
   }
+
+
+def test_figures_of_tokens_are_written_and_read_again():
+  trainer = np.asarray([np.nan, -1.1, np.nan, np.nan, np.nan, -2], np.float32)
+  for advantages in (None, np.asarray([0, 1, -1, 0, 0, 0.5], np.float32)):
+    found = record_of(
+      sampled(),
+      Letters(),
+      question="Why?",
+      ground_truth=(),
+      score={"value": 1.0},
+      training=TRAINING,
+      figures=records.TokenFigures(trainer, advantages),
+    )
+    assert found.segments[1].tokens == records.TokensRecord(
+      lengths=(1, 1),
+      entropy=(0.25, 0.75),
+      log_prob=(-1.0, -2.0),
+      trainer_log_prob=(-1.1, None),
+      advantage=None if advantages is None else (1.0, -1.0),
+    )
+    assert found.segments[0].tokens is found.segments[2].tokens is None
+    line = json.dumps(found.to_json(), allow_nan=False)
+    assert TrajectoryRecord.from_json(json.loads(line)).segments == (
+      *found.segments[:-1],
+      dataclasses.replace(found.segments[-1], log_prob=-0.12346),
+    )
+
+
+def test_candidates_that_were_not_chosen_are_written_and_read_again():
+  event = RetrievalEvent(
+    1, "hit", 0.5, others=(Candidate(4, 0.25, 1.0), Candidate(2, 0.125, 0.0))
+  )
+  content = records.event_to_json(event)
+  assert content["others"][0] == {
+    "trace_id": 4,
+    "similarity": 0.25,
+    "reward": 1.0,
+  }
+  again = json.loads(json.dumps(content))
+  assert records.event_from_json(again) == event
 
 
 def test_what_another_agent_wrote_has_no_probabilities():

@@ -13,6 +13,7 @@ from rapo_jax.trajectory import (
   ToolEvent,
   Trajectory,
   decode,
+  token_lengths,
 )
 from tests.letters import Letters
 
@@ -148,6 +149,52 @@ def test_what_the_system_cut(reason, statuses, cut):
 def test_a_record_cannot_be_changed():
   with pytest.raises(dataclasses.FrozenInstanceError):
     trajectory().index = 1
+
+
+class Bytes:
+  """Decodes bytes of UTF-8, as byte-level tokenizers do."""
+
+  def decode(self, tokens, **_):
+    return bytes(tokens).decode(errors="replace")
+
+
+class Spaced:
+  """Puts a space before each word but the first."""
+
+  def decode(self, tokens, **_):
+    return " ".join("word" * token for token in tokens)
+
+
+@pytest.mark.parametrize(
+  ("text", "lengths"),
+  [
+    ("abc", [1, 1, 1]),
+    # Two, three and four bytes; the last one completes the character.
+    ("aé!", [1, 0, 1, 1]),
+    ("→", [0, 0, 1]),
+    ("🙂x", [0, 0, 0, 1, 1]),
+    ("", []),
+  ],
+)
+def test_the_token_that_completes_a_character_adds_it(text, lengths):
+  assert token_lengths(Bytes(), [*text.encode()], text) == lengths
+
+
+def test_a_token_that_completes_nothing_leaves_its_mark_to_the_last():
+  half = [*"aé".encode()][:-1]
+  assert token_lengths(Bytes(), half, Bytes().decode(half)) == [1, 1]
+
+
+def test_a_character_that_says_unknown_is_one_like_others():
+  text = "a\ufffdb"
+  found = token_lengths(Bytes(), [*text.encode()], text)
+  assert sum(found) == 3
+  assert len(found) == 5
+
+
+def test_what_a_token_adds_may_depend_on_those_before_it():
+  text = Spaced().decode([1, 2, 1])
+  assert token_lengths(Spaced(), [1, 2, 1], text) == [4, 9, 5]
 
 
 def test_decode_takes_arrays_and_lists():

@@ -8,6 +8,7 @@ then further questions, until the budget is used up.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -180,6 +181,9 @@ def _segments(
     if kind == "policy":
       content["entropy"] = _round(segment.entropy)
       content["log_prob"] = _round(segment.log_prob)
+      # A text that is cut has no place for the rest.
+      if longest is None and segment.tokens is not None:
+        content["each"] = dataclasses.asdict(segment.tokens)
     wanted = {"observation": "tool", "retrieved": "retrieval"}.get(kind)
     for event in pending:
       if event["type"] == wanted and event["step_id"] == step:
@@ -207,7 +211,8 @@ def _event(event: Mapping[str, Any]) -> dict[str, Any]:
     if event["type"] == "tool"
     else ("similarity", "reward", "trace_id", "source", "answers", "effect")
   )
-  return {name: _round(event.get(name)) for name in names}
+  content = {name: _round(event.get(name)) for name in names}
+  return content | {"others": event["others"]} if "others" in event else content
 
 
 def retrieval_effect(

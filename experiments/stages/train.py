@@ -601,7 +601,11 @@ def _update(
   ):
     with files.append_private(folder / TRAJECTORIES_FILE) as file:
       for record in trajectory_records(
-        experience, queries, task.tokenizer, number
+        experience,
+        queries,
+        task.tokenizer,
+        number,
+        tokens=config.train.log_tokens,
       ):
         line = json.dumps(record.to_json(), ensure_ascii=False)
         file.write(line + "\n")

@@ -62,7 +62,7 @@ def trajectory_to_json(row: Row, record: TrajectoryRecord) -> dict[str, Any]:
 def retrieved_key(
   root: pathlib.Path, run: str, trace_id: int
 ) -> dict[str, Any] | None:
-  """The key of a retrieved step: the question and the steps before it.
+  """A trace, with its key: the question and the steps before it.
 
   Args:
     root: work folder, or folder of a study.
@@ -85,7 +85,14 @@ def retrieved_key(
         return None
       table = parquet.read_table(
         path,
-        columns=["query_id", "question", "history", "key", "step_index"],
+        columns=[
+          "query_id",
+          "question",
+          "history",
+          "key",
+          "step_index",
+          "step",
+        ],
         filters=[("trace_id", "=", trace_id)],
       )
       rows = table.to_pylist()

@@ -286,6 +286,7 @@ def _insertion(
     trace_id=found.trace.trace_id,
     source=found.trace.source,
     answers=found.answers,
+    others=found.others,
   )
   draw = np.random.default_rng([*boundary.key, _PROBE_STREAM])
   return Insertion(

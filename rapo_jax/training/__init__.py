@@ -18,7 +18,9 @@ from rapo_jax.training.experience import (
 )
 from rapo_jax.training.packing import (
   BASE_COLUMNS,
+  Packed,
   PackedBatch,
+  Placement,
   empty_batch,
   pack,
   packed_columns,
@@ -50,7 +52,9 @@ __all__ = [
   "Experience",
   "ObjectiveConfig",
   "OptimizerConfig",
+  "Packed",
   "PackedBatch",
+  "Placement",
   "StepLoss",
   "SupervisedBatch",
   "SupervisedConfig",

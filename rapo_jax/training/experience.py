@@ -48,6 +48,9 @@ class Experience(NamedTuple):
       out of its group's mean and deviation, of the loss and of accuracy.
     skipped: minibatches that the update has not taken, since their loss or
       gradient was not finite.
+    trainer_log_probs: of each trajectory its tokens' log-probs, `[T]`, under
+      the policy that their minibatch was computed with; NaN for a token that
+      is not in the loss. Empty before the update.
   """
 
   queries: list[Query]
@@ -60,6 +63,7 @@ class Experience(NamedTuple):
   rewards: Float[np.ndarray, " B"]
   counted: Bool[np.ndarray, " B"]
   skipped: tuple[PackedBatch, ...] = ()
+  trainer_log_probs: tuple[Float[np.ndarray, " T"], ...] = ()
 
   def mean_advantage(self, index: int) -> float:
     """Advantage of a trajectory: the mean over its policy tokens."""

@@ -187,6 +187,97 @@ def empty_batch(
   )
 
 
+class Placement(NamedTuple):
+  """Where the tokens of a trajectory lie in a batch.
+
+  Attributes:
+    member: index of the trajectory.
+    own: tokens of it that lie at `at`: all, or those behind a shared prompt.
+    at: micro-batch, row, and the positions in the row.
+    segment: of the row.
+    prefix: segment that holds the shared prompt; 0 where the trajectory is
+      whole.
+    prefix_at: where that prompt lies, for the first of those that share it.
+  """
+
+  member: int
+  own: slice
+  at: tuple[int, int, slice]
+  segment: int
+  prefix: int = 0
+  prefix_at: tuple[int, int, slice] | None = None
+
+
+class Packed(NamedTuple):
+  """The trajectories of one minibatch, and where each of them lies.
+
+  Attributes:
+    batch: what the update reads.
+    placements: of those that are packed.
+  """
+
+  batch: PackedBatch
+  placements: list[Placement]
+
+
+def _place(
+  trajectories: Sequence[Trajectory],
+  weights: Float[np.ndarray, "B L"],
+  *,
+  row_length: int,
+  rows_per_microbatch: int,
+  share_prompts: bool,
+) -> list[Placement]:
+  """Lays the trajectories of one minibatch into rows; see `pack`."""
+  kept = [
+    i
+    for i, t in enumerate(trajectories)
+    if np.any(weights[i, : len(t.tokens)][t.policy_mask] > 0)
+  ]
+  prefixes = {
+    i: shared_prefix(trajectories[i]) if share_prompts else Prefix(i, 0)
+    for i in kept
+  }
+  rows = assign_rows(
+    [len(trajectories[i].tokens) for i in kept],
+    row_length,
+    [*prefixes.values()],
+  )
+  placements = []
+  for row, places in enumerate(rows):
+    members = [kept[number] for number in places]
+    at_row = divmod(row, rows_per_microbatch)
+    sharing = collections.Counter(prefixes[m].key for m in members)
+    start = segment = 0
+    # Segments of the prefixes in the row.
+    segments: dict[Hashable, int] = {}
+    for member in members:
+      key, shared = prefixes[member]
+      # Alone in its row a trajectory stays whole.
+      shared *= sharing[key] > 1
+      prefix_at = None
+      if shared and key not in segments:
+        segment += 1
+        segments[key] = segment
+        prefix_at = (*at_row, slice(start, start + shared))
+        start += shared
+      segment += 1
+      own = slice(shared, len(trajectories[member].tokens))
+      end = start + own.stop - own.start
+      placements.append(
+        Placement(
+          member,
+          own,
+          (*at_row, slice(start, end)),
+          segment,
+          segments.get(key, 0),
+          prefix_at,
+        )
+      )
+      start = end
+  return placements
+
+
 def pack(
   trajectories: Sequence[Trajectory],
   *,
@@ -197,7 +288,7 @@ def pack(
   rows_per_microbatch: int,
   columns: Sequence[str] = BASE_COLUMNS,
   share_prompts: bool = True,
-) -> PackedBatch:
+) -> Packed:
   """Packs the trajectories of one minibatch.
 
   One without a token in the loss is left out. The shapes of the arrays stay
@@ -213,24 +304,19 @@ def pack(
     columns: of the batch, see `packed_columns`.
     share_prompts: whether a row holds the prompt of its trajectories once. The
       model computes the same: see `Decoder.hidden_states`.
+
+  Raises:
+    InputError: a trajectory is longer than a row.
   """
-  kept = [
-    i
-    for i, t in enumerate(trajectories)
-    if np.any(weights[i, : len(t.tokens)][t.policy_mask] > 0)
-  ]
-  prefixes = {
-    i: shared_prefix(trajectories[i]) if share_prompts else Prefix(i, 0)
-    for i in kept
-  }
-  rows = assign_rows(
-    [len(trajectories[i].tokens) for i in kept],
-    row_length,
-    [*prefixes.values()],
+  placements = _place(
+    trajectories,
+    weights,
+    row_length=row_length,
+    rows_per_microbatch=rows_per_microbatch,
+    share_prompts=share_prompts,
   )
   # One trajectory a row is the worst case.
   capacity = -(-len(trajectories) // rows_per_microbatch)
-  held = [n for n in columns if n not in BASE_COLUMNS]
   batch = empty_batch(
     capacity,
     row_length=row_length,
@@ -238,45 +324,25 @@ def pack(
     columns=columns,
     share_prompts=share_prompts,
   )
-  for row, places in enumerate(rows):
-    members = [kept[place] for place in places]
-    at_row = divmod(row, rows_per_microbatch)
-    sharing = collections.Counter(prefixes[m].key for m in members)
-    start = segment = 0
-    # Segments of the prefixes in the row.
-    segments: dict[Hashable, int] = {}
-    for member in members:
-      trajectory = trajectories[member]
-      key, shared = prefixes[member]
-      # Alone in its row a trajectory stays whole.
-      shared *= sharing[key] > 1
-      if shared and key not in segments:
-        segment += 1
-        segments[key] = segment
-        at = (*at_row, slice(start, start + shared))
-        batch.tokens[at] = trajectory.tokens[:shared]
-        batch.segment_ids[at] = segment
-        start += shared
-      segment += 1
-      own = slice(shared, len(trajectory.tokens))
-      at = (*at_row, slice(start, start + own.stop - own.start))
-      batch.tokens[at] = trajectory.tokens[own]
-      batch.segment_ids[at] = segment
-      if batch.prefix_ids is not None:
-        batch.prefix_ids[at] = segments.get(key, 0)
-      batch.where[at] = trajectory.policy_mask[own] & (weights[member, own] > 0)
-      batch.weights[at] = weights[member, own]
-      batch.columns["old_log_probs"][at] = trajectory.log_probs[own]
-      batch.columns["advantages"][at] = (
-        advantages[member] if advantages.ndim == 1 else advantages[member, own]
-      )
-      batch.columns["retrieved_fraction"][at] = retrieved_fraction[member]
-      for name in held:
-        values = getattr(trajectory, name)
-        batch.columns[name][at] = values[own] if np.ndim(values) else values
-      start = at[-1].stop
-  used = -(-len(rows) // rows_per_microbatch)
-  packed: PackedBatch = jax.tree.map(
-    jnp.asarray, batch._replace(num_microbatches=jnp.asarray(used, jnp.int32))
-  )
-  return packed
+  for member, own, at, segment, prefix, prefix_at in placements:
+    trajectory = trajectories[member]
+    if prefix_at is not None:
+      batch.tokens[prefix_at] = trajectory.tokens[: own.start]
+      batch.segment_ids[prefix_at] = prefix
+    batch.tokens[at] = trajectory.tokens[own]
+    batch.segment_ids[at] = segment
+    if batch.prefix_ids is not None:
+      batch.prefix_ids[at] = prefix
+    batch.where[at] = trajectory.policy_mask[own] & (weights[member, own] > 0)
+    batch.weights[at] = weights[member, own]
+    batch.columns["old_log_probs"][at] = trajectory.log_probs[own]
+    batch.columns["advantages"][at] = (
+      advantages[member] if advantages.ndim == 1 else advantages[member, own]
+    )
+    batch.columns["retrieved_fraction"][at] = retrieved_fraction[member]
+    for name in (n for n in columns if n not in BASE_COLUMNS):
+      values = getattr(trajectory, name)
+      batch.columns[name][at] = values[own] if np.ndim(values) else values
+  used = max((at[0] + 1 for _, _, at, *_ in placements), default=0)
+  batch = batch._replace(num_microbatches=jnp.asarray(used, jnp.int32))
+  return Packed(jax.tree.map(jnp.asarray, batch), placements)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from rapo_jax import hosts, models, objectives, rewards
 from rapo_jax.algorithms import (
@@ -58,7 +58,12 @@ from rapo_jax.training.experience import (
   score_trajectories,
 )
 from rapo_jax.training.guided import roll_out_guided
-from rapo_jax.training.packing import PackedBatch, pack, packed_columns
+from rapo_jax.training.packing import (
+  Packed,
+  PackedBatch,
+  pack,
+  packed_columns,
+)
 from rapo_jax.training.probes import probe_numbers, scored_with_effects
 from rapo_jax.training.repetition import repetitive_fraction
 from rapo_jax.training.stored_groups import fresh_groups, replayed
@@ -264,17 +269,7 @@ class Trainer:
       scores=sampled.scores,
     )
     rolled_out = time.perf_counter()
-    history: list[UpdateMetrics] = []
-    padding: list[float] = []
-    skipped: list[PackedBatch] = []
-    batches = self._batches(state.model, experience)
-    for _ in range(self._update.epochs):
-      for batch in batches:
-        state, metrics = self._train(state, batch)
-        history.append(jax.device_get(metrics))
-        padding.append(batch.padding_fraction)
-        if history[-1].skipped:
-          skipped.append(batch)
+    state, experience, history, padding = self._learn(state, experience)
     report = summarise(experience, sampled.stats, history)
     report |= probe_numbers(experience.trajectories, sampled.stats)
     report |= {
@@ -290,9 +285,9 @@ class Trainer:
       t.source is Source.AGENT for t in experience.trajectories
     )
     report["update/seconds"] = time.perf_counter() - rolled_out
-    report["update/padding_fraction"] = float(np.mean(padding))
+    report["update/padding_fraction"] = padding
     report["step/seconds"] = time.perf_counter() - began
-    return state, experience._replace(skipped=tuple(skipped)), report
+    return state, experience, report
 
   def asks(self, query: Query) -> bool:
     """Whether a question is trained on.
@@ -364,12 +359,12 @@ class Trainer:
 
   def _batches(
     self, model: models.Decoder, experience: Experience
-  ) -> list[PackedBatch]:
+  ) -> list[Packed]:
     """The minibatches of an update, with what is scored before its first."""
     loss = self._algorithm.loss
     with sharding.use_mesh(self._mesh):
       share_prompts = models.reads_prefixes(model.config.attention)
-    batches = minibatches(
+    packed = minibatches(
       experience,
       self._update,
       self._objective,
@@ -377,10 +372,14 @@ class Trainer:
       share_prompts=share_prompts,
     )
     if "proximal_log_probs" not in loss.columns:
-      return batches
+      return packed
     return [
-      with_proximal(model, batch, mesh=self._mesh, scoring=self._scoring)
-      for batch in batches
+      one._replace(
+        batch=with_proximal(
+          model, one.batch, mesh=self._mesh, scoring=self._scoring
+        )
+      )
+      for one in packed
     ]
 
   @property
@@ -392,6 +391,32 @@ class Trainer:
       "remat": self._update.remat,
       "head_chunk": self._update.head_chunk,
     }
+
+  def _learn(
+    self, state: TrainState, experience: Experience
+  ) -> tuple[TrainState, Experience, list[UpdateMetrics], float]:
+    """The minibatch updates.
+
+    Returns:
+      The new state, what it was trained on with what the trainer made of it,
+      metrics of each minibatch, and the share of padding.
+    """
+    history: list[UpdateMetrics] = []
+    padding: list[float] = []
+    skipped: list[PackedBatch] = []
+    packed = self._batches(state.model, experience)
+    for _ in range(self._update.epochs):
+      for batch, _ in packed:
+        state, metrics = self._train(state, batch)
+        history.append(jax.device_get(metrics))
+        padding.append(batch.padding_fraction)
+        if history[-1].skipped:
+          skipped.append(batch)
+    experience = experience._replace(
+      skipped=tuple(skipped),
+      trainer_log_probs=_trainer_log_probs(experience, packed, history),
+    )
+    return state, experience, history, float(np.mean(padding))
 
   def _train(
     self, state: TrainState, batch: PackedBatch
@@ -646,7 +671,7 @@ def train_minibatch(
       batch = score_reference(
         state.model if reference is None else reference, batch, **scoring
       )
-    return update_minibatch(
+    state, metrics = update_minibatch(
       state,
       batch,
       objective=objective,
@@ -654,6 +679,11 @@ def train_minibatch(
       loss=loss,
       **scoring,
     )
+  if hosts.is_shared(mesh):
+    # What the leader reads has to be whole on it.
+    whole = sharding.gathered(metrics.log_probs)
+    metrics = metrics._replace(log_probs=whole)
+  return state, metrics
 
 
 def _check_teacher(
@@ -757,8 +787,10 @@ def minibatches(
   algorithm: Algorithm = RAPO,
   *,
   share_prompts: bool = True,
-) -> list[PackedBatch]:
+) -> list[Packed]:
   """Packed batches of `queries_per_minibatch` groups each, in order.
+
+  Members of placements are indices of the update's trajectories.
 
   Trajectories that do not count are left out. So are those without an
   advantage where nothing else gives a gradient. Weights are means over both
@@ -774,7 +806,7 @@ def minibatches(
   per_batch = update.queries_per_minibatch
   trajectories = experience.trajectories
   columns = packed_columns(algorithm)
-  batches = []
+  found = []
   for first in range(0, update.queries_per_update, per_batch):
     members = [
       i
@@ -803,19 +835,37 @@ def minibatches(
     ):
       idle = ~np.any(advantages.reshape(len(members), -1) != 0, axis=1)
       weights = np.where(idle[:, None], np.float32(0), weights)
-    batches.append(
-      pack(
-        chosen,
-        advantages=advantages,
-        retrieved_fraction=experience.retrieved_fraction[members],
-        weights=weights,
-        row_length=update.row_length,
-        rows_per_microbatch=update.rows_per_microbatch,
-        columns=columns,
-        share_prompts=share_prompts,
-      )
+    packed = pack(
+      chosen,
+      advantages=advantages,
+      retrieved_fraction=experience.retrieved_fraction[members],
+      weights=weights,
+      row_length=update.row_length,
+      rows_per_microbatch=update.rows_per_microbatch,
+      columns=columns,
+      share_prompts=share_prompts,
     )
-  return batches
+    placements = [
+      p._replace(member=members[p.member]) for p in packed.placements
+    ]
+    found.append(packed._replace(placements=placements))
+  return found
+
+
+def _trainer_log_probs(
+  experience: Experience,
+  packed: Sequence[Packed],
+  history: Sequence[UpdateMetrics],
+) -> tuple[Float[np.ndarray, " T"], ...]:
+  """Of each trajectory, see `Experience`; from the update's first epoch."""
+  found = tuple(
+    np.full(len(t.tokens), np.nan, np.float32) for t in experience.trajectories
+  )
+  for (batch, placements), metrics in zip(packed, history, strict=False):
+    scored = np.where(batch.where, metrics.log_probs, np.nan)
+    for placement in placements:
+      found[placement.member][placement.own] = scored[placement.at]
+  return found
 
 
 def summarise(

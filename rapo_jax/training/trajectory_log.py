@@ -15,6 +15,8 @@ def trajectory_records(
   queries: Sequence[Query],
   tokenizer: Any,
   update: int,
+  *,
+  tokens: bool = True,
 ) -> Iterator[records.TrajectoryRecord]:
   """One record a trajectory.
 
@@ -23,6 +25,7 @@ def trajectory_records(
     queries: the query of each group id.
     tokenizer: decodes the tokens.
     update: number of the update that trained on them.
+    tokens: whether records hold figures of each token that the policy wrote.
   """
   for number, trajectory in enumerate(experience.trajectories):
     query = queries[trajectory.group_id]
@@ -45,4 +48,15 @@ def trajectory_records(
         shared_steps=trajectory.shared_steps,
         origin=trajectory.source.name.lower(),
       ),
+      figures=_figures(experience, number) if tokens else None,
     )
+
+
+def _figures(experience: Experience, number: int) -> records.TokenFigures:
+  """What training knows of each token of a trajectory."""
+  advantages = experience.advantages[number]
+  length = len(experience.trajectories[number].tokens)
+  return records.TokenFigures(
+    experience.trainer_log_probs[number],
+    advantages[:length] if advantages.ndim else None,
+  )

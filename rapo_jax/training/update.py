@@ -35,6 +35,8 @@ class TrainState(NamedTuple):
 class UpdateMetrics(NamedTuple):
   """Sums and maxima over policy tokens; means come last, over everything.
 
+  With them comes what the trainer makes of each token.
+
   Attributes:
     loss: the objective, negated.
     gradient_norm: before clipping.
@@ -47,6 +49,8 @@ class UpdateMetrics(NamedTuple):
     gap_sum: Σ |log-prob of the trainer - log-prob of the sampler|.
     gap_max: the largest of them.
     skipped: minibatches that were not taken; see `update_minibatch`.
+    log_probs: of each token of the batch under the policy before this step, 0
+      for what is not in the loss.
   """
 
   loss: Float[Array, ""]
@@ -58,6 +62,7 @@ class UpdateMetrics(NamedTuple):
   gap_sum: Float[Array, ""]
   gap_max: Float[Array, ""]
   skipped: Float[Array, ""]
+  log_probs: Float[Array, "M R T"]
 
 
 @functools.cache
@@ -193,9 +198,11 @@ def update_minibatch(
     new_gradients, new_metrics = gradient(trained, micro)
     gradients = jax.tree.map(jnp.add, gradients, new_gradients)
     gradients = sharding.constrain_parameters(gradients, sharding.TRAIN_RULES)
-    return gradients, _merge(metrics, new_metrics)
+    return gradients, _merge(metrics, new_metrics, index)
 
-  zeros = UpdateMetrics(*(jnp.zeros(()) for _ in UpdateMetrics._fields))
+  zeros = UpdateMetrics(
+    **dict.fromkeys(UpdateMetrics._fields, jnp.zeros(()))
+  )._replace(log_probs=jnp.zeros(batch.tokens.shape))
   gradients, metrics = jax.lax.fori_loop(
     0,
     batch.num_microbatches,
@@ -455,9 +462,16 @@ def _metrics(
     gap_sum=jnp.sum(jnp.abs(gap)),
     gap_max=jnp.max(jnp.abs(gap)),
     skipped=jnp.zeros(()),
+    log_probs=jnp.where(micro.where, log_probs, 0.0),
   )
 
 
-def _merge(a: UpdateMetrics, b: UpdateMetrics) -> UpdateMetrics:
-  total = jax.tree.map(jnp.add, a, b)
-  return total._replace(gap_max=jnp.maximum(a.gap_max, b.gap_max))
+def _merge(
+  total: UpdateMetrics, micro: UpdateMetrics, index: Array
+) -> UpdateMetrics:
+  """Adds the metrics of a micro-batch to those of its minibatch."""
+  log_probs = total.log_probs.at[index].set(micro.log_probs)
+  return jax.tree.map(jnp.add, total, micro)._replace(
+    gap_max=jnp.maximum(total.gap_max, micro.gap_max),
+    log_probs=sharding.constrain(log_probs, None, "batch", None),
+  )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,10 @@ START = {
   "platform": "Linux",
   "devices": {"backend": "tpu", "kind": "TPU v6", "count": 8, "processes": 1},
 }
+_OTHERS = [
+  {"trace_id": 18, "similarity": 0.9, "reward": 0.5},
+  {"trace_id": 3, "similarity": 0.4, "reward": 1.0},
+]
 _STEPS = ("capital", "river", "founder", "colour")
 
 
@@ -206,7 +211,19 @@ def _retrieval(step_id, outcome):
     "trace_id": 17 if hit else None,
     "source": "off_policy" if hit else None,
     "answers": False,
-  } | ({"effect": 0.5} if hit else {})
+  } | ({"effect": 0.5, "others": _OTHERS} if hit else {})
+
+
+def _tokens(text):
+  """Figures of each token, which are words here."""
+  pieces = re.findall(r"\S+\s*", text)
+  values = [round(-0.1 * i, 5) for i in range(len(pieces))]
+  return {
+    "lengths": [len(piece) for piece in pieces],
+    "entropy": [-value for value in values],
+    "log_prob": values,
+    "trainer_log_prob": [None, *(v - 0.00002 for v in values[1:])],
+  }
 
 
 def _trajectory(rng, task, method, update, query, index, skill):
@@ -251,6 +268,10 @@ def _trajectory(rng, task, method, update, query, index, skill):
   answer = "Tamsin" if right else "Corvin"
   text = f"<think> done </think><answer> \\boxed{{ {answer} }} </answer>"
   segments.append(_segment("policy", step, text, 0.2))
+  # The log of GRPO is one without figures of tokens.
+  for segment in segments:
+    if segment["kind"] == "policy" and method != "grpo":
+      segment["tokens"] = _tokens(segment["text"])
   retrieved = sum(s["num_tokens"] for s in segments if s["kind"] == "retrieved")
   total = sum(s["num_tokens"] for s in segments[1:])
   return {

@@ -225,7 +225,7 @@ def _batch(experience, row_length, algorithm=ALGORITHMS["rapo"]):
     row_length=row_length,
     rows_per_microbatch=1,
   )
-  return minibatches(experience, update, SETTINGS, algorithm)[0]
+  return minibatches(experience, update, SETTINGS, algorithm)[0].batch
 
 
 @pytest.mark.parametrize("row_length", [6, 16])

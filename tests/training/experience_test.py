@@ -177,8 +177,8 @@ def packed(
     row_length=row_length,
     rows_per_microbatch=rows,
   )
-  (batch,) = minibatches(experience, update, objective, ALGORITHMS[method])
-  return batch
+  (only,) = minibatches(experience, update, objective, ALGORITHMS[method])
+  return only.batch
 
 
 @pytest.mark.parametrize("aggregation", ["sequence", "token", "constant"])
@@ -209,7 +209,7 @@ def test_groups_without_an_advantage_are_not_computed(aggregation):
       dataclasses.replace(objective, **changes),
       dataclasses.replace(ALGORITHMS["rapo"], loss=loss),
     )
-    return only
+    return only.batch
 
   def policy_tokens(batch):
     return int(batch.where.sum())

@@ -48,6 +48,16 @@ def test_refuses_what_is_longer_than_a_row():
     packing.assign_rows([3, 21], 20)
 
 
+def _check_places(trajectories, batch, placements):
+  assert sorted(p.member for p in placements) == [0, 1, 2]
+  for placement in placements:
+    tokens = trajectories[placement.member].tokens
+    assert placement.own.stop == len(tokens)
+    np.testing.assert_array_equal(
+      batch.tokens[placement.at], tokens[placement.own]
+    )
+
+
 def test_packs_each_trajectory_with_its_own_figures():
   # Lengths 6, 4, 3 in rows of 8: [6], [4, 3].
   trajectories = [
@@ -56,7 +66,7 @@ def test_packs_each_trajectory_with_its_own_figures():
     make_trajectory(1, 2, offset=30),
   ]
   weights = np.asarray([[1] * 8, [2] * 8, [3] * 8], np.float32)
-  batch = packing.pack(
+  batch, placements = packing.pack(
     trajectories,
     advantages=np.asarray([0.1, 0.2, 0.3], np.float32),
     retrieved_fraction=np.asarray([0.5, 0.0, 0.25], np.float32),
@@ -85,6 +95,7 @@ def test_packs_each_trajectory_with_its_own_figures():
     batch.columns["retrieved_fraction"][0, 1], [0.5] * 4 + [0.25] * 3 + [0]
   )
   np.testing.assert_array_equal(batch.weights[0, 1], [1] * 4 + [3] * 3 + [0])
+  _check_places(trajectories, batch, placements)
   # 3 of 16 positions in use are padding.
   assert batch.padding_fraction == pytest.approx(3 / 16)
   assert not batch.segment_ids[1].any()
@@ -127,7 +138,7 @@ def test_a_row_holds_a_shared_prompt_once():
       **options,
     )
 
-  batch = packed()
+  batch, placements = packed()
   # The prompt but for its last token, then each with that token and its own.
   np.testing.assert_array_equal(
     batch.tokens[0, 0], [5, 6, 7, 8, 34, 35, 36, 8, 24, 25, 0, 1, 2, 0]
@@ -145,8 +156,9 @@ def test_a_row_holds_a_shared_prompt_once():
     batch.columns["advantages"][0, 0],
     [0] * 3 + [0.3] * 4 + [0.1] * 3 + [0.2] * 3 + [0],
   )
+  _check_places(trajectories, batch, placements)
   assert batch.num_microbatches == 1
-  apart = packed(share_prompts=False)
+  apart, _ = packed(share_prompts=False)
   assert apart.num_microbatches == 2
   assert apart.prefix_ids is None
 

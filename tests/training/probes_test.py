@@ -179,6 +179,52 @@ def test_an_update_says_what_its_probes_took(updated):
   )
 
 
+def test_the_trainer_scores_what_the_sampler_scored(updated):
+  _, experience, row = updated
+  gaps = []
+  scored = zip(
+    experience.trajectories, experience.trainer_log_probs, strict=True
+  )
+  for number, (trajectory, log_probs) in enumerate(scored):
+    computed = np.isfinite(log_probs)
+    if computed.any():
+      np.testing.assert_array_equal(computed, trajectory.policy_mask)
+      gaps.append(np.abs(log_probs - trajectory.log_probs)[computed])
+    else:
+      # A group without an advantage is not computed.
+      assert experience.mean_advantage(number) == 0
+  gaps = np.concatenate(gaps)
+  assert len(gaps) > 50
+  assert gaps.max() < 1e-5
+  np.testing.assert_allclose(gaps.mean(), row["mismatch/abs_log_prob_mean"])
+
+
+def test_records_carry_figures_of_each_token(updated):
+  _, experience, _ = updated
+  records = [*trajectory_records(experience, QUERIES, TOKENIZER, 3)]
+  trained = 0
+  for number, trajectory in enumerate(experience.trajectories):
+    found = [s for s in records[number].segments if s.kind == "policy"]
+    for segment in found:
+      assert sum(segment.tokens.lengths) == len(segment.text)
+      assert len(segment.tokens.lengths) == segment.num_tokens
+    for name, values in (
+      ("log_prob", trajectory.log_probs),
+      ("entropy", trajectory.entropies),
+    ):
+      written = np.concatenate([getattr(s.tokens, name) for s in found])
+      np.testing.assert_allclose(
+        written, values[trajectory.policy_mask], atol=1e-5
+      )
+    for segment in found:
+      # Those of this method are the same for a whole trajectory.
+      assert segment.tokens.advantage is None
+      trained += sum(x is not None for x in segment.tokens.trainer_log_prob)
+  assert trained > 50
+  plain = trajectory_records(experience, QUERIES, TOKENIZER, 3, tokens=False)
+  assert all(s.tokens is None for record in plain for s in record.segments)
+
+
 def test_records_carry_the_effects(updated):
   _, experience, _ = updated
   records = list(trajectory_records(experience, QUERIES, TOKENIZER, 3))

@@ -87,7 +87,7 @@ def _packed(trajectories, row_length=12, rows=2, columns=()):
     row_length=row_length,
     rows_per_microbatch=rows,
     columns=(*BASE_COLUMNS, *columns),
-  )
+  ).batch
 
 
 def _update(batch, loss, objective=None, model=None):

@@ -78,7 +78,7 @@ def _packed(
   for row, trajectory in enumerate(trajectories):
     where[row, : len(trajectory.tokens)] = trajectory.policy_mask
   count = len(trajectories)
-  batch = pack(
+  batch, _ = pack(
     trajectories,
     advantages=np.linspace(-1.5, 2, count).astype(np.float32),
     retrieved_fraction=(

@@ -32,6 +32,20 @@ const Steps = (() => {
       i % 2 ? make("span", "tag", part) : part));
   }
 
+  // The candidates that a retrieval has not chosen.
+  function othersOf({ others }) {
+    if (!others) return null;
+    const items = others.map((one) => {
+      const item = make("li", "", `trace ${one.trace_id}, ` +
+        `similarity ${number(one.similarity, 3)}, ` +
+        `its reward ${number(one.reward)} `);
+      item.dataset.trace = one.trace_id;
+      return item;
+    });
+    return make("details", "others", make("summary", "",
+      `${others.length} next-best candidates`), make("ol", "", ...items));
+  }
+
   function stepNode(step, highest) {
     if (step.kind === "missed") {
       const why = { miss: "nothing in the buffer qualified",
@@ -68,7 +82,11 @@ const Steps = (() => {
       }
       if (step.answers) add(make("span", "warn", "holds an answer"));
     }
-    return make("div", "step k-" + step.kind, head, tagged(step.text));
+    if (step.kind === "retrieved" && has(step.trace_id)) {
+      head.dataset.trace = step.trace_id;
+    }
+    return make("div", "step k-" + step.kind, head, othersOf(step),
+      tagged(step.text));
   }
 
   return { fact, has, make, number, stepNode, strip, tagged };

@@ -581,7 +581,13 @@
 
   // One trajectory, or two side by side.
 
-  const COLOURS = { "": "kind", entropy: "entropy", log_prob: "log-prob" };
+  const COLOURS = { "": "kind", entropy: "entropy",
+    log_prob: "sampler's log-prob", trainer_log_prob: "trainer's log-prob",
+    gap: "log-prob gap", advantage: "advantage" };
+  // The gap is the trainer's log-prob less the sampler's. Those that have two
+  // sides of 0:
+  const SIGNED = ["gap", "advantage"];
+  const DIGITS = { gap: 5 };
   let shown = [];
 
   async function showOpen(at) {
@@ -607,11 +613,10 @@
     if (now.open !== at.open || now.beside !== at.beside) return;
     shown = nodes;
     const contents = shown.map(({ content }) => content).filter(has);
-    const steps = contents.flatMap((content) => content.steps);
     const parting = contents.length === 2 ? partingOf(...contents) : -1;
     box.replaceChildren(...shown.map((one) => one.error
       ? make("article", "", make("p", "trouble", one.error.message))
-      : article(one, at, steps, parting)));
+      : article(one, at, contents, parting)));
   }
 
   // The first step in which two trajectories differ.
@@ -627,10 +632,10 @@
   const meta = (row) => `${row.task} · ${labelOf(row.method)} · seed ` +
     `${row.seed} · update ${row.at_update} · #${row.number} · ${row.query_id}`;
 
-  function article({ key, content }, at, steps, parting) {
+  function article({ key, content }, at, contents, parting) {
     const { row } = content;
     const node = make("article", "", make("h3", "", row.question),
-      make("p", "meta", meta(row)), toolbar(key, content, at, steps),
+      make("p", "meta", meta(row)), toolbar(key, content, at, contents),
       factsOf(content));
     node.tabIndex = 0;
     node.ariaLabel = `Trajectory ${row.number} of ${row.query_id}, update ` +
@@ -643,21 +648,19 @@
     }
     node.append(make("details", "", make("summary", "", "Prompt"),
       tagged(content.prompt)));
-    const highest = Math.max(0.01, ...steps.map((step) => step.entropy || 0));
-    const [cold, hot] = at.colour ? endsOf(at.colour, steps) : [];
+    const highest = Math.max(0.01, ...contents.flatMap((one) =>
+      one.steps.map((step) => step.entropy || 0)));
+    const scale = at.colour ? scaleOf(at.colour, contents) : null;
     for (const [i, step] of content.steps.entries()) {
       if (i === parting && i > 0) {
         node.append(make("p", "parting", "The two differ from here on"));
       }
       const part = stepNode(step, highest);
-      if (at.colour && step.kind !== "missed") {
-        const value = step[at.colour];
-        part.classList.add(has(value) ? "heated" : "cold");
-        part.style.setProperty("--part", String(has(value) && hot !== cold
-          ? (value - cold) / (hot - cold) : 0));
-      }
-      if (step.kind === "retrieved" && source.key && has(step.trace_id)) {
-        part.querySelector("header").append(keyButton(row.run, step, part));
+      if (scale && step.kind !== "missed") heat(part, step, content, scale);
+      if (step.kind === "retrieved" && source.key) {
+        for (const place of part.querySelectorAll("[data-trace]")) {
+          place.append(keyButton(row.run, place));
+        }
       }
       node.append(part);
     }
@@ -689,7 +692,7 @@
       content.left_out ? fact("left out", "yes", "warn") : null);
   }
 
-  function toolbar(key, content, at, steps) {
+  function toolbar(key, content, at, contents) {
     const second = key === at.beside;
     const bar = make("div", "tools");
     const back = make("button", "back", "← List");
@@ -709,7 +712,7 @@
         (v) => `Colour by ${COLOURS[v]}`).firstElementChild);
       bar.querySelectorAll("select")[0].ariaLabel = "Beside";
       bar.querySelectorAll("select")[1].ariaLabel = "Colour by";
-      if (at.colour) bar.append(scaleOf(at.colour, steps));
+      if (at.colour) bar.append(scaleNode(scaleOf(at.colour, contents)));
     }
     const close = make("button", "close", "✕");
     close.ariaLabel = "Close";
@@ -742,33 +745,101 @@
     return select;
   }
 
-  // The least uncertain of the shown steps and the most uncertain one.
-  function endsOf(name, steps) {
-    const values = steps.map((step) => step[name]).filter(has);
-    if (!values.length) return [0, 0];
-    const ends = [Math.min(...values), Math.max(...values)];
-    return name === "entropy" ? ends : ends.reverse();
+  // A figure of each token of a step, or none where the log has none.
+  function figuresOf(name, step, content) {
+    const { each } = step;
+    if (!each) return null;
+    if (name === "advantage") {
+      return each.advantage || each.lengths.map(() => content.advantage);
+    }
+    if (name !== "gap") return each[name];
+    if (!each.log_prob || !each.trainer_log_prob) return null;
+    return each.trainer_log_prob.map((value, i) =>
+      has(value) ? value - each.log_prob[i] : null);
   }
 
-  function scaleOf(name, steps) {
-    const [cold, hot] = endsOf(name, steps);
+  // The same of a whole step.
+  const meanOf = (name, step, content) => step.kind !== "policy" ? null
+    : name === "advantage" ? content.advantage : step[name];
+
+  // What the lightest and the strongest colour on the page stand for.
+  function scaleOf(name, contents) {
+    const ofSteps = (of) => contents.flatMap((content) =>
+      content.steps.map((step) => of(name, step, content)));
+    const each = ofSteps(figuresOf).filter(has);
+    const tokens = each.length > 0;
+    const values = (tokens ? each.flat() : ofSteps(meanOf)).filter(has);
+    const least = values.reduce((a, b) => Math.min(a, b), Infinity);
+    const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
+    const ends = !values.length ? [0, 0]
+      : SIGNED.includes(name) ? [0, Math.max(Math.abs(least), Math.abs(most))]
+        : name === "entropy" ? [least, most] : [most, least];
+    return { name, tokens, known: values.length > 0, cold: ends[0],
+      hot: ends[1] };
+  }
+
+  function scaleNode({ name, tokens, known, cold, hot }) {
+    if (!known) return make("span", "scale", "not in the log");
+    const of = tokens ? "of a token" : "mean of a step";
     const unit = name === "entropy" ? " nats" : "";
-    return make("span", "scale", number(cold), make("i", ""),
-      `${number(hot)}${unit}, mean of a step`);
+    const low = SIGNED.includes(name)
+      ? [number(-hot, DIGITS[name]), make("i", "below"), "0"]
+      : [number(cold, DIGITS[name])];
+    return make("span", "scale", ...low, make("i", ""),
+      `${number(hot, DIGITS[name])}${unit}, ${of}`);
   }
 
-  function keyButton(run, step, part) {
+  function paint(node, value, { cold, hot }) {
+    node.classList.add(has(value) ? "heated" : "cold");
+    node.classList.toggle("below", has(value) && hot > 0 && value < 0);
+    const part = has(value) && hot !== cold
+      ? (Math.abs(value) - Math.abs(cold)) / (Math.abs(hot) - Math.abs(cold))
+      : 0;
+    node.style.setProperty("--part", String(part));
+  }
+
+  function heat(part, step, content, scale) {
+    const figures = figuresOf(scale.name, step, content);
+    if (!figures) {
+      paint(part, scale.tokens ? null : meanOf(scale.name, step, content),
+        scale);
+      return;
+    }
+    part.classList.add("cold");
+    const letters = [...step.text];
+    let end = 0;
+    const tokens = step.each.lengths.map((length, i) => {
+      const token = make("span", "token",
+        letters.slice(end, end += length).join(""));
+      token.title = Object.keys(COLOURS).filter(Boolean).map((name) => {
+        const values = figuresOf(name, step, content);
+        return values && has(values[i])
+          ? `${COLOURS[name]} ${number(values[i], DIGITS[name] || 3)}` : null;
+      }).filter(has).join(" · ");
+      paint(token, figures[i], scale);
+      return token;
+    });
+    part.querySelector("pre").replaceChildren(...tokens);
+  }
+
+  // Where the text of a trace and what it is found by can be asked for.
+  function keyButton(run, place) {
     const button = make("button", "", "Key");
-    button.title = "What the step was found by";
+    const { trace } = place.dataset;
+    button.title = "What the step is found by";
     button.addEventListener("click", async () => {
       button.disabled = true;
-      const found = await source.key(run, step.trace_id);
+      const found = await source.key(run, trace);
       const box = make("div", "key");
       if (found) {
         box.append(`Step ${found.step_index} of ${found.query_id}. Its key, ` +
           "question and history before it:", make("pre", "", found.key));
-      } else box.append(`The task's buffer has no trace ${step.trace_id}.`);
-      part.querySelector("pre").before(box);
+        if (place.matches("li")) {
+          box.append("The step:", make("pre", "", found.step));
+        }
+      } else box.append(`The task's buffer has no trace ${trace}.`);
+      if (place.matches("li")) place.append(box);
+      else place.after(box);
     });
     return button;
   }
@@ -947,6 +1018,7 @@
       // Labels of methods have come.
       showFilters(at);
       showList();
+      showOpen(at);
     }
   }
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -35,8 +35,11 @@ from jaxtyping import Float64
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval.buffer.step_trace import StepTrace
+from rapo_jax.trajectory import Candidate
 
 _NOISE_STREAM = 1
+# Candidates that a log names beside the chosen one.
+_NUM_OTHERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +102,14 @@ class Hit:
     similarity: of its key to the history; None for one drawn at random.
     text: what is to be inserted: its step, or its whole trajectory.
     answers: whether the text holds an answer.
+    others: the next-best of the traces among which it was chosen, best first.
   """
 
   trace: StepTrace
   similarity: float | None
   text: str
   answers: bool
+  others: tuple[Candidate, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +163,25 @@ def step_hit(trace: StepTrace, similarity: float | None) -> Hit:
   return Hit(trace, similarity, trace.step, trace.answers)
 
 
+class Choice(NamedTuple):
+  """One of the nearest traces.
+
+  Attributes:
+    row: of the trace.
+    similarity: of its key to the history.
+    others: row and similarity of the next-best ones, best first.
+  """
+
+  row: int
+  similarity: float
+  others: tuple[tuple[int, float], ...]
+
+
 def choose(
   candidates: Iterable[tuple[int, float]],
   rewards: Float64[np.ndarray, " N"],
   config: RetrievalConfig,
-) -> tuple[int, float] | Miss:
+) -> Choice | Miss:
   """Chooses among the nearest traces of one history.
 
   Args:
@@ -172,7 +191,7 @@ def choose(
     config: how to choose.
 
   Returns:
-    Row and similarity of the chosen trace, or why none was chosen.
+    The chosen trace, or why none was chosen.
   """
   nearest = list(itertools.islice(candidates, config.top_k))
   near = [(r, s) for r, s in nearest if s >= config.min_similarity]
@@ -182,7 +201,9 @@ def choose(
   if not good:
     return Miss("below min_reward")
   # `max` keeps the first of equals, and they come by similarity.
-  return max(good, key=lambda pair: rewards[pair[0]])
+  row, similarity = max(good, key=lambda pair: rewards[pair[0]])
+  others = (pair for pair in nearest if pair[0] != row)
+  return Choice(row, similarity, tuple(itertools.islice(others, _NUM_OTHERS)))
 
 
 def choose_hit(hits: Sequence[Hit], config: RetrievalConfig) -> Hit | Miss:
@@ -202,7 +223,13 @@ def choose_hit(hits: Sequence[Hit], config: RetrievalConfig) -> Hit | Miss:
     if hit.similarity is not None
   )
   chosen = choose(candidates, rewards, config)
-  return chosen if isinstance(chosen, Miss) else hits[chosen[0]]
+  if isinstance(chosen, Miss):
+    return chosen
+  others = tuple(
+    Candidate(hits[row].trace.trace_id, similarity, hits[row].trace.reward)
+    for row, similarity in chosen.others
+  )
+  return dataclasses.replace(hits[chosen.row], others=others)
 
 
 def draw_noise(

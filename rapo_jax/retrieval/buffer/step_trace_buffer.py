@@ -17,7 +17,7 @@ import functools
 import itertools
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,7 @@ from rapo_jax.retrieval.buffer.trace_file import (
 from rapo_jax.retrieval.encoder.sentence import SentenceEncoder
 from rapo_jax.retrieval.index import base as index_lib
 from rapo_jax.retrieval.index import kinds
+from rapo_jax.trajectory import Candidate
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +213,10 @@ class StepTraceBuffer:
       if keys is not None:
         drawn = draw_noise(keys[number], self._rewards, config)
         if drawn is not None:
-          outcomes.append(self._hit(drawn, None, config))
+          # What was found is what the drawn one stands in for.
+          found_ones = [chosen[:2], *chosen.others]
+          others = [pair for pair in found_ones if pair[0] != drawn]
+          outcomes.append(self._hit(drawn, None, others, config))
           continue
       outcomes.append(self._hit(*chosen, config))
     return outcomes
@@ -282,17 +286,26 @@ class StepTraceBuffer:
         yield row, score
 
   def _hit(
-    self, row: int, similarity: float | None, config: RetrievalConfig
+    self,
+    row: int,
+    similarity: float | None,
+    others: Iterable[tuple[int, float]],
+    config: RetrievalConfig,
   ) -> Hit:
     trace = self.traces[row]
+    candidates = tuple(
+      Candidate(self.traces[r].trace_id, s, float(self._rewards[r]))
+      for r, s in others
+    )
     if config.granularity == "step":
-      return step_hit(trace, similarity)
+      return Hit(trace, similarity, trace.step, trace.answers, candidates)
     last = self.traces[int(self._last_steps[row])]
     return Hit(
       trace,
       similarity,
       "\n".join([*last.history, last.step]),
       last.answers or any(ANSWER_TAG in step for step in last.history),
+      candidates,
     )
 
   @functools.cached_property

@@ -129,7 +129,7 @@ def test_keys_move_open_compare_colour_and_close(open_page):
   page.keyboard.press("j")
   _expect(page.locator("article")).to_have_count(2)
   page.keyboard.press("c")
-  _expect(page.locator(".step.heated").first).to_be_visible()
+  _expect(page.locator(".heated").first).to_be_visible()
   page.keyboard.press("Escape")
   _expect(page.locator("article")).to_have_count(1)
   page.keyboard.press("Escape")
@@ -144,17 +144,63 @@ def test_keys_move_open_compare_colour_and_close(open_page):
   _expect(page.locator("#run-table")).to_be_visible()
 
 
+def test_tokens_are_coloured_by_what_the_log_says_of_each(open_page):
+  page = open_page("#trajectories?method=rapo&retrieved=1")
+  page.locator(".item").first.click()
+  step = page.locator(".step.k-policy").first
+  for name, first in (
+    ("entropy", r"heated"),
+    ("sampler's log-prob", r"heated"),
+    # It was not in the loss.
+    ("trainer's log-prob", r"cold"),
+    ("log-prob gap", r"cold"),
+    ("advantage", r"heated"),
+  ):
+    text = step.locator("pre").text_content()
+    page.get_by_label("Colour by").select_option(label=f"Colour by {name}")
+    tokens = step.locator(".token")
+    _expect(tokens.first).to_have_class(re.compile(first))
+    _expect(tokens.nth(1)).to_have_class(re.compile("heated"))
+    _expect(page.locator(".scale")).to_contain_text("of a token")
+    assert step.locator("pre").text_content() == text
+  title = tokens.nth(1).get_attribute("title")
+  assert "trainer's log-prob −0.100 · log-prob gap −0.00002" in title
+  page.get_by_label("Colour by").select_option("gap")
+  _expect(tokens.nth(1)).to_have_class(re.compile("below"))
+
+
+def test_a_log_without_figures_of_tokens_is_coloured_by_step(open_page):
+  page = open_page("#trajectories?method=grpo")
+  page.locator(".item").first.click()
+  page.get_by_label("Colour by").select_option("entropy")
+  _expect(page.locator(".step.heated").first).to_be_visible()
+  _expect(page.locator(".scale")).to_contain_text("mean of a step")
+  page.get_by_label("Colour by").select_option("trainer_log_prob")
+  _expect(page.locator(".scale")).to_have_text("not in the log")
+  _expect(page.locator(".token")).to_have_count(0)
+
+
+def test_candidates_that_were_not_chosen_are_listed(open_page):
+  page = open_page("#trajectories?method=rapo&retrieved=1")
+  page.locator(".item").first.click()
+  others = page.locator(".others").first
+  others.locator("summary").click()
+  _expect(others.locator("li").first).to_contain_text(
+    "trace 18, similarity 0.900, its reward 0.50"
+  )
+
+
 def test_a_link_shows_the_same_again(open_page):
   page = open_page("#trajectories?text=Tamsin&reward_class=right")
   page.locator(".item").nth(4).click()
   page.get_by_label("Colour by").select_option("entropy")
   page.get_by_label("Beside").select_option(index=3)
   _expect(page.locator("article")).to_have_count(2)
-  _expect(page.locator(".step.heated").first).to_be_visible()
+  _expect(page.locator(".heated").first).to_be_visible()
   texts = page.locator("article").all_inner_texts()
   again = open_page(re.sub(r"^[^#]*", "", page.url))
-  _expect(again.locator("article")).to_have_count(2)
-  assert again.locator("article").all_inner_texts() == texts
+  # Names of methods come after the trajectories.
+  _expect(again.locator("article")).to_have_text(texts, use_inner_text=True)
   page.go_back()
   _expect(page.locator("article")).to_have_count(1)
 

@@ -238,11 +238,13 @@ def test_the_key_of_a_retrieved_step_is_read_from_the_buffer(client, workdir):
       "history": ["one"],
       "key": f"Which? one {number}",
       "step_index": 1,
+      "step": f"two {number}",
     }
     for number in range(40)
   ]
   parquet.write_table(pa.Table.from_pylist(rows), buffer / "traces.parquet")
-  assert _get(client, "api/key", **asked)["key"]["key"] == "Which? one 17"
+  found = _get(client, "api/key", **asked)["key"]
+  assert (found["key"], found["step"]) == ("Which? one 17", "two 17")
   for other in ({"run": "train/x"}, {"trace_id": "99"}, {"trace_id": ""}):
     assert _get(client, "api/key", **{**asked, **other}) == {"key": None}
 

@@ -102,6 +102,9 @@ class TestChoice:
       [QUESTION], [()], config=retrieval.RetrievalConfig(top_k=3)
     )
     assert hit.trace.trace_id == 3
+    # The others that were considered, by similarity and then by reward.
+    assert [(o.trace_id, o.reward) for o in hit.others] == [(1, 0.2), (0, 0.1)]
+    assert [o.similarity for o in hit.others] == pytest.approx([0.9, 0.9])
 
   def test_of_one_key_the_higher_rewards_are_considered(self, encoder):
     buffer = fake_buffer(
@@ -114,6 +117,24 @@ class TestChoice:
       [QUESTION], [()], config=retrieval.RetrievalConfig(top_k=1)
     )
     assert hit.trace.trace_id == 3
+
+  def test_no_more_than_four_others_are_named(self, encoder):
+    buffer = fake_buffer(encoder, [1.0] * 8, [0.9 - i / 10 for i in range(8)])
+    (hit,) = buffer.retrieve(
+      [QUESTION], [()], config=retrieval.RetrievalConfig(top_k=8)
+    )
+    assert [other.trace_id for other in hit.others] == [1, 2, 3, 4]
+
+  def test_noise_leaves_the_nearest_as_others(self, encoder):
+    buffer = fake_buffer(encoder, [1.0, 0.5, 0.25], [0.9, 0.8, 0.7])
+    config = retrieval.RetrievalConfig(top_k=2, noise_prob=1.0)
+    hits = buffer.retrieve(
+      [QUESTION] * 20, [()] * 20, config=config, keys=[[i] for i in range(20)]
+    )
+    assert {hit.trace.trace_id for hit in hits} == {0, 1, 2}
+    for hit in hits:
+      assert hit.trace.trace_id not in [o.trace_id for o in hit.others]
+      assert {o.trace_id for o in hit.others} == {0, 1} - {hit.trace.trace_id}
 
   def test_neighbors_are_those_considered(self, encoder):
     # As above: key 0 has the traces 0 and 1, key 1 has 2 and 3.
