@@ -87,7 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--topology",
     required=True,
-    help="chip and shape: v5p:4x4x2, v5e:4x4, v6e:2x2, h100:8, cpu:8",
+    help="chip and shape: v5p:4x4x2, v5e:4x4, v6e:2x2, h100:8, cpu:8; slices "
+    "of TPUs: v5p:4x4x2*4",
   )
   parser.add_argument(
     "--agent",
@@ -257,7 +258,8 @@ def _time_table(plan: Plan) -> rich.table.Table:
 
 def _collectives(program: ProgramReport) -> str:
   return ", ".join(
-    f"{c.count:g} {c.op} ({units.scaled(c.bytes)}B)"
+    f"{c.count:g} {c.op} ({units.scaled(c.bytes)}B"
+    + (f", {units.scaled(c.far_bytes)}B of it far)" if c.far_bytes else ")")
     for c in program.collectives
   )
 

@@ -350,7 +350,7 @@ class _Compiler:
       f"compiling {program.name} for {self._topology.name}{change}"
     )
     with jax.set_mesh(self._mesh):
-      return _report(program, self._mesh)
+      return _report(program, self._mesh, self._topology)
 
   def largest(
     self, phase: Phase, peak: int, capacity: float, *, any_will_do: bool
@@ -440,17 +440,22 @@ def _count(program: Program) -> tuple[Any, jaxpr_cost.Cost]:
   return traced, cost
 
 
-def _report(program: Program, mesh: Mesh) -> ProgramReport:
+def _report(
+  program: Program, mesh: Mesh, topology: chips.Topology
+) -> ProgramReport:
   traced, cost = _count(program)
   began = time.perf_counter()
   compiled = _compile(traced, program)
   compile_s = time.perf_counter() - began
+  islands = {name: topology.island(chip) for name, chip in chips.CHIPS.items()}
   # What leaves an island depends on its size alone.
   sent = {
-    island: collectives.collectives(compiled.text, program.trips, island)
+    island: collectives.collectives(
+      compiled.text, program.trips, island, topology.slices
+    )
     if compiled.text is not None
     else []
-    for island in {chip.island for chip in chips.CHIPS.values()}
+    for island in {mesh.size, *islands.values()}
   }
   share = program.copies / mesh.size
   flops = cost.flops * share
@@ -461,7 +466,7 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
     + compiled.argument_bytes
     + compiled.output_bytes
   )
-  network = sum(c.bytes for c in sent[None])
+  network = sum(c.bytes for c in sent[mesh.size])
   return ProgramReport(
     name=program.name,
     phase=program.phase,
@@ -473,12 +478,16 @@ def _report(program: Program, mesh: Mesh) -> ProgramReport:
     flops=flops,
     memory_bytes=moved,
     network_bytes=network,
-    collectives=sent[None],
+    collectives=sent[islands.get(topology.chip, mesh.size)],
     refused=compiled.text is None,
     compile_s=round(compile_s, 1),
     rooflines={
       name: _roofline(
-        chip, flops, moved, network, sum(c.far_bytes for c in sent[chip.island])
+        chip,
+        flops,
+        moved,
+        network,
+        sum(c.far_bytes for c in sent[islands[name]]),
       )
       for name, chip in chips.CHIPS.items()
     },

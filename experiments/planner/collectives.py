@@ -20,6 +20,16 @@ _OPS = (
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?.*\{$")
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(_OPS)})(-start)?\(")
+# What leaves a slice of TPUs is handed to the hosts, group by group of slices.
+_TRANSFER = re.compile(r'= (.+?) recv\(.*_xla_megascale_transfer_type="(\w+)"')
+_TRANSFERS = {
+  "ALL_GATHER": "all-gather",
+  "ALL_REDUCE": "all-reduce",
+  "REDUCE_SCATTER": "reduce-scatter",
+  "ALL_TO_ALL": "all-to-all",
+  "ONE_TO_ONE": "collective-permute",
+}
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}')
 _LAYOUT = re.compile(r"\{[^{}]*\}")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLS = re.compile(
@@ -58,7 +68,10 @@ class Collective:
 
 
 def collectives(
-  hlo: str, trips: Sequence[float], island: int | None = None
+  hlo: str,
+  trips: Sequence[float],
+  island: int | None = None,
+  slices: int = 1,
 ) -> list[Collective]:
   """Counts communication in the text of a compiled program.
 
@@ -68,42 +81,79 @@ def collectives(
       among such loops; 1 beyond what is named.
     island: devices, one after another, that a fast network joins, such as the
       GPUs of one host; None if it joins all.
+    slices: of TPUs that the program runs on. Its text is that of one of them,
+      with transfers to others beside its collectives.
   """
   computations, entry = _split(hlo)
   devices = _devices(hlo)
   times: dict[tuple[str, int], float] = collections.defaultdict(float)
   for name, runs in _runs(computations, entry, trips):
     for number, line in enumerate(computations[name]):
-      if _COLLECTIVE.search(line):
+      if _COLLECTIVE.search(line) or _TRANSFER.search(line):
         times[name, number] += runs
   # A collective that is overlapped with other work stands in every piece of
   # it, loops included, by one channel. It begins once.
-  begun: dict[str, tuple[float, str]] = {}
+  begun: dict[str, tuple[float, _Begun]] = {}
   for (name, number), runs in times.items():
     line = computations[name][number]
+    one = _begun(line, devices, slices)
     channel = _CHANNEL.search(line)
-    key = channel[1] if channel else f"{name} {number}"
+    # Collectives, and transfers between slices, number their channels apart.
+    key = f"{one.kind} {channel[1]}" if channel else f"{name} {number}"
     if key not in begun or runs < begun[key][0]:
-      begun[key] = runs, line
+      begun[key] = runs, one
   counts: dict[str, float] = collections.defaultdict(float)
   sent: dict[str, float] = collections.defaultdict(float)
   far: dict[str, float] = collections.defaultdict(float)
-  for runs, line in begun.values():
-    match = _COLLECTIVE.search(line)
-    assert match is not None
-    result, op = match[1], match[2]
-    # A start returns its operands first, then its results. An all-reduce's have
-    # the same shapes and are given once.
-    if match[3] and op != "all-reduce":
-      result = _second(result)
-    group = _group(line, devices)
-    wire = runs * _wire_bytes(op, _size(result), len(group))
-    counts[op] += runs
-    sent[op] += wire
-    far[op] += wire * _far_share(group, island)
+  for runs, one in begun.values():
+    wire = runs * _wire_bytes(one.op, one.size, len(one.group))
+    counts[one.op] += runs
+    sent[one.op] += wire
+    far[one.op] += wire * _far_share(one.group, island)
   return [
     Collective(op, counts[op], sent[op], far[op]) for op in _OPS if op in counts
   ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+  """A collective, or a transfer between slices, as a line begins it.
+
+  Attributes:
+    kind: of the line, to tell channels of one number apart.
+    op: one of `_OPS`.
+    size: bytes of its result.
+    group: the first of the groups of devices that take part together.
+  """
+
+  kind: str
+  op: str
+  size: float
+  group: list[int]
+
+
+def _begun(line: str, devices: int, slices: int) -> _Begun:
+  """Reads a line that begins communication, on so many devices of a slice."""
+  transfer = _TRANSFER.search(line)
+  if transfer:
+    # Devices at the same place of each slice. Where a program does not say of
+    # which slices, they are taken to be all.
+    target = _SLICES.search(line)
+    number = target[1].count(",") + 1 if target else slices
+    return _Begun(
+      "transfer",
+      _TRANSFERS[transfer[2]],
+      _size(_entries(transfer[1])[0]),
+      [devices * index for index in range(number)],
+    )
+  match = _COLLECTIVE.search(line)
+  assert match is not None
+  result, op = match[1], match[2]
+  # A start returns its operands first, then its results. An all-reduce's have
+  # the same shapes and are given once.
+  if match[3] and op != "all-reduce":
+    result = _entries(result)[1]
+  return _Begun(op, op, _size(result), _group(line, devices))
 
 
 def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -214,8 +264,8 @@ def _devices(hlo: str) -> int:
   return math.prod(int(n) for n in _DEVICES.findall(hlo.partition("\n")[0]))
 
 
-def _second(shapes: str) -> str:
-  """The second entry of a tuple of shapes, which may be a tuple itself."""
+def _entries(shapes: str) -> list[str]:
+  """Entries of a tuple of shapes, which may be tuples themselves."""
   depth, entries = 0, [""]
   for character in _LAYOUT.sub("", shapes).strip()[1:-1]:
     depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(character, 0)
@@ -223,7 +273,7 @@ def _second(shapes: str) -> str:
       entries.append("")
     else:
       entries[-1] += character
-  return entries[1]
+  return entries
 
 
 def _size(shapes: str) -> float:

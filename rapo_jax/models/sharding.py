@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,9 @@ def make_mesh(
 ) -> Mesh:
   """A mesh with the axes `data`, `fsdp` and `tensor`.
 
+  TPUs of several slices are cut over `data` first, then over `fsdp`: devices of
+  one slice stand together. `tensor` stays in a slice.
+
   Args:
     data: copies of the weights that see different rows of a batch.
     fsdp: slices of the weights, and of a batch's rows.
@@ -73,7 +76,8 @@ def make_mesh(
     devices: what to make it of; all devices if None.
 
   Raises:
-    InputError: the product is not the number of devices.
+    InputError: the product is not the number of devices, or the slices of TPUs
+      cannot be cut over `data` and `fsdp`.
   """
   devices = jax.devices() if devices is None else list(np.ravel(devices))
   shape = (data, fsdp, tensor)
@@ -85,10 +89,55 @@ def make_mesh(
     )
   # An axis may be shorter than a side of the torus: 4 slices of the heads on
   # 8x8x8 chips.
-  grid = mesh_utils.create_device_mesh(
-    shape, devices, allow_split_physical_axes=True
-  )
+  num_slices = _num_slices(devices)
+  if num_slices == 1:
+    grid = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+  else:
+    outer = _over_slices(data, fsdp, tensor, num_slices)
+    inner = tuple(size // n for size, n in zip(shape, outer, strict=True))
+    grid = mesh_utils.create_hybrid_device_mesh(
+      inner, outer, devices, allow_split_physical_axes=True
+    )
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _num_slices(devices: Sequence[Any]) -> int:
+  """Slices of TPUs that the devices belong to; 1 for all other devices."""
+  return len(
+    {
+      getattr(device, "slice_index", 0)
+      for device in devices
+      if device.platform == "tpu"
+    }
+    or {0}
+  )
+
+
+def _over_slices(
+  data: int, fsdp: int, tensor: int, num_slices: int
+) -> tuple[int, int, int]:
+  """Parts of each axis of a mesh that lie in different slices.
+
+  Raises:
+    InputError: devices of one slice would not stand together.
+  """
+  if data % num_slices == 0:
+    return num_slices, 1, 1
+  if num_slices % data == 0 and fsdp % (num_slices // data) == 0:
+    return data, num_slices // data, 1
+  rows = data * fsdp
+  raise InputError(
+    f"{num_slices} slices of TPUs must be cut over mesh.data and mesh.fsdp, "
+    f"got mesh.data {data} and mesh.fsdp {fsdp}: "
+    + (
+      f"take mesh.data {num_slices} and mesh.fsdp {rows // num_slices}."
+      if rows % num_slices == 0
+      else "lower mesh.tensor, which has to divide the devices of a slice "
+      f"({rows * tensor // num_slices})."
+    )
+  )
 
 
 def logical_axes(model: Any) -> Any:

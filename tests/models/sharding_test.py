@@ -3,6 +3,7 @@
 import json
 import pathlib
 import tempfile
+import types
 
 import jax
 from absl.testing import parameterized
@@ -80,6 +81,19 @@ class MeshTest(parameterized.TestCase):
   def test_a_mesh_takes_all_its_devices(self):
     with self.assertRaisesRegex(ValueError, r"devices \(1\), got 1 \* 2 \* 3"):
       sharding.make_mesh(fsdp=2, tensor=3, devices=jax.devices()[:1])
+
+  @parameterized.parameters(
+    ({"data": 3, "fsdp": 4}, "take mesh.data 4 and mesh.fsdp 3"),
+    ({"data": 2, "fsdp": 3, "tensor": 2}, r"lower .* a slice \(3\)"),
+    ({"tensor": 12}, "lower mesh.tensor, which has to divide the devices of"),
+  )
+  def test_slices_of_tpus_are_cut_over_rows(self, axes, remedy):
+    devices = [
+      types.SimpleNamespace(platform="tpu", slice_index=i // 3)
+      for i in range(12)
+    ]
+    with self.assertRaisesRegex(ValueError, f"4 slices of TPUs .*{remedy}"):
+      sharding.make_mesh(**axes, devices=devices)
 
   def test_without_a_mesh_nothing_is_constrained(self):
     x = jax.numpy.ones((2, 3))

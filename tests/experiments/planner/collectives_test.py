@@ -183,3 +183,50 @@ def test_what_leaves_an_island_goes_by_where_its_devices_are():
   assert [c.bytes for c in near] == [
     c.bytes for c in collectives(program, (), island=4)
   ]
+
+
+def test_what_leaves_a_slice_of_tpus_is_handed_to_its_hosts():
+  def transfer(channel, result, kind, target="{1,2,3,4}x{0:7}"):
+    given = f'_xla_megascale_target="{target}",' if target else ""
+    attributes = (
+      f"channel_id={channel}, is_host_transfer=true, frontend_attributes={{"
+      f'{given}_xla_megascale_transfer_type="{kind}"}}'
+    )
+    return (
+      f"(bf16[1,8]{{1,0}}, u32[], token[]) send(%a, %t), {attributes}",
+      f"({result}, u32[], token[]) recv(%t), {attributes}",
+      f"({result}, token[]) recv-done(%r), {attributes}",
+    )
+
+  program = lines(
+    # The channels of both have the same number.
+    "bf16[8]{0} all-gather(%a), channel_id=1, replica_groups={{0,1},{2,3}}, dimensions={0}",
+    *transfer(1, "bf16[4,8]{1,0:T(8,128)(2,1)}", "ALL_GATHER"),
+    *transfer(2, "f32[100]{0}", "ALL_REDUCE", "{1,3}x{0:7}"),
+    *transfer(3, "f32[50]{0}", "ALL_REDUCE", target=None),
+    *transfer(4, "f32[10]{0}", "REDUCE_SCATTER"),
+    *transfer(5, "f32[8]{0}", "ALL_TO_ALL"),
+    *transfer(6, "f32[7]{0}", "ONE_TO_ONE", target=None),
+    # To the host, and to nobody else.
+    "(f32[9]{0}, u32[], token[]) recv(%t), channel_id=7, is_host_transfer=true",
+  )
+  found = {
+    c.op: (c.count, c.bytes, c.far_bytes)
+    for c in collectives(program, (), island=8, slices=4)
+  }
+  gathered = 4 * 8 * 2 * 3 / 4
+  # Two slices, and all four where none are named.
+  summed = 2 * 400 / 2 + 2 * 200 * 3 / 4
+  assert found == {
+    "all-gather": (2, 8 * 2 / 2 + gathered, gathered),
+    "all-reduce": (2, summed, summed),
+    "reduce-scatter": (1, 40 * 3, 40 * 3),
+    "all-to-all": (1, 32 * 3 / 4, 32 * 3 / 4),
+    "collective-permute": (1, 28, 28),
+  }
+  # One fast network for all: the same bytes, and none of them far.
+  near = collectives(program, (), island=32, slices=4)
+  assert {c.op: (c.count, c.bytes) for c in near} == {
+    op: numbers[:2] for op, numbers in found.items()
+  }
+  assert all(c.far_bytes == 0 for c in near)

@@ -158,11 +158,27 @@ def test_the_off_policy_agent_is_rolled_out_and_not_trained(tmp_path):
   [
     ("v5p", "must be a chip and its shape"),
     ("h100:2x2", "h100 is a number of devices"),
+    ("h100:8*2", "got 'h100:8*2': leave out what follows *"),
+    ("cpu:8*2", "cpu is a number of devices"),
+    ("v5p:4x4x2*0", "at least one device and one slice"),
+    ("v5p:4x0x2", "at least one device and one slice"),
+    ("v5p:4x4x2*", "v5p:4x4x2*4 for four slices"),
   ],
 )
 def test_a_topology_that_is_none_says_why(topology, message, capsys):
   assert plan.main(["--config", CONFIG, "--topology", topology]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_a_slice_of_tpus_and_a_host_of_gpus_are_islands():
+  topology = chips.Topology("v5p:2x2x2*4", "v5p", [None] * 32, "tpu", 4)
+  assert chips.parse_topology(topology.name) == ("v5p", (2, 2, 2), 4)
+  islands = {name: topology.island(chip) for name, chip in chips.CHIPS.items()}
+  assert set(islands.values()) == {8}
+  one = chips.Topology("v5p:4x4x2", "v5p", [None] * 32, "tpu")
+  assert chips.parse_topology(one.name) == ("v5p", (4, 4, 2), 1)
+  assert one.island(chips.CHIPS["v5p"]) == 32
+  assert one.island(chips.CHIPS["h100"]) == 8
 
 
 def test_what_cannot_be_planned_says_why():
@@ -515,9 +531,8 @@ def test_a_tpu_topology_is_compiled_with_the_kernels_of_its_platform(tmp_path):
 
 @pytest.mark.plan
 def test_a_refused_program_takes_arguments_and_results_once():
-  mesh = sharding.make_mesh(
-    fsdp=4, devices=chips.open_topology("v5e:2x2").devices
-  )
+  topology = chips.open_topology("v5e:2x2")
+  mesh = sharding.make_mesh(fsdp=4, devices=topology.devices)
   x = jax.ShapeDtypeStruct(
     (20 * 2**28,), "float32", sharding=jax.NamedSharding(mesh, jax.P())
   )
@@ -532,7 +547,7 @@ def test_a_refused_program_takes_arguments_and_results_once():
     calls=1,
     beside_bytes=0,
   )
-  report = analysis._report(program, mesh)
+  report = analysis._report(program, mesh, topology)
   assert report.refused
   # 20 GiB go in and 20 come out.
   assert report.peak_bytes == pytest.approx(40 * 2**30, rel=0.01)
@@ -570,6 +585,47 @@ def test_loops_of_a_program_for_tpu_count_what_they_send():
   assert [c.op for c in sent] == ["all-reduce"]
   assert sent[0].count == 5
   assert sent[0].bytes == 5 * 2 * (256 * 512 * 4) * 3 / 4
+
+
+@pytest.mark.plan
+@pytest.mark.parametrize(
+  ("axes", "over", "far"),
+  [
+    # Each chip sums its whole array with that of its counterpart.
+    ({"data": 2, "fsdp": 2, "tensor": 2}, "data", 2 * (16 * 128 * 4) / 2),
+    # It has a quarter, and sends that to its counterpart alone.
+    ({"fsdp": 4, "tensor": 2}, "fsdp", 16 * 128 * 4 / 4),
+    # The same in its slice: nothing leaves.
+    ({"data": 2, "fsdp": 2, "tensor": 2}, "fsdp", 0),
+  ],
+)
+def test_slices_of_tpus_send_over_the_slow_network(axes, over, far):
+  topology = chips.open_topology("v5e:2x2*2")
+  mesh = sharding.make_mesh(**axes, devices=topology.devices)
+  # Devices of a slice stand together.
+  assert [d.slice_index for d in mesh.devices.flat] == [0] * 4 + [1] * 4
+
+  def exchange(x):
+    if over == "data":
+      return jax.lax.psum(x, over)
+    return jax.lax.all_gather(x, over, axis=0, tiled=True)
+
+  given = jax.P() if over == "data" else jax.P(over)
+  program = jax.jit(
+    jax.shard_map(
+      exchange, mesh=mesh, in_specs=given, out_specs=jax.P(), check_vma=False
+    )
+  )
+  x = jax.ShapeDtypeStruct(
+    (16, 128), "float32", sharding=jax.NamedSharding(mesh, given)
+  )
+  sent = collectives.collectives(
+    program.lower(x).compile().as_text(),
+    (),
+    topology.island(chips.CHIPS["v5e"]),
+    topology.slices,
+  )
+  assert sum(c.far_bytes for c in sent) == far
 
 
 @pytest.mark.plan
