@@ -13,7 +13,12 @@ rollouts by a scripted policy with instant tools and a Step-Trace Buffer, see
 not counted. Reports milliseconds a trajectory of the loop and of retrieval. For
 a round of `--round-seconds` with `--a-host` trajectories a host it adds at how
 many hosts each takes 5 % of it, and at how many all of it. Retrieval runs in a
-thread of its own beside decoding, so it has a line of its own.
+thread of its own beside decoding, so it has a line of its own. Here it
+shares the core with decoding and waits for it: on a host with more cores it
+takes far less than that line says.
+
+The planner takes its figure of the loop from here
+(`experiments/planner/host_loop.py`).
 
 The defaults are a round of Qwen2.5-7B on v5p:4x4x2, which has eight hosts
 (docs/scale.md).

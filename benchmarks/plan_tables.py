@@ -1,11 +1,12 @@
-"""The tables of docs/scale.md: plans of the paper's settings on TPUs.
+"""The tables of docs/scale.md: plans of the paper's settings.
 
   python -m benchmarks.plan_tables
 
 Makes every plan that is not in `--folder` yet, each in its own process. Writes
 the tables into the document. Needs libtpu (`make test-plan` makes an
 environment that has it) and no TPU; compiling takes a few minutes a plan on one
-core. Prints one JSON line: the least seconds of a round by plan.
+core. The host's part of a round is worked out anew, by what it is measured to
+take now. Prints one JSON line: the least seconds of a round by plan.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
+import shlex
 import subprocess
 import sys
 from typing import Any
 
-from experiments.planner import units
+from experiments.planner import host_loop, units
 from experiments.planner.chips import CHIPS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -43,6 +46,11 @@ class Setting:
   more: tuple[str, ...] = ()
 
   @property
+  def chip(self) -> str:
+    """Name of the chip."""
+    return self.topology.partition(":")[0]
+
+  @property
   def arguments(self) -> list[str]:
     """Of `experiments.plan`."""
     config = f"experiments/configs/{self.config}.py"
@@ -53,8 +61,10 @@ class Setting:
     """Of its file."""
     return (
       f"{self.title} {self.topology}".lower()
+      .replace(",", "")
       .replace(" ", "_")
       .replace(":", "_")
+      .replace("*", "_")
     )
 
 
@@ -62,9 +72,13 @@ def _slots(number: int) -> str:
   return f"--config.rollout.num_slots={number}"
 
 
+def _rows(number: int) -> str:
+  return f"--config.update.rows_per_microbatch={number}"
+
+
 _OFF_POLICY = ("--agent", "off_policy")
 _LARGEST = ("--largest", "slots")
-_ROWS = "--config.update.rows_per_microbatch=128"
+_TENSOR, _DATA = "--config.mesh.tensor=4", "--config.mesh.data=4"
 _3B, _7B, _8B = (
   f"{name}_reasoning" for name in ("qwen2_5_3b", "qwen2_5_7b", "llama3_8b")
 )
@@ -73,10 +87,15 @@ SETTINGS = (
   Setting("Qwen2.5-3B", _3B, "v5p:2x2x2"),
   Setting("Qwen2.5-7B", _7B, "v5p:2x2x2"),
   Setting("Qwen2.5-7B", _7B, "v5p:4x4x2", _LARGEST),
-  Setting("Qwen2.5-7B", _7B, "v5p:8x8x8", (_ROWS,)),
+  Setting("Qwen2.5-7B", _7B, "v5p:8x8x8", (_rows(128),)),
+  Setting("Qwen2.5-7B", _7B, "v5p:4x4x2*4", (_rows(32),)),
+  Setting("Qwen2.5-7B, data 4", _7B, "v5p:4x4x2*4", (_rows(32), _DATA)),
+  Setting("Qwen2.5-7B", _7B, "v6e:16x16", (_rows(64),)),
+  Setting("Qwen2.5-7B", _7B, "h100:8", (_TENSOR,)),
+  Setting("Qwen2.5-7B", _7B, "h100:64", (_TENSOR, _rows(16))),
   Setting("Llama-3-8B", _8B, "v5p:2x2x2", (_slots(128),)),
   Setting("Llama-3-8B", _8B, "v5p:4x4x2"),
-  Setting("Llama-3-8B", _8B, "v5p:8x8x8", (_ROWS,)),
+  Setting("Llama-3-8B", _8B, "v5p:8x8x8", (_rows(128),)),
   Setting("Qwen3-14B", _7B, "v5p:2x2x2", (*_OFF_POLICY, _slots(128))),
   Setting("Qwen3-14B", _7B, "v5p:4x4x2", _OFF_POLICY),
 )
@@ -98,7 +117,7 @@ def main() -> None:
   print(
     json.dumps(
       {
-        setting.name: plan["round_seconds"][setting.topology.partition(":")[0]]
+        setting.name: plan["round_seconds"][setting.chip]
         for setting, plan in zip(SETTINGS, plans, strict=True)
       }
     )
@@ -114,7 +133,34 @@ def _plan(setting: Setting, folder: pathlib.Path) -> dict[str, Any]:
     # 1: it was planned, and does not fit.
     if process.returncode not in (0, 1):
       sys.exit(f"{' '.join(command)} failed")
-  return json.loads(path.read_text(encoding="utf-8"))
+  return _with_host(setting, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _with_host(setting: Setting, plan: dict[str, Any]) -> dict[str, Any]:
+  """The plan with the host's part of a round by today's figures."""
+  host = host_loop.host_times(
+    devices=math.prod(plan["mesh"].values()),
+    device_seconds=plan["device_seconds"],
+    decode_seconds={
+      name: sum(
+        p["calls"] * p["rooflines"][name]["seconds"]
+        for p in plan["programs"]
+        if p["name"] == "decode"
+      )
+      for name in CHIPS
+    },
+    trajectories=plan["trajectories"],
+    retrieval_ms=host_loop.RETRIEVAL_MS
+    if plan["assumptions"]["retrieval_ms"]
+    else 0.0,
+  )
+  return plan | {
+    "host": host[setting.chip],
+    "round_seconds": {
+      name: seconds + host[name].seconds
+      for name, seconds in plan["device_seconds"].items()
+    },
+  }
 
 
 def tables(plans: list[dict[str, Any]]) -> str:
@@ -132,11 +178,11 @@ def _summary(pairs: Pairs) -> str:
   rows = []
   for setting, plan in pairs:
     mesh, settings, peaks = plan["mesh"], plan["settings"], plan["peak_bytes"]
-    chip = setting.topology.partition(":")[0]
+    chip = setting.chip
     rows.append(
       [
         f"{setting.title}, {setting.topology}",
-        f"{mesh['fsdp']} × {mesh['tensor']}",
+        f"{mesh['data']} × {mesh['fsdp']} × {mesh['tensor']}",
         _slots_of(settings, plan["largest"]),
         settings.get("rows_per_microbatch", "–"),
         _gib(peaks["rollout"]),
@@ -144,15 +190,17 @@ def _summary(pairs: Pairs) -> str:
         _gib(plan["capacity_bytes"]),
         "yes" if plan["fits"] else f"**no**: {plan['verdict']}",
         units.duration(plan["round_seconds"][chip]),
+        units.duration(plan["host"].seconds),
         f"{_bound(plan, 'rollout', chip)} / {_bound(plan, 'update', chip)}",
       ]
     )
   return _table(
     "Does it fit, and what bounds it",
     [
-      *("plan", "fsdp × tensor", "slots (most)", "rows a micro-batch"),
+      *("plan", "data × fsdp × tensor", "slots (most)", "rows a micro-batch"),
       *("rollout peak GiB", "update peak GiB", "usable GiB", "fits"),
-      *("least time of a round", "bound of rollout / update"),
+      *("least time of a round", "of it the host"),
+      "bound of rollout / update",
     ],
     rows,
   )
@@ -205,13 +253,13 @@ def _chips(pairs: Pairs) -> str:
 
 
 def _programs(setting: Setting, plan: dict[str, Any]) -> str:
-  chip = setting.topology.partition(":")[0]
-  command = " ".join(setting.arguments)
+  chip = setting.chip
+  command = shlex.join(setting.arguments)
   table = _table(
     f"{setting.title} on {setting.topology}",
     [
       *("program", "runs", "arguments GiB", "temporary GiB", "peak GiB"),
-      *("FLOP", "bytes moved", "bytes sent", "collectives"),
+      *("FLOP", "bytes moved", "bytes sent", "of them far", "collectives"),
       *("least time of a run", "bound"),
     ],
     [
@@ -224,6 +272,7 @@ def _programs(setting: Setting, plan: dict[str, Any]) -> str:
         _scaled(p["flops"]),
         _scaled(p["memory_bytes"]),
         _scaled(p["network_bytes"]),
+        _scaled(sum(c["far_bytes"] for c in p["collectives"])),
         ", ".join(f"{c['count']:g} {c['op']}" for c in p["collectives"]) or "–",
         units.duration(p["rooflines"][chip]["seconds"]),
         p["rooflines"][chip]["bound"],
@@ -232,7 +281,12 @@ def _programs(setting: Setting, plan: dict[str, Any]) -> str:
     ],
   )
   return (
-    table + f"\nRuns in {plan['round']}; {plan['verdict']}.\n\n"
+    table
+    + f"\nRuns in {plan['round']}; {plan['verdict']}.\n"
+    + host_loop.weak_scaling(
+      plan["host"], setting.chip, CHIPS[setting.chip].host
+    )
+    + ".\n\n"
     f"`python -m experiments.plan {command}`\n"
   )
 

@@ -24,7 +24,7 @@ import rich.table
 from experiments import cli, config_places, flags, input_errors, places
 from experiments.config import ExperimentConfig
 from experiments.help_text import HelpFormatter
-from experiments.planner import chips, units
+from experiments.planner import chips, host_loop, units
 from experiments.planner.analysis import (
   Phase,
   Plan,
@@ -129,6 +129,20 @@ def make_parser() -> argparse.ArgumentParser:
     help="tokens of a rollout's longest response, which ends last (default: "
     "rollout.max_response_tokens)",
   )
+  parser.add_argument(
+    "--host_ms",
+    type=float,
+    default=host_loop.LOOP_MS,
+    help="milliseconds a trajectory of the loop that one host runs for all "
+    "(default: %(default)s, measured by benchmarks/host_scaling.py)",
+  )
+  parser.add_argument(
+    "--retrieval_ms",
+    type=float,
+    default=host_loop.RETRIEVAL_MS,
+    help="milliseconds a trajectory of embedding and searching, which run "
+    "beside decoding (default: %(default)s, measured there too)",
+  )
   return parser
 
 
@@ -149,6 +163,8 @@ def _workload(config: ExperimentConfig, known: argparse.Namespace) -> Workload:
     tool_calls=given("tool_calls", min(2.0, rollout.max_tool_calls)),
     tool_tokens=given("tool_tokens", rollout.max_tool_tokens // 2),
     longest_response=given("longest_response", rollout.max_response_tokens),
+    host_ms=known.host_ms,
+    retrieval_ms=known.retrieval_ms,
   )
   for name, limit in (
     ("longest_response", "max_response_tokens"),
@@ -178,6 +194,10 @@ def show(plan: Plan, console: rich.console.Console) -> None:
   for program in plan.programs:
     if program.collectives:
       console.print(f"{program.name} sends: {_collectives(program)}")
+  chip = plan.topology.partition(":")[0]
+  if chip in chips.CHIPS:
+    hosts = chips.CHIPS[chip].host
+    console.print(host_loop.weak_scaling(plan.host[chip], chip, hosts))
   for note in plan.notes:
     console.print(f"note: {note}")
   if plan.largest:
@@ -248,6 +268,14 @@ def _time_table(plan: Plan) -> rich.table.Table:
     table.add_row(
       p.name, *(f"{units.duration(c.seconds)} {c.bound}" for c in cells)
     )
+  table.add_row(
+    "host loop",
+    *(units.duration(plan.host[name].loop_s) for name in chips.CHIPS),
+  )
+  table.add_row(
+    "retrieval beyond decoding",
+    *(units.duration(plan.host[name].retrieval_s) for name in chips.CHIPS),
+  )
   table.add_row(
     plan.round,
     *(units.duration(plan.round_seconds[name]) for name in chips.CHIPS),

@@ -10,14 +10,14 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
 from experiments.config import ExperimentConfig
-from experiments.planner import chips, collectives, jaxpr_cost
+from experiments.planner import chips, collectives, host_loop, jaxpr_cost
 from experiments.planner.programs import (
   Program,
   Programs,
@@ -132,7 +132,10 @@ class Plan:
       by setting; empty if not asked for and not needed.
     programs: one report each.
     round: what a round is.
-    round_seconds: roofline time of one by chip.
+    trajectories: of a round.
+    device_seconds: roofline time of the programs of a round by chip.
+    host: what the host adds to it, by chip.
+    round_seconds: least time of a round by chip, both together.
     notes: what to bear in mind with these figures.
     verdict: in words, with the change that makes it fit.
   """
@@ -152,6 +155,9 @@ class Plan:
   largest: dict[str, int]
   programs: list[ProgramReport]
   round: str
+  trajectories: int
+  device_seconds: dict[str, float]
+  host: dict[str, host_loop.HostTime]
   round_seconds: dict[str, float]
   notes: list[str]
   verdict: str
@@ -210,11 +216,11 @@ def make_plan(
     for phase in phases
     if capacity is not None and (phase in largest or peaks[phase] > capacity)
   }
-  activations = (
-    {"activations": _activation_bytes(programs, reports)}
-    if agent == "base"
-    else {}
-  )
+  activations = {}
+  if agent == "base":
+    activations["activations"] = _activation_bytes(programs, reports)
+  device_seconds = _seconds(reports)
+  host = _host(programs, reports, len(topology.devices))
   return Plan(
     experiment=config.name,
     agent=agent,
@@ -223,8 +229,7 @@ def make_plan(
     compiled_for=topology.compiled_for,
     mesh=axes,
     settings=_settings(config, agent),
-    assumptions=dataclasses.asdict(workload)
-    | {"sequence_tokens": programs.sequence_tokens},
+    assumptions=programs.assumptions,
     memory=programs.memory | activations,
     capacity_bytes=capacity,
     peak_bytes={str(phase): peak for phase, peak in peaks.items()},
@@ -236,9 +241,12 @@ def make_plan(
     round=f"a {algorithm.label} update"
     if algorithm
     else f"{programs.sequences} trajectories for the buffer",
+    trajectories=programs.sequences,
+    device_seconds=device_seconds,
+    host=host,
     round_seconds={
-      name: sum(r.calls * r.rooflines[name].seconds for r in reports)
-      for name in chips.CHIPS
+      name: seconds + host[name].seconds
+      for name, seconds in device_seconds.items()
     },
     notes=_notes(topology, reports, algorithm),
     verdict=_verdict(
@@ -248,6 +256,29 @@ def make_plan(
       found,
       {phase: _constant_bytes(programs, phase) for phase in phases},
     ),
+  )
+
+
+def _seconds(reports: Iterable[ProgramReport]) -> dict[str, float]:
+  """Least time of programs in a round, by chip."""
+  found = list(reports)
+  return {
+    name: sum(r.calls * r.rooflines[name].seconds for r in found)
+    for name in chips.CHIPS
+  }
+
+
+def _host(
+  programs: Programs, reports: list[ProgramReport], devices: int
+) -> dict[str, host_loop.HostTime]:
+  assumptions = programs.assumptions
+  return host_loop.host_times(
+    devices=devices,
+    device_seconds=_seconds(reports),
+    decode_seconds=_seconds(r for r in reports if r.name == "decode"),
+    trajectories=programs.sequences,
+    loop_ms=assumptions["host_ms"],
+    retrieval_ms=assumptions["retrieval_ms"],
   )
 
 

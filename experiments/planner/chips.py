@@ -30,6 +30,7 @@ class Chip:
     link_bytes_per_s: what the device sends to its neighbours in a second, all
       links of the fast network together.
     far_bytes_per_s: what the device sends to other islands in a second.
+    host: devices that one host drives, where there are several hosts.
     island: devices that the fast network joins; None for those of a slice.
   """
 
@@ -38,6 +39,7 @@ class Chip:
   memory_bytes_per_s: float
   link_bytes_per_s: float
   far_bytes_per_s: float
+  host: int = 4
   island: int | None = None
 
 
@@ -51,9 +53,9 @@ CHIPS = {
   "v5p": Chip(459e12, 95 * 2**30, 2.77e12, 600e9, 6.25e9),
   "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 448e9, 12.5e9),
   # Hosts of eight, with a network card of 200 or 400 Gbit/s for each GPU.
-  "a100": Chip(312e12, 80e9, 2.04e12, 300e9, 25e9, 8),
-  "h100": Chip(989e12, 80e9, 3.35e12, 450e9, 50e9, 8),
-  "h200": Chip(989e12, 141e9, 4.8e12, 450e9, 50e9, 8),
+  "a100": Chip(312e12, 80e9, 2.04e12, 300e9, 25e9, 8, 8),
+  "h100": Chip(989e12, 80e9, 3.35e12, 450e9, 50e9, 8, 8),
+  "h200": Chip(989e12, 141e9, 4.8e12, 450e9, 50e9, 8, 8),
 }
 """By the name that a topology begins with."""
 

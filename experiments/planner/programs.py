@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import ExperimentConfig
+from experiments.planner import host_loop
 from experiments.stages.buffer import QUERIES_AT_A_TIME
 from rapo_jax import models
 from rapo_jax.algorithms import Algorithm
@@ -50,16 +51,22 @@ class Workload:
     longest_response: tokens of the longest response of a rollout. Slots go on
       until it is done. Attention reads the caches of all slots as far as the
       longest one has come.
+    host_ms: milliseconds of the host's loop for a trajectory.
+    retrieval_ms: of embedding and searching for one, on average over all; 0
+      where the method does not retrieve.
   """
 
   policy_tokens: int
   tool_calls: float
   tool_tokens: int
   longest_response: int
+  host_ms: float = host_loop.LOOP_MS
+  retrieval_ms: float = host_loop.RETRIEVAL_MS
 
   def __post_init__(self) -> None:
     check_numbers(self, "policy_tokens", "longest_response", at_least=1)
     check_numbers(self, "tool_calls", "tool_tokens", at_least=0)
+    check_numbers(self, "host_ms", "retrieval_ms", at_least=0)
     if self.longest_response < self.response_tokens:
       raise InputError(
         "longest_response must be at least the mean response, policy_tokens + "
@@ -187,6 +194,15 @@ class Programs:
     """Tokens of an average trajectory, prompt included."""
     prompt = self._config.rollout.max_prompt_tokens / 2
     return prompt + self._workload.response_tokens
+
+  @property
+  def assumptions(self) -> dict[str, float]:
+    """What is assumed of a trajectory, by name."""
+    values = dataclasses.asdict(self._workload)
+    hybrid = self._algorithm is not None and self._algorithm.plan.hybrid
+    if not hybrid or not self._config.rollout.num_hybrid:
+      values["retrieval_ms"] = 0.0
+    return values | {"sequence_tokens": self.sequence_tokens}
 
   @property
   def minibatch_trajectories(self) -> int:

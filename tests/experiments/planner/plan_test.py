@@ -7,14 +7,22 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
+import rich.console
 
 from experiments import plan
 from experiments.config import ExperimentConfig
-from experiments.planner import analysis, chips, collectives, jaxpr_cost
+from experiments.planner import (
+  analysis,
+  chips,
+  collectives,
+  host_loop,
+  jaxpr_cost,
+)
 from experiments.planner.programs import Program, Programs, Workload
 from experiments.planner.search import largest_that_fits
 from experiments.policy_shape import policy_shape
@@ -54,6 +62,7 @@ def planned(tmp_path_factory):
   process = _plan(
     *("--config", CONFIG, "--topology", "h100:4", "--json", str(path)),
     *("--config.mesh.tensor=2", "--largest", "both"),
+    *("--host_ms=4", "--retrieval_ms=500"),
   )
   assert process.returncode == 0, process.stderr
   return json.loads(path.read_text(encoding="utf-8"))
@@ -79,12 +88,50 @@ def test_every_program_is_compiled_and_bounded(planned):
     "all-reduce",
     "reduce-scatter",
   }
-  assert planned["round_seconds"]["h100"] == pytest.approx(
+  assert planned["device_seconds"]["h100"] == pytest.approx(
     sum(
       p["calls"] * p["rooflines"]["h100"]["seconds"]
       for p in planned["programs"]
     )
   )
+
+
+def test_the_host_loop_is_part_of_a_round(planned):
+  host = planned["host"]["h100"]
+  # 16 questions, 8 trajectories each.
+  assert planned["trajectories"] == 128
+  assert host["loop_s"] == pytest.approx(128 * 0.004)
+  decode = next(p for p in planned["programs"] if p["name"] == "decode")
+  decode_s = decode["calls"] * decode["rooflines"]["h100"]["seconds"]
+  # It has to retrieve for longer than so small a model decodes.
+  assert host["retrieval_s"] == pytest.approx(128 * 0.5 - decode_s)
+  assert planned["round_seconds"]["h100"] == pytest.approx(
+    planned["device_seconds"]["h100"] + host["loop_s"] + host["retrieval_s"]
+  )
+  assert host["small_share_devices"] <= host["half_devices"]
+
+
+def test_the_host_loop_has_rows_of_its_own(capsys):
+  time = host_loop.HostTime(1.5, 0.25, 64, 1280)
+  report = types.SimpleNamespace(
+    programs=[],
+    host=dict.fromkeys(chips.CHIPS, time),
+    round="a round",
+    round_seconds=dict.fromkeys(chips.CHIPS, 20.0),
+  )
+  rich.console.Console(width=200).print(plan._time_table(report))
+  rows = {
+    cells[1].strip(): cells[2].strip()
+    for cells in (
+      line.split("│") for line in capsys.readouterr().out.split("\n")
+    )
+    if len(cells) > 2
+  }
+  assert rows == {
+    "host loop": "1.5 s",
+    "retrieval beyond decoding": "250 ms",
+    "a round": "20 s",
+  }
 
 
 def test_memory_is_that_of_the_arrays(planned):
@@ -255,6 +302,8 @@ def _workload(config, *arguments):
   [
     ("--policy_tokens=0", "policy_tokens must be at least 1, got 0: raise"),
     ("--tool_calls=-1", "tool_calls must be at least 0, got -1"),
+    ("--host_ms=-1", "host_ms must be at least 0, got -1"),
+    ("--retrieval_ms=nan", "retrieval_ms must be at least 0 and be finite"),
     ("--tool_calls=6", "must be at most rollout.max_tool_calls (5), got 6"),
     ("--tool_tokens=1025", "at most rollout.max_tool_tokens (1024), got 1025"),
     ("--longest_response=100", "must be at least the mean response"),
@@ -274,7 +323,7 @@ def test_an_explicit_zero_is_not_the_default():
   assert workload.longest_response == config.rollout.max_response_tokens
 
 
-def _programs(mesh=None, **changes):
+def _programs(mesh=None, method="rapo", **changes):
   """Programs of 512 trajectories, for a mesh of one device by default."""
   config = dataclasses.replace(
     ExperimentConfig(name="test"),
@@ -288,8 +337,17 @@ def _programs(mesh=None, **changes):
     plan_shape(config),
     mesh or sharding.make_mesh(devices=jax.devices()[:1]),
     workload,
-    ALGORITHMS["rapo"],
+    ALGORITHMS[method],
   )
+
+
+def test_only_hybrid_trajectories_retrieve():
+  measured = host_loop.RETRIEVAL_MS
+  assert _programs().assumptions["retrieval_ms"] == measured > 0
+  assert _programs(num_hybrid=0).assumptions["retrieval_ms"] == 0
+  grpo = _programs(method="grpo").assumptions
+  assert grpo["retrieval_ms"] == 0
+  assert grpo["host_ms"] == host_loop.LOOP_MS > 0
 
 
 def plan_shape(config):
