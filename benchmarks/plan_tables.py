@@ -190,7 +190,8 @@ def _summary(pairs: Pairs) -> str:
         _gib(plan["capacity_bytes"]),
         "yes" if plan["fits"] else f"**no**: {plan['verdict']}",
         units.duration(plan["round_seconds"][chip]),
-        units.duration(plan["host"].seconds),
+        units.duration(plan["host"].loop_s),
+        units.duration(plan["host"].retrieval_s),
         f"{_bound(plan, 'rollout', chip)} / {_bound(plan, 'update', chip)}",
       ]
     )
@@ -199,7 +200,8 @@ def _summary(pairs: Pairs) -> str:
     [
       *("plan", "data × fsdp × tensor", "slots (most)", "rows a micro-batch"),
       *("rollout peak GiB", "update peak GiB", "usable GiB", "fits"),
-      *("least time of a round", "of it the host"),
+      *("least time of a round", "of it the host loop"),
+      "of it retrieval beyond decoding",
       "bound of rollout / update",
     ],
     rows,
@@ -286,7 +288,7 @@ def _programs(setting: Setting, plan: dict[str, Any]) -> str:
     + host_loop.weak_scaling(
       plan["host"], setting.chip, CHIPS[setting.chip].host
     )
-    + ".\n\n"
+    + "\n\n"
     f"`python -m experiments.plan {command}`\n"
   )
 

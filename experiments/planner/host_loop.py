@@ -22,7 +22,7 @@ docs/benchmarks.md). More cores make it faster, not the loop.
 """
 
 SMALL_SHARE = 0.05
-"""Share of a round that the host may take before it is worth a thought."""
+"""Share of a round that the loop may take before it is worth a thought."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +36,18 @@ class HostTime:
     loop_s: in which the host's loop runs, and no device program.
     retrieval_s: in which the host waits for retrieval, which runs in a thread
       beside decoding: what it takes longer than that.
-    small_share_devices: from how many on the host takes `SMALL_SHARE` of a
-      round; None for no number.
-    half_devices: from how many on it takes as long as the devices, half of a
-      round; None for no number.
+    small_share_devices: from how many on the loop takes `SMALL_SHARE` of the
+      devices' and its own time; None for no number.
+    half_devices: from how many on it takes as long as they; None for no number.
+    retrieval_devices: from how many on retrieval takes as long as decoding;
+      None for no number.
   """
 
   loop_s: float
   retrieval_s: float
   small_share_devices: int | None
   half_devices: int | None
+  retrieval_devices: int | None
 
   @property
   def seconds(self) -> float:
@@ -75,20 +77,18 @@ def host_times(
   loop_s = trajectories * loop_ms / 1e3
   retrieval_s = trajectories * retrieval_ms / 1e3
 
-  def devices_at(seconds: float, decode_s: float) -> int | None:
-    """From how many on the host adds so much."""
-    times = seconds / loop_s if loop_s else math.inf
-    if times * retrieval_s > decode_s:
-      times = (seconds + decode_s) / (loop_s + retrieval_s)
-    return math.ceil(times * devices) if math.isfinite(times) else None
+  def devices_at(limit_s: float, seconds: float) -> int | None:
+    """From how many on what now takes `seconds` takes `limit_s`."""
+    return math.ceil(devices * limit_s / seconds) if seconds else None
 
   def one(device_s: float, decode_s: float) -> HostTime:
-    small = device_s * SMALL_SHARE / (1 - SMALL_SHARE)
+    small_s = device_s * SMALL_SHARE / (1 - SMALL_SHARE)
     return HostTime(
-      loop_s,
-      max(0.0, retrieval_s - decode_s),
-      devices_at(small, decode_s),
-      devices_at(device_s, decode_s),
+      loop_s=loop_s,
+      retrieval_s=max(0.0, retrieval_s - decode_s),
+      small_share_devices=devices_at(small_s, loop_s),
+      half_devices=devices_at(device_s, loop_s),
+      retrieval_devices=devices_at(decode_s, retrieval_s),
     )
 
   return {
@@ -110,11 +110,17 @@ def weak_scaling(time: HostTime, chip: str, devices_a_host: int) -> str:
     hosts = math.ceil(devices / devices_a_host)
     return f"{devices:,} {chip} ({hosts:,} host{'s' * (hosts > 1)})"
 
-  if time.small_share_devices is None or time.half_devices is None:
-    return "One host can run the loop of any number of devices"
-  return (
-    "With as many more trajectories as devices, the host takes "
-    f"{SMALL_SHARE:.0%} of a round at {number(time.small_share_devices)}, and "
-    "as long as the devices at "
-    f"{number(time.half_devices)}: there weak scaling ends"
-  )
+  said = "One host can run the loop of any number of devices."
+  if time.small_share_devices is not None and time.half_devices is not None:
+    said = (
+      "With as many more trajectories as devices, the host loop takes "
+      f"{SMALL_SHARE:.0%} of a round at {number(time.small_share_devices)}, "
+      f"and as long as the devices at {number(time.half_devices)}: there weak "
+      "scaling ends."
+    )
+  if time.retrieval_devices is not None:
+    said += (
+      " Retrieval takes as long as decoding at "
+      f"{number(time.retrieval_devices)}."
+    )
+  return said

@@ -16,6 +16,6 @@ def scaled(value: float) -> str:
 def duration(seconds: float) -> str:
   """A time in seconds, milli- or microseconds."""
   for unit, size in (("s", 1.0), ("ms", 1e-3)):
-    if seconds >= size:
+    if seconds >= size or not seconds:
       return f"{seconds / size:.3g} {unit}"
   return f"{seconds * 1e6:.3g} µs"

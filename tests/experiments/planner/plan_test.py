@@ -112,7 +112,7 @@ def test_the_host_loop_is_part_of_a_round(planned):
 
 
 def test_the_host_loop_has_rows_of_its_own(capsys):
-  time = host_loop.HostTime(1.5, 0.25, 64, 1280)
+  time = host_loop.HostTime(1.5, 0.25, 64, 1280, 640)
   report = types.SimpleNamespace(
     programs=[],
     host=dict.fromkeys(chips.CHIPS, time),
