@@ -7,6 +7,7 @@
 Compiles the programs of one update, by the costliest of the experiment's
 methods, for devices that need not be there:
 TPUs with `libtpu` (the extra `plan`), `cpu:8` with fake CPU devices.
+`v5p:4x4x2*4` is four slices of TPUs, joined by the data-centre network.
 GPUs (`h100:8`) are worked out from the programs that fake CPU devices get.
 `--agent off_policy` plans the rollouts that fill the buffer instead.
 """

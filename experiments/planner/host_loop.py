@@ -1,8 +1,8 @@
-"""What the one host adds to a round that runs the loop for all.
+"""What one host adds to a round, which runs the loop of all hosts.
 
 The first host alone runs the loop between device programs, the tools, and the
 queries of retrieval (docs/pods.md). Its work grows with the trajectories of a
-round, and more devices do not help.
+round. More devices do not shorten it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ docs/benchmarks.md). More cores make it faster, not the loop.
 """
 
 SMALL_SHARE = 0.05
-"""Share of a round that the loop may take before it is worth a thought."""
+"""Share of a round up to which the loop is taken to be small."""
 
 
 @dataclasses.dataclass(frozen=True)
