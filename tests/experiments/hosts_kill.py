@@ -6,9 +6,9 @@ Two processes over loopback, of two fake devices each, train RAPO on a small
 task. At a random moment, while they start, compile, train or save, one of them
 is killed by SIGKILL. The other has to end by itself, and both are started
 again. All kills fall into one run, which is long enough to see them all. After
-the last one it runs to the end. Parameters, metrics apart from
-times, and logged trajectories must be those of a run that was left alone, bit
-for bit. A control, a run with another seed, must differ. Prints one JSON line.
+the last one it runs to the end. Parameters, metrics apart from times, and
+logged trajectories must be those of a run that was left alone, bit for bit. A
+control, a run with another seed, must differ. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.experiments.run_test import read_rows
 _ENDS_S = 120.0
 # After the first update of a start: some updates and their checkpoints.
 _WITHIN_S = 4.0
+_WHOLE_S = 3600.0
 _SEEDS = "--config.train.seeds=0,1"
 _OTHER = hosts_test.RUN.with_name("rapo-seed1")
 
@@ -112,12 +113,13 @@ class Killer:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
   parser.add_argument("--kills", type=int, default=30)
-  parser.add_argument("--updates", type=int, default=80)
+  parser.add_argument("--updates", type=int, default=60)
   parser.add_argument("--seed", type=int, default=0)
   known = parser.parse_args()
   # As in the tests: what is compiled runs for milliseconds.
   os.environ.setdefault("XLA_FLAGS", fake_devices.QUICK_TO_COMPILE)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  hosts_test.TIMEOUT_S = _WHOLE_S
   length = [
     f"--config.train.{name}={known.updates}"
     for name in ("num_updates", "eval_every")
