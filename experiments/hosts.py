@@ -46,6 +46,7 @@ _SAMPLE_BYTES = 1 << 20
 # met the same error and words it better.
 _GRACE_S = 8.0
 _LEAVE_S = 2.0
+_SAY_S = 0.2
 _ANSWER_S = 100.0
 _SHUTDOWN_S = 30
 
@@ -276,6 +277,39 @@ def digest(path: pathlib.Path) -> str:
 _teams: list[Team] = []
 
 
+class Idle:
+  """What share of the time the other hosts wait for the one that leads.
+
+  A host waits while the leader runs tools, searches, packs or decides.
+  """
+
+  def __init__(self) -> None:
+    self._then = time.monotonic()
+    self._waited = self._all()
+
+  def metrics(self) -> dict[str, float]:
+    """Mean and most since it was made; empty where a host is alone."""
+    passed = time.monotonic() - self._then
+    shares = [
+      (seconds - self._waited.get(index, 0.0)) / passed
+      for index, seconds in self._all().items()
+    ]
+    if not shares:
+      return {}
+    return {
+      "hosts/idle_fraction_mean": sum(shares) / len(shares),
+      "hosts/idle_fraction_max": max(shares),
+    }
+
+  @staticmethod
+  def _all() -> dict[int, float]:
+    return {
+      index: seconds
+      for team in _teams
+      for index, seconds in team.waited().items()
+    }
+
+
 class Team:
   """The hosts of a run, as one of them sees them.
 
@@ -295,6 +329,9 @@ class Team:
     self._watch: stalls.Watch | None = None
     self._standing: dict[int, str] = {}
     self._asked = threading.Lock()
+    # Of each other host, for how long it has waited for the leader so far.
+    self._waited: dict[int, float] = {}
+    self._began = time.monotonic()
     _teams.append(self)
 
   def agree(self, own: Facts) -> None:
@@ -345,8 +382,14 @@ class Team:
     self.watch(lambda: follower.doing)
     use_compilation_cache()
     self._forward_signals()
+    waited = told = 0.0
     while True:
+      began = time.monotonic()
       _, message = self.link.messages.get()
+      waited += time.monotonic() - began
+      if time.monotonic() - told > _SAY_S:
+        told = time.monotonic()
+        self.link.send({"waited": waited})
       if isinstance(message, bytes):
         follower.run(message)
       elif "over" in message:
@@ -365,8 +408,18 @@ class Team:
   def end(self, status: int) -> None:
     """The leader has done all that there was."""
     self._told = True
+    passed = time.monotonic() - self._began
+    for index, waited in sorted(self._waited.items()):
+      print(
+        f"{self.link.name(index)} waited for host 0 in {waited:.1f} of "
+        f"{passed:.1f} s"
+      )
     self.link.send({"over": status, "text": "", "orderly": True})
     jax.distributed.shutdown()
+
+  def waited(self) -> dict[int, float]:
+    """Seconds that each other host has waited for this one, which leads."""
+    return dict(self._waited)
 
   def fail(self, error: BaseException) -> None:
     """Tells the others of an error here, and lets them go first.
@@ -459,6 +512,9 @@ class Team:
       return True
     if "where" in message and self._watch is not None:
       self.link.send({"here": self._watch.here()})
+      return True
+    if "waited" in message and self.link.leads:
+      self._waited[index] = float(message["waited"])
       return True
     if "here" in message and self.link.leads:
       self._standing[index] = str(message["here"])

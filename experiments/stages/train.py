@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import flags, health, provenance
+from experiments import flags, health, hosts, provenance
 from experiments.config import ExperimentConfig
 from experiments.dependencies import (
   CHECKPOINTS_FOLDER,
@@ -568,6 +568,7 @@ def _update(
   questions = _Questions(config, task, run, trainer.asks, at)
   count = trainer.num_fresh(store)
   where = f"update {update + 1} of {run.task} {run.name}"
+  idle = hosts.Idle()
   with compilations() as compiled, health.finite_rollout(where):
     state, experience, row = trainer.step(
       state,
@@ -577,6 +578,7 @@ def _update(
       store=store,
       guidance=totals.get(_NEEDED, 1.0),
     )
+  row |= idle.metrics()
   if _NEEDED in row:
     totals[_NEEDED] = row[_NEEDED]
   store[:] = trainer.stored(store, experience)

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -262,6 +263,25 @@ def test_after_jax_has_started_no_bug_waits_for_hosts_that_are_gone(
     assert ended == []
 
 
+def test_idle_hosts_are_counted_from_where_the_count_began(monkeypatch):
+  monkeypatch.setattr(hosts, "_teams", [])
+  assert hosts.Idle().metrics() == {}
+  team = hosts.Team(library.Place(("localhost", 80), 3, 0))
+  assert hosts.Idle().metrics() == {}
+  now = [100.0]
+  monkeypatch.setattr(hosts.time, "monotonic", lambda: now[0])
+  for index, seconds in ((1, 5.0), (2, 7.0)):
+    assert team._heard(index, {"waited": seconds})
+  idle = hosts.Idle()
+  now[0] += 10
+  for index, seconds in ((1, 6.0), (2, 12.0)):
+    assert team._heard(index, {"waited": seconds})
+  assert idle.metrics() == {
+    "hosts/idle_fraction_mean": pytest.approx(0.3),
+    "hosts/idle_fraction_max": pytest.approx(0.5),
+  }
+
+
 @pytest.fixture
 def leading_team(tmp_path, monkeypatch):
   """A leader, the link of the other host, and what the leader ended with."""
@@ -359,6 +379,9 @@ def test_two_hosts_evaluate_as_one(agents, tmp_path):
   ]
   # Host 0 alone reports.
   assert "evaluate: done" in pair.output(0)
+  assert re.search(
+    r"host 1 \(.+\) waited for host 0 in [0-9.]+ of [0-9.]+ s", pair.output(0)
+  )
   assert "evaluate" not in pair.output(1)
 
 
