@@ -242,12 +242,12 @@ def _memory(pairs: Pairs) -> str:
 
 def _chips(pairs: Pairs) -> str:
   return _table(
-    "Least time of a round by generation, with as many chips",
+    "Least time of the devices in a round by generation, with as many chips",
     ["plan", *CHIPS],
     [
       [
         f"{setting.title}, {setting.topology}",
-        *(units.duration(plan["round_seconds"][name]) for name in CHIPS),
+        *(units.duration(plan["device_seconds"][name]) for name in CHIPS),
       ]
       for setting, plan in pairs
     ],
