@@ -16,6 +16,7 @@ next update, with JAX's compilation cache warm. Target: at most 20 s.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -77,10 +78,11 @@ def usage(pid: int) -> dict[str, int]:
     line.split(":", 1)
     for line in (process / "status").read_text(encoding="utf-8").splitlines()
   )
-  tasks = (process / "task").iterdir()
-  children = " ".join(
-    (task / "children").read_text(encoding="utf-8") for task in tasks
-  )
+  children = ""
+  for task in (process / "task").iterdir():
+    # A thread may end meanwhile.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+      children += (task / "children").read_text(encoding="utf-8") + " "
   return {
     "resident_mb": int(status["VmRSS"].split()[0]) // _MB,
     "threads": int(status["Threads"]),
