@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import socket
 import statistics
 import subprocess
@@ -82,10 +83,12 @@ def main() -> None:
   known = parser.parse_args()
   found: dict[int, Any] = {}
   with tempfile.TemporaryDirectory() as name:
+    begun = pathlib.Path(name) / "begun"
+    for stage in ("agents", "buffer"):
+      run(begun, known.updates, 1, stage)
     for hosts in known.hosts:
       folder = pathlib.Path(name) / str(hosts)
-      for stage in ("agents", "buffer"):
-        run(folder, known.updates, 1, stage)
+      shutil.copytree(begun, folder)
       run(folder, known.updates, hosts, "train")
       found[hosts] = shares(folder)
   print(
