@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import tempfile
 from typing import Any
 
 from benchmarks.peers import ROOT
+from experiments.hosts import free_port
 from experiments.metrics import read_metrics
 
 RUN = pathlib.Path("train") / "multihop" / "rapo-seed0"
@@ -33,13 +33,6 @@ SETTINGS = (
   *("--config.train.eval_every=1000", "--config.train.checkpoint_every=1000"),
   "--config.train.log_trajectories_every=1000",
 )
-
-
-def free_port() -> int:
-  """A port on which nothing listens."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    return int(free.getsockname()[1])
 
 
 def run(folder: pathlib.Path, updates: int, hosts: int, stage: str) -> None:

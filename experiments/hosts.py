@@ -351,7 +351,7 @@ class Team:
       host = place.address[0]
       # An address of IPv6 has colons of its own.
       host = f"[{host}]" if ":" in host else host
-      address = f"{host}:{_free_port()}"
+      address = f"{host}:{free_port()}"
       self.link.send({"start": address})
     else:
       address = self._answer("start")
@@ -589,7 +589,8 @@ def _differences(name: str, own: Facts, other: Facts) -> Iterator[str]:
       yield f"{what} of {name} is {other.get(what)}, not {own.get(what)}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+  """A port of this host on which nothing listens."""
   with socket.socket() as free:
     free.bind(("", 0))
     return int(free.getsockname()[1])

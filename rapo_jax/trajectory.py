@@ -293,16 +293,18 @@ def _lengths_in_context(
   lengths: list[int] = []
   # Of the tokens from `start` on, those before `told` have their length.
   start = told = 0
+  left = total
   for end in range(1, len(ids) + 1):
     before = decode(tokenizer, ids[start:told])
     now = decode(tokenizer, ids[start:end])
     added = 0
     if len(now) > len(before) and not now.endswith(_UNKNOWN):
-      added = len(now) - len(before)
+      added = min(len(now) - len(before), left)
       start, told = told, end
-    lengths.append(min(added, total - sum(lengths)))
+    lengths.append(added)
+    left -= added
   if lengths:
-    lengths[-1] += total - sum(lengths)
+    lengths[-1] += left
   return lengths
 
 

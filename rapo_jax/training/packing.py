@@ -324,6 +324,7 @@ def pack(
     columns=columns,
     share_prompts=share_prompts,
   )
+  held = [n for n in columns if n not in BASE_COLUMNS]
   for member, own, at, segment, prefix, prefix_at in placements:
     trajectory = trajectories[member]
     if prefix_at is not None:
@@ -340,7 +341,7 @@ def pack(
       advantages[member] if advantages.ndim == 1 else advantages[member, own]
     )
     batch.columns["retrieved_fraction"][at] = retrieved_fraction[member]
-    for name in (n for n in columns if n not in BASE_COLUMNS):
+    for name in held:
       values = getattr(trajectory, name)
       batch.columns[name][at] = values[own] if np.ndim(values) else values
   used = max((at[0] + 1 for _, _, at, *_ in placements), default=0)
