@@ -9,15 +9,10 @@ import time
 
 import pytest
 
+from experiments.hosts import free_port
 from rapo_jax import hosts
 from rapo_jax.errors import InputError
 from rapo_jax.hosts import link as link_lib
-
-
-def free_port():
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    return free.getsockname()[1]
 
 
 class Ends:
