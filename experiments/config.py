@@ -378,8 +378,8 @@ class TrainConfig:
       sampler's by more than this on average, before any update on the batch.
     stop_parameter_growth: a run has diverged when the norm of what it trains is
       this many times what it was at the start.
-    strict_compile: a run stops when JAX compiles a program after the trial
-      update that comes before the first one. Otherwise the metrics count it, as
+    strict_compile: a run stops when JAX compiles a program in an update, as all
+      are compiled before the first one. Otherwise the metrics count it, as
       `compile/programs` and `compile/seconds`.
     health: what a run does about updates in which nothing can be learned.
   """

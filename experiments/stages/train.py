@@ -57,7 +57,6 @@ from rapo_jax.training import (
   Checkpoints,
   Trainer,
   TrainState,
-  copy_state,
   init_train_state,
   trajectory_records,
 )
@@ -221,7 +220,7 @@ class _Updates:
         totals = {"seconds": 0.0, "generated_tokens": 0.0}
       report(done / num_updates, run.name, earlier=done > 0)
       with compilations() as compiled:
-        _try_update(config, self.task, run, self.trainer, state)
+        state = self.trainer.compile(state)
       report(done / num_updates, _describe_programs(run, compiled))
       for number in stop.deferred(range(done + 1, num_updates + 1)):
         state, row = _update(
@@ -524,26 +523,6 @@ def _batch_place(
   return order.place(batch, config.update.queries_per_update, len(task.train))
 
 
-def _try_update(
-  config: ExperimentConfig,
-  task: OpenedTask,
-  run: Run,
-  trainer: Trainer,
-  state: TrainState,
-) -> None:
-  """One update whose result is dropped, so that compiling is not timed.
-
-  Its questions are those that would come after the last update.
-  """
-  update = config.train.num_updates
-  at = _batch_place(config, task, update)
-  questions = _Questions(config, task, run, trainer.asks, at)
-  queries, prompts = questions.take(trainer.num_fresh(()))
-  # A copy: the state is donated.
-  with health.finite_rollout(f"trial update of {run.task} {run.name}"):
-    trainer.step(copy_state(state), queries, prompts, update)
-
-
 def _update(
   config: ExperimentConfig,
   task: OpenedTask,
@@ -632,7 +611,7 @@ def _keep_skipped(
 
 
 def _describe_programs(run: Run, compiled: list[Compilation]) -> str:
-  """What the trial update compiled, the longest first."""
+  """What was compiled before the first update, the longest first."""
   longest = sorted(compiled, key=lambda c: c.seconds, reverse=True)[:3]
   names = ", ".join(f"{c.name} {c.seconds:.1f} s" for c in longest)
   return f"{run.name} compiled {len(compiled)} programs" + (
@@ -646,7 +625,7 @@ def _stop_if_compiled(
   """Raises, where it is asked for, once an update has compiled something."""
   if compiled and config.train.strict_compile:
     raise RuntimeError(
-      "nothing may compile after the trial update (train.strict_compile), "
+      "nothing may compile in an update (train.strict_compile), "
       f"update {number} of {run.task} {run.name} compiled "
       f"{', '.join(c.name for c in compiled)}: find what changes its shapes, "
       "or turn train.strict_compile off."

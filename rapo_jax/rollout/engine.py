@@ -32,7 +32,13 @@ from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
 from rapo_jax.rollout.forks import ForkRule
 from rapo_jax.rollout.loop import Loop, Setup
 from rapo_jax.rollout.observation import ObservationEncoder
-from rapo_jax.rollout.programs import open_device_side
+from rapo_jax.rollout.programs import (
+  empty_admission,
+  empty_fork,
+  empty_insert,
+  empty_prompts,
+  open_device_side,
+)
 from rapo_jax.rollout.requests import RolloutRequest
 from rapo_jax.rollout.retriever import RetrievalHook
 from rapo_jax.rollout.stats import RolloutStats
@@ -210,6 +216,28 @@ class RolloutEngine:
       trajectories, stats = loop.run(requests)
     finite.check_finite(trajectories, self._config.dtype)
     return trajectories, stats
+
+  def compile(self, model: Decoder, *, seed: int) -> None:
+    """Compiles what a rollout runs: on slots in which nothing starts.
+
+    The buffer is asked once, too.
+
+    Args:
+      model: as for `rollout`.
+      seed: of the rollouts to come.
+    """
+    config, parts = self._config, self._setup.slot_parts
+    programs = self._device_side.start(model, seed=seed, update=0, greedy=False)
+    programs.prefill(*empty_prompts(config, self._prompt_width))
+    programs.admit(*empty_admission(config))
+    programs.insert(*empty_insert(config, parts))
+    # Forks copy slots, and so do the twins of retrievals that are probed.
+    if self._forks is not None or self._between is not None:
+      programs.fork(*empty_fork(config, parts))
+    programs.decode()
+    programs.contents()
+    if isinstance(self._between, RetrievalHook):
+      self._between.compile()
 
   def _check_groups(
     self, rule: ForkRule, requests: Sequence[RolloutRequest]

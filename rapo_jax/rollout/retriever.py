@@ -188,6 +188,12 @@ class RetrievalHook:
       self._buffer, self._config, self._probability, changed
     )
 
+  def compile(self) -> None:
+    """Asks the buffer once, so that what answers is compiled."""
+    self._buffer.retrieve(
+      ["question"], [("step",)], config=self._config, keys=[(0,)]
+    )
+
 
 class RetrievalSession:
   """Retrieval of one rollout; see `BetweenSession`.

@@ -36,7 +36,6 @@ from rapo_jax.training.trajectory_log import trajectory_records
 from rapo_jax.training.update import (
   TrainState,
   UpdateMetrics,
-  copy_state,
   init_train_state,
   make_optimizer,
   score_proximal,
@@ -63,7 +62,6 @@ __all__ = [
   "Trainer",
   "UpdateConfig",
   "UpdateMetrics",
-  "copy_state",
   "empty_batch",
   "evaluate_trajectories",
   "from_chat",

@@ -41,7 +41,8 @@ class PackedBatch(NamedTuple):
     weights: with which the token's loss enters the sum.
     columns: what the loss reads of a token, by name, see
       `algorithms.COLUMNS`; at least `BASE_COLUMNS`.
-    num_microbatches: how many of the `M` hold any tokens.
+    num_microbatches: how many of the `M` hold any tokens; -1 for a batch that
+      an update leaves the state by as it was, see `unlearned`.
     prefix_ids: segment of the row that holds the beginning of the token's
       trajectory; 0 for a whole trajectory. None if prompts are not shared.
   """
@@ -185,6 +186,15 @@ def empty_batch(
     num_microbatches=jnp.zeros((), jnp.int32),
     prefix_ids=zeros(np.int32) if share_prompts else None,
   )
+
+
+def unlearned(batch: PackedBatch) -> PackedBatch:
+  """The batch as one from which nothing is learned, bit for bit.
+
+  An update on no micro-batch would still move the weights: by the optimizer's
+  momentum, and by its weight decay.
+  """
+  return batch._replace(num_microbatches=jnp.asarray(-1, jnp.int32))
 
 
 class Placement(NamedTuple):

@@ -63,6 +63,7 @@ from rapo_jax.training.packing import (
   PackedBatch,
   pack,
   packed_columns,
+  unlearned,
 )
 from rapo_jax.training.probes import probe_numbers, scored_with_effects
 from rapo_jax.training.repetition import repetitive_fraction
@@ -100,6 +101,12 @@ _OF_ROLLOUTS = (
   "groups/live_fraction",
   "clip_fraction",
   "mismatch/",
+)
+
+
+# Blank trajectories answer it, from which everything is compiled.
+_NO_QUERY = Query(
+  "none", "", ("none",), ({"role": "user", "content": ""},), "none"
 )
 
 
@@ -288,6 +295,38 @@ class Trainer:
     report["update/padding_fraction"] = padding
     report["step/seconds"] = time.perf_counter() - began
     return state, experience, report
+
+  def compile(self, state: TrainState) -> TrainState:
+    """Compiles what an update runs, without a rollout and without learning.
+
+    Args:
+      state: donated.
+
+    Returns:
+      The state, bit for bit.
+    """
+    self._engine.compile(state.model, seed=self._seed)
+    count = self._update.queries_per_update
+    size = self._rollout.num_generations
+    blanks = [
+      _blank(number // size, number % size) for number in range(count * size)
+    ]
+    experience = evaluate_trajectories(
+      blanks,
+      [_NO_QUERY] * count,
+      self._tokenizer,
+      self._objective,
+      max_length=self._engine.max_length,
+      max_steps=self._rollout.max_steps,
+      max_response_tokens=self._rollout.max_response_tokens,
+      algorithm=self._algorithm,
+      scores=[rewards.Score(0.0, "")] * len(blanks),
+    )
+    # Minibatches are alike.
+    batch = self._batches(state.model, experience)[0].batch
+    state, metrics = self._train(state, unlearned(batch))
+    jax.block_until_ready(metrics)
+    return state
 
   def asks(self, query: Query) -> bool:
     """Whether a question is trained on.
@@ -717,6 +756,24 @@ def _check_guide(algorithm: Algorithm, rollout: RolloutConfig) -> None:
       f"to retrieve, got a group of {rollout.num_generations} with "
       f"{rollout.num_hybrid} hybrid ones: lower rollout.num_hybrid."
     )
+
+
+def _blank(group: int, index: int) -> Trajectory:
+  """A trajectory of one token, behind a prompt of one."""
+  zeros = np.zeros(2, np.float32)
+  return Trajectory(
+    tokens=np.zeros(2, np.int32),
+    kinds=np.asarray([TokenKind.PROMPT, TokenKind.POLICY], np.int8),
+    step_ids=np.asarray([-1, 0], np.int32),
+    log_probs=zeros,
+    entropies=zeros,
+    query_id=_NO_QUERY.query_id,
+    group_id=group,
+    index=index,
+    hybrid=False,
+    policy_version=0,
+    finish_reason=FinishReason.EOS,
+  )
 
 
 def _place(trajectory: Trajectory) -> tuple[int, int]:

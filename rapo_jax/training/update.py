@@ -109,12 +109,6 @@ def init_train_state(
     return TrainState(model, _init_optimizer(model, config))
 
 
-@hosts.led
-def copy_state(state: TrainState) -> TrainState:
-  """A state of its own, for what donates it."""
-  return jax.tree.map(jnp.copy, state)
-
-
 @functools.partial(jax.jit, static_argnames="config")
 def _init_optimizer(
   model: models.Decoder, config: OptimizerConfig
@@ -156,7 +150,8 @@ def update_minibatch(
   trained: adapters where there are any, else all parameters.
 
   A minibatch whose loss or gradient is not finite is skipped: the state stays
-  as it was, the optimizer's moments and count included.
+  as it was, the optimizer's moments and count included. So it does by a batch
+  that is `packing.unlearned`.
 
   Args:
     state: donated.
@@ -214,6 +209,7 @@ def update_minibatch(
   )
   norm = optax.tree.norm(gradients)
   sound = jnp.isfinite(norm) & jnp.isfinite(metrics.loss)
+  sound &= batch.num_microbatches >= 0
   # Elementwise, so that the donated state is written over. A branch would hold
   # both.
   variables, opt_state = jax.tree.map(

@@ -1,4 +1,7 @@
-"""Every method trains: two updates of a tiny policy with known answers."""
+"""Every method trains: two updates of a tiny policy with known answers.
+
+What they run was compiled before, and that left the state as it was.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pytest
 
 from rapo_jax import models, rewards
 from rapo_jax.algorithms import ALGORITHMS, ObjectiveConfig
+from rapo_jax.compilation import compilations
 from rapo_jax.training import OptimizerConfig, Trainer, init_train_state
 from rapo_jax.training.agent_rows import AgentEncoder, AgentRows
 from tests.tiny_decoder import tiny_decoder
@@ -50,6 +54,9 @@ def test_two_updates(method):
   state = init_train_state(
     tiny_decoder(vocab_size=len(TOKENIZER)), OptimizerConfig()
   )
+  whole = jax.device_get(state)
+  state = trainer.compile(state)
+  jax.tree.map(np.testing.assert_array_equal, whole, jax.device_get(state))
   before = jax.device_get(jax.tree.leaves(models.trainable(state.model)))
   queries = [
     dataclasses.replace(QUERY, query_id=name, ground_truth=("a",))
@@ -58,13 +65,15 @@ def test_two_updates(method):
   store = []
   for update in range(2):
     count = trainer.num_fresh(store)
-    state, experience, row = trainer.step(
-      state,
-      queries[:count],
-      [np.array([1])] * count,
-      update,
-      store=store,
-    )
+    with compilations() as compiled:
+      state, experience, row = trainer.step(
+        state,
+        queries[:count],
+        [np.array([1])] * count,
+        update,
+        store=store,
+      )
+    assert compiled == []
     store = trainer.stored(store, experience)
     assert np.isfinite(row["loss"])
     assert 0 < row["gradient_norm"] < 1e3

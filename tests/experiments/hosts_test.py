@@ -508,7 +508,7 @@ def check_same_run(folder, expected):
   assert described(folder / RUN) == described(expected / RUN)
 
 
-# A host that is killed within its third minibatch after the trial update's two.
+# A host that is killed in update 2, after one call that compiles.
 DYING = """
 import itertools, os, signal, sys
 from experiments import run
@@ -517,7 +517,7 @@ from rapo_jax.training import trainer
 calls, update_minibatch = itertools.count(), trainer.update_minibatch
 
 def dying(*args, **kwargs):
-  if "--process_id=1" in sys.argv and next(calls) == 5:
+  if "--process_id=1" in sys.argv and next(calls) == 4:
     os.kill(os.getpid(), signal.SIGNAL)
   return update_minibatch(*args, **kwargs)
 

@@ -26,7 +26,7 @@ CONFIG_FILE = '''
 """A small experiment for tests."""
 from tests.experiments.kill_test import kill_config as get_config
 '''
-# Two minibatches of the trial update, two of update 1, one of update 2.
+# One before the first update, two of update 1, one of update 2.
 DYING = """
 import itertools, os, signal, sys
 from experiments import run
@@ -35,7 +35,7 @@ from rapo_jax.training import trainer
 calls, update_minibatch = itertools.count(), trainer.update_minibatch
 
 def dying(*args, **kwargs):
-  if next(calls) == 5:
+  if next(calls) == 4:
     os.kill(os.getpid(), signal.SIGKILL)
   return update_minibatch(*args, **kwargs)
 

@@ -38,6 +38,9 @@ class Engine(RolloutEngine):
     self.max_length = 128
     self.calls = []
 
+  def compile(self, model, *, seed):
+    """There are no device programs."""
+
   def rollout(self, model, requests, *, seed, update):
     del model, seed
     self.calls.append([(r.query.query_id, r.index) for r in requests])
