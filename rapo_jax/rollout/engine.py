@@ -38,6 +38,7 @@ from rapo_jax.rollout.programs import (
   empty_insert,
   empty_prompts,
   open_device_side,
+  rows_to_read,
 )
 from rapo_jax.rollout.requests import RolloutRequest
 from rapo_jax.rollout.retriever import RetrievalHook
@@ -235,7 +236,7 @@ class RolloutEngine:
     if self._forks is not None or self._between is not None:
       programs.fork(*empty_fork(config, parts))
     programs.decode()
-    programs.contents()
+    programs.contents(rows_to_read(config))
     if isinstance(self._between, RetrievalHook):
       self._between.compile()
 

@@ -33,6 +33,7 @@ from rapo_jax.rollout.programs import (
   empty_fork,
   empty_insert,
   empty_prompts,
+  rows_to_read,
 )
 from rapo_jax.rollout.requests import RolloutRequest, query_number
 from rapo_jax.rollout.stats import RolloutStats
@@ -61,6 +62,8 @@ class _Sequence:
   piece: list[int] = dataclasses.field(default_factory=list)
   call: ToolCall | MalformedCall | None = None
   ended: bool = False
+  # Of the slot, when it stopped last.
+  contents: Contents | None = None
   # Of one that may be forked, or was.
   family: Family[_Sequence] | None = None
   parent: int | None = None
@@ -191,8 +194,12 @@ class Loop:
     self._prefilled: collections.deque[tuple[int, _Sequence]] = (
       collections.deque()
     )
-    self._active: set[int] = set()
-    self._contents: Contents | None = None
+    # Of each slot: whether it decodes, how long it was at the last look, and
+    # whether a twin is in it.
+    num_slots = self._config.num_slots
+    self._active = np.zeros(num_slots, bool)
+    self._lengths = np.zeros(num_slots, np.int64)
+    self._twinned = np.zeros(num_slots, bool)
     self._finished: dict[int, Trajectory] = {}
     self._twins: dict[int, list[Trajectory]] = collections.defaultdict(list)
     self._begun_twins: list[_Copy] = []
@@ -239,7 +246,7 @@ class Loop:
         # Behind the inserts: what is copied has its observation.
         self._copy(copies)
         copies = []
-      if self._active:
+      if self._active.any():
         self._decode()
     self._stats.seconds = time.perf_counter() - began
     if self._between is not None:
@@ -260,6 +267,8 @@ class Loop:
       Those that begin with steps, in `piece`.
     """
     prefixed: list[_Sequence] = []
+    if not (self._prefilled or self._waiting):
+      return prefixed
     free = self._free()
     # A question's rollouts that may fork have slots of their own.
     own = self._forks is not None
@@ -313,12 +322,18 @@ class Loop:
       arrays.queries[sequence.slot] = query_number(sequence.request.query)
       arrays.indices[sequence.slot] = sequence.request.index
       arrays.limits[sequence.slot] = self._limit(sequence)
-      self._active.add(sequence.slot)
+      self._activate(sequence)
     self._programs.admit(*arrays)
+
+  def _activate(self, sequence: _Sequence) -> None:
+    """Notes that a slot decodes from the next program on."""
+    self._active[sequence.slot] = True
+    self._lengths[sequence.slot] = sequence.length
+    self._twinned[sequence.slot] = sequence.original is not None
 
   def _begin_with_steps(self, sequence: _Sequence) -> None:
     """Queues the steps that a sequence begins with, behind its prompt."""
-    self._active.discard(sequence.slot)
+    self._active[sequence.slot] = False
     for step in sequence.request.prefix:
       event = RetrievalEvent(sequence.episode.step_id, "hit")
       self._queue_step(sequence, step.tolist(), event)
@@ -329,40 +344,55 @@ class Loop:
     """Samples a chunk and handles the slots that stopped in it."""
     began = time.perf_counter()
     progress = self._programs.decode()
-    if not progress.active[list(self._active)].all():
-      self._contents = self._programs.contents()
+    stopped = np.flatnonzero(self._active & ~progress.active).tolist()
+    contents = self._read(stopped)
     seconds = time.perf_counter() - began
     self._stats.decode_seconds += seconds
-    called: list[_Sequence] = []
-    most = total = of_twins = 0
-    for slot in sorted(self._active):
-      sequence = self._slot(slot)
-      count = int(progress.lengths[slot]) - sequence.length
-      total += count
-      of_twins += count if sequence.original is not None else 0
-      most = max(most, count)
-      if progress.active[slot]:
-        sequence.length += count
-      else:
-        self._stopped(sequence, count, int(progress.automaton[slot]))
-        if sequence.call is not None:
-          called.append(sequence)
+    counts = np.where(self._active, progress.lengths - self._lengths, 0)
+    self._lengths += counts
+    total = int(counts.sum())
+    of_twins = int(counts[self._twinned].sum())
     self._stats.sampled_tokens += total
     self._stats.twin_tokens += of_twins
     self._stats.twin_seconds += seconds * of_twins / max(total, 1)
-    self._stats.decode_positions += most * len(self._slots)
+    self._stats.decode_positions += int(counts.max()) * len(self._slots)
+    called: list[_Sequence] = []
+    for slot, held in zip(stopped, contents, strict=True):
+      sequence = self._slot(slot)
+      sequence.contents = held
+      self._stopped(
+        sequence, int(progress.lengths[slot]), int(progress.automaton[slot])
+      )
+      if sequence.call is not None:
+        called.append(sequence)
     self._dispatch(called)
 
-  def _stopped(self, sequence: _Sequence, count: int, automaton: int) -> None:
-    """Ends the step of a slot that has stopped, `count` tokens after a look."""
-    assert self._contents is not None  # Read whenever a slot stops.
-    self._active.discard(sequence.slot)
-    start = sequence.segments[-1][2]
-    sequence.append(TokenKind.POLICY, sequence.episode.step_id, count)
-    row = self._contents.tokens[sequence.slot, : sequence.length]
+  def _read(self, slots: list[int]) -> list[Contents]:
+    """What each of some slots holds, read a fixed number at a time."""
+    found: list[Contents] = []
+    size = len(rows_to_read(self._config))
+    for first in range(0, len(slots), size):
+      chosen = slots[first : first + size]
+      rows = rows_to_read(self._config)
+      rows[: len(chosen)] = chosen
+      held = self._programs.contents(rows)
+      # Copies: a view would keep those of the others.
+      found += [
+        Contents(*(array[row].copy() for array in held))
+        for row in range(len(chosen))
+      ]
+    return found
+
+  def _stopped(self, sequence: _Sequence, length: int, automaton: int) -> None:
+    """Ends the step of a slot that has stopped, `length` tokens long now."""
+    assert sequence.contents is not None
+    self._active[sequence.slot] = False
+    start = sequence.length
+    sequence.append(TokenKind.POLICY, sequence.episode.step_id, length - start)
+    row = sequence.contents.tokens[:length]
     text = decode(self._setup.tokenizer, row[start:])
     if sequence.family is not None:
-      entropies = self._contents.entropies[sequence.slot, start : len(row)]
+      entropies = sequence.contents.entropies[start:length]
       sequence.uncertainties.append(
         step_uncertainty(entropies, vocabulary=len(self._setup.ends_turn))
       )
@@ -408,7 +438,7 @@ class Loop:
     num_open = self._calls.num_pending + (
       len(self._between.open) if self._between is not None else 0
     )
-    num_runnable = num_ready + len(self._active)
+    num_runnable = num_ready + int(np.count_nonzero(self._active))
     if not num_open or (self._held_since is None and num_runnable > num_open):
       self._held_since = None
       return False
@@ -610,7 +640,7 @@ class Loop:
           arrays.indices[row] = sequence.request.index
           now = time.monotonic()
           sequence.episode.deadline = now + self._config.trajectory_timeout_s
-          self._active.add(sequence.slot)
+          self._activate(sequence)
           if sequence.original is not None:
             self._stats.twins += 1
           else:
@@ -693,7 +723,7 @@ class Loop:
           counts[row] = len(sequence.piece)
           limits[row] = self._limit(sequence)
           sequence.piece = []
-          self._active.add(sequence.slot)
+          self._activate(sequence)
       began = time.perf_counter()
       self._programs.insert(slots, pieces, counts, limits)
       self._cached(counts, began)
@@ -711,7 +741,7 @@ class Loop:
 
   def _finish(self, sequence: _Sequence) -> None:
     length, slot = sequence.length, sequence.slot
-    contents, reason = self._contents, sequence.episode.finish_reason
+    contents, reason = sequence.contents, sequence.episode.finish_reason
     assert reason is not None
     assert contents is not None  # Nothing ends before its slot has stopped.
     kinds = np.empty(length, np.int8)
@@ -726,11 +756,11 @@ class Loop:
     if self._between is not None and request.hybrid:
       version = self._between.version
     trajectory = Trajectory(
-      tokens=contents.tokens[slot, :length].copy(),
+      tokens=contents.tokens[:length].copy(),
       kinds=kinds,
       step_ids=step_ids,
-      log_probs=contents.log_probs[slot, :length].copy(),
-      entropies=contents.entropies[slot, :length].copy(),
+      log_probs=contents.log_probs[:length].copy(),
+      entropies=contents.entropies[:length].copy(),
       query_id=request.query.query_id,
       group_id=request.group_id,
       index=request.index,
@@ -743,6 +773,7 @@ class Loop:
       shared_steps=sequence.shared_steps,
     )
     sequence.ended = True
+    sequence.contents = None
     self._num_open -= 1
     if sequence.original is None:
       self._finished[sequence.number] = trajectory

@@ -22,6 +22,8 @@ from rapo_jax.models.decoder import DecoderLayer
 from rapo_jax.rollout import sampler
 from rapo_jax.rollout.config import RolloutConfig
 
+_ROWS_READ = 64
+
 
 class Progress(NamedTuple):
   """Host copy of where `S` slots are after a chunk; see `sampler.SlotState`."""
@@ -32,16 +34,16 @@ class Progress(NamedTuple):
 
 
 class Contents(NamedTuple):
-  """Host copy of what `S` slots of up to `L` tokens hold.
+  """Host copy of what slots of up to `L` tokens hold: of `R`, or of one.
 
   See `sampler.SlotState` for the fields. Read when a slot has stopped, it holds
   all that a trajectory can end on: an observation or a retrieved step is only
   inserted if the trajectory goes on.
   """
 
-  tokens: Int[np.ndarray, "S L"]
-  log_probs: Float[np.ndarray, "S L"]
-  entropies: Float[np.ndarray, "S L"]
+  tokens: Int[np.ndarray, "*R L"]
+  log_probs: Float[np.ndarray, "*R L"]
+  entropies: Float[np.ndarray, "*R L"]
 
 
 class PromptArrays(NamedTuple):
@@ -131,6 +133,15 @@ def empty_admission(config: RolloutConfig) -> AdmissionArrays:
     np.zeros(slots, np.uint32),
     np.zeros(slots, np.uint32),
   )
+
+
+def rows_to_read(config: RolloutConfig) -> Int[np.ndarray, " R"]:
+  """Numbers of slots whose contents are read together, all 0.
+
+  So many as stop in a chunk of a large batch. All slots would be a gigabyte
+  where there are thousands.
+  """
+  return np.zeros(min(_ROWS_READ, config.num_slots), np.int32)
 
 
 def empty_insert(config: RolloutConfig, slot_parts: int) -> InsertArrays:
@@ -399,20 +410,27 @@ class Programs:
         self._layers,
         self._config,
       )()
-    return Progress(*self._read(Progress._fields))
+    return self._read_progress()
 
   @hosts.led
-  def contents(self) -> Contents:
-    """What the slots hold: the larger part, for when it is needed."""
-    return Contents(*self._read(Contents._fields))
+  def contents(self, slots: Int[np.ndarray, " R"]) -> Contents:
+    """What some slots hold: the larger part, for when it is needed.
 
-  def _read(self, fields: tuple[str, ...]) -> list[np.ndarray]:
-    arrays = [getattr(self._state, name) for name in fields]
+    Args:
+      slots: their numbers, as many as `rows_to_read` has.
+    """
+    arrays = [getattr(self._state, name) for name in Contents._fields]
+    with sharding.use_mesh(self._mesh):
+      rows = sampler.gather_rows(arrays, slots)
+    return Contents(*map(np.asarray, rows))
+
+  def _read_progress(self) -> Progress:
+    arrays = [getattr(self._state, name) for name in Progress._fields]
     if hosts.is_shared(self._mesh):
       with sharding.use_mesh(self._mesh):
         arrays = sampler.gather(arrays)
     # Copies: a view of a donated buffer would change under our hands.
-    return [np.array(array) for array in arrays]
+    return Progress(*(np.array(array) for array in arrays))
 
 
 @hosts.held()

@@ -488,6 +488,12 @@ def gather(arrays: list[Array]) -> list[Array]:
   return [sharding.constrain(x, *[None] * x.ndim) for x in arrays]
 
 
+@jax.jit
+def gather_rows(arrays: list[Array], slots: Int[Array, " R"]) -> list[Array]:
+  """What some slots have in such arrays, whole on every device."""
+  return gather([x[slots] for x in arrays])
+
+
 def _uniforms(
   keys: UInt32[Array, "S 2"], positions: Int[Array, " S"]
 ) -> Float[Array, " S"]:
