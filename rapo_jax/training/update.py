@@ -149,9 +149,8 @@ def update_minibatch(
   the whole minibatch. So they do not depend on the split. They are of what is
   trained: adapters where there are any, else all parameters.
 
-  A minibatch whose loss or gradient is not finite is skipped: the state stays
-  as it was, the optimizer's moments and count included. So it does by a batch
-  that is `packing.unlearned`.
+  A minibatch whose loss or gradient is not finite, or that is `unlearned`, is
+  skipped: the state stays as it was, the optimizer's moments and count too.
 
   Args:
     state: donated.
@@ -208,8 +207,7 @@ def update_minibatch(
     gradients, state.opt_state, trained
   )
   norm = optax.tree.norm(gradients)
-  sound = jnp.isfinite(norm) & jnp.isfinite(metrics.loss)
-  sound &= batch.num_microbatches >= 0
+  sound = jnp.isfinite(norm + metrics.loss) & (batch.num_microbatches >= 0)
   # Elementwise, so that the donated state is written over. A branch would hold
   # both.
   variables, opt_state = jax.tree.map(
