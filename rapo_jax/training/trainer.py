@@ -264,16 +264,8 @@ class Trainer:
       )
     if store:
       sampled = self._with_replayed(sampled, store, update)
-    experience = evaluate_trajectories(
-      sampled.trajectories,
-      sampled.queries,
-      self._tokenizer,
-      self._objective,
-      max_length=self._engine.max_length,
-      max_steps=self._rollout.max_steps,
-      max_response_tokens=self._rollout.max_response_tokens,
-      algorithm=self._algorithm,
-      scores=sampled.scores,
+    experience = self._evaluated(
+      sampled.trajectories, sampled.queries, sampled.scores
     )
     rolled_out = time.perf_counter()
     state, experience, history, padding = self._learn(state, experience)
@@ -311,16 +303,8 @@ class Trainer:
     blanks = [
       _blank(number // size, number % size) for number in range(count * size)
     ]
-    experience = evaluate_trajectories(
-      blanks,
-      [_NO_QUERY] * count,
-      self._tokenizer,
-      self._objective,
-      max_length=self._engine.max_length,
-      max_steps=self._rollout.max_steps,
-      max_response_tokens=self._rollout.max_response_tokens,
-      algorithm=self._algorithm,
-      scores=[rewards.Score(0.0, "")] * len(blanks),
+    experience = self._evaluated(
+      blanks, [_NO_QUERY] * count, [rewards.Score(0.0, "")] * len(blanks)
     )
     # Minibatches are alike.
     batch = self._batches(state.model, experience)[0].batch
@@ -394,6 +378,25 @@ class Trainer:
       lambda chosen: score_trajectories(
         chosen, queries, self._tokenizer, self._reward, self._tag_set
       ),
+    )
+
+  def _evaluated(
+    self,
+    trajectories: Sequence[Trajectory],
+    queries: Sequence[Query],
+    scores: Sequence[rewards.Score],
+  ) -> Experience:
+    """Rewards and advantages, in arrays of the same shapes in every update."""
+    return evaluate_trajectories(
+      trajectories,
+      queries,
+      self._tokenizer,
+      self._objective,
+      max_length=self._engine.max_length,
+      max_steps=self._rollout.max_steps,
+      max_response_tokens=self._rollout.max_response_tokens,
+      algorithm=self._algorithm,
+      scores=scores,
     )
 
   def _batches(
