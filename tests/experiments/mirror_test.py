@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -241,23 +242,33 @@ def test_a_claim_of_a_dead_process_ends(url, machine, monkeypatch):
   assert _content(third.tree) == {"a": b"alive"}
 
 
-def test_a_process_that_lost_its_claim_is_ended(url, machine, monkeypatch):
+@pytest.mark.parametrize("by", ["its_claim", "its_files"])
+def test_a_process_whose_folder_is_taken_over_is_ended(
+  url, by, machine, monkeypatch
+):
   monkeypatch.setattr(mirror, "EVERY_S", 0.05)
   got = []
   before = signal.signal(signal.SIGTERM, lambda *_: got.append(True))
+
+  def take_over(other):
+    # The first may have renewed its claim in between.
+    with contextlib.suppress(mirror.StoreError):
+      other._store.delete([".rapo/claim.json"])
+      other.claim()
 
   def work():
     with mirror.opened(url) as tree:
       machine("second")
       other = _mirror(url)
-      other._store.delete([".rapo/claim.json"])
-      other.claim()
-      other.begin()
-      (other.tree / "b").touch()
-      other.push()
-      (tree / "a").touch()
+      if by == "its_files":
+        other.begin()
+        (other.tree / "b").touch()
+        other.push()
+        (tree / "a").touch()
       until = time.monotonic() + 60
       while not got and time.monotonic() < until:
+        if by == "its_claim":
+          take_over(other)
         time.sleep(0.05)
       assert got
 
