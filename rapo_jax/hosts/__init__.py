@@ -4,7 +4,11 @@ from rapo_jax.hosts.led import (
   Doing,
   Follower,
   Leader,
+  PerHost,
+  Post,
   check_led,
+  follows,
+  gather,
   held,
   is_shared,
   leading,
@@ -13,6 +17,7 @@ from rapo_jax.hosts.led import (
 from rapo_jax.hosts.link import JOIN_S, SILENCE_S, Link, Lost, Place, join
 from rapo_jax.hosts.plain import decode, encode, travels
 from rapo_jax.hosts.schedulers import Found, detect
+from rapo_jax.hosts.waits import waited_s, waiting
 
 __all__ = [
   "JOIN_S",
@@ -23,15 +28,21 @@ __all__ = [
   "Leader",
   "Link",
   "Lost",
+  "PerHost",
   "Place",
+  "Post",
   "check_led",
   "decode",
   "detect",
   "encode",
+  "follows",
+  "gather",
   "held",
   "is_shared",
   "join",
   "leading",
   "led",
   "travels",
+  "waited_s",
+  "waiting",
 ]

@@ -9,6 +9,9 @@ others first, with its arguments, and they call it too.
 What a led function returns and others take stays where it is: every host keeps
 its own and gives it the same number. Such objects are of classes that are
 `held`. When the leader drops one, so do the others.
+
+Hosts need not do the same in a led function. An argument that is `PerHost`
+gives each its own, and `gather` brings what each has made to the leader.
 """
 
 from __future__ import annotations
@@ -20,14 +23,44 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import (
+  Any,
+  NamedTuple,
+  ParamSpec,
+  Protocol,
+  TypeVar,
+  runtime_checkable,
+)
 
 import jax
 
 from rapo_jax.errors import InputError
 from rapo_jax.hosts import plain
 
-Send = Callable[[bytes], None]
+
+@runtime_checkable
+class Post(Protocol):
+  """Messages between the leader and the others; see `Link`."""
+
+  def send(self, message: bytes) -> None:
+    """Sends to the leader, or from the leader to all others."""
+
+  def send_to(self, index: int, message: bytes) -> None:
+    """Sends from the leader to one other host."""
+
+  def receive(self) -> tuple[int, Any]:
+    """Waits for the next message: a host's index, and what it said."""
+
+
+class PerHost(NamedTuple):
+  """An argument of a led function of which each host gets its own part.
+
+  Attributes:
+    parts: one for each host, in order.
+  """
+
+  parts: tuple[Any, ...]
+
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -35,7 +68,7 @@ _Class = TypeVar("_Class", bound=type)
 
 _functions: dict[str, Callable[..., Any]] = {}
 _held: dict[type, Callable[[Any], Any]] = {}
-_leaders: list[Leader] = []
+_sides: list[Leader | Follower] = []
 
 
 def led(
@@ -47,17 +80,22 @@ def led(
   object that all have. Else it is called as it stands.
 
   Args:
-    function: takes plain values (see `plain.encode`) and held objects. It must
-      do the same to the devices wherever it is called.
+    function: takes plain values (see `plain.encode`), held objects, and
+      `PerHost` ones. It must launch the same programs wherever it is called.
   """
   name = f"{function.__module__}:{function.__qualname__}"
   _functions[name] = function
 
   @functools.wraps(function)
   def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-    if not _leaders or not _leaders[-1].shares(args, kwargs):
-      return function(*args, **kwargs)
-    return _leaders[-1].run(name, function, args, kwargs)
+    side = _sides[-1] if _sides else None
+    if side is not None and side.doing is not None:
+      # Within a led function, which every host runs whole.
+      with side.within(name):
+        return function(*args, **kwargs)
+    if isinstance(side, Leader) and side.shares(args, kwargs):
+      return side.run(name, function, args, kwargs)
+    return function(*args, **kwargs)
 
   return call
 
@@ -116,30 +154,52 @@ class Doing(NamedTuple):
   began: float
 
 
-class Leader:
+class _Side:
+  """A host as it runs led functions.
+
+  Attributes:
+    doing: the led function that it is in, if any: the innermost.
+  """
+
+  def __init__(self, post: Post):
+    self.post = post
+    self.doing: Doing | None = None
+    self._thread = threading.get_ident()
+
+  @contextlib.contextmanager
+  def within(self, name: str) -> Iterator[None]:
+    """Notes that a led function runs, perhaps within another one."""
+    if threading.get_ident() != self._thread:
+      yield  # What helps it, in another thread.
+      return
+    outer = self.doing
+    self.doing = Doing(name, time.monotonic())
+    try:
+      yield
+    finally:
+      # It goes on: what it has done so far did end.
+      self.doing = outer and Doing(outer.function, time.monotonic())
+
+
+class Leader(_Side):
   """The side of the host that leads.
 
   Args:
-    send: sends to all others.
+    post: to and from the others.
+    count: of all hosts.
     shared: objects that every host has from the start, in the same order.
-
-  Attributes:
-    doing: the led function that it is in, if any.
   """
 
-  def __init__(self, send: Send, shared: Sequence[Any] = ()):
-    self._send = send
+  def __init__(self, post: Post, count: int, shared: Sequence[Any] = ()):
+    super().__init__(post)
+    self._count = count
     self._numbers = _Numbers(shared)
     # By class and address; the reference tells an object from a later one.
     self._known: dict[tuple[type, int], tuple[int, weakref.ref[Any]]] = {}
     self._dropped: collections.deque[int] = collections.deque()
-    self.doing: Doing | None = None
-    self._thread = threading.get_ident()
 
   def shares(self, args: Any, kwargs: Any) -> bool:
     """Whether a call has to run everywhere."""
-    if self.doing is not None:
-      return False  # Within a led function, which the others run whole.
     return any(
       self.number(value) is not None for value in (*args, *kwargs.values())
     )
@@ -157,21 +217,32 @@ class Leader:
         f"what runs on all hosts starts in one thread, got {name} in "
         f"{threading.current_thread().name}: call it from the main thread."
       )
-    message = {
-      "function": name,
-      "args": list(args),
-      "kwargs": dict(kwargs),
-      "dropped": self._gone(),
-    }
-    self._send(plain.encode(message, self.number))
-    self.doing = Doing(name, time.monotonic())
-    try:
+    message = {"function": name, "dropped": self._gone()}
+    if any(isinstance(v, PerHost) for v in (*args, *kwargs.values())):
+      for index in range(1, self._count):
+        self.post.send_to(
+          index, self._call(message, *_own(args, kwargs, index))
+        )
+      args, kwargs = _own(args, kwargs, 0)
+    else:
+      self.post.send(self._call(message, args, kwargs))
+    with self.within(name):
       result = function(*args, **kwargs)
-    finally:
-      self.doing = None
     for thing in _Numbers.held_in(result):
       self._hold(thing)
     return result
+
+  def _call(self, message: dict[str, Any], args: Any, kwargs: Any) -> bytes:
+    call = {**message, "args": list(args), "kwargs": dict(kwargs)}
+    return plain.encode(call, self.number)
+
+  def gather(self, value: Any) -> list[Any]:
+    """What each host has made, in order; this one's own comes first."""
+    parts: dict[int, Any] = {0: value}
+    while len(parts) < self._count:
+      index, content = self.post.receive()
+      parts[index] = plain.decode(content)
+    return [parts[index] for index in range(self._count)]
 
   def number(self, value: Any) -> int | None:
     """Number of what every host has; None for all else."""
@@ -202,29 +273,63 @@ class Leader:
 
 
 @contextlib.contextmanager
-def leading(leader: Leader) -> Iterator[None]:
+def leading(leader: Leader) -> Iterator[Leader]:
   """Led functions run on all hosts, until it is left."""
-  _leaders.append(leader)
+  with _taking_part(leader):
+    yield leader
+
+
+@contextlib.contextmanager
+def _taking_part(side: Leader | Follower) -> Iterator[None]:
+  _sides.append(side)
   try:
     yield
   finally:
-    _leaders.remove(leader)
+    _sides.remove(side)
 
 
-class Follower:
+def gather(value: _Result) -> list[_Result] | None:
+  """Brings what each host has made to the leader; for led functions.
+
+  Args:
+    value: of this host; see `plain.encode`.
+
+  Returns:
+    On the leader one of each host, in order. None on the others.
+  """
+  side = _sides[-1] if _sides else None
+  if isinstance(side, Follower):
+    side.post.send(plain.encode(value))
+    return None
+  return [value] if side is None else side.gather(value)
+
+
+def follows() -> bool:
+  """Whether this host does what another one says, and leaves files to it."""
+  return bool(_sides) and isinstance(_sides[-1], Follower)
+
+
+def _own(args: Any, kwargs: Any, index: int) -> tuple[list[Any], Any]:
+  """Arguments as one host gets them."""
+
+  def one(value: Any) -> Any:
+    return value.parts[index] if isinstance(value, PerHost) else value
+
+  return [one(v) for v in args], {k: one(v) for k, v in kwargs.items()}
+
+
+class Follower(_Side):
   """The side of a host that does as the leader does.
 
   Args:
+    post: to and from the leader.
     shared: as for `Leader`; equal to what the leader has.
-
-  Attributes:
-    doing: as of `Leader`.
   """
 
-  def __init__(self, shared: Sequence[Any] = ()):
+  def __init__(self, post: Post, shared: Sequence[Any] = ()):
+    super().__init__(post)
     self._numbers = _Numbers(shared)
     self._things: dict[int, Any] = dict(enumerate(self._numbers.shared))
-    self.doing: Doing | None = None
 
   def run(self, content: bytes) -> None:
     """Does what one message of the leader names.
@@ -242,11 +347,8 @@ class Follower:
         f"host 0 calls {message['function']}, and this host has no such "
         "function: start all hosts with the same code."
       )
-    self.doing = Doing(message["function"], time.monotonic())
-    try:
+    with _taking_part(self), self.within(message["function"]):
       result = function(*message["args"], **message["kwargs"])
-    finally:
-      self.doing = None
     for thing in _Numbers.held_in(result):
       self._things[self._numbers.take()] = thing
 
@@ -262,10 +364,11 @@ def is_shared(mesh: jax.sharding.Mesh | None) -> bool:
 
 
 def check_led(mesh: jax.sharding.Mesh) -> None:
-  """Refuses a mesh of several processes in one that does not lead.
+  """Refuses a mesh of several processes outside what all of them run.
 
   Raises:
-    InputError: it does not, or the mesh has no device of some process.
+    InputError: this is no led function that all of them run, or the mesh has no
+      device of some process.
   """
   if not is_shared(mesh):
     return
@@ -276,8 +379,9 @@ def check_led(mesh: jax.sharding.Mesh) -> None:
       f"{jax.process_count()}, this one has those of {len(taking_part)}: make "
       "it of all devices."
     )
-  if not _leaders or _leaders[-1].number(mesh) is None:
+  if not _sides or _sides[-1].doing is None:
     raise InputError(
-      "of several processes one leads and has told the others of its mesh, got "
-      f"a mesh of {len(taking_part)} processes: see rapo_jax.hosts.leading."
+      "what uses a mesh of several processes is made in a function that all of "
+      f"them run, got a mesh of {len(taking_part)} outside of one: decorate it "
+      "with rapo_jax.hosts.led, see also rapo_jax.hosts.leading."
     )

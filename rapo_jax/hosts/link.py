@@ -197,6 +197,14 @@ class Link:
     for connection in list(self._connections.values()):
       connection.send(message)
 
+  def send_to(self, index: int, message: Mapping[str, Any] | bytes) -> None:
+    """Sends from the leader to one other host."""
+    self._connections[index].send(message)
+
+  def receive(self) -> tuple[int, Any]:
+    """Waits for the next message: a host's index, and what it said."""
+    return self.messages.get()
+
   def close(self) -> None:
     """Ends all connections."""
     for connection in self._connections.values():

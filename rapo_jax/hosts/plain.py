@@ -7,6 +7,7 @@ it has itself, never code and no pickles.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
 import pathlib
 import struct
@@ -32,10 +33,10 @@ _Class = TypeVar("_Class", bound=type)
 
 
 def travels(cls: _Class) -> _Class:
-  """Decorates a dataclass or NamedTuple that is sent field by field.
+  """Decorates a dataclass, NamedTuple or enumeration that is sent by value.
 
   Args:
-    cls: its constructor takes all fields by name.
+    cls: its constructor takes all fields by name, or the value of a member.
   """
   _travelling[f"{cls.__module__}:{cls.__qualname__}"] = cls
   return cls
@@ -46,7 +47,8 @@ def encode(value: Any, refer: Refer = lambda _: None) -> bytes:
 
   Args:
     value: None, numbers, strings, paths, arrays, tuples, lists, dicts with
-      string keys, classes that travel, and what `refer` knows.
+      string keys, classes that travel, and what `refer` knows. A subclass of a
+      number or a string has to travel itself.
     refer: finds objects that every host has.
 
   Raises:
@@ -93,6 +95,8 @@ def _packed(value: Any, arrays: list[np.ndarray], refer: Refer) -> Any:
   if isinstance(value, pathlib.PurePath):
     return {"path": str(value)}
   name = f"{type(value).__module__}:{type(value).__qualname__}"
+  if name in _travelling and isinstance(value, enum.Enum):
+    return {"member": value.value, "class": name}
   if name in _travelling:
     fields = {
       field: _packed(getattr(value, field), arrays, refer)
@@ -147,6 +151,8 @@ class _Unpacker:
       return pathlib.Path(tree["path"])
     if "tuple" in tree:
       return tuple(self.value(item) for item in tree["tuple"])
+    if "member" in tree:
+      return _travelling[tree["class"]](tree["member"])
     if "dict" in tree:
       return {key: self.value(item) for key, item in tree["dict"].items()}
     fields = {key: self.value(item) for key, item in tree["fields"].items()}

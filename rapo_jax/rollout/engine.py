@@ -7,6 +7,7 @@ programs are in `programs`.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,23 +31,27 @@ from rapo_jax.rollout import finite
 from rapo_jax.rollout.between import BetweenSession, BetweenSteps
 from rapo_jax.rollout.config import RolloutConfig, check_tool_settings
 from rapo_jax.rollout.forks import ForkRule
+from rapo_jax.rollout.joint import JointPrograms
 from rapo_jax.rollout.loop import Loop, Setup
 from rapo_jax.rollout.observation import ObservationEncoder
 from rapo_jax.rollout.programs import (
+  DeviceSide,
+  Programs,
   empty_admission,
   empty_fork,
   empty_insert,
   empty_prompts,
-  open_device_side,
   rows_to_read,
 )
 from rapo_jax.rollout.requests import RolloutRequest
 from rapo_jax.rollout.retriever import RetrievalHook
+from rapo_jax.rollout.shares import Shares
 from rapo_jax.rollout.stats import RolloutStats
 from rapo_jax.rollout.tool_runner import ToolRunner
 from rapo_jax.trajectory import Trajectory
 
 
+@hosts.held()
 class RolloutEngine:
   """Generates trajectories with tools and, for hybrid ones, retrieval.
 
@@ -59,8 +64,10 @@ class RolloutEngine:
       between two rollouts.
     retrieval: how a trace is chosen among the nearest.
     mesh: devices that share the slots and the policy; None for one device.
-      Of devices of several processes one leads (`hosts.leading`): it alone
-      makes engines, starts rollouts and asks the tools and the buffer.
+      Of devices of several processes one leads (`hosts.leading`). Engines are
+      made in functions that all of them run (`hosts.led`), and each process
+      asks its own tools and its own copy of the buffer. Called by the leader,
+      the methods run on all.
     policy: one with adapters whose base is that of every rollout. On a mesh its
       frozen parameters are placed once, here, and stay there between rollouts;
       without it each rollout places the whole model.
@@ -102,8 +109,10 @@ class RolloutEngine:
       hosts.check_led(mesh)
     tag_set = tools_lib.check_tools(tools)
     check_tool_settings(config, tools)
+    shares = Shares.of(mesh) if mesh and hosts.is_shared(mesh) else None
     self._config = config
     self._mesh = mesh
+    self._shares = shares
     if buffer is not None and between_steps is not None:
       raise InputError(
         "an engine has one hook between steps, got a buffer and between_steps: "
@@ -147,7 +156,7 @@ class RolloutEngine:
     )
     self._prompt_width = _round_up(config.max_prompt_tokens, KV_BLOCK)
     self._setup = Setup(
-      config=config,
+      config=config if shares is None else shares.of_one(config),
       tokenizer=tokenizer,
       tag_set=tag_set,
       encode=encode,
@@ -155,10 +164,12 @@ class RolloutEngine:
       ends_turn=self._eos,
       matched_state=table.matched_state,
       prompt_width=self._prompt_width,
-      slot_parts=sharding.row_parts(mesh),
+      slot_parts=sharding.row_parts(mesh)
+      if shares is None
+      else max(len(shares.own), 1),
     )
-    self._device_side = open_device_side(
-      config,
+    self._device_side = DeviceSide(
+      config if shares is None else shares.of_all(config),
       mesh,
       stop_table=table.table,
       eos=self._eos,
@@ -200,9 +211,46 @@ class RolloutEngine:
       self._check_prefix(request)
     if self._forks is not None:
       self._check_groups(self._forks, requests)
-    programs = self._device_side.start(
-      model, seed=seed, update=update, greedy=greedy
-    )
+    how: dict[str, Any] = {"seed": seed, "update": update, "greedy": greedy}
+    if self._shares is None:
+      trajectories, stats = self._roll_out(model, requests, **how)
+    else:
+      dealt = self._shares.dealt(requests)
+      parts = tuple([requests[n] for n in numbers] for numbers in dealt)
+      found = self._roll_out_share(model, hosts.PerHost(parts), **how)
+      assert found is not None  # Only where this host follows.
+      stats = RolloutStats.side_by_side([own for _, own in found])
+      by_number = {
+        number: trajectory
+        for numbers, (own, _) in zip(dealt, found, strict=True)
+        for number, trajectory in zip(numbers, own, strict=True)
+      }
+      trajectories = [by_number[number] for number in range(len(requests))]
+    finite.check_finite(trajectories, self._config.dtype)
+    return trajectories, stats
+
+  @hosts.led
+  def _roll_out_share(
+    self,
+    model: Decoder,
+    requests: Any,
+    **how: Any,
+  ) -> list[tuple[list[Trajectory], RolloutStats]] | None:
+    """One host's trajectories; what `hosts.gather` gives for those of all."""
+    return hosts.gather(self._roll_out(model, requests, **how))
+
+  def _roll_out(
+    self,
+    model: Decoder,
+    requests: Sequence[RolloutRequest],
+    *,
+    seed: int,
+    update: int,
+    greedy: bool,
+  ) -> tuple[list[Trajectory], RolloutStats]:
+    """Trajectories of this host's loop."""
+    began = time.perf_counter()
+    programs = self._start(model, seed=seed, update=update, greedy=greedy)
     with contextlib.ExitStack() as stack:
       calls = stack.enter_context(contextlib.closing(self._runner.session()))
       between: BetweenSession | None = None
@@ -215,9 +263,33 @@ class RolloutEngine:
         update=update,
       )
       trajectories, stats = loop.run(requests)
-    finite.check_finite(trajectories, self._config.dtype)
+    programs.finish()
+    if isinstance(programs, JointPrograms):
+      stats.seconds = time.perf_counter() - began
+      stats.decode_seconds += programs.decode_seconds
+      stats.cache_seconds += programs.cache_seconds
+      stats.hosts_seconds = programs.waited_seconds
     return trajectories, stats
 
+  def _start(
+    self, model: Decoder, *, seed: int, update: int, greedy: bool
+  ) -> Programs | JointPrograms:
+    """Empty slots, as this host's loop sees them."""
+    programs = self._device_side.start(
+      model, seed=seed, update=update, greedy=greedy
+    )
+    if self._shares is None:
+      return programs
+    assert self._mesh is not None
+    return JointPrograms(
+      programs,
+      self._setup.config,
+      self._shares,
+      self._mesh,
+      prompt_width=self._prompt_width,
+    )
+
+  @hosts.led
   def compile(self, model: Decoder, *, seed: int) -> None:
     """Compiles what a rollout runs: on slots in which nothing starts.
 
@@ -227,8 +299,11 @@ class RolloutEngine:
       model: as for `rollout`.
       seed: of the rollouts to come.
     """
-    config, parts = self._config, self._setup.slot_parts
-    programs = self._device_side.start(model, seed=seed, update=0, greedy=False)
+    config, parts = self._setup.config, self._setup.slot_parts
+    programs = self._start(model, seed=seed, update=0, greedy=False)
+    if self._shares is not None and not self._shares.own:
+      programs.finish()
+      return
     programs.prefill(*empty_prompts(config, self._prompt_width))
     programs.admit(*empty_admission(config))
     programs.insert(*empty_insert(config, parts))
@@ -237,6 +312,7 @@ class RolloutEngine:
       programs.fork(*empty_fork(config, parts))
     programs.decode()
     programs.contents(rows_to_read(config))
+    programs.finish()
     if isinstance(self._between, RetrievalHook):
       self._between.compile()
 

@@ -28,7 +28,7 @@ from rapo_jax.rollout.forks import Family, Fork, ForkRule, step_uncertainty
 from rapo_jax.rollout.programs import (
   AdmissionArrays,
   Contents,
-  Programs,
+  SlotPrograms,
   empty_admission,
   empty_fork,
   empty_insert,
@@ -176,7 +176,7 @@ class Loop:
   def __init__(
     self,
     setup: Setup,
-    programs: Programs,
+    programs: SlotPrograms,
     calls: ToolSession[_Sequence],
     between: BetweenSession | None,
     forks: ForkRule | None,
@@ -455,8 +455,15 @@ class Loop:
     if self._between is not None:
       sources.append(self._between)
     for_tools = bool(self._calls.num_pending)
-    wait_for_news(self._calls.changed, sources, left_s)
-    seconds = time.perf_counter() - now
+    seconds = self._programs.hold(
+      lambda most_s: wait_for_news(
+        self._calls.changed, sources, min(left_s, most_s)
+      ),
+      runnable=num_runnable > 0,
+    )
+    if seconds is None:
+      self._held_since = None
+      return False
     if for_tools:
       self._stats.tool_seconds += seconds
     else:

@@ -2,14 +2,15 @@
 
 The host loop hands in small NumPy arrays and gets NumPy arrays back; all that
 it does to the devices it does through one object's methods. On several hosts
-the others can therefore repeat the calls of the one that leads, see
-`rapo_jax.hosts.led`.
+each has a loop of its own, and `rapo_jax.rollout.joint` stands between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,55 @@ class Contents(NamedTuple):
   tokens: Int[np.ndarray, "*R L"]
   log_probs: Float[np.ndarray, "*R L"]
   entropies: Float[np.ndarray, "*R L"]
+
+
+@runtime_checkable
+class SlotPrograms(Protocol):
+  """What a host loop does to its slots: `Programs`, or its like for one host.
+
+  The arguments are those of `Programs`.
+  """
+
+  def prefill(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+    """Computes the prompts that the next slots start from."""
+
+  def admit(
+    self,
+    source: np.ndarray,
+    limits: np.ndarray,
+    queries: np.ndarray,
+    indices: np.ndarray,
+  ) -> None:
+    """Starts sequences in slots."""
+
+  def insert(
+    self,
+    slots: np.ndarray,
+    pieces: np.ndarray,
+    counts: np.ndarray,
+    limits: np.ndarray,
+  ) -> None:
+    """Appends tokens to slots, which decode on."""
+
+  def fork(self, *arrays: np.ndarray) -> None:
+    """Starts sequences as copies of others."""
+
+  def decode(self) -> Progress:
+    """Samples a chunk, and says where the slots are then."""
+
+  def contents(self, slots: np.ndarray) -> Contents:
+    """What some slots hold."""
+
+  def hold(self, wait: Callable[[float], None], runnable: bool) -> float | None:
+    """Waits for answers before anything else is launched.
+
+    Args:
+      wait: waits for them, so many seconds at most.
+      runnable: whether slots could go on without them.
+
+    Returns:
+      Seconds that it waited; None if it does not want to, and slots go on.
+    """
 
 
 class PromptArrays(NamedTuple):
@@ -278,9 +328,10 @@ def decode_call(
   )
 
 
-@hosts.held()
 class Programs:
   """The device side of one rollout: its slots, and what happens to them.
+
+  Arrays that its methods take are of the host, or whole on each device.
 
   Args:
     model: the policy, placed.
@@ -326,9 +377,7 @@ class Programs:
     self._prompts = empty_prompts(config, prompt_width)
 
   @hosts.led
-  def prefill(
-    self, tokens: Int[np.ndarray, "R P"], lengths: Int[np.ndarray, " R"]
-  ) -> None:
+  def prefill(self, tokens: Int[Any, "R P"], lengths: Int[Any, " R"]) -> None:
     """Computes the prompts that the next slots start from, and waits."""
     self._prompts = PromptArrays(tokens, lengths)
     with sharding.use_mesh(self._mesh):
@@ -340,10 +389,10 @@ class Programs:
   @hosts.led
   def admit(
     self,
-    source: Int[np.ndarray, " S"],
-    limits: Int[np.ndarray, " S"],
-    queries: UInt32[np.ndarray, " S"],
-    indices: UInt32[np.ndarray, " S"],
+    source: Int[Any, " S"],
+    limits: Int[Any, " S"],
+    queries: UInt32[Any, " S"],
+    indices: UInt32[Any, " S"],
   ) -> None:
     """Starts sequences in slots.
 
@@ -368,10 +417,10 @@ class Programs:
   @hosts.led
   def insert(
     self,
-    slots: Int[np.ndarray, "parts R"],
-    pieces: Int[np.ndarray, "N L"],
-    counts: Int[np.ndarray, " N"],
-    limits: Int[np.ndarray, " N"],
+    slots: Int[Any, "parts R"],
+    pieces: Int[Any, "N L"],
+    counts: Int[Any, " N"],
+    limits: Int[Any, " N"],
   ) -> None:
     """Appends tokens to slots, which decode on; see `sampler.insert`. Waits."""
     with sharding.use_mesh(self._mesh):
@@ -384,7 +433,7 @@ class Programs:
     jax.block_until_ready(self._state.lengths)
 
   @hosts.led
-  def fork(self, *arrays: np.ndarray) -> None:
+  def fork(self, *arrays: Any) -> None:
     """Starts sequences as copies of others, and waits.
 
     Args:
@@ -398,9 +447,15 @@ class Programs:
       self._state = fork_call(self._state, forks, keys)()
     jax.block_until_ready(self._state.lengths)
 
-  @hosts.led
   def decode(self) -> Progress:
     """Samples a chunk, and says where the slots are then."""
+    self.advance()
+    # Copies: a view of a donated buffer would change under our hands.
+    return Progress(*map(np.array, self.slot_arrays(Progress._fields)))
+
+  @hosts.led
+  def advance(self) -> None:
+    """Samples a chunk."""
     with sharding.use_mesh(self._mesh):
       self._state = decode_call(
         self._model,
@@ -410,30 +465,37 @@ class Programs:
         self._layers,
         self._config,
       )()
-    return self._read_progress()
 
-  @hosts.led
   def contents(self, slots: Int[np.ndarray, " R"]) -> Contents:
     """What some slots hold: the larger part, for when it is needed.
 
     Args:
       slots: their numbers, as many as `rows_to_read` has.
     """
-    arrays = [getattr(self._state, name) for name in Contents._fields]
     with sharding.use_mesh(self._mesh):
-      rows = sampler.gather_rows(arrays, slots)
+      rows = sampler.gather_rows(self.slot_arrays(Contents._fields), slots)
     return Contents(*map(np.asarray, rows))
 
-  def _read_progress(self) -> Progress:
-    arrays = [getattr(self._state, name) for name in Progress._fields]
-    if hosts.is_shared(self._mesh):
-      with sharding.use_mesh(self._mesh):
-        arrays = sampler.gather(arrays)
-    # Copies: a view of a donated buffer would change under our hands.
-    return Progress(*(np.array(array) for array in arrays))
+  def hold(self, wait: Callable[[float], None], runnable: bool) -> float | None:
+    """See `SlotPrograms.hold`: a host that is alone waits."""
+    del runnable
+    began = time.perf_counter()
+    wait(math.inf)
+    return time.perf_counter() - began
+
+  def finish(self) -> None:
+    """Ends the rollout; a host that is alone waits for no other."""
+
+  def slot_arrays(self, names: Sequence[str]) -> list[Array]:
+    """Fields of the slots, as they lie on the devices; see `SlotState`."""
+    return [getattr(self._state, name) for name in names]
+
+  @hosts.led
+  def wait(self) -> None:
+    """Waits until the devices have done what was launched."""
+    jax.block_until_ready(self._state.lengths)
 
 
-@hosts.held()
 class DeviceSide:
   """What an engine keeps on the devices between its rollouts.
 
@@ -467,7 +529,6 @@ class DeviceSide:
     if policy is not None and policy.config.lora is not None:
       self._placed = self._own_copy(policy)
 
-  @hosts.led
   def start(
     self, model: Decoder, *, seed: int, update: int, greedy: bool
   ) -> Programs:
@@ -512,11 +573,3 @@ class DeviceSide:
       return None
     placed = self._place(policy)
     return None if placed is policy else placed
-
-
-@hosts.led
-def open_device_side(
-  config: RolloutConfig, mesh: jax.sharding.Mesh | None, **options: Any
-) -> DeviceSide:
-  """A `DeviceSide`, on all hosts of the mesh; arguments as for that."""
-  return DeviceSide(config, mesh, **options)

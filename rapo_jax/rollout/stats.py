@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+from rapo_jax import hosts
 from rapo_jax.rollout.tool_runner import ToolStats
 
+_Number = TypeVar("_Number", int, float)
 
+
+@hosts.travels
 @dataclasses.dataclass
 class RolloutStats:
   """Where the time and the tokens of a rollout went.
@@ -19,6 +25,7 @@ class RolloutStats:
     retrieval_seconds: time in which it waited between steps, for retrieval
       alone.
     retrieval_busy_seconds: time in which a thread embedded and searched.
+    hosts_seconds: time in which it waited for the loops of other hosts.
     sampled_tokens: written by the policy.
     decode_positions: slots times the tokens that the longest of them gained,
       over all chunks.
@@ -40,6 +47,7 @@ class RolloutStats:
   tool_seconds: float = 0.0
   retrieval_seconds: float = 0.0
   retrieval_busy_seconds: float = 0.0
+  hosts_seconds: float = 0.0
   sampled_tokens: int = 0
   decode_positions: int = 0
   cached_tokens: int = 0
@@ -51,6 +59,35 @@ class RolloutStats:
   twin_seconds: float = 0.0
   tools: dict[str, ToolStats] = dataclasses.field(default_factory=dict)
 
+  @classmethod
+  def in_turn(cls, stats: Sequence[RolloutStats]) -> RolloutStats:
+    """Of several rollouts, one after another."""
+    if len(stats) == 1:
+      return stats[0]
+    total = cls(**{name: sum(own) for name, own in _by_field(stats).items()})
+    total.tools = {
+      name: dataclasses.replace(
+        _joined(calls),
+        hung=max(c.hung for c in calls),
+        # They count on from rollout to rollout.
+        own=calls[-1].own,
+      )
+      for name, calls in _by_tool(stats).items()
+    }
+    return total
+
+  @classmethod
+  def side_by_side(cls, stats: Sequence[RolloutStats]) -> RolloutStats:
+    """Of the hosts of one rollout: times are means over them."""
+    total = cls(
+      **{
+        name: sum(own) / len(own) if name.endswith("seconds") else sum(own)
+        for name, own in _by_field(stats).items()
+      }
+    )
+    total.tools = {n: _joined(c) for n, c in _by_tool(stats).items()}
+    return total
+
   def numbers(self) -> dict[str, float]:
     """Times, speed and shares by name.
 
@@ -60,7 +97,7 @@ class RolloutStats:
     share of cached positions that were padding.
     """
     device = self.decode_seconds + self.cache_seconds
-    waiting = self.tool_seconds + self.retrieval_seconds
+    waiting = self.tool_seconds + self.retrieval_seconds + self.hosts_seconds
     seconds = max(self.seconds, 1e-9)
     return {
       "seconds": self.seconds,
@@ -69,6 +106,7 @@ class RolloutStats:
       "tool_seconds": self.tool_seconds,
       "retrieval_seconds": self.retrieval_seconds,
       "retrieval_busy_seconds": self.retrieval_busy_seconds,
+      "hosts_seconds": self.hosts_seconds,
       "host_seconds": self.seconds - device - waiting,
       "forks": self.forks,
       "shared_tokens": self.shared_tokens,
@@ -85,3 +123,34 @@ class RolloutStats:
       for tool, stats in self.tools.items()
       for name, value in stats.numbers().items()
     }
+
+
+def _by_field(stats: Sequence[RolloutStats]) -> dict[str, list[Any]]:
+  names = [f.name for f in dataclasses.fields(RolloutStats)]
+  return {n: [getattr(s, n) for s in stats] for n in names if n != "tools"}
+
+
+def _by_tool(stats: Sequence[RolloutStats]) -> dict[str, list[ToolStats]]:
+  names = {name: None for s in stats for name in s.tools}
+  return {n: [s.tools[n] for s in stats if n in s.tools] for n in names}
+
+
+def _joined(calls: Sequence[ToolStats]) -> ToolStats:
+  """Of a tool that several hosts have, what became of all of its calls."""
+  return ToolStats(
+    counts=_sums([c.counts for c in calls]),
+    seconds=[x for c in calls for x in c.seconds],
+    waited_seconds=[x for c in calls for x in c.waited_seconds],
+    retries=sum(c.retries for c in calls),
+    hung=sum(c.hung for c in calls),
+    own=_sums([c.own for c in calls]),
+  )
+
+
+def _sums(numbers: Sequence[Mapping[str, _Number]]) -> dict[str, _Number]:
+  """The sum of each number by name; one that is missing counts as 0."""
+  sums: dict[str, _Number] = {}
+  for own in numbers:
+    for name, value in own.items():
+      sums[name] = sums[name] + value if name in sums else value
+  return sums

@@ -24,6 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from rapo_jax import hosts
 from rapo_jax import tools as tools_lib
 from rapo_jax.errors import InputError
 from rapo_jax.rollout.config import RolloutConfig
@@ -35,6 +36,7 @@ _MAX_ERROR_CHARS = 200
 Owner = TypeVar("Owner")
 
 
+@hosts.travels
 @dataclasses.dataclass
 class ToolStats:
   """What became of the calls of one tool.

@@ -44,7 +44,6 @@ from rapo_jax.rollout import (
   group_requests,
 )
 from rapo_jax.rollout.requests import RolloutRequest, query_number
-from rapo_jax.rollout.tool_runner import ToolStats
 from rapo_jax.tools.tags import TagSet
 from rapo_jax.training.agent_rows import AgentRows
 from rapo_jax.training.budget import Budget, budget_of
@@ -549,7 +548,7 @@ class Trainer:
       [*queries],
       found.trajectories,
       found.scores,
-      _total(found.stats),
+      RolloutStats.in_turn(found.stats),
       rounds=len(found.stats),
       budget=budget,
       guidance={
@@ -809,35 +808,10 @@ def _joined(
     [group.query for group in groups],
     trajectories,
     scores,
-    _total(stats),
+    RolloutStats.in_turn(stats),
     rounds=len(stats),
     dropped=dropped,
   )
-
-
-def _total(stats: Sequence[RolloutStats]) -> RolloutStats:
-  """Where the time and the tokens of several rollouts went."""
-  if len(stats) == 1:
-    return stats[0]
-  names = [f.name for f in dataclasses.fields(RolloutStats)]
-  total = RolloutStats(
-    **{n: sum(getattr(s, n) for s in stats) for n in names if n != "tools"}
-  )
-  for tool in {name: None for s in stats for name in s.tools}:
-    calls = [s.tools[tool] for s in stats if tool in s.tools]
-    total.tools[tool] = ToolStats(
-      counts={
-        status: sum(c.counts.get(status, 0) for c in calls)
-        for status in calls[0].counts
-      },
-      seconds=[x for c in calls for x in c.seconds],
-      waited_seconds=[x for c in calls for x in c.waited_seconds],
-      retries=sum(c.retries for c in calls),
-      hung=max(c.hung for c in calls),
-      # They count on from rollout to rollout.
-      own=calls[-1].own,
-    )
-  return total
 
 
 def minibatches(

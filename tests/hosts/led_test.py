@@ -63,19 +63,43 @@ def fails(model):
 CONFIG = {"name": "all have it"}
 
 
+class Post:
+  """Keeps what is sent to each of two other hosts; has what they answer."""
+
+  def __init__(self, sent):
+    self.sent = sent
+    self.others = []
+    self.answers = []
+
+  def send(self, message):
+    self.sent.append(message)
+    self.others.append(message)
+
+  def send_to(self, index, message):
+    [None, self.sent, self.others][index].append(message)
+
+  def receive(self):
+    return self.answers.pop(0)
+
+
 @pytest.fixture
 def sent():
   return []
 
 
 @pytest.fixture
-def leading(sent):
-  with hosts.leading(hosts.Leader(sent.append, [CONFIG])):
-    yield
+def post(sent):
+  return Post(sent)
+
+
+@pytest.fixture
+def leading(post):
+  with hosts.leading(hosts.Leader(post, 3, [CONFIG])) as leader:
+    yield leader
 
 
 def follow(sent, follower=None):
-  follower = follower or hosts.Follower([CONFIG])
+  follower = follower or hosts.Follower(Post([]), [CONFIG])
   while sent:
     follower.run(sent.pop(0))
   return list(follower._things.values())
@@ -108,7 +132,7 @@ def test_what_others_do_not_have_is_called_here_alone(leading, sent):
 
 
 def test_what_the_leader_drops_is_dropped_everywhere(leading, sent):
-  follower = hosts.Follower([CONFIG])
+  follower = hosts.Follower(Post([]), [CONFIG])
   model = make(CONFIG, np.ones(2))
   state, _ = begin(model, 0)
   assert len(follow(sent, follower)) == 4
@@ -134,7 +158,7 @@ def test_an_error_goes_through_and_the_next_call_works(leading, sent):
   with pytest.raises(OSError, match="no room"):
     fails(model)
   model.add(1.0)
-  follower = hosts.Follower([CONFIG])
+  follower = hosts.Follower(Post([]), [CONFIG])
   follower.run(sent[0])
   with pytest.raises(OSError, match="no room"):
     follower.run(sent[1])
@@ -146,10 +170,57 @@ def test_a_function_that_is_not_led_is_not_called():
     {"function": "os:system", "args": ["true"], "kwargs": {}, "dropped": []}
   )
   with pytest.raises(InputError, match="no such function"):
-    hosts.Follower().run(content)
+    hosts.Follower(Post([])).run(content)
 
 
 def test_an_argument_that_cannot_be_sent_is_named(leading):
   model = make(CONFIG, np.ones(1))
   with pytest.raises(InputError, match="plain values"):
     model.add(object())
+
+
+@hosts.led
+def place(model, own):
+  model.values = model.values + own
+  return hosts.gather(model.values.tolist())
+
+
+def test_each_host_gets_its_own_and_the_leader_all_results(leading, post, sent):
+  model = make(CONFIG, np.zeros(1))
+  posts = [Post([]) for _ in range(2)]
+  followers = [hosts.Follower(own, [CONFIG]) for own in posts]
+  # The second answers before the first.
+  post.answers = [(2, hosts.encode([3.0])), (1, hosts.encode([2.0]))]
+  found = place(model, hosts.PerHost((1.0, 2.0, 3.0)))
+  assert found == [[1.0], [2.0], [3.0]]
+  for follower, messages in zip(followers, (sent, post.others), strict=True):
+    for message in messages:
+      follower.run(message)
+  answers = [hosts.decode(one.sent[-1]) for one in posts]
+  assert answers == [[2.0], [3.0]]
+
+
+def test_a_host_that_is_alone_gathers_its_own():
+  assert hosts.gather("a") == ["a"]
+  assert not hosts.follows()
+
+
+def test_what_a_host_does_is_the_innermost_function(leading):
+  seen = []
+
+  @hosts.led
+  def inner(model):
+    seen.append(leading.doing)
+
+  @hosts.led
+  def outer(model):
+    seen.append(leading.doing)
+    inner(model)
+    seen.append(leading.doing)
+
+  outer(make(CONFIG, np.ones(1)))
+  first, second, third = seen
+  assert first.function == third.function != second.function
+  # What a function has called did end: it goes on.
+  assert first.began <= second.began <= third.began > first.began
+  assert leading.doing is None

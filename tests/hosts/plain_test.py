@@ -1,6 +1,7 @@
 """What hosts send each other arrives as it was, and nothing else is sent."""
 
 import dataclasses
+import enum
 import pathlib
 from typing import NamedTuple
 
@@ -25,6 +26,11 @@ class Batch(NamedTuple):
   columns: dict
 
 
+@hosts.travels
+class Kind(enum.StrEnum):
+  ONE = "one"
+
+
 class Stranger:
   """Of a class that is not sent."""
 
@@ -45,6 +51,7 @@ def back(value, **options):
     {"a": {"b": ()}},
     pathlib.Path("/a/b c"),
     Settings(1e-5, (("python", 3),)),
+    Kind.ONE,
   ],
 )
 def test_plain_values_come_back(value):

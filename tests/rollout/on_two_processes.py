@@ -5,15 +5,17 @@
 Rolls out and updates on one mesh over the devices of all, which the first
 process leads, or, where there is one process alone, on one device. That one
 prints a JSON object with what it saw, another the names of the functions that
-it was told to call; the number of devices is set by XLA_FLAGS before JAX
-starts.
+it was told to call, and how often its own tools were; the number of devices is
+set by XLA_FLAGS before JAX starts.
 """
 
 import collections
 import dataclasses
 import json
+import os
 import pathlib
 import sys
+import traceback
 from unittest import mock
 
 import jax
@@ -77,8 +79,18 @@ class AnyBuffer:
     ]
 
 
-def make_engine(mesh, **options):
-  tool = CountingTool(delay=lambda argument: 0.01 * (len(argument) % 3))
+TOOLS = []
+"""The tools of this process."""
+
+
+def new_tool(**options):
+  TOOLS.append(CountingTool(**options))
+  return TOOLS[-1]
+
+
+@hosts.led
+def make_engine(mesh):
+  tool = new_tool(delay=lambda argument: 0.01 * (len(argument) % 3))
   buffer = AnyBuffer()
   engine = tag_world.make_engine(
     CONFIG,
@@ -87,9 +99,38 @@ def make_engine(mesh, **options):
     buffer,
     vocab_size=VOCABULARY,
     mesh=mesh,
-    **options,
   )
   return engine, tool, buffer
+
+
+# A question needs slots for all of its rollouts on one device.
+FORKING = dataclasses.replace(CONFIG, num_hybrid=0, num_slots=16)
+
+
+@hosts.led
+def make_forking_engine(mesh):
+  return tag_world.make_engine(
+    FORKING,
+    tag_world.make_tokenizer(),
+    new_tool(),
+    vocab_size=VOCABULARY,
+    mesh=mesh,
+    forks=EntropyForks(probability=0.9),
+  )
+
+
+@hosts.led
+def make_probing_engine(mesh):
+  tool = new_tool()
+  return RolloutEngine(
+    CONFIG,
+    tag_world.make_tokenizer(),
+    vocab_size=VOCABULARY,
+    tools={tool.name: tool},
+    buffer=AnyBuffer(),
+    retrieval=retrieval.RetrievalConfig(probe_share=1.0),
+    mesh=mesh,
+  )
 
 
 @hosts.led
@@ -147,20 +188,10 @@ def rollout_report(mesh):
 
 def forks_report(mesh):
   """Rollouts that fork: what each is a copy of, and what it wrote."""
-  # A question needs slots for all of its rollouts on one device.
-  config = dataclasses.replace(CONFIG, num_hybrid=0, num_slots=16)
-  tokenizer = tag_world.make_tokenizer()
-  engine = tag_world.make_engine(
-    config,
-    tokenizer,
-    CountingTool(),
-    vocab_size=VOCABULARY,
-    mesh=mesh,
-    forks=EntropyForks(probability=0.9),
-  )
+  engine = make_forking_engine(mesh)
   queries = tag_world.make_queries()
-  prompts = tag_world.make_prompts(queries, tokenizer)
-  requests = tag_world.make_requests(config, queries, prompts)
+  prompts = tag_world.make_prompts(queries, tag_world.make_tokenizer())
+  requests = tag_world.make_requests(FORKING, queries, prompts)
   trajectories, _ = engine.rollout(
     make_policy(mesh), requests, seed=1, update=3, greedy=True
   )
@@ -173,18 +204,7 @@ def forks_report(mesh):
 
 def twins_report(mesh):
   """Rollouts of which each retrieved step is left out once."""
-  tokenizer = tag_world.make_tokenizer()
-  tool = CountingTool()
-  engine = RolloutEngine(
-    CONFIG,
-    tokenizer,
-    vocab_size=VOCABULARY,
-    tools={tool.name: tool},
-    buffer=AnyBuffer(),
-    retrieval=retrieval.RetrievalConfig(probe_share=1.0),
-    mesh=mesh,
-  )
-  trajectories, stats = roll(engine, make_policy(mesh))
+  trajectories, stats = roll(make_probing_engine(mesh), make_policy(mesh))
   twins = [twin for t in trajectories for twin in t.twins]
   return {
     "trajectories": described(trajectories),
@@ -206,53 +226,79 @@ def error_of_a_broken_loop(mesh):
   return None
 
 
-def report(mesh):
+def report(mesh, crossed):
   return {
     "devices": [jax.local_device_count(), jax.device_count()],
     "rollout": rollout_report(mesh),
+    "crossed": rollout_report(crossed),
     "forks": forks_report(mesh),
     "twins": twins_report(mesh),
     "update": update_report(mesh),
+    # The last: the other process waits for what does not come.
     "error": error_of_a_broken_loop(mesh),
   }
 
 
-def lead(link, mesh):
-  with hosts.leading(hosts.Leader(link.send, [mesh])):
-    found = report(mesh)
-  link.send({"over": True})
-  return found
+def end(found):
+  """Prints what was found and ends, whatever this process is in."""
+  # A line of its own, below what the collectives have to say.
+  sys.stdout.write("\n" + json.dumps(found))
+  sys.stdout.flush()
+  os._exit(0)
 
 
-def follow(link, mesh):
-  follower, calls = hosts.Follower([mesh]), collections.Counter()
-  while isinstance(content := link.messages.get()[1], bytes):
-    follower.run(content)
-    calls[hosts.decode(content, lambda number: number)["function"]] += 1
-  return calls
+def meshes():
+  """One whose tensor axis lies within the processes, and one across them."""
+  across = np.array(jax.devices()).reshape(2, 4).T
+  return (
+    sharding.make_mesh(data=4, tensor=2),
+    sharding.make_mesh(data=4, tensor=2, devices=across),
+  )
+
+
+def take_part(folder, address, count, index):
+  told = collections.Counter()
+
+  def over(_, message):
+    if isinstance(message, dict):
+      end({"told": told, "tool_calls": [tool.calls for tool in TOOLS]})
+    return False
+
+  port = int(address.rpartition(":")[2])
+  place = hosts.Place(("localhost", port + 1), count, index)
+  link = hosts.Link(place, over, lambda lost: None)
+  hosts.join(link, pathlib.Path(folder))
+  shared = meshes()
+  if link.leads:
+    with hosts.leading(hosts.Leader(link, count, shared)):
+      found = report(*shared)
+    link.send({"over": True})
+    end(found)
+  follower = hosts.Follower(link, shared)
+  try:
+    while True:
+      _, content = link.receive()
+      told[hosts.decode(content, lambda number: number)["function"]] += 1
+      follower.run(content)
+  except BaseException:
+    # At its exit JAX would wait for the other one.
+    traceback.print_exc()
+    os._exit(1)
 
 
 def main(folder, address, count, index):
   if int(count) == 1:
-    found = report(None)
-  else:
-    # Only the first process fills the cache, and would then be so far ahead
-    # that the first sum over both gives up on the other.
-    jax.config.update("jax_enable_compilation_cache", False)
-    jax.distributed.initialize(
-      coordinator_address=address,
-      num_processes=int(count),
-      process_id=int(index),
-      shutdown_timeout_seconds=60,
-    )
-    mesh = sharding.make_mesh(data=4, tensor=2)
-    port = int(address.rpartition(":")[2])
-    place = hosts.Place(("localhost", port + 1), int(count), int(index))
-    link = hosts.Link(place, lambda *_: False, lambda lost: None)
-    hosts.join(link, pathlib.Path(folder))
-    found = lead(link, mesh) if link.leads else follow(link, mesh)
-  # A line of its own, below what the collectives have to say.
-  sys.stdout.write("\n" + json.dumps(found))
+    end(report(None, None))
+  # Only the first process fills the cache, and would then be so far ahead
+  # that the first sum over both gives up on the other.
+  jax.config.update("jax_enable_compilation_cache", False)
+  jax.distributed.initialize(
+    coordinator_address=address,
+    num_processes=int(count),
+    process_id=int(index),
+    shutdown_timeout_seconds=60,
+  )
+  take_part(folder, address, int(count), int(index))
 
 
 if __name__ == "__main__":

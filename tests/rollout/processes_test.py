@@ -14,7 +14,7 @@ from tests.closeness import assert_close
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-  """What the leader saw, and what the other process was told to call."""
+  """What the leader saw, and what the other process was told and did."""
   return _run(2, tmp_path_factory.mktemp("shared"), num_devices=4)
 
 
@@ -40,17 +40,27 @@ def _run(count, folder, *, num_devices):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_trajectories_of_one_device(report, one_device):
+@pytest.mark.parametrize("mesh", ["rollout", "crossed"])
+def test_two_processes_give_the_trajectories_of_one_device(
+  both, one_device, mesh
+):
+  report, other = both
   expected = one_device["rollout"]
   # A guard: the loop has done all that it can do.
   events = {e for t in expected["trajectories"] for e in t["events"]}
   assert events == {"ToolEvent", "RetrievalEvent"}
   assert len({t["finish_reason"] for t in expected["trajectories"]}) > 1
   assert report["devices"] == [4, 8]
-  assert report["rollout"]["trajectories"] == expected["trajectories"]
-  assert_close(report["rollout"]["log_probs"], expected["log_probs"])
-  calls = report["rollout"]["tool_calls"]
-  assert calls == expected["tool_calls"] == expected["tool_calls_counted"] > 0
+  found = report[mesh]
+  assert found["trajectories"] == expected["trajectories"]
+  assert_close(found["log_probs"], expected["log_probs"])
+  # Each process has called its own tools.
+  calls = found["tool_calls_counted"]
+  assert calls == expected["tool_calls"] == expected["tool_calls_counted"]
+  others = other["tool_calls"][["rollout", "crossed"].index(mesh)]
+  assert found["tool_calls"] == calls - others
+  assert 0 < others < calls
+  assert found["retrievals"] > 0
 
 
 @pytest.mark.slow
@@ -70,15 +80,15 @@ def test_twins_are_those_of_one_device(report, one_device):
 
 
 @pytest.mark.slow
-def test_the_other_process_is_told_of_device_programs_alone(both):
-  told = {name.partition(":")[2] for name in both[1]}
-  programs = ("prefill", "admit", "insert", "fork", "decode", "contents")
+def test_the_other_process_is_told_of_whole_rollouts(both):
+  told = {name.partition(":")[2] for name in both[1]["told"]}
   assert told == {
     "make_policy",
-    "open_device_side",
-    "DeviceSide.start",
+    "make_engine",
+    "make_forking_engine",
+    "make_probing_engine",
+    "RolloutEngine._roll_out_share",
     "update_report",
-    *(f"Programs.{name}" for name in programs),
   }
 
 
@@ -109,7 +119,10 @@ class _Mesh:
 
 @pytest.mark.parametrize(
   ("processes", "words"),
-  [((0, 0), "devices of all 2, this one has those"), ((0, 1), "one leads")],
+  [
+    ((0, 0), "devices of all 2, this one has those"),
+    ((0, 1), "a mesh of 2 outside of one: decorate it"),
+  ],
 )
 def test_a_mesh_that_cannot_be_led_is_refused(processes, words, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -1,0 +1,116 @@
+"""Which host runs the loop of which slots, and of which trajectories.
+
+A mesh cuts the slots into parts, by the rows of its grid. A part has devices of
+one host or, where heads are cut over several, of more. One of these runs the
+loop of its slots. Questions are dealt to hosts whole.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from rapo_jax import hosts
+from rapo_jax.data import Query
+from rapo_jax.models import sharding
+from rapo_jax.rollout.config import RolloutConfig
+from rapo_jax.rollout.requests import RolloutRequest
+from rapo_jax.tools import ToolStatus
+from rapo_jax.trajectory import (
+  Candidate,
+  FinishReason,
+  RetrievalEvent,
+  Source,
+  TokenKind,
+  ToolEvent,
+  Trajectory,
+)
+
+# Requests go to the hosts that are to answer them, and trajectories come back.
+for _cls in (
+  *(Query, RolloutRequest),
+  *(Trajectory, ToolEvent, RetrievalEvent, Candidate),
+  *(FinishReason, Source, TokenKind, ToolStatus),
+):
+  hosts.travels(_cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+  """The parts of the slots of each host, as one of them sees it.
+
+  Attributes:
+    owners: host of each part, in the order of the parts.
+    count: number of hosts.
+    host: this one.
+  """
+
+  owners: tuple[int, ...]
+  count: int
+  host: int
+
+  @classmethod
+  def of(cls, mesh: jax.sharding.Mesh) -> Shares:
+    """Shares the parts of a mesh evenly among hosts that have their devices."""
+    parts = mesh.devices.reshape(sharding.row_parts(mesh), -1)
+    load: collections.Counter[int] = collections.Counter()
+    owners = []
+    for devices in parts:
+      there = sorted({device.process_index for device in devices})
+      owners.append(min(there, key=lambda host: (load[host], host)))
+      load[owners[-1]] += 1
+    return cls(tuple(owners), jax.process_count(), jax.process_index())
+
+  def parts(self, host: int) -> tuple[int, ...]:
+    """Parts of a host, in order."""
+    return tuple(p for p, owner in enumerate(self.owners) if owner == host)
+
+  @property
+  def own(self) -> tuple[int, ...]:
+    """Parts of this host, in order."""
+    return self.parts(self.host)
+
+  @property
+  def most(self) -> int:
+    """Parts of the host that has most."""
+    return max(len(self.parts(host)) for host in range(self.count))
+
+  @property
+  def places(self) -> tuple[int, ...]:
+    """Where each part stands, if all hosts list `most` parts one by one."""
+    return tuple(
+      owner * self.most + self.parts(owner).index(part)
+      for part, owner in enumerate(self.owners)
+    )
+
+  def of_all(self, config: RolloutConfig) -> RolloutConfig:
+    """Shapes of the device programs: as many prompts for each host."""
+    rows = -(-config.prefill_rows // self.count) * self.count
+    return dataclasses.replace(config, prefill_rows=rows)
+
+  def of_one(self, config: RolloutConfig) -> RolloutConfig:
+    """Shapes of this host's loop, which has a part of the slots at least."""
+    part_slots = config.num_slots // len(self.owners)
+    return dataclasses.replace(
+      config,
+      num_slots=part_slots * max(len(self.own), 1),
+      prefill_rows=-(-config.prefill_rows // self.count),
+    )
+
+  def dealt(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
+    """Numbers of the requests of each host; those of a question stay together.
+
+    The next question goes to the host that has fewest trajectories a part.
+    """
+    questions: dict[int, list[int]] = {}
+    for number, request in enumerate(requests):
+      questions.setdefault(request.group_id, []).append(number)
+    taking = {host: len(self.parts(host)) for host in sorted({*self.owners})}
+    dealt: list[list[int]] = [[] for _ in range(self.count)]
+    for numbers in questions.values():
+      host = min(taking, key=lambda h: (len(dealt[h]) / taking[h], h))
+      dealt[host] += numbers
+    return dealt
