@@ -7,30 +7,35 @@ from collections.abc import Collection
 
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
-from experiments.tasks import OpenedTask
-from rapo_jax import models
-from rapo_jax.retrieval import Buffer
+from experiments.tasks import Equipment
+from rapo_jax import hosts, models
+from rapo_jax.retrieval import Buffer, RetrievalConfig
 from rapo_jax.rollout import RolloutConfig, RolloutEngine
 from rapo_jax.rollout.forks import ForkRule
 
 
+@hosts.led
 def open_engine(
   config: ExperimentConfig,
-  task: OpenedTask,
+  equipment: Equipment,
+  agent: str,
   rollout: RolloutConfig,
   *,
   vocab_size: int,
+  retrieval: RetrievalConfig | None = None,
   buffer: Buffer | None = None,
   policy: models.Decoder | None = None,
   forks: ForkRule | None = None,
 ) -> RolloutEngine:
-  """An engine in the tokens of the agent that acts on the task.
+  """An engine in the tokens of the agent that acts on a task, on all hosts.
 
   Args:
     config: the experiment.
-    task: tools and tokenizer.
+    equipment: tools and tokenizers of the task.
+    agent: which of its agents acts.
     rollout: budgets and shapes.
     vocab_size: rows of the agent's output head.
+    retrieval: how a trace is chosen, for a buffer.
     buffer: Step-Trace Buffer for hybrid trajectories, or None.
     policy: one with adapters whose base all rollouts share, or None.
     forks: which rollouts begin as copies of others, or None.
@@ -40,12 +45,12 @@ def open_engine(
       divide the slots.
   """
   return RolloutEngine(
-    _for_tools(rollout, task.tools),
-    task.tokenizer,
+    _for_tools(rollout, equipment.tools),
+    equipment.tokenizers[agent],
     vocab_size=vocab_size,
-    tools=task.tools,
+    tools=equipment.tools,
     buffer=buffer,
-    retrieval=config.retrieval,
+    retrieval=retrieval,
     mesh=device_mesh(config.mesh),
     policy=policy,
     forks=forks,

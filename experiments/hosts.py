@@ -181,9 +181,9 @@ def run_together(
     hosts.join(team.link, workdir)
     config = load()
     team.agree({**facts(config), **arguments})
-    shared = (config, device_mesh(config.mesh), *_losses(config))
+    shared = (config, device_mesh(config.mesh), *_of_methods(config))
     if not place.index:
-      leader = hosts.Leader(team.link.send, shared)
+      leader = hosts.Leader(team.link, place.count, shared)
       team.watch(lambda: leader.doing)
       with hosts.leading(leader):
         status = lead(config)
@@ -220,9 +220,11 @@ def ends_process(main: Callable[_Arguments, int]) -> Callable[_Arguments, int]:
   return wrapped
 
 
-def _losses(config: ExperimentConfig) -> list[Any]:
-  """What the methods compute on the devices, and no message can hold."""
-  return [a.loss for a in config.train.algorithms.values()]
+def _of_methods(config: ExperimentConfig) -> list[Any]:
+  """Parts of the methods that every host uses, and no message can hold."""
+  methods = config.train.algorithms.values()
+  forks = [m.plan.forks for m in methods if m.plan.forks is not None]
+  return [*(m.loss for m in methods), *forks]
 
 
 def facts(config: ExperimentConfig) -> Facts:
@@ -278,9 +280,10 @@ _teams: list[Team] = []
 
 
 class Idle:
-  """What share of the time the other hosts wait for the one that leads.
+  """What share of the time hosts wait for each other.
 
-  A host waits while the leader runs tools, searches, packs or decides.
+  In a rollout a host waits while the loop of another one decides what comes
+  next. Beside it, all others wait while the one that leads scores and packs.
   """
 
   def __init__(self) -> None:
@@ -329,7 +332,7 @@ class Team:
     self._watch: stalls.Watch | None = None
     self._standing: dict[int, str] = {}
     self._asked = threading.Lock()
-    # Of each other host, for how long it has waited for the leader so far.
+    # Of each other host, for how long it has waited so far.
     self._waited: dict[int, float] = {}
     self._began = time.monotonic()
     _teams.append(self)
@@ -378,18 +381,17 @@ class Team:
 
   def follow(self, shared: Sequence[Any]) -> int:
     """Does what the leader says until it ends; returns its exit status."""
-    follower = hosts.Follower(shared)
+    follower = hosts.Follower(self.link, shared)
     self.watch(lambda: follower.doing)
     use_compilation_cache()
     self._forward_signals()
-    waited = told = 0.0
+    told = 0.0
     while True:
-      began = time.monotonic()
-      _, message = self.link.messages.get()
-      waited += time.monotonic() - began
+      with hosts.waiting():
+        _, message = self.link.receive()
       if time.monotonic() - told > _SAY_S:
         told = time.monotonic()
-        self.link.send({"waited": waited})
+        self.link.send({"waited": hosts.waited_s()})
       if isinstance(message, bytes):
         follower.run(message)
       elif "over" in message:
@@ -409,17 +411,17 @@ class Team:
     """The leader has done all that there was."""
     self._told = True
     passed = time.monotonic() - self._began
-    for index, waited in sorted(self._waited.items()):
+    for index, waited in sorted(self.waited().items()):
       print(
-        f"{self.link.name(index)} waited for host 0 in {waited:.1f} of "
+        f"{self.link.name(index)} waited for others in {waited:.1f} of "
         f"{passed:.1f} s"
       )
     self.link.send({"over": status, "text": "", "orderly": True})
     jax.distributed.shutdown()
 
   def waited(self) -> dict[int, float]:
-    """Seconds that each other host has waited for this one, which leads."""
-    return dict(self._waited)
+    """Seconds that each host has waited for others, once they have said it."""
+    return self._waited and {0: hosts.waited_s(), **self._waited}
 
   def fail(self, error: BaseException) -> None:
     """Tells the others of an error here, and lets them go first.

@@ -64,7 +64,8 @@ from experiments.tasks import (
   OpenedTask,
   agent_paths,
   check_train_questions,
-  load_encoder,
+  open_buffer,
+  open_encoder,
   open_task,
   task_names,
 )
@@ -122,7 +123,7 @@ class Experiment:
 
   @functools.cached_property
   def _encoder(self) -> SentenceEncoder:
-    return load_encoder(self._config.encoder)
+    return open_encoder(self._config)
 
   def run(self, stage: str) -> None:
     """Runs one stage, or shows why it need not run."""
@@ -274,13 +275,7 @@ class Experiment:
       )
 
   def _open_buffer(self, task: str) -> StepTraceBuffer | RemoteBuffer:
-    config = self._config.buffer
-    if config.url is not None:
-      buffer = RemoteBuffer(config.url, self._encoder)
-      buffer.check()
-      return buffer
-    path = config.path or self._workdir.buffer(task)
-    return StepTraceBuffer.load(path, self._encoder)
+    return open_buffer(self._config, self._workdir.buffer(task), self._encoder)
 
   def _evaluate(self) -> None:
     wanted = list(self._agents_to_evaluate())

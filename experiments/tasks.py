@@ -24,11 +24,17 @@ from jaxtyping import Int
 from experiments.config import EncoderConfig, ExperimentConfig
 from experiments.tokenizer_files import load_tokenizer, set_chat_template
 from experiments.workdir import Workdir
+from rapo_jax import hosts
 from rapo_jax.corpora import Corpus, Mode, retriever_over
 from rapo_jax.data import Query, encode_prompt, template_of
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub
-from rapo_jax.retrieval import SentenceEncoder, index_class
+from rapo_jax.retrieval import (
+  SentenceEncoder,
+  StepTraceBuffer,
+  index_class,
+)
+from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.rewards import RECIPE_TAGS, Reward, Sample, score_all
 from rapo_jax.tasks import (
   Opened,
@@ -46,6 +52,7 @@ from rapo_jax.tools import (
   TagSet,
   Tool,
   check_tools,
+  own_numbers,
 )
 from rapo_jax.trajectory import FinishReason, TokenKind
 
@@ -74,6 +81,52 @@ class Prompts:
     return self._known[query.query_id]
 
 
+@hosts.held()
+class Equipment:
+  """What a host acts on a task with; each of several hosts has its own.
+
+  Args:
+    tools: by name, running.
+    tokenizers: of the agents, "base" and "off_policy" if the task has one. They
+      may differ: what the agents exchange is text.
+    stack: closes the tools.
+
+  Attributes:
+    tools: the same.
+    tokenizers: the same.
+  """
+
+  def __init__(
+    self,
+    tools: dict[str, Tool],
+    tokenizers: Mapping[str, Any],
+    stack: contextlib.ExitStack,
+  ):
+    self.tools = tools
+    self.tokenizers = tokenizers
+    self._stack = stack
+
+  @hosts.led
+  def close(self) -> None:
+    """Ends the tools, on all hosts."""
+    self._stack.close()
+
+  @hosts.led
+  def numbers(self) -> dict[str, dict[str, float]]:
+    """What each tool counts itself since it was started, on all hosts.
+
+    A tool that counts nothing is left out.
+    """
+    own = {name: own_numbers(tool) for name, tool in self.tools.items()}
+    sums: dict[str, dict[str, float]] = {}
+    for of_host in hosts.gather(own) or ():
+      for name, numbers in of_host.items():
+        for figure, value in numbers.items():
+          of_tool = sums.setdefault(name, {})
+          of_tool[figure] = of_tool.get(figure, 0.0) + value
+    return sums
+
+
 @dataclasses.dataclass
 class OpenedTask:
   """A task whose agents exist and whose tools run.
@@ -82,10 +135,8 @@ class OpenedTask:
     name: of the task.
     train: training questions.
     evaluation: evaluation sets by name; nothing is trained on these questions.
-    tools: by name.
-    tokenizer: of the agent that acts: the policy, except in `for_off_policy`.
-    off_policy_tokenizer: of the off-policy agent. It may be another: what the
-      agents exchange is text.
+    equipment: tools and tokenizers.
+    agent: which agent acts: "base", the policy, except in `for_off_policy`.
     max_prompt_tokens: longer prompts are refused.
     prompt_date: that chat templates which write the date are given.
     reward: scores the trajectories that are trained on.
@@ -99,9 +150,7 @@ class OpenedTask:
   name: str
   train: Sequence[Query]
   evaluation: Mapping[str, Sequence[Query]]
-  tools: dict[str, Tool]
-  tokenizer: Any
-  off_policy_tokenizer: Any
+  equipment: Equipment
   max_prompt_tokens: int
   prompt_date: datetime.date
   reward: Reward
@@ -109,6 +158,17 @@ class OpenedTask:
   base_path: pathlib.Path
   start_path: pathlib.Path
   off_policy_path: pathlib.Path | None
+  agent: str = "base"
+
+  @property
+  def tools(self) -> dict[str, Tool]:
+    """The tools of this host by name."""
+    return self.equipment.tools
+
+  @property
+  def tokenizer(self) -> Any:
+    """That of the agent that acts."""
+    return self.equipment.tokenizers[self.agent]
 
   @functools.cached_property
   def prompt(self) -> Prompts:
@@ -139,7 +199,7 @@ class OpenedTask:
         f"{self.name} has no off-policy agent, which fills the buffer: set "
         "policy.off_policy, or buffer.path or buffer.url to a buffer."
       )
-    acting = dataclasses.replace(self, tokenizer=self.off_policy_tokenizer)
+    acting = dataclasses.replace(self, agent="off_policy")
     return acting, self.off_policy_path
 
 
@@ -283,6 +343,38 @@ def tried_questions(config: ExperimentConfig, name: str) -> Questions:
   return questions
 
 
+@hosts.led
+def open_encoder(config: ExperimentConfig) -> SentenceEncoder:
+  """The sentence encoder of an experiment, on all hosts.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    InputError: it is of another kind.
+  """
+  return load_encoder(config.encoder)
+
+
+@hosts.led
+def open_buffer(
+  config: ExperimentConfig, path: pathlib.Path, encoder: SentenceEncoder
+) -> StepTraceBuffer | RemoteBuffer:
+  """The Step-Trace Buffer that a config names, on all hosts.
+
+  Args:
+    config: the experiment.
+    path: of the buffer that it builds, where it names none.
+    encoder: embeds the queries.
+
+  Raises:
+    InputError: it is not there, or broken.
+  """
+  if config.buffer.url is not None:
+    buffer = RemoteBuffer(config.buffer.url, encoder)
+    buffer.check()
+    return buffer
+  return StepTraceBuffer.load(config.buffer.path or path, encoder)
+
+
 def load_encoder(config: EncoderConfig) -> SentenceEncoder:
   """The sentence encoder of a config.
 
@@ -328,17 +420,14 @@ def open_task(
   for path in paths.values():
     if not (path / "config.json").exists():
       raise InputError(f"{path} holds no agent: run --stage=agents first.")
-  tokenizers = {agent: load_tokenizer(path) for agent, path in paths.items()}
-  for agent, tokenizer in tokenizers.items():
-    set_agent_template(config, agent, tokenizer)
-  with running_tools(config, name, encoder) as tools:
+  with contextlib.closing(
+    open_equipment(config, name, paths, encoder)
+  ) as equipment:
     yield OpenedTask(
       name=name,
       train=questions.train,
       evaluation=questions.evaluation,
-      tools=tools,
-      tokenizer=tokenizers["base"],
-      off_policy_tokenizer=tokenizers.get("off_policy"),
+      equipment=equipment,
       max_prompt_tokens=config.rollout.max_prompt_tokens,
       prompt_date=datetime.date.fromisoformat(config.data.prompt_date),
       reward=task.reward,
@@ -347,6 +436,32 @@ def open_task(
       start_path=start_path(config, workdir, name),
       off_policy_path=paths.get("off_policy"),
     )
+
+
+@hosts.led
+def open_equipment(
+  config: ExperimentConfig,
+  name: str,
+  agents: dict[str, pathlib.Path],
+  encoder: SentenceEncoder,
+) -> Equipment:
+  """Starts the tools of a task on all hosts.
+
+  Args:
+    config: the experiment.
+    name: of the task.
+    agents: folders of its agents.
+    encoder: embeds what the search tool finds.
+
+  Raises:
+    InputError: see `running_tools`.
+  """
+  tokenizers = {agent: load_tokenizer(path) for agent, path in agents.items()}
+  for agent, tokenizer in tokenizers.items():
+    set_agent_template(config, agent, tokenizer)
+  with contextlib.ExitStack() as stack:
+    tools = stack.enter_context(running_tools(config, name, encoder))
+    return Equipment(tools, tokenizers, stack.pop_all())
 
 
 @contextlib.contextmanager

@@ -60,7 +60,8 @@ def build_buffer(
   model = load_agent(config, agent_path)
   engine = open_engine(
     config,
-    task,
+    task.equipment,
+    task.agent,
     dataclasses.replace(config.rollout, num_hybrid=0),
     vocab_size=model.config.vocab_size,
   )

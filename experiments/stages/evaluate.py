@@ -32,7 +32,6 @@ from rapo_jax import models, rewards, text_files
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
 from rapo_jax.rollout import RolloutEngine, RolloutRequest
-from rapo_jax.tools import own_numbers
 from rapo_jax.trajectory import Trajectory
 
 # Trajectories a slot that one batch gives.
@@ -112,11 +111,7 @@ def evaluate(
     "format_whole": sum(answer.whole for answer in scored),
     "generated_tokens": sum(answer.tokens for answer in sampled),
     "tool_calls": sum(answer.calls for answer in sampled),
-    "tools": {
-      name: numbers
-      for name, tool in task.tools.items()
-      if (numbers := own_numbers(tool))
-    },
+    "tools": task.equipment.numbers(),
     "figures": {
       name: figures(
         [a for a in kept.answers if a.evaluation_set == name],
@@ -273,7 +268,8 @@ def _engine(
   evaluation = config.evaluation
   return open_engine(
     config,
-    task,
+    task.equipment,
+    task.agent,
     dataclasses.replace(
       config.rollout,
       temperature=evaluation.temperature,

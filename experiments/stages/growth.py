@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from experiments.config import ExperimentConfig, GrowConfig
+from rapo_jax import hosts
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import (
   GrowingBuffer,
+  RetrievalConfig,
   StepTrace,
   StepTraceBuffer,
   index_class,
@@ -44,9 +46,7 @@ class Growth:
     assert config.buffer.grow is not None
     self._grow = config.buffer.grow
     self._retrieval = config.retrieval
-    self.buffer = GrowingBuffer(
-      base, folder, index_cls=index_class(config.index)
-    )
+    self.buffer = open_growing(config, base, folder)
 
   def state(self) -> dict[str, int | str]:
     """What a checkpoint says of the buffer."""
@@ -103,8 +103,32 @@ class Growth:
     }
 
   def _warm_up(self) -> None:
-    """Compiles what the index searches with, which its size may decide."""
-    self.buffer.retrieve([""], [()], config=self._retrieval, keys=[(0,)])
+    warm_up(self.buffer, self._retrieval)
+
+
+@hosts.led
+def open_growing(
+  config: ExperimentConfig, base: StepTraceBuffer, folder: pathlib.Path
+) -> GrowingBuffer:
+  """A buffer that grows, on all hosts.
+
+  Args:
+    config: the experiment.
+    base: buffer of the task, which stays as it is.
+    folder: where the run's additions are kept.
+  """
+  return GrowingBuffer(base, folder, index_cls=index_class(config.index))
+
+
+@hosts.led
+def warm_up(buffer: GrowingBuffer, retrieval: RetrievalConfig) -> None:
+  """Compiles what the index searches with, which its size may decide.
+
+  Args:
+    buffer: what is searched.
+    retrieval: how a trace is chosen.
+  """
+  buffer.retrieve([""], [()], config=retrieval, keys=[(0,)])
 
 
 def own_traces(

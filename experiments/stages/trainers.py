@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import pathlib
 
@@ -106,12 +105,13 @@ def make_trainer(
 ) -> Trainer:
   """What runs the updates of a run's method."""
   algorithm = config.train.algorithm(run.method)
-  retrieval = algorithm.plan.retrieval(config.retrieval)
   engine = open_engine(
-    dataclasses.replace(config, retrieval=retrieval),
-    task,
+    config,
+    task.equipment,
+    task.agent,
     algorithm.plan.rollout(config.rollout),
     vocab_size=policy.config.vocab_size,
+    retrieval=algorithm.plan.retrieval(config.retrieval),
     buffer=buffer if algorithm.plan.forks is None else None,
     policy=policy,
     forks=algorithm.plan.forks,

@@ -14,7 +14,15 @@ from rapo_jax.hosts.led import (
   leading,
   led,
 )
-from rapo_jax.hosts.link import JOIN_S, SILENCE_S, Link, Lost, Place, join
+from rapo_jax.hosts.link import (
+  JOIN_S,
+  SILENCE_S,
+  Link,
+  Lost,
+  Place,
+  await_file,
+  join,
+)
 from rapo_jax.hosts.plain import decode, encode, travels
 from rapo_jax.hosts.schedulers import Found, detect
 from rapo_jax.hosts.waits import waited_s, waiting
@@ -31,6 +39,7 @@ __all__ = [
   "PerHost",
   "Place",
   "Post",
+  "await_file",
   "check_led",
   "decode",
   "detect",

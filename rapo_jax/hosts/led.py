@@ -301,7 +301,9 @@ def gather(value: _Result) -> list[_Result] | None:
   if isinstance(side, Follower):
     side.post.send(plain.encode(value))
     return None
-  return [value] if side is None else side.gather(value)
+  if side is None or side.doing is None:
+    return [value]
+  return side.gather(value)
 
 
 def follows() -> bool:

@@ -369,6 +369,19 @@ def _check_count(place: Place, greeting: Mapping[str, Any]) -> None:
     )
 
 
+def await_file(path: pathlib.Path) -> None:
+  """Waits on another host until it sees what the leader has written.
+
+  Network file systems show a new file late.
+
+  Args:
+    path: of a file on a file system that all hosts share.
+  """
+  until = time.monotonic() + _SEE_S
+  while not path.exists() and time.monotonic() < until:
+    time.sleep(_RETRY_S)
+
+
 def _seen_secret(folder: pathlib.Path, nonce: str, until: float) -> str | None:
   """What the leader wrote; None if it is not to be seen in time."""
   if not _NONCE.fullmatch(nonce):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 
 import numpy as np
 import pytest
 
+from experiments import tasks
 from experiments.config import EvaluationConfig, ExperimentConfig
 from experiments.stages import evaluate
 from rapo_jax import rewards
@@ -23,13 +25,18 @@ TASK = types.SimpleNamespace(
   name="t",
   evaluation={"held_out": QUERIES},
   tokenizer=TOKENIZER,
+  agent="base",
+  equipment=tasks.Equipment(
+    {
+      "search": types.SimpleNamespace(numbers=lambda: {"cost": 2}),
+      "open": types.SimpleNamespace(),
+    },
+    {"base": TOKENIZER},
+    contextlib.ExitStack(),
+  ),
   reported_reward=rewards.OUTCOME,
   tag_set=rewards.RECIPE_TAGS,
   prompt=lambda query: np.array([1]),
-  tools={
-    "search": types.SimpleNamespace(numbers=lambda: {"cost": 2}),
-    "open": types.SimpleNamespace(),
-  },
 )
 
 

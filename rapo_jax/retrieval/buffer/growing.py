@@ -11,6 +11,8 @@ buffer is a folder, named in the same way. `restore` goes back to an update: it
 drops later additions and takes the newest merged buffer of that time. A later
 merged buffer stays, and the run reuses it instead of building it again. The
 reason: two ScaNN trees of the same vectors give different neighbours.
+
+Of several hosts the one that leads writes these files, and all read them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
-from rapo_jax import files
+from rapo_jax import files, hosts
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.buffer import store
 from rapo_jax.retrieval.buffer.manifest import MANIFEST_FILE
@@ -107,6 +109,7 @@ class TailedIndex:
     )
 
 
+@hosts.held()
 class GrowingBuffer:
   """A buffer to which traces are added; retrieves as a `StepTraceBuffer` does.
 
@@ -221,8 +224,7 @@ class GrowingBuffer:
         new,
         write_page_checksum=True,
       )
-    self._append(table, vectors)
-    self._parts.append(path)
+    self._take(None, [path])
 
   def merge(self, *, update: int) -> None:
     """Builds one index over everything, and empties the tail.
@@ -242,7 +244,7 @@ class GrowingBuffer:
         store.write_contents(
           new, traces.tables(), index, self._encoder, version=self.version
         )
-    self._set_main(StepTraceBuffer.load(path, self._encoder))
+    self._take(path, [])
 
   def restore(self, update: int) -> None:
     """Goes back to what there was after an update.
@@ -257,20 +259,33 @@ class GrowingBuffer:
     """
     merged = [n for n in self._numbers(_MERGED) if n <= update]
     newest = max(merged, default=0)
-    if merged:
-      path = self._folder / f"merged-{newest:06d}"
-      self._set_main(StepTraceBuffer.load(path, self._encoder))
-    else:
-      self._set_main(self._base)
+    added: list[pathlib.Path] = []
     for number in self._numbers(_ADDED):
       path = self._folder / f"added-{number:06d}.parquet"
       if number > update:
         path.unlink()
       elif number > newest:
-        table, vectors = self._read_added(path)
-        self._key_ids.assign(table["key"].to_pylist())
-        self._append(table, vectors)
-        self._parts.append(path)
+        added.append(path)
+    self._reset()
+    main = self._folder / f"merged-{newest:06d}" if merged else None
+    self._take(main, added)
+
+  @hosts.led
+  def _reset(self) -> None:
+    self._set_main(self._base)
+
+  @hosts.led
+  def _take(self, main: pathlib.Path | None, added: list[pathlib.Path]) -> None:
+    """Reads a merged buffer in place of what is there, and additions."""
+    if main is not None:
+      hosts.await_file(main / MANIFEST_FILE)
+      self._set_main(StepTraceBuffer.load(main, self._encoder))
+    for path in added:
+      hosts.await_file(path)
+      table, vectors = self._read_added(path)
+      self._key_ids.assign(table["key"].to_pylist())
+      self._append(table, vectors)
+      self._parts.append(path)
 
   def _read_added(
     self, path: pathlib.Path

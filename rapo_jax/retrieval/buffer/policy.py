@@ -32,6 +32,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
+from rapo_jax import hosts
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.retrieval.buffer.step_trace import StepTrace
@@ -42,6 +43,7 @@ _NOISE_STREAM = 1
 _NUM_OTHERS = 4
 
 
+@hosts.travels
 @dataclasses.dataclass(frozen=True)
 class RetrievalConfig:
   """How one trace is chosen among those found.

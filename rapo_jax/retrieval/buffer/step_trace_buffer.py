@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from rapo_jax import files
+from rapo_jax import files, hosts
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.buffer import checks as buffer_checks
 from rapo_jax.retrieval.buffer import store
@@ -66,6 +66,7 @@ from rapo_jax.trajectory import Candidate
 _log = logging.getLogger(__name__)
 
 
+@hosts.held()
 class StepTraceBuffer:
   """Step traces with an index over their keys. Read-only once built.
 

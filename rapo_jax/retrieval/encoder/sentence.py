@@ -32,6 +32,7 @@ import tokenizers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from rapo_jax import hosts
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.encoder import bert, sentence_folder
 from rapo_jax.retrieval.encoder.sentence_folder import Pooling
@@ -121,6 +122,7 @@ class _VectorCache:
     return len(self._vectors)
 
 
+@hosts.held()
 class SentenceEncoder:
   """Turns texts into unit vectors whose inner product is their similarity.
 
@@ -247,6 +249,7 @@ class SentenceEncoder:
       cache_size=cache_size,
     )
 
+  @hosts.led
   def compile(self) -> None:
     """Compiles the programs of all lengths, which the first texts would."""
     for length in sorted({self._bucket(n) for n in range(self._limit + 1)}):

@@ -25,7 +25,7 @@ import httpx2
 import numpy as np
 from jaxtyping import Float
 
-from rapo_jax import files, http_client, text_files, web_address
+from rapo_jax import files, hosts, http_client, text_files, web_address
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval.buffer.policy import (
   Failed,
@@ -223,6 +223,7 @@ def check_policy(config: RetrievalConfig) -> None:
       )
 
 
+@hosts.held()
 class RemoteBuffer:
   """A Step-Trace Buffer that a server holds.
 
