@@ -1,13 +1,14 @@
-"""What share of an update hosts wait for the one that leads: 1, 2, 4 processes.
+"""What share of an update hosts wait for each other: 1, 2 and 4 processes.
 
   python -m benchmarks.host_idle
 
 Trains the multi-hop family of the miniature world with RAPO, for a few updates,
 in one process and in two and four over loopback, each with one fake CPU
-device. Reports medians over updates of the share of an update in which host 0
-runs its loop between device programs, and of the share in which the other
-hosts wait for it. Target: at most 5 %. All processes share the cores of this
-machine, so seconds say nothing here.
+device. Reports medians over updates of the share of an update in which a host
+runs its loop between device programs (target: at most 5 %), and of the share in
+which it waits for others: in a rollout until they have said what comes next,
+beside it until host 0 has scored and packed. All processes share the cores of
+this machine, so seconds say nothing here.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def shares(folder: pathlib.Path) -> dict[str, float]:
     "host loop": [
       row["rollout/host_seconds"] / row["step/seconds"] for row in rows
     ],
-    "others wait": [row.get("hosts/idle_fraction_mean", 0.0) for row in rows],
+    "waits": [row.get("hosts/idle_fraction_mean", 0.0) for row in rows],
   }
   return {k: round(statistics.median(v), 4) for k, v in found.items()}
 

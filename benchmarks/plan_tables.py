@@ -192,6 +192,7 @@ def _summary(pairs: Pairs) -> str:
         units.duration(plan["round_seconds"][chip]),
         units.duration(plan["host"].loop_s),
         units.duration(plan["host"].retrieval_s),
+        units.duration(plan["host"].leader_s),
         f"{_bound(plan, 'rollout', chip)} / {_bound(plan, 'update', chip)}",
       ]
     )
@@ -200,8 +201,8 @@ def _summary(pairs: Pairs) -> str:
     [
       *("plan", "data × fsdp × tensor", "slots (most)", "rows a micro-batch"),
       *("rollout peak GiB", "update peak GiB", "usable GiB", "fits"),
-      *("least time of a round", "of it the host loop"),
-      "of it retrieval beyond decoding",
+      *("least time of a round", "of it a host's loop"),
+      *("of it retrieval beyond decoding", "of it scoring and packing"),
       "bound of rollout / update",
     ],
     rows,
@@ -285,9 +286,7 @@ def _programs(setting: Setting, plan: dict[str, Any]) -> str:
   return (
     table
     + f"\nRuns in {plan['round']}; {plan['verdict']}.\n"
-    + host_loop.weak_scaling(
-      plan["host"], setting.chip, CHIPS[setting.chip].host
-    )
+    + host_loop.weak_scaling(plan["host"], setting.chip)
     + "\n\n"
     f"`python -m experiments.plan {command}`\n"
   )

@@ -134,8 +134,8 @@ def make_parser() -> argparse.ArgumentParser:
     "--host_ms",
     type=float,
     default=host_loop.LOOP_MS,
-    help="milliseconds a trajectory of the loop that one host runs for all "
-    "(default: %(default)s, measured by benchmarks/host_scaling.py)",
+    help="milliseconds a trajectory of the loop that each host runs for its "
+    "own slots (default: %(default)s, measured by benchmarks/host_scaling.py)",
   )
   parser.add_argument(
     "--retrieval_ms",
@@ -143,6 +143,13 @@ def make_parser() -> argparse.ArgumentParser:
     default=host_loop.RETRIEVAL_MS,
     help="milliseconds a trajectory of embedding and searching, which run "
     "beside decoding (default: %(default)s, measured there too)",
+  )
+  parser.add_argument(
+    "--leader_ms",
+    type=float,
+    default=host_loop.LEADER_MS,
+    help="milliseconds a trajectory in which one host scores and packs those "
+    "of all (default: %(default)s, measured there too)",
   )
   return parser
 
@@ -166,6 +173,7 @@ def _workload(config: ExperimentConfig, known: argparse.Namespace) -> Workload:
     longest_response=given("longest_response", rollout.max_response_tokens),
     host_ms=known.host_ms,
     retrieval_ms=known.retrieval_ms,
+    leader_ms=known.leader_ms,
   )
   for name, limit in (
     ("longest_response", "max_response_tokens"),
@@ -197,8 +205,7 @@ def show(plan: Plan, console: rich.console.Console) -> None:
       console.print(f"{program.name} sends: {_collectives(program)}")
   chip = plan.topology.partition(":")[0]
   if chip in chips.CHIPS:
-    hosts = chips.CHIPS[chip].host
-    console.print(host_loop.weak_scaling(plan.host[chip], chip, hosts))
+    console.print(host_loop.weak_scaling(plan.host[chip], chip))
   for note in plan.notes:
     console.print(f"note: {note}")
   if plan.largest:
@@ -276,6 +283,10 @@ def _time_table(plan: Plan) -> rich.table.Table:
   table.add_row(
     "retrieval beyond decoding",
     *(units.duration(plan.host[name].retrieval_s) for name in chips.CHIPS),
+  )
+  table.add_row(
+    "scoring and packing",
+    *(units.duration(plan.host[name].leader_s) for name in chips.CHIPS),
   )
   table.add_row(
     plan.round,

@@ -279,6 +279,7 @@ def _host(
     trajectories=programs.sequences,
     loop_ms=assumptions["host_ms"],
     retrieval_ms=assumptions["retrieval_ms"],
+    leader_ms=assumptions["leader_ms"],
   )
 
 

@@ -1,8 +1,9 @@
-"""What one host adds to a round, which runs the loop of all hosts.
+"""What the hosts add to a round, between the programs of their devices.
 
-The first host alone runs the loop between device programs, the tools, and the
-queries of retrieval (docs/pods.md). Its work grows with the trajectories of a
-round. More devices do not shorten it.
+Each host runs the loop of its own slots, with tools and retrieval. Between two
+rollouts one of them scores and packs the trajectories of all (docs/pods.md). Of
+more hosts each has a smaller part of a round's trajectories; that one host has
+not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+
+from experiments.planner import chips
 
 LOOP_MS, RETRIEVAL_MS = 8.0, 32.0
 """Milliseconds a trajectory of the loop, and of embedding and searching.
@@ -21,38 +24,45 @@ a core a history, 19 of them for 16 trajectories (`benchmarks.rollout_host`,
 docs/benchmarks.md). More cores make it faster, not the loop.
 """
 
+LEADER_MS = 1.5
+"""Milliseconds a trajectory in which one host scores and packs it, by itself.
+
+Measured there too, with the recipe's reward.
+"""
+
 SMALL_SHARE = 0.05
-"""Share of a round up to which the loop is taken to be small."""
+"""Share of a round up to which what one host does for all is taken as small."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HostTime:
-  """The host's part of a round, by one kind of chip.
+  """The hosts' part of a round, by one kind of chip.
 
   Weak scaling: so many times the devices get so many times the trajectories.
-  The devices' time of a round stays, the host's grows.
+  The time of the devices and of each host's loop stays; that of the host that
+  scores and packs for all grows.
 
   Attributes:
-    loop_s: in which the host's loop runs, and no device program.
-    retrieval_s: in which the host waits for retrieval, which runs in a thread
-      beside decoding: what it takes longer than that.
-    small_share_devices: from how many on the loop takes `SMALL_SHARE` of the
-      devices' and its own time; None for no number.
-    half_devices: from how many on it takes as long as they; None for no number.
-    retrieval_devices: from how many on retrieval takes as long as decoding;
+    loop_s: in which a host's loop runs, and no device program.
+    retrieval_s: in which it waits for retrieval, which runs in a thread beside
+      decoding: what it takes longer than that.
+    leader_s: in which one host scores and packs, and the devices wait.
+    small_share_devices: from how many on that takes `SMALL_SHARE` of a round;
       None for no number.
+    half_devices: from how many on it takes as long as all else; None for no
+      number.
   """
 
   loop_s: float
   retrieval_s: float
+  leader_s: float
   small_share_devices: int | None
   half_devices: int | None
-  retrieval_devices: int | None
 
   @property
   def seconds(self) -> float:
-    """All that the host adds to a round."""
-    return self.loop_s + self.retrieval_s
+    """All that the hosts add to a round."""
+    return self.loop_s + self.retrieval_s + self.leader_s
 
 
 def host_times(
@@ -63,8 +73,9 @@ def host_times(
   trajectories: int,
   loop_ms: float = LOOP_MS,
   retrieval_ms: float = RETRIEVAL_MS,
+  leader_ms: float = LEADER_MS,
 ) -> dict[str, HostTime]:
-  """What the host adds to a round, and where weak scaling ends, by chip.
+  """What the hosts add to a round, and where weak scaling ends, by chip.
 
   Args:
     devices: that the round runs on.
@@ -73,54 +84,54 @@ def host_times(
     trajectories: of the round.
     loop_ms: milliseconds of the loop for a trajectory.
     retrieval_ms: of embedding and searching for one; 0 without retrieval.
+    leader_ms: of scoring and packing one.
   """
-  loop_s = trajectories * loop_ms / 1e3
-  retrieval_s = trajectories * retrieval_ms / 1e3
+  leader_s = trajectories * leader_ms / 1e3
 
-  def devices_at(limit_s: float, seconds: float) -> int | None:
-    """From how many on what now takes `seconds` takes `limit_s`."""
-    return math.ceil(devices * limit_s / seconds) if seconds else None
+  def devices_at(limit_s: float) -> int | None:
+    """From how many on that host takes so long."""
+    return math.ceil(devices * limit_s / leader_s) if leader_s else None
 
-  def one(device_s: float, decode_s: float) -> HostTime:
-    small_s = device_s * SMALL_SHARE / (1 - SMALL_SHARE)
+  def one(chip: str, device_s: float, decode_s: float) -> HostTime:
+    hosts = math.ceil(devices / chips.CHIPS[chip].host)
+    # Those of the host that has most.
+    own_s = math.ceil(trajectories / hosts) / 1e3
+    loop_s = own_s * loop_ms
+    retrieval_s = max(0.0, own_s * retrieval_ms - decode_s)
+    others_s = device_s + loop_s + retrieval_s
     return HostTime(
       loop_s=loop_s,
-      retrieval_s=max(0.0, retrieval_s - decode_s),
-      small_share_devices=devices_at(small_s, loop_s),
-      half_devices=devices_at(device_s, loop_s),
-      retrieval_devices=devices_at(decode_s, retrieval_s),
+      retrieval_s=retrieval_s,
+      leader_s=leader_s,
+      small_share_devices=devices_at(
+        others_s * SMALL_SHARE / (1 - SMALL_SHARE)
+      ),
+      half_devices=devices_at(others_s),
     )
 
   return {
-    name: one(seconds, decode_seconds[name])
+    name: one(name, seconds, decode_seconds[name])
     for name, seconds in device_seconds.items()
   }
 
 
-def weak_scaling(time: HostTime, chip: str, devices_a_host: int) -> str:
-  """Up to how many devices one host can run the loop of all, in words.
+def weak_scaling(time: HostTime, chip: str) -> str:
+  """Up to how many devices one host can score and pack for all, in words.
 
   Args:
-    time: of the host, by the kind of chip.
+    time: of the hosts, by the kind of chip.
     chip: its name.
-    devices_a_host: that a host drives.
   """
 
   def number(devices: int) -> str:
-    hosts = math.ceil(devices / devices_a_host)
+    hosts = math.ceil(devices / chips.CHIPS[chip].host)
     return f"{devices:,} {chip} ({hosts:,} host{'s' * (hosts > 1)})"
 
-  said = "One host can run the loop of any number of devices."
-  if time.small_share_devices is not None and time.half_devices is not None:
-    said = (
-      "With as many more trajectories as devices, the host loop takes "
-      f"{SMALL_SHARE:.0%} of a round at {number(time.small_share_devices)}, "
-      f"and as long as the devices at {number(time.half_devices)}: there weak "
-      "scaling ends."
-    )
-  if time.retrieval_devices is not None:
-    said += (
-      " Retrieval takes as long as decoding at "
-      f"{number(time.retrieval_devices)}."
-    )
-  return said
+  if time.small_share_devices is None or time.half_devices is None:
+    return "What one host does for all takes no time."
+  return (
+    "With as many more trajectories as devices, host 0 takes "
+    f"{SMALL_SHARE:.0%} of a round to score and pack them at "
+    f"{number(time.small_share_devices)}, and as long as all else at "
+    f"{number(time.half_devices)}: there weak scaling ends."
+  )

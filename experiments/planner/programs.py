@@ -51,9 +51,10 @@ class Workload:
     longest_response: tokens of the longest response of a rollout. Slots go on
       until it is done. Attention reads the caches of all slots as far as the
       longest one has come.
-    host_ms: milliseconds of the host's loop for a trajectory.
+    host_ms: milliseconds of a host's loop for a trajectory.
     retrieval_ms: of embedding and searching for one, on average over all; 0
       where the method does not retrieve.
+    leader_ms: in which one host scores and packs it.
   """
 
   policy_tokens: int
@@ -62,11 +63,12 @@ class Workload:
   longest_response: int
   host_ms: float = host_loop.LOOP_MS
   retrieval_ms: float = host_loop.RETRIEVAL_MS
+  leader_ms: float = host_loop.LEADER_MS
 
   def __post_init__(self) -> None:
     check_numbers(self, "policy_tokens", "longest_response", at_least=1)
     check_numbers(self, "tool_calls", "tool_tokens", at_least=0)
-    check_numbers(self, "host_ms", "retrieval_ms", at_least=0)
+    check_numbers(self, "host_ms", "retrieval_ms", "leader_ms", at_least=0)
     if self.longest_response < self.response_tokens:
       raise InputError(
         "longest_response must be at least the mean response, policy_tokens + "

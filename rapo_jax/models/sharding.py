@@ -17,7 +17,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from jax.sharding import (
   PartitionSpec,
 )
 
+from rapo_jax import hosts
 from rapo_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -322,6 +323,78 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(jnp.asarray, tree)
   whole = NamedSharding(mesh, PartitionSpec())
   return jax.tree.map(lambda x: _laid_out(x, whole), tree)
+
+
+@hosts.travels
+class HostRows(NamedTuple):
+  """Rows of arrays that one host of a mesh has devices for.
+
+  Attributes:
+    parts: which of the parts that the mesh cuts the rows into, in order.
+    tree: the arrays, with the rows of these parts along their second axis;
+      those without axes are whole.
+  """
+
+  parts: tuple[int, ...]
+  tree: Any
+
+
+def split_rows(tree: Any, mesh: Mesh | None) -> Any:
+  """Rows for each host of a mesh, to be handed to a led function.
+
+  Args:
+    tree: arrays `[M, R, ...]`, or without axes. The mesh has to divide R.
+    mesh: the devices.
+
+  Returns:
+    A `PerHost` of `HostRows`. The tree itself where a host is alone.
+  """
+  if mesh is None or not mesh.is_multi_process:
+    return tree
+  grid = mesh.devices.reshape(row_parts(mesh), -1)
+  # Each array comes to the host once.
+  tree = jax.tree.map(np.asarray, tree)
+
+  def of_host(host: int) -> HostRows:
+    parts = [
+      part
+      for part, devices in enumerate(grid)
+      if any(device.process_index == host for device in devices)
+    ]
+
+    def one(x: np.ndarray) -> np.ndarray:
+      if not x.ndim:
+        return x
+      by_part = np.split(x, len(grid), axis=1)
+      return np.concatenate([by_part[part] for part in parts], axis=1)
+
+    return HostRows(tuple(parts), jax.tree.map(one, tree))
+
+  return hosts.PerHost(tuple(map(of_host, range(jax.process_count()))))
+
+
+def join_rows(rows: Any, mesh: Mesh | None) -> Any:
+  """Whole arrays of what `split_rows` gave each host, on the devices of all."""
+  if mesh is None or not isinstance(rows, HostRows):
+    return jax.tree.map(jnp.asarray, rows)
+  count = row_parts(mesh)
+
+  def one(x: np.ndarray) -> jax.Array:
+    if not x.ndim:
+      return _laid_out(x, NamedSharding(mesh, PartitionSpec()))
+    size = x.shape[1] // len(rows.parts)
+
+    def of_device(index: Any) -> np.ndarray:
+      place = rows.parts.index((index[1].start or 0) // size)
+      return x[:, place * size : (place + 1) * size]
+
+    return jax.make_array_from_callback(
+      (x.shape[0], size * count, *x.shape[2:]),
+      NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"))),
+      of_device,
+    )
+
+  return jax.tree.map(one, rows.tree)
 
 
 def _laid_out(x: Any, layout: NamedSharding) -> jax.Array:

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Int, UInt32
 
 from rapo_jax import hosts
 from rapo_jax.rollout import sampler
@@ -244,7 +244,7 @@ class JointPrograms:
       )
     )
 
-  def _own(self, array: Array) -> list[Array]:
+  def _own(self, array: Any) -> list[Any]:
     """The parts of an array of all slots that are this host's, on one device.
 
     Args:

@@ -417,7 +417,10 @@ class Trainer:
     return [
       one._replace(
         batch=with_proximal(
-          model, one.batch, mesh=self._mesh, scoring=self._scoring
+          model,
+          sharding.split_rows(one.batch, self._mesh),
+          mesh=self._mesh,
+          scoring=self._scoring,
         )
       )
       for one in packed
@@ -465,7 +468,7 @@ class Trainer:
     """One minibatch update."""
     return train_minibatch(
       state,
-      batch,
+      sharding.split_rows(batch, self._mesh),
       self._reference,
       mesh=self._mesh,
       objective=self._objective,
@@ -660,7 +663,7 @@ class Trainer:
 @hosts.led
 def with_proximal(
   model: models.Decoder,
-  batch: PackedBatch,
+  batch: PackedBatch | sharding.HostRows,
   *,
   mesh: jax.sharding.Mesh | None,
   scoring: dict[str, Any],
@@ -669,12 +672,12 @@ def with_proximal(
 
   Args:
     model: the policy before the update.
-    batch: packed trajectories, which every host holds.
+    batch: packed trajectories, or the rows of this host, see `split_rows`.
     mesh: devices that share the work; None for one device.
     scoring: how tokens are scored, see `score_proximal`.
   """
   with sharding.use_mesh(mesh):
-    scored = score_proximal(model, sharding.replicate(batch, mesh), **scoring)
+    scored = score_proximal(model, sharding.join_rows(batch, mesh), **scoring)
   if not hosts.is_shared(mesh):
     return scored
   # What is sent on has to be whole on every host.
@@ -684,7 +687,7 @@ def with_proximal(
 @hosts.led
 def train_minibatch(
   state: TrainState,
-  batch: PackedBatch,
+  batch: PackedBatch | sharding.HostRows,
   reference: models.Decoder | None,
   *,
   mesh: jax.sharding.Mesh | None,
@@ -697,7 +700,7 @@ def train_minibatch(
 
   Args:
     state: donated.
-    batch: packed trajectories, which every host holds.
+    batch: packed trajectories, or the rows of this host, see `split_rows`.
     reference: policy that KL is taken to; None for that of the state with its
       adapters off.
     mesh: devices that share the work; None for one device.
@@ -707,7 +710,7 @@ def train_minibatch(
     scoring: how tokens are scored.
   """
   with sharding.use_mesh(mesh):
-    batch = sharding.replicate(batch, mesh)
+    batch = sharding.join_rows(batch, mesh)
     if objective.kl_coef:
       batch = score_reference(
         state.model if reference is None else reference, batch, **scoring

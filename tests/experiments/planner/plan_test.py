@@ -62,7 +62,7 @@ def planned(tmp_path_factory):
   process = _plan(
     *("--config", CONFIG, "--topology", "h100:4", "--json", str(path)),
     *("--config.mesh.tensor=2", "--largest", "both"),
-    *("--host_ms=4", "--retrieval_ms=500"),
+    *("--host_ms=4", "--retrieval_ms=500", "--leader_ms=3"),
   )
   assert process.returncode == 0, process.stderr
   return json.loads(path.read_text(encoding="utf-8"))
@@ -101,18 +101,20 @@ def test_the_host_loop_is_part_of_a_round(planned):
   # 16 questions, 8 trajectories each.
   assert planned["trajectories"] == 128
   assert host["loop_s"] == pytest.approx(128 * 0.004)
+  assert host["leader_s"] == pytest.approx(128 * 0.003)
   decode = next(p for p in planned["programs"] if p["name"] == "decode")
   decode_s = decode["calls"] * decode["rooflines"]["h100"]["seconds"]
   # It has to retrieve for longer than so small a model decodes.
   assert host["retrieval_s"] == pytest.approx(128 * 0.5 - decode_s)
   assert planned["round_seconds"]["h100"] == pytest.approx(
-    planned["device_seconds"]["h100"] + host["loop_s"] + host["retrieval_s"]
+    planned["device_seconds"]["h100"]
+    + sum(host[name] for name in ("loop_s", "retrieval_s", "leader_s"))
   )
   assert host["small_share_devices"] <= host["half_devices"]
 
 
 def test_the_host_loop_has_rows_of_its_own(capsys):
-  time = host_loop.HostTime(1.5, 0.25, 64, 1280, 640)
+  time = host_loop.HostTime(1.5, 0.25, 0.5, 64, 1280)
   report = types.SimpleNamespace(
     programs=[],
     host=dict.fromkeys(chips.CHIPS, time),
@@ -130,6 +132,7 @@ def test_the_host_loop_has_rows_of_its_own(capsys):
   assert rows == {
     "host loop": "1.5 s",
     "retrieval beyond decoding": "250 ms",
+    "scoring and packing": "500 ms",
     "a round": "20 s",
   }
 
