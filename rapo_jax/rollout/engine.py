@@ -311,7 +311,10 @@ class RolloutEngine:
     if self._forks is not None or self._between is not None:
       programs.fork(*empty_fork(config, parts))
     programs.decode()
-    programs.contents(rows_to_read(config))
+    # Parts lie on devices of their own.
+    for part in range(parts):
+      first = part * (config.num_slots // parts)
+      programs.contents(rows_to_read(config) + np.int32(first))
     programs.finish()
     if isinstance(self._between, RetrievalHook):
       self._between.compile()
