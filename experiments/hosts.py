@@ -183,7 +183,7 @@ def run_together(
     team.agree({**facts(config), **arguments})
     shared = (config, device_mesh(config.mesh), *_of_methods(config))
     if not place.index:
-      leader = hosts.Leader(team.link, place.count, shared)
+      leader = hosts.Leader(team.link, shared)
       team.watch(lambda: leader.doing)
       with hosts.leading(leader):
         status = lead(config)

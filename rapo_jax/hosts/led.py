@@ -36,11 +36,16 @@ import jax
 
 from rapo_jax.errors import InputError
 from rapo_jax.hosts import plain
+from rapo_jax.hosts.link import Place
 
 
 @runtime_checkable
 class Post(Protocol):
   """Messages between the leader and the others; see `Link`."""
+
+  @property
+  def place(self) -> Place:
+    """Where this host stands among them."""
 
   def send(self, message: bytes) -> None:
     """Sends to the leader, or from the leader to all others."""
@@ -158,6 +163,7 @@ class _Side:
   """A host as it runs led functions.
 
   Attributes:
+    post: to and from the others.
     doing: the led function that it is in, if any: the innermost.
   """
 
@@ -186,13 +192,12 @@ class Leader(_Side):
 
   Args:
     post: to and from the others.
-    count: of all hosts.
     shared: objects that every host has from the start, in the same order.
   """
 
-  def __init__(self, post: Post, count: int, shared: Sequence[Any] = ()):
+  def __init__(self, post: Post, shared: Sequence[Any] = ()):
     super().__init__(post)
-    self._count = count
+    self._count = post.place.count
     self._numbers = _Numbers(shared)
     # By class and address; the reference tells an object from a later one.
     self._known: dict[tuple[type, int], tuple[int, weakref.ref[Any]]] = {}
@@ -306,9 +311,17 @@ def gather(value: _Result) -> list[_Result] | None:
   return side.gather(value)
 
 
-def follows() -> bool:
-  """Whether this host does what another one says, and leaves files to it."""
-  return bool(_sides) and isinstance(_sides[-1], Follower)
+def count() -> int:
+  """How many hosts there are, of which this is one."""
+  return _sides[-1].post.place.count if _sides else 1
+
+
+def share_of(total: int) -> int:
+  """This host's part of a number that all hosts share; the parts add up."""
+  if not _sides:
+    return total
+  place = _sides[-1].post.place
+  return total // place.count + (place.index < total % place.count)
 
 
 def _own(args: Any, kwargs: Any, index: int) -> tuple[list[Any], Any]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 
+from rapo_jax import hosts
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tasks.tools import Services
@@ -26,6 +27,32 @@ from rapo_jax.tools.web_cache import CacheConfig, check_cache
 from rapo_jax.tools.web_page import WebPage, check_installed
 from rapo_jax.tools.web_search import SERPER, SearchApi, WebSearch
 from rapo_jax.tools.web_service import WebLimits, key_of
+
+
+def of_one_host(limits: WebLimits) -> WebLimits:
+  """What this one of several hosts may ask; all together keep the limits.
+
+  Each may make one request at a time, however many hosts there are.
+
+  Args:
+    limits: of all hosts together.
+  """
+  count = hosts.count()
+  if count == 1:
+    return limits
+
+  def part(limit: float | None) -> float | None:
+    return None if limit is None else limit / count
+
+  return dataclasses.replace(
+    limits,
+    calls_per_s=part(limits.calls_per_s),
+    max_concurrency=max(1, hosts.share_of(limits.max_concurrency)),
+    max_calls=None
+    if limits.max_calls is None
+    else hosts.share_of(limits.max_calls),
+    max_cost=part(limits.max_cost),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +96,10 @@ class WebSearchSpec:
     return services.opened(
       self,
       lambda: WebSearch(
-        self.api, top_k=self.top_k, limits=self.limits, cache=self.cache
+        self.api,
+        top_k=self.top_k,
+        limits=of_one_host(self.limits),
+        cache=self.cache,
       ),
     )
 
@@ -112,7 +142,7 @@ class WebPageSpec:
       lambda: WebPage(
         links=self.links,
         allow_private=self.allow_private,
-        limits=self.limits,
+        limits=of_one_host(self.limits),
         cache=self.cache,
       ),
     )
@@ -164,7 +194,7 @@ class SearchServerSpec:
         self.url,
         top_k=self.top_k,
         token=self.token,
-        limits=self.limits,
+        limits=of_one_host(self.limits),
         cache=self.cache,
       ),
     )

@@ -66,8 +66,9 @@ CONFIG = {"name": "all have it"}
 class Post:
   """Keeps what is sent to each of two other hosts; has what they answer."""
 
-  def __init__(self, sent):
+  def __init__(self, sent, index=0):
     self.sent = sent
+    self.place = hosts.Place(("host0", 80), 3, index)
     self.others = []
     self.answers = []
 
@@ -94,7 +95,7 @@ def post(sent):
 
 @pytest.fixture
 def leading(post):
-  with hosts.leading(hosts.Leader(post, 3, [CONFIG])) as leader:
+  with hosts.leading(hosts.Leader(post, [CONFIG])) as leader:
     yield leader
 
 
@@ -202,7 +203,28 @@ def test_each_host_gets_its_own_and_the_leader_all_results(leading, post, sent):
 
 def test_a_host_that_is_alone_gathers_its_own():
   assert hosts.gather("a") == ["a"]
-  assert not hosts.follows()
+  assert hosts.count() == 1
+  assert hosts.share_of(7) == 7
+
+
+@hosts.led
+def shares(model, totals):
+  return hosts.gather([hosts.count(), *map(hosts.share_of, totals)])
+
+
+def test_parts_of_a_number_add_up(leading, post, sent):
+  model = make(CONFIG, np.zeros(1))
+  post.answers = [(1, hosts.encode(None)), (2, hosts.encode(None))]
+  found = [shares(model, [0, 1, 8])[0]]
+  for index in (1, 2):
+    own = Post([], index)
+    follower = hosts.Follower(own, [CONFIG])
+    for message in sent:
+      follower.run(message)
+    found.append(hosts.decode(own.sent[-1]))
+  assert [one[0] for one in found] == [3, 3, 3]
+  assert [sum(parts) for parts in zip(*found, strict=True)][1:] == [0, 1, 8]
+  assert [one[3] for one in found] == [3, 3, 2]
 
 
 def test_what_a_host_does_is_the_innermost_function(leading):

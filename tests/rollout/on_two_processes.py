@@ -270,7 +270,7 @@ def take_part(folder, address, count, index):
   hosts.join(link, pathlib.Path(folder))
   shared = meshes()
   if link.leads:
-    with hosts.leading(hosts.Leader(link, count, shared)):
+    with hosts.leading(hosts.Leader(link, shared)):
       found = report(*shared)
     link.send({"over": True})
     end(found)

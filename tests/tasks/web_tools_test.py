@@ -6,11 +6,13 @@ import dataclasses
 import json
 import pathlib
 import sys
+from unittest import mock
 
 import pytest
 
 from experiments import checks, flags, tasks
 from experiments.config import ExperimentConfig
+from rapo_jax import hosts
 from rapo_jax.data import system_prompt
 from rapo_jax.errors import InputError
 from rapo_jax.tasks import (
@@ -20,6 +22,7 @@ from rapo_jax.tasks import (
   WebPageSpec,
   WebSearchSpec,
   check_tool_specs,
+  web_tools,
 )
 from rapo_jax.tools import SERPER, CacheConfig, WebLimits, check_tools
 from tests.tools.web_server import reply, scripted, serving
@@ -172,3 +175,20 @@ def test_top_k_out_of_range(kind):
 def encoder():
   """None of these tools embeds anything."""
   return None
+
+
+def test_hosts_share_the_limits_of_a_service(monkeypatch):
+  limits = WebLimits(calls_per_s=6.0, max_concurrency=2, max_calls=8)
+  assert web_tools.of_one_host(limits) == limits
+  own = []
+  for index in range(3):
+    place = hosts.Place(("host0", 80), 3, index)
+    side = hosts.Leader(mock.Mock(spec=hosts.Link, place=place))
+    with hosts.leading(side):
+      own.append(web_tools.of_one_host(limits))
+  assert [one.max_calls for one in own] == [3, 3, 2]
+  assert [one.calls_per_s for one in own] == [2.0] * 3
+  # One that may ask nothing at a time would wait for ever.
+  assert [one.max_concurrency for one in own] == [1] * 3
+  assert own[0].max_cost is None
+  assert own[0].timeout_s == limits.timeout_s
