@@ -194,7 +194,8 @@ def unlearned(batch: PackedBatch) -> PackedBatch:
   An update on no micro-batch would still move the weights: by the optimizer's
   momentum, and by its weight decay.
   """
-  return batch._replace(num_microbatches=jnp.asarray(-1, jnp.int32))
+  # Computed of the number that is there: it has to lie where that does.
+  return batch._replace(num_microbatches=batch.num_microbatches * 0 - 1)
 
 
 class Placement(NamedTuple):

@@ -296,6 +296,7 @@ class Trainer:
     Returns:
       The state, bit for bit.
     """
+    state = committed(state)
     self._engine.compile(state.model, seed=self._seed)
     count = self._update.queries_per_update
     size = self._rollout.num_generations
@@ -658,6 +659,21 @@ class Trainer:
         for number, row in enumerate(drawn)
       ]
     return rows
+
+
+@hosts.led
+def committed(state: TrainState) -> TrainState:
+  """The state with all arrays committed to the devices that they lie on.
+
+  What is restored is, and what is frozen may not be. A program is compiled for
+  either, and all that an update gives is committed if a part of it was.
+
+  Args:
+    state: donated.
+  """
+  return jax.tree.map(
+    lambda x: x if x.committed else jax.device_put(x, x.sharding), state
+  )
 
 
 @hosts.led
