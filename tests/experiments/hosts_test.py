@@ -614,7 +614,7 @@ sys.exit(run.main(sys.argv[1:]))
 def test_a_host_that_computes_for_ever_is_named(agents, tmp_path, monkeypatch):
   monkeypatch.setenv("RAPO_STALL_S", "60")
   workdir = tmp_path / "run"
-  shutil.copytree(agents, workdir / "agents")
+  shutil.copytree(agents, workdir)
   pair = Hosts(write_config(tmp_path), workdir, "--stage=train", code=STUCK)
   assert pair.wait() == [hosts.HOST_STATUS] * 2
   for index in range(2):
