@@ -109,7 +109,9 @@ class RolloutEngine:
       hosts.check_led(mesh)
     tag_set = tools_lib.check_tools(tools)
     check_tool_settings(config, tools)
-    shares = Shares.of(mesh) if mesh and hosts.is_shared(mesh) else None
+    shares: Shares | None = None
+    if mesh is not None and hosts.is_shared(mesh):
+      shares = Shares.of(mesh)
     self._config = config
     self._mesh = mesh
     self._shares = shares
