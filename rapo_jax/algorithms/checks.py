@@ -153,7 +153,8 @@ def _tried(
     return jnp.sum(jnp.where(real, losses, 0)), losses
 
   with _named(algorithm, f"the loss ({loss.name})"):
-    gradient, losses = jax.grad(total, has_aux=True)(
+    # One program, as in an update: each operation by itself would be one.
+    gradient, losses = jax.jit(jax.grad(total, has_aux=True))(
       jnp.asarray(log_probs, jnp.float32)
     )
   # Where a token is masked the sum has no gradient; NaN there is the select's.

@@ -171,8 +171,16 @@ class BertEncoder(nnx.Module):
       + self.token_type_embeddings(jnp.zeros_like(positions))
     )
     for layer in self.layers:
-      hidden = layer(hidden, where)
+      hidden = _apply(layer, hidden, where)
     return hidden
+
+
+@jax.jit
+def _apply(
+  layer: BertLayer, hidden: Float[Array, "B T D"], where: Bool[Array, "B T"]
+) -> Float[Array, "B T D"]:
+  """One layer: a function of its own, which is traced once for all of them."""
+  return layer(hidden, where)
 
 
 def load_bert(
