@@ -29,6 +29,7 @@ from experiments.policy_shape import Agent, policy_shape
 from rapo_jax import models
 from rapo_jax.algorithms import Algorithm
 from rapo_jax.models import sharding
+from rapo_jax.rollout.shares import of_all_hosts
 from rapo_jax.training import packed_columns
 
 # What the runtime keeps for itself.
@@ -190,7 +191,7 @@ def make_plan(
       dimension of the model or of the batch. The message names a mesh that
       would work. Or the shape of the agent is not known.
   """
-  axes, mesh = _mesh(config, topology, agent)
+  config, axes, mesh = _on_topology(config, topology, agent)
   phases: tuple[Phase, ...] = ("rollout",)
   if agent == "base":
     phases = ("rollout", "update")
@@ -283,23 +284,32 @@ def _host(
   )
 
 
-def _mesh(
+def _on_topology(
   config: ExperimentConfig, topology: chips.Topology, agent: Agent
-) -> tuple[dict[str, int], Mesh]:
-  """The mesh over a topology: its axes by name, and itself.
+) -> tuple[ExperimentConfig, dict[str, int], Mesh]:
+  """The config with the shapes that the hosts of a topology roll out with.
+
+  Returns:
+    It, and the mesh over the topology: its axes by name, and itself.
 
   Raises:
     InputError: it does not use the devices, or does not divide the slots. Or it
       does not divide the rows of a micro-batch of a trained agent.
   """
-  axes = config.mesh.shape(len(topology.devices))
+  count = len(topology.devices)
+  chip = chips.CHIPS.get(topology.chip)
+  hosts = math.ceil(count / chip.host) if chip else 1
+  config = dataclasses.replace(
+    config, rollout=of_all_hosts(config.rollout, hosts)
+  )
+  axes = config.mesh.shape(count)
   mesh = sharding.make_mesh(**axes, devices=topology.devices)
   sharding.check_rows("rollout.num_slots", config.rollout.num_slots, mesh)
   if agent == "base":
     sharding.check_rows(
       "update.rows_per_microbatch", config.update.rows_per_microbatch, mesh
     )
-  return axes, mesh
+  return config, axes, mesh
 
 
 def costliest(

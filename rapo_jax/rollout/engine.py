@@ -45,7 +45,7 @@ from rapo_jax.rollout.programs import (
 )
 from rapo_jax.rollout.requests import RolloutRequest
 from rapo_jax.rollout.retriever import RetrievalHook
-from rapo_jax.rollout.shares import Shares
+from rapo_jax.rollout.shares import Shares, of_all_hosts
 from rapo_jax.rollout.stats import RolloutStats
 from rapo_jax.rollout.tool_runner import ToolRunner
 from rapo_jax.trajectory import Trajectory
@@ -171,7 +171,7 @@ class RolloutEngine:
       else max(len(shares.own), 1),
     )
     self._device_side = DeviceSide(
-      config if shares is None else shares.of_all(config),
+      config if shares is None else of_all_hosts(config, shares.count),
       mesh,
       stop_table=table.table,
       eos=self._eos,

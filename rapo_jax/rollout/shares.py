@@ -38,6 +38,17 @@ for _cls in (
   hosts.travels(_cls)
 
 
+def of_all_hosts(config: RolloutConfig, count: int) -> RolloutConfig:
+  """Shapes of the device programs of several hosts: as many prompts for each.
+
+  Args:
+    config: of the rollout.
+    count: number of hosts.
+  """
+  rows = -(-config.prefill_rows // count) * count
+  return dataclasses.replace(config, prefill_rows=rows)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shares:
   """The parts of the slots of each host, as one of them sees it.
@@ -86,18 +97,14 @@ class Shares:
       for part, owner in enumerate(self.owners)
     )
 
-  def of_all(self, config: RolloutConfig) -> RolloutConfig:
-    """Shapes of the device programs: as many prompts for each host."""
-    rows = -(-config.prefill_rows // self.count) * self.count
-    return dataclasses.replace(config, prefill_rows=rows)
-
   def of_one(self, config: RolloutConfig) -> RolloutConfig:
     """Shapes of this host's loop, which has a part of the slots at least."""
     part_slots = config.num_slots // len(self.owners)
+    rows = of_all_hosts(config, self.count).prefill_rows
     return dataclasses.replace(
       config,
       num_slots=part_slots * max(len(self.own), 1),
-      prefill_rows=-(-config.prefill_rows // self.count),
+      prefill_rows=rows // self.count,
     )
 
   def dealt(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:

@@ -12,7 +12,7 @@ from rapo_jax.models import sharding
 from rapo_jax.rollout import RolloutConfig
 from rapo_jax.rollout.exchange import Exchange
 from rapo_jax.rollout.requests import group_requests
-from rapo_jax.rollout.shares import Shares
+from rapo_jax.rollout.shares import Shares, of_all_hosts
 
 
 def mesh_of(*processes, tensor):
@@ -62,7 +62,7 @@ def test_places_find_the_parts_that_hosts_list_one_by_one():
 @pytest.mark.parametrize("prefill_rows", [1, 2, 3, 4])
 def test_a_host_has_its_part_of_the_slots_and_prompts(prefill_rows):
   config = RolloutConfig(num_slots=12, prefill_rows=prefill_rows)
-  of_all = Shares((0, 0, 1), 2, 0).of_all(config)
+  of_all = of_all_hosts(config, 2)
   assert of_all.num_slots == 12
   own = [Shares((0, 0, 1), 2, host).of_one(config) for host in range(2)]
   assert [one.num_slots for one in own] == [8, 4]
