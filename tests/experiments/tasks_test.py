@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 import types
 
 import pytest
 
 from experiments import tasks
 from experiments.config import DataConfig, ExperimentConfig, UpdateConfig
+from rapo_jax import hosts
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import SentenceEncoder
 from rapo_jax.tasks import FileTask
 from rapo_jax.tasks.miniature import MiniatureTask
 from rapo_jax.tasks.miniature.world import WorldConfig
+from tests.hosts import loopback
 
 
 def test_fewer_questions_than_an_update_takes():
@@ -54,6 +58,34 @@ def test_an_object_that_is_no_tool_is_refused():
     tasks.running_tools(config, "t", encoder),
   ):
     raise AssertionError
+
+
+CLOSED = []
+
+
+@hosts.led
+def open_counting(config):
+  """Tools of one host, of which one counts and another does not."""
+  stack = contextlib.ExitStack()
+  stack.callback(CLOSED.append, hosts.share_of(2))
+  counting = types.SimpleNamespace(numbers=lambda: {"cost": 1.5})
+  tools = {"search": counting, "open": types.SimpleNamespace()}
+  return tasks.Equipment(tools, {}, stack)
+
+
+def test_every_host_has_tools_of_its_own(monkeypatch):
+  monkeypatch.setattr(sys.modules[__name__], "CLOSED", [])
+  config = ExperimentConfig(name="t")
+  with loopback.two_hosts(config) as follower:
+    equipment = open_counting(config)
+    [other] = loopback.held(follower, tasks.Equipment)
+    assert other.tools is not equipment.tools
+    assert equipment.numbers() == {"search": {"cost": 3.0}}
+    assert CLOSED == []
+    equipment.close()
+  assert CLOSED == [1, 1]
+  # A host that is alone counts its own.
+  assert open_counting(config).numbers() == {"search": {"cost": 1.5}}
 
 
 @pytest.mark.parametrize("leaks", ["warn", "drop", "refuse"])

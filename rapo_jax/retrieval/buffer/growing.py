@@ -286,6 +286,8 @@ class GrowingBuffer:
       self._key_ids.assign(table["key"].to_pylist())
       self._append(table, vectors)
       self._parts.append(path)
+    # The leader may delete these files next.
+    hosts.gather(None)
 
   def _read_added(
     self, path: pathlib.Path

@@ -5,9 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rapo_jax import retrieval
+from rapo_jax import hosts, retrieval
 from rapo_jax.retrieval.buffer import growing as growing_lib
 from rapo_jax.retrieval.buffer import store
+from tests.hosts import loopback
 from tests.retrieval.index.indexes import CountedIndex
 
 CONFIG = retrieval.RetrievalConfig(top_k=1)
@@ -275,3 +276,40 @@ class TestRestore:
     ]
     growing.restore(3)
     assert growing.version == 3
+
+
+@hosts.led
+def load(encoder, folder):
+  return retrieval.StepTraceBuffer.load(folder, encoder)
+
+
+@hosts.led
+def grow(base, folder):
+  return retrieval.GrowingBuffer(base, folder)
+
+
+def test_another_host_has_what_the_leader_adds(base, encoder, tmp_path):
+  with loopback.two_hosts(encoder) as follower:
+    growing = grow(load(encoder, base.directory), tmp_path / "grown")
+    [other] = loopback.held(follower, retrieval.GrowingBuffer)
+    assert other is not growing
+
+    def check(*topics):
+      assert (other.version, len(other)) == (growing.version, len(growing))
+      assert other.digest() == growing.digest()
+      for topic in topics:
+        traces = make_traces(topic)
+        assert found(other, traces) == found(growing, traces)
+
+    topics = ["films", "birds", "wells"]
+    for update, topic in enumerate(topics, start=1):
+      new = make_traces(topic, first=growing.next_trace_id)
+      growing.add(new, update=update)
+      check(*topics[:update])
+    assert len(other) == 15
+    growing.merge(update=2)
+    check(*topics)
+    growing.forget_before(3)
+    growing.restore(0)
+    assert len(other) == 6
+    check("rivers")
