@@ -1,23 +1,22 @@
-"""What a host takes for a trajectory, and up to how many hosts that works.
+"""What a host takes for a trajectory in its loop, and in retrieval.
 
     .venv/bin/python -m benchmarks.host_scaling
 
-Each host runs the loop of its own slots, with tools and retrieval: that work
-stays the same with so many more hosts and trajectories. The first host scores
-and packs the trajectories of all: that grows, and there is a number of hosts
-from which on the others wait for it.
+Each of several hosts runs the loop of its own slots, with tools and retrieval.
+That work stays the same with so many more hosts and trajectories.
 
-Runs both, as they are, for 64, 256 and 1,024 trajectories: hybrid rollouts by a
-scripted policy with instant tools and a Step-Trace Buffer, see `rollout_host`,
-then rewards, advantages and packing. Device programs run here too, on the same
-core, and are not counted. Reports milliseconds a trajectory of each. For a
-round of `--round-seconds` with `--a-host` trajectories a host it adds what
-share of it the loop takes, and at how many hosts scoring and packing take 5 %
-of it, and all of it. Retrieval runs in a thread of its own beside decoding, so
-it has a line of its own. Here it shares the core with decoding and waits for
-it: on a host with more cores it takes far less than that line says.
+Runs the loop, as it is, for 64, 256 and 1,024 trajectories: hybrid rollouts by
+a scripted policy with instant tools and a Step-Trace Buffer, see
+`rollout_host`. Their device programs run here too, on the same core, and are
+not counted. Reports milliseconds a trajectory, and what share they take of a
+round of `--round-seconds` with `--a-host` trajectories a host. Retrieval runs
+in a thread of its own beside decoding, so it has a line of its own. Here it
+shares the core with decoding and waits for it: on a host with more cores it
+takes far less than that line says. 64 trajectories take 150 s a turn.
 
-The planner takes its figures from here (`experiments/planner/host_loop.py`).
+The planner takes its figure of the loop from here
+(`experiments/planner/host_loop.py`). What one host does for all is measured by
+`score_and_pack`.
 
 The defaults are a round of Qwen2.5-7B on v5p:4x4x2, which has eight hosts
 (docs/scale.md).
@@ -29,21 +28,11 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from typing import Any
 
 from benchmarks import rollout_host
 from benchmarks import rollout_setup as setup
-from rapo_jax import retrieval, rewards
-from rapo_jax.algorithms import ObjectiveConfig
-from rapo_jax.rollout import RolloutConfig, RolloutEngine
-from rapo_jax.training import UpdateConfig
-from rapo_jax.training.experience import (
-  evaluate_trajectories,
-  score_trajectories,
-)
-from rapo_jax.training.trainer import minibatches
-from rapo_jax.trajectory import Trajectory
+from rapo_jax import retrieval
 
 _QUESTIONS = (4, 16, 64)
 
@@ -72,9 +61,6 @@ def main() -> None:
       for name, seconds in {
         "loop": [t.stats.numbers()["host_seconds"] for t in turns],
         "retrieval_busy": [t.stats.retrieval_busy_seconds for t in turns],
-        "score_and_pack": [
-          _leader_seconds(policy, engine, t.trajectories) for t in turns
-        ],
       }.items()
     }
   largest = found[max(found)]
@@ -92,49 +78,10 @@ def main() -> None:
           name: round(known.a_host * largest[name] / known.round_seconds, 3)
           for name in ("loop", "retrieval_busy")
         },
-        "hosts": {
-          share: round(
-            part
-            * known.round_seconds
-            / (known.a_host * largest["score_and_pack"]),
-            1,
-          )
-          for share, part in (("5 %", 0.05), ("100 %", 1.0))
-        },
         **setup.about_this_machine(),
       }
     )
   )
-
-
-def _leader_seconds(
-  policy: setup.ScriptedPolicy,
-  engine: RolloutEngine,
-  trajectories: list[Trajectory],
-) -> float:
-  """Of scoring and packing, as the trainer does it between two rollouts."""
-  config = RolloutConfig()
-  questions = len(trajectories) // config.num_generations
-  update = UpdateConfig(
-    queries_per_update=questions,
-    queries_per_minibatch=min(questions, 16),
-    row_length=engine.max_length,
-  )
-  objective, queries = ObjectiveConfig(), setup.queries(questions)
-  began = time.perf_counter()
-  scores = score_trajectories(
-    *(trajectories, queries, policy.tokenizer),
-    *(rewards.OUTCOME, rewards.RECIPE_TAGS),
-  )
-  experience = evaluate_trajectories(
-    *(trajectories, queries, policy.tokenizer, objective),
-    max_length=engine.max_length,
-    max_steps=config.max_steps,
-    max_response_tokens=engine.max_length,
-    scores=scores,
-  )
-  minibatches(experience, update, objective)
-  return time.perf_counter() - began
 
 
 def _arguments() -> argparse.Namespace:

@@ -149,7 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
     type=float,
     default=host_loop.LEADER_MS,
     help="milliseconds a trajectory in which one host scores and packs those "
-    "of all (default: %(default)s, measured there too)",
+    "of all (default: %(default)s, measured by benchmarks/score_and_pack.py)",
   )
   return parser
 

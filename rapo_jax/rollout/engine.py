@@ -217,7 +217,9 @@ class RolloutEngine:
     if self._shares is None:
       trajectories, stats = self._roll_out(model, requests, **how)
     else:
-      dealt = self._shares.dealt(requests)
+      # Rollouts that fork have slots of one part.
+      whole = self._forks is not None
+      dealt = self._shares.dealt(requests, whole=whole)
       parts = tuple([requests[n] for n in numbers] for numbers in dealt)
       found = self._roll_out_share(model, hosts.PerHost(parts), **how)
       assert found is not None  # Only where this host follows.

@@ -2,7 +2,7 @@
 
 A mesh cuts the slots into parts, by the rows of its grid. A part has devices of
 one host or, where heads are cut over several, of more. One of these runs the
-loop of its slots. Questions are dealt to hosts whole.
+loop of its slots.
 """
 
 from __future__ import annotations
@@ -107,17 +107,34 @@ class Shares:
       prefill_rows=rows // self.count,
     )
 
-  def dealt(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
-    """Numbers of the requests of each host; those of a question stay together.
+  def dealt(
+    self, requests: Sequence[RolloutRequest], *, whole: bool
+  ) -> list[list[int]]:
+    """Numbers of the requests of each host, evenly by their parts.
 
-    The next question goes to the host that has fewest trajectories a part.
+    A question's requests go to one host, or to the next ones where its share is
+    less: more hosts than questions share them.
+
+    Args:
+      requests: in any order.
+      whole: whether a question must lie on one host. The next one goes to the
+        host that has fewest trajectories a part.
     """
     questions: dict[int, list[int]] = {}
     for number, request in enumerate(requests):
       questions.setdefault(request.group_id, []).append(number)
-    taking = {host: len(self.parts(host)) for host in sorted({*self.owners})}
+    sizes = {host: len(self.parts(host)) for host in sorted({*self.owners})}
     dealt: list[list[int]] = [[] for _ in range(self.count)]
-    for numbers in questions.values():
-      host = min(taking, key=lambda h: (len(dealt[h]) / taking[h], h))
-      dealt[host] += numbers
+    if whole:
+      for numbers in questions.values():
+        host = min(sizes, key=lambda h: (len(dealt[h]) / sizes[h], h))
+        dealt[host] += numbers
+      return dealt
+    in_order = [n for numbers in questions.values() for n in numbers]
+    begin = parts = 0
+    for host, size in sizes.items():
+      parts += size
+      end = len(in_order) * parts // len(self.owners)
+      dealt[host] = in_order[begin:end]
+      begin = end
     return dealt

@@ -59,7 +59,8 @@ def test_a_host_that_is_alone_has_all_rows():
 def test_rows_come_together_on_the_devices():
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   tokens = np.arange(12).reshape(2, 2, 3)
-  rows = sharding.HostRows((0,), {"tokens": tokens, "count": np.array(7, np.int32)})
+  count = np.array(7, np.int32)
+  rows = sharding.HostRows((0,), {"tokens": tokens, "count": count})
   joined = sharding.join_rows(rows, mesh)
   np.testing.assert_array_equal(joined["tokens"], tokens)
   assert joined["count"] == 7

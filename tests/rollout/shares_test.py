@@ -89,21 +89,42 @@ def requests(*sizes):
   return sorted(made, key=lambda r: (r.index, r.group_id))
 
 
-@pytest.mark.parametrize("owners", [(0, 1), (0, 0, 1), (2, 0), (1,)])
-def test_questions_are_dealt_whole_and_evenly(owners):
-  shares = Shares(owners, 3, 0)
-  asked = requests(4, 4, 1, 4, 2, 4, 4, 3)
-  dealt = shares.dealt(asked)
+OWNERS = [(0, 1), (0, 0, 1), (2, 0), (1,)]
+
+
+def dealt_to(owners, asked, **how):
+  """Hosts of each question, and trajectories a part of each host with parts."""
+  dealt = Shares(owners, 3, 0).dealt(asked, **how)
   assert sorted(n for own in dealt for n in own) == list(range(len(asked)))
+  assert all(not dealt[host] for host in {0, 1, 2} - {*owners})
   hosts_of = {}
   for host, own in enumerate(dealt):
     for number in own:
       hosts_of.setdefault(asked[number].group_id, set()).add(host)
+  return hosts_of, [len(dealt[h]) / owners.count(h) for h in {*owners}]
+
+
+@pytest.mark.parametrize("owners", OWNERS)
+def test_questions_that_have_to_be_whole_are_dealt_whole(owners):
+  hosts_of, loads = dealt_to(
+    owners, requests(4, 4, 1, 4, 2, 4, 4, 3), whole=True
+  )
   assert all(len(found) == 1 for found in hosts_of.values())
-  loads = {host: len(dealt[host]) / owners.count(host) for host in {*owners}}
-  assert sum(map(len, dealt)) == len(asked)
-  assert max(loads.values()) - min(loads.values()) <= 4
-  assert all(not dealt[host] for host in {0, 1, 2} - {*owners})
+  assert max(loads) - min(loads) <= 4
+
+
+@pytest.mark.parametrize("owners", OWNERS)
+@pytest.mark.parametrize("sizes", [(4, 4, 1, 4, 2, 4, 4, 3), (5,), (1, 1)])
+def test_no_host_has_more_than_its_share(owners, sizes):
+  hosts_of, loads = dealt_to(owners, requests(*sizes), whole=False)
+  assert max(loads) - min(loads) <= 1
+  # A question is cut where one host's share ends and the next one's begins.
+  assert sum(len(found) - 1 for found in hosts_of.values()) < len({*owners})
+
+
+def test_questions_stay_whole_where_shares_are():
+  hosts_of, _ = dealt_to((0, 1), requests(4, 4, 4, 4), whole=False)
+  assert list(hosts_of.values()) == [{0}, {0}, {1}, {1}]
 
 
 def test_a_host_that_is_alone_gets_back_what_it_hands_out():
