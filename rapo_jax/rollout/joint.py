@@ -71,8 +71,8 @@ class JointPrograms:
     prompt_width: tokens that a prompt's row holds.
 
   Attributes:
-    decode_seconds: in which it took part in decoding for others alone.
-    cache_seconds: the same for prompts and inserts.
+    decode_seconds: in which its devices decoded, and it read what came out.
+    cache_seconds: in which they did anything else.
     waited_seconds: in which it waited for the wishes of others.
   """
 
@@ -132,6 +132,7 @@ class JointPrograms:
 
   def contents(self, slots: Int[np.ndarray, " R"]) -> Contents:
     """See `Programs.contents`; other hosts take no part."""
+    began = time.perf_counter()
     parts = slots // self._part_slots
     found: Contents | None = None
     for part in np.unique(parts):
@@ -147,6 +148,7 @@ class JointPrograms:
         for array, row in zip(found, rows, strict=True):
           array[here] = np.asarray(row)[here]
     assert found is not None  # There is a row at least.
+    self.decode_seconds += time.perf_counter() - began
     return found
 
   def hold(self, wait: Callable[[float], None], runnable: bool) -> float | None:
@@ -190,7 +192,6 @@ class JointPrograms:
   def _take_part(self, wish: _Wish) -> None:
     """Launches a program that only others have something for."""
     config, parts = self._config, max(len(self._shares.own), 1)
-    began = time.perf_counter()
     arrays: Sequence[np.ndarray] = ()
     if wish is _Wish.PREFILL:
       arrays = self._prompts
@@ -201,17 +202,16 @@ class JointPrograms:
     elif wish is _Wish.FORK:
       arrays = empty_fork(config, parts)
     self._launch(wish, arrays)
-    if wish is _Wish.DECODE:
-      self._programs.wait()
-      self.decode_seconds += time.perf_counter() - began
-    else:
-      self.cache_seconds += time.perf_counter() - began
 
   def _launch(self, wish: _Wish, arrays: Sequence[np.ndarray]) -> None:
-    """Launches a program with what is this host's."""
+    """Launches a program with what is this host's, and waits for a chunk."""
+    began = time.perf_counter()
     if wish is _Wish.DECODE:
       self._programs.advance()
-    elif wish is _Wish.PREFILL:
+      self._programs.wait()
+      self.decode_seconds += time.perf_counter() - began
+      return
+    if wish is _Wish.PREFILL:
       self._programs.prefill(*self._exchange([a[None] for a in arrays]))
     elif wish is _Wish.ADMIT:
       source, *rest = arrays
@@ -223,6 +223,7 @@ class JointPrograms:
       self._programs.insert(*self._of_all(arrays))
     else:
       self._programs.fork(*self._of_all(arrays))
+    self.cache_seconds += time.perf_counter() - began
 
   def _of_all(self, arrays: Sequence[np.ndarray]) -> list[Any]:
     """Arrays of the parts of all hosts, from those of this host's parts."""
