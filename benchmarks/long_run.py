@@ -142,6 +142,11 @@ def main() -> None:
   parser.add_argument("--updates", type=int, default=500)
   parser.add_argument("--starts", type=int, default=6)
   known = parser.parse_args()
+  if known.starts < 2:
+    parser.error(
+      f"--starts must be at least 2, got {known.starts}: the first "
+      "compiles and is not counted"
+    )
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name) / "run"
     for stage in ("agents", "buffer"):
