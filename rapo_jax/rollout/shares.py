@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -79,17 +80,17 @@ class Shares:
     """Parts of a host, in order."""
     return tuple(p for p, owner in enumerate(self.owners) if owner == host)
 
-  @property
+  @functools.cached_property
   def own(self) -> tuple[int, ...]:
     """Parts of this host, in order."""
     return self.parts(self.host)
 
-  @property
+  @functools.cached_property
   def most(self) -> int:
     """Parts of the host that has most."""
     return max(len(self.parts(host)) for host in range(self.count))
 
-  @property
+  @functools.cached_property
   def places(self) -> tuple[int, ...]:
     """Where each part stands, if all hosts list `most` parts one by one."""
     return tuple(
