@@ -36,6 +36,7 @@ from rapo_jax.retrieval import (
 )
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
 from rapo_jax.rewards import RECIPE_TAGS, Reward, Sample, score_all
+from rapo_jax.rollout.stats import sums
 from rapo_jax.tasks import (
   Opened,
   Questions,
@@ -118,13 +119,9 @@ class Equipment:
     A tool that counts nothing is left out.
     """
     own = {name: own_numbers(tool) for name, tool in self.tools.items()}
-    sums: dict[str, dict[str, float]] = {}
-    for of_host in hosts.gather(own) or ():
-      for name, numbers in of_host.items():
-        for figure, value in numbers.items():
-          of_tool = sums.setdefault(name, {})
-          of_tool[figure] = of_tool.get(figure, 0.0) + value
-    return sums
+    found = hosts.gather(own) or []
+    totals = {n: sums([of_host[n] for of_host in found]) for n in own}
+    return {name: numbers for name, numbers in totals.items() if numbers}
 
 
 @dataclasses.dataclass

@@ -138,19 +138,19 @@ def _by_tool(stats: Sequence[RolloutStats]) -> dict[str, list[ToolStats]]:
 def _joined(calls: Sequence[ToolStats]) -> ToolStats:
   """Of a tool that several hosts have, what became of all of its calls."""
   return ToolStats(
-    counts=_sums([c.counts for c in calls]),
+    counts=sums([c.counts for c in calls]),
     seconds=[x for c in calls for x in c.seconds],
     waited_seconds=[x for c in calls for x in c.waited_seconds],
     retries=sum(c.retries for c in calls),
     hung=sum(c.hung for c in calls),
-    own=_sums([c.own for c in calls]),
+    own=sums([c.own for c in calls]),
   )
 
 
-def _sums(numbers: Sequence[Mapping[str, _Number]]) -> dict[str, _Number]:
+def sums(numbers: Sequence[Mapping[str, _Number]]) -> dict[str, _Number]:
   """The sum of each number by name; one that is missing counts as 0."""
-  sums: dict[str, _Number] = {}
+  found: dict[str, _Number] = {}
   for own in numbers:
     for name, value in own.items():
-      sums[name] = sums[name] + value if name in sums else value
-  return sums
+      found[name] = found[name] + value if name in found else value
+  return found
