@@ -1,25 +1,11 @@
 """Each host gets the rows of a batch that its devices hold."""
 
-import types
-from unittest import mock
-
 import jax
 import numpy as np
 import pytest
 
 from rapo_jax.models import sharding
-
-
-def mesh_of(processes, tensor):
-  """A mesh whose devices belong to these processes."""
-  devices = [types.SimpleNamespace(process_index=p) for p in processes]
-  rows = len(devices) // tensor
-  return mock.Mock(
-    spec=jax.sharding.Mesh,
-    devices=np.array(devices).reshape(1, rows, tensor),
-    shape={"data": 1, "fsdp": rows, "tensor": tensor},
-    is_multi_process=True,
-  )
+from tests.hosts.meshes import mesh_of
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """Slots and questions are shared evenly, and no question lies on two hosts."""
 
-import types
-from unittest import mock
-
 import jax
 import numpy as np
 import pytest
@@ -13,17 +10,7 @@ from rapo_jax.rollout import RolloutConfig
 from rapo_jax.rollout.exchange import Exchange
 from rapo_jax.rollout.requests import group_requests
 from rapo_jax.rollout.shares import Shares, of_all_hosts
-
-
-def mesh_of(*processes, tensor):
-  """A mesh whose devices belong to these processes."""
-  devices = [types.SimpleNamespace(process_index=p) for p in processes]
-  rows = len(devices) // tensor
-  return mock.Mock(
-    spec=jax.sharding.Mesh,
-    devices=np.array(devices).reshape(1, rows, tensor),
-    shape={"data": 1, "fsdp": rows, "tensor": tensor},
-  )
+from tests.hosts.meshes import mesh_of
 
 
 @pytest.mark.parametrize(
@@ -45,7 +32,7 @@ def test_each_part_has_one_owner_that_has_devices_of_it(
   processes, tensor, owners, monkeypatch
 ):
   monkeypatch.setattr(jax, "process_count", lambda: max(processes) + 1)
-  shares = Shares.of(mesh_of(*processes, tensor=tensor))
+  shares = Shares.of(mesh_of(processes, tensor))
   assert shares.owners == owners
   assert shares.count == max(processes) + 1
 
