@@ -162,13 +162,21 @@ class ScriptedPolicy:
     )
 
 
-def scripted_policy(step_tokens: Sequence[int]) -> ScriptedPolicy:
+def scripted_policy(
+  step_tokens: Sequence[int],
+  *,
+  words: Sequence[str] | None = None,
+  config: models.DecoderConfig | None = None,
+) -> ScriptedPolicy:
   """Makes a policy for some step lengths.
 
   Args:
     step_tokens: tokens of a step, its call included, each at least 4.
+    words: that it knows; None for the sentence encoder's.
+    config: its shape, with at least `VOCAB_SIZE` rows and an output head of its
+      own; None for `decoder_config`.
   """
-  words = english_words()
+  words = english_words() if words is None else words
   tokenizer = spelling_tokenizer()
   tokenizer.add_tokens(
     [
@@ -189,7 +197,9 @@ def scripted_policy(step_tokens: Sequence[int]) -> ScriptedPolicy:
   circle = list(range(VOCAB_SIZE - _ENDLESS_IDS, VOCAB_SIZE))
   follows += zip(circle, [*circle[1:], circle[0]], strict=True)
 
-  model = models.Decoder(decoder_config(tie_embeddings=False), rngs=nnx.Rngs(0))
+  if config is None:
+    config = decoder_config(tie_embeddings=False)
+  model = jax.jit(lambda: models.Decoder(config, rngs=nnx.Rngs(0)))()
   embedding = np.array(model.embedding[...]) * _EMBEDDING_SCALE
   head = np.zeros_like(embedding)
   before, after = np.asarray(follows).T

@@ -73,7 +73,7 @@ class Growth:
         f" was {state}, what is left makes {self.state()}: put the run's"
         " folder back as it was, or choose another --workdir."
       )
-    self._warm_up()
+    warm_up(self.buffer, self._retrieval)
 
   def after_update(
     self,
@@ -94,16 +94,13 @@ class Growth:
     self.buffer.add(traces, update=update)
     if update % self._grow.merge_every == 0:
       self.buffer.merge(update=update)
-      self._warm_up()
+      warm_up(self.buffer, self._retrieval)
     return {
       "buffer/version": self.buffer.version,
       "buffer/traces": len(self.buffer),
       "buffer/tail_traces": self.buffer.tail_traces,
       "buffer/added_traces": len(traces),
     }
-
-  def _warm_up(self) -> None:
-    warm_up(self.buffer, self._retrieval)
 
 
 @hosts.led

@@ -267,7 +267,7 @@ class Trainer:
       sampled.trajectories, sampled.queries, sampled.scores
     )
     rolled_out = time.perf_counter()
-    state, experience, history, padding = self._learn(state, experience)
+    state, experience, history, numbers = self._learn(state, experience)
     report = summarise(experience, sampled.stats, history)
     report |= probe_numbers(experience.trajectories, sampled.stats)
     report |= {
@@ -283,7 +283,7 @@ class Trainer:
       t.source is Source.AGENT for t in experience.trajectories
     )
     report["update/seconds"] = time.perf_counter() - rolled_out
-    report["update/padding_fraction"] = padding
+    report |= numbers
     report["step/seconds"] = time.perf_counter() - began
     return state, experience, report
 
@@ -439,21 +439,25 @@ class Trainer:
 
   def _learn(
     self, state: TrainState, experience: Experience
-  ) -> tuple[TrainState, Experience, list[UpdateMetrics], float]:
+  ) -> tuple[TrainState, Experience, list[UpdateMetrics], dict[str, float]]:
     """The minibatch updates.
 
     Returns:
       The new state, what it was trained on with what the trainer made of it,
-      metrics of each minibatch, and the share of padding.
+      metrics of each minibatch, and the seconds in which minibatches ran and
+      the share of padding, by name.
     """
     history: list[UpdateMetrics] = []
     padding: list[float] = []
     skipped: list[PackedBatch] = []
+    seconds = 0.0
     packed = self._batches(state.model, experience)
     for _ in range(self._update.epochs):
       for batch, _ in packed:
+        began = time.perf_counter()
         state, metrics = self._train(state, batch)
         history.append(jax.device_get(metrics))
+        seconds += time.perf_counter() - began
         padding.append(batch.padding_fraction)
         if history[-1].skipped:
           skipped.append(batch)
@@ -461,7 +465,11 @@ class Trainer:
       skipped=tuple(skipped),
       trainer_log_probs=_trainer_log_probs(experience, packed, history),
     )
-    return state, experience, history, float(np.mean(padding))
+    numbers = {
+      "update/device_seconds": seconds,
+      "update/padding_fraction": float(np.mean(padding)),
+    }
+    return state, experience, history, numbers
 
   def _train(
     self, state: TrainState, batch: PackedBatch
