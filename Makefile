@@ -91,7 +91,7 @@ format: install-dev  ## format, and fix what can be fixed
 test: lint types  ## lint, types and the default tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-# Python 3.11 takes a third longer while lines are counted, so `test` does not.
+# Counting lines takes Python 3.11 a sixth longer, so `test` does not.
 coverage: install-dev  ## the default tests, and which lines of rapo_jax they run
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	  --cov=rapo_jax --cov-report=term

@@ -57,7 +57,9 @@ def test_updates_call_retrieve_and_learn_and_a_second_start_goes_on(tmp_path):
     traces=20_000,
     rows=rows,
   )
-  assert [json.loads(line) for line in rows.read_text().splitlines()] == found
+  assert [
+    json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()
+  ] == found
   for row in found:
     assert row["rollout/tool_calls"] >= 8
     assert row["rollout/tool_failures"] == 0
