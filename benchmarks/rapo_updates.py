@@ -52,6 +52,7 @@ from rapo_jax.algorithms import ALGORITHMS
 from rapo_jax.models import published
 from rapo_jax.retrieval.encoder.bert import BertConfig, BertEncoder
 from rapo_jax.rollout import RolloutEngine
+from rapo_jax.text_files import json_lines
 from rapo_jax.tools import PythonTool, ToolResult
 from rapo_jax.training import OptimizerConfig, Trainer, init_train_state
 
@@ -61,7 +62,7 @@ SHAPE = models.DecoderConfig.from_hf(
 _STEP_TOKENS = tuple(range(16, 65, 8))
 _RESULT_WORDS = 24
 _NUM_WORDS = 8_000
-_MINILM = BertConfig(
+MINILM = BertConfig(
   vocab_size=30_522,
   hidden_size=384,
   num_hidden_layers=6,
@@ -119,7 +120,7 @@ def made_up_words() -> tuple[str, ...]:
 
 
 def random_encoder(
-  words: tuple[str, ...], config: BertConfig = _MINILM
+  words: tuple[str, ...], config: BertConfig
 ) -> retrieval.SentenceEncoder:
   """An encoder with random weights, to which each word is one wordpiece."""
   vocabulary = {text: i for i, text in enumerate((*_SPECIAL, *words))}
@@ -149,7 +150,7 @@ def coin(sample: rewards.Sample) -> float:
 def measure(
   config: ExperimentConfig,
   shape: models.DecoderConfig,
-  encoder: retrieval.SentenceEncoder,
+  encoder: BertConfig,
   *,
   updates: int,
   first: int = 0,
@@ -161,8 +162,7 @@ def measure(
   Args:
     config: whose rollout and update are taken.
     shape: of the policy.
-    encoder: of the buffer's keys and of queries, to which `made_up_words` are
-      wordpieces.
+    encoder: shape of the encoder of keys and queries.
     updates: how many.
     first: number of the first one.
     traces: in the buffer.
@@ -174,7 +174,9 @@ def measure(
     words=words,
     config=dataclasses.replace(shape, tie_embeddings=False),
   )
-  buffer, _ = rollout_host.make_buffer(traces, words, encoder)
+  buffer, _ = rollout_host.make_buffer(
+    traces, words, random_encoder(words, encoder)
+  )
   optimizer = OptimizerConfig(learning_rate=0.0)
   rollout = dataclasses.replace(
     config.rollout, trajectory_timeout_s=setup.TRAJECTORY_TIMEOUT_S
@@ -253,12 +255,11 @@ def main() -> None:
   arguments = parser.parse_args()
   before: list[dict[str, float]] = []
   if arguments.rows is not None and arguments.rows.exists():
-    text = arguments.rows.read_text(encoding="utf-8")
-    before = [json.loads(line) for line in text.splitlines()]
+    before = [row for _, row in json_lines(arguments.rows)]
   reports = measure(
     gsm8k_qwen2_5_0_5b.get_config(),
     SHAPE,
-    random_encoder(made_up_words()),
+    MINILM,
     updates=arguments.updates,
     first=len(before),
     traces=arguments.traces,

@@ -2,33 +2,6 @@
 
 from typing import Any
 
-QWEN2_5_0_5B: dict[str, Any] = {
-  "architectures": ["Qwen2ForCausalLM"],
-  "attention_dropout": 0.0,
-  "bos_token_id": 151643,
-  "eos_token_id": 151645,
-  "hidden_act": "silu",
-  "hidden_size": 896,
-  "initializer_range": 0.02,
-  "intermediate_size": 4864,
-  "max_position_embeddings": 32768,
-  "max_window_layers": 21,
-  "model_type": "qwen2",
-  "num_attention_heads": 14,
-  "num_hidden_layers": 24,
-  "num_key_value_heads": 2,
-  "rms_norm_eps": 1e-06,
-  "rope_theta": 1000000.0,
-  "sliding_window": 32768,
-  "tie_word_embeddings": True,
-  "torch_dtype": "bfloat16",
-  "transformers_version": "4.43.1",
-  "use_cache": True,
-  "use_sliding_window": False,
-  "vocab_size": 151936,
-}
-"""Qwen2.5-0.5B-Instruct."""
-
 QWEN2_5_3B: dict[str, Any] = {
   "architectures": ["Qwen2ForCausalLM"],
   "attention_dropout": 0.0,
@@ -55,6 +28,15 @@ QWEN2_5_3B: dict[str, Any] = {
   "vocab_size": 151936,
 }
 """Qwen2.5-3B-Instruct."""
+
+QWEN2_5_0_5B: dict[str, Any] = QWEN2_5_3B | {
+  "hidden_size": 896,
+  "intermediate_size": 4864,
+  "max_window_layers": 21,
+  "num_attention_heads": 14,
+  "num_hidden_layers": 24,
+}
+"""Qwen2.5-0.5B-Instruct."""
 
 QWEN2_5_7B: dict[str, Any] = {
   "architectures": ["Qwen2ForCausalLM"],

@@ -38,15 +38,12 @@ def small_config():
 @pytest.mark.slow
 def test_updates_call_retrieve_and_learn_and_a_second_start_goes_on(tmp_path):
   shape = setup.decoder_config(num_layers=2)
-  encoder = rapo_updates.random_encoder(
-    rapo_updates.made_up_words(),
-    dataclasses.replace(
-      rapo_updates._MINILM,
-      hidden_size=16,
-      num_hidden_layers=1,
-      num_attention_heads=2,
-      intermediate_size=16,
-    ),
+  encoder = dataclasses.replace(
+    rapo_updates.MINILM,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
   )
   rows = tmp_path / "rows.jsonl"
   found = rapo_updates.measure(
