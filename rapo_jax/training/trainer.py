@@ -946,9 +946,7 @@ def summarise(
   retrieval_rewards = experience.retrieval_rewards[own]
   minibatches = len(history)
   history = [m for m in history if not m.skipped]
-  # None, where every trajectory was left out.
   sampled = max(sum(float(m.sampled) for m in history), 1.0)
-  first = next((m for m in history if m.sampled), None)
 
   def count(kind: TokenKind) -> int:
     return sum(int(np.sum(t.kinds == kind)) for t in trajectories)
@@ -1017,18 +1015,25 @@ def summarise(
     "update/skipped": minibatches - len(history),
     "clip_fraction_low": sum(float(m.clipped_low) for m in history) / sampled,
     "clip_fraction_high": sum(float(m.clipped_high) for m in history) / sampled,
-    **({} if first is None else _mismatch(first)),
+    **_mismatch(history),
     **_right_log_prob(trajectories, correct),
     **stats.tool_numbers(),
   }
   return report if trajectories else _without_rollouts(report)
 
 
-def _mismatch(first: UpdateMetrics) -> dict[str, float]:
+def _mismatch(history: Sequence[UpdateMetrics]) -> dict[str, float]:
   """What trainer and sampler disagree about in the first minibatch.
 
-  The policy has not moved yet there: it is error, not learning.
+  The policy has not moved yet there: it is error, not learning. Nothing, where
+  that minibatch computes no token: momentum moves the policy all the same.
+
+  Args:
+    history: metrics of the minibatches that were not skipped.
   """
+  first = next(iter(history), None)
+  if first is None or not first.sampled:
+    return {}
   return {
     "mismatch/abs_log_prob_mean": float(first.gap_sum / first.sampled),
     "mismatch/abs_log_prob_max": float(first.gap_max),

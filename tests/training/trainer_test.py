@@ -28,8 +28,13 @@ def _trajectory(index, tokens):
   )
 
 
+def _metrics(**figures):
+  values = dict.fromkeys(UpdateMetrics._fields, 0.0) | figures
+  return UpdateMetrics(**{k: np.float32(v) for k, v in values.items()})
+
+
 @pytest.fixture(scope="module")
-def row():
+def experience():
   scores = [
     Score(1.0, ScoreStatus.OK, "a"),
     Score(0.0, ScoreStatus.BOX_EMPTY, ""),
@@ -38,7 +43,7 @@ def row():
   ]
   # The last one writes one token for ever.
   texts = [range(60), range(60), range(60), [5] * 60]
-  experience = Experience(
+  return Experience(
     queries=[],
     trajectories=[_trajectory(i, list(text)) for i, text in enumerate(texts)],
     scores=scores,
@@ -49,9 +54,11 @@ def row():
     rewards=np.array([s.value for s in scores], np.float32),
     counted=np.ones(4, bool),
   )
-  figures = dict.fromkeys(UpdateMetrics._fields, np.float32(0.0))
-  metrics = UpdateMetrics(**figures | {"tokens": np.float32(240.0)})
-  return summarise(experience, RolloutStats(), [metrics])
+
+
+@pytest.fixture(scope="module")
+def row(experience):
+  return summarise(experience, RolloutStats(), [_metrics(tokens=240.0)])
 
 
 def test_every_score_status_is_counted(row):
@@ -71,3 +78,19 @@ def test_rewards_have_their_ends_and_the_share_of_whole_formats(row):
 
 def test_trajectories_that_repeat_themselves_are_a_share(row):
   assert row["rollout/repetitive_fraction"] == 0.25
+
+
+def test_what_the_policy_learned_in_an_update_is_no_mismatch(experience):
+  exact = _metrics(sampled=4.0, gap_sum=4e-6, gap_max=2e-6)
+  moved = _metrics(sampled=4.0, gap_sum=0.4, gap_max=0.3)
+  skipped = _metrics(skipped=1.0)
+
+  def largest(*history):
+    report = summarise(experience, RolloutStats(), history)
+    return report.get("mismatch/abs_log_prob_max")
+
+  assert largest(exact, moved) == pytest.approx(2e-6)
+  # A minibatch that is skipped does not move the policy.
+  assert largest(skipped, exact) == pytest.approx(2e-6)
+  # One without tokens does: moments from before are applied.
+  assert largest(_metrics(), moved) is None
