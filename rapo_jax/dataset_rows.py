@@ -31,9 +31,11 @@ _FORMS = (
   f"{', '.join(ANSWER_KEYS)}"
 )
 # How a structure begins that holds answers, whatever comes of the rest of it.
-_STRUCTURE = re.compile(rf"\{{\s*['\"](?:{'|'.join(ANSWER_KEYS)})['\"]\s*:")
-# How NumPy prints an array within a structure.
-_ARRAY = re.compile(r"\barray\((\[[^()]*\])(?:, dtype=[^()]*)?\)")
+_STRUCTURE = re.compile(rf"\{{\s*(['\"]?)(?:{'|'.join(ANSWER_KEYS)})\1\s*:")
+# What NumPy prints around a value: that it is an array, or its type.
+_NUMPY = re.compile(r"(np\.|numpy\.)?(array|str_|bool_?|u?int\d+|float\d+)")
+# How a text begins that may stand for a list or a structure.
+_BEGINS = re.compile(r"[\[{]|(np\.|numpy\.)?array\(")
 
 
 def accepted_answers(value: Any, where: str) -> tuple[str, ...]:
@@ -66,8 +68,11 @@ def accepted_answers(value: Any, where: str) -> tuple[str, ...]:
 
 def _answers(value: Any, where: str) -> list[str]:
   """All answers, blank ones too; missing values give none."""
-  if isinstance(value, np.ndarray | np.generic):
-    value = value.tolist()
+  if isinstance(value, np.ndarray):
+    # Not `tolist`: in 64 bits a float of 32 bits has other decimals.
+    value = list(value) if value.ndim else value[()]
+  if isinstance(value, np.generic) and not isinstance(value, np.floating):
+    value = value.item()
   match value:
     case None:
       return []
@@ -83,7 +88,7 @@ def _answers(value: Any, where: str) -> list[str]:
       raise InputError(
         f"{where} is {value}, which may be spelled True or yes: give a text."
       )
-    case int() | float() | decimal.Decimal():
+    case int() | float() | np.floating() | decimal.Decimal():
       return [_number(value, where)]
     case Mapping():
       found = _answers(_only_answer(value, where), where)
@@ -96,16 +101,18 @@ def _answers(value: Any, where: str) -> list[str]:
   )
 
 
-def _number(value: float | decimal.Decimal, where: str) -> str:
+def _number(
+  value: float | np.floating[Any] | decimal.Decimal, where: str
+) -> str:
   if isinstance(value, int):
     return str(value)
   if not math.isfinite(value):
     raise InputError(
       f"{where} must be a finite number, got {value}: correct it."
     )
-  if isinstance(value, float):
+  if isinstance(value, float | np.floating):
     # -0.0 is 0.
-    return np.format_float_positional(value + 0.0, trim="-")
+    return np.format_float_positional(value or abs(value), trim="-")
   return f"{value:f}"
 
 
@@ -135,7 +142,7 @@ def _unpacked_answers(text: str, where: str) -> Any:
     return value
   if isinstance(value, set) and all(isinstance(item, str) for item in value):
     return sorted(value)
-  if _STRUCTURE.match(text.strip()) and isinstance(value, str):
+  if isinstance(value, str) and _STRUCTURE.match(text.strip()):
     raise InputError(
       f"{where} begins as a structure and cannot be read as one, got "
       f"{text!r:.80}: correct it."
@@ -154,11 +161,14 @@ def _are_numbers(value: list[Any]) -> bool:
 
 def unpacked(value: Any) -> Any:
   """What a JSON text stands for, or one of Python; other values as they are."""
-  if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+  if not isinstance(value, str):
+    return value
+  text = value.strip().removeprefix("\ufeff")
+  if not _BEGINS.match(text):
     return value
   for read in (json.loads, _python_value):
     try:
-      return read(value.strip())
+      return read(text)
     except (
       *(ValueError, SyntaxError, MemoryError, RecursionError, TypeError),
       tokenize.TokenError,
@@ -168,21 +178,45 @@ def unpacked(value: Any) -> Any:
 
 
 def _python_value(text: str) -> Any:
-  """The value that Python or NumPy prints as this text.
+  """The value that Python, NumPy or pandas prints as this text.
 
-  NumPy prints no commas, and Python reads `['Paris' 'Rome']` as one text.
+  Raises:
+    ValueError: it is none. Or another error of `ast.parse` and `tokenize`.
   """
-  text = _ARRAY.sub(r"\1", text)
-  # Before its tokens are looked at, what is no value fails.
-  ast.literal_eval(text)
+  parsed = ast.parse(_with_commas(text), mode="eval")
+  return ast.literal_eval(_Values().visit(parsed))
+
+
+def _with_commas(text: str) -> str:
+  """The text with the commas that NumPy leaves out between elements.
+
+  Python reads `['Paris' 'Rome']` as one text.
+  """
   parts: list[str] = []
-  before = None
+  ended = False
   for token in tokenize.generate_tokens(io.StringIO(text).readline):
     if token.type in (tokenize.NL, tokenize.NEWLINE):
       continue
-    parts += ["," * (token.type == before == tokenize.STRING), token.string]
-    before = token.type
-  return ast.literal_eval(" ".join(parts).strip())
+    value = token.type == tokenize.STRING or token.string in ("None", "nan")
+    if ended and (value or token.string in ("[", "{")):
+      parts.append(",")
+    parts.append(token.string)
+    ended = value or token.string in ("]", "}", ")")
+  return " ".join(parts).strip()
+
+
+class _Values(ast.NodeTransformer):
+  """Puts the values themselves in place of how NumPy prints them."""
+
+  def visit_Call(self, node: ast.Call) -> ast.AST:
+    """`array(['Paris'], dtype=object)` and `np.str_('Paris')`."""
+    if node.args and _NUMPY.fullmatch(ast.unparse(node.func)):
+      return self.visit(node.args[0])
+    return node
+
+  def visit_Name(self, node: ast.Name) -> ast.AST:
+    """`nan` is a missing value."""
+    return ast.Constant(None) if node.id == "nan" else node
 
 
 def verl_question(row: Mapping[str, Any], where: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -208,16 +209,20 @@ class TrajectoryRecord:
     segments = content.get("segments")
     if not isinstance(segments, list):
       raise InputError("segments must be a list")
-    truth = content.get("ground_truth", ())
+    truth = content.get("ground_truth", [])
+    truth = [truth] if isinstance(truth, str) else truth
+    _check_list("ground_truth", truth, str, "texts")
+    events = content.get("events", [])
+    _check_list("events", events, Mapping, "objects")
     return cls(
       query_id=content["query_id"],
       question=content["question"],
-      ground_truth=(truth,) if isinstance(truth, str) else tuple(truth),
+      ground_truth=tuple(truth),
       index=index,
       finish_reason=content.get("finish_reason", ""),
       score=dict(score or {}) if version else _first_score(score or {}),
       segments=tuple(map(_segment_from_json, segments)),
-      events=tuple(content.get("events", ())),
+      events=tuple(events),
       source=source or None,
       training=_training_from_json(content),
     )
@@ -372,6 +377,8 @@ def event_from_json(content: Mapping[str, Any]) -> ToolEvent | RetrievalEvent:
 def _first_score(score: Mapping[str, Any]) -> dict[str, Any]:
   """A score of version 0, which says F1 and the recipe's status."""
   f1 = score.get("f1") or 0.0
+  if not isinstance(f1, int | float):
+    raise InputError(f"score.f1 must be a number, got {f1!a:.60}")
   status = score.get("status", "")
   return {
     "value": score["value"],
@@ -398,7 +405,7 @@ def _told(content: dict[str, Any]) -> dict[str, Any]:
 
 def _segment_from_json(content: Any) -> SegmentRecord:
   match content:
-    case {"step_id": int(step), "text": str(text)}:
+    case {"step_id": int(step), "text": str(text)} if step is not True:
       kind = content.get("kind", "policy")
       if kind not in _KINDS:
         raise InputError(
@@ -425,9 +432,24 @@ def _tokens_from_json(content: Any) -> TokensRecord | None:
     raise InputError(
       f"tokens of a segment must be an object with lengths, got {content!a:.60}"
     )
-  return TokensRecord(
-    **{n: tuple(content[n]) for n in names if content.get(n) is not None}
-  )
+  columns = {n: content[n] for n in names if content.get(n) is not None}
+  for name, values in columns.items():
+    _check_list(f"tokens.{name}", values, float | int | None, "numbers")
+  return TokensRecord(**{n: tuple(values) for n, values in columns.items()})
+
+
+def _check_list(
+  name: str, values: Any, kind: type[Any] | types.UnionType, said: str
+) -> None:
+  """Refuses what is no list of a kind.
+
+  Raises:
+    InputError: names the field.
+  """
+  if not isinstance(values, list | tuple) or not all(
+    isinstance(value, kind) for value in values
+  ):
+    raise InputError(f"{name} must be a list of {said}, got {values!a:.60}")
 
 
 def _training_from_json(content: Mapping[str, Any]) -> TrainingRecord | None:

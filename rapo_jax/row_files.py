@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import csv
+import itertools
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +21,8 @@ from rapo_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SEPARATORS = (",", ";", "\t")
+# In what Arrow calls types that hold floats of 16 or 32 bits.
+_SHORT_FLOAT = re.compile(r"\b(halffloat|float)\b")
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -72,7 +76,7 @@ def read_rows(
     case ".csv" | ".tsv":
       yield from _table_rows(path, names)
     case ".parquet":
-      yield from _parquet_rows(path)
+      yield from parquet_rows(path, names)
     case suffix:
       raise InputError(
         f"rows are read from {', '.join(SUFFIXES)}, {path} ends in"
@@ -90,19 +94,98 @@ def _listed(content: Any, names: Collection[str]) -> list[Any]:
   return content if isinstance(content, list) else [content]
 
 
-def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+def parquet_rows(
+  path: pathlib.Path,
+  names: Collection[str],
+  columns: Sequence[str] | None = None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The place of each row of a Parquet file, for errors, and the row.
+
+  Args:
+    path: the file.
+    names: in small letters, of columns that have to be read. Another one that
+      Python cannot read is left out.
+    columns: those that are read; None for all.
+
+  Raises:
+    InputError: it is no such file, or one of these columns cannot be read.
+  """
   number = 0
+  with _parquet(path) as table:
+    for batch in table.iter_batches(1024, columns=columns):
+      read = {
+        field.name: values
+        for field, column in zip(batch.schema, batch.columns, strict=True)
+        if (values := _values(path, field, column, names)) is not None
+      }
+      for row in zip(*read.values(), strict=True):
+        yield f"{path}, row {number}", dict(zip(read, row, strict=True))
+        number += 1
+
+
+def parquet_names(path: pathlib.Path) -> list[str]:
+  """The names of the columns of a Parquet file.
+
+  Raises:
+    InputError: it is no such file.
+  """
+  with _parquet(path) as table:
+    return table.schema_arrow.names
+
+
+@contextlib.contextmanager
+def _parquet(path: pathlib.Path) -> Iterator[pq.ParquetFile]:
+  """Opens a Parquet file.
+
+  Raises:
+    InputError: it cannot be opened or read as one.
+  """
   try:
     with pq.ParquetFile(path) as table:
-      for batch in table.iter_batches():
-        for row in batch.to_pylist():
-          yield f"{path}, row {number}", row
-          number += 1
-  # A value can be no text, or a date that Python has not.
-  except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+      yield table
+  except (pa.ArrowException, OSError) as error:
     raise InputError(
-      f"{path} cannot be read as Parquet ({error}). Copy the file again."
+      f"{path} must be a Parquet file, and cannot be read as one ({error}): "
+      "copy or download it again."
     ) from error
+
+
+def _values(
+  path: pathlib.Path, field: pa.Field, column: pa.Array, names: Collection[str]
+) -> list[Any] | None:
+  """The values of a column; None if it cannot be read and does not have to be.
+
+  Raises:
+    InputError: it has to be read and cannot.
+  """
+  try:
+    values = column.to_pylist(maps_as_pydicts="strict")
+  # A text that is no UTF-8, a date that Python has not, a key twice in a map.
+  except (ValueError, OverflowError, KeyError) as error:
+    if field.name.strip().lower() not in names:
+      return None
+    raise InputError(
+      f"{path}: the column {field.name!r}, of type {field.type}, cannot be "
+      f"read: {error}. Correct the column, or write it as text."
+    ) from error
+  if _SHORT_FLOAT.search(str(field.type)):
+    values = [_shortest(value, field.type) for value in values]
+  return values
+
+
+def _shortest(value: Any, kind: pa.DataType) -> Any:
+  """A value whose floats of 16 and 32 bits have the fewest decimals: 3.14."""
+  if value is None:
+    return None
+  if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+    return float(str(kind.to_pandas_dtype()(value)))
+  if pa.types.is_struct(kind):
+    return {f.name: _shortest(value[f.name], f.type) for f in kind}
+  if pa.types.is_map(kind):
+    return {key: _shortest(item, kind.item_type) for key, item in value.items()}
+  if pa.types.is_nested(kind) and isinstance(value, list):
+    return [_shortest(item, kind.value_type) for item in value]
+  return value
 
 
 def _table_rows(
@@ -110,12 +193,16 @@ def _table_rows(
 ) -> Iterator[tuple[str, Any]]:
   """Rows of a .csv or .tsv file, whose first line has the names."""
   lines = text_files.text_lines(path)
-  first = next(lines, "")
-  separator = (
-    "\t" if path.suffix.lower() == ".tsv" else _separator(first, wanted)
-  )
+  head: list[str] = []
+  for line in lines:
+    head.append(line)
+    if line.strip():
+      break
+  separator = "\t"
+  if path.suffix.lower() != ".tsv":
+    separator = _separator("".join(head[-1:]), wanted)
   reader = csv.reader(
-    (line for part in ((first,), lines) for line in part),
+    itertools.chain(head, lines),
     delimiter=separator,
     # A quote that nothing ends would make one field of all that follows.
     strict=True,
@@ -124,6 +211,8 @@ def _table_rows(
   with _any_field_size():
     try:
       for values in reader:
+        if not values:
+          continue
         if names is None:
           names = values
           _check_names(path, names)
@@ -133,7 +222,7 @@ def _table_rows(
             f" {len(names)} names in the first line. Quote fields that hold"
             f" {separator!r}."
           )
-        elif values:
+        else:
           row = dict(zip(names, values, strict=False))
           yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
@@ -154,9 +243,11 @@ def _check_names(path: pathlib.Path, names: Sequence[str]) -> None:
 def _separator(header: str, wanted: Collection[str]) -> str:
   """The one by which the first line names a field that is wanted."""
   for separator in _SEPARATORS:
-    for names in csv.reader([header], delimiter=separator):
-      if any(name.strip().lower() in wanted for name in names):
-        return separator
+    # The reader of the whole file says what is wrong with its first line.
+    with contextlib.suppress(csv.Error):
+      for names in csv.reader([header], delimiter=separator):
+        if any(name.strip().lower() in wanted for name in names):
+          return separator
   return _SEPARATORS[0]
 
 

@@ -46,6 +46,13 @@ ANSWERS = st.recursive(
     ("[\"it's\" 'Lutetia']", ("it's", "Lutetia")),
     ("{'target': array(['Paris', 'Rome'], dtype=object)}", ("Paris", "Rome")),
     ("{'target': array(['Paris'])}", ("Paris",)),
+    ("{'target': array(['Paris (Texas)'], dtype=object)}", ("Paris (Texas)",)),
+    ("array(['Paris', 'Rome'], dtype=object)", ("Paris", "Rome")),
+    ("[np.str_('Paris'), np.float64(2.5)]", ("Paris", "2.5")),
+    ("[['Paris' 'Rome']\n ['Bern' None]]", ("Paris", "Rome", "Bern")),
+    ("['Paris', nan]", ("Paris",)),
+    ('\ufeff["Paris"]', ("Paris",)),
+    ("['Paris'] ['Rome']", ("['Paris'] ['Rome']",)),
     ("{'Paris', 'Lutetia'}", ("Lutetia", "Paris")),
     ({"answer": "Paris", "aliases": ["Lutetia"]}, ("Paris", "Lutetia")),
     ({"answer": "Paris", "answer_aliases": []}, ("Paris",)),
@@ -56,6 +63,10 @@ ANSWERS = st.recursive(
     (42.0, ("42",)),
     (3.5, ("3.5",)),
     (1e-7, ("0.0000001",)),
+    (np.float32(3.14), ("3.14",)),
+    (np.array([0.1, 2], np.float16), ("0.1", "2")),
+    (np.float32(-0.0), ("0",)),
+    (np.array(3.14, np.float32), ("3.14",)),
     (decimal.Decimal("2.50"), ("2.50",)),
     ([1, "one"], ("1", "one")),
     # Mathematics in brackets is no list.
@@ -88,6 +99,8 @@ def test_accepted_answers(value, expected):
     ({}, "exactly one of"),
     ('{"target": ["Paris"', "begins as a structure"),
     ("{'answer': Paris}", "begins as a structure"),
+    ("{target: ['Paris']}", "begins as a structure"),
+    (np.float32("nan"), "finite number"),
     ('{"town": "Paris"}', "exactly one of"),
     ({"target": "Paris", "answer": "Rome"}, "exactly one of"),
     (datetime.date(2024, 1, 1), "got date"),
@@ -133,6 +146,9 @@ CHAT = [
     {"prompt": CHAT},
     {"prompt": json.dumps(CHAT)},
     {"prompt": np.array(CHAT, object)},
+    # As pandas writes arrays into CSV.
+    {"prompt": str(np.array(CHAT, object))},
+    {"prompt": repr(np.array(CHAT, object))},
     {"prompt": "Who?"},
     {
       "prompt": [

@@ -228,6 +228,27 @@ def without(name):
     ({**record().to_json(), "query_id": 3}, "query_id must be a text"),
     ({**record().to_json(), "source": 3}, "source must be a text, got 3"),
     ({**record().to_json(), "segments": {}}, "segments must be a list"),
+    ({**record().to_json(), "ground_truth": None}, "list of texts, got None"),
+    (
+      {**record().to_json(), "ground_truth": [5]},
+      "ground_truth must be a list",
+    ),
+    ({**record().to_json(), "events": "x"}, "events must be a list of objects"),
+    ({**record().to_json(), "events": [5]}, "events must be a list of objects"),
+    (
+      {"score": {"value": 1, "f1": "x"}, "question": "?", "query_id": "q"}
+      | {"segments": []},
+      r"score\.f1 must be a number, got 'x'",
+    ),
+    (
+      {**record().to_json(), "segments": [{"step_id": True, "text": "t"}]},
+      "a segment must have a step_id",
+    ),
+    (
+      {**record().to_json()}
+      | {"segments": [{"step_id": 0, "text": "t", "tokens": {"lengths": 5}}]},
+      r"tokens\.lengths must be a list of numbers, got 5",
+    ),
     ({**record().to_json(), "segments": ["text"]}, "a step_id and a text"),
     (
       {

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import logging
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from rapo_jax import row_files
 from rapo_jax.data.prompts import chat_messages
 from rapo_jax.data.queries import Query
 from rapo_jax.dataset_rows import verl_answers, verl_question
@@ -21,7 +19,6 @@ from rapo_jax.tools import Described, PythonTool, SearchTool
 TASK = "tool_star"
 _COLUMNS = ("prompt", "reward_model")
 _OPTIONAL_COLUMNS = ("extra_info", "question")
-_BATCH_ROWS = 1024
 _log = logging.getLogger(__name__)
 
 
@@ -62,8 +59,7 @@ def load_tool_star(
   tools = tuple(tools)
   queries = []
   blank = []
-  for row, record in _rows(path, limit):
-    where = f"{path}, row {row}"
+  for row, (where, record) in enumerate(_rows(path, limit)):
     truths = verl_answers(record, where)
     question = verl_question(record, where)
     if not truths:
@@ -85,36 +81,13 @@ def load_tool_star(
 
 def _rows(
   path: pathlib.Path, limit: int | None
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-  with _parquet(path) as file:
-    names = file.schema_arrow.names
-    missing = [name for name in _COLUMNS if name not in names]
-    if missing:
-      raise InputError(
-        f"{path}: the columns {missing} are missing; the file has {names}"
-      )
-    row = 0
-    wanted = [n for n in (*_COLUMNS, *_OPTIONAL_COLUMNS) if n in names]
-    for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
-      for record in batch.to_pylist():
-        if row == limit:
-          return
-        yield row, record
-        row += 1
-
-
-@contextlib.contextmanager
-def _parquet(path: pathlib.Path) -> Iterator[pq.ParquetFile]:
-  """Opens a Parquet file.
-
-  Raises:
-    InputError: it cannot be opened or read as one.
-  """
-  try:
-    with pq.ParquetFile(path) as file:
-      yield file
-  except (pa.ArrowException, OSError) as error:
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  names = row_files.parquet_names(path)
+  missing = [name for name in _COLUMNS if name not in names]
+  if missing:
     raise InputError(
-      f"{path} must be a Parquet file, and cannot be read as one ({error}): "
-      "copy or download it again."
-    ) from error
+      f"{path}: the columns {missing} are missing; the file has {names}"
+    )
+  wanted = [n for n in (*_COLUMNS, *_OPTIONAL_COLUMNS) if n in names]
+  rows = row_files.parquet_rows(path, wanted, wanted)
+  yield from itertools.islice(rows, limit)

@@ -174,7 +174,7 @@ class DataSet:
         own = f"{layout.split}-{number}"
         if layout.row_per_file:
           own = f"{path.parent.name}/{path.stem}"
-        known = aliases.get(row.get("answer_id") or "", ())
+        known = aliases.get(str(row.get("answer_id")), ())
         answers = dict.fromkeys((*found.answers, *known))
         found = found._replace(answers=tuple(answers))
         rows.append(_checked(found, own, where))

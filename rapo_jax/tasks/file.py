@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rapo_jax import row_files
+from rapo_jax import row_files, text_files
 from rapo_jax.data import Query, chat_messages
 from rapo_jax.dataset_rows import accepted_answers, check_text
 from rapo_jax.discovery import KNOWN
@@ -89,8 +89,15 @@ class FileTask(Task):
         f"the task {self.name} reads {path}, and no such file exists: correct "
         "the path."
       )
+    try:
+      text_files.check_text(file.stem)
+    except text_files.TextError as error:
+      raise InputError(
+        f"the file {path!a} names its questions: {error}. Rename it."
+      ) from error
     queries: list[Query] = []
-    columns = (self.question.lower(), self.answer.lower())
+    names = (self.question, self.answer, *([self.id] if self.id else []))
+    columns = tuple(name.lower() for name in names)
     for number, (where, row) in enumerate(
       row_files.read_rows(file, columns), 1
     ):
@@ -123,9 +130,18 @@ class FileTask(Task):
     for text in (question, *answers):
       check_text(text, where)
     if self.id is not None:
-      query_id = str(self._value(row, self.id, where))
+      query_id = self._id(row, self.id, where)
     messages = chat_messages(question, self.tools)
     return Query(query_id, question, answers, messages, self.name)
+
+  def _id(self, row: Mapping[str, Any], column: str, where: str) -> str:
+    value = self._value(row, column, where)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+      raise InputError(
+        f"{where}: {column!r} must be a text or a whole number, as it is the "
+        f"question's id, got {value!r:.80}: correct the row."
+      )
+    return str(value)
 
   def _value(self, row: Mapping[str, Any], column: str, where: str) -> Any:
     if column not in row:

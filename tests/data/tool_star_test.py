@@ -141,6 +141,17 @@ def test_errors_name_row_and_column(tmp_path, changes, message: str):
     data.load_tool_star(path)
 
 
+def test_a_column_that_python_cannot_read_is_named(tmp_path):
+  path = write(tmp_path, [record()])
+  table = pq.read_table(path).drop_columns("extra_info")
+  when = pa.array([{"when": 1}], pa.struct([("when", pa.timestamp("ns"))]))
+  pq.write_table(table.append_column("extra_info", when), path)
+  with pytest.raises(
+    ValueError, match="the column 'extra_info', of type struc"
+  ):
+    data.load_tool_star(path)
+
+
 def test_missing_column_and_file(tmp_path):
   row = record()
   del row["reward_model"]

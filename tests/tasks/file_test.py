@@ -114,5 +114,55 @@ def test_other_kinds_of_files(tmp_path, name):
   assert [q.ground_truth for q in queries] == [("1",), ("x",)]
 
 
+@pytest.mark.parametrize(
+  ("answers", "expected"),
+  [
+    (pa.array([3.14, 0.1], pa.float32()), [("3.14",), ("0.1",)]),
+    (pa.array([[0.1], [2, 3]], pa.list_(pa.float16())), [("0.1",), ("2", "3")]),
+    (
+      pa.array(
+        [[("target", ["Paris"])], [("target", ["Rome", "Roma"])]],
+        pa.map_(pa.string(), pa.list_(pa.string())),
+      ),
+      [("Paris",), ("Rome", "Roma")],
+    ),
+    (
+      pa.array(
+        [{"target": 2.5}, {"target": 0.1}],
+        pa.struct([("target", pa.float32())]),
+      ),
+      [("2.5",), ("0.1",)],
+    ),
+  ],
+)
+def test_answers_of_parquet_columns(tmp_path, answers, expected):
+  table = pa.table({"question": ["One?", "Two?"], "answer": answers})
+  pq.write_table(table, tmp_path / "x.parquet")
+  task = FileTask("t", evaluation=(str(tmp_path / "x.parquet"),))
+  queries = load_questions(task).evaluation["x"]
+  assert [q.ground_truth for q in queries] == expected
+
+
+@pytest.mark.parametrize("value", [None, True, ["a"], 1.5])
+def test_an_id_is_a_text_or_a_whole_number(tmp_path, value):
+  path = write(tmp_path / "x.jsonl", [{**ROWS[0], "key": value}])
+  with pytest.raises(InputError, match="'key' must be a text or a whole"):
+    load_questions(FileTask("t", evaluation=(path,), id="key"))
+
+
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+  path = tmp_path / "fr\udce4gen.jsonl"
+  write(path, ROWS)
+  with pytest.raises(InputError, match=r"gen.jsonl.*U\+DCE4.*Rename it"):
+    load_questions(FileTask("t", path=str(path)))
+
+
+def test_lines_before_the_names_may_be_blank(tmp_path):
+  path = tmp_path / "x.csv"
+  path.write_text("\n\nquestion;answer\nOne?;1\n", encoding="utf-8")
+  task = FileTask("t", evaluation=(str(path),))
+  assert load_questions(task).evaluation["x"][0].ground_truth == ("1",)
+
+
 def test_the_task_of_the_command_line():
   assert TASKS["file"] == FileTask("file")

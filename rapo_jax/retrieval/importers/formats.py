@@ -14,11 +14,12 @@ from rapo_jax.retrieval.importers.logged import read_logged
 from rapo_jax.retrieval.importers.messages import Reward, read_messages
 
 Format = Literal["authors", "messages", "trajectories"]
-_FORMATS: dict[Format, frozenset[str]] = {
-  "authors": frozenset({"key", "value"}),
-  "trajectories": frozenset({"segments"}),
-  "messages": frozenset({"messages"}),
-}
+_FORMATS: tuple[tuple[Format, frozenset[str]], ...] = (
+  ("authors", frozenset({"key", "value"})),
+  ("trajectories", frozenset({"segments"})),
+  ("messages", frozenset({"messages"})),
+  ("messages", frozenset({"conversations"})),
+)
 _MAX_LINES = 100
 
 
@@ -30,14 +31,13 @@ def detect_format(path: pathlib.Path) -> Format:
   """
   report = ImportReport()
   for line in JsonLines(path, report, "skip"):
-    for name, fields in _FORMATS.items():
+    for name, fields in _FORMATS:
       if fields <= line.content.keys():
         return name
     if report.num_lines >= _MAX_LINES:
       break
   known = "; ".join(
-    f"{name} by {' and '.join(sorted(fields))}"
-    for name, fields in _FORMATS.items()
+    f"{name} by {' and '.join(sorted(fields))}" for name, fields in _FORMATS
   )
   first = next(iter(report.problems), None)
   broken = "" if first is None else f" The first broken line is {first}."

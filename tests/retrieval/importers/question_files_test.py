@@ -82,10 +82,15 @@ def test_browsecomp_is_decrypted(tmp_path):
   ],
 )
 def test_a_value_that_python_cannot_hold(tmp_path, column):
-  table = pa.table({"question": pa.array(["Q?"]), "other": column})
-  pq.write_table(table, tmp_path / "a.parquet")
-  with pytest.raises(ValueError, match=r"a.parquet cannot be read as Parquet"):
-    read_questions(tmp_path / "a.parquet")
+  path = tmp_path / "a.parquet"
+  pq.write_table(
+    pa.table({"question": pa.array(["Q?"]), "other": column}), path
+  )
+  # Nobody needs this column.
+  assert read_questions(path) == ["Q?"]
+  pq.write_table(pa.table({"question": column}), path)
+  with pytest.raises(ValueError, match=r"a.parquet: the column 'question', of"):
+    read_questions(path)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,8 @@ def test_a_value_that_python_cannot_hold(tmp_path, column):
     ("a.csv", b"question\nQ?\nWo ist K\xf6ln?\n", "csv:3: no UTF-8.*Save"),
     ("a.csv", "question\nQ?\n".encode("utf-16"), "is UTF-16. Save"),
     ("a.jsonl", gzip.compress(b"{}", mtime=0), "is compressed .gzip.*gunzip"),
-    ("a.parquet", "abc", "cannot be read as Parquet"),
+    ("a.parquet", "abc", "must be a Parquet file"),
+    ("a.csv", b"question,answer\rQ?,1\r", "csv:1: new-line character.*Fix"),
     ("a.txt", "Q?", "ends in '.txt': convert it"),
     ("a.csv", "problem,canary\n?!,c\n", "no base64"),
   ],
