@@ -10,8 +10,8 @@ class FakeServer:
   """Speaks `/v1/chat/completions`.
 
   Args:
-    reply: from the messages of a request to the text of its reply, or to
-      an HTTP status.
+    reply: from the messages of a request to the text of its reply, to an
+      HTTP status, or to the bytes of a whole body.
     cuts: whether it cuts a reply before a stop string, as servers should.
   """
 
@@ -33,6 +33,8 @@ class FakeServer:
         self.running -= 1
     if isinstance(content, int):
       return content, {"error": {"message": f"status {content}"}}
+    if isinstance(content, bytes):
+      return 200, content
     finish = "stop"
     for stop in body.get("stop") or () if self.cuts else ():
       content = content.partition(stop)[0]
@@ -55,7 +57,8 @@ class FakeServer:
       def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         status, answer = fake.answer(body)
-        data = json.dumps(answer).encode()
+        whole = isinstance(answer, bytes)
+        data = answer if whole else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

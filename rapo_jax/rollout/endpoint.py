@@ -21,6 +21,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import itertools
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -45,7 +46,12 @@ from rapo_jax.trajectory import (
 
 _MAX_IN_A_ROW = 8
 # Where servers that reason apart from the reply put the thought.
-_THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_THOUGHT_FIELDS = (
+  *("reasoning_content", "reasoning", "thinking"),
+  *("reasoning_details", "thinking_blocks"),
+)
+# Where a part of a message has its text.
+_TEXT_FIELDS = ("text", "thinking", "reasoning")
 # Where servers name what a reply stopped at: a string, or a token's id.
 _STOP_FIELDS = ("stop_reason", "matched_stop")
 
@@ -132,6 +138,10 @@ class EndpointFailure:
   query: Query
   index: int
   reason: str
+
+
+class _NoReplyError(Exception):
+  """What the endpoint sent is no reply."""
 
 
 class EndpointAgent:
@@ -253,7 +263,7 @@ class EndpointAgent:
         f"{self._config.base_url} refuses {self._config.model}: "
         f"{error.message} Set {KEY_VARIABLE}, or name a model that is there."
       ) from error
-    except self._openai.OpenAIError as error:
+    except (self._openai.OpenAIError, _NoReplyError) as error:
       return EndpointFailure(query, index, f"{type(error).__name__}: {error}")
 
   async def _trajectory(
@@ -320,16 +330,23 @@ class EndpointAgent:
     """The next step's text, and where it stopped.
 
     `thinking`: a thought is open behind the last step.
+
+    Raises:
+      _NoReplyError: what came is no reply.
+      OpenAIError: the request failed for good.
     """
-    reply = await client.chat.completions.create(
-      model=self._config.model,
-      messages=messages,
-      temperature=self._config.temperature,
-      max_tokens=self._config.max_step_tokens,
-      stop=[f"</{name}>" for name in self._tools] or None,
-      extra_body=dict(self._config.extra) or None,
-    )
-    choice = reply.choices[0]
+    try:
+      reply = await client.chat.completions.create(
+        model=self._config.model,
+        messages=messages,
+        temperature=self._config.temperature,
+        max_tokens=self._config.max_step_tokens,
+        stop=[f"</{name}>" for name in self._tools] or None,
+        extra_body=dict(self._config.extra) or None,
+      )
+    except json.JSONDecodeError as error:
+      raise _NoReplyError(f"the reply is no JSON: {error}") from error
+    choice = _choice(reply)
     said, thought = map(_storable, _said(choice.message, self._tags))
     end = self._end.search(said)
     cut = end is None and choice.finish_reason == "length"
@@ -392,6 +409,25 @@ class EndpointAgent:
     return f"<{tags.RESULT}> {body}{end} </{tags.RESULT}>"
 
 
+def _choice(reply: Any) -> Any:
+  """The one choice of a reply, which has a message.
+
+  Raises:
+    _NoReplyError: there is none, or its message is a call in a field apart.
+  """
+  choices = getattr(reply, "choices", None)
+  choice = choices[0] if isinstance(choices, list) and choices else None
+  message = getattr(choice, "message", None)
+  if message is None:
+    raise _NoReplyError(f"the reply has no message: {reply!r:.300}")
+  if getattr(message, "tool_calls", None) and not message.content:
+    raise _NoReplyError(
+      "the reply has tool_calls in place of a text: calls are read from the "
+      "text, so start the server without its tool parser"
+    )
+  return choice
+
+
 def _said(message: Any, tag_set: tags.TagSet) -> tuple[str, str]:
   """What a message says, and its thought in tags, if that came apart.
 
@@ -400,11 +436,14 @@ def _said(message: Any, tag_set: tags.TagSet) -> tuple[str, str]:
   said, parts = "", []
   content = message.content
   for part in content if isinstance(content, list) else [content]:
-    field = part if isinstance(part, Mapping) else {"text": part}
-    said += _text(field.get("text"))
-    parts.append(_text(field.get("thinking")))
-  fields = (getattr(message, name, None) for name in _THOUGHT_FIELDS)
-  parts.append(next((field for field in fields if isinstance(field, str)), ""))
+    if isinstance(part, Mapping) and (
+      "thinking" in part or part.get("type") == "reasoning"
+    ):
+      parts.append(_text(part))
+    else:
+      said += _text(part)
+  fields = (_text(getattr(message, name, None)) for name in _THOUGHT_FIELDS)
+  parts.append(next((field for field in fields if field.strip()), ""))
   thought = "\n".join(part.strip() for part in parts if part.strip())
   begin, end = f"<{tags.THINK}>", f"</{tags.THINK}>"
   thought = thought.removeprefix(begin).removesuffix(end).strip()
@@ -415,10 +454,12 @@ def _said(message: Any, tag_set: tags.TagSet) -> tuple[str, str]:
 
 
 def _text(value: Any) -> str:
-  """A text, or the texts of parts that it came in."""
+  """A text, or that of a part, or the texts of parts."""
   if isinstance(value, list):
-    parts = (p.get("text") for p in value if isinstance(p, Mapping))
-    return "".join(part for part in parts if isinstance(part, str))
+    return "".join(map(_text, value))
+  if isinstance(value, Mapping):
+    texts = (_text(value.get(name)) for name in _TEXT_FIELDS)
+    return next((text for text in texts if text), "")
   return value if isinstance(value, str) else ""
 
 

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import json
+import re
 import threading
 import types
 
@@ -172,6 +173,22 @@ BOXED = r"<answer> \boxed{Austen} </answer>"
       ]
     },
     {"content": BOXED, "thinking": "<think>\nbecause\n</think>"},
+    {"content": BOXED, "reasoning_content": "", "reasoning": "because"},
+    {"content": BOXED, "reasoning": {"text": "because"}},
+    {
+      "content": BOXED,
+      "reasoning_details": [{"type": "reasoning.text", "text": "because"}],
+    },
+    {
+      "content": BOXED,
+      "thinking_blocks": [{"type": "thinking", "thinking": "because"}],
+    },
+    {
+      "content": [
+        {"type": "reasoning", "text": "because"},
+        {"type": "text", "text": BOXED},
+      ]
+    },
     # The chat template opened it.
     {"content": f"because\n</think>\n{BOXED}"},
     # Tags in a thought that comes apart are none.
@@ -322,6 +339,34 @@ def test_a_trajectory_that_fails_for_good_stops_no_other():
   failed = [o for o in outcomes if isinstance(o, endpoint.EndpointFailure)]
   assert [o.query.query_id for o in failed] == ["q1"]
   assert "status 500" in failed[0].reason
+  assert len(outcomes) == 3
+
+
+@pytest.mark.parametrize(
+  ("body", "reason"),
+  [
+    (b'{"choices": []}', "has no message"),
+    (b'{"choices": null, "error": {"message": "busy"}}', "no message.*busy"),
+    (b'{"choices": [{"message": null}]}', "has no message"),
+    (b'{"choices": [{"text": "So"}]}', "has no message"),
+    (b'"So"', "has no message"),
+    (b'{"choices": ', "is no JSON"),
+    (
+      b'{"choices": [{"message": {"content": null, "tool_calls":'
+      b' [{"function": {"name": "search", "arguments": "{}"}}]}}]}',
+      "without its tool parser",
+    ),
+  ],
+)
+def test_a_reply_of_another_form_stops_no_other(body, reason):
+  def reply(messages):
+    return body if "book 1" in messages[1]["content"] else ANSWER
+
+  wanted = [(query(n), 0) for n in range(3)]
+  outcomes = rollouts(FakeServer(reply), wanted, concurrency=1)
+  failed = [o for o in outcomes if isinstance(o, endpoint.EndpointFailure)]
+  assert [o.query.query_id for o in failed] == ["q1"]
+  assert re.search(reason, failed[0].reason)
   assert len(outcomes) == 3
 
 
