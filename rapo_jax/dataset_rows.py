@@ -112,7 +112,8 @@ def _number(
     )
   if isinstance(value, float | np.floating):
     # -0.0 is 0.
-    return np.format_float_positional(value or abs(value), trim="-")
+    value = abs(value) if value == 0 else value
+    return np.format_float_positional(value, trim="-")
   return f"{value:f}"
 
 

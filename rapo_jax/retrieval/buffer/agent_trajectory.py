@@ -13,12 +13,28 @@ from typing import Any
 from rapo_jax.errors import InputError
 
 # Not the signs of arithmetic: 3 + 4 is another question than 3 - 4. Nor the
-# point of a number: 1.5 is another one than 15.
+# point of a number: 1.5 is another one than 15. Nor 5! and f'(2).
 _LOOKS = re.compile(
-  r"""[\s,;!?'"`‘’“”$_\u00ad\u200b-\u200d\u2060\ufeff]+|\\[()\[\]]|\\"""
-  r"|(?<=[^\W\d_])[.:]|[.:](?!\d)"
+  r"""(?:(?=[\W_])(?:
+    \\[()\[\]] | [\s,;?"`$_¿¡。、•\\]
+    | (?<=[^\W\d_])[.:] | [.:](?!\d)
+    | (?<![\d)!])(?<!\b[a-z])!+
+    | (?<!')(?<!\b[a-z])'+ | '+(?![('])
+    | (?<![\w)\]}])\*\* | \*\*(?![\w(\[{])
+    | (?<=[^\W\d_]{2})-(?=\s*[^\W\d_]{2}) | (?<=[^\W\d_]{2}\s)-(?=\s)
+  ))+""",
+  re.VERBOSE,
 )
-_DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# NFKC makes 21/2 of two and a half.
+_MIXED = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
+_FRACTION = re.compile(r"\\[dt]frac\b")
+_SIGNS = str.maketrans(
+  dict.fromkeys("‐‑‒–—−", "-")
+  | dict.fromkeys("‘’‚‛′", "'")
+  | dict.fromkeys("“”„‟«»‹›", '"')
+  | {"×": "*", "⁄": "/"}
+)
 # NFKC would run them into the digits before them.
 _POWERS = str.maketrans({c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
 
@@ -66,14 +82,26 @@ class AgentTrajectory:
 def normalized(question: str) -> str:
   """A question's text without what only changes its looks.
 
-  These do not count: case, white space, punctuation, TeX's `$` and backslashes,
-  kinds of dashes, invisible characters, and compatibility forms (full width,
-  ligatures). Points within numbers do. A text of nothing else stays.
+  These do not count: case, white space, punctuation, kinds of quotes and of
+  dashes, Markdown's `**`, TeX's `$` and backslashes, invisible characters, and
+  compatibility forms (full width, ligatures). These do: signs of arithmetic,
+  brackets, points within numbers, and what keeps two numbers apart. A text of
+  nothing else stays.
   """
-  question = question.translate(_POWERS)
+  question = _MIXED.sub(" ", question).translate(_POWERS)
   folded = unicodedata.normalize("NFKC", question).casefold()
-  folded = folded.translate(_DASHES)
-  return _LOOKS.sub("", folded) or folded.strip()
+  if not folded.isascii():
+    folded = "".join(c for c in folded if unicodedata.category(c) != "Cf")
+  folded = _FRACTION.sub(r"\\frac", folded.translate(_SIGNS))
+  folded = _THOUSANDS.sub("", folded)
+  return _LOOKS.sub(_gap, folded).strip() or folded.strip()
+
+
+def _gap(looks: re.Match[str]) -> str:
+  """What is left of a text's looks: two numbers are not run into one."""
+  text, begin, end = looks.string, looks.start(), looks.end()
+  before, after = text[max(begin - 1, 0) : begin], text[end : end + 1]
+  return " " if before.isdigit() and after.isdigit() else ""
 
 
 def question_id(question: str) -> str:
