@@ -111,9 +111,8 @@ def _number(
       f"{where} must be a finite number, got {value}: correct it."
     )
   if isinstance(value, float | np.floating):
-    # -0.0 is 0.
-    value = abs(value) if value == 0 else value
-    return np.format_float_positional(value, trim="-")
+    text = np.format_float_positional(value, trim="-")
+    return "0" if text == "-0" else text
   return f"{value:f}"
 
 
