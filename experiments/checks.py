@@ -37,13 +37,13 @@ from rapo_jax.data import (
   check_prefix_preservation,
   check_vocabulary,
   encode_prompt,
-  end_ids,
 )
 from rapo_jax.errors import InputError
 from rapo_jax.models import hub, sharding
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.retrieval.buffer import manifest, store
 from rapo_jax.retrieval.serving import remote
+from rapo_jax.rollout import turn_end_ids
 from rapo_jax.tasks import (
   MixedTask,
   Questions,
@@ -422,7 +422,7 @@ def _questions(
         set_agent_template(config, agent, tokenizer)
         shape = policy_shape(config, agent, task)
         check_vocabulary(tokenizer, shape.vocab_size)
-        end_ids(tokenizer)
+        turn_end_ids(tokenizer, None, shape.vocab_size)
         longest = _longest_prompt(config, tokenizer, questions)
       except InputError as error:
         yield "problem", f"{_name(agent)}: {error}"

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from rapo_jax import text_files
 from rapo_jax.data import template_of
@@ -42,7 +43,11 @@ def load_tokenizer(path_or_hub_id: str | pathlib.Path) -> Any:
     )
   try:
     return transformers.AutoTokenizer.from_pretrained(path_or_hub_id)
-  except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+  # transformers reads config.json, too, and refuses some of its fields.
+  except (
+    *(AttributeError, LookupError, OSError, TypeError, ValueError),
+    StrictDataclassError,
+  ) as error:
     raise _broken(path_or_hub_id, error) from error
   except Exception as error:
     # What is written in Rust raises nothing more precise.

@@ -14,6 +14,9 @@ from rapo_jax import files
 from rapo_jax.errors import InputError, accessing
 from rapo_jax.records import TrajectoryRecord
 
+# Fields that every config of an experiment has.
+_OF_EVERY_CONFIG = frozenset({"name", "tasks", "rollout", "train"})
+
 TRAJECTORIES_FILE = "trajectories.jsonl"
 """Log of trajectories in the folder of a run."""
 
@@ -186,10 +189,10 @@ def read_config(workdir: Workdir) -> dict[str, Any]:
     InputError: the file has been changed.
   """
   content = read_json(workdir.config)
-  if not isinstance(content, dict):
+  if not isinstance(content, dict) or not content.keys() >= _OF_EVERY_CONFIG:
+    holds = "other fields" if isinstance(content, dict) else "no object"
     raise InputError(
-      f"{workdir.config} must hold the config that was written there, and "
-      f"holds a {type(content).__name__}: restore it, or choose another "
-      "--workdir."
+      f"{workdir.config} must hold an experiment's config, and holds {holds}: "
+      "restore it, or choose another --workdir."
     )
   return content

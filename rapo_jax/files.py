@@ -150,8 +150,16 @@ def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
   Yields:
     An empty folder to write into. It is removed if the block raises.
+
+  Raises:
+    InputError: a file lies at `path`.
   """
   path = followed(path)
+  if path.exists() and not path.is_dir():
+    raise InputError(
+      f"a folder is written to {path}, and a file lies there: delete it, or "
+      "choose another path."
+    )
   with accessing(path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
   new = path.with_name(f"{_prefixes(path)[0]}{_suffix()}")

@@ -164,3 +164,15 @@ def test_what_fails_under_a_lock_is_not_the_lock_s_fault(tmp_path):
     files.locked(tmp_path / ".lock" / "within"),
   ):
     pass
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+  path = tmp_path / "notes.txt"
+  path.write_text("mine", encoding="utf-8")
+  with (
+    pytest.raises(InputError, match=r"notes.txt, and a file lies there"),
+    files.replaced_folder(path),
+  ):
+    pass
+  assert path.read_text(encoding="utf-8") == "mine"
+  assert [*tmp_path.iterdir()] == [path]

@@ -27,9 +27,11 @@ _ANSWER_EXAMPLE = (
 )
 # Qwen-like agents think in tags; a template that rewrites them is caught too.
 _SAMPLE_REPLY = r"<think> Let me see. </think><answer> \boxed{42} </answer>"
+_SAMPLE_SYSTEM = "Use the tools that you have."
 # A prompt's last word: a thought that is open, or one that is empty. It always
 # matches, in the end with nothing.
 _OPENED_THOUGHT = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
+_EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*(?:</think>\s*)?)?")
 
 
 READY_TOOLS: Mapping[str, Described] = {
@@ -193,7 +195,7 @@ def prompt_hash(
 def check_prefix_preservation(
   tokenizer: Any, query: Query, *, date: datetime.date = chat.PROMPT_DATE
 ) -> None:
-  """Checks that the chat template only ever appends.
+  """Checks that the chat template only ever appends, and leaves nothing out.
 
   The agent's text is put after the prompt's ids. The template may render the
   prompt otherwise once a reply follows. Then the agent is trained on prompts
@@ -208,7 +210,8 @@ def check_prefix_preservation(
 
   Raises:
     InputError: naming the first token that differs; or the template cannot
-      render the prompt, or renders it otherwise the second time.
+      render the prompt, or renders it otherwise the second time. Or it leaves
+      out the system turn, or what begins the turn of the agent.
   """
   text = _prompt_text(tokenizer, query, date)
   if _prompt_text(tokenizer, query, date) != text:
@@ -217,18 +220,19 @@ def check_prefix_preservation(
       f"that of query {query.query_id} in two ways: take what is random out "
       "of it"
     )
-  prompt = _encode(tokenizer, _OPENED_THOUGHT.sub("", text))
+  if any(message["role"] == "system" for message in query.messages):
+    _check_system_turn(tokenizer, date)
+  text = _OPENED_THOUGHT.sub("", text)
   reply = {"role": "assistant", "content": _SAMPLE_REPLY}
-  whole = _encode(
+  answered = chat.render(
     tokenizer,
-    chat.render(
-      tokenizer,
-      (*query.messages, reply),
-      add_generation_prompt=False,
-      date=date,
-    ),
+    (*query.messages, reply),
+    add_generation_prompt=False,
+    date=date,
   )
+  prompt, whole = _encode(tokenizer, text), _encode(tokenizer, answered)
   if whole[: len(prompt)] == prompt:
+    _check_generation_prompt(answered.removeprefix(text))
     return
   pairs = zip(prompt, whole, strict=False)
   shared = min(len(prompt), len(whole))
@@ -256,3 +260,38 @@ def _prompt_text(tokenizer: Any, query: Query, date: datetime.date) -> str:
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
   return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _check_system_turn(tokenizer: Any, date: datetime.date) -> None:
+  """Refuses a template that writes nothing of a system turn.
+
+  Raises:
+    InputError: it does.
+  """
+  system = {"role": "system", "content": _SAMPLE_SYSTEM}
+  asked = (system, {"role": "user", "content": "What is it?"})
+  shown = chat.render(tokenizer, asked, add_generation_prompt=True, date=date)
+  if _SAMPLE_SYSTEM not in shown:
+    raise InputError(
+      "the chat template must write the system turn, which tells the agent of "
+      "its tools, and this one leaves it out: write it, or put the "
+      "instructions into the question"
+    )
+
+
+def _check_generation_prompt(behind: str) -> None:
+  """Refuses a template whose prompt lacks what begins the agent's turn.
+
+  Args:
+    behind: what the template writes behind the prompt once a reply is there.
+
+  Raises:
+    InputError: there is more than an empty thought before the reply.
+  """
+  between, found, _ = behind.partition(_SAMPLE_REPLY)
+  if found and not _EMPTY_THOUGHT.fullmatch(between):
+    raise InputError(
+      "the chat template must begin the agent's turn where "
+      f"add_generation_prompt is true, and leaves out {between!r}: write it "
+      "there"
+    )

@@ -9,10 +9,10 @@ import re
 import huggingface_hub
 from huggingface_hub import errors
 
-from rapo_jax.errors import MissingInputError
+from rapo_jax.errors import InputError, MissingInputError
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def is_hub_id(path_or_hub_id: str | os.PathLike[str]) -> bool:
@@ -20,8 +20,18 @@ def is_hub_id(path_or_hub_id: str | os.PathLike[str]) -> bool:
   return (
     isinstance(path_or_hub_id, str)
     and _HUB_ID.fullmatch(path_or_hub_id) is not None
-    and not pathlib.Path(path_or_hub_id).is_dir()
+    and _may_be_on_hub(path_or_hub_id)
+    and not pathlib.Path(path_or_hub_id).exists()
   )
+
+
+def _may_be_on_hub(name: str) -> bool:
+  """Whether a hub would take the name: no `--`, no `..`, no `.git`."""
+  try:
+    huggingface_hub.utils.validate_repo_id(name)
+  except errors.HFValidationError:
+    return False
+  return True
 
 
 def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
@@ -38,9 +48,16 @@ def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     MissingInputError: it is neither a folder nor in the cache, and the hub
       cannot be reached or does not show it.
+    InputError: it is a file.
   """
   if not is_hub_id(path_or_hub_id):
-    return pathlib.Path(path_or_hub_id)
+    path = pathlib.Path(path_or_hub_id)
+    if path.is_file():
+      raise InputError(
+        f"A model must be a folder or a hub's model, and {path} is a file; "
+        "give the path of the folder that it is in."
+      )
+    return path
   try:
     return pathlib.Path(
       huggingface_hub.snapshot_download(

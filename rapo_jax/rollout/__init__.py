@@ -7,7 +7,7 @@ from rapo_jax.rollout.between import (
   Insertion,
 )
 from rapo_jax.rollout.config import RolloutConfig, check_sampling
-from rapo_jax.rollout.engine import RolloutEngine
+from rapo_jax.rollout.engine import RolloutEngine, turn_end_ids
 from rapo_jax.rollout.finite import NonFiniteRollout
 from rapo_jax.rollout.requests import RolloutRequest, group_requests
 from rapo_jax.rollout.retriever import retrieved_text
@@ -28,4 +28,5 @@ __all__ = [
   "check_sampling",
   "group_requests",
   "retrieved_text",
+  "turn_end_ids",
 ]

@@ -137,10 +137,7 @@ class RolloutEngine:
     vocabulary = automaton_lib.token_bytes(tokenizer, vocab_size)
     table = automaton_lib.stop_automaton(self.stop_strings, vocabulary)
     self._eos = np.zeros(vocab_size, bool)
-    if end_ids is None:
-      folder = tokenizer.name_or_path
-      end_ids = end_token_ids(folder) if folder else ()
-    self._eos[_end_ids(tokenizer, end_ids, vocab_size)] = True
+    self._eos[turn_end_ids(tokenizer, end_ids, vocab_size)] = True
     # Nothing in a tool's text or in a retrieved step becomes a control token.
     encode = TextEncoder(tokenizer, tag_set)
     observation = ObservationEncoder(
@@ -392,16 +389,26 @@ class RolloutEngine:
       )
 
 
-def _end_ids(
-  tokenizer: Any, named: Iterable[int], vocab_size: int
+def turn_end_ids(
+  tokenizer: Any, named: Iterable[int] | None, vocab_size: int
 ) -> list[int]:
   """Tokens that end a turn: by tokenizer, chat template and model files.
 
   Padding is not one of them.
 
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+    named: those of the model's files (`models.end_token_ids`); None reads those
+      in the folder that the tokenizer is from.
+    vocab_size: rows of the embedding.
+
   Raises:
-    InputError: no token ends a turn, or one has no row in the embedding.
+    InputError: no token ends a turn, or one has no row in the embedding. Or a
+      file of the model is broken.
   """
+  if named is None:
+    folder = tokenizer.name_or_path
+    named = end_token_ids(folder) if folder else ()
   ids = {*tokenizer_end_ids(tokenizer), *named}
   if not ids:
     raise InputError(

@@ -130,6 +130,10 @@ def test_append_only_templates_pass(tokenizer, query):
     (OPENS_THOUGHT, "is '<' in place of 'T'"),
     (REWRITES + APPEND_ONLY, r"token 0 .* is 'a' in place of '<\|im_start"),
     ("{{ messages[0]['content'] if add_generation_prompt }}", "the end"),
+    (
+      APPEND_ONLY.partition("{% if add_generation_prompt")[0],
+      "must begin the agent's turn .*assistant",
+    ),
   ],
 )
 def test_other_templates_are_refused(tokenizer, query, template, message):
@@ -137,6 +141,20 @@ def test_other_templates_are_refused(tokenizer, query, template, message):
   try:
     with pytest.raises(ValueError, match=message):
       data.check_prefix_preservation(tokenizer, query)
+  finally:
+    tokenizer.chat_template = APPEND_ONLY
+
+
+def test_a_template_without_the_system_turn_is_refused(tokenizer, query):
+  messages = data.chat_messages("What?", ["search"])
+  told = dataclasses.replace(query, messages=messages)
+  data.check_prefix_preservation(tokenizer, told)
+  tokenizer.chat_template = APPEND_ONLY.replace(
+    "in messages %}", "in messages if m['role'] != 'system' %}"
+  )
+  try:
+    with pytest.raises(ValueError, match="must write the system turn"):
+      data.check_prefix_preservation(tokenizer, told)
   finally:
     tokenizer.chat_template = APPEND_ONLY
 

@@ -150,6 +150,28 @@ def test_a_broken_tokenizer_is_reported_in_one_line(tmp_path, name, content):
     tokenizer_files.load_tokenizer(tmp_path / "base")
 
 
+@pytest.mark.parametrize(
+  ("field", "value"), [("initializer_range", None), ("pad_token_id", "0")]
+)
+def test_a_field_that_transformers_refuses_is_reported(tmp_path, field, value):
+  write_agent(tmp_path / "base")
+  config = tmp_path / "base" / "config.json"
+  content = json.loads(config.read_text(encoding="utf-8"))
+  config.write_text(json.dumps({**content, field: value}), encoding="utf-8")
+  with pytest.raises(InputError, match=f"cannot be read: .*{field}"):
+    tokenizer_files.load_tokenizer(tmp_path / "base")
+
+
+@pytest.mark.parametrize("eos", ["2", [1, 99999]])
+def test_end_tokens_of_the_model_are_checked(tmp_path, eos):
+  write_agent(tmp_path / "base")
+  write_agent(tmp_path / "off_policy")
+  path = tmp_path / "base" / "generation_config.json"
+  path.write_text(json.dumps({"eos_token_id": eos}), encoding="utf-8")
+  with pytest.raises(checks.CheckError, match=r"policy\.base: .*eos_token_id"):
+    checks.dry_run(config_of(tmp_path), None)
+
+
 def test_a_rollout_finds_the_files_beside_a_tokenizer(tmp_path):
   # `RolloutEngine` reads end tokens there.
   write_agent(tmp_path / "base")

@@ -1046,6 +1046,20 @@ def test_a_broken_config_of_the_folder_is_named(tmp_path, capsys):
       assert "w/config.json must hold the JSON" in capsys.readouterr().err
 
 
+def test_a_model_s_folder_is_no_work_folder(tmp_path, capsys):
+  config_file = tmp_path / "config.py"
+  config_file.write_text(CONFIG_FILE, encoding="utf-8")
+  folder = tmp_path / "model"
+  folder.mkdir()
+  content = '{"model_type": "qwen2"}'
+  (folder / "config.json").write_text(content, encoding="utf-8")
+  arguments = ["--config", str(config_file), "--workdir", str(folder)]
+  for more in ([], ["--dry_run"], ["--stage=report"]):
+    assert run.main([*arguments, *more]) == 2
+    assert "must hold an experiment's config" in capsys.readouterr().err
+  assert (folder / "config.json").read_text(encoding="utf-8") == content
+
+
 def test_a_missing_accelerator_is_report_input_errors(monkeypatch, capsys):
   def devices():
     raise RuntimeError("Unable to initialize backend 'tpu': no libtpu")

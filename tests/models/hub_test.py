@@ -35,6 +35,17 @@ class LocalFolderTest(parameterized.TestCase):
     self.assertEqual(loaded.config, config)
     self.assertEqual(download.call_args.args, ("Qwen/Qwen3-14B",))
 
+  @parameterized.parameters("m/a--b", "m/a..b", "m/x.git", "м/имя")
+  def test_a_name_that_no_hub_takes_is_a_folder(self, name):
+    self.assertFalse(hub.is_hub_id(name))
+    self.assertEqual(hub.local_folder(name), pathlib.Path(name))
+
+  def test_a_file_is_no_model(self):
+    file = self.folder / "notes.txt"
+    file.touch()
+    with self.assertRaisesRegex(ValueError, "notes.txt is a file"):
+      hub.local_folder(file)
+
   @parameterized.parameters(
     ("config.json", True),
     ("generation_config.json", True),
