@@ -37,9 +37,7 @@ _PLUS = re.compile(r"(?<![^\s(\[{,=])\+(?=[0-9.])")
 _LIST_COMMA = re.compile(r"(?<=[0-9])[,;](?=-?[.0-9])")
 _LIST_MARK = re.compile("[,;、](?=[^,;、])")
 _COLON = re.compile(r"(?<=[0-9]) ?: ?(?=[0-9])")
-# A sign goes to its number.
-_CURRENCY = re.compile(r"-([€£¥₹₩])(?=[.0-9])")
-_NUMBER = re.compile(r"(?:(?<![^\s(\[{,;|€£¥₹₩])-)?[0-9]+(?:[./:-][0-9]+)*")
+_NUMBER = re.compile(r"(?:(?<![^\s(\[{,;:|])-)?[0-9]+(?:[./:-][0-9]+)*")
 _BRACKETS = {"(": "round", "[": "square", ")": "round", "]": "square"}
 
 
@@ -121,7 +119,7 @@ def _is_formula(text: str) -> bool:
 def _numbers(text: str) -> str:
   """Numbers without commas between their thousands, and apart in a list."""
   text = _THOUSANDS.sub(lambda match: re.sub("[,']", "", match.group()), text)
-  text = _CURRENCY.sub(r"\1-", _COLON.sub(":", text))
+  text = _COLON.sub(":", text)
   return _LIST_COMMA.sub(", ", text)
 
 

@@ -16,7 +16,18 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 # Thin spaces between the thousands of a number, and a sign apart from it.
 _THIN = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
-_LOOSE_SIGN = re.compile(r"^([-+±]) (?=[0-9.])")
+_MONEY_SIGNS = "".join(
+  re.escape(c)
+  for c in map(chr, range(0x10000))
+  if unicodedata.category(c) == "Sc"
+)
+# After a number or a name, a dash with spaces is no sign.
+_LOOSE_SIGN = re.compile(
+  rf"(^|[(\[{{,;:=|] ?|[a-z] )([-+±]) (?=\\?[0-9.{_MONEY_SIGNS}])"
+)
+_MONEY = re.compile(
+  rf"((?<![\w)\]}}$])-)?((?:\b[A-Z]{{1,3}})?\\?[{_MONEY_SIGNS}]) ?(-?)(?=[0-9.])"
+)
 _EMPHASIS = ("**", "__", "*", "'", '"')
 _MIXED = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞↉])|(?<=[①-⑳])(?=[①-⑳])")
 _CHARACTERS = str.maketrans(
@@ -35,7 +46,8 @@ _CHARACTERS = str.maketrans(
 )
 # Names of characters, as words and as TeX's commands.
 _NAMES = re.compile(
-  r"(?<![A-Za-z\\])(?:(sqrt)(?![A-Za-z])|(pi)(?![A-Za-z])|(inf(?:ini)?ty)\b)"
+  r"(?<![A-Za-z\\])(?:(sqrt)(?![A-Za-z])|(pi)(?![A-Za-z])"
+  r"|((?i:inf(?:ini)?ty))\b)"
 )
 _NAMED = ("√", "π", "∞")
 _FONTS = (
@@ -50,7 +62,6 @@ _SIZES = (
 )
 # By name; a command ends where its letters end.
 _COMMANDS = {
-  **dict.fromkeys(_FONTS.split("|"), ""),
   **dict.fromkeys(["circ", "degree"], ""),
   **dict.fromkeys(["quad", "qquad"], " "),
   **dict.fromkeys(["times", "cdot", "ast"], "*"),
@@ -93,6 +104,7 @@ _ROUND_ROOT = re.compile(r"√ ?\(([^(){}]{1,100})\)")
 _BARE_POWER = re.compile(r"\^(-?[0-9]{2,}|-[0-9])")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SIZE = re.compile(rf"\\(?:{_SIZES})(?![A-Za-z])")
+_FONT = re.compile(rf"\\(?:{_FONTS})(?![A-Za-z])")
 _IN_FONT = re.compile(rf"\\(?:{_FONTS}) ?\{{([^{{}}\\]*)\}}")
 # `^\circ` and `^{\circ}` before the command goes, so that no `^` is left.
 _DEGREE = re.compile(r"\^\s?(?:\{\s?)?\\(?:circ|degree)(?![A-Za-z])(?:\s?\})?")
@@ -101,12 +113,18 @@ _SPACE = re.compile(r"\\[ ,;:>]|~")
 _NOTHING = re.compile(r"\\[!()\[\]]|\$")
 _ESCAPED = re.compile(r"\\([%&#_${}'\"])")
 _SPACES = re.compile(r"\s+")
-_FRACTION = re.compile(
-  r"\\frac ?(?:\{([^{}]{0,200})\}|([0-9A-Za-z]))"
-  r" ?(?:\{([^{}]{0,200})\}|([0-9A-Za-z]))"
+_PART = r" ?(?:\{((?:[^{}]|\{[^{}]{0,100}\}){0,200})\}|([^\W_]))"
+_FRACTION = re.compile(rf"\\frac{_PART}{_PART}")
+# What needs no brackets below a slash, and above it.
+_NUMBER = r"[0-9.]+(?:,[0-9]{3})*"
+_RAISED = r"(?:[√^](?:[^\W_]|\{[^{}]{1,100}\}))"
+_FACTOR = rf"-?(?:{_NUMBER}|[^\W\d_]{_RAISED}?|{_RAISED})"
+_PRODUCT = rf"-?(?:[0-9.]|,[0-9]{{3}}|[^\W\d_]|{_RAISED}){{1,100}}"
+_SIMPLE = (re.compile(_PRODUCT), re.compile(_FACTOR))
+_ROUND_PART = re.compile(
+  rf"(?<![^\s(\[{{,=+*-])\(({_PRODUCT})\)(?=/)|(?<=/)\(({_FACTOR})\)"
 )
-_SIMPLE = re.compile(r"-?[0-9.]+|[A-Za-zπ]")
-_SINGLE = re.compile(r"\{ ?([0-9A-Za-z]) ?\}")
+_SINGLE = re.compile(r"\{ ?([-+±]|[^\W_]) ?\}")
 
 
 def respell(text: str) -> str:
@@ -126,14 +144,16 @@ def respell(text: str) -> str:
   text = _THIN.sub(",", text)
   text = _MIXED.sub(" ", text).translate(_CHARACTERS)
   text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-  text = _SPACES.sub(" ", text)
+  text = _LOOSE_SIGN.sub(r"\1\2", _SPACES.sub(" ", text).strip())
+  text = _MONEY.sub(r"\2 \1\3", text)
   if any(character in text for character in "\\$~{"):
     text = _SPACES.sub(" ", _without_tex(text))
   text = _NAMES.sub(lambda match: _NAMED[(match.lastindex or 1) - 1], text)
   if "√" in text or "^" in text:
     text = _BARE_ROOT.sub(r"√{\1}", _ROUND_ROOT.sub(r"√{\1}", text))
     text = _SINGLE.sub(r"\1", _BARE_POWER.sub(r"^{\1}", text))
-  return _LOOSE_SIGN.sub(r"\1", _without_emphasis(text.strip()))
+  text = _ROUND_PART.sub(r"\1\2", text)
+  return _LOOSE_SIGN.sub(r"\1\2", _without_emphasis(text.strip()))
 
 
 def _without_emphasis(text: str) -> str:
@@ -146,14 +166,23 @@ def _without_emphasis(text: str) -> str:
 
 
 def _without_tex(text: str) -> str:
+  # A row's end is no backslash before what follows it.
+  text = text.replace(r"\\", "\n")
   text = _ACCENT.sub(_accented, _COLOUR.sub("", _GROUPED.sub(",", text)))
-  text = _IN_FONT.sub(r"\1", _SIZE.sub("", _DEGREE.sub("", text)))
-  text = _COMMAND.sub(
-    lambda match: _COMMANDS.get(match.group(1), match.group()), text
-  )
-  text = _FRACTION.sub(_slash, _SPACE.sub(" ", text))
+  text = _COMMAND.sub(_named, _SIZE.sub("", _DEGREE.sub("", text)))
+  text = _FONT.sub("", _IN_FONT.sub(r"\1", text))
+  # Twice: a fraction may stand in another.
+  text = _FRACTION.sub(_slash, _FRACTION.sub(_slash, _SPACE.sub(" ", text)))
   text = _NOTHING.sub("", _ESCAPED.sub(r"\1", text))
-  return _SINGLE.sub(r"\1", text)
+  return _SINGLE.sub(r"\1", text).replace("\n", r" \\ ")
+
+
+def _named(match: re.Match[str]) -> str:
+  """A command's character; one without stays apart from the next command."""
+  apart = match.string[match.end() : match.end() + 1] == "\\"
+  if apart and _FONT.fullmatch(match.group()):
+    return match.group()
+  return _COMMANDS.get(match.group(1), match.group() + " " * apart)
 
 
 def _accented(match: re.Match[str]) -> str:
@@ -165,7 +194,12 @@ def _slash(match: re.Match[str]) -> str:
   """A fraction as `a/b`, with brackets where a part is no single thing."""
   over, over_short, under, under_short = match.groups()
   parts = [over_short or over.strip(), under_short or under.strip()]
-  shown = [p if _SIMPLE.fullmatch(p) else f"({p})" for p in parts]
+  above, below = [
+    part if simple.fullmatch(part) else f"({part})"
+    for part, simple in zip(parts, _SIMPLE, strict=True)
+  ]
+  before = match.string[max(0, match.start() - 1) : match.start()]
+  if before and before in "√^_":
+    return f"{{{above}/{below}}}"
   # 2 1/2 is a mixed number; without the space it would be 21/2.
-  before = match.string[: match.start()][-1:]
-  return f"{' ' if before.isdigit() else ''}{shown[0]}/{shown[1]}"
+  return f"{' ' if before.isdigit() else ''}{above}/{below}"
