@@ -23,10 +23,11 @@ _MONEY_SIGNS = "".join(
 )
 # After a number or a name, a dash with spaces is no sign.
 _LOOSE_SIGN = re.compile(
-  rf"(^|[(\[{{,;:=|] ?|[a-z] )([-+±]) (?=\\?[0-9.{_MONEY_SIGNS}])"
+  rf"(^|[(\[{{,;:=|] ?|(?<!\S)[a-z]+ )([-+±]) (?=\\?[0-9.{_MONEY_SIGNS}])"
 )
 _MONEY = re.compile(
-  rf"((?<![\w)\]}}$])-)?((?:\b[A-Z]{{1,3}})?\\?[{_MONEY_SIGNS}]) ?(-?)(?=[0-9.])"
+  rf"((?<![\w)\]}}$])-)?((?:\b[A-Z]{{1,3}})?\\?[{_MONEY_SIGNS}])"
+  r" ?(-?)(?=[0-9.])"
 )
 _EMPHASIS = ("**", "__", "*", "'", '"')
 _MIXED = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞↉])|(?<=[①-⑳])(?=[①-⑳])")
@@ -127,6 +128,20 @@ _ROUND_PART = re.compile(
 _SINGLE = re.compile(r"\{ ?([-+±]|[^\W_]) ?\}")
 
 
+def respell_characters(text: str) -> str:
+  """The text with characters and TeX in one spelling; plain ASCII stays.
+
+  It is for metrics with a rule of their own for plain text.
+
+  Args:
+    text: an answer. The time taken is linear in its length.
+  """
+  text = _one_spelling(text)
+  if "\\" in text:
+    text = _SPACES.sub(" ", _without_tex(text))
+  return text.strip()
+
+
 def respell(text: str) -> str:
   """The text in one spelling.
 
@@ -137,14 +152,7 @@ def respell(text: str) -> str:
   Args:
     text: an answer. The time taken is linear in its length.
   """
-  text = _SUPERSCRIPT.sub(
-    lambda match: "^" + match.group().translate(_SUPERSCRIPTS), text
-  )
-  # Some characters fall apart in NFKC, others come out of it.
-  text = _THIN.sub(",", text)
-  text = _MIXED.sub(" ", text).translate(_CHARACTERS)
-  text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-  text = _LOOSE_SIGN.sub(r"\1\2", _SPACES.sub(" ", text).strip())
+  text = _LOOSE_SIGN.sub(r"\1\2", _one_spelling(text).strip())
   text = _MONEY.sub(r"\2 \1\3", text)
   if any(character in text for character in "\\$~{"):
     text = _SPACES.sub(" ", _without_tex(text))
@@ -154,6 +162,18 @@ def respell(text: str) -> str:
     text = _SINGLE.sub(r"\1", _BARE_POWER.sub(r"^{\1}", text))
   text = _ROUND_PART.sub(r"\1\2", text)
   return _LOOSE_SIGN.sub(r"\1\2", _without_emphasis(text.strip()))
+
+
+def _one_spelling(text: str) -> str:
+  """The text with Unicode's characters in one spelling, in single spaces."""
+  text = _SUPERSCRIPT.sub(
+    lambda match: "^" + match.group().translate(_SUPERSCRIPTS), text
+  )
+  # Some characters fall apart in NFKC, others come out of it.
+  text = _THIN.sub(",", text)
+  text = _MIXED.sub(" ", text).translate(_CHARACTERS)
+  text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
+  return _SPACES.sub(" ", text)
 
 
 def _without_emphasis(text: str) -> str:
