@@ -6,7 +6,7 @@ import collections
 import re
 import unicodedata
 
-from rapo_jax.rewards.spelling import respell
+from rapo_jax.rewards.spelling import FUNCTIONS, respell
 
 _ARTICLES = frozenset({"a", "an", "the"})
 # Answers that overlap in part with nothing: "no" is no half of "no answer".
@@ -14,15 +14,18 @@ _EXACT = frozenset({"yes", "no", "noanswer"})
 # An operator of a formula: a minus stands between its two sides, or in front
 # of something that is no number. The F-16 and Marie-Anne are names.
 _OPERATOR = re.compile(
-  r"[\^_=<>/*+\\|π∞√∪∩∈∅±∓]|(?<=[0-9)\]}])!|(?<=[A-Za-z])#"
+  r"[\^_=<>/*+\\|π∞√∪∩∈∅±∓→≈⌊⌋⌈⌉]|(?<=[0-9)\]}])!|(?<=[A-Za-z])#"
   r"|(?<=[0-9a-z)\]}!]) ?- ?(?=[0-9a-z(\[{])|(?<![^\s(\[{,])-(?=[a-z(\[{])"
   r"|(?<=[0-9][A-Z])-(?=[0-9])|(?<=[A-Z]) - (?=[0-9a-z(\[{])"
+  # A derivative, and a function of something.
+  r"|(?<![A-Za-z'])[A-Za-z]'+(?![A-Za-z])"
+  rf"|(?<![A-Za-z])(?:{FUNCTIONS})(?= ?[0-9(\[{{]| [^\W\d_](?![^\W\d_]))"
 )
 _COMMAND = re.compile(
   r"\\(?:begin|end) ?\{[a-z*]{1,20}\}|\\[A-Za-z]+"
-  r"|\b(?:sin|cos|tan|log|exp|mod)"
+  rf"|(?<![^\W\d_])(?:{FUNCTIONS}|mod)"
 )
-_WORD = re.compile(r"[^\W\d_]{3,}")
+_WORD = re.compile(r"[^\W\d_π]{3,}")
 _FORMULA_SPACE = re.compile(
   r" (?![0-9A-Za-z])|(?<![0-9A-Za-z]) |(?<=[0-9]) (?=[A-Za-z])"
   r"|(?<=[A-Za-z]) (?=[0-9])"
@@ -31,6 +34,14 @@ _EQUALS = re.compile(r"(?<![<>!])=")
 _THOUSANDS = re.compile(
   r"(?<![0-9.])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:'[0-9]{3})+)(?![0-9])"
 )
+# A unit, but no end of an ordinal number or of a decade.
+_UNIT = re.compile(
+  r"(?<![^\s(\[{])(-?[0-9][0-9.,/:-]*)"
+  r"(?=[^\W\d_]|[‰‱])(?!(?:st|nd|rd|th|s)(?![^\W\d_]))"
+)
+_MINUS_ZERO = re.compile(
+  r"(?<![^\s(\[{,;:|])-(?=0+(?:\.0+)?(?![0-9]|[./:-][0-9]))"
+)
 _RANGE = re.compile(r"(?<=[0-9]) ?- ?(?=[0-9])")
 _POINT = re.compile(r"(?<![^\s(\[{,+-])\.(?=[0-9])")
 _PLUS = re.compile(r"(?<![^\s(\[{,=])\+(?=[0-9.])")
@@ -38,7 +49,11 @@ _LIST_COMMA = re.compile(r"(?<=[0-9])[,;](?=-?[.0-9])")
 _LIST_MARK = re.compile("[,;、](?=[^,;、])")
 _COLON = re.compile(r"(?<=[0-9]) ?: ?(?=[0-9])")
 _NUMBER = re.compile(r"(?:(?<![^\s(\[{,;:|])-)?[0-9]+(?:[./:-][0-9]+)*")
-_BRACKETS = {"(": "round", "[": "square", ")": "round", "]": "square"}
+_BRACKETS = {
+  **dict.fromkeys("()", "round"),
+  **dict.fromkeys("[]", "square"),
+  **dict.fromkeys("{}", "curly"),
+}
 
 
 def words(text: str) -> list[str]:
@@ -56,6 +71,7 @@ def words(text: str) -> list[str]:
     bare = _FORMULA_SPACE.sub("", _numbers(text).casefold()).rstrip(".,;")
     return [side for side in _EQUALS.split(bare) if side]
   text = _RANGE.sub("-", _POINT.sub("0.", _numbers(text)))
+  text = _UNIT.sub(r"\1 ", _MINUS_ZERO.sub("", text))
   found = _without_punctuation(text).casefold().split()
   return [word for word in found if word not in _ARTICLES] or found
 
@@ -145,12 +161,13 @@ def is_punctuation(character: str) -> bool:
   """Whether a character is a sign of ASCII or punctuation of Unicode."""
   if character.isascii():
     return not character.isalnum() and not character.isspace()
-  return unicodedata.category(character).startswith("P")
+  category = unicodedata.category(character)
+  return category.startswith("P") and character not in "‰‱"
 
 
 def _ends(text: str) -> tuple[str, str] | None:
   """Kinds of the brackets that an answer stands in."""
   bare = respell(text).strip(" .")
-  if bare[:1] in "([" and bare[-1:] in ")]" and len(bare) > 1:
+  if bare[:1] in "([{" and bare[-1:] in ")]}" and len(bare) > 1:
     return _BRACKETS[bare[0]], _BRACKETS[bare[-1]]
   return None

@@ -164,6 +164,31 @@ def test_token_f1(prediction: str, truth: str, expected: float):
     ("-Infinity", r"-\infty"),
     ("3 - 2", "3-2"),
     ("Apollo - 11", "Apollo 11"),
+    ("5cm", "5 cm"),
+    (r"5\text{cm}", "5 cm"),
+    ("20°C", "20 °C"),
+    ("F-16A", "F16A"),
+    (r"10\ 000", "10000"),
+    ("10~000", "10000"),
+    (r"\eta+\Phi+\varepsilon", "η+Φ+ε"),
+    (r"x\to\infty", "x → ∞"),
+    (r"x \approx 3", "x≈3"),
+    (r"2\ln x", "2 ln x"),
+    (r"\sin(x)", "sin(x)"),
+    (r"\ln2", "ln 2"),
+    ("tan", "a tan"),
+    ("\u200e5\u200f", "5"),
+    ("\u202aParis\u202c", "\u2066Paris\u2069"),
+    ("5\ufe0f", "5"),
+    ("H_2O", "H2O"),
+    (r"\text{H}_2\text{O}", "H₂O"),
+    ("10^(10)", "10^{10}"),
+    ("-0", "0"),
+    (r"f^{\prime}(x)", "f'(x)"),
+    (r"\lfloor x \rfloor", "⌊x⌋"),
+    (r"45^\circ 30'", "45°30'"),
+    ("60°-90°", "60-90"),
+    ("5‰", "5 ‰"),
   ],
 )
 def test_spellings_of_one_answer(one: str, other: str):
@@ -220,6 +245,12 @@ def test_spellings_of_one_answer(one: str, other: str):
     ("x:-5", "x:5"),
     ("-Infinity", "Infinity"),
     ("{-}5", "5"),
+    ("-0.5", "0.5"),
+    (r"\log_2 8", "log 28"),
+    ("f'(x)", "f(x)"),
+    ("⌊x⌋", "x"),
+    ("45°30'", "4530"),
+    ("5‰", "5"),
   ],
 )
 def test_two_answers(one: str, other: str):
@@ -228,7 +259,8 @@ def test_two_answers(one: str, other: str):
 
 
 @pytest.mark.parametrize(
-  ("one", "other"), [("(2, 1)", "(1, 2)"), ("[0, 1)", "(0, 1]")]
+  ("one", "other"),
+  [("(2, 1)", "(1, 2)"), ("[0, 1)", "(0, 1]"), (r"\{1,2\}", "(1,2)")],
 )
 def test_the_order_of_numbers_and_their_brackets(one: str, other: str):
   assert not f1.is_match(one, other)
