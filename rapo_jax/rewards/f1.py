@@ -34,10 +34,10 @@ _EQUALS = re.compile(r"(?<![<>!])=")
 _THOUSANDS = re.compile(
   r"(?<![0-9.])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:'[0-9]{3})+)(?![0-9])"
 )
-# A unit, but no end of an ordinal number or of a decade.
+# A unit, but no end of an ordinal number. One letter may be a variable.
 _UNIT = re.compile(
   r"(?<![^\s(\[{])(-?[0-9][0-9.,/:-]*)"
-  r"(?=[^\W\d_]|[‰‱])(?!(?:st|nd|rd|th|s)(?![^\W\d_]))"
+  r"(?=[^\W\d_]{2}|[‰‱])(?!(?:st|nd|rd|th|an)(?![^\W\d_]))"
 )
 _MINUS_ZERO = re.compile(
   r"(?<![^\s(\[{,;:|])-(?=0+(?:\.0+)?(?![0-9]|[./:-][0-9]))"

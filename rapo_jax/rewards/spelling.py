@@ -110,8 +110,8 @@ _ACCENT = re.compile(
   r"|(?<=[A-Za-z])\\([`'^\"])([aeiouy])|(?<=[A-Za-z])\\(~)(n)"
 )
 _COLOUR = re.compile(r"\\(?:text)?color ?\{[A-Za-z]{1,20}\}")
-# Degrees before minutes are a number of their own.
-_DEGREES = re.compile("[°˚](?= ?[0-9])")
+# Degrees end a number: minutes or a scale may follow.
+_DEGREES = re.compile("[°˚](?= ?[0-9A-Z])")
 _PRIME = re.compile(r"\^ ?(?:\{ ?\\prime ?\}|\\prime(?![A-Za-z]))")
 # The index of a formula of chemistry, of which Unicode has its own digits.
 _INDEX = re.compile(

@@ -250,6 +250,8 @@ def test_spellings_of_one_answer(one: str, other: str):
     ("f'(x)", "f(x)"),
     ("⌊x⌋", "x"),
     ("45°30'", "4530"),
+    ("1a", "1"),
+    ("5x", "x=5"),
     ("5‰", "5"),
   ],
 )
