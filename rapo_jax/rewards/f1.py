@@ -6,7 +6,7 @@ import collections
 import re
 import unicodedata
 
-from rapo_jax.rewards.spelling import respell
+from rapo_jax.rewards.spelling import FUNCTIONS, respell
 
 _ARTICLES = frozenset({"a", "an", "the"})
 # Answers that overlap in part with nothing: "no" is no half of "no answer".
@@ -14,15 +14,18 @@ _EXACT = frozenset({"yes", "no", "noanswer"})
 # An operator of a formula: a minus stands between its two sides, or in front
 # of something that is no number. The F-16 and Marie-Anne are names.
 _OPERATOR = re.compile(
-  r"[\^_=<>/*+\\|π∞√∪∩∈∅±∓]|(?<=[0-9)\]}])!|(?<=[A-Za-z])#"
+  r"[\^_=<>/*+\\|π∞√∪∩∈∅±∓→≈⌊⌋⌈⌉]|(?<=[0-9)\]}])!|(?<=[A-Za-z])#"
   r"|(?<=[0-9a-z)\]}!]) ?- ?(?=[0-9a-z(\[{])|(?<![^\s(\[{,])-(?=[a-z(\[{])"
   r"|(?<=[0-9][A-Z])-(?=[0-9])|(?<=[A-Z]) - (?=[0-9a-z(\[{])"
+  # A derivative, and a function of something.
+  r"|(?<![A-Za-z'])[A-Za-z]'+(?![A-Za-z])"
+  rf"|(?<![A-Za-z])(?:{FUNCTIONS})(?= ?[0-9(\[{{]| [^\W\d_](?![^\W\d_]))"
 )
 _COMMAND = re.compile(
   r"\\(?:begin|end) ?\{[a-z*]{1,20}\}|\\[A-Za-z]+"
-  r"|\b(?:sin|cos|tan|log|exp|mod)"
+  rf"|(?<![^\W\d_])(?:{FUNCTIONS}|mod)"
 )
-_WORD = re.compile(r"[^\W\d_]{3,}")
+_WORD = re.compile(r"[^\W\d_π]{3,}")
 _FORMULA_SPACE = re.compile(
   r" (?![0-9A-Za-z])|(?<![0-9A-Za-z]) |(?<=[0-9]) (?=[A-Za-z])"
   r"|(?<=[A-Za-z]) (?=[0-9])"
@@ -31,16 +34,26 @@ _EQUALS = re.compile(r"(?<![<>!])=")
 _THOUSANDS = re.compile(
   r"(?<![0-9.])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:'[0-9]{3})+)(?![0-9])"
 )
+# A unit, but no end of an ordinal number. One letter may be a variable.
+_UNIT = re.compile(
+  r"(?<![^\s(\[{])(-?[0-9][0-9.,/:-]*)"
+  r"(?=[^\W\d_]{2}|[‰‱])(?!(?:st|nd|rd|th|an)(?![^\W\d_]))"
+)
+_MINUS_ZERO = re.compile(
+  r"(?<![^\s(\[{,;:|])-(?=0+(?:\.0+)?(?![0-9]|[./:-][0-9]))"
+)
 _RANGE = re.compile(r"(?<=[0-9]) ?- ?(?=[0-9])")
 _POINT = re.compile(r"(?<![^\s(\[{,+-])\.(?=[0-9])")
 _PLUS = re.compile(r"(?<![^\s(\[{,=])\+(?=[0-9.])")
 _LIST_COMMA = re.compile(r"(?<=[0-9])[,;](?=-?[.0-9])")
 _LIST_MARK = re.compile("[,;、](?=[^,;、])")
 _COLON = re.compile(r"(?<=[0-9]) ?: ?(?=[0-9])")
-# A sign goes to its number.
-_CURRENCY = re.compile(r"-([€£¥₹₩])(?=[.0-9])")
-_NUMBER = re.compile(r"(?:(?<![^\s(\[{,;|€£¥₹₩])-)?[0-9]+(?:[./:-][0-9]+)*")
-_BRACKETS = {"(": "round", "[": "square", ")": "round", "]": "square"}
+_NUMBER = re.compile(r"(?:(?<![^\s(\[{,;:|])-)?[0-9]+(?:[./:-][0-9]+)*")
+_BRACKETS = {
+  **dict.fromkeys("()", "round"),
+  **dict.fromkeys("[]", "square"),
+  **dict.fromkeys("{}", "curly"),
+}
 
 
 def words(text: str) -> list[str]:
@@ -58,6 +71,7 @@ def words(text: str) -> list[str]:
     bare = _FORMULA_SPACE.sub("", _numbers(text).casefold()).rstrip(".,;")
     return [side for side in _EQUALS.split(bare) if side]
   text = _RANGE.sub("-", _POINT.sub("0.", _numbers(text)))
+  text = _UNIT.sub(r"\1 ", _MINUS_ZERO.sub("", text))
   found = _without_punctuation(text).casefold().split()
   return [word for word in found if word not in _ARTICLES] or found
 
@@ -121,7 +135,7 @@ def _is_formula(text: str) -> bool:
 def _numbers(text: str) -> str:
   """Numbers without commas between their thousands, and apart in a list."""
   text = _THOUSANDS.sub(lambda match: re.sub("[,']", "", match.group()), text)
-  text = _CURRENCY.sub(r"\1-", _COLON.sub(":", text))
+  text = _COLON.sub(":", text)
   return _LIST_COMMA.sub(", ", text)
 
 
@@ -140,18 +154,20 @@ def _without_punctuation(text: str) -> str:
 def _bare(text: str) -> str:
   # Lists of words may be written without spaces.
   text = _LIST_MARK.sub(" ", text)
-  return "".join(c for c in text if not _is_punctuation(c))
+  return "".join(c for c in text if not is_punctuation(c))
 
 
-def _is_punctuation(character: str) -> bool:
+def is_punctuation(character: str) -> bool:
+  """Whether a character is a sign of ASCII or punctuation of Unicode."""
   if character.isascii():
     return not character.isalnum() and not character.isspace()
-  return unicodedata.category(character).startswith("P")
+  category = unicodedata.category(character)
+  return category.startswith("P") and character not in "‰‱"
 
 
 def _ends(text: str) -> tuple[str, str] | None:
   """Kinds of the brackets that an answer stands in."""
   bare = respell(text).strip(" .")
-  if bare[:1] in "([" and bare[-1:] in ")]" and len(bare) > 1:
+  if bare[:1] in "([{" and bare[-1:] in ")]}" and len(bare) > 1:
     return _BRACKETS[bare[0]], _BRACKETS[bare[-1]]
   return None

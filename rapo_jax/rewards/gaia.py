@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-import string
 from collections.abc import Sequence
 
 from rapo_jax.rewards.base import Sample, Score
+from rapo_jax.rewards.f1 import is_punctuation
 from rapo_jax.rewards.outcome import FORMAT_PENALTY, WHOLE_FORMAT, score
+from rapo_jax.rewards.spelling import respell_characters
 
 _SEPARATOR = re.compile("[,;]")
 _SPACE = re.compile(r"\s")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _UNITS = str.maketrans("", "", "$%,")
 
 
@@ -22,12 +23,14 @@ def gaia_match(answer: str, truth: str) -> bool:
   The reference answer decides how it is read. A number is compared as a number,
   without $, % and commas. A list has commas or semicolons. It must have as many
   entries, each right in its place; its texts keep their punctuation. Any other
-  text is compared without white space, punctuation and case.
+  text is compared without white space, punctuation and case. Both are read
+  after `respell_characters`.
 
   Args:
     answer: the answer given.
     truth: the reference answer.
   """
+  answer, truth = respell_characters(answer), respell_characters(truth)
   if _number(truth) is not None:
     return _number(answer.translate(_UNITS)) == _number(truth)
   if _SEPARATOR.search(truth):
@@ -44,14 +47,18 @@ def _entry_match(given: str, wanted: str) -> bool:
 
 def _number(text: str) -> float | None:
   try:
-    return float(text)
+    value = float(text)
   except ValueError:
     return None
+  # NaN equals nothing; as a text it may be an answer.
+  return None if math.isnan(value) else value
 
 
 def _text(text: str, *, punctuation: bool) -> str:
   bare = _SPACE.sub("", text).lower()
-  return bare if punctuation else bare.translate(_PUNCTUATION)
+  if punctuation:
+    return bare
+  return "".join(c for c in bare if not is_punctuation(c))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,19 +14,29 @@ import resource
 import sys
 
 _MEMORY_BYTES = 4 * 2**30
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|and|inf"
+# Words that change a number; a unit does not.
+_QUANTITY = re.compile(
+  r"\b(?:squared|cubed|factorial|hundred|thousand|million|billion|trillion"
+  r"|dozen|half|halves|thirds?|quarters?|negative|minus|plus)\b"
+)
 # A number with words behind it, such as 12 apples or 3.5 \text{ cm}. A letter
-# may be a variable, and some words are functions.
+# may be a variable; some words are functions.
 _UNIT = re.compile(
   r"(?P<number>\\?[$€£¥]? ?[-+]?[\d.,]*\d(?:/\d+)?)"
   r"(?:\\[ ,;:!])*(?: *\\(?:text|mathrm|textrm|mbox) *\{[A-Za-z .]+\}(?:\^\d)?"
-  r"|(?: +(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|and|inf)\b)"
-  r"[A-Za-z]{3,})+)\.?"
+  rf"|(?: +(?!(?:{_FUNCTIONS})\b)[A-Za-z]{{3,}})+"
+  r"|(?: +[A-Za-z]{3,})* +(?:[kcdm]m|in|ft|yd|mi|[A-Za-z]{3,})\^\{?[23]\}?)\.?"
 )
 
 
 def equal(answer: str, truth: str) -> bool:
   """Whether two answers are the same mathematics, units apart."""
   import math_verify
+
+  quantities = [_QUANTITY.findall(text.lower()) for text in (answer, truth)]
+  if quantities[0] != quantities[1]:
+    return False
 
   def same(first: str, second: str) -> bool:
     # Time limits of the library work by signals; ours is the process.
@@ -56,7 +66,7 @@ def _without_unit(text: str) -> str:
 
 
 def main() -> None:
-  """Answers each line `[answer, truth]` by `true` or `false`."""
+  """Answers each line of pairs by whether the two of one are equal."""
   resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
   # Integers of any length are mathematics; the deadline bounds their time.
   sys.set_int_max_str_digits(0)
@@ -67,9 +77,8 @@ def main() -> None:
   replies.write("ready\n")
   replies.flush()
   for line in sys.stdin:
-    answer, truth = json.loads(line)
     try:
-      found = equal(answer, truth)
+      found = any(equal(answer, truth) for answer, truth in json.loads(line))
     except (Exception, RecursionError):
       # What cannot be read as mathematics equals nothing.
       found = False

@@ -12,12 +12,14 @@ import functools
 import json
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rapo_jax.rewards.base import Sample, Score
 from rapo_jax.rewards.outcome import FORMAT_PENALTY, WHOLE_FORMAT, score
+from rapo_jax.rewards.spelling import respell
 from rapo_jax.server_process import ServerLateError, ServerPool
 
 TIMEOUT_S = 3.0
@@ -26,6 +28,12 @@ MAX_CHARS = 2000
 """A longer answer equals nothing."""
 _SERVER = pathlib.Path(__file__).with_name("math_server.py")
 _CACHED = 2**16
+_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]{2,})*")
+# Spellings that math-verify does not read, and those that it does.
+_ROOT = re.compile(r"√(\{|[^\W_])")
+_MIXED = re.compile(r"(?<![\w./])([0-9]+) ([0-9]+)/([0-9]+)(?![\w./])")
+_EXPONENT = re.compile(r"(?<=[0-9])[eE]([+-]?[0-9]+)(?!\w)")
+_LATEX = str.maketrans({"∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap "})
 
 
 class _Pool:
@@ -36,11 +44,30 @@ class _Pool:
     self.threads = ThreadPoolExecutor(size, thread_name_prefix="math-equal")
 
   def equal(self, answer: str, truth: str) -> bool:
-    question = json.dumps([answer, truth]).encode()
+    pairs = [[answer, truth], [_latex(answer), _latex(truth)]]
+    question = json.dumps(pairs).encode()
     try:
       return self.servers.ask(question, TIMEOUT_S) == b"true"
     except ServerLateError:
       return False
+
+
+def _latex(text: str) -> str:
+  """An answer in one spelling, and in LaTeX where that has no plain form."""
+  # A set's braces would become those of a group.
+  if r"\{" in text or r"\lbrace" in text:
+    return text
+  text = respell(text).rstrip(".,; ")
+  if _WORDS.fullmatch(text):
+    return text.casefold()
+  text = _MIXED.sub(r"\1\\frac{\2}{\3}", text.removesuffix("%"))
+  text = _ROOT.sub(_root, _EXPONENT.sub(r"*10^{\1}", text))
+  return text.translate(_LATEX)
+
+
+def _root(match: re.Match[str]) -> str:
+  under = match.group(1)
+  return r"\sqrt{" if under == "{" else rf"\sqrt{{{under}}}"
 
 
 _lock = threading.Lock()
@@ -64,7 +91,8 @@ def math_equal(answer: str, ground_truth: str) -> bool:
   r"""Whether an answer is the same mathematics as the ground truth.
 
   1/2, 0.5 and `\frac{1}{2}` are equal; 3 and -3 are not, nor are (1, 2) and
-  (2, 1). Units count as nothing. Any thread may call it.
+  (2, 1). Units count as nothing; words for numbers are no units. Both are
+  compared as they are and in one spelling (`respell`). Any thread may call it.
 
   Args:
     answer: without its box, in LaTeX or plain.
@@ -93,7 +121,7 @@ class MathReward:
   """1 for an equal answer, 0 for another, -1 for a broken format.
 
   The format is the recipe's (`rewards.score`). The recipe's own value compares
-  words: it takes 3 for -3 and refuses 3/2 for `\\frac{3}{2}`.
+  words: it refuses 0.5 for 1/2.
   """
 
   def score(self, batch: Sequence[Sample]) -> list[Score]:

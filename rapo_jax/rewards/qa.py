@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-import string
 from collections.abc import Sequence
 
 from rapo_jax.rewards.base import Sample, Score
+from rapo_jax.rewards.f1 import is_punctuation
 from rapo_jax.rewards.outcome import FORMAT_PENALTY, WHOLE_FORMAT, score
+from rapo_jax.rewards.spelling import respell_characters
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # In the official scripts these overlap with nothing in part.
 _WHOLE = frozenset({"yes", "no", "noanswer"})
 
@@ -20,38 +20,51 @@ _WHOLE = frozenset({"yes", "no", "noanswer"})
 def normalized_answer(text: str, *, punctuation: bool = False) -> str:
   """An answer in lower case, without articles, in single spaces.
 
-  It is the rule of SQuAD, HotpotQA, 2WikiMultihopQA and MuSiQue.
+  It is the rule of SQuAD, HotpotQA, 2WikiMultihopQA and MuSiQue, after
+  `respell_characters`. It drops all punctuation, so 3 is -3 and 3.5 is 35.
 
   Args:
     text: an answer.
     punctuation: whether punctuation stays, as in ARPO's evaluation.
   """
-  text = text.lower()
+  text = respell_characters(text).lower()
   if not punctuation:
-    text = text.translate(_PUNCTUATION)
+    text = _without_punctuation(text)
   return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def exact_match(
   answer: str, truths: Sequence[str], *, punctuation: bool = False
 ) -> bool:
-  """Whether an answer is one of those accepted, after `normalized_answer`."""
-  given = normalized_answer(answer, punctuation=punctuation)
-  wanted = {normalized_answer(t, punctuation=punctuation) for t in truths}
-  return bool(given) and given in wanted
+  """Whether an answer is one of those accepted, after `normalized_answer`.
+
+  Where both are articles or punctuation alone, these are compared.
+  """
+  given = _compared(answer, punctuation=punctuation)
+  return bool(given) and given in {
+    _compared(truth, punctuation=punctuation) for truth in truths
+  }
 
 
 def answer_f1(
   answer: str, truths: Sequence[str], *, punctuation: bool = False
 ) -> float:
   """Largest F1 of the words of an answer and of one that is accepted."""
+  given = _compared(answer, punctuation=punctuation)
   return max(
-    _f1(
-      normalized_answer(answer, punctuation=punctuation),
-      normalized_answer(truth, punctuation=punctuation),
-    )
-    for truth in truths
+    _f1(given, _compared(truth, punctuation=punctuation)) for truth in truths
   )
+
+
+def _compared(text: str, *, punctuation: bool) -> str:
+  """The normalized answer, or what it consists of if nothing is left of it."""
+  lower = respell_characters(text).lower()
+  normal = normalized_answer(text, punctuation=punctuation)
+  return normal or _without_punctuation(lower).strip() or lower
+
+
+def _without_punctuation(text: str) -> str:
+  return "".join(c for c in text if not is_punctuation(c))
 
 
 def _f1(given: str, wanted: str) -> float:

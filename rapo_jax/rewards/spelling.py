@@ -16,7 +16,21 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 # Thin spaces between the thousands of a number, and a sign apart from it.
 _THIN = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
-_LOOSE_SIGN = re.compile(r"^([-+±]) (?=[0-9.])")
+_BY_CATEGORY = {
+  category: "".join(
+    c for c in map(chr, range(0x10000)) if unicodedata.category(c) == category
+  )
+  for category in ("Sc", "Cf")
+}
+_MONEY_SIGNS = re.escape(_BY_CATEGORY["Sc"])
+# After a number or a name, a dash with spaces is no sign.
+_LOOSE_SIGN = re.compile(
+  rf"(^|[(\[{{,;:=|] ?|(?<!\S)[a-z]+ )([-+±]) (?=\\?[0-9.{_MONEY_SIGNS}])"
+)
+_MONEY = re.compile(
+  rf"((?<![\w)\]}}$])-)?((?:\b[A-Z]{{1,3}})?\\?[{_MONEY_SIGNS}])"
+  r" ?(-?)(?=[0-9.])"
+)
 _EMPHASIS = ("**", "__", "*", "'", '"')
 _MIXED = re.compile("(?<=[0-9])(?=[¼-¾⅐-⅞↉])|(?<=[①-⑳])(?=[①-⑳])")
 _CHARACTERS = str.maketrans(
@@ -27,7 +41,8 @@ _CHARACTERS = str.maketrans(
     **dict.fromkeys("×·⋅∙", "*"),
     **dict.fromkeys("⁄∕÷", "/"),
     # Marks that say nothing, and characters that nobody sees.
-    **dict.fromkeys("°˚™®©\u00ad\u200b\u200c\u200d\u2060\ufeff", ""),
+    **dict.fromkeys("™®©\ufe0e\ufe0f", ""),
+    **dict.fromkeys(_BY_CATEGORY["Cf"], ""),
     "≤": "<=",
     "≥": ">=",
     "≠": "!=",
@@ -35,9 +50,17 @@ _CHARACTERS = str.maketrans(
 )
 # Names of characters, as words and as TeX's commands.
 _NAMES = re.compile(
-  r"(?<![A-Za-z\\])(?:(sqrt)(?![A-Za-z])|(pi)(?![A-Za-z])|(inf(?:ini)?ty)\b)"
+  r"(?<![A-Za-z\\])(?:(sqrt)(?![A-Za-z])|(pi)(?![A-Za-z])"
+  r"|((?i:inf(?:ini)?ty))\b)"
 )
 _NAMED = ("√", "π", "∞")
+FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp"
+"""Names that are written with and without TeX's backslash."""
+# In Unicode's order, where a final sigma has a place of its own.
+_GREEK = (
+  "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi"
+  "|omicron|pi|rho|varsigma|sigma|tau|upsilon|phi|chi|psi|omega"
+)
 _FONTS = (
   "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|textmd"
   "|textsl|mathrm|mathbf|mathit|mathsf|mathtt|mathbb|mathcal|mathnormal|mathbfit"
@@ -50,8 +73,7 @@ _SIZES = (
 )
 # By name; a command ends where its letters end.
 _COMMANDS = {
-  **dict.fromkeys(_FONTS.split("|"), ""),
-  **dict.fromkeys(["circ", "degree"], ""),
+  **dict.fromkeys(["circ", "degree"], "°"),
   **dict.fromkeys(["quad", "qquad"], " "),
   **dict.fromkeys(["times", "cdot", "ast"], "*"),
   **dict.fromkeys(["le", "leq", "leqslant"], "<="),
@@ -63,15 +85,16 @@ _COMMANDS = {
   **dict.fromkeys(["ldots", "dots"], "..."),
   **dict.fromkeys(["vert", "lvert", "rvert", "mid"], "|"),
   **dict.fromkeys(["textquotesingle", "textquoteright"], "'"),
-  **{"pm": "±", "mp": "∓", "div": "/", "colon": ":", "textdegree": ""},
+  **{"pm": "±", "mp": "∓", "div": "/", "colon": ":", "textdegree": "°"},
   **{"lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]"},
-  **{"pi": "π", "infty": "∞", "sqrt": "√", "cup": "∪", "cap": "∩", "in": "∈"},
+  **{"infty": "∞", "sqrt": "√", "cup": "∪", "cap": "∩", "in": "∈"},
   **dict.fromkeys(["emptyset", "varnothing"], "∅"),
-  **dict.fromkeys(["epsilon", "varepsilon"], "ε"),
-  **dict.fromkeys(["phi", "varphi"], "φ"),
-  **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "theta": "θ"},
-  **{"lambda": "λ", "mu": "μ", "rho": "ρ", "sigma": "σ", "omega": "ω"},
-  **{"Delta": "Δ", "Omega": "Ω", "Sigma": "Σ"},
+  **{"to": "→", "rightarrow": "→", "approx": "≈", "prime": "'"},
+  **{"lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉"},
+  **{name: f" {name} " for name in FUNCTIONS.split("|")},
+  **{f"var{name}": chr(0x3B1 + i) for i, name in enumerate(_GREEK.split("|"))},
+  **{name: chr(0x3B1 + i) for i, name in enumerate(_GREEK.split("|"))},
+  **{name.title(): chr(0x391 + i) for i, name in enumerate(_GREEK.split("|"))},
   **{"o": "ø", "O": "Ø", "ss": "ß", "ae": "æ", "AE": "Æ", "oe": "œ", "OE": "Œ"},
   **{"aa": "å", "AA": "Å", "l": "ł", "L": "Ł", "i": "i", "j": "j"},
 }
@@ -87,26 +110,57 @@ _ACCENT = re.compile(
   r"|(?<=[A-Za-z])\\([`'^\"])([aeiouy])|(?<=[A-Za-z])\\(~)(n)"
 )
 _COLOUR = re.compile(r"\\(?:text)?color ?\{[A-Za-z]{1,20}\}")
+# Degrees end a number: minutes or a scale may follow.
+_DEGREES = re.compile("[°˚](?= ?[0-9A-Z])")
+_PRIME = re.compile(r"\^ ?(?:\{ ?\\prime ?\}|\\prime(?![A-Za-z]))")
+# The index of a formula of chemistry, of which Unicode has its own digits.
+_INDEX = re.compile(
+  r"(?:(?<=[A-Z])|(?<=[A-Z][a-z])|(?<=[A-Za-z]\)))"
+  r"_(?:\{([0-9]{1,3})\}|([0-9])(?![0-9]))"
+)
 # More than one character under a root or above a base stands in braces.
 _BARE_ROOT = re.compile(r"√ ?([0-9]{2,})")
-_ROUND_ROOT = re.compile(r"√ ?\(([^(){}]{1,100})\)")
+_ROUND = re.compile(r"([√^]) ?\(([^(){}]{1,100})\)")
 _BARE_POWER = re.compile(r"\^(-?[0-9]{2,}|-[0-9])")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SIZE = re.compile(rf"\\(?:{_SIZES})(?![A-Za-z])")
+_FONT = re.compile(rf"\\(?:{_FONTS})(?![A-Za-z])")
 _IN_FONT = re.compile(rf"\\(?:{_FONTS}) ?\{{([^{{}}\\]*)\}}")
 # `^\circ` and `^{\circ}` before the command goes, so that no `^` is left.
 _DEGREE = re.compile(r"\^\s?(?:\{\s?)?\\(?:circ|degree)(?![A-Za-z])(?:\s?\})?")
-_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!;:]|,\\!)(?=[0-9]{3}(?![0-9]))")
+_GROUPED = re.compile(
+  r"(?<=[0-9])(?:\{,\}|\\[,!;: ]|~|,\\!)(?=[0-9]{3}(?![0-9]))"
+)
 _SPACE = re.compile(r"\\[ ,;:>]|~")
 _NOTHING = re.compile(r"\\[!()\[\]]|\$")
 _ESCAPED = re.compile(r"\\([%&#_${}'\"])")
 _SPACES = re.compile(r"\s+")
-_FRACTION = re.compile(
-  r"\\frac ?(?:\{([^{}]{0,200})\}|([0-9A-Za-z]))"
-  r" ?(?:\{([^{}]{0,200})\}|([0-9A-Za-z]))"
+_PART = r" ?(?:\{((?:[^{}]|\{[^{}]{0,100}\}){0,200})\}|([^\W_]))"
+_FRACTION = re.compile(rf"\\frac{_PART}{_PART}")
+# What needs no brackets below a slash, and above it.
+_NUMBER = r"[0-9.]+(?:,[0-9]{3})*"
+_RAISED = r"(?:[√^](?:[^\W_]|\{[^{}]{1,100}\}))"
+_FACTOR = rf"-?(?:{_NUMBER}|[^\W\d_]{_RAISED}?|{_RAISED})"
+_PRODUCT = rf"-?(?:[0-9.]|,[0-9]{{3}}|[^\W\d_]|{_RAISED}){{1,100}}"
+_SIMPLE = (re.compile(_PRODUCT), re.compile(_FACTOR))
+_ROUND_PART = re.compile(
+  rf"(?<![^\s(\[{{,=+*-])\(({_PRODUCT})\)(?=/)|(?<=/)\(({_FACTOR})\)"
 )
-_SIMPLE = re.compile(r"-?[0-9.]+|[A-Za-zπ]")
-_SINGLE = re.compile(r"\{ ?([0-9A-Za-z]) ?\}")
+_SINGLE = re.compile(r"\{ ?([-+±]|[^\W_]) ?\}")
+
+
+def respell_characters(text: str) -> str:
+  """The text with characters and TeX in one spelling; plain ASCII stays.
+
+  It is for metrics with a rule of their own for plain text.
+
+  Args:
+    text: an answer. The time taken is linear in its length.
+  """
+  text = _one_spelling(text)
+  if "\\" in text:
+    text = _SPACES.sub(" ", _without_tex(text))
+  return text.strip()
 
 
 def respell(text: str) -> str:
@@ -119,21 +173,29 @@ def respell(text: str) -> str:
   Args:
     text: an answer. The time taken is linear in its length.
   """
-  text = _SUPERSCRIPT.sub(
-    lambda match: "^" + match.group().translate(_SUPERSCRIPTS), text
-  )
-  # Some characters fall apart in NFKC, others come out of it.
-  text = _THIN.sub(",", text)
-  text = _MIXED.sub(" ", text).translate(_CHARACTERS)
-  text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-  text = _SPACES.sub(" ", text)
+  text = _LOOSE_SIGN.sub(r"\1\2", _one_spelling(text).strip())
+  text = _MONEY.sub(r"\2 \1\3", text)
   if any(character in text for character in "\\$~{"):
     text = _SPACES.sub(" ", _without_tex(text))
   text = _NAMES.sub(lambda match: _NAMED[(match.lastindex or 1) - 1], text)
   if "√" in text or "^" in text:
-    text = _BARE_ROOT.sub(r"√{\1}", _ROUND_ROOT.sub(r"√{\1}", text))
+    text = _BARE_ROOT.sub(r"√{\1}", _ROUND.sub(r"\1{\2}", text))
     text = _SINGLE.sub(r"\1", _BARE_POWER.sub(r"^{\1}", text))
-  return _LOOSE_SIGN.sub(r"\1", _without_emphasis(text.strip()))
+  text = _INDEX.sub(r"\1\2", text)
+  text = _ROUND_PART.sub(r"\1\2", text)
+  return _LOOSE_SIGN.sub(r"\1\2", _without_emphasis(text.strip()))
+
+
+def _one_spelling(text: str) -> str:
+  """The text with Unicode's characters in one spelling, in single spaces."""
+  text = _SUPERSCRIPT.sub(
+    lambda match: "^" + match.group().translate(_SUPERSCRIPTS), text
+  )
+  # Some characters fall apart in NFKC, others come out of it.
+  text = _without_degrees(_THIN.sub(",", text))
+  text = _MIXED.sub(" ", text).translate(_CHARACTERS)
+  text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
+  return _SPACES.sub(" ", text)
 
 
 def _without_emphasis(text: str) -> str:
@@ -146,14 +208,27 @@ def _without_emphasis(text: str) -> str:
 
 
 def _without_tex(text: str) -> str:
+  # A row's end is no backslash before what follows it.
+  text = text.replace(r"\\", "\n")
   text = _ACCENT.sub(_accented, _COLOUR.sub("", _GROUPED.sub(",", text)))
-  text = _IN_FONT.sub(r"\1", _SIZE.sub("", _DEGREE.sub("", text)))
-  text = _COMMAND.sub(
-    lambda match: _COMMANDS.get(match.group(1), match.group()), text
-  )
-  text = _FRACTION.sub(_slash, _SPACE.sub(" ", text))
+  text = _PRIME.sub("'", text)
+  text = _COMMAND.sub(_named, _SIZE.sub("", _DEGREE.sub("°", text)))
+  text = _FONT.sub("", _IN_FONT.sub(r"\1", text))
+  # Twice: a fraction may stand in another.
+  text = _FRACTION.sub(_slash, _FRACTION.sub(_slash, _SPACE.sub(" ", text)))
   text = _NOTHING.sub("", _ESCAPED.sub(r"\1", text))
-  return _SINGLE.sub(r"\1", text)
+  text = _SINGLE.sub(r"\1", text).replace("\n", r" \\ ")
+  return _without_degrees(text)
+
+
+def _without_degrees(text: str) -> str:
+  return _DEGREES.sub(" ", text).replace("°", "").replace("˚", "")
+
+
+def _named(match: re.Match[str]) -> str:
+  """A command's character; one without stays apart from the next command."""
+  apart = match.string[match.end() : match.end() + 1] == "\\"
+  return _COMMANDS.get(match.group(1), match.group() + " " * apart)
 
 
 def _accented(match: re.Match[str]) -> str:
@@ -165,7 +240,12 @@ def _slash(match: re.Match[str]) -> str:
   """A fraction as `a/b`, with brackets where a part is no single thing."""
   over, over_short, under, under_short = match.groups()
   parts = [over_short or over.strip(), under_short or under.strip()]
-  shown = [p if _SIMPLE.fullmatch(p) else f"({p})" for p in parts]
+  above, below = [
+    part if simple.fullmatch(part) else f"({part})"
+    for part, simple in zip(parts, _SIMPLE, strict=True)
+  ]
+  before = match.string[max(0, match.start() - 1) : match.start()]
+  if before and before in "√^_":
+    return f"{{{above}/{below}}}"
   # 2 1/2 is a mixed number; without the space it would be 21/2.
-  before = match.string[: match.start()][-1:]
-  return f"{' ' if before.isdigit() else ''}{shown[0]}/{shown[1]}"
+  return f"{' ' if before.isdigit() else ''}{above}/{below}"

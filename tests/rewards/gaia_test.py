@@ -24,6 +24,17 @@ from rapo_jax.trajectory import FinishReason, TokenKind
     ("a, b, c", "a, b", False),
     ("St. Paul, Nice", "St Paul, Nice", False),
     ("", "x", False),
+    ("-3", "3", False),
+    ("nan", "NaN", True),
+    ("Nancy", "Nan", False),
+    ("3", "NaN", False),
+    (r"\text{Paris}", "Paris", True),
+    ("Schrödinger’s cat", "Schrödinger's cat", True),
+    ("Cafe\u0301", "Café", True),
+    ("−3", "-3", True),
+    ("３", "3", True),
+    ("北京。", "北京", True),
+    ("Spider\u2011Man", "Spider-Man", True),
   ],
 )
 def test_by_hand(answer, truth, right):

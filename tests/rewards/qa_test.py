@@ -22,6 +22,20 @@ from rapo_jax.trajectory import FinishReason, TokenKind
     ("Nanking", ["Nanjing", "Nanking"], True, 1.0),
     ("", ["a"], False, 0.0),
     ("the", ["a"], False, 0.0),
+    ("A", ["A"], True, 1.0),
+    (r"\text{a}.", ["A"], True, 1.0),
+    ("!", ["?"], False, 0.0),
+    ("?", ["?"], True, 1.0),
+    ("A answer", ["A"], False, 0.0),
+    # SQuAD's own.
+    ("-3", ["3"], True, 1.0),
+    (r"\text{Paris}", ["Paris"], True, 1.0),
+    ("Schrödinger’s cat", ["Schrödinger's cat"], True, 1.0),
+    ("Cafe\u0301", ["Café"], True, 1.0),
+    ("−3", ["-3"], True, 1.0),
+    ("３", ["3"], True, 1.0),
+    ("北京。", ["北京"], True, 1.0),
+    ("Spider\u2011Man", ["Spider-Man"], True, 1.0),
   ],
 )
 def test_of_short_answers(answer, truths, match, f1):
