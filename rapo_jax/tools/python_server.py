@@ -66,6 +66,12 @@ STARTED = b"\x01"
 """First byte of standard error: the program was taken by its process."""
 REPORT = b"\x00"
 """In standard error: the reason why the program failed follows."""
+FRESH_LINE = b"\x00\x1e\x00"
+"""In standard output: what follows begins a line of its own.
+
+The tool sees all that was written, past `sys.stdout` too. A program that writes
+it itself gets a line's end.
+"""
 
 # By how much two of the kernel's accounts of processor time may differ.
 _TICKS_S = 0.2
@@ -178,10 +184,8 @@ def _parse(source: str) -> ast.Module:
 
 def _execute(source: str) -> None:
   """Runs a program and shows the value of a last expression."""
-  raw = io.FileIO(1, "wb", closefd=False)
-  stdout = sys.stdout = io.TextIOWrapper(
-    io.BufferedWriter(raw), encoding="utf-8", errors="replace"
-  )
+  stdout = sys.stdout = sys.__stdout__ = _stream(1)  # type: ignore[misc]
+  stderr = sys.stderr = sys.__stderr__ = _stream(2)  # type: ignore[misc]
   main = sys.modules["__main__"] = types.ModuleType("__main__")
   main.__dict__["__builtins__"] = builtins
   try:
@@ -195,10 +199,25 @@ def _execute(source: str) -> None:
       expression = ast.Expression(last.value)
       value = eval(compile(expression, "<python>", "eval"), main.__dict__)
       if value is not None:
-        print(repr(value), file=stdout)
+        text = repr(value)
+        stdout.flush()
+        os.write(1, FRESH_LINE)
+        print(text, file=stdout)
     _end_threads()
   finally:
     stdout.flush()
+    stderr.flush()
+
+
+def _stream(fd: int) -> io.TextIOWrapper:
+  """A stream that keeps nothing back: a program may end at any moment."""
+  raw = io.FileIO(fd, "wb", closefd=False)
+  return io.TextIOWrapper(
+    raw,  # type: ignore[arg-type]
+    encoding="utf-8",
+    errors="replace",
+    write_through=True,
+  )
 
 
 def _end_threads() -> None:
@@ -214,14 +233,14 @@ def _describe(error: BaseException) -> str:
   text = "".join(traceback.format_exception_only(error)).rstrip()
   if isinstance(error, SyntaxError):
     text = f"{type(error).__name__}: {error.msg}"
-    line = error.lineno
-  else:
-    lines = [
-      number
-      for frame, number in traceback.walk_tb(error.__traceback__)
-      if frame.f_code.co_filename == "<python>"
-    ]
-    line = lines[-1] if lines else None
+  lines = [
+    number
+    for frame, number in traceback.walk_tb(error.__traceback__)
+    if frame.f_code.co_filename == "<python>"
+  ]
+  line = lines[-1] if lines else None
+  if line is None and isinstance(error, SyntaxError):
+    line = error.lineno  # The program's own; it has not begun.
   return text if line is None else f"{text} (line {line})"
 
 
@@ -292,6 +311,12 @@ def _confine(
   os.closerange(3, control.fileno())
   os.closerange(control.fileno() + 1, 4096)
   return control
+
+
+def _abort() -> NoReturn:
+  """`os.abort`, whose signal does not end the first process of a namespace."""
+  _report("the program was killed (SIGABRT)")
+  os._exit(1)
 
 
 def _report(text: str) -> None:
@@ -525,6 +550,7 @@ def main() -> None:
   settings = _start_afresh(settings)
   wall = _load_wall()
   builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+  os.abort = _abort
   sys.argv[:] = sys.orig_argv[:] = ["<python>"]
   os.environ.clear()
   # Programs do not see it. More threads than one would be no help on a machine
