@@ -52,9 +52,6 @@ _READ_BYTES = 2**16
 NO_OUTPUT = "[no output]"
 _ERROR_CHARACTERS = 2000
 _CLOSED = "PythonTool is closed; make a new one"
-# The beginning of a fence of Markdown. Nothing in it is tried twice: time grows
-# with the length of an argument, and not with its square.
-_FENCE = re.compile(r"\s*+(`{3,}+|~{3,}+)[^\S\n]*+[\w+-]*+[^\S\n]*+\n")
 _DECODER = codecs.getincrementaldecoder("utf-8")
 _log = logging.getLogger(__name__)
 
@@ -555,16 +552,13 @@ class PythonTool:
     """
     if self._closed:
       raise RuntimeError(_CLOSED)
-    program = program_of(argument)
-    if not program:
-      return ToolResult("The program is empty.", ToolStatus.ERROR)
     worker = self._idle.get()
     if worker is None:
       self._idle.put(None)  # For the next one that waits.
       raise RuntimeError(_CLOSED)
-    packages = _NAMES_PACKAGE.search(program) is not None
+    packages = _NAMES_PACKAGE.search(argument) is not None
     try:
-      run = worker.run(program.encode("utf-8", "replace"), packages=packages)
+      run = worker.run(argument.encode("utf-8", "replace"), packages=packages)
     except _ServerHung:
       return ToolResult(self._late(), ToolStatus.TIMEOUT)
     except _ServerDied:
@@ -651,21 +645,6 @@ def _errors_of(stderr: bytes) -> tuple[str, str]:
     written, report = stderr, b""
   text = written.removeprefix(python_server.STARTED).decode("utf-8", "replace")
   return end_of(text), report.decode("utf-8", "replace").strip()
-
-
-def program_of(argument: str) -> str:
-  """The program in an argument, without a fence of Markdown around it.
-
-  Blank lines before it go; the indentation of its first line stays.
-  """
-  text = argument.rstrip()
-  fence = _FENCE.match(argument)
-  if fence is not None:
-    text = text[fence.end() :].removesuffix(fence[1]).rstrip()
-  program = text.lstrip()
-  before = text[: len(text) - len(program)]
-  indentation = f"{before}x".splitlines()[-1][:-1]
-  return indentation + program
 
 
 def _ran_out_of_time(status: int) -> bool:

@@ -36,7 +36,6 @@ import signal
 import socket
 import struct
 import sys
-import textwrap
 import traceback
 import types
 from collections.abc import Callable, Sequence
@@ -105,16 +104,16 @@ class Settings(NamedTuple):
   preload: bool
 
 
-def _load_wall() -> Any:
-  """The module beside this file, which programs are not to find."""
+def _load(name: str) -> Any:
+  """A module beside this file, which programs are not to find."""
   folder = os.path.dirname(os.path.abspath(__file__))
   sys.path.insert(0, folder)
   try:
-    wall = importlib.import_module("python_wall")
+    module = importlib.import_module(name)
   finally:
     sys.path.remove(folder)
-  del sys.modules["python_wall"]
-  return wall
+  del sys.modules[name]
+  return module
 
 
 def _read_exactly(fd: int, size: int) -> bytes:
@@ -158,30 +157,6 @@ def _set_limits(settings: Settings) -> None:
   _limit(resource.RLIMIT_SIGPENDING, MAX_THREADS)
 
 
-def _parse(source: str) -> ast.Module:
-  """Reads a program, which may be indented as a whole.
-
-  Its first line may stand beside the tag, and the others be indented.
-  """
-  try:
-    # As it stands, if that can be: white space in its strings has a meaning.
-    return ast.parse(source, "<python>")
-  except IndentationError:
-    source = textwrap.dedent(source)
-  try:
-    return ast.parse(source, "<python>")
-  except IndentationError:
-    first, newline, rest = source.partition("\n")
-    moved = first.strip() + newline + textwrap.dedent(rest)
-    if moved == source:
-      raise
-    try:
-      return ast.parse(moved, "<python>")
-    except SyntaxError:
-      pass
-    raise
-
-
 def _execute(source: str) -> None:
   """Runs a program and shows the value of a last expression."""
   stdout = sys.stdout = sys.__stdout__ = _stream(1)  # type: ignore[misc]
@@ -189,7 +164,7 @@ def _execute(source: str) -> None:
   main = sys.modules["__main__"] = types.ModuleType("__main__")
   main.__dict__["__builtins__"] = builtins
   try:
-    tree = _parse(source)
+    tree = ast.parse(source, "<python>")
     last = tree.body.pop() if tree.body else None
     if last is not None and not isinstance(last, ast.Expr):
       tree.body.append(last)
@@ -244,7 +219,7 @@ def _describe(error: BaseException) -> str:
   return text if line is None else f"{text} (line {line})"
 
 
-def _live(confine: Callable[[], socket.socket]) -> NoReturn:
+def _live(confine: Callable[[], socket.socket], reader: Any) -> NoReturn:
   """Body of the process that waits for a program and runs it."""
   exit_code = 1
   try:
@@ -260,14 +235,18 @@ def _live(confine: Callable[[], socket.socket]) -> NoReturn:
     # Its size comes first: a process that the trainer forked meanwhile may keep
     # the other end open.
     (size,) = SIZE.unpack(_read_exactly(0, SIZE.size))
-    source = _read_exactly(0, size).decode("utf-8", errors="replace")
+    argument = _read_exactly(0, size).decode("utf-8", errors="replace")
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     # A call's result depends on its program alone.
     random.seed(0)
-    _execute(source)
-    exit_code = 0
+    source = reader.read(argument)
+    if source:
+      _execute(source)
+      exit_code = 0
+    else:
+      _report(reader.EMPTY)
   except SystemExit as error:
     if error.code is None or error.code == 0:
       exit_code = 0
@@ -331,9 +310,10 @@ def _report(text: str) -> None:
 class _Zygote:
   """The process behind the wall that forks one process a program."""
 
-  def __init__(self, settings: Settings, wall: Any):
+  def __init__(self, settings: Settings, wall: Any, reader: Any):
     self._settings = settings
     self._wall = wall
+    self._reader = reader
     self._own_namespace = -1
     self._folder = ""
     self._user = os.getuid()
@@ -453,7 +433,8 @@ class _Zygote:
     pid = os.fork()
     if pid == 0:
       confined = (self._settings, self._wall, self._user, self._filter)
-      _live(functools.partial(_confine, *confined, self._folder))
+      confine = functools.partial(_confine, *confined, self._folder)
+      _live(confine, self._reader)
     self._child = pid
 
 
@@ -548,7 +529,7 @@ def main() -> None:
     return
   settings = Settings(**json.loads(sys.argv[1]))
   settings = _start_afresh(settings)
-  wall = _load_wall()
+  wall, reader = _load("python_wall"), _load("python_source")
   builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
   os.abort = _abort
   sys.argv[:] = sys.orig_argv[:] = ["<python>"]
@@ -561,7 +542,7 @@ def main() -> None:
   try:
     if settings.wall:
       _enter_wall(wall)
-    zygote = _Zygote(settings, wall)
+    zygote = _Zygote(settings, wall, reader)
     zygote.prepare()
   except (wall.WallError, OSError) as error:
     _tell(FAILED, text=str(error).encode())

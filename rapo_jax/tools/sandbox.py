@@ -7,7 +7,6 @@ Speaks the HTTP protocol of SandboxFusion (github.com/bytedance/SandboxFusion):
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -16,13 +15,13 @@ import httpx2
 
 from rapo_jax import web_address
 from rapo_jax.ranges import check_numbers
+from rapo_jax.tools import python_source
 from rapo_jax.tools.base import ToolResult, ToolStatus
 from rapo_jax.tools.python import (
   NO_OUTPUT,
   PythonTool,
   end_of,
   lines_of,
-  program_of,
 )
 
 # The server answers late by its own queue and by the start of a container.
@@ -75,9 +74,9 @@ class SandboxTool:
 
   def call(self, argument: str) -> ToolResult:
     """Runs one program."""
-    program = textwrap.dedent(program_of(argument))
+    program = python_source.read(argument)
     if not program:
-      return ToolResult("The program is empty.", ToolStatus.ERROR)
+      return ToolResult(python_source.EMPTY, ToolStatus.ERROR)
     question = {
       "code": program.encode("utf-8", "replace").decode(),
       "language": "python",

@@ -125,6 +125,15 @@ def test_output(tool, program: str, text: str):
     ("print(1)\nprint(y)", "1\nNameError: name 'y' is not defined (line 2)"),
     ("if", "SyntaxError: invalid syntax (line 1)"),
     ("x = 1\ny = 2\nfoo(", "SyntaxError: '(' was never closed (line 3)"),
+    (
+      "if False:\n    x = 1\n  print('ran')",
+      "IndentationError: unindent does not match any outer indentation level "
+      "(line 3)",
+    ),
+    (
+      "\n    x = 1\n# c\n    x / 0",
+      "ZeroDivisionError: division by zero (line 3)",
+    ),
     ("def f():\n  return {}['k']\n\nf()", "KeyError: 'k' (line 2)"),
     ("raise SystemExit('why')", "SystemExit: why"),
     ("exit(3)", "SystemExit: 3"),
@@ -272,7 +281,8 @@ def test_a_program_shares_no_process_group_with_its_server(tool):
 
 def test_an_empty_program_is_an_error(tool):
   for argument in ("", " \n\t", "```python\n```"):
-    assert tool.call(argument).status is ToolStatus.ERROR
+    empty = tools.ToolResult("The program is empty.", ToolStatus.ERROR)
+    assert tool.call(argument) == empty
 
 
 _IMPORT_ALL = """
