@@ -419,8 +419,8 @@ class PythonTool:
   A program may import the standard library, NumPy and SymPy. Where its last
   statement is an expression, its `repr` is shown too unless it is None, as in
   a notebook. A program that raises answers with what it printed before, the
-  error and its line, and status `error`. One without output answers
-  `[no output]`.
+  error and its line, and status `error`. Standard error is shown where it
+  fails, or prints nothing else. One without output answers `[no output]`.
 
   A program runs behind a wall of namespaces and a filter of system calls. It
   sees these libraries, read-only, and a folder of its own, which is empty and

@@ -45,14 +45,14 @@ def read(argument: str) -> str:
   if program is not None:
     return program
   fenced = _fenced(text)
-  for parts in (*fenced, [text]):
+  attempts = [*fenced, [text]] if begins else fenced
+  for parts in attempts:
     programs = [_repaired(part) for part in parts]
     if None not in programs:
       return "\n".join(program or "" for program in programs)
   if begins and not fenced:
     return ""
-  best = fenced[0] if fenced else [text]
-  return "\n".join(_repaired(part) or _broken(part) for part in best)
+  return "\n".join(_broken(part) for part in (fenced or [[text]])[0])
 
 
 def _without_front(text: str) -> str:
@@ -135,15 +135,18 @@ def _repaired(text: str, *, beside_tag: bool = False) -> str | None:
   error = _error(text)
   if error is None:
     return text
-  even = _dedented(text, _margin(text, error))
+  margin = _margin(text, error)
+  program = text.lstrip(" \t")
+  if beside_tag and program == text:
+    return _dedented(margin + program, margin)
+  even = _dedented(text, margin)
   if even is not None or not beside_tag:
     return even
-  text = text.lstrip(" \t")
-  error = _error(text)
+  error = _error(program)
   if error is None:
-    return text
-  margin = _margin(text, error)
-  return _dedented(margin + text, margin)
+    return program
+  margin = _margin(program, error)
+  return _dedented(margin + program, margin)
 
 
 def _margin(text: str, error: Exception) -> str:

@@ -34,7 +34,8 @@ class SandboxTool:
 
   What the sandbox allows, its packages and its network among them, is up to the
   server. A program that fails is status `error`, and one that takes too long
-  `timeout`. Where the server does not answer, or says that its sandbox is
+  `timeout`. Standard error is shown where a program fails, or prints nothing
+  else. Where the server does not answer, or says that its sandbox is
   broken, the status is `failed`. Such a call may be made again.
 
   Attributes:
