@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import importlib.util
 import json
@@ -49,10 +50,9 @@ _FOLDER_BYTES = 16 * 2**20
 _STDERR_BYTES = 64 * 2**10
 _READ_BYTES = 2**16
 NO_OUTPUT = "[no output]"
+_ERROR_CHARACTERS = 2000
 _CLOSED = "PythonTool is closed; make a new one"
-# The beginning of a fence of Markdown. Nothing in it is tried twice: time grows
-# with the length of an argument, and not with its square.
-_FENCE = re.compile(r"\s*+(`{3,}+|~{3,}+)[^\S\n]*+[\w+-]*+[^\S\n]*+\n")
+_DECODER = codecs.getincrementaldecoder("utf-8")
 _log = logging.getLogger(__name__)
 
 
@@ -218,11 +218,10 @@ class _Server:
     stdout, stderr = bytearray(), bytearray()
     status: int | None = None
     ended = killed = False
+    most = self._limits.max_output_bytes + len(python_server.FRESH_LINE)
     while not ended:
       left_s = deadline - time.monotonic()
-      if not killed and (
-        left_s <= 0 or len(stdout) > self._limits.max_output_bytes
-      ):
+      if not killed and (left_s <= 0 or len(stdout) > most):
         self._command(python_server.KILL, token)
         killed, deadline = True, time.monotonic() + _GRACE_S
         continue
@@ -420,8 +419,8 @@ class PythonTool:
   A program may import the standard library, NumPy and SymPy. Where its last
   statement is an expression, its `repr` is shown too unless it is None, as in
   a notebook. A program that raises answers with what it printed before, the
-  error and its line, and status `error`. One without output answers
-  `[no output]`.
+  error and its line, and status `error`. Standard error is shown where it
+  fails, or prints nothing else. One without output answers `[no output]`.
 
   A program runs behind a wall of namespaces and a filter of system calls. It
   sees these libraries, read-only, and a folder of its own, which is empty and
@@ -553,16 +552,13 @@ class PythonTool:
     """
     if self._closed:
       raise RuntimeError(_CLOSED)
-    program = program_of(argument)
-    if not program:
-      return ToolResult("The program is empty.", ToolStatus.ERROR)
     worker = self._idle.get()
     if worker is None:
       self._idle.put(None)  # For the next one that waits.
       raise RuntimeError(_CLOSED)
-    packages = _NAMES_PACKAGE.search(program) is not None
+    packages = _NAMES_PACKAGE.search(argument) is not None
     try:
-      run = worker.run(program.encode("utf-8", "replace"), packages=packages)
+      run = worker.run(argument.encode("utf-8", "replace"), packages=packages)
     except _ServerHung:
       return ToolResult(self._late(), ToolStatus.TIMEOUT)
     except _ServerDied:
@@ -604,47 +600,62 @@ class PythonTool:
 
   def _result(self, run: _Run) -> ToolResult:
     limit = self._limits.max_output_bytes
-    printed = run.stdout[:limit].decode("utf-8", "replace").rstrip()
-    if len(run.stdout) > limit:
+    written = _with_fresh_line(run.stdout)
+    cut = len(written) > limit
+    # No character is cut in two.
+    printed = _DECODER("replace").decode(written[:limit], not cut).rstrip()
+    if cut:
       note = f"[cut: more than {limit} bytes of output]"
       return ToolResult(f"{printed}\n{note}", ToolStatus.ERROR)
+    errors, report = _errors_of(run.stderr)
     if run.status is None or _ran_out_of_time(run.status):
-      text = f"{printed}\n{self._late()}" if printed else self._late()
+      text = lines_of(printed, errors, self._late())
       return ToolResult(text, ToolStatus.TIMEOUT)
     if run.status != 0:
-      reason = _reason(run.status, run.stderr)
-      text = f"{printed}\n{reason}" if printed else reason
-      return ToolResult(text, ToolStatus.ERROR)
-    return ToolResult(printed or NO_OUTPUT, ToolStatus.OK)
+      reason = report or _reason(run.status)
+      return ToolResult(lines_of(printed, errors, reason), ToolStatus.ERROR)
+    return ToolResult(printed or errors or NO_OUTPUT, ToolStatus.OK)
 
 
-def program_of(argument: str) -> str:
-  """The program in an argument, without a fence of Markdown around it.
+def lines_of(*texts: str) -> str:
+  """Texts below each other, without those that are empty."""
+  return "\n".join(text for text in texts if text)
 
-  Blank lines before it go; the indentation of its first line stays.
-  """
-  text = argument.rstrip()
-  fence = _FENCE.match(argument)
-  if fence is not None:
-    text = text[fence.end() :].removesuffix(fence[1]).rstrip()
-  program = text.lstrip()
-  before = text[: len(text) - len(program)]
-  indentation = f"{before}x".splitlines()[-1][:-1]
-  return indentation + program
+
+def end_of(errors: str) -> str:
+  """What is shown of standard error: its end, which says most."""
+  errors = errors.strip()
+  if len(errors) <= _ERROR_CHARACTERS:
+    return errors
+  return f"[...]\n{errors[-_ERROR_CHARACTERS:]}"
+
+
+def _with_fresh_line(written: bytes) -> bytes:
+  """Output whose last value begins a line of its own."""
+  before, found, value = written.rpartition(python_server.FRESH_LINE)
+  if found and before and not before.endswith(b"\n"):
+    before += b"\n"
+  return before + value
+
+
+def _errors_of(stderr: bytes) -> tuple[str, str]:
+  """What a program wrote to standard error, and why it failed."""
+  written, found, report = stderr.rpartition(python_server.REPORT)
+  if not found:
+    written, report = stderr, b""
+  text = written.removeprefix(python_server.STARTED).decode("utf-8", "replace")
+  return end_of(text), report.decode("utf-8", "replace").strip()
 
 
 def _ran_out_of_time(status: int) -> bool:
   return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
 
 
-def _reason(status: int, stderr: bytes) -> str:
-  """Why a program failed."""
+def _reason(status: int) -> str:
+  """Why a program ended that does not say so itself."""
   if os.WIFSIGNALED(status):
     number = os.WTERMSIG(status)
     # Real-time signals have no names of their own.
     names = {known.value: known.name for known in signal.Signals}
     return f"the program was killed ({names.get(number, number)})"
-  _, found, report = stderr.rpartition(python_server.REPORT)
-  if found:
-    return report.decode("utf-8", "replace").strip()
   return f"exit status {os.WEXITSTATUS(status)}"

@@ -36,7 +36,6 @@ import signal
 import socket
 import struct
 import sys
-import textwrap
 import traceback
 import types
 from collections.abc import Callable, Sequence
@@ -66,6 +65,12 @@ STARTED = b"\x01"
 """First byte of standard error: the program was taken by its process."""
 REPORT = b"\x00"
 """In standard error: the reason why the program failed follows."""
+FRESH_LINE = b"\x00\x1e\x00"
+"""In standard output: what follows begins a line of its own.
+
+The tool sees all that was written, past `sys.stdout` too. A program that writes
+it itself gets a line's end.
+"""
 
 # By how much two of the kernel's accounts of processor time may differ.
 _TICKS_S = 0.2
@@ -99,16 +104,16 @@ class Settings(NamedTuple):
   preload: bool
 
 
-def _load_wall() -> Any:
-  """The module beside this file, which programs are not to find."""
+def _load(name: str) -> Any:
+  """A module beside this file, which programs are not to find."""
   folder = os.path.dirname(os.path.abspath(__file__))
   sys.path.insert(0, folder)
   try:
-    wall = importlib.import_module("python_wall")
+    module = importlib.import_module(name)
   finally:
     sys.path.remove(folder)
-  del sys.modules["python_wall"]
-  return wall
+  del sys.modules[name]
+  return module
 
 
 def _read_exactly(fd: int, size: int) -> bytes:
@@ -152,40 +157,14 @@ def _set_limits(settings: Settings) -> None:
   _limit(resource.RLIMIT_SIGPENDING, MAX_THREADS)
 
 
-def _parse(source: str) -> ast.Module:
-  """Reads a program, which may be indented as a whole.
-
-  Its first line may stand beside the tag, and the others be indented.
-  """
-  try:
-    # As it stands, if that can be: white space in its strings has a meaning.
-    return ast.parse(source, "<python>")
-  except IndentationError:
-    source = textwrap.dedent(source)
-  try:
-    return ast.parse(source, "<python>")
-  except IndentationError:
-    first, newline, rest = source.partition("\n")
-    moved = first.strip() + newline + textwrap.dedent(rest)
-    if moved == source:
-      raise
-    try:
-      return ast.parse(moved, "<python>")
-    except SyntaxError:
-      pass
-    raise
-
-
 def _execute(source: str) -> None:
   """Runs a program and shows the value of a last expression."""
-  raw = io.FileIO(1, "wb", closefd=False)
-  stdout = sys.stdout = io.TextIOWrapper(
-    io.BufferedWriter(raw), encoding="utf-8", errors="replace"
-  )
+  stdout = sys.stdout = sys.__stdout__ = _stream(1)  # type: ignore[misc]
+  stderr = sys.stderr = sys.__stderr__ = _stream(2)  # type: ignore[misc]
   main = sys.modules["__main__"] = types.ModuleType("__main__")
   main.__dict__["__builtins__"] = builtins
   try:
-    tree = _parse(source)
+    tree = ast.parse(source, "<python>")
     last = tree.body.pop() if tree.body else None
     if last is not None and not isinstance(last, ast.Expr):
       tree.body.append(last)
@@ -195,10 +174,25 @@ def _execute(source: str) -> None:
       expression = ast.Expression(last.value)
       value = eval(compile(expression, "<python>", "eval"), main.__dict__)
       if value is not None:
-        print(repr(value), file=stdout)
+        text = repr(value)
+        stdout.flush()
+        os.write(1, FRESH_LINE)
+        print(text, file=stdout)
     _end_threads()
   finally:
     stdout.flush()
+    stderr.flush()
+
+
+def _stream(fd: int) -> io.TextIOWrapper:
+  """A stream that keeps nothing back: a program may end at any moment."""
+  raw = io.FileIO(fd, "wb", closefd=False)
+  return io.TextIOWrapper(
+    raw,  # type: ignore[arg-type]
+    encoding="utf-8",
+    errors="replace",
+    write_through=True,
+  )
 
 
 def _end_threads() -> None:
@@ -214,18 +208,18 @@ def _describe(error: BaseException) -> str:
   text = "".join(traceback.format_exception_only(error)).rstrip()
   if isinstance(error, SyntaxError):
     text = f"{type(error).__name__}: {error.msg}"
-    line = error.lineno
-  else:
-    lines = [
-      number
-      for frame, number in traceback.walk_tb(error.__traceback__)
-      if frame.f_code.co_filename == "<python>"
-    ]
-    line = lines[-1] if lines else None
+  lines = [
+    number
+    for frame, number in traceback.walk_tb(error.__traceback__)
+    if frame.f_code.co_filename == "<python>"
+  ]
+  line = lines[-1] if lines else None
+  if line is None and isinstance(error, SyntaxError):
+    line = error.lineno  # The program's own; it has not begun.
   return text if line is None else f"{text} (line {line})"
 
 
-def _live(confine: Callable[[], socket.socket]) -> NoReturn:
+def _live(confine: Callable[[], socket.socket], reader: Any) -> NoReturn:
   """Body of the process that waits for a program and runs it."""
   exit_code = 1
   try:
@@ -241,14 +235,18 @@ def _live(confine: Callable[[], socket.socket]) -> NoReturn:
     # Its size comes first: a process that the trainer forked meanwhile may keep
     # the other end open.
     (size,) = SIZE.unpack(_read_exactly(0, SIZE.size))
-    source = _read_exactly(0, size).decode("utf-8", errors="replace")
+    argument = _read_exactly(0, size).decode("utf-8", errors="replace")
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     # A call's result depends on its program alone.
     random.seed(0)
-    _execute(source)
-    exit_code = 0
+    source = reader.read(argument)
+    if source:
+      _execute(source)
+      exit_code = 0
+    else:
+      _report(reader.EMPTY)
   except SystemExit as error:
     if error.code is None or error.code == 0:
       exit_code = 0
@@ -294,6 +292,12 @@ def _confine(
   return control
 
 
+def _abort() -> NoReturn:
+  """`os.abort`, whose signal does not end the first process of a namespace."""
+  _report("the program was killed (SIGABRT)")
+  os._exit(1)
+
+
 def _report(text: str) -> None:
   """Says why a program failed; keeps both ends of a long text."""
   text = text.replace("\0", "\\x00")  # REPORT marks the beginning alone.
@@ -306,9 +310,10 @@ def _report(text: str) -> None:
 class _Zygote:
   """The process behind the wall that forks one process a program."""
 
-  def __init__(self, settings: Settings, wall: Any):
+  def __init__(self, settings: Settings, wall: Any, reader: Any):
     self._settings = settings
     self._wall = wall
+    self._reader = reader
     self._own_namespace = -1
     self._folder = ""
     self._user = os.getuid()
@@ -428,7 +433,8 @@ class _Zygote:
     pid = os.fork()
     if pid == 0:
       confined = (self._settings, self._wall, self._user, self._filter)
-      _live(functools.partial(_confine, *confined, self._folder))
+      confine = functools.partial(_confine, *confined, self._folder)
+      _live(confine, self._reader)
     self._child = pid
 
 
@@ -523,8 +529,9 @@ def main() -> None:
     return
   settings = Settings(**json.loads(sys.argv[1]))
   settings = _start_afresh(settings)
-  wall = _load_wall()
+  wall, reader = _load("python_wall"), _load("python_source")
   builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+  os.abort = _abort
   sys.argv[:] = sys.orig_argv[:] = ["<python>"]
   os.environ.clear()
   # Programs do not see it. More threads than one would be no help on a machine
@@ -535,7 +542,7 @@ def main() -> None:
   try:
     if settings.wall:
       _enter_wall(wall)
-    zygote = _Zygote(settings, wall)
+    zygote = _Zygote(settings, wall, reader)
     zygote.prepare()
   except (wall.WallError, OSError) as error:
     _tell(FAILED, text=str(error).encode())

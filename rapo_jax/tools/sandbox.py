@@ -7,7 +7,6 @@ Speaks the HTTP protocol of SandboxFusion (github.com/bytedance/SandboxFusion):
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -16,12 +15,17 @@ import httpx2
 
 from rapo_jax import web_address
 from rapo_jax.ranges import check_numbers
+from rapo_jax.tools import python_source
 from rapo_jax.tools.base import ToolResult, ToolStatus
-from rapo_jax.tools.python import NO_OUTPUT, PythonTool, program_of
+from rapo_jax.tools.python import (
+  NO_OUTPUT,
+  PythonTool,
+  end_of,
+  lines_of,
+)
 
 # The server answers late by its own queue and by the start of a container.
 _GRACE_S = 30.0
-_STDERR_CHARS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,8 @@ class SandboxTool:
 
   What the sandbox allows, its packages and its network among them, is up to the
   server. A program that fails is status `error`, and one that takes too long
-  `timeout`. Where the server does not answer, or says that its sandbox is
+  `timeout`. Standard error is shown where a program fails, or prints nothing
+  else. Where the server does not answer, or says that its sandbox is
   broken, the status is `failed`. Such a call may be made again.
 
   Attributes:
@@ -70,9 +75,9 @@ class SandboxTool:
 
   def call(self, argument: str) -> ToolResult:
     """Runs one program."""
-    program = textwrap.dedent(program_of(argument))
+    program = python_source.read(argument)
     if not program:
-      return ToolResult("The program is empty.", ToolStatus.ERROR)
+      return ToolResult(python_source.EMPTY, ToolStatus.ERROR)
     question = {
       "code": program.encode("utf-8", "replace").decode(),
       "language": "python",
@@ -105,7 +110,7 @@ class SandboxTool:
       text = "The sandbox could not run the program."
       return ToolResult(text, ToolStatus.FAILED)
     printed = str(run.get("stdout") or "")
-    errors = str(run.get("stderr") or "").strip()[-_STDERR_CHARS:]
+    errors = end_of(str(run.get("stderr") or ""))
     if len(printed) > self.max_output_chars:
       note = f"[cut: more than {self.max_output_chars} characters of output]"
       printed = f"{printed[: self.max_output_chars]}\n{note}"
@@ -113,12 +118,8 @@ class SandboxTool:
     printed = printed.rstrip()
     if run.get("status") == "TimeLimitExceeded":
       late = f"TimeoutError: the program ran longer than {self.timeout_s:g} s."
-      return ToolResult(_lines(printed, late), ToolStatus.TIMEOUT)
+      return ToolResult(lines_of(printed, errors, late), ToolStatus.TIMEOUT)
     if run.get("status") == "Finished" and not run.get("return_code"):
-      return ToolResult(printed or NO_OUTPUT, ToolStatus.OK)
+      return ToolResult(printed or errors or NO_OUTPUT, ToolStatus.OK)
     reason = errors or f"exit status {run.get('return_code')}"
-    return ToolResult(_lines(printed, reason), ToolStatus.ERROR)
-
-
-def _lines(*texts: str) -> str:
-  return "\n".join(text for text in texts if text)
+    return ToolResult(lines_of(printed, reason), ToolStatus.ERROR)

@@ -184,7 +184,14 @@ with PythonTool(timeout_s=2.0, num_workers=4) as tool:
     answers = pool.map(lambda p: (tool.call(p), tool.call("6 * 7")), programs)
     print(json.dumps([[r.text for r in pair] for pair in answers]))
 """
-_MODULES = ("base", "python", "python_server", "python_wall", "tags")
+_MODULES = (
+  "base",
+  "python",
+  "python_server",
+  "python_source",
+  "python_wall",
+  "tags",
+)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="root alone becomes another user")

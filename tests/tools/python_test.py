@@ -51,6 +51,12 @@ def hasty_tool() -> Iterator[tools.PythonTool]:
     ("1 + 1", "2"),
     ("x = 'a'\nx", "'a'"),
     ("print(1)\n2", "1\n2"),
+    # A value begins a line, whatever was printed before it.
+    ("import sys\nsys.stdout.write('42')", "42\n2"),
+    ("import sys\nsys.stdout.buffer.write(b'42')", "42\n2"),
+    ("import os\nos.write(1, b'42')", "42\n2"),
+    ("print('a', end='')\n5", "a\n5"),
+    ("print('a', end='')\nprint('b')", "ab"),
     # What prints nothing says so.
     ("None", "[no output]"),
     ("x = 1", "[no output]"),
@@ -75,7 +81,26 @@ def hasty_tool() -> Iterator[tools.PythonTool]:
     ("def f(n):\n  return n and f(n - 1)\nf(5)", "0"),
     ("import math\nmath.pi > 3", "True"),
     ("print('東京 🙂')", "東京 🙂"),
+    # The original stream is the same one.
+    ("import sys; print('x', file=sys.__stdout__)", "x"),
+    (
+      "import sys; sys.stdout = None; sys.stdout = sys.__stdout__; print(1)",
+      "1",
+    ),
+    ("import os; print('x', end=''); os._exit(0)", "x"),
+    # Standard error, where there is nothing else.
     ("import sys; print('x', file=sys.stderr); print('y')", "y"),
+    ("import sys; print('x', file=sys.stderr)", "x"),
+    ("import sys; print('x', file=sys.stderr)\n5", "5"),
+    ("import sys; _ = sys.stderr.write('é' * 3000)", "[...]\n" + "é" * 2000),
+    ("import logging; logging.warning('hot')", "WARNING:root:hot"),
+    (
+      "import traceback\ntry:\n  1 / 0\nexcept Exception:\n"
+      "  traceback.print_exc()",
+      "Traceback (most recent call last):\n"
+      '  File "<python>", line 3, in <module>\n'
+      "ZeroDivisionError: division by zero",
+    ),
     ("print(1); exit()", "1"),
     ("import sys; sys.exit(0)", "[no output]"),
     ("import __main__; print(vars(__main__) is globals())", "True"),
@@ -100,11 +125,36 @@ def test_output(tool, program: str, text: str):
     ("print(1)\nprint(y)", "1\nNameError: name 'y' is not defined (line 2)"),
     ("if", "SyntaxError: invalid syntax (line 1)"),
     ("x = 1\ny = 2\nfoo(", "SyntaxError: '(' was never closed (line 3)"),
+    (
+      "if False:\n    x = 1\n  print('ran')",
+      "IndentationError: unindent does not match any outer indentation level "
+      "(line 3)",
+    ),
+    (
+      "\n    x = 1\n# c\n    x / 0",
+      "ZeroDivisionError: division by zero (line 3)",
+    ),
     ("def f():\n  return {}['k']\n\nf()", "KeyError: 'k' (line 2)"),
     ("raise SystemExit('why')", "SystemExit: why"),
     ("exit(3)", "SystemExit: 3"),
     ("import os; os._exit(3)", "exit status 3"),
     ("import ctypes; ctypes.string_at(0)", "the program was killed (SIGSEGV)"),
+    # Whatever ends it, what was printed stays.
+    ("import os; print('x', end=''); os._exit(3)", "x\nexit status 3"),
+    (
+      "import os; print('x'); os.abort()",
+      "x\nthe program was killed (SIGABRT)",
+    ),
+    (
+      "import ctypes; print('x'); ctypes.string_at(0)",
+      "x\nthe program was killed (SIGSEGV)",
+    ),
+    # Standard error stands before the error itself.
+    (
+      "import sys; print('usage', file=sys.stderr); print(1); sys.exit(2)",
+      "1\nusage\nSystemExit: 2",
+    ),
+    ("x = 1\ny = 2\neval('1+')", "SyntaxError: invalid syntax (line 3)"),
     ("input()", "EOFError: EOF when reading a line (line 1)"),
     ("x = 'x' * 10**9", "MemoryError (line 1)"),
     ("raise ValueError('a\\nb')", "ValueError: a\nb (line 1)"),
@@ -231,7 +281,8 @@ def test_a_program_shares_no_process_group_with_its_server(tool):
 
 def test_an_empty_program_is_an_error(tool):
   for argument in ("", " \n\t", "```python\n```"):
-    assert tool.call(argument).status is ToolStatus.ERROR
+    empty = tools.ToolResult("The program is empty.", ToolStatus.ERROR)
+    assert tool.call(argument) == empty
 
 
 _IMPORT_ALL = """
@@ -286,6 +337,15 @@ def test_output_is_cut_and_said(tool):
     assert result.text.endswith("[cut: more than 2000 bytes of output]")
     assert len(result.text) < MAX_OUTPUT_BYTES + 100
   assert len(tool.call(f"print('x' * {MAX_OUTPUT_BYTES - 1})").text) == 1_999
+  # The value's mark does not count.
+  whole = f"print('x' * {MAX_OUTPUT_BYTES - 3})\n5"
+  assert tool.call(whole).text == "x" * (MAX_OUTPUT_BYTES - 3) + "\n5"
+
+
+def test_output_is_not_cut_within_a_character(tool):
+  text = tool.call("print('x' + '東' * 10**4)").text
+  assert text.startswith("x東")
+  assert text.endswith("東\n[cut: more than 2000 bytes of output]")
 
 
 @pytest.mark.parametrize(
@@ -304,6 +364,17 @@ def test_deadline(hasty_tool, program: str):
   assert result.status is ToolStatus.TIMEOUT
   assert "longer than 1 s" in result.text
   assert hasty_tool.call("print(1)").text == "1"
+
+
+def test_what_was_printed_before_the_deadline_stays(hasty_tool):
+  text = hasty_tool.call("print('before')\nwhile True: pass").text
+  late = "TimeoutError: the program ran longer than 1 s."
+  assert text == f"before\n{late}"
+  text = hasty_tool.call(
+    "import sys, time\nprint('before', end='', flush=False)\n"
+    "print('x', file=sys.stderr)\ntime.sleep(60)"
+  ).text
+  assert text == f"before\nx\n{late}"
 
 
 def test_calls_share_nothing(tool):

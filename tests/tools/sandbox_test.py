@@ -102,7 +102,12 @@ def test_it_is_the_python_tool(tool):
   [
     (" print(6 * 7) ", "42", "ok"),
     ("```python\nprint(1)\n```", "1", "ok"),
+    ('x = """a\n  b"""\nprint(x)', "a\n  b", "ok"),
+    ('\n  x = """a\n  b"""\n  print(x)', "a\n  b", "ok"),
+    ("```python\n```", "The program is empty.", "error"),
     ("x = 1", "[no output]", "ok"),
+    ("import sys; print('x', file=sys.stderr)", "x", "ok"),
+    ("import sys; print('x', file=sys.stderr); print('y')", "y", "ok"),
     ("print(1); 1 / 0", "1\n", "error"),
     ("import sys; sys.exit(3)", "exit status 3", "error"),
     ("print('x' * 101)", "x" * 100 + "\n[cut: more than 100", "error"),
