@@ -15,7 +15,7 @@ from rapo_jax.errors import InputError, accessing
 from rapo_jax.records import TrajectoryRecord
 
 # Fields that every config of an experiment has.
-_OF_EVERY_CONFIG = frozenset({"name", "tasks", "rollout", "train"})
+_OF_EVERY_CONFIG = frozenset({"name", "tasks", "train"})
 
 TRAJECTORIES_FILE = "trajectories.jsonl"
 """Log of trajectories in the folder of a run."""

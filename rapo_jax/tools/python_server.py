@@ -530,6 +530,7 @@ def main() -> None:
   settings = Settings(**json.loads(sys.argv[1]))
   settings = _start_afresh(settings)
   wall, reader = _load("python_wall"), _load("python_source")
+  reader.ignore_warnings()
   builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
   os.abort = _abort
   sys.argv[:] = sys.orig_argv[:] = ["<python>"]

@@ -16,10 +16,7 @@ EMPTY = "The program is empty."
 _FRONT = re.compile(r"[\s\ufeff\u200b-\u200f\u2060]*+")
 _FENCE = re.compile(r"[^\S\n]*+(`{3,}+|~{3,}+)([^\n]*+)")
 _PROMPTS = (">>>", "...")
-# A text that is only looked at. Python warns of some, and the program itself
-# may warn again.
 _NAME = "<argument>"
-warnings.filterwarnings("ignore", module=_NAME)
 
 
 class _Block(NamedTuple):
@@ -27,6 +24,14 @@ class _Block(NamedTuple):
 
   language: str
   lines: list[str]
+
+
+def ignore_warnings() -> None:
+  """Hides what Python warns of in a text that is only looked at.
+
+  The program itself may warn again.
+  """
+  warnings.filterwarnings("ignore", module=_NAME)
 
 
 def read(argument: str) -> str:

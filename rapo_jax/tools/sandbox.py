@@ -72,6 +72,7 @@ class SandboxTool:
       trust_env=False,
     )
     object.__setattr__(self, "_http", client)
+    python_source.ignore_warnings()
 
   def call(self, argument: str) -> ToolResult:
     """Runs one program."""
