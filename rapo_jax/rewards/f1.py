@@ -154,11 +154,15 @@ def _without_punctuation(text: str) -> str:
 def _bare(text: str) -> str:
   # Lists of words may be written without spaces.
   text = _LIST_MARK.sub(" ", text)
-  return "".join(c for c in text if not is_punctuation(c))
+  return drop_punctuation(text)
 
 
-def is_punctuation(character: str) -> bool:
-  """Whether a character is a sign of ASCII or punctuation of Unicode."""
+def drop_punctuation(text: str) -> str:
+  """A text without signs of ASCII and punctuation of Unicode."""
+  return "".join(c for c in text if not _is_punctuation(c))
+
+
+def _is_punctuation(character: str) -> bool:
   if character.isascii():
     return not character.isalnum() and not character.isspace()
   category = unicodedata.category(character)

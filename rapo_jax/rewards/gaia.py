@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from rapo_jax.rewards.base import Sample, Score
-from rapo_jax.rewards.f1 import is_punctuation
+from rapo_jax.rewards.f1 import drop_punctuation
 from rapo_jax.rewards.outcome import FORMAT_PENALTY, WHOLE_FORMAT, score
 from rapo_jax.rewards.spelling import respell_characters
 
@@ -56,9 +56,7 @@ def _number(text: str) -> float | None:
 
 def _text(text: str, *, punctuation: bool) -> str:
   bare = _SPACE.sub("", text).lower()
-  if punctuation:
-    return bare
-  return "".join(c for c in bare if not is_punctuation(c))
+  return bare if punctuation else drop_punctuation(bare)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from rapo_jax.rewards.base import Sample, Score
-from rapo_jax.rewards.f1 import is_punctuation
+from rapo_jax.rewards.f1 import drop_punctuation
 from rapo_jax.rewards.outcome import FORMAT_PENALTY, WHOLE_FORMAT, score
 from rapo_jax.rewards.spelling import respell_characters
 
@@ -29,7 +29,7 @@ def normalized_answer(text: str, *, punctuation: bool = False) -> str:
   """
   text = respell_characters(text).lower()
   if not punctuation:
-    text = _without_punctuation(text)
+    text = drop_punctuation(text)
   return " ".join(_ARTICLES.sub(" ", text).split())
 
 
@@ -58,13 +58,11 @@ def answer_f1(
 
 def _compared(text: str, *, punctuation: bool) -> str:
   """The normalized answer, or what it consists of if nothing is left of it."""
-  lower = respell_characters(text).lower()
   normal = normalized_answer(text, punctuation=punctuation)
-  return normal or _without_punctuation(lower).strip() or lower
-
-
-def _without_punctuation(text: str) -> str:
-  return "".join(c for c in text if not is_punctuation(c))
+  if normal:
+    return normal
+  lower = respell_characters(text).lower()
+  return drop_punctuation(lower).strip() or lower
 
 
 def _f1(given: str, wanted: str) -> float:
