@@ -1,7 +1,8 @@
 """Ranges of the numbers in a config: the rule, the value and the remedy.
 
 A config is a frozen dataclass; its `__post_init__` calls `check_numbers` for
-every field that holds a number. NaN and infinity are never in range.
+every field that holds a number. NaN and infinity are never in range, and what
+an int32 or a float32 cannot hold is in a range that says so alone.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from rapo_jax.errors import InputError
 
-MAX_SEED = 2**31 - 1
-"""Programs take a seed as an int32."""
+MAX_INT = 2**31 - 1
+"""Programs compute in int32."""
+MAX_FLOAT = float(np.finfo(np.float32).max)
+"""Programs compute in float32."""
+MAX_SEED = MAX_INT
 
 
 def check_numbers(
@@ -33,7 +39,8 @@ def check_numbers(
     *names: of the fields.
     at_least: smallest value in range.
     above: largest value below the range; instead of `at_least`.
-    at_most: largest value in range.
+    at_most: largest value in range. Without it and `below`, what a program
+      can hold: `MAX_INT` for integers, `MAX_FLOAT` for others.
     below: smallest value above the range; instead of `at_most`.
     unit: of the numbers, for the message.
 
@@ -41,29 +48,72 @@ def check_numbers(
     InputError: a number is out of range, NaN or infinite, or a field holds
       something else.
   """
-  rule = _rule(at_least, above, at_most, below) + (f" {unit}" if unit else "")
   for name in names:
     field = getattr(config, name)
     for value in field if isinstance(field, tuple) else (field,):
-      if value is None:
-        continue
-      if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InputError(
-          f"{name} must be a number, got {value!r} ({type(value).__name__}): "
-          "write a number without quotes."
+      if value is not None:
+        check_number(
+          name,
+          value,
+          at_least=at_least,
+          above=above,
+          at_most=at_most,
+          below=below,
+          unit=unit,
         )
-      # Not of integers, which may be too large for a float.
-      if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(
-          f"{name} must {rule} and be finite, got {value}: give a "
-          "finite number."
-        )
-      low = at_least is not None and value < at_least
-      if low or (above is not None and value <= above):
-        raise InputError(f"{name} must {rule}, got {value}: raise it.")
-      high = at_most is not None and value > at_most
-      if high or (below is not None and value >= below):
-        raise InputError(f"{name} must {rule}, got {value}: lower it.")
+
+
+def check_number(
+  name: str,
+  value: Any,
+  *,
+  at_least: float | None = None,
+  above: float | None = None,
+  at_most: float | None = None,
+  below: float | None = None,
+  unit: str = "",
+  of: str = "",
+) -> None:
+  """Checks a number; see `check_numbers`.
+
+  Args:
+    name: of the number, for the message.
+    value: of the number.
+    at_least: see `check_numbers`, as of the other bounds and the unit.
+    above: instead of `at_least`.
+    at_most: largest value in range.
+    below: instead of `at_most`.
+    unit: of the number.
+    of: what the number is set for, where one name has several.
+
+  Raises:
+    InputError: it is out of range, NaN, infinite or no number.
+  """
+  rule = _rule(at_least, above, at_most, below) + (f" {unit}" if unit else "")
+  got = f"got {value}" + (f" for {of}" if of else "")
+  if not isinstance(value, int | float) or isinstance(value, bool):
+    raise InputError(
+      f"{name} must be a number, got {value!r} ({type(value).__name__}): "
+      "write a number without quotes."
+    )
+  # Not of integers, which may be too large for a float.
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(
+      f"{name} must {rule} and be finite, {got}: give a finite number."
+    )
+  low = at_least is not None and value < at_least
+  if low or (above is not None and value <= above):
+    raise InputError(f"{name} must {rule}, {got}: raise it.")
+  high = at_most is not None and value > at_most
+  if high or (below is not None and value >= below):
+    raise InputError(f"{name} must {rule}, {got}: lower it.")
+  kind = "an int32" if isinstance(value, int) else "a float32"
+  most = MAX_INT if isinstance(value, int) else MAX_FLOAT
+  if at_most is None and below is None and abs(value) > most:
+    raise InputError(
+      f"{name} must lie in [{-most:.10g}, {most:.10g}], as {kind} does, {got}: "
+      "take a number of smaller magnitude."
+    )
 
 
 def check_seeds(config: Any, *names: str) -> None:

@@ -97,6 +97,8 @@ def _cases():
         if kind is None:
           continue
         wrong = [math.nan, math.inf, -math.inf] if kind is float else []
+        # Beyond an int32, an int64, a float32.
+        wrong.append(10**20 if kind is int else 1e39)
         if field.name not in _ANY_NUMBER:
           wrong.append(kind(-10_000))
         for value in wrong:
@@ -175,7 +177,8 @@ class _Numbers:
     ({"below": 1}, 0.9, 1, "be < 1"),
     ({"at_least": 0, "below": 1}, 0, 1, r"lie in \[0, 1\)"),
     ({"above": 0, "at_most": 1}, 1, 0, r"lie in \(0, 1\]"),
-    ({}, -1e300, math.inf, "be a number and be finite"),
+    ({}, -1e38, math.inf, "be a number and be finite"),
+    ({"at_most": 2**63 - 1}, 2**31, 2**63, "be at most 92"),
   ],
 )
 def test_bounds(bounds, inside, outside, rule):
@@ -184,6 +187,22 @@ def test_bounds(bounds, inside, outside, rule):
   for value in (outside, (inside, outside), math.nan):
     with pytest.raises(ValueError, match=f"value must {rule}"):
       ranges.check_numbers(_Numbers(value), "value", **bounds)
+
+
+@pytest.mark.parametrize(
+  ("value", "rule"),
+  [
+    (2**31, r"\[-2147483647, 2147483647\], as an int32 does, got 2147483648"),
+    (-(10**400), ".*as an int32 does, got -1000"),
+    (-1e39, r"\[-3\.4.*e\+38, 3\.4.*\], as a float32 does, got -1e\+39"),
+  ],
+)
+def test_a_program_can_hold_every_number(value, rule):
+  with pytest.raises(ValueError, match=f"value must lie in {rule}.*magnitude"):
+    ranges.check_numbers(_Numbers(value), "value")
+  ranges.check_numbers(_Numbers(2**31 - 1), "value")
+  # A bound of its own takes the place of it.
+  ranges.check_numbers(_Numbers(2**62), "value", at_most=2**63 - 1)
 
 
 @pytest.mark.parametrize("value", ["3e-4", True, [1.0]])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection
 from typing import Literal
 
 from rapo_jax import hosts
 from rapo_jax.errors import InputError
-from rapo_jax.ranges import check_numbers
+from rapo_jax.ranges import check_number, check_numbers
 
 
 @hosts.travels
@@ -155,7 +154,7 @@ class RolloutConfig:
         "raise num_generations."
       )
     _check_by_tool("tool_limits", self.tool_limits, at_least=1)
-    _check_by_tool("tool_timeouts_s", self.tool_timeouts_s, above=0.0)
+    _check_by_tool("tool_timeouts_s", self.tool_timeouts_s, above=0)
 
 
 def check_sampling(
@@ -166,18 +165,15 @@ def check_sampling(
   Raises:
     InputError: one is out of its range.
   """
-  # `not` of what is right, so that NaN is refused, too.
-  if not 0 < temperature < math.inf:
+  if temperature == 0:
     raise InputError(
-      f"temperature must be > 0 and finite, got {temperature}: ask for greedy "
-      "decoding where the rollout is started instead."
+      "temperature must be > 0, got 0: ask for greedy decoding where the "
+      "rollout is started instead."
     )
-  if top_k < 0:
-    raise InputError(f"top_k must be at least 0, got {top_k}: 0 keeps all.")
-  if not 0 < top_p <= 1:
-    raise InputError(f"top_p must lie in (0, 1], got {top_p}: 1 keeps all.")
-  if not 0 <= min_p <= 1:
-    raise InputError(f"min_p must lie in [0, 1], got {min_p}: 0 keeps all.")
+  check_number("temperature", temperature, above=0)
+  check_number("top_k", top_k, at_least=0)
+  check_number("top_p", top_p, above=0, at_most=1)
+  check_number("min_p", min_p, at_least=0, at_most=1)
 
 
 def check_tool_settings(config: RolloutConfig, tools: Collection[str]) -> None:
@@ -204,8 +200,8 @@ def _check_by_tool(
   name: str,
   values: tuple[tuple[str, int], ...] | tuple[tuple[str, float], ...],
   *,
-  at_least: float = -math.inf,
-  above: float = -math.inf,
+  at_least: float | None = None,
+  above: float | None = None,
 ) -> None:
   tools = [tool for tool, _ in values]
   if len(set(tools)) < len(tools):
@@ -214,8 +210,4 @@ def _check_by_tool(
       "names."
     )
   for tool, value in values:
-    if not (math.inf > value >= at_least and value > above):
-      rule = f"> {above:g}" if above > at_least else f"at least {at_least:g}"
-      raise InputError(
-        f"{name} must be {rule}, got {value} for {tool}: raise it."
-      )
+    check_number(name, value, at_least=at_least, above=above, of=tool)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from rapo_jax.corpora import Corpus, Mode, check_mode, open_documents
-from rapo_jax.errors import InputError
+from rapo_jax.ranges import check_numbers
 from rapo_jax.tools import Described, PythonTool, SearchTool, Tool
 
 _NO_DOCUMENTS = ("Nothing was found.",)
@@ -98,10 +98,7 @@ class SearchSpec:
 
   def __post_init__(self) -> None:
     check_mode(self.mode)
-    if self.top_k is not None and self.top_k < 1:
-      raise InputError(
-        f"top_k must be at least 1, got {self.top_k}: correct it."
-      )
+    check_numbers(self, "top_k", at_least=1)
 
   def start(self, services: Services, /) -> Tool:
     """Opens the corpus; a file is read, and an index built over it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from rapo_jax import hosts
 from rapo_jax.algorithms.settings import ObjectiveConfig as ObjectiveConfig
@@ -79,13 +80,13 @@ class UpdateConfig:
       at_least=1,
     )
     if self.queries_per_update % self.queries_per_minibatch:
-      divisors = [
-        d
-        for d in range(1, self.queries_per_update + 1)
-        if self.queries_per_update % d == 0
-      ]
       raise InputError(
         "queries_per_minibatch must divide queries_per_update "
         f"({self.queries_per_update}), got {self.queries_per_minibatch}: take "
-        f"one of {divisors}."
+        f"one of {_divisors(self.queries_per_update)}."
       )
+
+
+def _divisors(number: int) -> list[int]:
+  small = range(1, math.isqrt(number) + 1)
+  return sorted({d for i in small if number % i == 0 for d in (i, number // i)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import math
 import pathlib
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from rapo_jax.errors import InputError
+from rapo_jax.ranges import check_number
 from rapo_jax.retrieval.index import base, scann_index
 from rapo_jax.retrieval.index.exact import ExactIndex
 from rapo_jax.retrieval.index.mapped import MappedIndex
@@ -51,11 +51,7 @@ class IndexConfig:
         f"{self.kind!r}: correct it, or add the kind to INDEXES."
       )
     for name, value in self.parameters:
-      if not 0 < value < math.inf:
-        raise InputError(
-          f"parameters must be finite and > 0, got {value} for {name}: "
-          "correct it."
-        )
+      check_number("parameters", value, above=0, of=name)
     names = [name for name, _ in self.parameters]
     if self.kind == AUTO:
       known: list[str] = []
