@@ -443,8 +443,8 @@ class DecoderConfig:
       )
 
 
-def _family(model_type: str | None) -> _Family:
-  if model_type not in _FAMILIES:
+def _family(model_type: Any) -> _Family:
+  if not isinstance(model_type, str) or model_type not in _FAMILIES:
     raise InputError(
       f"model_type must be one of {', '.join(_FAMILIES)}, got "
       f"{model_type!r}; other families are not implemented."
@@ -459,6 +459,7 @@ def _check_types(hf: Mapping[str, Any]) -> None:
     (_NUMBERS, "a positive number", lambda v: _is_number(v) and v > 0),
     (_FLAGS, "true or false", lambda v: isinstance(v, bool)),
     (_OBJECTS, "an object", lambda v: isinstance(v, Mapping)),
+    (("layer_types",), "a list of texts", _is_texts),
   ):
     for name in names:
       value = hf.get(name)
@@ -470,6 +471,12 @@ def _check_types(hf: Mapping[str, Any]) -> None:
 
 def _is_number(value: Any) -> bool:
   return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_texts(value: Any) -> bool:
+  return isinstance(value, list | tuple) and all(
+    isinstance(v, str) for v in value
+  )
 
 
 def _check_supported(hf: Mapping[str, Any]) -> None:

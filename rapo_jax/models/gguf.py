@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 import ml_dtypes
@@ -46,6 +46,8 @@ from rapo_jax.models.tensor_files import (
   write_json,
   write_weights,
 )
+
+_T = TypeVar("_T")
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Values of `general.architecture` that are read."""
@@ -148,9 +150,9 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufModel:
   check_installed()
   file = pathlib.Path(path)
   reader = _open(file)
-  said = {name: field.contents() for name, field in reader.fields.items()}
   stored = {tensor.name: tensor for tensor in reader.tensors}
   try:
+    said = {name: _contents(reader.fields[name]) for name in reader.fields}
     config = _config(said, stored)
     sources = _sources(config, stored)
     _check_quantisations(stored)
@@ -215,6 +217,17 @@ def _open(file: pathlib.Path) -> Any:
     ) from error
 
 
+def _contents(field: Any) -> Any:
+  """The value of an entry of the metadata."""
+  try:
+    return field.contents()
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{field.name} must be text in UTF-8, and is not ({error}): copy or "
+      "download the file again, or take another."
+    ) from error
+
+
 def _config(
   said: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> DecoderConfig:
@@ -228,20 +241,14 @@ def _config(
 
   def number(name: str, *kinds: type, default: Any = None) -> Any:
     value = said.get(f"{family}.{name}", default)
-    if type(value) not in kinds:
+    if type(value) not in kinds or not value > 0:
       raise InputError(
-        f"{family}.{name} must be one number, got {value!r}; layers of "
-        "different sizes, and files without their sizes, are not read."
+        f"{family}.{name} must be one positive number, got {value!r}; layers "
+        "of different sizes, and files without their sizes, are not read."
       )
     return value
 
-  scaling = said.get(f"{family}.rope.scaling.type", "none")
-  if scaling != "none":
-    raise InputError(
-      f"{family}.rope.scaling.type must be none, got {scaling!r}; stretched "
-      "rotary embeddings are not read from GGUF. Take the model's folder in "
-      "Hugging Face's format."
-    )
+  _check_no_rotary_scaling(said, f"{family}.rope")
   heads = number("attention.head_count", int)
   hidden = number("embedding_length", int)
   head_dim = number("attention.key_length", int, default=hidden // heads)
@@ -279,6 +286,28 @@ def _config(
       "max_position_embeddings": number("context_length", int),
     }
   )
+
+
+def _check_no_rotary_scaling(said: Mapping[str, Any], prefix: str) -> None:
+  """Refuses stretched rotary embeddings.
+
+  A factor without a type is a linear one, as llama.cpp takes it; older files
+  call it `scale_linear`.
+  """
+  kind = said.get(f"{prefix}.scaling.type")
+  entries = (
+    {f"{prefix}.scaling.type": kind} if kind not in (None, "none") else {}
+  )
+  if kind is None:
+    for name in (f"{prefix}.scaling.factor", f"{prefix}.scale_linear"):
+      if said.get(name) not in (None, 0, 1):
+        entries[name] = said[name]
+  for name, value in entries.items():
+    raise InputError(
+      f"{name} must not be set, and is {value!r}: stretched rotary embeddings "
+      "are not read from GGUF. Take the model's folder in Hugging Face's "
+      "format."
+    )
 
 
 def _decimal(value: float) -> float:
@@ -421,7 +450,11 @@ def _tokenizer(said: Mapping[str, Any]) -> Any:
     )
   names = ("tokens", "token_type", "merges")
   tokens, types, merges = (said.get(f"tokenizer.ggml.{n}") for n in names)
-  if not tokens or types is None or merges is None or len(tokens) != len(types):
+  if (
+    not (_is_list(tokens, str) and _is_list(types, int))
+    or not _is_list(merges, str)
+    or not 0 < len(tokens) == len(types)
+  ):
     raise InputError(
       "The file must hold a vocabulary: tokenizer.ggml.tokens, a token_type "
       "for each, and merges. It does not; take another."
@@ -438,13 +471,15 @@ def _tokenizer(said: Mapping[str, Any]) -> Any:
       f"defined or unused (1 to 5), got {sorted(set(types))}; other tokens are "
       "not read."
     )
-  pairs = [tuple(pair.split(" ", 1)) for pair in merges]
-  for pair in pairs:
-    if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+  pairs = []
+  for merge in merges:
+    one, _, other = merge.partition(" ")
+    if not {one, other, one + other} <= vocabulary.keys():
       raise InputError(
         "tokenizer.ggml.merges must make a token of two tokens each, got "
-        f"{' '.join(pair)!r}; take another file."
+        f"{merge!r}; take another file."
       )
+    pairs.append((one, other))
   backend = tokenizers.Tokenizer(
     tokenizer_models.BPE(vocab=vocabulary, merges=pairs, fuse_unk=False)
   )
@@ -456,6 +491,10 @@ def _tokenizer(said: Mapping[str, Any]) -> Any:
         [tokenizers.AddedToken(token, special=special, normalized=False)]
       )
   return _wrapped(backend, tokens, said)
+
+
+def _is_list(value: Any, kind: type[_T]) -> TypeGuard[list[_T]]:
+  return isinstance(value, list) and all(type(v) is kind for v in value)
 
 
 def _set_splitting(backend: tokenizers.Tokenizer, pre: str | None) -> None:
@@ -505,11 +544,12 @@ def _wrapped(
     token_id = said.get(f"tokenizer.ggml.{theirs}_token_id")
     if token_id is None:
       continue
-    token = tokens[token_id] if 0 <= token_id < len(tokens) else None
+    known = type(token_id) is int and 0 <= token_id < len(tokens)
+    token = tokens[token_id] if known else None
     if token is None or backend.token_to_id(token) != token_id:
       raise InputError(
         f"tokenizer.ggml.{theirs}_token_id must be the id of a token of the "
-        f"file, got {token_id}, for {len(tokens)} tokens; take another file."
+        f"file, got {token_id!r}, for {len(tokens)} tokens; take another file."
       )
     special[ours] = token
   if "eos_token" not in special:

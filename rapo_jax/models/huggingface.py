@@ -221,26 +221,28 @@ def _model_tensors(
   if config.tie_embeddings and HEAD in stored:
     # Some writers store the tied head once more, or it alone.
     head = stored.pop(HEAD)
-    if not _equal(head, stored.setdefault(EMBEDDING, head)):
+    embedding = stored.setdefault(EMBEDDING, head)
+    if embedding.readable and not _equal(head, embedding):
       raise InputError(
         f"{CONFIG} says tie_word_embeddings, so that {HEAD} must be "
-        f"{EMBEDDING}, and in {folder} they differ; set tie_word_embeddings "
-        f"to false to compute with both, or delete {HEAD} from the file."
+        f"{EMBEDDING}, and in {folder} they differ: {head.dtype_name} "
+        f"{head.shape} against {embedding.dtype_name} {embedding.shape}. "
+        f"Delete {HEAD} from the file, or set tie_word_embeddings to false "
+        "to compute with both."
       )
   _check_tensors(folder, stored, layouts)
   return stored
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
-  """Whether two tensors hold the same, whatever their dtypes.
+  """Whether two matrices hold the same, whatever their floats' dtypes.
 
-  Tensors that cannot be read, or of other shapes, are named by
-  `_check_tensors`.
+  A head in a dtype that is not read differs: none can tell what it holds.
   """
-  if one == other or not (one.readable and other.readable):
+  if one == other:
     return True
-  if one.shape != other.shape or len(one.shape) != 2:
-    return one.shape == other.shape
+  if not one.readable or one.shape != other.shape or len(one.shape) != 2:
+    return False
   ours, theirs = one.map(), other.map()
   rows = max(1, _BLOCK_BYTES // (4 * max(1, one.shape[1])))
   return all(

@@ -183,9 +183,12 @@ def test_tensors_that_are_refused(file, changed, match):
   ("fields", "match"),
   [
     ({"general.architecture": "gemma2"}, "'gemma2'; other architectures"),
-    ({"llama.rope.scaling.type": "yarn"}, "must be none, got 'yarn'"),
+    ({"llama.rope.scaling.type": "yarn"}, "scaling.type .* is 'yarn'"),
+    ({"llama.rope.scaling.factor": 4.0}, r"scaling\.factor .* is 4\.0"),
+    ({"llama.rope.scale_linear": 2.0}, r"scale_linear .* is 2\.0"),
+    ({"llama.attention.head_count": 0}, "one positive number, got 0"),
     ({"llama.attention.head_count_kv": [2, 1]}, "head_count_kv must be one"),
-    ({"llama.block_count": None}, "block_count must be one number, got None"),
+    ({"llama.block_count": None}, "block_count must be one positive .* None"),
     ({"llama.rope.dimension_count": 4}, "dimension_count must be the width"),
     ({"tokenizer.ggml.model": "llama"}, "byte-level BPE, got 'llama'"),
     ({"tokenizer.ggml.pre": "tekken"}, "got 'tekken': texts would be cut"),
@@ -199,6 +202,8 @@ def test_tensors_that_are_refused(file, changed, match):
       r"got \[1, 3, 4, 5, 6\]; other tokens",
     ),
     ({"tokenizer.ggml.eos_token_id": None}, "a policy would never stop"),
+    ({"tokenizer.ggml.eos_token_id": "2"}, "eos_token_id must be .* got '2'"),
+    ({"tokenizer.ggml.tokens": "text"}, "must hold a vocabulary"),
     ({"tokenizer.ggml.eos_token_id": 9999}, "eos_token_id must be the id of a"),
     ({"tokenizer.ggml.add_bos_token": True}, "add_bos_token must be false"),
     (
@@ -210,6 +215,19 @@ def test_tensors_that_are_refused(file, changed, match):
 def test_metadata_that_is_refused(file, fields, match):
   error = refused(file, gguf_files.decoder(), match, fields=fields)
   assert str(file) in str(error.__notes__)
+
+
+def test_an_unused_factor_of_scaling_is_no_scaling(converted):
+  fields = {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}
+  model = gguf_files.decoder()
+  assert_same(models.from_pretrained(converted(model, fields=fields)), model)
+
+
+def test_text_that_is_not_utf8_is_refused(file):
+  gguf_files.write(file, gguf_files.decoder(), fields={"general.name": "Alpha"})
+  file.write_bytes(file.read_bytes().replace(b"Alpha", b"Alph\xe9"))
+  with pytest.raises(InputError, match=r"general\.name must be text in UTF-8"):
+    gguf.read_gguf(file)
 
 
 @pytest.mark.parametrize("part", [0, 3, 20, 1000, -1])
