@@ -62,6 +62,15 @@ class Arm:
         "and its config names a buffer or retrieves nothing: leave one out."
       )
 
+  @property
+  def methods(self) -> tuple[str, ...]:
+    """Names of the methods that it trains, as in its folder."""
+    return tuple(self.config.train.algorithms)
+
+  def method(self, name: str) -> str:
+    """Name of one of its methods in the report of the study."""
+    return f"{name}_{self.name}" if self.label else name
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -71,7 +80,8 @@ class Study:
     name: shown in the report.
     description: what is asked, in a sentence or two.
     arms: the experiments; at least one.
-    reference: name of the method, in the report, that all are compared with.
+    reference: name of the method, in the report, that all are compared with;
+      without it there, the first one.
     diversity: whether the report compares the rollouts that may retrieve with
       the others of their questions, which embeds every logged step.
   """
@@ -91,6 +101,13 @@ class Study:
           f"a study needs at least one arm, and a {what} of its own for each, "
           f"got {values}: change the one that is twice."
         )
+    methods = {arm.method(m) for arm in self.arms for m in arm.methods}
+    if self.reference not in {REFERENCE, *methods}:
+      raise InputError(
+        "the reference of a study must be one of its methods, named as in the "
+        f"report ({', '.join(sorted(methods))}), got {self.reference!r}: "
+        "correct it."
+      )
     for arm in self.arms:
       own = {other.name for other in self.arms if not other.buffers_of}
       unknown = sorted(set(arm.buffers_of) - own)
@@ -146,33 +163,13 @@ def grid(
   for values in itertools.product(*settings.values()):
     arm_config, words = config, []
     for path, value in zip(settings, values, strict=True):
-      arm_config = with_setting(arm_config, path, value)
+      arm_config = flags.with_setting(arm_config, path, value)
       words.append(f"{path.rpartition('.')[2]} {value}")
-    name = "_".join(re.findall(r"[a-z0-9]+", " ".join(words).lower()))
+    # The sign of a number, not the dash of a text or of 1e-05.
+    text = re.sub(r"(?<=[ (])-(?=[\d.])", "minus ", " ".join(words).lower())
+    name = "_".join(re.findall(r"[a-z0-9]+", text))
     arms.append(Arm(name, arm_config, ", ".join(words)))
   return tuple(arms)
-
-
-def with_setting(config: Any, path: str, value: Any) -> Any:
-  """A config with one field set.
-
-  Args:
-    config: a dataclass, nested as deep as one likes.
-    path: of the field, with dots.
-    value: of the field.
-
-  Raises:
-    InputError: there is no such field.
-  """
-  name, _, rest = path.partition(".")
-  if name not in {field.name for field in dataclasses.fields(config)}:
-    raise InputError(
-      f"{type(config).__name__} has no field {name!r}: see "
-      "experiments/config.py for their names."
-    )
-  if rest:
-    value = with_setting(getattr(config, name), rest, value)
-  return dataclasses.replace(config, **{name: value})
 
 
 def packaged_studies() -> dict[str, pathlib.Path]:

@@ -259,9 +259,27 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     waiting = [each for each in waiting if each not in now]
     changes: _Changes = {}
     for name, text in now:
-      _collect(config, config, tuple(name.split(".")), (), text, changes)
+      read = functools.partial(_from_text, text=text)
+      _place(config, config, tuple(name.split(".")), (), read, changes)
     config = _rebuild(config, changes, ())
   return config
+
+
+def with_setting(config: Config, path: str, value: Any) -> Config:
+  """Returns a copy of a config with one field set.
+
+  Args:
+    config: frozen dataclass.
+    path: of the field, as `--config.<path>` has it.
+    value: of the field, as it is.
+
+  Raises:
+    ConfigError: there is no such field, or the dataclass refuses the value.
+  """
+  changes: _Changes = {}
+  _place(config, config, tuple(path.split(".")), (), lambda *_: value, changes)
+  rebuilt: Config = _rebuild(config, changes, ())
+  return rebuilt
 
 
 def _split(config: Any, override: str) -> tuple[str, str]:
@@ -454,40 +472,43 @@ class _Value(NamedTuple):
 _Changes = dict[str, "_Value | _Changes"]
 
 
-def _collect(
+def _place(
   root: Any,
   node: Any,
   names: tuple[str, ...],
   above: tuple[str, ...],
-  text: str,
+  read: Callable[[Any, str, str], Any],
   changes: _Changes,
 ) -> None:
-  """Reads `text` for the field `names` below `node` into `changes`."""
+  """Puts what is read for the field `names` below `node` into `changes`."""
   name, rest = names[0], names[1:]
   path = ".".join((*above, name))
   if name not in _names(node):
     raise ConfigError(_unknown(root, node, (*above, *names), above))
-  annotation = _annotation(node, name)
   if not rest:
-    if _are_named(annotation):
-      value: Any = _choose(node, name, path, text)
-    elif known := _known(node, name):
-      value = _choose_one(known, path, text, annotation)
-    else:
-      value = _parse(path, text, annotation)
-    changes[name] = _Value(value)
+    changes[name] = _Value(read(node, name, path))
     return
   child = _child(node, name, path)
   if not _is_node(child):
     raise ConfigError(
       f"{PREFIX}{'.'.join((*above, *names))}: {path} is"
-      f" {_describe(annotation)} and has no fields."
+      f" {_describe(_annotation(node, name))} and has no fields."
       f" Set it whole: {PREFIX}{path}=<value>."
     )
   below = changes.get(name)
   if not isinstance(below, dict):
     below = changes[name] = {}
-  _collect(root, child, rest, (*above, name), text, below)
+  _place(root, child, rest, (*above, name), read, below)
+
+
+def _from_text(node: Any, name: str, path: str, *, text: str) -> Any:
+  """The value of a field of `node` that a text gives."""
+  annotation = _annotation(node, name)
+  if _are_named(annotation):
+    return _choose(node, name, path, text)
+  if known := _known(node, name):
+    return _choose_one(known, path, text, annotation)
+  return _parse(path, text, annotation)
 
 
 def _choose(node: Any, name: str, path: str, text: str) -> tuple[Any, ...]:

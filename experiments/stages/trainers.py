@@ -17,7 +17,7 @@ from rapo_jax.errors import InputError
 from rapo_jax.retrieval import Buffer, StepTraceBuffer
 from rapo_jax.retrieval.buffer.manifest import MANIFEST_FILE
 from rapo_jax.retrieval.serving.remote import RemoteBuffer
-from rapo_jax.tools.tags import leaves_thought_open
+from rapo_jax.tools.tags import opens_thought
 from rapo_jax.training import ObjectiveConfig, Trainer
 from rapo_jax.training.agent_rows import (
   AgentEncoder,
@@ -152,9 +152,7 @@ def agent_rows(
       "buffer.path, or leave it out and the run builds one."
     )
   questions = {query.query_id: query.question for query in task.train}
-  opened = leaves_thought_open(
-    decode(task.tokenizer, task.prompt(task.train[0]))
-  )
+  opened = opens_thought(decode(task.tokenizer, task.prompt(task.train[0])))
   rows = AgentRows(
     whole_trajectories(
       buffer, questions, min_reward=config.retrieval.min_reward

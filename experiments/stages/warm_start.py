@@ -35,7 +35,7 @@ from rapo_jax.errors import InputError
 from rapo_jax.retrieval import StepTrace, StepTraceBuffer
 from rapo_jax.tasks import load_solutions
 from rapo_jax.tools import TagSet
-from rapo_jax.tools.tags import leaves_thought_open
+from rapo_jax.tools.tags import opens_thought
 from rapo_jax.training import Checkpoints, SupervisedTrainer
 from rapo_jax.training.agent_rows import AgentEncoder, whole_trajectories
 from rapo_jax.training.demonstrations import Demonstrations
@@ -180,9 +180,7 @@ def read_demonstrations(
       {query.query_id: query.question for query in train},
       min_reward=config.retrieval.min_reward,
     )
-  opened = bool(train) and leaves_thought_open(
-    decode(tokenizer, prompt(train[0]))
-  )
+  opened = bool(train) and opens_thought(decode(tokenizer, prompt(train[0])))
   found = Demonstrations(
     trajectories,
     lambda query_id: prompt(queries[query_id]),

@@ -8,8 +8,9 @@ cores, `--processes=2`, about a minute a run.
 
 import dataclasses
 
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.configs import testbed
+from experiments.flags import with_setting
 
 METHODS = (
   "grpo",

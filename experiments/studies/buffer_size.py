@@ -7,8 +7,9 @@ question: three families and five seeds, 75 runs of 20 updates, about a minute
 each on two CPU cores with `--processes=2`.
 """
 
-from experiments.arms import Arm, Study, grid, with_setting
+from experiments.arms import Arm, Study, grid
 from experiments.configs import testbed
+from experiments.flags import with_setting
 
 SIZES = (1, 2, 5, 16)
 

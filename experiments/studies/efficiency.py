@@ -11,8 +11,9 @@ Seconds mean something with `--processes=1` on an idle machine.
 
 import dataclasses
 
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.configs import testbed
+from experiments.flags import with_setting
 
 METHODS = ("grpo", "rapo", "hybrid", "dapo", "arpo", "tree_grpo", "luffy")
 

@@ -11,9 +11,10 @@ minute each on two CPU cores with `--processes=2`.
 
 import dataclasses
 
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.config import ExperimentConfig, GrowConfig
 from experiments.configs import testbed
+from experiments.flags import with_setting
 from experiments.studies.off_policy_strength import with_agents
 
 WEAK = 0.6

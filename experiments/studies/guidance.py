@@ -9,8 +9,9 @@ seeds are those of `testbed.py`.
 
 import dataclasses
 
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.configs import testbed
+from experiments.flags import with_setting
 
 METHODS = (
   "grpo",

@@ -10,8 +10,9 @@ with `--processes=2`.
 
 import dataclasses
 
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.configs import testbed_control
+from experiments.flags import with_setting
 from experiments.studies import guidance
 
 

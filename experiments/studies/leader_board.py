@@ -11,8 +11,9 @@ generated tokens. 20 updates, about a minute a run on two CPU cores with
 
 import dataclasses
 
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.configs import testbed
+from experiments.flags import with_setting
 
 METHODS = (
   "grpo",

@@ -8,8 +8,9 @@ runs of 20 updates, about a minute each on two CPU cores, `--processes=2`.
 
 import dataclasses
 
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.configs import testbed
+from experiments.flags import with_setting
 from rapo_jax.algorithms import ALGORITHMS, variants
 
 METHODS = (

@@ -10,13 +10,10 @@ families and five seeds: 75 runs of 20 updates, about a minute each on two CPU
 cores with `--processes=2`.
 """
 
-import dataclasses
-
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.config import ExperimentConfig
 from experiments.configs import testbed
-from rapo_jax.tasks import Task
-from rapo_jax.tasks.miniature import MiniatureTask
+from experiments.flags import with_setting
 
 STRENGTHS = {"strong": None, "middling": 0.8, "weak": 0.6}
 
@@ -25,13 +22,10 @@ def with_agents(
   config: ExperimentConfig, correct_prob: float | None
 ) -> ExperimentConfig:
   """The config with off-policy agents that act rightly with a probability."""
-
-  def changed(task: Task) -> Task:
-    assert isinstance(task, MiniatureTask)
-    return with_setting(task, "agents.off_policy_correct_prob", correct_prob)
-
-  tasks = tuple(map(changed, config.tasks))
-  return dataclasses.replace(config, tasks=tasks)
+  for task in config.tasks:
+    path = f"tasks.{task.name}.agents.off_policy_correct_prob"
+    config = with_setting(config, path, correct_prob)
+  return config
 
 
 def get_study() -> Study:

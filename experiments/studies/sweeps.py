@@ -10,8 +10,9 @@ N_hybrid and the probability p of a retrieval. Three families and five seeds of
 
 import dataclasses
 
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.configs import testbed
+from experiments.flags import with_setting
 from rapo_jax.algorithms import ALGORITHMS, variants
 
 RAPO = ALGORITHMS["rapo"]

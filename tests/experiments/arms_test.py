@@ -8,6 +8,7 @@ from experiments import arms, flags
 from experiments.arms import Arm, Study
 from experiments.config import BufferConfig, ExperimentConfig, TrainConfig
 from rapo_jax.errors import InputError
+from rapo_jax.tasks import TASKS
 
 CONFIG = ExperimentConfig(name="t")
 
@@ -43,9 +44,38 @@ def test_a_grid_has_every_combination():
   assert all(arm.config.rollout == CONFIG.rollout for arm in found)
 
 
+def test_a_grid_takes_what_an_override_takes():
+  # A section that is not set, and one of several tasks.
+  config = dataclasses.replace(CONFIG, tasks=(TASKS["multihop"],))
+  ranks = arms.grid(config, {"policy.lora.rank": (4, 8)})
+  assert [arm.config.policy.lora.rank for arm in ranks] == [4, 8]
+  path = "tasks.multihop.world.num_train"
+  sizes = arms.grid(config, {path: (10, 20)})
+  assert [arm.config.tasks[0].world.num_train for arm in sizes] == [10, 20]
+  assert config.tasks[0].world.num_train not in (10, 20)
+
+
+def test_a_grid_tells_signs_apart():
+  values = (-0.5, 0.5, 1e-5)
+  found = arms.grid(CONFIG, {"retrieval.min_reward": values})
+  assert [arm.name for arm in found] == [
+    "min_reward_minus_0_5",
+    "min_reward_0_5",
+    "min_reward_1e_05",
+  ]
+
+
+def test_a_reference_is_a_method_of_the_study():
+  config = dataclasses.replace(CONFIG, train=TrainConfig(methods=("rapo",)))
+  arm = Arm("a", config, "x")
+  assert Study("s", "d", (arm,), "rapo_a").reference == "rapo_a"
+  with pytest.raises(InputError, match=r"\(rapo_a\), got 'rapo': correct"):
+    Study("s", "d", (arm,), "rapo")
+
+
 def test_a_wrong_setting_names_its_dataclass():
-  with pytest.raises(InputError, match="BufferConfig has no field 'top_k'"):
-    arms.with_setting(CONFIG, "buffer.top_k", 1)
+  with pytest.raises(InputError, match=r"field 'buffer\.top_k'.*Did you mean"):
+    flags.with_setting(CONFIG, "buffer.top_k", 1)
   with pytest.raises(InputError, match="num_trajectories"):
     arms.grid(CONFIG, {"buffer.num_trajectories": (0,)})
 

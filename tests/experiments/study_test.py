@@ -11,7 +11,8 @@ import time
 import pytest
 
 from experiments import study as study_lib
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
+from experiments.flags import with_setting
 from experiments.report.folders import arm_folder
 from experiments.workdir import Workdir, hold_lock, read_json
 from rapo_jax.retrieval.buffer.store import read_manifest

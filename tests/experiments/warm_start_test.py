@@ -12,7 +12,7 @@ import pytest
 
 from experiments import buffer as buffer_command
 from experiments import checks, run, study
-from experiments.arms import Arm, Study, with_setting
+from experiments.arms import Arm, Study
 from experiments.config import (
   BufferConfig,
   EvaluationConfig,
@@ -23,6 +23,7 @@ from experiments.config import (
   TrainConfig,
   WarmStartConfig,
 )
+from experiments.flags import with_setting
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.policies import model_digest
 from experiments.report.folders import arm_folder
