@@ -165,7 +165,7 @@ def find_checkpoint(path: pathlib.Path) -> Found:
     ExportError: no checkpoint is found; names those that are there.
     InputError: it is not as it was written.
   """
-  parent = path.parent if path.name.isdigit() else path
+  parent = path.parent if path.name.isdecimal() else path
   if not parent.is_dir():
     raise ExportError(
       f"--checkpoint must be a folder of checkpoints, and {parent} does not "
@@ -178,7 +178,7 @@ def find_checkpoint(path: pathlib.Path) -> Found:
       f"--checkpoint must be a folder of checkpoints, and {parent} holds none: "
       "give <workdir>/train/<task>/<run>/checkpoints."
     )
-  if not path.name.isdigit():
+  if not path.name.isdecimal():
     newest, problems = checkpoints.newest_sound()
     assert newest is not None, "there are some"
     return Found(checkpoints, newest, problems)
@@ -194,7 +194,7 @@ def find_checkpoint(path: pathlib.Path) -> Found:
 def _run_folder(checkpoint: pathlib.Path) -> pathlib.Path:
   """Of the run that a checkpoint, or a folder of them, is of."""
   checkpoint = checkpoint.absolute()
-  return checkpoint.parents[checkpoint.name.isdigit()]
+  return checkpoint.parents[checkpoint.name.isdecimal()]
 
 
 def _restore(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import pathlib
+import shlex
 import shutil
 import sys
 import tempfile
@@ -49,12 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
   folder = make_parser().parse_args(arguments).folder
   write_starter(folder)
   run = cli.prog("experiments.run")
-  config = folder / FILES[0]
+  config = shlex.quote(str(folder / FILES[0]))
+  workdir = shlex.quote(f"runs/{folder.absolute().name}")
   print(
     f"wrote {' and '.join(str(folder / name) for name in FILES)}\n"
     "check it, then run it:\n"
     f"  {run} --config {config} --dry_run\n"
-    f"  {run} --config {config} --workdir runs/{folder.name}"
+    f"  {run} --config {config} --workdir {workdir}"
   )
   return 0
 

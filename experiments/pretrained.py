@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -37,9 +37,11 @@ from experiments import cli, input_errors, places
 from experiments.help_text import HelpFormatter
 from experiments.tokenizer_files import load_tokenizer
 from rapo_jax import data, files, models
+from rapo_jax.data import chat
 from rapo_jax.errors import InputError, MissingInputError, accessing
 from rapo_jax.models import gguf
 from rapo_jax.models.checkpoint_layout import CONFIG
+from rapo_jax.rollout import turn_end_ids
 
 SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome."
 """Scored without a template by each model that is checked."""
@@ -353,20 +355,21 @@ def compute(folder: pathlib.Path) -> Checked:
   mean = float(log_probs.sum()) / (ids.shape[1] - 1)
   if data.template_of(tokenizer) is None:
     return Checked(mean, None)
-  prompt = tokenizer.apply_chat_template(
+  prompt = chat.encode_chat(
+    tokenizer,
     [{"role": "user", "content": QUESTION}],
     add_generation_prompt=True,
-    tokenize=False,
   )
-  ends = {*models.end_token_ids(folder), *data.end_ids(tokenizer)}
-  answer = greedy(
-    model, tokenizer.encode(prompt, add_special_tokens=False), ends, MAX_ANSWER
-  )
+  ends = turn_end_ids(tokenizer, None, model.config.vocab_size)
+  answer = greedy(model, prompt, ends, MAX_ANSWER)
   return Checked(mean, tokenizer.decode(answer))
 
 
 def greedy(
-  model: models.Decoder, prompt: Sequence[int], ends: set[int], limit: int
+  model: models.Decoder,
+  prompt: Sequence[int],
+  ends: Collection[int],
+  limit: int,
 ) -> list[int]:
   """The likeliest next token, again and again.
 

@@ -100,10 +100,13 @@ def read_json(path: pathlib.Path) -> Any:
   """Reads what `write_json` wrote.
 
   Raises:
-    InputError: the file has been changed and is no JSON.
+    MissingInputError: there is no such file.
+    InputError: it cannot be read, or has been changed and is no JSON.
   """
+  with accessing(path):
+    content = path.read_bytes()
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(content)
   # Of a character that is no UTF-8, too.
   except ValueError as error:
     raise InputError(

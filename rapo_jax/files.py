@@ -123,12 +123,15 @@ def make_private_folder(path: pathlib.Path) -> None:
   What is there keeps its permissions.
 
   Raises:
-    InputError: a file of that name is there.
+    InputError: a file of that name is there, or the system refuses.
   """
   missing = [path, *path.parents]
   for folder in reversed([p for p in missing if not p.exists()]):
     # A umask can only take permissions away; another process may be first.
-    with contextlib.suppress(FileExistsError, NotADirectoryError):
+    with (
+      accessing(path),
+      contextlib.suppress(FileExistsError, NotADirectoryError),
+    ):
       folder.mkdir(mode=PRIVATE_FOLDER)
   if not path.is_dir():
     raise InputError(

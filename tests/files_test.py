@@ -63,6 +63,11 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
     files.make_private_folder(tmp_path / "a")
 
 
+def test_a_folder_that_the_system_refuses_is_named():
+  with pytest.raises(InputError, match=r"/proc/x must .*: check the path"):
+    files.make_private_folder(pathlib.Path("/proc/x/y"))
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_is_followed_and_stays(there, tmp_path):
   target, link = tmp_path / "far" / "target", tmp_path / "link"

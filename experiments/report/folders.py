@@ -100,7 +100,7 @@ def run_folders(root: str | pathlib.Path) -> Iterator[RunFolder]:
   for source in sources(root):
     for path in source.folder.glob("train/*/*-seed*"):
       method, _, seed = path.name.rpartition("-seed")
-      if seed.isdigit():
+      if seed.isdecimal():
         yield RunFolder(
           source, path.parent.name, source.method(method), int(seed), path
         )

@@ -110,20 +110,25 @@ def template_of(tokenizer: Any) -> str | None:
   """Source of the chat template that renders prompts; None without one.
 
   Raises:
-    InputError: there are several templates and none is called `default`.
+    InputError: there are several templates and none is called `default`, or
+      it is no text.
   """
   template = tokenizer.chat_template
   if isinstance(template, list):
     template = {entry["name"]: entry["template"] for entry in template}
-  if not isinstance(template, Mapping):
-    return template
-  if "default" not in template:
+  if isinstance(template, Mapping):
+    if "default" not in template:
+      raise InputError(
+        "one of several chat templates must be called 'default', got "
+        f"{', '.join(sorted(template))}: set tokenizer.chat_template to the "
+        f"one to use, or {_REMEDY}."
+      )
+    template = template["default"]
+  if template is not None and not isinstance(template, str):
     raise InputError(
-      "one of several chat templates must be called 'default', got "
-      f"{', '.join(sorted(template))}: set tokenizer.chat_template to the one "
-      f"to use, or {_REMEDY}."
+      f"a chat template must be a text, got {template!r:.80}: {_REMEDY}."
     )
-  return template["default"]
+  return template
 
 
 def render(
@@ -265,7 +270,8 @@ def control_tokens(
     tag_set: tags of the agent, which are text.
 
   Raises:
-    InputError: there are several templates and none is called `default`.
+    InputError: there are several templates and none is called `default`, or
+      it is no text.
   """
   template = template_of(tokenizer)
   return _control_tokens(tokenizer, template, len(tokenizer), tag_set)

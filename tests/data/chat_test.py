@@ -391,6 +391,8 @@ REFUSES_SYSTEM = (
     ("{{ 1 // 0 }}", r"\(ZeroDivisionError\)"),
     ("{{ [][3]['x'] }}", "fails: "),
     ({"rag": CHATML, "tool_use": CHATML}, "'default', got rag, tool_use"),
+    (5, "must be a text, got 5: put one"),
+    ({"default": ["x"]}, r"must be a text, got \['x'\]: put one"),
   ],
 )
 def test_a_template_that_fails_is_reported_in_one_line(template, message):

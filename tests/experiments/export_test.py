@@ -209,6 +209,7 @@ def test_a_base_that_has_changed_is_refused(tmp_path, capsys):
     ([], {"checkpoint": "nothing"}, "does not exist: give <workdir>/train"),
     ([], {"checkpoint": "base"}, "holds none: give <workdir>/train"),
     ([], {"checkpoint": "checkpoints/7"}, "got 7: "),
+    ([], {"checkpoint": "checkpoints/²"}, "does not exist: give <workdir>"),
     ([], {"checkpoint": "checkpoints/7"}, "checkpoints holds 5, 10."),
     ([], {"output": "checkpoints"}, "holds no config.json or adapter_config"),
     ([], {"output": "base/config.json"}, "give another folder"),

@@ -235,6 +235,18 @@ def test_a_file_of_ones_own(tmp_path, capsys):
   assert f"| SHA-256 of the file | {sha256(file.read_bytes())} |" in card
 
 
+def test_a_template_that_fails_is_named(tmp_path, capsys):
+  file = gguf_files.write(
+    tmp_path / "mine.gguf",
+    gguf_files.decoder("qwen2"),
+    fields={"tokenizer.chat_template": "{{ messages[0].nothing() }}"},
+  )
+  assert run(tmp_path, "--gguf", str(file), model=None) == 2
+  error = capsys.readouterr().err
+  assert "the chat template must render the turns (user) of a prompt" in error
+  assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path, capsys):
   file = gguf_files.write(
     tmp_path / "mine.gguf", gguf_files.decoder(vocab_size=260)

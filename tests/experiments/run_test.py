@@ -1044,6 +1044,10 @@ def test_a_broken_config_of_the_folder_is_named(tmp_path, capsys):
     for more in ([], ["--dry_run"]):
       assert run.main([*arguments, *more]) == 2
       assert "w/config.json must hold the JSON" in capsys.readouterr().err
+  (folder / "config.json").unlink()
+  (folder / "config.json").mkdir()
+  assert run.main(arguments) == 2
+  assert "w/config.json must be usable" in capsys.readouterr().err
 
 
 def test_a_model_s_folder_is_no_work_folder(tmp_path, capsys):
