@@ -7,6 +7,7 @@ imports nothing of this project, so that it starts within a second.
 
 from __future__ import annotations
 
+import decimal
 import json
 import logging
 import re
@@ -19,6 +20,20 @@ _FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|and|inf"
 _QUANTITY = re.compile(
   r"\b(?:squared|cubed|factorial|hundred|thousand|million|billion|trillion"
   r"|dozen|half|halves|thirds?|quarters?|negative|minus|plus)\b"
+)
+_SCALES = {
+  "hundred": 2,
+  "thousand": 3,
+  "million": 6,
+  "billion": 9,
+  "trillion": 12,
+}
+# 2.5 million and 2.5 \text{ million}; of 1/2 million the 2 alone is no number.
+_SCALED = re.compile(
+  r"(?<![\d.,/^}])(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+  r"(?P<between>(?:[ ~-]|\\[ ,;:!])*(?:\\(?:text|mathrm|textrm|mbox) *\{ *)?)"
+  rf"(?P<scale>{'|'.join(_SCALES)})\b",
+  re.IGNORECASE,
 )
 # A number with words behind it, such as 12 apples or 3.5 \text{ cm}. A letter
 # may be a variable; some words are functions.
@@ -34,6 +49,7 @@ def equal(answer: str, truth: str) -> bool:
   """Whether two answers are the same mathematics, units apart."""
   import math_verify
 
+  answer, truth = (_SCALED.sub(_times_scale, t) for t in (answer, truth))
   quantities = [_QUANTITY.findall(text.lower()) for text in (answer, truth)]
   if quantities[0] != quantities[1]:
     return False
@@ -58,6 +74,13 @@ def equal(answer: str, truth: str) -> bool:
     return True
   numbers = [_without_unit(truth), _without_unit(answer)]
   return numbers != [truth, answer] and same(*numbers)
+
+
+def _times_scale(found: re.Match[str]) -> str:
+  """The number of `2.5 million`; what stands between the two stays."""
+  number = decimal.Decimal(found["number"].replace(",", ""))
+  scaled = number.scaleb(_SCALES[found["scale"].lower()])
+  return f"{scaled:f}{found['between']} "
 
 
 def _without_unit(text: str) -> str:
