@@ -57,6 +57,7 @@ def get_config() -> ExperimentConfig:
       aggregation="token",
       kl_coef=0.001,
       kl_estimator="k3",
+      kl_limit=10.0,
     ),
     optimizer=OptimizerConfig(learning_rate=1e-6),
     update=UpdateConfig(

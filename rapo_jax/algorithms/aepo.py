@@ -5,7 +5,8 @@ token's entropy. The loss is PPO's, whose tokens above the clip range keep a
 gradient as GPPO's do. In the published scripts entropies are never computed,
 so the advantages are GRPO's: `aepo_published` is what made the numbers. Mean
 and deviation are over all policy tokens of the update, the authors' over a
-micro-batch. H is of the policy that sampled, theirs of the current one.
+micro-batch. H is of the policy that sampled, theirs of the current one. The
+factor is bounded from below, as RAPO's, so that it turns no sign.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ class BalancedAdvantages:
 
   Attributes:
     weight: of the normalised entropy.
+    min_factor: least factor of an advantage; None for the equation as it is
+      written, whatever becomes of the sign.
   """
 
   weight: float = 0.2
+  min_factor: float | None = 0.01
 
   def __call__(
     self, signals: Signals, settings: ObjectiveConfig
@@ -48,6 +52,7 @@ class BalancedAdvantages:
       signals.entropies,
       where=policy & (signals.group_ids >= 0)[:, None],
       weight=self.weight,
+      min_factor=self.min_factor,
     )
 
 

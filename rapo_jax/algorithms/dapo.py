@@ -1,4 +1,8 @@
-"""DAPO (Yu et al., 2025): dynamic sampling, clip-higher, a price on length."""
+"""DAPO (Yu et al., 2025): dynamic sampling, clip-higher, a price on length.
+
+A group is sampled again if its rewards are equal, the authors' if their shares
+of right answers are. So of two wrong answers with other rewards ours learns.
+"""
 
 from __future__ import annotations
 

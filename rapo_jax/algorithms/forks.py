@@ -19,9 +19,9 @@ class EntropyForks:
   """ARPO (Dong et al., 2025): forks after steps that became less sure.
 
   When a rollout has written a step after a tool's result it is forked with
-  probability `p + w (H - H_first)`, in order, while there is room. A question
-  of which none goes on, and none is forked, gets one more rollout from the
-  prompt.
+  probability `p + w (H - H_first)`, cut to [0, 1], in order, while there is
+  room. A question of which none goes on, and none is forked, gets one more
+  rollout from the prompt.
 
   The paper compares the step with the rollout's first one, and forks before it:
   `at="measured"`. The authors' code compares with the first step that the
@@ -31,7 +31,7 @@ class EntropyForks:
 
   Attributes:
     initial: rollouts that begin at the prompt; None for half of them.
-    copies: most forks of a rollout at one boundary.
+    copies: most forks of a rollout at one boundary; with 0 nothing forks.
     probability: `p`.
     entropy_weight: `w`, per unit of `step_uncertainty`.
     at: "measured" or "next", see above.
@@ -44,7 +44,8 @@ class EntropyForks:
   at: Literal["measured", "next"] = "measured"
 
   def __post_init__(self) -> None:
-    check_numbers(self, "initial", "copies", at_least=1)
+    check_numbers(self, "initial", at_least=1)
+    check_numbers(self, "copies", at_least=0)
     check_numbers(self, "probability", at_least=0, at_most=1)
     check_numbers(self, "entropy_weight", at_least=0)
     if self.at not in ("measured", "next"):
@@ -103,10 +104,10 @@ class EntropyForks:
 class BalancedForks(EntropyForks):
   """AEPO (Dong et al., 2025): ARPO's rule, with a price on forking in a row.
 
-  A rollout is forked if `(u + w (H - H_first)) (1 - q c) >= p`, where `u` is
-  drawn from [0, 1) and `c` counts the rounds in a row in which the question got
-  a rollout. In the authors' code the count starts again only in rounds in which
-  some question of the batch got one.
+  A rollout is forked if `(u + w (H - H_first)) (1 - q c) >= p`, the left side
+  cut to [0, 1]. `u` is drawn from [0, 1), and `c` counts the rounds in a row in
+  which the question got a rollout. In the authors' code the count starts again
+  only in rounds in which some question of the batch got one.
 
   Attributes:
     streak_penalty: `q`.
@@ -133,15 +134,14 @@ class BalancedForks(EntropyForks):
     """See `ForkRule`."""
     if not self.presample:
       return super().forks(group, draw)
-    if len(group.members) == 1:
-      (first,) = group.members
-      if first.goes_on:
-        return []
-      count = self.presampled_roots(group.leaves, first.entropies) - 1
-      if count:
-        return [Fork(None)] * count
+    first = group.members[0]
+    if first.goes_on:
+      return []
+    count = self.presampled_roots(group.leaves, first.entropies) - 1
+    if count and len(group.members) == 1:
+      return [Fork(None)] * count
     # The round in which rollouts began is not one of forks.
-    streak = group.streak - (group.rounds == group.streak)
+    streak = group.streak - (bool(count) and group.rounds == group.streak)
     return super().forks(
       dataclasses.replace(group, streak=max(streak, 0)), draw
     )

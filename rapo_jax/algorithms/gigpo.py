@@ -1,4 +1,9 @@
-"""GiGPO (Feng et al., 2025): steps after one observation are compared."""
+"""GiGPO (Feng et al., 2025): steps after one observation are compared.
+
+The loss is PPO's with the experiment's clips, mean and KL; the authors' scripts
+have 0.2 on both sides, a dual clip of 3, the mean over tokens and 0.001 of KL.
+They subtract the price of a malformed call from the trajectory's reward, too.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 PPO's value; where its clip cuts the gradient off, the gradient is that of a
 ratio at the border. The dual clip is the authors' script's (10), not the
 paper's. Their supervised term on right rollouts belongs to their recipe, and
-is left out.
+is left out. So is the dynamic sampling of their script.
 """
 
 from __future__ import annotations

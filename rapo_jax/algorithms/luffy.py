@@ -8,8 +8,10 @@ policy's probability of the token.
 `luffy` is the paper's equation. `luffy_published` is the authors' script: no
 clip, no division by the deviation, sums over one constant, an entropy bonus. It
 divides by the padded length, ours by the response budget and the number of
-rows; the gradient's length alone differs. Theirs writes an end of turn behind
-another agent's answer; ours ends with the answer, as the policy's rollouts do.
+rows, which changes the gradient's length alone. Their entropy is the mean over
+the tokens of a micro-batch, so that its weight beside the losses depends on the
+rows of one; ours has the weights of the losses. Theirs writes an end of turn
+behind another agent's answer; ours ends with it, as the policy's rollouts do.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class ObjectiveConfig:
     retrieval_coef: a, weight of the retrieval advantage (Eq. 10).
     min_retrieval_factor: least value of 1 + a * A_ret in Eq. 10, in [0, 1]. It
       keeps the sign of the outcome's advantage. Without it the sign would flip
-      where a * A_ret < -1 (from 28 rollouts on at a = 0.2). None for the
+      where a * A_ret < -1 (from 27 rollouts on at a = 0.2). None for the
       equation as it is written.
     shaping_coef: m, weight of the retrieved fraction (Eq. 8).
     quality_scale: factor inside tanh (Eq. 6).

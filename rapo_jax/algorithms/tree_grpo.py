@@ -64,7 +64,7 @@ ALGORITHM = Algorithm(
   advantages=TreeAdvantages(),
   loss=CLIPPED_LOSS,
   # Of the authors' scripts.
-  changes={**PLAIN_PPO, "dual_clip": 3.0, "kl_coef": 0.001},
+  changes={**PLAIN_PPO, "dual_clip": 3.0, "kl_coef": 0.001, "kl_limit": 10.0},
   colour="#3f7d20",
   dark_colour="#93d66b",
 )

@@ -57,12 +57,14 @@ def group_advantages(
   mean = masked.segment_mean(rewards, group_ids, where, num_groups)
   centred = rewards - masked.take_segment(mean, group_ids, where)
   equal = masked.segment_is_constant(rewards, group_ids, where, num_groups)
-  live = where & (masked.take_segment(equal.astype(int), group_ids, where) == 0)
-  if not std:
-    return masked.select(centred, live)
   squares = masked.segment_sum(
     jnp.square(centred), group_ids, where, num_groups
   )
+  # Differences without a square, below 1e-23, are none where they are divided.
+  equal = equal | (squares == 0) if std else equal
+  live = where & (masked.take_segment(equal.astype(int), group_ids, where) == 0)
+  if not std:
+    return masked.select(centred, live)
   count = masked.segment_count(
     group_ids, where, num_groups, dtype=rewards.dtype
   )
@@ -131,7 +133,8 @@ def reference_advantages(
   squares = masked.segment_sum(
     jnp.square(centred), group_ids, compared, num_groups
   )
-  variance = masked.select(squares / jnp.maximum(count - ddof, 1), ~equal, 1.0)
+  differ = ~equal & (squares > 0)
+  variance = masked.select(squares / jnp.maximum(count - ddof, 1), differ, 1.0)
   scale = masked.take_segment(jnp.sqrt(variance) + eps, group_ids, where)
   return centred / masked.select(scale, known, 1.0)
 
@@ -203,7 +206,9 @@ def whiten(
   centred = masked.select(values - masked.masked_mean(values, where), where)
   squares = masked.masked_sum(jnp.square(centred), where)
   count = masked.masked_count(where, dtype=values.dtype)
-  # The gradient of sqrt at 0 is inf, so equal values are kept off.
+  # The gradient of sqrt at 0 is inf, so equal values are kept off. So are those
+  # whose differences have no square.
+  differ &= squares > 0
   variance = masked.select(squares / jnp.maximum(count - ddof, 1), differ, 1.0)
   return masked.select(centred, differ) / jnp.sqrt(variance + eps)
 
@@ -255,29 +260,34 @@ def balanced_advantages(
   *,
   where: chex.Array,
   weight: chex.Numeric = 0.2,
+  min_factor: chex.Numeric | None = None,
 ) -> jax.Array:
   """Advantages, raised where the policy was unsure (AEPO: Dong et al., 2025).
 
   `A (1 + w (H - mean) / std)` with mean and deviation (ddof 1) of the token
-  entropies over the mask.
+  entropies over the mask. A token that is far surer than the others has a
+  negative factor: a right answer is trained against there. A bound avoids it.
 
   Args:
     advantages: one for each trajectory, `[B]`, or each token, `[B, T]`.
     entropies: of the distribution of each token, nats, `[B, T]`.
     where: tokens that count, bool `[B, T]`.
     weight: `w`, >= 0; 0 gives back the advantages.
+    min_factor: least factor, >= 0; None for the equation as it is written.
 
   Returns:
     Advantages of tokens, `[B, T]`; 0 where masked. Equal entropies give back
     the advantages.
 
   Raises:
-    ValueError: if the shapes differ or the weight is negative.
+    ValueError: if the shapes differ or a number is negative.
   """
   entropies = checks.as_float(entropies)
   checks.check_rank("entropies", entropies, "BT")
   where = checks.as_mask("where", where, entropies.shape, "`entropies`")
   checks.check_at_least("weight", weight, 0)
+  if min_factor is not None:
+    checks.check_at_least("min_factor", min_factor, 0)
   advantages = checks.as_float(advantages)
   if advantages.ndim == 1:
     advantages = advantages[:, None]
@@ -287,7 +297,9 @@ def balanced_advantages(
   else:
     checks.check_shape("advantages", advantages, entropies.shape, "`entropies`")
   factor = 1 + weight * whiten(entropies, where=where, eps=0.0)
-  return masked.select(advantages * factor, where)
+  if min_factor is not None:
+    factor = jnp.maximum(factor, min_factor)
+  return masked.select(advantages, where) * factor
 
 
 def shared_means(values: chex.Array, node_ids: chex.Array) -> jax.Array:
@@ -339,11 +351,12 @@ def overlong_penalty(
     Penalties, <= 0, same shape, to be added to the rewards.
 
   Raises:
-    ValueError: the limit or the share is negative.
+    ValueError: the limit or the share is out of its range.
   """
   lengths = checks.as_float(lengths)
-  checks.check_at_least("limit", limit, 0)
-  checks.check_at_least("share", share, 0)
+  checks.check_above("limit", limit, 0)
+  checks.check_above("share", share, 0)
+  checks.check_at_most("share", share, 1)
   over = (lengths - (1 - share) * limit) / (share * limit)
   return -jnp.maximum(over, 0)
 
@@ -361,7 +374,7 @@ def rapo_advantages(
   where `a * A_ret <= -1`: there the factor flips the sign, and a right answer
   is trained against. `A_ret` of a group of n is at least `-(n - 1) / sqrt(n)`
   (ddof 1). So at the paper's coefficient 0.2 the factor is at least 0.25 with
-  16 rollouts. It can be negative from 28 rollouts on. We bound the factor from
+  16 rollouts. It can be negative from 27 rollouts on. We bound the factor from
   below. Where the bound does not act, the result is Eq. 10 bit for bit.
   Retrieval advantages of 0 give back the outcome advantages bit for bit.
 

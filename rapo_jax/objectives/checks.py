@@ -78,7 +78,8 @@ def as_ids(
       f"steps from 0 and pass `{name}.astype('int32')`"
     )
   check_shape(name, ids, shape, source)
-  return ids
+  # A narrow type holds its ids, and may not hold their number.
+  return ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
 
 
 def check_count(name: str, value: object) -> None:
@@ -93,6 +94,23 @@ def check_count(name: str, value: object) -> None:
 def is_static(value: chex.Numeric | None) -> bool:
   """Whether `value` is a plain number, known while tracing."""
   return isinstance(value, numbers.Real)
+
+
+def check_above(name: str, value: chex.Numeric, bound: float) -> None:
+  """Requires `value > bound` of a plain number; traced values pass."""
+  if is_static(value) and not value > bound:
+    raise ValueError(
+      f"`{name}` must be > {bound:g}, got {value}; raise it above {bound:g}"
+    )
+
+
+def check_at_most(name: str, value: chex.Numeric, bound: float) -> None:
+  """Requires `value <= bound` of a plain number; traced values pass."""
+  if is_static(value) and not value <= bound:
+    raise ValueError(
+      f"`{name}` must be at most {bound:g}, got {value}; lower it to {bound:g} "
+      "or less"
+    )
 
 
 def check_at_least(name: str, value: chex.Numeric, bound: float) -> None:

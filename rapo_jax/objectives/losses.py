@@ -157,9 +157,22 @@ def clipped_loss(
   check_clips(clip_epsilon_low, clip_epsilon_high, dual_clip)
   ratio = checks.as_float(ratio)
   advantages = jax.lax.stop_gradient(checks.as_float(advantages))
-  clipped = jnp.clip(ratio, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
+  clipped = clipped_ratio(ratio, 1 - clip_epsilon_low, 1 + clip_epsilon_high)
   loss = -jnp.minimum(ratio * advantages, clipped * advantages)
   return dual_clipped(loss, advantages, dual_clip)
+
+
+def clipped_ratio(
+  ratio: jax.Array, low: chex.Numeric, high: chex.Numeric
+) -> jax.Array:
+  """The ratio, at least `low` and at most `high`.
+
+  Its gradient is 1 at the bounds, too, as PyTorch's; `jnp.clip` has half. With
+  an epsilon of 0 each ratio of a first minibatch lies there.
+  """
+  inside = (ratio >= low) & (ratio <= high)
+  bounded = jnp.clip(jax.lax.stop_gradient(ratio), low, high)
+  return jnp.where(inside, ratio, bounded)
 
 
 def dual_clipped(
@@ -375,9 +388,11 @@ def rapo_loss(
   )
   if aggregation == "token":
     return masked.masked_mean(loss, where)
+  # `jnp.mean` of no rows is NaN.
+  rows = max(len(where), 1)
   if constant is not None:
-    return jnp.mean(masked.masked_sum(loss, where, axis=1)) / constant
-  return jnp.mean(masked.masked_mean(loss, where, axis=1))
+    return jnp.sum(masked.masked_sum(loss, where, axis=1)) / (rows * constant)
+  return jnp.sum(masked.masked_mean(loss, where, axis=1)) / rows
 
 
 def loss_weights(

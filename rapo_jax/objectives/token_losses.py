@@ -136,7 +136,7 @@ def mixed_policy_loss(
     ValueError: if the shapes differ or a number is out of its range.
   """
   if gamma is not None:
-    checks.check_at_least("gamma", gamma, 0)
+    checks.check_above("gamma", gamma, 0)
   log_probs = checks.as_float(log_probs)
   old_log_probs = _constant("old_log_probs", old_log_probs, log_probs)
   advantages = _constant("advantages", advantages, log_probs)
@@ -195,7 +195,7 @@ def replay_loss(
   advantages = _constant("advantages", advantages, log_probs)
   ratio = jnp.exp(losses.cap_log_ratio(log_probs - old_log_probs))
   middle = jnp.exp(losses.cap_log_ratio(proximal - old_log_probs))
-  clipped = jnp.clip(
+  clipped = losses.clipped_ratio(
     ratio, middle * (1 - clip_epsilon_low), middle * (1 + clip_epsilon_high)
   )
   return -jnp.minimum(ratio * advantages, clipped * advantages)

@@ -29,6 +29,22 @@ def test_unsure_tokens_count_more():
   np.testing.assert_allclose(actual, [[0.5, 1.0], [-1.5, 0.0]], rtol=1e-6)
 
 
+def test_no_sign_flips_where_the_policy_was_sure():
+  made = signals.make((1.0, 0.0), [0, 0], tokens=40)
+  entropies = np.full((2, 40), 5.0)
+  entropies[0, 0] = 0.0
+  made = dataclasses.replace(
+    made,
+    kinds=jnp.full((2, 40), TokenKind.POLICY),
+    entropies=jnp.asarray(entropies),
+  )
+  right, wrong = np.asarray(BalancedAdvantages()(made, ObjectiveConfig()))
+  assert np.all(right > 0)
+  assert np.all(wrong < 0)
+  as_written = BalancedAdvantages(min_factor=None)(made, ObjectiveConfig())
+  assert as_written[0, 0] < 0
+
+
 def test_equal_entropies_change_nothing():
   actual = _advantages([[0.4, 0.4], [0.4, 50.0]])
   np.testing.assert_array_equal(actual, [[1.0, 1.0], [-1.0, 0.0]])

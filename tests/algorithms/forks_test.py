@@ -142,6 +142,26 @@ def test_the_first_rollout_may_say_how_many_begin():
     assert rule.forks(group, lambda *_, u=below: u) == []
 
 
+def test_without_a_round_of_roots_the_first_fork_has_its_price():
+  rule = BalancedForks(presample=True)
+  # Far surer of the question than of what follows: no root is added.
+  first = Member((0.0, 99.0), goes_on=False, wrote=False)
+  assert rule.presampled_roots(3, first.entropies) == 1
+  members = [first, *_members((1.0, 2.0))]
+  group = Group(members, leaves=3, rounds=1, streak=1)
+  # (u + 0.2) 0.95 >= 0.5 from 0.326 on; without the price from 0.3 on.
+  assert rule.forks(group, lambda *_: 0.31) == []
+  assert rule.forks(group, lambda *_: 0.33) == [Fork(1, 1)]
+
+
+def test_without_copies_rollouts_begin_afresh():
+  rule = EntropyForks(copies=0)
+  group = Group(_members((1.0, 9.0)), leaves=4)
+  assert rule.forks(group, lambda *_: 0.0) == []
+  ended = Member((1.0, 9.0), goes_on=False)
+  assert rule.forks(Group([ended], leaves=4), lambda *_: 0.0) == [Fork(None)]
+
+
 def test_trees_grow_when_all_have_ended():
   rule = TreeForks(trees=2, rounds=1)
   # Nodes: the prompt and the steps that are not last.
@@ -189,7 +209,7 @@ def test_leaves_that_trees_do_not_have():
     (EntropyForks, {"entropy_weight": -0.1}),
     (EntropyForks, {"at": "end"}),
     (BalancedForks, {"streak_penalty": -0.1}),
-    (BalancedForks, {"copies": 0}),
+    (BalancedForks, {"copies": -1}),
     (TreeForks, {"rounds": 0}),
   ],
 )

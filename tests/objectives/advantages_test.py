@@ -276,6 +276,28 @@ def test_whitening_has_no_gradient_at_masked_positions():
   assert np.any(gradient)
 
 
+def test_differences_without_a_square_are_none():
+  ids, both = jnp.zeros(2, int), jnp.ones(2, bool)
+  values = jnp.asarray([0.0, 1e-25], jnp.float32)
+  relative = objectives.group_advantages(values, ids, num_groups=1, eps=0.0)
+  np.testing.assert_array_equal(relative, [0, 0])
+  compared = objectives.reference_advantages(
+    values, ids, both, num_groups=1, eps=0.0
+  )
+  assert np.all(np.isfinite(compared))
+  whitened = objectives.whiten(values, where=both, eps=0.0)
+  np.testing.assert_array_equal(whitened, [0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16])
+def test_narrow_ids_reach_any_number_of_groups(dtype):
+  ids = np.array([0, 0, 44, 44, 1, 1], dtype)
+  advantages = objectives.group_advantages(
+    jnp.arange(6.0), ids, num_groups=300, eps=0.0
+  )
+  np.testing.assert_allclose(advantages, [-0.70711, 0.70711] * 3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("values", [[0.1] * 3, [0.7, 0.7, 5.0]])
 def test_equal_values_whiten_to_nothing(values):
   where = jnp.asarray([True, True, values[2] == values[0]])

@@ -204,6 +204,19 @@ def test_dual_clip_by_hand(ratio, advantage, loss, gradient):
   )
 
 
+@pytest.mark.parametrize(
+  ("low", "high", "ratio", "advantage"),
+  [(0, 0, 1.0, 1.0), (0, 0.28, 1.0, -1.0), (0.5, 0.5, 1.5, 1.0)],
+)
+def test_a_ratio_at_a_bound_has_its_whole_gradient(low, high, ratio, advantage):
+  gradient = jax.grad(
+    lambda r: objectives.clipped_loss(
+      r, advantage, clip_epsilon_low=low, clip_epsilon_high=high
+    )
+  )(ratio)
+  assert gradient == -advantage
+
+
 def test_the_shaped_ratio_is_what_is_clipped():
   # 1.25 * 1.05 = 1.3125 is beyond 1.28. Clipping first would give 1.3125.
   np.testing.assert_allclose(
@@ -486,6 +499,22 @@ def test_an_empty_mask_gives_zero():
     )(arrays["log_probs"])
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("aggregation", ["sequence", "token", "constant"])
+def test_no_rows_give_zero(aggregation):
+  none, where = np.zeros((0, 3)), np.zeros((0, 3), bool)
+  constant = 3.0 if aggregation == "constant" else None
+  loss = objectives.rapo_loss(
+    none,
+    none,
+    np.zeros(0),
+    np.zeros(0),
+    where=where,
+    aggregation=aggregation,
+    constant=constant,
+  )
+  assert loss == 0
 
 
 def test_half_precision_is_summed_in_float32():

@@ -92,8 +92,8 @@ def test_what_mixed_losses_refuse():
   ones = jnp.ones(2)
   with pytest.raises(ValueError, match="`off_policy` must be boolean"):
     objectives.mixed_policy_loss(ones, ones, ones, ones)
-  with pytest.raises(ValueError, match="`gamma` must be at least 0"):
-    objectives.mixed_policy_loss(ones, ones, ones, ones > 0, gamma=-0.1)
+  with pytest.raises(ValueError, match="`gamma` must be > 0, got 0"):
+    objectives.mixed_policy_loss(ones, ones, ones, ones > 0, gamma=0)
 
 
 @pytest.mark.parametrize("gap", [-200.0, 200.0])
