@@ -44,9 +44,10 @@ class SupervisedConfig:
 
   Attributes:
     num_steps: gradient steps.
-    learning_rate: peak of AdamW's. It rises linearly from 0, then falls to 0
-      along a cosine.
-    warmup_steps: steps of the rise; fewer than `num_steps`.
+    learning_rate: peak of AdamW's. It rises linearly, then falls to 0 along
+      a cosine.
+    warmup_steps: steps of the rise; fewer than `num_steps`. Step i (from 1) has
+      i / warmup_steps of the peak.
     weight_decay: decoupled, per step.
     b1: decay of the first moment.
     b2: decay of the second moment.
@@ -334,8 +335,12 @@ def _hashed(
 
 @functools.cache
 def _make_optimizer(config: SupervisedConfig) -> optax.GradientTransformation:
+  # The schedule counts from 0, and the first step learns, too.
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, config.learning_rate, config.warmup_steps, config.num_steps
+    config.learning_rate / max(config.warmup_steps, 1),
+    config.learning_rate,
+    max(config.warmup_steps - 1, 0),
+    config.num_steps,
   )
   return optax.chain(
     optax.clip_by_global_norm(config.max_gradient_norm),

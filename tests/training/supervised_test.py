@@ -20,7 +20,7 @@ from rapo_jax.training import (
   pack_examples,
   repeat_examples,
 )
-from rapo_jax.training.supervised import batch_loss
+from rapo_jax.training.supervised import _make_optimizer, batch_loss
 from tests import fake_devices
 from tests.data.chat_test import make_tokenizer
 from tests.tiny_decoder import tiny_decoder
@@ -222,3 +222,20 @@ def test_a_state_between_two_checkpoints_can_be_saved(tmp_path):
   checkpoints.close()
   assert len(losses) == 2
   assert all(map(np.array_equal, leaves(resumed.model), leaves(whole.model)))
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_the_first_step_learns(warmup):
+  config = SupervisedConfig(
+    10, learning_rate=0.1, warmup_steps=warmup, weight_decay=0.0
+  )
+  optimizer = _make_optimizer(config)
+  state, rates = optimizer.init(jnp.zeros(())), []
+  for _ in range(10):
+    # Of a gradient that stays the same, Adam's step is the learning rate.
+    step, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+    rates.append(-float(step) / 0.1)
+  rising = [(i + 1) / max(warmup, 1) for i in range(max(warmup, 1))]
+  np.testing.assert_allclose(rates[: len(rising)], rising, rtol=1e-4)
+  falling = rates[len(rising) - 1 :]
+  assert all(a > b > 0 for a, b in itertools.pairwise(falling))
