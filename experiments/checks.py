@@ -35,7 +35,6 @@ from rapo_jax.algorithms import ALGORITHMS, check_algorithm
 from rapo_jax.corpora import Corpus, open_documents
 from rapo_jax.data import (
   check_prefix_preservation,
-  check_vocabulary,
   encode_prompt,
 )
 from rapo_jax.errors import InputError
@@ -43,7 +42,7 @@ from rapo_jax.models import hub, sharding
 from rapo_jax.retrieval import StepTraceBuffer
 from rapo_jax.retrieval.buffer import manifest, store
 from rapo_jax.retrieval.serving import remote
-from rapo_jax.rollout import turn_end_ids
+from rapo_jax.rollout import check_forks, read_tokenizer
 from rapo_jax.tasks import (
   MixedTask,
   Questions,
@@ -213,6 +212,10 @@ def _shapes(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
         training.rows_per_microbatch or training.rows,
         mesh,
       )
+    slots = rollout.num_slots // sharding.row_parts(mesh)
+    for algorithm in config.train.algorithms.values():
+      if algorithm.plan.forks is not None:
+        check_forks(algorithm.plan.forks, rollout.num_generations, slots)
   except InputError as error:
     yield "problem", str(error)
   groups = rollout.num_slots / rollout.num_generations
@@ -421,8 +424,9 @@ def _questions(
         tokenizer = _tokenizer(config, task, path, questions)
         set_agent_template(config, agent, tokenizer)
         shape = policy_shape(config, agent, task)
-        check_vocabulary(tokenizer, shape.vocab_size)
-        turn_end_ids(tokenizer, None, shape.vocab_size)
+        read_tokenizer(
+          tokenizer, config.rollout, check_tool_specs(task), shape.vocab_size
+        )
         longest = _longest_prompt(config, tokenizer, questions)
       except InputError as error:
         yield "problem", f"{_name(agent)}: {error}"

@@ -69,7 +69,8 @@ class HealthConfig:
       more than `fading_nats` from its highest.
     warn_updates: updates in a row after which a warning is given.
     stop_updates: updates in a row after which "stop" ends the run.
-    tool_calls: calls of a tool in one update that are enough to judge it.
+    tool_calls: calls of a tool that are enough to judge it: in a row, in one
+      update or several, without one that ended well.
     erring_calls: calls in a row without one that ended well.
     broken_share: "most" in broken_format, cut_off and repetition, in (0, 1].
     entropy_share: see `low_entropy`.
@@ -215,7 +216,7 @@ class Monitor:
     self._retrieves = retrieves
     self._fine: dict[tuple[str, str], int] = {}
     self._shown: dict[tuple[str, str], int] = {}
-    self._erring: collections.Counter[str] = collections.Counter()
+    self._erring: dict[str, collections.Counter[str]] = {}
     self._first_entropy: float | None = None
     self._most_valid = 0.0
     self._most_likely = -math.inf
@@ -313,24 +314,32 @@ class Monitor:
     yield self._right_sign(row)
 
   def _tool_signs(self, row: Row, tool: str) -> Iterator[Sign]:
-    counts = {s: row.get(f"tools/{tool}/{s}", 0.0) for s in ToolStatus}
-    calls, well = sum(counts.values()), counts[ToolStatus.OK]
-    system = sum(counts[status] for status in _SYSTEM)
-    shown = ", ".join(f"{n:.0f} {s}" for s, n in counts.items() if n)
-    if not calls:
+    now = {s: row.get(f"tools/{tool}/{s}", 0.0) for s in ToolStatus}
+    if not any(now.values()):
       return
-    self._erring[tool] = 0 if well else self._erring[tool] + int(calls)
+    # Of the updates since one in which a call ended well.
+    counts = self._erring.setdefault(tool, collections.Counter())
+    counts.update(now)
+    well = now[ToolStatus.OK]
+    if well:
+      counts.clear()
+    calls = sum(counts.values())
+    shown = ", ".join(f"{counts[s]:.0f} {s}" for s in ToolStatus if counts[s])
     text = (
       f"no call of {tool} was answered ({shown}): the tool or the machine is "
       "broken, not the agent. See the first error in the log and in "
       "trajectories.jsonl."
     )
-    broken = system == calls and calls >= self._config.tool_calls
+    broken = any(
+      sum(each[status] for status in _SYSTEM)
+      == sum(each.values())
+      >= self._config.tool_calls
+      for each in (now, counts)
+    )
     yield Sign("broken_tool", text if broken else "", tool, at_once=broken)
-    in_a_row = self._erring[tool]
     erring = not well and not broken and calls >= self._config.tool_calls
     text = (
-      f"every call of {tool} ended badly, {in_a_row} in a row ({shown}): a "
+      f"every call of {tool} ended badly, {calls:.0f} in a row ({shown}): a "
       "library may be missing, or the prompt may promise what the tool does "
       "not do. See the results of its calls in trajectories.jsonl."
     )
@@ -339,7 +348,7 @@ class Monitor:
       text if erring else "",
       tool,
       at_once=erring,
-      spares=in_a_row < self._config.erring_calls,
+      spares=calls < self._config.erring_calls,
     )
 
   def _entropy_sign(self, row: Row) -> Sign:

@@ -33,8 +33,10 @@ _FIXED_CLOCK = (
   "{%- set fixed.text = fixed.text.replace(directive, value) -%}"
   "{%- endfor -%}{{- fixed.text -}}{%- endmacro %}\n"
 )
-_DIRECTIVES = "aAbBcdDeFGHIjmMpSTuUVwWxXyY"
-_NUMBERS = "dmHIMSj"
+# `%d`, and glibc's `%-d` and `%_d`, which templates use.
+_DIRECTIVE = re.compile(r"%[-_0^#]?\d*[EO]?[A-Za-z]")
+# In place of `%%` until all others are replaced.
+_PERCENT = "\U000f0000"
 
 # A template is a program of somebody else's: these are its own mistakes.
 _TEMPLATE_ERRORS = (
@@ -159,7 +161,7 @@ def render(
   options: dict[str, Any] = {}
   if _CLOCK in template:
     template = _FIXED_CLOCK + template
-    options["date_parts"] = _date_parts(date)
+    options["date_parts"] = _date_parts(template, date)
   try:
     text: str = tokenizer.apply_chat_template(
       turns,
@@ -388,15 +390,19 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
   )
 
 
-def _date_parts(date: datetime.date) -> dict[str, str]:
-  """What each directive of `strftime` stands for, at the start of a day."""
-  start = datetime.datetime.combine(date, datetime.time())
-  parts = {f"%{letter}": start.strftime(f"%{letter}") for letter in _DIRECTIVES}
-  # Not padded with zeros: glibc's, which templates use.
-  parts |= {
-    f"%-{letter}": str(int(start.strftime(f"%{letter}"))) for letter in _NUMBERS
-  }
-  return parts | {"%z": "", "%Z": "", "%%": "%"}
+def _date_parts(template: str, date: datetime.date) -> dict[str, str]:
+  """What each directive of `strftime` in a template stands for.
+
+  The clock stands at the start of the day, in UTC. They are in the order in
+  which they can be replaced.
+  """
+  start = datetime.datetime.combine(date, datetime.time(), datetime.UTC)
+  found = sorted(set(_DIRECTIVE.findall(template)), key=len, reverse=True)
+  parts = {each: start.strftime(each) for each in found}
+  # Of no zone, as that of a template; the seconds since 1970 are UTC's.
+  parts |= {each: "" for each in found if each[-1] in "zZ"}
+  parts |= {each: f"{start.timestamp():.0f}" for each in found if each == "%s"}
+  return {"%%": _PERCENT, **parts, _PERCENT: "%"}
 
 
 def _unused_character(texts: Iterable[str]) -> str:

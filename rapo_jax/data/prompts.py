@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import datetime
 import hashlib
 import re
@@ -27,7 +28,8 @@ _ANSWER_EXAMPLE = (
 )
 # Qwen-like agents think in tags; a template that rewrites them is caught too.
 _SAMPLE_REPLY = r"<think> Let me see. </think><answer> \boxed{42} </answer>"
-_SAMPLE_SYSTEM = "Use the tools that you have."
+# One that draws one of two texts is caught in all but 2^-31 of the checks.
+_RENDERINGS = 32
 # A prompt's last word: a thought that is open, or one that is empty. It always
 # matches, in the end with nothing.
 _OPENED_THOUGHT = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
@@ -210,18 +212,19 @@ def check_prefix_preservation(
 
   Raises:
     InputError: naming the first token that differs; or the template cannot
-      render the prompt, or renders it otherwise the second time. Or it leaves
-      out the system turn, or what begins the turn of the agent.
+      render the prompt, or renders it otherwise another time. Or it changes or
+      leaves out a turn, or what begins the turn of the agent.
   """
   text = _prompt_text(tokenizer, query, date)
-  if _prompt_text(tokenizer, query, date) != text:
+  again = (_prompt_text(tokenizer, query, date) for _ in range(1, _RENDERINGS))
+  if any(other != text for other in again):
     raise InputError(
       "the chat template must write the same prompt every time, and writes "
       f"that of query {query.query_id} in two ways: take what is random out "
       "of it"
     )
-  if any(message["role"] == "system" for message in query.messages):
-    _check_system_turn(tokenizer, date)
+  for message in query.messages:
+    _check_turn(message, text)
   text = _OPENED_THOUGHT.sub("", text)
   reply = {"role": "assistant", "content": _SAMPLE_REPLY}
   answered = chat.render(
@@ -262,21 +265,25 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
   return tokenizer.encode(text, add_special_tokens=False)
 
 
-def _check_system_turn(tokenizer: Any, date: datetime.date) -> None:
-  """Refuses a template that writes nothing of a system turn.
+def _check_turn(message: Mapping[str, str], rendered: str) -> None:
+  """Refuses a template that changes what a turn says, or leaves it out.
+
+  Some drop `/think` or a thought's tags from it, which our prompts name.
 
   Raises:
-    InputError: it does.
+    InputError: it does; names the first character that is missing.
   """
-  system = {"role": "system", "content": _SAMPLE_SYSTEM}
-  asked = (system, {"role": "user", "content": "What is it?"})
-  shown = chat.render(tokenizer, asked, add_generation_prompt=True, date=date)
-  if _SAMPLE_SYSTEM not in shown:
-    raise InputError(
-      "the chat template must write the system turn, which tells the agent of "
-      "its tools, and this one leaves it out: write it, or put the "
-      "instructions into the question"
-    )
+  content = message["content"].strip()
+  if content in rendered:
+    return
+  kept = bisect.bisect_left(
+    range(len(content)), True, key=lambda n: content[: n + 1] not in rendered
+  )
+  raise InputError(
+    f"the chat template must write the {message['role']} turn as it is, and "
+    f"leaves out or changes it from {content[kept : kept + 40]!r} on: take "
+    "another template, or put the instructions into the question"
+  )
 
 
 def _check_generation_prompt(behind: str) -> None:

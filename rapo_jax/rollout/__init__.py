@@ -7,7 +7,12 @@ from rapo_jax.rollout.between import (
   Insertion,
 )
 from rapo_jax.rollout.config import RolloutConfig, check_sampling
-from rapo_jax.rollout.engine import RolloutEngine, turn_end_ids
+from rapo_jax.rollout.engine import (
+  RolloutEngine,
+  check_forks,
+  read_tokenizer,
+  turn_end_ids,
+)
 from rapo_jax.rollout.finite import NonFiniteRollout
 from rapo_jax.rollout.requests import RolloutRequest, group_requests
 from rapo_jax.rollout.retriever import retrieved_text
@@ -25,8 +30,10 @@ __all__ = [
   "RolloutRequest",
   "RolloutStats",
   "ToolStats",
+  "check_forks",
   "check_sampling",
   "group_requests",
+  "read_tokenizer",
   "retrieved_text",
   "turn_end_ids",
 ]

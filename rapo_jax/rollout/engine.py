@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -103,7 +103,6 @@ class RolloutEngine:
     between_steps: BetweenSteps | None = None,
     forks: ForkRule | None = None,
   ):
-    check_vocabulary(tokenizer, vocab_size)
     if mesh is not None:
       sharding.check_rows("num_slots", config.num_slots, mesh)
       hosts.check_led(mesh)
@@ -134,21 +133,12 @@ class RolloutEngine:
         config.retrieval_prob,
       )
     self.stop_strings = tag_set.stop_strings
-    vocabulary = automaton_lib.token_bytes(tokenizer, vocab_size)
-    table = automaton_lib.stop_automaton(self.stop_strings, vocabulary)
+    read = read_tokenizer(tokenizer, config, tag_set, vocab_size, end_ids)
+    table = automaton_lib.stop_automaton(self.stop_strings, read.vocabulary)
     self._eos = np.zeros(vocab_size, bool)
-    self._eos[turn_end_ids(tokenizer, end_ids, vocab_size)] = True
-    # Nothing in a tool's text or in a retrieved step becomes a control token.
-    encode = TextEncoder(tokenizer, tag_set)
-    observation = ObservationEncoder(
-      tag_set,
-      encode,
-      tokenizer,
-      max_tokens=config.max_tool_tokens,
-      longest_token=max(map(len, vocabulary)),
-    )
+    self._eos[read.ends] = True
     self._runner = ToolRunner(
-      tools, config, max_chars=observation.num_chars_read
+      tools, config, max_chars=read.observation.num_chars_read
     )
     self.max_length = _round_up(
       config.max_prompt_tokens + config.max_response_tokens, KV_BLOCK
@@ -158,8 +148,8 @@ class RolloutEngine:
       config=config if shares is None else shares.of_one(config),
       tokenizer=tokenizer,
       tag_set=tag_set,
-      encode=encode,
-      observation=observation,
+      encode=read.encode,
+      observation=read.observation,
       ends_turn=self._eos,
       matched_state=table.matched_state,
       prompt_width=self._prompt_width,
@@ -341,13 +331,7 @@ class RolloutEngine:
           "the rollouts of a question that may fork have the indices from 0 "
           f"on, got {sorted(own)}: number them."
         )
-      if not 1 <= rule.roots(leaves) <= leaves or rule.slots(leaves) > there:
-        raise InputError(
-          f"a question of {leaves} rollouts needs {rule.slots(leaves)} slots "
-          f"at a time and begins {rule.roots(leaves)} of them at its prompt by "
-          f"{rule!r}; a device has {there} slots: raise rollout.num_slots, or "
-          "correct the rule."
-        )
+      check_forks(rule, leaves, there)
 
   def _check_prompt(self, request: RolloutRequest) -> None:
     prompt, question = request.prompt_tokens, request.query.query_id
@@ -387,6 +371,78 @@ class RolloutEngine:
         f"max_response_tokens ({config.max_response_tokens}), and does not "
         f"fork, got {len(steps)} steps of {count} tokens: cut them."
       )
+
+
+def check_forks(rule: ForkRule, leaves: int, num_slots: int) -> None:
+  """Checks that the rollouts of a question can fork by a rule.
+
+  Args:
+    rule: of the forks.
+    leaves: rollouts of the question in the end.
+    num_slots: slots of a device.
+
+  Raises:
+    InputError: the rule does not give this number of leaves, or needs more
+      slots.
+  """
+  if not 1 <= rule.roots(leaves) <= leaves or rule.slots(leaves) > num_slots:
+    raise InputError(
+      f"a question of {leaves} rollouts needs {rule.slots(leaves)} slots "
+      f"at a time and begins {rule.roots(leaves)} of them at its prompt by "
+      f"{rule!r}; a device has {num_slots} slots: raise rollout.num_slots, or "
+      "correct the rule."
+    )
+
+
+class TokenizerParts(NamedTuple):
+  """What an engine reads of a tokenizer.
+
+  Attributes:
+    vocabulary: bytes of each token, for each row of the embedding.
+    ends: tokens that end a turn.
+    encode: of tools' texts and retrieved steps, in which nothing becomes a
+      control token.
+    observation: writes tools' results.
+  """
+
+  vocabulary: list[bytes]
+  ends: list[int]
+  encode: TextEncoder
+  observation: ObservationEncoder
+
+
+def read_tokenizer(
+  tokenizer: Any,
+  config: RolloutConfig,
+  tag_set: tools_lib.TagSet,
+  vocab_size: int,
+  end_ids: Iterable[int] | None = None,
+) -> TokenizerParts:
+  """Reads what an engine needs of a tokenizer.
+
+  Args:
+    tokenizer: a Hugging Face tokenizer.
+    config: of the rollout.
+    tag_set: tags of the agent.
+    vocab_size: rows of the embedding.
+    end_ids: see `turn_end_ids`.
+
+  Raises:
+    InputError: it has more tokens than rows, ends no turn, or its tokens do not
+      add up to text; or a result does not fit `max_tool_tokens`.
+  """
+  check_vocabulary(tokenizer, vocab_size)
+  ends = turn_end_ids(tokenizer, end_ids, vocab_size)
+  vocabulary = automaton_lib.token_bytes(tokenizer, vocab_size)
+  encode = TextEncoder(tokenizer, tag_set)
+  observation = ObservationEncoder(
+    tag_set,
+    encode,
+    tokenizer,
+    max_tokens=config.max_tool_tokens,
+    longest_token=max(map(len, vocabulary)),
+  )
+  return TokenizerParts(vocabulary, ends, encode, observation)
 
 
 def turn_end_ids(

@@ -39,11 +39,6 @@ _IGNORABLE = r"[\s\x00-\x1f\x7f\u200b-\u200f\u2060\ufeff/／]*+"
 _TAG_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ANSWERED_CALL = re.compile(rf"</([a-z][a-z0-9_]*)>\s*<{RESULT}>")
 _THINK_TAG = re.compile(rf"<(/?){THINK}>")
-# What ends a turn, or its header, in the chat templates of common models.
-_CONTROL_TOKEN = re.compile(
-  r"<\|[^<>|\s]{1,40}\|>|<｜[^<>｜\s]{1,40}｜>|\[/INST\]|</s>"
-  r"|<(?:start|end)_of_turn>"
-)
 _NEWLINES = ("\r\n", "\n")
 _SPACE = " \t\r\n"
 
@@ -75,19 +70,14 @@ class MalformedCall:
 def opens_thought(prompt: str) -> bool:
   """Whether a prompt ends inside a thought, as Qwen3-Thinking's template does.
 
-  Only the header of the last turn counts: what follows the last control token.
-  A question that names `<think>` opens no thought. A prompt without control
-  tokens opens one only if it ends with the tag.
+  Only its end counts: a question that names `<think>` opens no thought. What a
+  template writes behind the tag is refused before a run
+  (`check_prefix_preservation`).
 
   Args:
     prompt: the text that the policy goes on from.
   """
-  end = 0
-  for match in _CONTROL_TOKEN.finditer(prompt):
-    end = match.end()
-  if not end:
-    return prompt.rstrip().endswith(f"<{THINK}>")
-  return leaves_thought_open(prompt[end:])
+  return prompt.rstrip().endswith(f"<{THINK}>")
 
 
 def leaves_thought_open(text: str, *, opened: bool = False) -> bool:

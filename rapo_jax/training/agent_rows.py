@@ -12,12 +12,12 @@ from jaxtyping import Int
 from rapo_jax.data import TextEncoder
 from rapo_jax.retrieval import StepTrace
 from rapo_jax.rollout import retrieved_text
-from rapo_jax.tools.tags import TagSet
+from rapo_jax.tools.tags import THINK, TagSet
 from rapo_jax.trajectory import FinishReason, Source, TokenKind, Trajectory
 
 # Only a result's tag shows that the text is not the agent's.
 _RESULT = "<result>"
-_THOUGHT = "<think>"
+_THOUGHT = f"<{THINK}>"
 
 
 def whole_trajectories(
@@ -117,7 +117,7 @@ class AgentEncoder:
         pieces.append((TokenKind.RETRIEVED, number, ids))
         continue
       if self._opened and not number:
-        step = step.removeprefix(_THOUGHT)
+        step = _without_opening(step)
       own, result = self._tag_set.split_step(step)
       if _RESULT in own:
         return None
@@ -132,6 +132,14 @@ class AgentEncoder:
       np.repeat([int(kind) for kind, _, _ in pieces], lengths),
       np.repeat([number for _, number, _ in pieces], lengths),
     )
+
+
+def _without_opening(step: str) -> str:
+  """A first step behind a prompt that opens its thought."""
+  if step.lstrip().startswith(_THOUGHT):
+    return step.lstrip().removeprefix(_THOUGHT)
+  # It does not think: the thought is an empty one.
+  return f"</{THINK}>{step}"
 
 
 class AgentRows:

@@ -308,11 +308,23 @@ def test_another_date_is_another_prompt():
 
 
 def test_directives_are_those_of_strftime():
-  parts = chat._date_parts(datetime.date(2026, 3, 4))
-  whole = datetime.datetime(2026, 3, 4)
-  for directive in ("%d", "%B", "%Y", "%m", "%A", "%j", "%H", "%F", "%y"):
-    assert parts[directive] == whole.strftime(directive)
-  assert (parts["%-d"], parts["%-m"], parts["%-H"]) == ("4", "3", "0")
+  date = datetime.date(2026, 3, 4)
+  written = "%d %B %Y, %A %j %F %-d/%_m %-I:%M %P %R %r %h %#a %02d %Ey %f|"
+  shown = datetime.datetime(2026, 3, 4).strftime(written)
+  assert "%" not in shown
+  # What a template escapes is no directive.
+  for text, expected in (
+    (written, shown),
+    ("%%d %d %%", "%d 04 %"),
+    ("%z%Z", ""),
+    ("%s", "1772582400"),
+  ):
+    tokenizer = make_tokenizer("{{ strftime_now('" + text + "') }}")
+    turns = ({"role": "user", "content": "x"},)
+    rendered = chat.render(
+      tokenizer, turns, add_generation_prompt=True, date=date
+    )
+    assert rendered == expected
 
 
 @pytest.mark.parametrize(

@@ -153,10 +153,46 @@ def test_a_template_without_the_system_turn_is_refused(tokenizer, query):
     "in messages %}", "in messages if m['role'] != 'system' %}"
   )
   try:
-    with pytest.raises(ValueError, match="must write the system turn"):
+    with pytest.raises(ValueError, match="must write the system turn as it is"):
       data.check_prefix_preservation(tokenizer, told)
   finally:
     tokenizer.chat_template = APPEND_ONLY
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    (".replace('/think', '')", r"system turn as it is.* from '/think>"),
+    (" | e", """system turn .* from "'s question"""),
+    (" | striptags", "system turn .* from '<think>"),
+    ("[:100]", "system turn as it is"),
+  ],
+)
+def test_a_template_that_changes_a_turn_is_refused(
+  tokenizer, query, changed, message
+):
+  messages = data.chat_messages("What?", ["search"])
+  told = dataclasses.replace(query, messages=messages)
+  before = tokenizer.chat_template
+  assert "m['content']" in before
+  tokenizer.chat_template = before.replace(
+    "m['content']", f"(m['content']{changed})"
+  )
+  try:
+    with pytest.raises(ValueError, match=message):
+      data.check_prefix_preservation(tokenizer, told)
+  finally:
+    tokenizer.chat_template = before
+
+
+def test_a_template_that_draws_is_refused(tokenizer, query):
+  before = tokenizer.chat_template
+  tokenizer.chat_template = "{{ ['a', 'b'] | random }}" + before
+  try:
+    with pytest.raises(ValueError, match="same prompt every time"):
+      data.check_prefix_preservation(tokenizer, query)
+  finally:
+    tokenizer.chat_template = before
 
 
 def test_a_query_needs_an_answer_and_messages():

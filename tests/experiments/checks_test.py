@@ -85,6 +85,21 @@ def test_a_mesh_that_does_not_divide_an_agent_is_refused(
   assert "tensor has 8, which does not divide heads (4)" in message
 
 
+def test_what_an_engine_would_refuse_is_a_problem(tmp_path):
+  for name in ("base", "off_policy"):
+    write_agent(tmp_path / name)
+  config = config_of(tmp_path)
+  rollout = dataclasses.replace(config.rollout, max_tool_tokens=3)
+  narrow = dataclasses.replace(config, rollout=rollout)
+  with pytest.raises(checks.CheckError, match=r"policy\.base: max_tool_tokens"):
+    checks.dry_run(narrow, None)
+  train = dataclasses.replace(config.train, methods=("tree_grpo",))
+  rollout = dataclasses.replace(config.rollout, num_slots=4)
+  forking = dataclasses.replace(config, train=train, rollout=rollout)
+  with pytest.raises(checks.CheckError, match="a device has 4 slots"):
+    checks.dry_run(forking, None)
+
+
 def test_each_agent_s_own_template_is_checked(tmp_path):
   write_agent(tmp_path / "base")
   write_agent(tmp_path / "off_policy", template=lambda t: "x" * 300 + t)

@@ -131,6 +131,17 @@ def test_few_calls_prove_nothing(counts):
   assert _after([_tool(**counts)]) == {}
 
 
+@pytest.mark.parametrize(
+  ("counts", "kind"),
+  [({"timeout": 3.0}, "broken_tool"), ({"error": 3.0}, "erring_tool")],
+)
+def test_few_calls_an_update_prove_something_together(counts, kind):
+  assert _after([_tool(**counts)] * 2) == {}
+  assert _after([_tool(**counts)] * 3).keys() == {kind}
+  assert _after([_tool(**counts)] * 12)[kind].stops
+  assert _after([_tool(**counts)] * 2 + [_tool(ok=1.0)]) == {}
+
+
 def test_calls_that_err_are_counted_over_updates_until_one_ends_well():
   bad = _tool(error=16.0)
   assert not _after([bad])["erring_tool"].stops

@@ -123,7 +123,8 @@ def test_a_text_without_its_tags():
       "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n",
       True,
     ),
-    ("<|im_start|>assistant\n<think>\nOkay, ", True),
+    # The turn's header is text here, and the question names the tag.
+    ("<｜begin▁of▁sentence｜>User: What is <think>?\n\nAssistant:", False),
     ("<｜User｜>Why?<｜Assistant｜><think>\n", True),
     ("<start_of_turn>model\n<think>", True),
     ("[INST] Why? [/INST]<think>", True),

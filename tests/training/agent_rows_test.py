@@ -96,6 +96,12 @@ def test_nothing_in_the_text_becomes_a_control_token():
 def test_a_prompt_may_open_the_thought():
   row = _one(_rows({"q": [(RIGHT,)]}, opened=True))
   assert row.texts(TOKENIZER)[1][1] == RIGHT.removeprefix("<think>")
+  row = _one(_rows({"q": [("\n " + RIGHT,)]}, opened=True))
+  assert row.texts(TOKENIZER)[1][1] == RIGHT.removeprefix("<think>")
+  # An answer without a thought would stand in the one that is open.
+  answer = "<answer>\\boxed{a}</answer>"
+  row = _one(_rows({"q": [(answer,)]}, opened=True))
+  assert row.texts(TOKENIZER)[1][1] == "</think>" + answer
 
 
 @pytest.mark.parametrize(
