@@ -193,7 +193,8 @@ class PythonToolConfig:
   trust_code: bool = False
 
   def __post_init__(self) -> None:
-    check_numbers(self, "timeout_s", above=0, unit="seconds")
+    # A million: the system's timers count milliseconds in 32 bits.
+    check_numbers(self, "timeout_s", above=0, at_most=1e6, unit="seconds")
     # The interpreter alone needs as much.
     check_numbers(self, "memory_bytes", at_least=64 * 2**20, at_most=2**63 - 1)
     check_numbers(self, "output_bytes", at_least=1)

@@ -24,6 +24,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import re
 import sys
@@ -649,7 +650,11 @@ def _read(text: str, annotation: Any) -> Any:
 def _read_one(text: str, annotation: Any) -> Any:
   origin = typing.get_origin(annotation)
   if annotation is str:
-    return text
+    try:
+      # What the locale did not read is in the argument's bytes.
+      return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+      raise _Mismatch from None
   if annotation is bool:
     return _read_bool(text)
   if annotation in (int, float):

@@ -669,12 +669,12 @@ def _run(
 ) -> int:
   """Does what the command line asks for; returns the exit status."""
   check_devices()
+  tasks = _chosen_tasks(config, known.task)
+  seeds = _chosen_seeds(config, known.seed)
   if known.dry_run:
     print(checks.dry_run(config, known.workdir, known.stage))
     return 0
   checks.quick_checks(config, known.stage)
-  tasks = _chosen_tasks(config, known.task)
-  seeds = _chosen_seeds(config, known.seed)
   workdir = Workdir(known.workdir)
   stages = STAGES if known.stage == "all" else (known.stage,)
   try:

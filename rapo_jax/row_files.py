@@ -112,6 +112,7 @@ def parquet_rows(
   """
   number = 0
   with _parquet(path) as table:
+    _check_names(path, table.schema_arrow.names)
     for batch in table.iter_batches(1024, columns=columns):
       read = {
         field.name: values

@@ -130,7 +130,7 @@ def parse_source(text: str) -> Source:
   if not found:
     file = pathlib.Path(places.local(text, "a source"))
     return Source(file.stem, file)
-  if not agent or not path:
+  if not agent.strip() or not path:
     raise InputError(f"a source is FILE or AGENT=FILE, got {text!r}.")
   return Source(agent, pathlib.Path(places.local(path, "a source")))
 

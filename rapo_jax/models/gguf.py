@@ -75,10 +75,10 @@ _ON_TOP = {
 }
 _LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
-_SAME_MATRIX = 0.3
-"""Two quantisations of one matrix differ by less, as a part of its norm.
+_SAME_ROW = 0.3
+"""Two quantisations of one row differ by less, as a part of its norm.
 
-Five bits differ by 0.03, two bits by 0.2, two matrices by more than 1.
+Five bits differ by 0.03, two bits by 0.2, two rows by more than 1.
 """
 _COMPARED_ROWS = 1024
 
@@ -323,10 +323,18 @@ def _tied(stored: Mapping[str, Any]) -> bool:
   if tuple(embedding.shape) != tuple(head.shape):
     return False
   _check_quantisations({_ON_TOP[EMBEDDING]: embedding, _ON_TOP[HEAD]: head})
-  step = max(1, len(embedding.data) // _COMPARED_ROWS)
-  ours, theirs = _values(embedding, step), _values(head, step)
-  difference = np.linalg.norm(ours - theirs)
-  return bool(difference <= _SAME_MATRIX * np.linalg.norm(theirs))
+  exact = embedding.tensor_type == head.tensor_type
+  for first in range(0, len(embedding.data), _COMPARED_ROWS):
+    rows = slice(first, first + _COMPARED_ROWS)
+    if exact:
+      if not np.array_equal(embedding.data[rows], head.data[rows]):
+        return False
+      continue
+    ours, theirs = _values(embedding, rows), _values(head, rows)
+    differences = np.linalg.norm(ours - theirs, axis=-1)
+    if np.any(differences > _SAME_ROW * np.linalg.norm(theirs, axis=-1)):
+      return False
+  return True
 
 
 def _sources(
@@ -396,11 +404,11 @@ def _check_quantisations(stored: Mapping[str, Any]) -> None:
       ) from error
 
 
-def _values(tensor: Any, step: int = 1) -> np.ndarray:
-  """Decodes each `step`-th row of a tensor to float32."""
+def _values(tensor: Any, rows: slice = slice(None)) -> np.ndarray:
+  """Decodes rows of a tensor to float32."""
   import gguf
 
-  return gguf.dequantize(tensor.data[::step], tensor.tensor_type)
+  return gguf.dequantize(tensor.data[rows], tensor.tensor_type)
 
 
 def _tensors_to_write(model: GgufModel, dtype: str) -> Iterator[TensorToWrite]:

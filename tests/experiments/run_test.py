@@ -1098,12 +1098,13 @@ def test_help_fits_into_80_columns(monkeypatch, capsys):
 
 def test_a_task_that_is_not_there_is_named(finished, capsys):
   config_file, folder = finished
-  status = run.main(
-    ["--config", str(config_file), "--workdir", str(folder), "--task=chess"]
-  )
-  assert status == 2
-  message = capsys.readouterr().err
-  assert "--task must name a task of the experiment (compute)" in message
+  arguments = ["--config", str(config_file), "--workdir", str(folder)]
+  for more in ([], ["--dry_run"]):
+    assert run.main([*arguments, "--task=chess", *more]) == 2
+    message = capsys.readouterr().err
+    assert "--task must name a task of the experiment (compute)" in message
+    assert run.main([*arguments, "--seed=99", *more]) == 2
+    assert "--seed must be one of train.seeds" in capsys.readouterr().err
 
 
 def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):

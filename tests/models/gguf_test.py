@@ -108,6 +108,18 @@ def test_another_head_stays_another(converted):
   )
 
 
+# Compared exactly, and in another quantisation.
+@pytest.mark.parametrize("kinds", [{}, {"token_embd.weight": Q8}])
+def test_a_head_that_differs_in_a_row_stays_another(converted, kinds):
+  model = gguf_files.decoder("qwen2")
+  head = np.array(model.embedding[...])
+  head[5] *= 2
+  folder = converted(model, changed={"output.weight": head}, kinds=kinds)
+  loaded = models.from_pretrained(folder)
+  assert not loaded.config.tie_embeddings
+  np.testing.assert_array_equal(loaded.head.kernel[...], head.T)
+
+
 def test_bfloat16(converted):
   model = gguf_files.decoder()
   folder = converted(model, dtype="bfloat16")

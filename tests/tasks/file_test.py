@@ -143,6 +143,17 @@ def test_answers_of_parquet_columns(tmp_path, answers, expected):
   assert [q.ground_truth for q in queries] == expected
 
 
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+  table = pa.Table.from_arrays(
+    [pa.array(["A?"]), pa.array(["B?"]), pa.array(["1"])],
+    names=["question", "question", "answer"],
+  )
+  pq.write_table(table, tmp_path / "x.parquet")
+  task = FileTask("t", evaluation=(str(tmp_path / "x.parquet"),))
+  with pytest.raises(InputError, match="2 fields have the name 'question'"):
+    load_questions(task)
+
+
 @pytest.mark.parametrize("value", [None, True, ["a"], 1.5])
 def test_an_id_is_a_text_or_a_whole_number(tmp_path, value):
   path = write(tmp_path / "x.jsonl", [{**ROWS[0], "key": value}])

@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rapo_jax.records import TrajectoryRecord
-from rapo_jax.retrieval.buffer.agent_trajectory import AgentTrajectory
+from rapo_jax.retrieval.buffer.agent_trajectory import (
+  AgentTrajectory,
+  question_id,
+)
 from rapo_jax.retrieval.importers.lines import (
   ImportReport,
   JsonLines,
@@ -65,7 +68,9 @@ def _trajectory(
     steps=tuple(steps[step].strip() for step in sorted(steps)),
     reward=float(record.score["value"]),
     source=record.source or source,
-    query_id=record.query_id,
+    query_id=record.query_id
+    if record.query_id.strip()
+    else question_id(record.question),
     trajectory_id=name,
     extras={name: content[name] for name in _EXTRAS if name in content},
   )

@@ -125,8 +125,14 @@ def _trajectory(
     source=source,
     query_id=_query_id(record.get("query_id"), question),
     trajectory_id=name,
-    extras={k: v for k, v in record.items() if k not in known and v},
+    extras={
+      k: v for k, v in record.items() if k not in known and v not in _EMPTY
+    },
   )
+
+
+# A table's columns that say nothing of a row; 0 and false do.
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def _question(text: str) -> str:
@@ -135,7 +141,7 @@ def _question(text: str) -> str:
 
 
 def _query_id(value: Any, question: str) -> str:
-  if value in (None, ""):
+  if value is None or (isinstance(value, str) and not value.strip()):
     return question_id(question)
   if isinstance(value, bool) or not isinstance(value, str | int):
     raise InputError(

@@ -75,6 +75,9 @@ class FormatsTest(parameterized.TestCase):
     self.assertEqual((first.reward, first.query_id), (0.5, "q0"))
     self.assertEqual(first.extras, {"finish_reason": "answer"})
     self.assertEqual(second.source, "other")
+    self.write({**LOGGED, "query_id": " "})
+    (blank,), _ = self.read()
+    self.assertTrue(blank.query_id.strip())
 
   @parameterized.parameters(
     ("score", None, "score.value must be a number"),

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from rapo_jax.retrieval import importers
+from rapo_jax.retrieval.buffer.agent_trajectory import question_id
 from rapo_jax.tools import TagSet
 
 
@@ -56,6 +57,10 @@ class TestCallsInText:
       "reward": 0.5,
       "functions": [{"name": "search"}],
       "tag": "easy",
+      "correct": False,
+      "level": 0,
+      "note": "",
+      "query_id": " ",
     }
     (trajectory,), report = read(tmp_path, record)
     assert trajectory.question == "Who wrote Emma?"
@@ -67,7 +72,9 @@ class TestCallsInText:
     step = trajectory.steps[0]
     assert TagSet(("search",)).parse_call(step).argument == " Emma\nAusten "
     assert trajectory.reward == 0.5
-    assert trajectory.extras == {"tag": "easy"}
+    extras = {"tag": "easy", "correct": False, "level": 0}
+    assert trajectory.extras == extras
+    assert trajectory.query_id == question_id("Who wrote Emma?")
     assert (report.num_trajectories, report.num_steps) == (1, 2)
 
   def test_other_arguments_and_tools_stay_as_text(self, tmp_path):
