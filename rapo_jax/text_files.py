@@ -274,3 +274,18 @@ def read_json(path: pathlib.Path) -> Any:
     raise InputError(
       f"{path} must be JSON: {error}. Fix the file, or copy it again."
     ) from error
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+  """Parses a JSON file that holds an object.
+
+  Raises:
+    InputError: it is not JSON, or another value; names the file.
+  """
+  content = read_json(path)
+  if not isinstance(content, dict):
+    raise InputError(
+      f"{path} must hold a JSON object, and holds a "
+      f"{type(content).__name__}; copy or download it again."
+    )
+  return content

@@ -28,10 +28,10 @@ from rapo_jax.models.lora import add_adapters, trainable, with_trainable
 from rapo_jax.models.tensor_files import (
   file_tensors,
   name_some,
-  read_object,
   write_file,
   write_json,
 )
+from rapo_jax.text_files import read_object
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

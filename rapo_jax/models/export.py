@@ -31,10 +31,10 @@ from rapo_jax.models.decoder import Decoder
 from rapo_jax.models.huggingface import end_token_ids, read_config
 from rapo_jax.models.tensor_files import (
   TensorToWrite,
-  read_object,
   write_json,
   write_weights,
 )
+from rapo_jax.text_files import read_object
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Size of a weight file from which on another one is begun."""

@@ -35,9 +35,9 @@ from rapo_jax.models.decoder import Decoder
 from rapo_jax.models.tensor_files import (
   StoredTensor,
   name_some,
-  read_object,
   stored_tensors,
 )
+from rapo_jax.text_files import read_object
 
 _BLOCK_BYTES = 2**21
 """What is transposed at once; it should stay in the processor's cache."""

@@ -20,7 +20,7 @@ import safetensors
 
 from rapo_jax.errors import InputError, MissingInputError
 from rapo_jax.models.checkpoint_layout import INDEX, WEIGHTS
-from rapo_jax.text_files import read_json
+from rapo_jax.text_files import read_object
 
 _DTYPES = {
   "F32": np.dtype(np.float32),
@@ -66,21 +66,6 @@ class StoredTensor:
       offset=self.offset,
       shape=self.shape,
     )
-
-
-def read_object(path: pathlib.Path) -> dict[str, Any]:
-  """Parses a JSON file that holds an object.
-
-  Raises:
-    InputError: it is not JSON, or another value; names the file.
-  """
-  content = read_json(path)
-  if not isinstance(content, dict):
-    raise InputError(
-      f"{path} must hold a JSON object, and holds a "
-      f"{type(content).__name__}; copy or download it again."
-    )
-  return content
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

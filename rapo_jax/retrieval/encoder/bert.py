@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors.numpy
 from flax import nnx
 from jax.typing import DTypeLike
@@ -21,13 +22,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rapo_jax.errors import InputError
 from rapo_jax.ranges import check_multiple, check_numbers
-from rapo_jax.text_files import read_json
+from rapo_jax.text_files import read_object
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 _PREFIX = "bert."
 """Of all names, where the weights were saved with a head on top."""
+_NOT_READ = ("embeddings.position_ids", "pooler.", "cls.", "classifier.")
+"""Beginnings of names of what the last hidden states do not depend on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,14 +199,11 @@ def load_bert(
     The encoder.
 
   Raises:
-    InputError: if a weight is missing or has another shape than the config
-      says.
+    InputError: if a weight is missing, unknown, not finite or of another shape
+      than the config says. Or the file is broken.
   """
-  config = BertConfig.from_hf(read_json(path / CONFIG_FILE))
-  weights = {
-    name.removeprefix(_PREFIX): value
-    for name, value in safetensors.numpy.load_file(path / WEIGHTS_FILE).items()
-  }
+  config = BertConfig.from_hf(read_object(path / CONFIG_FILE))
+  weights = _read_weights(path / WEIGHTS_FILE)
   abstract = nnx.eval_shape(
     lambda: BertEncoder(config, dtype=dtype, rngs=nnx.Rngs(0))
   )
@@ -212,17 +212,60 @@ def load_bert(
   def read(key_path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
     name, transposed = _hf_name([str(k.key) for k in key_path[:-1]])
     if name not in weights:
-      raise InputError(f"{path / WEIGHTS_FILE} has no weight {name!r}.")
-    value = weights[name].T if transposed else weights[name]
+      raise InputError(
+        f"{path / WEIGHTS_FILE} must have the weight {name!r}, and does not: "
+        f"copy it and {CONFIG_FILE} again."
+      )
+    stored = weights.pop(name)
+    value = stored.T if transposed else stored
     if value.shape != leaf.shape:
       raise InputError(
         f"{name!r} in {path / WEIGHTS_FILE} has shape {value.shape}, but"
         f" {CONFIG_FILE} says {leaf.shape}. The two are not of one model."
       )
+    if not np.isfinite(value.astype(np.float32)).all():
+      raise InputError(
+        f"{name!r} in {path / WEIGHTS_FILE} must be finite, and holds NaN or "
+        "infinity: copy or download it again."
+      )
     return jnp.asarray(value, leaf.dtype)
 
   state = jax.tree_util.tree_map_with_path(read, state)
+  if weights:
+    raise InputError(
+      f"The weights in {path / WEIGHTS_FILE} must be those of its "
+      f"{CONFIG_FILE}, and {', '.join(sorted(weights)[:5])} are unknown: the "
+      "model has more layers, adapters or another architecture."
+    )
   return nnx.merge(graph, state)
+
+
+def _read_weights(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """The float weights of the encoder itself, without the prefix."""
+  try:
+    stored = safetensors.numpy.load_file(file)
+  except (safetensors.SafetensorError, KeyError) as error:
+    raise InputError(
+      f"{file} must be a complete safetensors file of floats, and cannot be "
+      f"read as one ({error!r}): copy or download it again."
+    ) from error
+  weights: dict[str, np.ndarray] = {}
+  for full_name, value in stored.items():
+    name = full_name.removeprefix(_PREFIX)
+    if name.startswith(_NOT_READ):
+      continue
+    if name in weights:
+      raise InputError(
+        f"{file} must hold each weight once, and has {name!r} with and without "
+        f"{_PREFIX!r} before it: delete one of the two sets."
+      )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+      raise InputError(
+        f"{name!r} in {file} must be of floats, and is {value.dtype}: take the "
+        "weights that are not quantized."
+      )
+    weights[name] = value
+  return weights
 
 
 def _hf_name(path: Sequence[str]) -> tuple[str, bool]:

