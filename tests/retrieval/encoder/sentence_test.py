@@ -438,9 +438,13 @@ def test_files_that_say_what_cannot_be(tmp_path, name, content, message):
 
 def test_tokens_without_a_row_are_refused(tmp_path):
   folder = tiny_bert.write_folder(tmp_path / "tiny")
-  tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+  tokenizer = json.loads(
+    (folder / "tokenizer.json").read_text(encoding="utf-8")
+  )
   tokenizer["model"]["vocab"]["beyond"] = 96
-  (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+  (folder / "tokenizer.json").write_text(
+    json.dumps(tokenizer), encoding="utf-8"
+  )
   with pytest.raises(InputError, match="ids up to 96 for 96 rows"):
     SentenceEncoder.from_pretrained(folder)
 
