@@ -24,6 +24,7 @@ from typing import Any
 
 from experiments import flags
 from experiments.config import ExperimentConfig
+from experiments.report.folders import name_in_report
 from experiments.report.sources import REFERENCE
 from rapo_jax.algorithms import spread_colours
 from rapo_jax.errors import InputError
@@ -62,15 +63,6 @@ class Arm:
         "and its config names a buffer or retrieves nothing: leave one out."
       )
 
-  @property
-  def methods(self) -> tuple[str, ...]:
-    """Names of the methods that it trains, as in its folder."""
-    return tuple(self.config.train.algorithms)
-
-  def method(self, name: str) -> str:
-    """Name of one of its methods in the report of the study."""
-    return f"{name}_{self.name}" if self.label else name
-
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -101,7 +93,11 @@ class Study:
           f"a study needs at least one arm, and a {what} of its own for each, "
           f"got {values}: change the one that is twice."
         )
-    methods = {arm.method(m) for arm in self.arms for m in arm.methods}
+    methods = {
+      name_in_report(method, arm.name, arm.label)
+      for arm in self.arms
+      for method in arm.config.train.algorithms
+    }
     if self.reference not in {REFERENCE, *methods}:
       raise InputError(
         "the reference of a study must be one of its methods, named as in the "

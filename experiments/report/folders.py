@@ -39,7 +39,18 @@ class Source:
 
   def method(self, name: str) -> str:
     """Name of a method or an agent of this folder in the report."""
-    return f"{name}_{self.arm}" if self.label else name
+    return name_in_report(name, self.arm, self.label)
+
+
+def name_in_report(name: str, arm: str, label: str) -> str:
+  """Name of a method or an agent in a report.
+
+  Args:
+    name: as in its work folder.
+    arm: of the study, by name.
+    label: of the arm; without one its methods keep their names.
+  """
+  return f"{name}_{arm}" if label else name
 
 
 def arm_folder(root: str | pathlib.Path, arm: str) -> pathlib.Path:

@@ -26,6 +26,7 @@ from rapo_jax.algorithms.base import (
 from rapo_jax.algorithms.forks import BalancedForks
 from rapo_jax.algorithms.gppo import GradientPreserving
 from rapo_jax.algorithms.settings import PLAIN_PPO, ObjectiveConfig
+from rapo_jax.objectives.advantages import MIN_RETRIEVAL_FACTOR
 from rapo_jax.trajectory import TokenKind
 
 
@@ -40,7 +41,7 @@ class BalancedAdvantages:
   """
 
   weight: float = 0.2
-  min_factor: float | None = 0.01
+  min_factor: float | None = MIN_RETRIEVAL_FACTOR
 
   def __call__(
     self, signals: Signals, settings: ObjectiveConfig

@@ -294,20 +294,17 @@ def _check_no_rotary_scaling(said: Mapping[str, Any], prefix: str) -> None:
   A factor without a type is a linear one, as llama.cpp takes it; older files
   call it `scale_linear`.
   """
-  kind = said.get(f"{prefix}.scaling.type")
-  entries = (
-    {f"{prefix}.scaling.type": kind} if kind not in (None, "none") else {}
-  )
-  if kind is None:
-    for name in (f"{prefix}.scaling.factor", f"{prefix}.scale_linear"):
-      if said.get(name) not in (None, 0, 1):
-        entries[name] = said[name]
-  for name, value in entries.items():
-    raise InputError(
-      f"{name} must not be set, and is {value!r}: stretched rotary embeddings "
-      "are not read from GGUF. Take the model's folder in Hugging Face's "
-      "format."
-    )
+  names, harmless = ["scaling.type"], ("none",)
+  if said.get(f"{prefix}.scaling.type") is None:
+    names, harmless = ["scaling.factor", "scale_linear"], (None, 0, 1)
+  for name in names:
+    value = said.get(f"{prefix}.{name}")
+    if value not in harmless:
+      raise InputError(
+        f"{prefix}.{name} must not be set, and is {value!r}: stretched rotary "
+        "embeddings are not read from GGUF. Take the model's folder in Hugging "
+        "Face's format."
+      )
 
 
 def _decimal(value: float) -> float:

@@ -16,11 +16,6 @@ import sys
 
 _MEMORY_BYTES = 4 * 2**30
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|and|inf"
-# Words that change a number; a unit does not.
-_QUANTITY = re.compile(
-  r"\b(?:squared|cubed|factorial|hundred|thousand|million|billion|trillion"
-  r"|dozen|half|halves|thirds?|quarters?|negative|minus|plus)\b"
-)
 _SCALES = {
   "hundred": 2,
   "thousand": 3,
@@ -28,6 +23,11 @@ _SCALES = {
   "billion": 9,
   "trillion": 12,
 }
+# Words that change a number; a unit does not.
+_QUANTITY = re.compile(
+  rf"\b(?:{'|'.join(_SCALES)}|squared|cubed|factorial|dozen|half|halves"
+  r"|thirds?|quarters?|negative|minus|plus)\b"
+)
 # 2.5 million and 2.5 \text{ million}; of 1/2 million the 2 alone is no number.
 _SCALED = re.compile(
   r"(?<![\d.,/^}])(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"

@@ -20,6 +20,7 @@ APPEND_ONLY = (
   "<|im_end|>\n{% endfor %}"
   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CONTENT = "m['content']"
 # As some published templates do: thoughts begin in the generation prompt.
 OPENS_THOUGHT = APPEND_ONLY.replace(
   "assistant\n{% endif", "assistant\nTHINK{% endif"
@@ -136,63 +137,50 @@ def test_append_only_templates_pass(tokenizer, query):
     ),
   ],
 )
-def test_other_templates_are_refused(tokenizer, query, template, message):
-  tokenizer.chat_template = template
-  try:
-    with pytest.raises(ValueError, match=message):
-      data.check_prefix_preservation(tokenizer, query)
-  finally:
-    tokenizer.chat_template = APPEND_ONLY
-
-
-def test_a_template_without_the_system_turn_is_refused(tokenizer, query):
-  messages = data.chat_messages("What?", ["search"])
-  told = dataclasses.replace(query, messages=messages)
-  data.check_prefix_preservation(tokenizer, told)
-  tokenizer.chat_template = APPEND_ONLY.replace(
-    "in messages %}", "in messages if m['role'] != 'system' %}"
-  )
-  try:
-    with pytest.raises(ValueError, match="must write the system turn as it is"):
-      data.check_prefix_preservation(tokenizer, told)
-  finally:
-    tokenizer.chat_template = APPEND_ONLY
+def test_other_templates_are_refused(
+  tokenizer, query, monkeypatch, template, message
+):
+  monkeypatch.setattr(tokenizer, "chat_template", template)
+  with pytest.raises(ValueError, match=message):
+    data.check_prefix_preservation(tokenizer, query)
 
 
 @pytest.mark.parametrize(
-  ("changed", "message"),
+  ("old", "new", "message"),
   [
-    (".replace('/think', '')", r"system turn as it is.* from '/think>"),
-    (" | e", """system turn .* from "'s question"""),
-    (" | striptags", "system turn .* from '<think>"),
-    ("[:100]", "system turn as it is"),
+    (
+      "in messages %}",
+      "in messages if m['role'] != 'system' %}",
+      "must write the system turn as it is",
+    ),
+    (
+      CONTENT,
+      f"{CONTENT}.replace('/think', '')",
+      r"system turn as it is.* from '/think>",
+    ),
+    (CONTENT, f"{CONTENT} | e", """system turn .* from "'s question"""),
+    (CONTENT, f"{CONTENT} | striptags", "system turn .* from '<think>"),
+    (CONTENT, f"{CONTENT}[:100]", "system turn as it is"),
   ],
 )
 def test_a_template_that_changes_a_turn_is_refused(
-  tokenizer, query, changed, message
+  tokenizer, query, monkeypatch, old, new, message
 ):
   messages = data.chat_messages("What?", ["search"])
   told = dataclasses.replace(query, messages=messages)
-  before = tokenizer.chat_template
-  assert "m['content']" in before
-  tokenizer.chat_template = before.replace(
-    "m['content']", f"(m['content']{changed})"
-  )
-  try:
-    with pytest.raises(ValueError, match=message):
-      data.check_prefix_preservation(tokenizer, told)
-  finally:
-    tokenizer.chat_template = before
+  data.check_prefix_preservation(tokenizer, told)
+  assert old in APPEND_ONLY
+  changed = APPEND_ONLY.replace(old, new)
+  monkeypatch.setattr(tokenizer, "chat_template", changed)
+  with pytest.raises(ValueError, match=message):
+    data.check_prefix_preservation(tokenizer, told)
 
 
-def test_a_template_that_draws_is_refused(tokenizer, query):
-  before = tokenizer.chat_template
-  tokenizer.chat_template = "{{ ['a', 'b'] | random }}" + before
-  try:
-    with pytest.raises(ValueError, match="same prompt every time"):
-      data.check_prefix_preservation(tokenizer, query)
-  finally:
-    tokenizer.chat_template = before
+def test_a_template_that_draws_is_refused(tokenizer, query, monkeypatch):
+  drawing = "{{ ['a', 'b'] | random }}" + APPEND_ONLY
+  monkeypatch.setattr(tokenizer, "chat_template", drawing)
+  with pytest.raises(ValueError, match="same prompt every time"):
+    data.check_prefix_preservation(tokenizer, query)
 
 
 def test_a_query_needs_an_answer_and_messages():

@@ -229,14 +229,17 @@ class SentenceEncoder:
       key_prefix=key_prefix,
       query_prefix=query_prefix,
     )
-    tokenizer = sentence_folder.read_tokenizer(folder)
+    encoder = bert.load_bert(folder.path, dtype=dtype)
+    tokenizer = sentence_folder.read_tokenizer(
+      folder.path, num_rows=encoder.word_embeddings.num_embeddings
+    )
     if folder.lower_case:
       steps = [tokenizers.normalizers.Lowercase()]
       if tokenizer.normalizer is not None:
         steps.append(tokenizer.normalizer)
       tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
     return cls(
-      bert.load_bert(folder.path, dtype=dtype),
+      encoder,
       tokenizer,
       max_tokens=folder.max_tokens,
       encoder_id=DEFAULT_ENCODER_ID if path is None else folder.path.name,

@@ -186,14 +186,20 @@ def read_sentence_folder(
   )
 
 
-def read_tokenizer(folder: SentenceFolder) -> tokenizers.Tokenizer:
+def read_tokenizer(
+  path: pathlib.Path, *, num_rows: int
+) -> tokenizers.Tokenizer:
   """Reads a model's tokenizer.
+
+  Args:
+    path: the folder.
+    num_rows: of the embedding.
 
   Raises:
     InputError: it is broken, or the embedding has no row for some of its
       tokens.
   """
-  file = folder.path / TOKENIZER_FILE
+  file = path / TOKENIZER_FILE
   try:
     tokenizer = tokenizers.Tokenizer.from_file(str(file))
   except Exception as error:
@@ -204,13 +210,12 @@ def read_tokenizer(folder: SentenceFolder) -> tokenizers.Tokenizer:
       f"{file} must be a tokenizer, and cannot be read as one ({error}): copy "
       "or download it again."
     ) from error
-  rows = read_object(folder.path / CONFIG_FILE)["vocab_size"]
   largest = max(tokenizer.get_vocab().values(), default=0)
-  if largest >= rows:
+  if largest >= num_rows:
     raise InputError(
       f"{file} must have no token without a row in the embedding, and has ids "
-      f"up to {largest} for {rows} rows: take the tokenizer that was published "
-      "with the weights."
+      f"up to {largest} for {num_rows} rows: take the tokenizer that was "
+      "published with the weights."
     )
   return tokenizer
 
