@@ -294,9 +294,10 @@ def _check_no_rotary_scaling(said: Mapping[str, Any], prefix: str) -> None:
   A factor without a type is a linear one, as llama.cpp takes it; older files
   call it `scale_linear`.
   """
-  names, harmless = ["scaling.type"], ("none",)
+  names: tuple[str, ...] = ("scaling.type",)
+  harmless: tuple[Any, ...] = ("none",)
   if said.get(f"{prefix}.scaling.type") is None:
-    names, harmless = ["scaling.factor", "scale_linear"], (None, 0, 1)
+    names, harmless = ("scaling.factor", "scale_linear"), (None, 0, 1)
   for name in names:
     value = said.get(f"{prefix}.{name}")
     if value not in harmless:
