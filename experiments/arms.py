@@ -7,7 +7,7 @@ what differs beside them are the arms:
     def get_study() -> Study:
       config = testbed.get_config()
       sizes = {"buffer.top_k_trajectories": (1, 5, 16)}
-      return Study("buffer_size", "…", grid(config, sizes))
+      return Study("sizes", "…", grid(config, sizes))
 
 Settings of a method itself (`objective`, `retrieval`, `rollout`) need no arms:
 `rapo_jax.algorithms.variants` makes a method of each value.
