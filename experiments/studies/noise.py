@@ -2,8 +2,9 @@
 
     python -m experiments.study --study noise --workdir runs/noise
 
-Six probabilities from 0 to 1 beside GRPO, three families and five seeds: 105
-runs of 20 updates, about a minute each on two CPU cores, `--processes=2`.
+Six probabilities from 0, which is RAPO itself, to 1 beside GRPO, three families
+and five seeds: 105 runs of 20 updates, about a minute each on two CPU cores,
+`--processes=2`.
 """
 
 import dataclasses
@@ -15,8 +16,9 @@ from rapo_jax.algorithms import ALGORITHMS, variants
 
 METHODS = (
   "grpo",
+  "rapo",
   *variants(
-    ALGORITHMS["rapo"], "retrieval.noise_prob", (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    ALGORITHMS["rapo"], "retrieval.noise_prob", (0.2, 0.4, 0.6, 0.8, 1.0)
   ),
 )
 
