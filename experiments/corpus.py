@@ -309,7 +309,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     help="folder of the corpus",
   )
   parser.add_argument(
-    "--replace", action="store_true", help="replace what is at --output"
+    "--replace", action="store_true", help="replace the corpus at --output"
   )
   _add_mode(parser, "ways to search that it is to have; hybrid for both")
   _add_encoder(parser)

@@ -34,7 +34,7 @@ from experiments.policies import (
 )
 from rapo_jax import files, models
 from rapo_jax.errors import InputError
-from rapo_jax.models.checkpoint_layout import ADAPTER_CONFIG, CONFIG
+from rapo_jax.models.checkpoint_layout import MARKS
 from rapo_jax.training import Checkpoints
 
 MERGE_BOUND = 1e-4
@@ -45,7 +45,6 @@ ROUNDING_BOUND = 0.05
 
 _TEMPLATE_FILE = "chat_template.jinja"
 _SAMPLE_SHAPE = (4, 64)
-_HOLDS_EXPORTS = (CONFIG, ADAPTER_CONFIG)
 
 
 class ExportError(InputError):
@@ -218,18 +217,11 @@ def _restore(
 
 def _check_output(output: pathlib.Path, source: str) -> None:
   """Refuses to replace what is not an export."""
-  if not output.exists():
-    return
   if output.resolve() == pathlib.Path(source).resolve():
     raise ExportError(
       f"--output must not be the base agent, got {output}: give another folder."
     )
-  empty = output.is_dir() and not any(output.iterdir())
-  if not empty and not any((output / n).is_file() for n in _HOLDS_EXPORTS):
-    raise ExportError(
-      "--output must be a new folder, or a model's to be replaced, and "
-      f"{output} holds no {' or '.join(_HOLDS_EXPORTS)}: give another folder."
-    )
+  files.check_replaceable(output, MARKS, "a model")
 
 
 def _check_adapters(model: models.Decoder, dtype: str | None) -> None:

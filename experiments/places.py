@@ -91,3 +91,17 @@ def path_argument(text: str) -> pathlib.Path:
   """
   path = pathlib.Path(text_argument(text))
   return path.resolve() if path.name in ("", "..") else path
+
+
+def file_argument(text: str) -> pathlib.Path:
+  """A file to write on a command line.
+
+  Raises:
+    argparse.ArgumentTypeError: as `text_argument`; or a folder lies there.
+  """
+  path = path_argument(text)
+  if path.is_dir():
+    raise argparse.ArgumentTypeError(
+      f"must be a file, and {path} is a folder: add the name of a file."
+    )
+  return path

@@ -40,7 +40,7 @@ from rapo_jax import data, files, models
 from rapo_jax.data import chat
 from rapo_jax.errors import InputError, MissingInputError, accessing
 from rapo_jax.models import gguf
-from rapo_jax.models.checkpoint_layout import CONFIG
+from rapo_jax.models.checkpoint_layout import MARKS
 from rapo_jax.rollout import turn_end_ids
 
 SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome."
@@ -310,7 +310,7 @@ def convert(
       there are rows, or the model does not compute what it should. The output
       is as it was.
   """
-  check_output(output)
+  files.check_replaceable(output, MARKS, "a model")
   model = gguf.read_gguf(source)
   data.check_vocabulary(model.tokenizer, model.config.vocab_size)
   checked = None
@@ -321,21 +321,6 @@ def convert(
       checked = compute(folder)
       _compare(checked, dtype, known)
   return checked
-
-
-def check_output(output: pathlib.Path) -> None:
-  """Refuses to replace what is not a model's folder.
-
-  Raises:
-    PretrainedError: it is something else.
-  """
-  if not output.exists() or (output / CONFIG).is_file():
-    return
-  if not output.is_dir() or any(output.iterdir()):
-    raise PretrainedError(
-      "--output must be a new folder, or a model's to be replaced, and "
-      f"{output} holds no {CONFIG}: give another folder."
-    )
 
 
 def compute(folder: pathlib.Path) -> Checked:
@@ -481,7 +466,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   jax.config.update("jax_platforms", "cpu")
   # Before the download, which takes longer.
   gguf.check_installed()
-  check_output(known.output)
+  files.check_replaceable(known.output, MARKS, "a model")
   began = time.perf_counter()
   source = known.gguf
   if source is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 from rapo_jax.errors import InputError, accessing
@@ -172,6 +173,36 @@ def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     take_place(new, path)
   finally:
     shutil.rmtree(new, ignore_errors=True)
+
+
+def check_replaceable(
+  folder: pathlib.Path, marks: Mapping[str, str], what: str
+) -> None:
+  """Refuses a folder whose content would be lost where another is written.
+
+  Args:
+    folder: may be missing or empty.
+    marks: JSON files, and a key that one of them has in such a folder.
+    what: "a buffer", say.
+
+  Raises:
+    InputError: something else lies there.
+  """
+  if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    return
+  if not any(_has_key(folder / name, key) for name, key in marks.items()):
+    raise InputError(
+      f"--output must be a new folder, or {what} to be replaced, and {folder} "
+      "is something else: give another folder, or delete it."
+    )
+
+
+def _has_key(path: pathlib.Path, key: str) -> bool:
+  try:
+    content = json.loads(path.read_bytes())
+  except (OSError, ValueError, RecursionError):
+    return False
+  return isinstance(content, dict) and key in content
 
 
 def take_place(new: pathlib.Path, path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and for their owner alone."""
 
+import contextlib
 import os
 import pathlib
 
@@ -181,3 +182,31 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     pass
   assert path.read_text(encoding="utf-8") == "mine"
   assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize(
+  ("content", "replaceable"),
+  [
+    (None, True),
+    ('{"mark": 0}', True),
+    ('{"other": 0}', False),
+    ('["mark"]', False),
+    ("no JSON", False),
+    ("[" * 100_000, False),
+  ],
+)
+def test_what_may_be_replaced(tmp_path, content, replaceable):
+  (tmp_path / "out").mkdir()
+  if content is not None:
+    (tmp_path / "out" / "mine.json").write_text(content, encoding="utf-8")
+  files.check_replaceable(tmp_path / "none", {"mine.json": "mark"}, "one")
+  with contextlib.ExitStack() as stack:
+    if not replaceable:
+      stack.enter_context(pytest.raises(InputError, match="something else"))
+    files.check_replaceable(tmp_path / "out", {"mine.json": "mark"}, "one")
+
+
+def test_a_file_is_not_to_be_replaced(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(InputError, match="something else: give another folder"):
+    files.check_replaceable(tmp_path / "file", {"file": "mark"}, "one")

@@ -185,7 +185,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
   _add_leaks(parser)
   parser.add_argument(
     "--report",
-    type=places.path_argument,
+    type=places.file_argument,
     metavar="FILE",
     help="write what was read, left out and found held out as JSON, also when "
     "the import is refused",
@@ -200,7 +200,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     help="folder of the buffer",
   )
   parser.add_argument(
-    "--replace", action="store_true", help="replace what is at --output"
+    "--replace", action="store_true", help="replace the buffer at --output"
   )
   _add_encoder(parser)
 
@@ -306,7 +306,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
   _add_buffer(parser)
   parser.add_argument(
     "--output",
-    type=places.path_argument,
+    type=places.file_argument,
     metavar="FILE",
     help="HTML file to write (default: BUFFER.html)",
   )

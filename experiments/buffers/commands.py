@@ -26,6 +26,7 @@ from experiments.tasks import (
   tried_questions,
 )
 from experiments.workdir import Workdir
+from rapo_jax import files
 from rapo_jax.data import Query
 from rapo_jax.errors import InputError
 from rapo_jax.retrieval import (
@@ -36,7 +37,7 @@ from rapo_jax.retrieval import (
 )
 from rapo_jax.retrieval.buffer import store
 from rapo_jax.retrieval.buffer.leaks import LeakCheck
-from rapo_jax.retrieval.buffer.manifest import Manifest, partial_folder
+from rapo_jax.retrieval.buffer.manifest import MARKS, Manifest, partial_folder
 from rapo_jax.retrieval.buffer.selection import Selection
 from rapo_jax.rollout.endpoint import EndpointConfig
 from rapo_jax.tasks import Questions
@@ -362,7 +363,9 @@ def _encoder(
 def _check_output(known: argparse.Namespace) -> None:
   # The folder behind a link is replaced, not the link.
   known.output = known.output.resolve()
-  if known.output.exists() and not known.replace:
+  if known.replace:
+    files.check_replaceable(known.output, MARKS, "a buffer")
+  elif known.output.exists():
     raise InputError(
       f"there is something at {known.output} already: choose another --output, "
       "or let it be replaced (--replace)."

@@ -36,7 +36,7 @@ from rapo_jax.corpora.corpus import (
   INDEX_FOLDER,
   TEXTS_FOLDER,
 )
-from rapo_jax.corpora.manifest import Manifest, Source
+from rapo_jax.corpora.manifest import MARKS, Manifest, Source
 from rapo_jax.corpora.packed import PackedTexts, PackedWriter
 from rapo_jax.corpora.passages import (
   Chunking,
@@ -356,9 +356,11 @@ def check_room(folder: pathlib.Path, *, replace: bool) -> None:
   """Refuses a folder for a corpus where there is something.
 
   Raises:
-    InputError: there is, and it is not to be replaced.
+    InputError: there is, and it is not to be replaced or is no corpus.
   """
-  if folder.exists() and not replace:
+  if replace:
+    files.check_replaceable(folder, MARKS, "a corpus")
+  elif folder.exists():
     raise InputError(
       f"there is something at {folder} already: choose another folder, or let "
       "it be replaced (--replace)."

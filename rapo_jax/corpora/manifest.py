@@ -24,6 +24,8 @@ from rapo_jax.retrieval.buffer.manifest import (
 
 FORMAT_VERSION = 1
 KIND = "corpus"
+MARKS = {MANIFEST_FILE: "num_passages"}
+"""The file that makes a folder a corpus, and a key in it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ from rapo_jax.models.decoder import Decoder
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+MARKS = {CONFIG: "model_type", ADAPTER_CONFIG: "peft_type"}
+"""Files that make a folder a model's or an adapter's, and a key in each."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDING = "model.embed_tokens.weight"

@@ -94,6 +94,24 @@ class TestImport:
     assert run("import", "--output", out, teacher, "--replace") == 0
     assert list(store.read_manifest(out).agents) == ["teacher"]
 
+  def test_replace_deletes_nothing_but_a_buffer(
+    self, tmp_path, teacher, capsys
+  ):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").touch()
+    assert run("import", "--output", out, teacher, "--replace") == 2
+    error = capsys.readouterr().err
+    assert "a buffer to be replaced" in error
+    assert [*out.iterdir()] == [out / "notes.txt"]
+
+  def test_a_report_in_the_place_of_a_folder(self, tmp_path, teacher, capsys):
+    arguments = ("import", "--output", tmp_path / "out", teacher)
+    with pytest.raises(SystemExit):
+      run(*arguments, "--report", tmp_path)
+    assert "must be a file, and" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
   def test_choice(self, tmp_path, teacher):
     out = tmp_path / "out"
     arguments = ("--min_reward", "none", "--exclude_answers")

@@ -78,6 +78,10 @@ def test_words_alone_need_no_encoder(rows, tmp_path, capsys, monkeypatch):
   assert "no passage was found" in capsys.readouterr().out
   assert run("build", *arguments, "--replace", "--shard", "1/2") == 2
   assert "leave --shard out" in capsys.readouterr().err
+  assert not run("build", *arguments, "--replace")
+  arguments = ("--input", rows, "--output", tmp_path, "--mode", "bm25")
+  assert run("build", *arguments, "--replace") == 2
+  assert "a corpus to be replaced" in capsys.readouterr().err
 
 
 def test_shards_and_chunks(rows, encoder, tmp_path, capsys):

@@ -211,7 +211,7 @@ def test_a_base_that_has_changed_is_refused(tmp_path, capsys):
     ([], {"checkpoint": "checkpoints/7"}, "got 7: "),
     ([], {"checkpoint": "checkpoints/²"}, "does not exist: give <workdir>"),
     ([], {"checkpoint": "checkpoints/7"}, "checkpoints holds 5, 10."),
-    ([], {"output": "checkpoints"}, "holds no config.json or adapter_config"),
+    ([], {"output": "checkpoints"}, "is something else: give another"),
     ([], {"output": "base/config.json"}, "give another folder"),
     ([], {"output": "base"}, "must not be the base agent"),
     (["--adapters"], {}, "the checkpoint has none: leave it out"),

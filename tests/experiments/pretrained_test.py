@@ -270,7 +270,7 @@ def test_what_is_no_model_is_not_replaced(tmp_path, capsys):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "notes.txt").touch()
   assert run(tmp_path, model="smollm2-135m") == 2
-  assert "holds no config.json: give another" in capsys.readouterr().err
+  assert "is something else: give another" in capsys.readouterr().err
 
 
 def test_the_command_line(tmp_path, capsys):

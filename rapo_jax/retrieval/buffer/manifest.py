@@ -21,6 +21,8 @@ from rapo_jax.errors import InputError
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+MARKS = {MANIFEST_FILE: "num_traces"}
+"""The file that makes a folder a buffer, and a key in it."""
 TRACES_FILE = "traces.parquet"
 INDEX_FOLDER = "index"
 _SHA256 = re.compile(r"[0-9a-f]{64}")

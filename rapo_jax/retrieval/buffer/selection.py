@@ -58,20 +58,23 @@ def select_trajectories(
 ) -> list[AgentTrajectory]:
   """Each agent's best trajectories on each question, in their order.
 
+  Ids of queries that two files count alike are no matter: a question is its id
+  and its text.
+
   Args:
     trajectories: of any number of agents.
     selection: what is taken.
   """
-  counts: collections.Counter[tuple[str, str]] = collections.Counter()
+  counts: collections.Counter[tuple[str, str, str]] = collections.Counter()
   considered = []
   for trajectory in trajectories:
-    owner = (trajectory.source, trajectory.query_id)
+    owner = _owner(trajectory)
     counts[owner] += 1
     limit = selection.num_trajectories
     if limit is None or counts[owner] <= limit:
       considered.append(trajectory)
   kept = select_top_k(
-    [f"{t.source}\0{t.query_id}" for t in considered],
+    ["\0".join(_owner(t)) for t in considered],
     [t.reward for t in considered],
     k=selection.top_k or max(len(considered), 1),
     min_reward=-np.inf
@@ -79,6 +82,11 @@ def select_trajectories(
     else selection.min_reward,
   )
   return [considered[position] for position in kept]
+
+
+def _owner(trajectory: AgentTrajectory) -> tuple[str, str, str]:
+  """The agent and the question of a trajectory."""
+  return trajectory.source, trajectory.query_id, trajectory.question
 
 
 @dataclasses.dataclass

@@ -56,6 +56,16 @@ class SelectTrajectoriesTest(parameterized.TestCase):
     expected = set(kept)
     self.assertEqual({t.trajectory_id[1:] for t in found}, expected)
 
+  def test_questions_of_one_id_are_several(self):
+    trajectories = [
+      trajectory(n, question=question, reward=reward)
+      for n, question, reward in ((0, "A?", 0.9), (1, "B?", 0.5), (2, "B?", 1))
+    ]
+    (first, second) = lib.select_trajectories(
+      trajectories, lib.Selection(top_k=1)
+    )
+    self.assertEqual((first, second), (trajectories[0], trajectories[2]))
+
   def test_none(self):
     self.assertEqual(lib.select_trajectories([], lib.Selection(top_k=5)), [])
 
