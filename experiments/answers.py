@@ -21,13 +21,9 @@ from experiments.report import bootstrap
 from rapo_jax import files
 from rapo_jax.errors import InputError
 from rapo_jax.rewards import Score, normalized_answer
-from rapo_jax.tools import ToolStatus
-from rapo_jax.trajectory import Trajectory
+from rapo_jax.trajectory import SYSTEM_FAULTS, Trajectory
 
 _log = logging.getLogger(__name__)
-
-# A call that ended so says nothing of the agent.
-_FAILED = (ToolStatus.FAILED, ToolStatus.REFUSED, ToolStatus.TIMEOUT)
 
 # Of the questions, for an interval: its ends differ by less than its digits.
 _RESAMPLES = 2_000
@@ -106,7 +102,7 @@ def answer_of(
     trajectory.is_cut_by_system,
     int(trajectory.policy_mask.sum()),
     len(statuses),
-    sum(status in _FAILED for status in statuses),
+    sum(status in SYSTEM_FAULTS for status in statuses),
     **scored,
   )
 

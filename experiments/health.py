@@ -16,6 +16,7 @@ from typing import Literal
 
 from rapo_jax.ranges import check_numbers
 from rapo_jax.tools import ToolStatus
+from rapo_jax.trajectory import SYSTEM_FAULTS
 
 Action = Literal["off", "warn", "save", "stop"]
 Row = Mapping[str, float]
@@ -27,7 +28,7 @@ WARM_START = (
   "model that knows these tags, or warm-start the base agent (warm_start, see "
   "docs/real_models.md)."
 )
-_SYSTEM = (ToolStatus.FAILED, ToolStatus.REFUSED, ToolStatus.TIMEOUT)
+_BROKEN = (*map(ToolStatus, SYSTEM_FAULTS), ToolStatus.TIMEOUT)
 _GRADIENT_WINDOW = 20
 _REPEAT_EVERY = 20
 
@@ -331,7 +332,7 @@ class Monitor:
       "trajectories.jsonl."
     )
     broken = any(
-      sum(each[status] for status in _SYSTEM)
+      sum(each[status] for status in _BROKEN)
       == sum(each.values())
       >= self._config.tool_calls
       for each in (now, counts)

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+SYSTEM_FAULTS = ("failed", "refused", "late")
+"""How a call ends (`tools.ToolStatus`) where that says nothing of the agent."""
 _UNKNOWN = "\ufffd"  # Bytes that are no character by themselves.
 
 
@@ -73,8 +75,8 @@ class ToolEvent:
     argument: text between the tool's tags.
     result: observation text as appended, escaped and in its tags.
     status: "malformed", or how the call ended (`tools.ToolStatus`): "ok",
-      "error", "timeout", "failed" (the tool broke) or "refused" (the call was
-      not made).
+      "error", "timeout", "late" (no answer by the deadline), "failed" (the tool
+      broke) or "refused" (the call was not made).
     seconds: from the end of the step to the answer, waiting included.
   """
 
@@ -206,13 +208,13 @@ class Trajectory:
     """Whether the system ended it, and its outcome says nothing of the agent.
 
     It ran out of time. Or it ran out of calls after calls that the system could
-    not make (`failed`, `refused`). A trajectory that went on after such a call
-    and came to an end of its own is the agent's.
+    not make or answer in time (`failed`, `refused`, `late`). A trajectory that
+    went on after such a call and came to an end of its own is the agent's.
     """
     if self.finish_reason is FinishReason.TIMEOUT:
       return True
     return self.finish_reason is FinishReason.TOOL_LIMIT and any(
-      event.status in ("failed", "refused") for event in self.tool_events
+      event.status in SYSTEM_FAULTS for event in self.tool_events
     )
 
   @property

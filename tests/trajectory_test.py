@@ -132,6 +132,7 @@ def test_events_are_separated_by_kind_in_order():
     (FinishReason.TIMEOUT, (), True),
     (FinishReason.TOOL_LIMIT, ("ok", "failed"), True),
     (FinishReason.TOOL_LIMIT, ("refused",), True),
+    (FinishReason.TOOL_LIMIT, ("late",), True),
     # Its own calls, its own fault.
     (FinishReason.TOOL_LIMIT, ("ok", "error", "timeout"), False),
     # It went on after the call that broke, and came to an end of its own.

@@ -481,7 +481,7 @@ class ToolSession(Generic[Owner]):
       limit = f"{batch.lane.timeout_s:g} s"
       if batch.due(call) == call.deadline:
         limit = "the trajectory's time"
-      late = ToolResult(f"no answer within {limit}", ToolStatus.TIMEOUT)
+      late = ToolResult(f"no answer within {limit}", ToolStatus.LATE)
       self._runner._answer(batch, call, late)
     # Those that still wait first, or leaving a thread would start them.
     for batch in sorted(

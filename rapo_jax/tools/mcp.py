@@ -327,7 +327,7 @@ class McpConnection:
 
   def _late(self, timeout_s: float) -> McpError:
     return McpError(
-      f"The server did not answer within {timeout_s:g} s.", ToolStatus.TIMEOUT
+      f"The server did not answer within {timeout_s:g} s.", ToolStatus.LATE
     )
 
   # All below in the loop's thread.

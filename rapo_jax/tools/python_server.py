@@ -72,8 +72,9 @@ The tool sees all that was written, past `sys.stdout` too. A program that writes
 it itself gets a line's end.
 """
 
-# By how much two of the kernel's accounts of processor time may differ.
-_TICKS_S = 0.2
+# Two of the kernel's accounts of processor time: the limit counts ticks, also
+# those of which a busy machine gave a program a part only.
+_LEAST_OF_LIMIT = 0.7
 MAX_FILES = 64
 MAX_THREADS = 64
 MAX_FOLDER_FILES = 512
@@ -411,7 +412,8 @@ class _Zygote:
     if pid == 0:
       return True
     used_s = usage.ru_utime + usage.ru_stime
-    if status == signal.SIGKILL and used_s > self._settings.cpu_s - _TICKS_S:
+    least_s = _LEAST_OF_LIMIT * self._settings.cpu_s
+    if status == signal.SIGKILL and used_s > least_s:
       # Several threads use up the time sooner. The kernel ends a process with
       # this signal where there is no room above the limit for another.
       status = signal.SIGXCPU

@@ -89,7 +89,7 @@ class SandboxTool:
       response = self._http.post(url, json=question)
       answer = response.raise_for_status().json()
     except httpx2.TimeoutException:
-      return ToolResult("The sandbox did not answer.", ToolStatus.TIMEOUT)
+      return ToolResult("The sandbox did not answer.", ToolStatus.LATE)
     except (httpx2.HTTPError, ValueError) as error:
       text = f"The sandbox could not be asked ({type(error).__name__})."
       return ToolResult(text, ToolStatus.FAILED)

@@ -90,7 +90,7 @@ class NoResult(Exception):
   @property
   def is_failure(self) -> bool:
     """Whether the service, or the way to it, is at fault."""
-    return self.result.status in (ToolStatus.FAILED, ToolStatus.TIMEOUT)
+    return self.result.status in (ToolStatus.FAILED, ToolStatus.LATE)
 
 
 class WebService:
@@ -327,7 +327,7 @@ class WebService:
     """The time of a call ran out."""
     return NoResult(
       f"The {self._name} did not answer within {self.limits.timeout_s:g} s.",
-      ToolStatus.TIMEOUT,
+      ToolStatus.LATE,
     )
 
   def _shown(self, text: str) -> str:

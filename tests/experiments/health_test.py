@@ -112,6 +112,7 @@ def test_what_a_method_without_retrieval_does_not_retrieve_is_fine():
   [
     ({"failed": 8.0}, "broken_tool", True),
     ({"timeout": 8.0}, "broken_tool", True),
+    ({"late": 8.0}, "broken_tool", True),
     ({"timeout": 4.0, "refused": 3.0, "failed": 1.0}, "broken_tool", True),
     ({"error": 8.0}, "erring_tool", False),
     ({"error": 32.0}, "erring_tool", True),

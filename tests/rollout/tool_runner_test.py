@@ -368,7 +368,7 @@ def test_a_call_that_was_given_up_is_not_tried_again():
     clock.now = 1001.0
     [(_, result)] = session.take()
     _join()  # Not after 900 s.
-  assert result.status is ToolStatus.TIMEOUT
+  assert result.status is ToolStatus.LATE
   assert len(tool.batches) == 1
 
 
@@ -396,7 +396,7 @@ def test_threads_that_hang_are_replaced_counted_and_bounded(hanging, caplog):
       clock.now += 2.0
       [(call, result)] = session.take()
       assert call.owner == argument
-      assert result.status is ToolStatus.TIMEOUT
+      assert result.status is ToolStatus.LATE
       assert result.text == "no answer within 30 s"
     session.submit([_call("c")])
     [(_, result)] = session.take()
@@ -412,7 +412,7 @@ def test_threads_that_hang_are_replaced_counted_and_bounded(hanging, caplog):
     assert _statuses(_answers(session, 1)) == {"d": "ok"}
   assert session.stats["search"].hung == 0
   counts = session.stats["search"].counts
-  assert (counts["timeout"], counts["refused"], counts["ok"]) == (2, 1, 1)
+  assert (counts["late"], counts["refused"], counts["ok"]) == (2, 1, 1)
 
 
 def test_calls_that_wait_are_refused_once_too_many_hang(hanging):
@@ -424,7 +424,7 @@ def test_calls_that_wait_are_refused_once_too_many_hang(hanging):
     hanging.wait_for(1)
     clock.now = 31.0
     statuses = _statuses({c.owner: r for c, r in session.take()})
-  assert statuses == {"a": "timeout", "b": "refused", "c": "refused"}
+  assert statuses == {"a": "late", "b": "refused", "c": "refused"}
 
 
 def test_waiting_for_a_thread_does_not_count_against_a_call(hanging):
@@ -447,7 +447,7 @@ def test_a_trajectorys_deadline_takes_no_other_call_of_its_batch(hanging):
     hanging.wait_for(1)
     clock.now = 6.0
     [(call, result)] = session.take()
-    assert (call.owner, result.status) == ("a", ToolStatus.TIMEOUT)
+    assert (call.owner, result.status) == ("a", ToolStatus.LATE)
     assert result.text == "no answer within the trajectory's time"
     hanging.released.set()
     assert _statuses(_answers(session, 1)) == {"b": "ok"}

@@ -157,7 +157,7 @@ def test_a_server_that_dies_hangs_or_floods_is_started_again(caplog):
   hang = tool_of(connection, "hang", timeout_s=0.3)
   for _ in range(3):
     result = hang.call("x")
-    assert result.status == "timeout"
+    assert result.status == "late"
     assert result.text == "The server did not answer within 0.3 s."
   assert shout.call("c").text == "C"
   assert connection.num_starts == 4

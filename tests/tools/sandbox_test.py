@@ -139,7 +139,7 @@ def test_a_program_that_takes_too_long(url):
 def test_a_server_that_is_slow_or_gone(url, monkeypatch):
   monkeypatch.setattr("rapo_jax.tools.sandbox._GRACE_S", 0.1)
   tool = SandboxTool(url, timeout_s=0.1)
-  assert tool.call("'HANG'").status == "timeout"
+  assert tool.call("'HANG'").status == "late"
   tool.close()
   gone = SandboxTool("http://127.0.0.1:9")
   assert gone.call("print(1)").status == "failed"

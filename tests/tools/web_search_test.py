@@ -189,7 +189,7 @@ def test_a_slow_service(slow):
     tool = opened(server, WebLimits(timeout_s=0.4, max_retries=0))
     result = tool.call("x")
     tool.close()
-  assert result.status == "timeout"
+  assert result.status == "late"
   assert result.text == "The search service did not answer within 0.4 s."
 
 
@@ -280,7 +280,7 @@ def test_calls_keep_their_rate():
 def test_a_turn_that_comes_too_late():
   with asking(reply(TWO)) as server:
     tool = opened(server, WebLimits(timeout_s=0.2, calls_per_s=0.1))
-    assert [tool.call(q).status for q in "xy"] == ["ok", "timeout"]
+    assert [tool.call(q).status for q in "xy"] == ["ok", "late"]
     tool.close()
   assert len(server.asked) == 1
 
