@@ -7,7 +7,9 @@ an int32 or a float32 cannot hold is in a range that says so alone.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -46,11 +48,17 @@ def check_numbers(
 
   Raises:
     InputError: a number is out of range, NaN or infinite, or a field holds
-      something else.
+      something else, such as a float where its type is int.
   """
   for name in names:
     field = getattr(config, name)
+    whole = _is_whole(config, name)
     for value in field if isinstance(field, tuple) else (field,):
+      if whole and isinstance(value, float):
+        raise InputError(
+          f"{name} must be an integer, got {value}: leave out what is behind "
+          "the point."
+        )
       if value is not None:
         check_number(
           name,
@@ -61,6 +69,15 @@ def check_numbers(
           below=below,
           unit=unit,
         )
+
+
+def _is_whole(config: Any, name: str) -> bool:
+  """Whether the type of a field of a dataclass takes integers alone."""
+  if not dataclasses.is_dataclass(config):
+    return False
+  kinds = {field.name: field.type for field in dataclasses.fields(config)}
+  words = re.findall(r"\w+", str(kinds.get(name)))
+  return "int" in words and "float" not in words
 
 
 def check_number(

@@ -7,6 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -166,6 +167,28 @@ def test_an_override_says_rule_value_and_remedy(override, message):
 @dataclasses.dataclass(frozen=True)
 class _Numbers:
   value: float | tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+  value: Any = None
+  sizes: Any = ()
+
+
+# Under the tests' type checks a class that says so would refuse it first.
+_Whole.__dataclass_fields__["value"].type = "int | None"
+_Whole.__dataclass_fields__["sizes"].type = "tuple[int, ...]"
+
+
+@pytest.mark.parametrize("value", [2.5, 2.0])
+def test_a_field_of_integers_takes_no_other_number(value):
+  ranges.check_numbers(_Whole(2, (2, 3)), "value", "sizes", at_least=1)
+  for config, name in (
+    (_Whole(value), "value"),
+    (_Whole(1, (value,)), "sizes"),
+  ):
+    with pytest.raises(ValueError, match=f"{name} must be an integer, got 2"):
+      ranges.check_numbers(config, "value", "sizes", at_least=1)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from rapo_jax.models.tensor_files import (
   write_file,
   write_json,
 )
+from rapo_jax.ranges import MAX_FLOAT, MAX_INT
 from rapo_jax.text_files import read_object
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -160,6 +161,12 @@ def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:
     )
     for layout in layouts
   }
+  broken = sorted(n for n, v in values.items() if not np.isfinite(v).all())
+  if broken:
+    raise InputError(
+      f"The numbers of {folder / ADAPTER_WEIGHTS} must be finite, and those of "
+      f"{name_some(broken)} are not; copy or download it again."
+    )
   return with_trainable(
     adapted,
     {name: v.replace(values[name]) for name, v in trainable(adapted).items()},
@@ -190,10 +197,15 @@ def _read_config(path: pathlib.Path, num_layers: int) -> LoraConfig:
       )
   rank: Any = content.get("r")
   alpha: Any = content.get("lora_alpha")
-  if type(rank) is not int or type(alpha) not in (int, float):
+  if (
+    type(rank) is not int
+    or type(alpha) not in (int, float)
+    or not (1 <= rank <= MAX_INT and 0 < alpha <= MAX_FLOAT)
+  ):
     raise InputError(
-      f"{path} must have numbers r and lora_alpha, got r={rank!r} and "
-      f"lora_alpha={alpha!r}; copy or download it again."
+      f"{path} must have an integer r of at least 1 and a finite lora_alpha "
+      f"above 0, got r={rank!r:.30} and lora_alpha={alpha!r:.30}; copy or "
+      "download it again."
     )
   return LoraConfig(
     rank, float(alpha), _read_targets(path, content, num_layers)
@@ -217,7 +229,7 @@ def _read_targets(
     pattern = named
   try:
     ends = re.compile(pattern)
-  except (TypeError, re.error) as error:
+  except (TypeError, re.error, OverflowError, RecursionError) as error:
     raise InputError(
       f"{path} must name the projections under target_modules, in a list or "
       f"by a regular expression, got {named!r}; copy or download it again."
@@ -235,6 +247,11 @@ def _read_targets(
       )
     if all(matched):
       targets.append(target)
+  if not targets:
+    raise InputError(
+      f"target_modules of {path} must name projections of this base, got "
+      f"{named!r:.60}; give the adapters' own base."
+    )
   return tuple(targets)
 
 

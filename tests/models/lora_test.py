@@ -260,8 +260,13 @@ def test_adapters_of_another_base_are_refused(tmp_path):
     {"target_modules": None},
     {"target_modules": r".*\.[01]\.self_attn\.(q_proj"},
     {"r": None},
+    {"target_modules": "q{99999999999999}"},
+    {"target_modules": []},
     {"r": 4.0},
+    {"r": 0},
+    {"r": 2**31},
     {"lora_alpha": "16"},
+    {"lora_alpha": 0},
   ],
   ids=str,
 )
@@ -271,6 +276,16 @@ def test_adapters_that_are_more_than_plain_lora_are_refused(tmp_path, changes):
   edit_adapter_config(tmp_path / "it", changes)
   (name,) = changes
   with pytest.raises(ValueError, match=name):
+    models.load_adapters(base, tmp_path / "it")
+
+
+def test_adapters_that_are_not_finite_are_refused(tmp_path):
+  base = tiny_decoder()
+  model = adapted(base)
+  broken = model.layers.feed_forward.down.lora_a
+  broken[...] = broken[...].at[1, 0, 0].set(np.nan)
+  models.save_adapters(model, tmp_path / "it", base_model="base")
+  with pytest.raises(ValueError, match=r"finite, and those of .*down\.lora_a"):
     models.load_adapters(base, tmp_path / "it")
 
 

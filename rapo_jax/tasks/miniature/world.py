@@ -80,7 +80,7 @@ class WorldConfig:
         )
     for name in ("multihop_hops", "compute_hops", "web_hops"):
       hops = getattr(self, name)
-      if not hops or not all(1 <= h <= MAX_HOPS for h in hops):
+      if not hops or not {*hops} <= {*range(1, MAX_HOPS + 1)}:
         raise InputError(
           f"{name} must hold numbers from 1 to {MAX_HOPS}, got {hops}: longer "
           "chains do not fit the miniature agents' 160 tokens."
