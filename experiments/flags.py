@@ -486,6 +486,12 @@ def _place(
   path = ".".join((*above, name))
   if name not in _names(node):
     raise ConfigError(_unknown(root, node, (*above, *names), above))
+  earlier = changes.get(name)
+  if isinstance(earlier, _Value if rest else dict):
+    raise ConfigError(
+      f"{PREFIX}{path} is given whole, and fields of it, too: leave one of "
+      "them out."
+    )
   if not rest:
     changes[name] = _Value(read(node, name, path))
     return
@@ -496,9 +502,8 @@ def _place(
       f" {_describe(_annotation(node, name))} and has no fields."
       f" Set it whole: {PREFIX}{path}=<value>."
     )
-  below = changes.get(name)
-  if not isinstance(below, dict):
-    below = changes[name] = {}
+  below = changes.setdefault(name, {})
+  assert isinstance(below, dict)
   _place(root, child, rest, (*above, name), read, below)
 
 

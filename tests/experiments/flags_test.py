@@ -14,6 +14,7 @@ import pytest
 from absl.testing import parameterized
 
 from experiments import flags
+from experiments.config import ExperimentConfig
 
 
 class Reduction(enum.Enum):
@@ -351,3 +352,13 @@ def test_load_config_of_a_missing_file_names_the_nearest(tmp_path):
   _write(tmp_path / "quickstart.py", '"""Doc."""')
   with pytest.raises(flags.ConfigError, match=r"Did you mean .*quickstart\.py"):
     flags.load_config(tmp_path / "quickstrat.py")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_field_is_not_set_whole_and_in_part(order):
+  overrides = ["--config.policy.lora=none", "--config.policy.lora.rank=8"]
+  with pytest.raises(flags.ConfigError, match=r"policy\.lora is given whole"):
+    flags.apply_overrides(ExperimentConfig("test"), overrides[::order])
+  overrides = [f"--config.policy.lora.rank={rank}" for rank in (4, 8)]
+  config = flags.apply_overrides(ExperimentConfig("test"), overrides)
+  assert config.policy.lora.rank == 8
