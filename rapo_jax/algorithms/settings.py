@@ -77,7 +77,7 @@ class ObjectiveConfig:
   clip_epsilon_high: float = 0.28
   dual_clip: float | None = None
   aggregation: Aggregation = "sequence"
-  aggregation_length: int | None = None
+  aggregation_length: float | None = None
   kl_coef: float = 0.0
   kl_estimator: Estimator = "k3"
   kl_limit: float | None = None
