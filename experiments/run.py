@@ -672,6 +672,8 @@ def _run(
   tasks = _chosen_tasks(config, known.task)
   seeds = _chosen_seeds(config, known.seed)
   if known.dry_run:
+    if known.workdir is not None:
+      _check_resume(Workdir(known.workdir), known.resume)
     print(checks.dry_run(config, known.workdir, known.stage))
     return 0
   checks.quick_checks(config, known.stage)

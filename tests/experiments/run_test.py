@@ -1124,6 +1124,10 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, capsys):
   assert "set it to 256 or more" in message
   assert "nowhere, which does not exist" in message
 
+  assert run.main([*arguments, "--dry_run", "--resume=must"]) == 2
+  assert "in which an experiment has begun" in capsys.readouterr().err
+  assert not folder.exists()
+
 
 @pytest.mark.parametrize(
   ("override", "message"),
