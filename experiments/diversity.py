@@ -40,7 +40,7 @@ _Rollouts = Sequence[Sequence[str]]
 def measure_run(folder: pathlib.Path, encoder: SentenceEncoder) -> None:
   """Measures the logged rollouts of a run and writes `diversity.json`.
 
-  Nothing is written for a run without hybrid rollouts.
+  A run without hybrid rollouts has nothing to compare, and its file says so.
 
   Args:
     folder: of the run.
@@ -48,6 +48,7 @@ def measure_run(folder: pathlib.Path, encoder: SentenceEncoder) -> None:
   """
   groups = list(_groups(folder))
   if not groups:
+    write_json(folder / DIVERSITY_FILE, {"num_groups": 0})
     return
   texts = {t for pair in groups for side in pair for r in side for t in r}
   ordered = sorted(texts)
@@ -65,10 +66,17 @@ def measure_run(folder: pathlib.Path, encoder: SentenceEncoder) -> None:
   write_json(folder / DIVERSITY_FILE, content | {"num_groups": len(groups)})
 
 
+def is_measured(folder: pathlib.Path) -> bool:
+  """Whether `measure_run` has measured a run, whatever it found."""
+  return (folder / DIVERSITY_FILE).exists()
+
+
 def read_diversity(folder: pathlib.Path) -> Mapping[str, Any] | None:
-  """What `measure_run` wrote; None for a run that was not measured."""
-  path = folder / DIVERSITY_FILE
-  return dict(read_json(path)) if path.exists() else None
+  """What `measure_run` found; None if it did not run, or had no pairs."""
+  if not is_measured(folder):
+    return None
+  found = read_json(folder / DIVERSITY_FILE)
+  return dict(found) if found["num_groups"] else None
 
 
 def measure(

@@ -152,10 +152,15 @@ def run_cell(command: Command, study: Study, cell: Cell) -> None:
 def _measure_diversity(arm: Arm, workdir: Workdir, cell: Cell) -> None:
   """Measures the rollouts of a cell's runs that were not measured before."""
   encoder = load_encoder(arm.config.encoder)
-  for run in all_runs(arm.config, [cell.task], [cell.seed]):
-    folder = workdir.run(run.task, run.name)
-    if diversity.read_diversity(folder) is None:
-      diversity.measure_run(folder, encoder)
+  for folder in _unmeasured(arm, workdir, cell):
+    diversity.measure_run(folder, encoder)
+
+
+def _unmeasured(arm: Arm, workdir: Workdir, cell: Cell) -> list[pathlib.Path]:
+  """Folders of a cell's runs whose diversity was not measured."""
+  runs = all_runs(arm.config, [cell.task], [cell.seed])
+  folders = [workdir.run(run.task, run.name) for run in runs]
+  return [f for f in folders if not diversity.is_measured(f)]
 
 
 _KINDS: Mapping[str, tuple[Fields, ...]] = {
@@ -376,7 +381,8 @@ def _unfinished(
       [cell.task],
       [cell.seed],
     )
-    if not experiment.is_complete():
+    unmeasured = study.diversity and _unmeasured(arm, workdir, cell)
+    if unmeasured or not experiment.is_complete():
       left.append(cell)
   return left
 

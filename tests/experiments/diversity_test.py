@@ -84,7 +84,9 @@ def test_as_many_rollouts_of_each_kind_are_compared(tmp_path):
   assert found["hybrid"]["spread"] == pytest.approx(0.5)
 
 
-def test_a_run_without_hybrid_rollouts_is_not_measured(tmp_path):
+def test_a_run_without_hybrid_rollouts_has_nothing_to_compare(tmp_path):
   _write(tmp_path, [_record(0, hybrid=False, steps=("one", "two"))])
+  assert not diversity.is_measured(tmp_path)
   diversity.measure_run(tmp_path, _Encoder())
+  assert diversity.is_measured(tmp_path)
   assert diversity.read_diversity(tmp_path) is None

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from experiments import diversity
 from experiments import study as study_lib
 from experiments.arms import Arm, Study
 from experiments.flags import with_setting
@@ -44,6 +46,10 @@ def small_study() -> Study:
     "Is a larger buffer better?",
     (_arm("plain", ("grpo",)), one, joined),
   )
+
+
+def measured_study() -> Study:
+  return dataclasses.replace(small_study(), diversity=True)
 
 
 def failing_study() -> Study:
@@ -148,6 +154,20 @@ def test_a_finished_study_is_not_run_again(finished, capfd):
   assert study_lib.main(arguments) == 0
   assert "3 of 3 cells are finished" in capfd.readouterr().out
   assert done.stat().st_mtime_ns == before
+
+
+def test_runs_that_were_cut_off_before_they_were_measured_are_measured(
+  finished, tmp_path, capfd
+):
+  folder = tmp_path / "w"
+  shutil.copytree(finished[1], folder, symlinks=True)
+  arguments = ["--study", _file(tmp_path, "measured_study"), "--arm=one"]
+  arguments += ["--workdir", str(folder)]
+  for before in (0, 1):
+    assert study_lib.main(arguments) == 0
+    assert f"{before} of 1 cells are finished" in capfd.readouterr().out
+    run = arm_folder(folder, "one") / "train/compute/rapo-seed0"
+    assert diversity.read_diversity(run)["num_groups"] > 0
 
 
 def test_two_commands_do_not_run_the_same_task(finished, capfd):
