@@ -91,8 +91,8 @@ def _facts(
       yield label, _code(metadata[name])
   if "code" in metadata:
     yield "code", f"rapo_jax {provenance.describe_code(metadata['code'])}"
-  # <workdir>/train/<task>/<run>
-  starts = provenance.read_starts(run.parents[2])
+  workdir = _workdir(run)
+  starts = provenance.read_starts(workdir) if workdir is not None else []
   if starts:
     last = starts[-1]
     yield "command", _code(last["command"])
@@ -107,7 +107,10 @@ def _facts(
 
 def _evaluation(run: pathlib.Path, update: int) -> Iterator[str]:
   """Accuracy of this very update, if it was evaluated."""
-  path = run.parents[2] / "evaluate" / run.parent.name / f"{run.name}.json"
+  workdir = _workdir(run)
+  if workdir is None:
+    return
+  path = workdir / "evaluate" / run.parent.name / f"{run.name}.json"
   if not path.exists():
     return
   content = read_evaluation(path)
@@ -127,6 +130,11 @@ def _evaluation(run: pathlib.Path, update: int) -> Iterator[str]:
       f"| {name} | {figures['questions']} | {100 * figures['greedy']:.1f} "
       f"| {100 * sampled['mean']:.1f} | {low} to {high} |"
     )
+
+
+def _workdir(run: pathlib.Path) -> pathlib.Path | None:
+  """Where `<workdir>/train/<task>/<run>` lies; None if it is near the root."""
+  return run.parents[2] if len(run.parents) > 2 else None
 
 
 def _code(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -19,7 +20,8 @@ _SETS_THINKING = {
   value: f"{{% set {_THINKING} = {str(value).lower()} %}}\n"
   for value in (True, False)
 }
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_SENTENCEPIECE = "tokenizer.model"
+_VOCABULARIES = ("tokenizer.json", "vocab.json", _SENTENCEPIECE)
 
 
 def load_tokenizer(path_or_hub_id: str | pathlib.Path) -> Any:
@@ -41,6 +43,7 @@ def load_tokenizer(path_or_hub_id: str | pathlib.Path) -> Any:
       f"{', '.join(_VOCABULARIES)}: copy it from the model that the agent was "
       "trained from."
     )
+  _check_sentencepiece(folder)
   try:
     return transformers.AutoTokenizer.from_pretrained(path_or_hub_id)
   # transformers reads config.json, too, and refuses some of its fields.
@@ -54,6 +57,22 @@ def load_tokenizer(path_or_hub_id: str | pathlib.Path) -> Any:
     if type(error) is not Exception:
       raise
     raise _broken(path_or_hub_id, error) from error
+
+
+def _check_sentencepiece(folder: pathlib.Path) -> None:
+  """Refuses a folder with a SentencePiece model alone that nothing reads."""
+  alone = (folder / _SENTENCEPIECE).is_file() and not any(
+    (folder / name).is_file()
+    for name in _VOCABULARIES
+    if name != _SENTENCEPIECE
+  )
+  # transformers would take it for a file of tiktoken's.
+  if alone and importlib.util.find_spec("sentencepiece") is None:
+    raise InputError(
+      f"{folder / _SENTENCEPIECE} needs the package sentencepiece, which is "
+      "not installed: `pip install sentencepiece protobuf`, or copy the "
+      "model's tokenizer.json."
+    )
 
 
 def _broken(path_or_hub_id: str | pathlib.Path, error: Exception) -> InputError:

@@ -27,13 +27,18 @@ _ANSWER_EXAMPLE = (
   r"<think> That settles it. </think><answer> \boxed{43} </answer>"
 )
 # Qwen-like agents think in tags; a template that rewrites them is caught too.
-_SAMPLE_REPLY = r"<think> Let me see. </think><answer> \boxed{42} </answer>"
+_SAMPLE_THOUGHT = "<think> Let me see. </think>"
+_SAMPLE_ANSWER = r"<answer> \boxed{42} </answer>"
 # One that draws one of two texts is caught in all but 2^-31 of the checks.
 _RENDERINGS = 32
 # A prompt's last word: a thought that is open, or one that is empty. It always
 # matches, in the end with nothing.
 _OPENED_THOUGHT = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
-_EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*(?:</think>\s*)?)?")
+# Templates may drop the reply's own thought, and write an empty one before it.
+_THOUGHTS = re.compile(
+  r"\s*(?:<think>\s*(?:</think>\s*)?)?"
+  r"(?:<think>\s*(?:Let me see\.\s*)?</think>\s*)?"
+)
 
 
 READY_TOOLS: Mapping[str, Described] = {
@@ -226,7 +231,7 @@ def check_prefix_preservation(
   for message in query.messages:
     _check_turn(message, text)
   text = _OPENED_THOUGHT.sub("", text)
-  reply = {"role": "assistant", "content": _SAMPLE_REPLY}
+  reply = {"role": "assistant", "content": _SAMPLE_THOUGHT + _SAMPLE_ANSWER}
   answered = chat.render(
     tokenizer,
     (*query.messages, reply),
@@ -293,10 +298,10 @@ def _check_generation_prompt(behind: str) -> None:
     behind: what the template writes behind the prompt once a reply is there.
 
   Raises:
-    InputError: there is more than an empty thought before the reply.
+    InputError: there is more than thoughts before the reply's answer.
   """
-  between, found, _ = behind.partition(_SAMPLE_REPLY)
-  if found and not _EMPTY_THOUGHT.fullmatch(between):
+  between, found, _ = behind.partition(_SAMPLE_ANSWER)
+  if found and not _THOUGHTS.fullmatch(between):
     raise InputError(
       "the chat template must begin the agent's turn where "
       f"add_generation_prompt is true, and leaves out {between!r}: write it "

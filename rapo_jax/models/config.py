@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -197,7 +196,14 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-_UNREAD_ROPE_FIELDS = ("long_factor", "short_factor", "mrope_section")
+_COMMON_ROPE_FIELDS = (
+  "finetuned",  # Says how a model was made, and nothing of what it computes.
+  "original_max_position_embeddings",
+  "partial_rotary_factor",
+  "rope_theta",
+  "rope_type",
+  "type",
+)
 
 LoraTarget = Literal["query", "key", "value", "out", "gate", "up", "down"]
 """Projections of a layer that may have an adapter."""
@@ -567,14 +573,23 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
       f"rope_type must be a text, got {rope_type!r}; correct the configuration."
     )
   read = _ROPE_FIELDS.get(rope_type, ())
-  stretching = {*_UNREAD_ROPE_FIELDS, *itertools.chain(*_ROPE_FIELDS.values())}
-  stretching -= {*read, "original_max_position_embeddings"}
-  ignored = sorted(n for n in stretching if rope.get(n) is not None)
+  ignored = sorted(
+    name
+    for name, value in rope.items()
+    if value is not None and name not in (*read, *_COMMON_ROPE_FIELDS)
+  )
   if rope_type in _ROPE_FIELDS and ignored:
+    remedy = "name the type that reads it as rope_type, or leave it out."
+    if rope_type == "yarn" and ignored[0] == "attn_factor":
+      # Of vLLM: it multiplies what the factor alone would give.
+      remedy = (
+        "write attention_factor = attn_factor * (0.1 * ln(factor) + 1) in its "
+        "place where the model was trained with it, or leave it out."
+      )
     raise InputError(
       f"The rotary type {rope_type} reads {', '.join(read) or 'theta alone'}, "
-      f"and the configuration has {ignored[0]}={rope[ignored[0]]!r} too; name "
-      "the type that reads it as rope_type, or leave it out."
+      f"and the configuration has {ignored[0]}={rope[ignored[0]]!r} too; "
+      f"{remedy}"
     )
   for name in {*read, "rope_theta"} - {"truncate"}:
     if rope.get(name) is not None and not _is_number(rope[name]):

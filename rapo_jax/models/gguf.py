@@ -153,6 +153,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufModel:
   stored = {tensor.name: tensor for tensor in reader.tensors}
   try:
     said = {name: _contents(reader.fields[name]) for name in reader.fields}
+    _check_whole(said)
     config = _config(said, stored)
     sources = _sources(config, stored)
     _check_quantisations(stored)
@@ -170,6 +171,16 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufModel:
     tensors={name: stored[source] for name, source in sources.items()},
     quantisations=collections.Counter(kinds),
   )
+
+
+def _check_whole(said: Mapping[str, Any]) -> None:
+  """Refuses one of the parts that a large model was split into."""
+  parts = said.get("split.count", 1)
+  if isinstance(parts, int) and parts > 1:
+    raise InputError(
+      f"a GGUF file must hold a whole model, and this is one of {parts} parts: "
+      "join them with `llama-gguf-split --merge <first part> <whole file>`."
+    )
 
 
 def write_folder(

@@ -34,6 +34,25 @@ def _may_be_on_hub(name: str) -> bool:
   return True
 
 
+def cached_folder(
+  path_or_hub_id: str | os.PathLike[str],
+) -> pathlib.Path | None:
+  """The folder of a model as far as it is on this disk; downloads nothing.
+
+  Args:
+    path_or_hub_id: as for `local_folder`.
+
+  Returns:
+    None for a hub's model whose configuration is not in the cache.
+  """
+  if not is_hub_id(path_or_hub_id):
+    return pathlib.Path(path_or_hub_id)
+  config = huggingface_hub.try_to_load_from_cache(
+    str(path_or_hub_id), "config.json"
+  )
+  return pathlib.Path(config).parent if isinstance(config, str) else None
+
+
 def local_folder(path_or_hub_id: str | os.PathLike[str]) -> pathlib.Path:
   """Returns the folder of a model, downloading it if it is a hub's.
 

@@ -24,6 +24,7 @@ from rapo_jax.models import (
   KV_BLOCK,
   Decoder,
   end_token_ids,
+  hub,
   sharding,
 )
 from rapo_jax.rollout import automaton as automaton_lib
@@ -73,8 +74,8 @@ class RolloutEngine:
       without it each rollout places the whole model.
     end_ids: tokens that end the policy's turn, as its model's files name them
       (`models.end_token_ids`); None reads those in the folder that the
-      tokenizer was loaded from. The tokenizer's end of text, and what its
-      chat template ends a turn with, are always among them.
+      tokenizer was loaded from, or in the hub's cache. The tokenizer's end of
+      text, and what its chat template ends a turn with, are always among them.
     between_steps: what happens between steps in place of retrieval; None for
       nothing else.
     forks: which rollouts of a question begin as copies of others; None lets
@@ -455,7 +456,7 @@ def turn_end_ids(
   Args:
     tokenizer: a Hugging Face tokenizer.
     named: those of the model's files (`models.end_token_ids`); None reads those
-      in the folder that the tokenizer is from.
+      in the folder that the tokenizer is from, or in the hub's cache.
     vocab_size: rows of the embedding.
 
   Raises:
@@ -463,7 +464,8 @@ def turn_end_ids(
       file of the model is broken.
   """
   if named is None:
-    folder = tokenizer.name_or_path
+    name = tokenizer.name_or_path
+    folder = hub.cached_folder(name) if name else None
     named = end_token_ids(folder) if folder else ()
   ids = {*tokenizer_end_ids(tokenizer), *named}
   if not ids:

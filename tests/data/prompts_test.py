@@ -135,6 +135,12 @@ def test_append_only_templates_pass(tokenizer, query):
       APPEND_ONLY.partition("{% if add_generation_prompt")[0],
       "must begin the agent's turn .*assistant",
     ),
+    (
+      APPEND_ONLY.partition("{% if add_generation_prompt")[0].replace(
+        CONTENT, f"{CONTENT}.split('</think>')[-1]"
+      ),
+      "must begin the agent's turn .*assistant",
+    ),
   ],
 )
 def test_other_templates_are_refused(

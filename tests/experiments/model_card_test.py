@@ -105,7 +105,8 @@ def test_a_folder_is_no_hub_name(run, tmp_path):
   assert str(tmp_path) not in card
 
 
-def test_a_checkpoint_that_was_copied_away_has_a_card(tmp_path):
-  card = card_of(tmp_path / "a" / "b" / "c", {}, update=3)
+@pytest.mark.parametrize("folder", ["a/b/c", "/copied"])
+def test_a_checkpoint_that_was_copied_away_has_a_card(tmp_path, folder):
+  card = card_of(tmp_path / folder, {}, update=3)
   assert "# org/name, trained\n" in card
   assert "| updates | 3 |" in card

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
-from experiments.tokenizer_files import set_chat_template
+from experiments.tokenizer_files import load_tokenizer, set_chat_template
 from rapo_jax import data
 from rapo_jax.errors import InputError
 from tests.data import chat_test
@@ -28,6 +30,13 @@ QUERY = data.Query(
 def prompt(tokenizer) -> str:
   data.check_prefix_preservation(tokenizer, QUERY)
   return tokenizer.decode(data.encode_prompt(tokenizer, QUERY, 200))
+
+
+def test_a_sentencepiece_model_alone_needs_its_package(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  (tmp_path / "tokenizer.model").write_bytes(b"")
+  with pytest.raises(InputError, match="pip install sentencepiece protobuf"):
+    load_tokenizer(tmp_path)
 
 
 def test_a_template_from_a_file(tmp_path):

@@ -166,6 +166,15 @@ class FromHfTest(parameterized.TestCase):
       {"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}},
       "mrope_section=",
     ),
+    # transformers passes over it, and vLLM multiplies by it.
+    (
+      {"rope_scaling": {"type": "yarn", "factor": 4.0, "attn_factor": 0.878}},
+      r"attn_factor=0.878 too; write attention_factor = attn_factor \*",
+    ),
+    (
+      {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fst": 32}},
+      "beta_fst=32 too; name the type",
+    ),
     (
       {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
       "one each for full_attention",

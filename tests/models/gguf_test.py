@@ -202,6 +202,7 @@ def test_tensors_that_are_refused(file, changed, match):
     ({"llama.attention.head_count_kv": [2, 1]}, "head_count_kv must be one"),
     ({"llama.block_count": None}, "block_count must be one positive .* None"),
     ({"llama.rope.dimension_count": 4}, "dimension_count must be the width"),
+    ({"split.count": 3}, "is one of 3 parts: join them with `llama-gguf-spl"),
     ({"tokenizer.ggml.model": "llama"}, "byte-level BPE, got 'llama'"),
     ({"tokenizer.ggml.pre": "tekken"}, "got 'tekken': texts would be cut"),
     ({"tokenizer.ggml.pre": None}, "got None: texts would be cut"),

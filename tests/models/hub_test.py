@@ -35,6 +35,14 @@ class LocalFolderTest(parameterized.TestCase):
     self.assertEqual(loaded.config, config)
     self.assertEqual(download.call_args.args, ("Qwen/Qwen3-14B",))
 
+  def test_a_name_that_is_not_in_the_cache_has_no_folder_yet(self):
+    self.assertEqual(hub.cached_folder(self.folder), self.folder)
+    found = mock.patch.object(
+      huggingface_hub, "try_to_load_from_cache", return_value=None
+    )
+    with found:
+      self.assertIsNone(hub.cached_folder("Qwen/Qwen3-14B"))
+
   @parameterized.parameters("m/a--b", "m/a..b", "m/x.git", "м/имя")
   def test_a_name_that_no_hub_takes_is_a_folder(self, name):
     self.assertFalse(hub.is_hub_id(name))

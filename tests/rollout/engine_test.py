@@ -7,6 +7,7 @@ import itertools
 import time
 from unittest import mock
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -422,9 +423,9 @@ def _policy_of(num_ids, written):
   return model
 
 
-@pytest.mark.parametrize("named_by", ["template", "files", "argument"])
+@pytest.mark.parametrize("named_by", ["template", "files", "hub", "argument"])
 def test_the_policy_stops_at_every_end_of_a_turn(
-  tmp_path, queries, prompts, echo_tool, named_by
+  tmp_path, queries, prompts, echo_tool, named_by, monkeypatch
 ):
   tokenizer = _tokenizer_of_turns()
   turn = tokenizer.convert_tokens_to_ids("<|turn|>")
@@ -440,6 +441,12 @@ def test_the_policy_stops_at_every_end_of_a_turn(
       f'{{"eos_token_id": [{turn}]}}', encoding="utf-8"
     )
     tokenizer.name_or_path = str(tmp_path)
+  if named_by == "hub":
+    tokenizer.name_or_path = "Some/Model"
+    cached = {("Some/Model", "config.json"): str(tmp_path / "config.json")}
+    monkeypatch.setattr(
+      huggingface_hub, "try_to_load_from_cache", lambda *key: cached[key]
+    )
   ends = [turn, tokenizer.eos_token_id]
   a = tokenizer.convert_tokens_to_ids("a")
   model = _policy_of(len(tokenizer), [a, *ends])
