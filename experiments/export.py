@@ -103,9 +103,7 @@ def export(
   with files.replaced_folder(output) as temporary:
     if adapters:
       models.save_adapters(model, temporary, base_model=source)
-      loaded = models.load_adapters(
-        models.from_pretrained(source, dtype=model.config.dtype), temporary
-      )
+      models.copy_tokenizer(source, temporary)
     else:
       models.save_pretrained(
         _plain(model, written),
@@ -113,11 +111,11 @@ def export(
         source=source,
         end_ids=description.get(END_IDS, ()),
       )
-      template = description.get(CHAT_TEMPLATE)
-      if template is not None:
-        # Readers take it before the one in the tokenizer's configuration.
-        (temporary / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
-      loaded = models.from_pretrained(temporary, dtype=written)
+    template = description.get(CHAT_TEMPLATE)
+    if template is not None:
+      # Readers take it before the one in the tokenizer's configuration.
+      (temporary / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    loaded = _load(temporary, source, model.config.dtype, written, adapters)
     card = model_card.model_card(
       _run_folder(checkpoint),
       description,
@@ -213,6 +211,17 @@ def _restore(
   found.checkpoints.close()
   check_finite(model, f"checkpoint {found.update} of {path}")
   return found, model, source, metadata
+
+
+def _load(
+  folder: pathlib.Path, source: str, dtype: str, written: str, adapters: bool
+) -> models.Decoder:
+  """What an export computes: adapters beside a base in its own dtype."""
+  if not adapters:
+    return models.from_pretrained(folder, dtype=written)
+  return models.load_adapters(
+    models.from_pretrained(source, dtype=dtype), folder
+  )
 
 
 def _check_output(output: pathlib.Path, source: str) -> None:

@@ -87,7 +87,10 @@ def write_end(
   )
   if model.config.lora is not None:
     models.save_adapters(
-      model, folder / ADAPTERS_FOLDER, base_model=task.start_path.absolute()
+      model,
+      folder / ADAPTERS_FOLDER,
+      base_model=task.start_path.absolute(),
+      tokenizer=task.tokenizer,
     )
   written = describe_files(folder / POLICY_FOLDER)
   write_json(

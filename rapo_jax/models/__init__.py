@@ -4,7 +4,7 @@ from rapo_jax.models.adapter_files import load_adapters, save_adapters
 from rapo_jax.models.attention import KV_BLOCK, reads_prefixes
 from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat, nested_group
-from rapo_jax.models.export import gather, save_pretrained
+from rapo_jax.models.export import copy_tokenizer, gather, save_pretrained
 from rapo_jax.models.huggingface import (
   check_pretrained,
   end_token_ids,
@@ -35,6 +35,7 @@ __all__ = [
   "RopeConfig",
   "add_adapters",
   "check_pretrained",
+  "copy_tokenizer",
   "end_token_ids",
   "fingerprint",
   "from_pretrained",

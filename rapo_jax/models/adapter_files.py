@@ -69,6 +69,7 @@ def save_adapters(
   path: str | os.PathLike[str],
   *,
   base_model: str | os.PathLike[str],
+  tokenizer: Any = None,
 ) -> None:
   """Writes the adapters alone, as PEFT and vLLM load them.
 
@@ -80,6 +81,8 @@ def save_adapters(
     path: folder to create or to replace.
     base_model: folder or hub name of the model without them, which the
       configuration names.
+    tokenizer: a transformers tokenizer to save along, chat template included.
+      Servers take it in place of the base's.
 
   Raises:
     InputError: the model has no adapters, or they lie on devices of other
@@ -111,6 +114,8 @@ def save_adapters(
         "task_type": "CAUSAL_LM",
       },
     )
+    if tokenizer is not None:
+      tokenizer.save_pretrained(temporary)
 
 
 def load_adapters(model: Decoder, path: str | os.PathLike[str]) -> Decoder:

@@ -127,9 +127,22 @@ def save_pretrained(
     if tokenizer is not None:
       tokenizer.save_pretrained(temporary)
     elif origin is not None:
-      for name in _TOKENIZER_FILES:
-        if (origin / name).is_file():
-          shutil.copyfile(origin / name, temporary / name)
+      copy_tokenizer(origin, temporary)
+
+
+def copy_tokenizer(
+  source: str | os.PathLike[str], target: str | os.PathLike[str]
+) -> None:
+  """Copies the files of a tokenizer, its chat template among them.
+
+  Args:
+    source: the model that has it, a folder or a hub's name.
+    target: a folder that is there.
+  """
+  origin = hub.local_folder(source)
+  for name in _TOKENIZER_FILES:
+    if (origin / name).is_file():
+      shutil.copyfile(origin / name, pathlib.Path(target) / name)
 
 
 @contextlib.contextmanager

@@ -175,8 +175,11 @@ def test_adapters_are_written_apart(tmp_path, capsys):
   assert run(tmp_path, "--adapters") == 0
   assert "the adapters after update 10" in capsys.readouterr().out
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-    *("README.md", "adapter_config.json", "adapter_model.safetensors")
+    *("README.md", "adapter_config.json", "adapter_model.safetensors"),
+    *("chat_template.jinja", "tokenizer.json"),
   ]
+  template = tmp_path / "out" / "chat_template.jinja"
+  assert template.read_text(encoding="utf-8") == "{{ trained }}"
   loaded = models.load_adapters(tiny_decoder(), tmp_path / "out")
   assert same(models.trainable(loaded), models.trainable(model))
 

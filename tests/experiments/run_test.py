@@ -540,7 +540,9 @@ def test_adapters_are_trained_merged_written_apart_and_exported(
   assert all("lora_" in name or "count" in name for name in saved)
   # The policy is the base agent with the adapters merged into it.
   base = models.from_pretrained(folder / "agents" / "compute" / "base")
-  adapted = models.load_adapters(base, run_folder / run_lib.ADAPTERS_FOLDER)
+  adapters = run_folder / run_lib.ADAPTERS_FOLDER
+  adapted = models.load_adapters(base, adapters)
+  assert (adapters / "tokenizer.json").exists()
   policy = models.from_pretrained(run_folder / run_lib.POLICY_FOLDER)
   expected = models.merge_adapters(adapted)
   assert jax.tree.all(jax.tree.map(np.array_equal, policy, expected))
