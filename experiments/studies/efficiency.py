@@ -6,9 +6,9 @@ A policy that answers early is cheap, so whole runs of two methods compare two
 policies. Here the learning rate is 0: all methods roll out the base agent on
 the same questions for 20 updates, and tokens, tool calls and seconds compare
 like with like (the report's section on cost). Three families and two seeds.
-Seconds mean something with `--processes=1` on an idle machine. Those of `hybrid`
-are too few even there: it asks what `rapo` has asked, and the runs of a process
-share the embeddings of texts that return.
+Seconds mean something with `--processes=1` on an idle machine. Those of
+`hybrid` are too few even there: it asks what `rapo` has asked, and the runs of
+a process share the embeddings of texts that return.
 """
 
 import dataclasses
