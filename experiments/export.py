@@ -29,11 +29,13 @@ from experiments.help_text import HelpFormatter
 from experiments.policies import (
   CHAT_TEMPLATE,
   END_IDS,
+  TOKENIZER_DIGEST,
   check_finite,
   open_policy,
 )
 from rapo_jax import files, models
 from rapo_jax.errors import InputError
+from rapo_jax.models import hub
 from rapo_jax.models.checkpoint_layout import MARKS
 from rapo_jax.training import Checkpoints
 
@@ -88,8 +90,9 @@ def export(
     base: where the base agent lies; None for where it lay in the run.
 
   Raises:
-    ExportError: the checkpoint is missing, the output is not an export, or the
-      export's logits differ from the checkpoint's. The output is as it was.
+    ExportError: the checkpoint is missing, the base agent has another
+      tokenizer than then, the output is not an export, or the export's logits
+      differ from the checkpoint's. The output is as it was.
     InputError: the base agent is not there, or the output cannot be written.
   """
   found, model, source, description = _restore(checkpoint, base)
@@ -207,10 +210,33 @@ def _restore(
     )
   source = base or metadata["source"]
   like = open_policy(metadata, source)
+  _check_tokenizer(source, metadata.get(TOKENIZER_DIGEST))
   model = found.checkpoints.restore_policy(found.update, like)
   found.checkpoints.close()
   check_finite(model, f"checkpoint {found.update} of {path}")
   return found, model, source, metadata
+
+
+def _check_tokenizer(source: str, then: str | None) -> None:
+  """Refuses a tokenizer that the policy was not trained with.
+
+  Args:
+    source: folder or hub name of the base agent.
+    then: digest of its tokenizer when the run trained; None if none was kept.
+
+  Raises:
+    ExportError: it has another one now.
+  """
+  folder = hub.local_folder(source)
+  if then is None or not folder.is_dir():
+    return  # That it is missing is said where it is read.
+  now = models.tokenizer_digest(source)
+  if now != then:
+    raise ExportError(
+      "an export gets the tokenizer and the chat template that its policy was "
+      f"trained with, of SHA-256 {then}, and those in {source} have {now}: "
+      "give the base agent of then with --base."
+    )
 
 
 def _load(

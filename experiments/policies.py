@@ -24,9 +24,12 @@ _SHOWN_NAMES = 5
 
 BASE_FINGERPRINT = "base_fingerprint"
 """Where a description has `models.fingerprint` of what lies under adapters."""
+TOKENIZER_DIGEST = "tokenizer_sha256"
+"""Where it has `models.tokenizer_digest` of the base agent."""
 END_IDS = "end_ids"
-CHAT_TEMPLATE = "chat_template"
 """Where it has the tokens that end the policy's turns."""
+CHAT_TEMPLATE = "chat_template"
+"""Where it has a template in place of the base agent's; None for that one."""
 
 
 @hosts.led
@@ -124,6 +127,7 @@ def describe_policy(
   description: dict[str, Any] = {
     END_IDS: list(end_ids),
     CHAT_TEMPLATE: chat_template,
+    TOKENIZER_DIGEST: models.tokenizer_digest(base_path),
     "source": str(base_path.absolute()),
     "model": dataclasses.asdict(model.config),
   }

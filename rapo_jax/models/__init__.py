@@ -4,7 +4,12 @@ from rapo_jax.models.adapter_files import load_adapters, save_adapters
 from rapo_jax.models.attention import KV_BLOCK, reads_prefixes
 from rapo_jax.models.config import DecoderConfig, LoraConfig, RopeConfig
 from rapo_jax.models.decoder import Decoder, KVCache, Remat, nested_group
-from rapo_jax.models.export import copy_tokenizer, gather, save_pretrained
+from rapo_jax.models.export import (
+  copy_tokenizer,
+  gather,
+  save_pretrained,
+  tokenizer_digest,
+)
 from rapo_jax.models.huggingface import (
   check_pretrained,
   end_token_ids,
@@ -48,6 +53,7 @@ __all__ = [
   "save_pretrained",
   "token_log_probs",
   "token_loss_sum",
+  "tokenizer_digest",
   "trainable",
   "with_adapters_of",
   "with_trainable",

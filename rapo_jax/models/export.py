@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import hashlib
 import operator
 import os
 import pathlib
@@ -139,10 +140,29 @@ def copy_tokenizer(
     source: the model that has it, a folder or a hub's name.
     target: a folder that is there.
   """
+  for path in _tokenizer_files(source):
+    shutil.copyfile(path, pathlib.Path(target) / path.name)
+
+
+def tokenizer_digest(source: str | os.PathLike[str]) -> str:
+  """SHA-256 of what `copy_tokenizer` copies, names and bytes.
+
+  Args:
+    source: the model that has it, a folder or a hub's name.
+  """
+  digest = hashlib.sha256()
+  for path in _tokenizer_files(source):
+    with path.open("rb") as file:
+      content = hashlib.file_digest(file, "sha256")
+    digest.update(f"{path.name} {content.hexdigest()}\n".encode())
+  return digest.hexdigest()
+
+
+def _tokenizer_files(source: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """The files of a tokenizer that a model's folder has."""
   origin = hub.local_folder(source)
-  for name in _TOKENIZER_FILES:
-    if (origin / name).is_file():
-      shutil.copyfile(origin / name, pathlib.Path(target) / name)
+  paths = (origin / name for name in _TOKENIZER_FILES)
+  return [path for path in paths if path.is_file()]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,18 @@ def test_a_base_that_has_changed_is_refused(tmp_path, capsys):
   assert "over the base agent that they were trained over" in error
   assert "give the one of then with --base" in error
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_tokenizer_that_has_changed_is_refused(tmp_path, capsys, lora):
+  write_run(tmp_path, lora=lora)
+  file = tmp_path / "base" / "tokenizer.json"
+  shutil.copytree(tmp_path / "base", tmp_path / "kept")
+  file.write_text('{"a": 2}', encoding="utf-8")
+  assert run(tmp_path) == 2
+  assert "give the base agent of then with --base" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+  assert run(tmp_path, "--base", str(tmp_path / "kept")) == 0
 
 
 @pytest.mark.parametrize(
