@@ -44,7 +44,7 @@ _MINUS_ZERO = re.compile(
 )
 _RANGE = re.compile(r"(?<=[0-9]) ?- ?(?=[0-9])")
 _POINT = re.compile(r"(?<![^\s(\[{,+-])\.(?=[0-9])")
-_PLUS = re.compile(r"(?<![^\s(\[{,=])\+(?=[0-9.])")
+_PLUS = re.compile(r"(?<![^\s(\[{,=])\+(?=[0-9.∞])")
 _LIST_COMMA = re.compile(r"(?<=[0-9])[,;](?=-?[.0-9])")
 _LIST_MARK = re.compile("[,;、](?=[^,;、])")
 _COLON = re.compile(r"(?<=[0-9]) ?: ?(?=[0-9])")

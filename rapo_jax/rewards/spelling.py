@@ -23,9 +23,10 @@ _BY_CATEGORY = {
   for category in ("Sc", "Cf")
 }
 _MONEY_SIGNS = re.escape(_BY_CATEGORY["Sc"])
-# After a number or a name, a dash with spaces is no sign.
+# After a number or a name, a dash with spaces is no sign. One letter may be a
+# variable.
 _LOOSE_SIGN = re.compile(
-  rf"(^|[(\[{{,;:=|] ?|(?<!\S)[a-z]+ )([-+±]) (?=\\?[0-9.{_MONEY_SIGNS}])"
+  rf"(^|[(\[{{,;:=|] ?|(?<!\S)[a-z]{{2,}} )([-+±]) (?=\\?[0-9.{_MONEY_SIGNS}])"
 )
 _MONEY = re.compile(
   rf"((?<![\w)\]}}$])-)?((?:\b[A-Z]{{1,3}})?\\?[{_MONEY_SIGNS}])"
@@ -81,6 +82,8 @@ _COMMANDS = {
   **dict.fromkeys(["ne", "neq"], "!="),
   **dict.fromkeys(["lt"], "<"),
   **dict.fromkeys(["gt"], ">"),
+  **{"bigcup": "∪", "bigcap": "∩"},
+  **dict.fromkeys(["dbinom", "tbinom"], "\\binom"),
   **dict.fromkeys(["dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"], "\\frac"),
   **dict.fromkeys(["ldots", "dots"], "..."),
   **dict.fromkeys(["vert", "lvert", "rvert", "mid"], "|"),
@@ -125,7 +128,11 @@ _BARE_POWER = re.compile(r"\^(-?[0-9]{2,}|-[0-9])")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SIZE = re.compile(rf"\\(?:{_SIZES})(?![A-Za-z])")
 _FONT = re.compile(rf"\\(?:{_FONTS})(?![A-Za-z])")
-_IN_FONT = re.compile(rf"\\(?:{_FONTS}) ?\{{([^{{}}\\]*)\}}")
+# With braces in it, of two levels.
+_IN_FONT = re.compile(
+  rf"\\(?:{_FONTS}) ?\{{((?:[^{{}}]"
+  r"|\{(?:[^{}]|\{[^{}]{0,100}\}){0,100}\}){0,200})\}"
+)
 # `^\circ` and `^{\circ}` before the command goes, so that no `^` is left.
 _DEGREE = re.compile(r"\^\s?(?:\{\s?)?\\(?:circ|degree)(?![A-Za-z])(?:\s?\})?")
 _GROUPED = re.compile(
@@ -137,6 +144,7 @@ _ESCAPED = re.compile(r"\\([%&#_${}'\"])")
 _SPACES = re.compile(r"\s+")
 _PART = r" ?(?:\{((?:[^{}]|\{[^{}]{0,100}\}){0,200})\}|([^\W_]))"
 _FRACTION = re.compile(rf"\\frac{_PART}{_PART}")
+_TWO_WORDS = re.compile(r"[^\W\d_]{2,} [^\W\d_]{2,}")
 # What needs no brackets below a slash, and above it.
 _NUMBER = r"[0-9.]+(?:,[0-9]{3})*"
 _RAISED = r"(?:[√^](?:[^\W_]|\{[^{}]{1,100}\}))"
@@ -213,7 +221,8 @@ def _without_tex(text: str) -> str:
   text = _ACCENT.sub(_accented, _COLOUR.sub("", _GROUPED.sub(",", text)))
   text = _PRIME.sub("'", text)
   text = _COMMAND.sub(_named, _SIZE.sub("", _DEGREE.sub("°", text)))
-  text = _FONT.sub("", _IN_FONT.sub(r"\1", text))
+  # Twice: a font may stand in another.
+  text = _FONT.sub("", _IN_FONT.sub(r"\1", _IN_FONT.sub(r"\1", text)))
   # Twice: a fraction may stand in another.
   text = _FRACTION.sub(_slash, _FRACTION.sub(_slash, _SPACE.sub(" ", text)))
   text = _NOTHING.sub("", _ESCAPED.sub(r"\1", text))
@@ -236,10 +245,15 @@ def _accented(match: re.Match[str]) -> str:
   return unicodedata.normalize("NFC", letter + _ACCENTS[accent])
 
 
+def _close(part: str) -> str:
+  """A part of a fraction without spaces, unless it is of words."""
+  return part.strip() if _TWO_WORDS.search(part) else _SPACES.sub("", part)
+
+
 def _slash(match: re.Match[str]) -> str:
   """A fraction as `a/b`, with brackets where a part is no single thing."""
   over, over_short, under, under_short = match.groups()
-  parts = [over_short or over.strip(), under_short or under.strip()]
+  parts = [over_short or _close(over), under_short or _close(under)]
   above, below = [
     part if simple.fullmatch(part) else f"({part})"
     for part, simple in zip(parts, _SIMPLE, strict=True)

@@ -189,6 +189,19 @@ def test_token_f1(prediction: str, truth: str, expected: float):
     (r"45^\circ 30'", "45°30'"),
     ("60°-90°", "60-90"),
     ("5‰", "5 ‰"),
+    ("n + 1", "n+1"),
+    ("m + 2n", "m+2n"),
+    ("( x + 1 )^2", "(x + 1)^2"),
+    (r"\frac{3 \pi}{4}", r"\frac{3\pi}{4}"),
+    (r"\frac{2 \sqrt{5}}{5}", r"\frac{2\sqrt{5}}{5}"),
+    (r"\mathbf{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\mathbf{\frac{\sqrt{3}}{2}}", r"\frac{\sqrt{3}}{2}"),
+    (r"\textbf{\text{Paris}}", "Paris"),
+    (r"\text{$\frac{1}{2}$}", r"\frac{1}{2}"),
+    (r"[0,+\infty)", r"[0,\infty)"),
+    (r"(0,1)\bigcup(2,3)", r"(0,1)\cup(2,3)"),
+    (r"\dbinom{4}{2}", r"\binom{4}{2}"),
+    (r"\frac{red apples}{green apples}", "(red apples)/(green apples)"),
   ],
 )
 def test_spellings_of_one_answer(one: str, other: str):
@@ -253,6 +266,9 @@ def test_spellings_of_one_answer(one: str, other: str):
     ("1a", "1"),
     ("5x", "x=5"),
     ("5‰", "5"),
+    ("a + 1", "1"),
+    ("( x + 1 )^2", "(x1)^2"),
+    ("n - 1", "-1"),
   ],
 )
 def test_two_answers(one: str, other: str):
@@ -319,7 +335,7 @@ def test_f1_is_a_share_and_a_match_is_full(one: str, other: str):
       "~",
     ),
     *("√(", "sqrt", "√1", "^-1", r"\"", r"\'{", r"\c{", "1'", "€-", "1!", "pi"),
-    *(r"\color{", "①", "1:", "a,"),
+    *(r"\color{", "①", "1:", "a,", r"\mathbf{", r"\text{{a}"),
   ],
 )
 def test_long_answers_take_linear_time(piece: str):
