@@ -8,6 +8,7 @@ imports nothing of this project, so that it starts within a second.
 from __future__ import annotations
 
 import decimal
+import fractions
 import json
 import logging
 import re
@@ -26,7 +27,8 @@ _SCALES = {
 # Words that change a number; a unit does not.
 _QUANTITY = re.compile(
   rf"\b(?:{'|'.join(_SCALES)}|squared|cubed|factorial|dozen|half|halves"
-  r"|thirds?|quarters?|negative|minus|plus)\b"
+  r"|thirds?|quarters?|negative|minus|plus"
+  r"|am|pm|increase|decrease)\b"
 )
 # 2.5 million and 2.5 \text{ million}; of 1/2 million the 2 alone is no number.
 _SCALED = re.compile(
@@ -45,14 +47,27 @@ _UNIT = re.compile(
 )
 
 
+# Letters, dates and ratios, whose parts the library would multiply.
+_LETTERS = re.compile(
+  r"\s*(?:\\(?:text|mathrm|textrm|mbox) *\{)?([A-Za-z]+)\}?\s*"
+)
+_DATE = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}\s*")
+_BASE = re.compile(r"_ *\{?([0-9]+)\}?\s*\Z")
+_PARTS = re.compile(r" *(?::| to ) *")
+_PART = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?(?:/[0-9]{1,20})?")
+
+
 def equal(answer: str, truth: str) -> bool:
   """Whether two answers are the same mathematics, units apart."""
   import math_verify
 
   answer, truth = (_SCALED.sub(_times_scale, t) for t in (answer, truth))
   quantities = [_QUANTITY.findall(text.lower()) for text in (answer, truth)]
-  if quantities[0] != quantities[1]:
+  if quantities[0] != quantities[1] or _differ(answer, truth):
     return False
+  ratios = _ratio(answer), _ratio(truth)
+  if ratios[0] and ratios[1]:
+    return _proportional(*ratios)
 
   def same(first: str, second: str) -> bool:
     # Time limits of the library work by signals; ours is the process.
@@ -74,6 +89,49 @@ def equal(answer: str, truth: str) -> bool:
     return True
   numbers = [_without_unit(truth), _without_unit(answer)]
   return numbers != [truth, answer] and same(*numbers)
+
+
+def _differ(first: str, second: str) -> bool:
+  """Whether two texts differ in what the library does not look at.
+
+  Words of the same letters in another order, days, and bases of numbers.
+  """
+  letters = [_LETTERS.fullmatch(text) for text in (first, second)]
+  if letters[0] and letters[1]:
+    one, other = letters[0][1].casefold(), letters[1][1].casefold()
+    return one != other and sorted(one) == sorted(other)
+  bases = [_BASE.search(text) for text in (first, second)]
+  if bases[0] and bases[1] and bases[0][1] != bases[1][1]:
+    return True
+  dates = all(_DATE.fullmatch(text) for text in (first, second))
+  return dates and first.strip() != second.strip()
+
+
+def _ratio(text: str) -> list[fractions.Fraction]:
+  """Parts of `3:4` or `3 to 4`; none of anything else."""
+  parts = _PARTS.split(text.strip())
+  if len(parts) < 2 or not all(map(_PART.fullmatch, parts)):
+    return []
+  wholes = [part.split("/") for part in parts]
+  if any(len(whole) > 1 and not int(whole[1]) for whole in wholes):
+    return []
+  return [
+    fractions.Fraction(over) / int(under[0] if under else 1)
+    for over, *under in wholes
+  ]
+
+
+def _proportional(
+  first: list[fractions.Fraction], second: list[fractions.Fraction]
+) -> bool:
+  """Whether two ratios are one."""
+  totals = sum(first), sum(second)
+  if len(first) != len(second) or not all(totals):
+    return first == second
+  return all(
+    one * totals[1] == other * totals[0]
+    for one, other in zip(first, second, strict=True)
+  )
 
 
 def _times_scale(found: re.Match[str]) -> str:

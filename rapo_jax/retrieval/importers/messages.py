@@ -34,10 +34,10 @@ from rapo_jax.tools import tags
 Reward = Callable[[str, Sequence[str]], float]
 
 TOOL_NAMES = {
-  "search": ("search", ("query", "queries", "q")),
-  "web_search": ("search", ("query", "queries", "q")),
-  "google_search": ("search", ("query", "queries", "q")),
-  "wiki_search": ("search", ("query", "queries", "q")),
+  "search": ("search", ("query", "queries", "query_list", "q")),
+  "web_search": ("search", ("query", "queries", "query_list", "q")),
+  "google_search": ("search", ("query", "queries", "query_list", "q")),
+  "wiki_search": ("search", ("query", "queries", "query_list", "q")),
   "python": ("python", ("code",)),
   "pythoninterpreter": ("python", ("code",)),
   "python_interpreter": ("python", ("code",)),
@@ -47,15 +47,26 @@ TOOL_NAMES = {
   "browse": ("open", ("url",)),
 }
 """By a tool's name, small: our tag for it, and the names of the argument that
-goes first in it. Other arguments follow as `name: value`, a line each."""
+goes first in it; without one of these the first text does. Other arguments
+follow as `name: value`, a line each."""
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 _TAGS = tags.TagSet(tuple({tag: None for tag, _ in TOOL_NAMES.values()}))
+# Tool-Star and Search-R1 write calls in our tags, and results behind them.
+_OWN_CALL = re.compile(rf"</(?:{'|'.join(_TAGS.tool_names)})>\s*\Z")
+_INLINE = re.compile(
+  rf"(?<=</)({'|'.join(_TAGS.tool_names)})>\s*"
+  r"<(result|information)>(.*?)</\2>",
+  re.DOTALL,
+)
+_WRAPPED = re.compile(r"\s*<(result|information)>(.*)</\1>\s*", re.DOTALL)
 # Prompts that show the whole task end with the question.
 _QUESTION = re.compile(r"(?:\A|\n)\s*(?:User|Question)\s*:")
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 _FIELDS = ("messages", "conversations", "question", "reward", "score", "answer")
+_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant"}
+"""Of ShareGPT, in our words; its other roles have the same names."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -101,11 +112,7 @@ def _trajectory(
   record: Mapping[str, Any], source: str, name: str, reward: Reward | None
 ) -> AgentTrajectory:
   """Raises ValueError, with the reason, for a record that cannot be used."""
-  messages = record.get("messages", record.get("conversations"))
-  if not isinstance(messages, list) or not all(
-    isinstance(message, dict) for message in messages
-  ):
-    raise InputError("messages must be a list of objects")
+  messages = _messages(record.get("messages", record.get("conversations")))
   first = next(
     (i for i, m in enumerate(messages) if m.get("role") == "user"), None
   )
@@ -129,6 +136,50 @@ def _trajectory(
       k: v for k, v in record.items() if k not in known and v not in _EMPTY
     },
   )
+
+
+def _messages(listed: Any) -> list[Mapping[str, Any]]:
+  """The messages of a conversation, in the words of OpenAI's protocol.
+
+  ShareGPT's have `from` and `value`. Older ones have one `function_call`. A
+  text that holds results, too, becomes several messages.
+  """
+  if not isinstance(listed, list) or not all(
+    isinstance(message, dict) for message in listed
+  ):
+    raise InputError("messages must be a list of objects")
+  messages: list[Mapping[str, Any]] = []
+  for given in listed:
+    message = given
+    if "role" not in given and "from" in given:
+      role, text = given["from"], given.get("value")
+      if role == "function_call":
+        text = f"<tool_call>{text}</tool_call>"
+      role = _ROLES.get(role, role) if isinstance(role, str) else role
+      message = {"role": role, "content": text}
+    if message.get("function_call") and not message.get("tool_calls"):
+      message = {**message, "tool_calls": [message["function_call"]]}
+    messages += _apart(message)
+  return messages
+
+
+def _apart(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+  """An assistant's message, cut where its text holds a result of a call."""
+  text = message.get("content")
+  if message.get("role") == "assistant" and isinstance(text, str):
+    at = 0
+    for found in _INLINE.finditer(text):
+      cut = text[at : found.end(1) + 1]
+      yield {**_without(message, "tool_calls"), "content": cut}
+      yield {"role": "tool", "content": found[3]}
+      message = _without(message, *_REASONING)
+      at = found.end()
+    message = {**message, "content": text[at:]}
+  yield message
+
+
+def _without(message: Mapping[str, Any], *names: str) -> dict[str, Any]:
+  return {name: v for name, v in message.items() if name not in names}
 
 
 # A table's columns that say nothing of a row; 0 and false do.
@@ -186,15 +237,17 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
       if waiting:
         raise InputError(f"message {number} comes before a tool's result")
       said, calls = _said(message, number)
-      text += said
-      waiting = [None] * len(_CALL.findall(_text(message, number)))
+      if said.strip() or calls:
+        text = _thought_before(text) + said
+      own = _OWN_CALL.search(said) is not None
+      waiting = [None] * (len(_CALL.findall(_text(message, number))) or own)
       if calls:
         listed = message["tool_calls"]
         waiting = [_call_id(call.get("id"), number) for call in listed]
       if not waiting:
         continue
     elif role in _TOOL_ROLES or (
-      role == "user" and _RESPONSE.search(_text(message, number))
+      role == "user" and _is_result(_text(message, number))
     ):
       if not waiting:
         raise InputError(f"message {number} is a result that no call waits for")
@@ -218,6 +271,22 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
   if not text.strip():
     raise InputError("the conversation ends without an answer")
   return [*steps, _final(text.strip())]
+
+
+def _is_result(text: str) -> bool:
+  """Whether a message of the user's role is a tool's result."""
+  return bool(_RESPONSE.search(text) or _WRAPPED.fullmatch(text))
+
+
+def _thought_before(text: str) -> str:
+  """What was said in a turn before this one: thoughts, which go on."""
+  if not text.strip() or f"<{tags.ANSWER}>" in text:
+    return text
+  end = f"</{tags.THINK}>"
+  thought, found, rest = text.rpartition(end)
+  if rest.strip():
+    rest = f"\n<{tags.THINK}> {rest.strip()} {end}"
+  return f"{thought}{found}{rest}\n".lstrip()
 
 
 def _call_id(value: Any, number: int) -> str | None:
@@ -253,8 +322,10 @@ def _said(message: Mapping[str, Any], number: int) -> tuple[str, list[str]]:
     )
   if calls and said.strip() and f"<{tags.THINK}>" not in said:
     thought, said = f"{thought}\n{said}".strip(), ""
-  if thought.strip():
-    said = f"<{tags.THINK}> {thought.strip()} </{tags.THINK}>\n{said}"
+  thought = thought.strip().removeprefix(f"<{tags.THINK}>")
+  thought = thought.removesuffix(f"</{tags.THINK}>").strip()
+  if thought:
+    said = f"<{tags.THINK}> {thought} </{tags.THINK}>\n{said}"
   return said, calls
 
 
@@ -264,6 +335,8 @@ def _final(text: str) -> str:
     return text
   end = f"</{tags.THINK}>"
   thought, found, answer = text.rpartition(end)
+  if not answer.strip() or f"<{tags.THINK}>" in answer:
+    raise InputError("the conversation ends without an answer")
   answer = f"<{tags.ANSWER}> {answer.strip()} </{tags.ANSWER}>"
   return f"{thought}{found}\n{answer}".strip()
 
@@ -280,7 +353,7 @@ def _own(text: str) -> str:
 
 
 def _result(text: str) -> str:
-  found = _RESPONSE.findall(text) or [text]
+  found = _RESPONSE.findall(text) or [_WRAPPED.sub(r"\2", text)]
   body = _TAGS.escape("\n\n".join(part.strip("\n") for part in found).rstrip())
   return f"\n<{tags.RESULT}> {body} </{tags.RESULT}>"
 
@@ -306,7 +379,7 @@ def _call_beside(call: Any, number: int) -> str:
 
 def _call(call: Mapping[str, Any], number: int) -> str:
   """A call in our tags, or as text where we have no tag for its tool."""
-  name, arguments = call.get("name"), call.get("arguments", {})
+  name, arguments = call.get("name"), call.get("arguments")
   if isinstance(arguments, str):
     try:
       arguments = text_files.parse_json(arguments or "{}")
@@ -316,6 +389,7 @@ def _call(call: Mapping[str, Any], number: int) -> str:
       raise InputError(
         f"message {number} holds arguments that cannot be read: {error}"
       ) from None
+  arguments = {} if arguments is None else arguments
   if not isinstance(name, str) or not isinstance(arguments, dict):
     raise InputError(
       f"message {number} holds a call without a name or without arguments"
@@ -325,14 +399,25 @@ def _call(call: Mapping[str, Any], number: int) -> str:
     shown = json.dumps(arguments, ensure_ascii=False)
     return _TAGS.escape(f"{name}({shown})")
   rest = dict(arguments)
-  main = next((rest.pop(n) for n in (*firsts, "") if n in rest), "")
-  rows = [*_values(main)]
+  main = next((n for n in (*firsts, "", *_texts(rest)) if n in rest), None)
+  first = "" if main is None else rest.pop(main)
+  rows = [*_values(first)]
   rows += [f"{n}: {', '.join(_values(v))}" for n, v in rest.items()]
   body = _TAGS.escape("\n".join(rows)).strip("\n")
   if tag == "python" and body[:1] in (" ", "\t"):
     # The indentation of a program's first line has a meaning.
     return f"<{tag}>\n{body}\n</{tag}>"
   return f"<{tag}> {body.strip()} </{tag}>"
+
+
+def _texts(arguments: Mapping[str, Any]) -> list[str]:
+  """Names of the arguments that are texts, or lists of texts."""
+  return [
+    name
+    for name, value in arguments.items()
+    if isinstance(value, str)
+    or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+  ]
 
 
 def _values(value: Any) -> list[str]:

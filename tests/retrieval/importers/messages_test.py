@@ -226,6 +226,104 @@ def test_a_thought_that_the_template_opened_is_whole(tmp_path):
   assert trajectory.steps[1].endswith("<answer> Austen </answer>")
 
 
+@pytest.mark.parametrize(
+  ("tool_call", "expected"),
+  [
+    (call("search", {"query_list": ["a", "b"]}), "<search> a\nb </search>"),
+    (call("python", {"script": "print(1)"}), "<python> print(1) </python>"),
+    (call("visit", {"link": "u", "n": 2}), "<open> u\nn: 2 </open>"),
+    (call("search", {"k": 3, "text": "a"}), "<search> a\nk: 3 </search>"),
+    (call("search", None), "<search>  </search>"),
+    ({"name": "search", "arguments": None}, "<search>  </search>"),
+  ],
+)
+def test_the_first_text_is_the_argument_of_a_call(
+  tmp_path, tool_call, expected
+):
+  messages = [user("Q?"), assistant("", tool_calls=[tool_call]), tool("r")]
+  record = {"messages": [*messages, assistant("a")], "reward": 1}
+  (trajectory,), _ = read(tmp_path, record)
+  assert trajectory.steps[0] == f"{expected}\n<result> r </result>"
+
+
+@pytest.mark.parametrize(
+  ("said", "expected"),
+  [
+    (
+      [assistant("I know it."), assistant("Paris")],
+      "<think> I know it. </think>\n<answer> Paris </answer>",
+    ),
+    (
+      [assistant("<think>So.</think>Hm."), assistant("Paris"), assistant("")],
+      "<think>So.</think>\n<think> Hm. </think>\n<answer> Paris </answer>",
+    ),
+    (
+      [assistant("Paris", reasoning="<think>So.</think>")],
+      "<think> So. </think>\n<answer> Paris </answer>",
+    ),
+  ],
+)
+def test_the_last_turn_is_the_answer(tmp_path, said, expected):
+  record = {"messages": [user("Q?"), *said], "reward": 1}
+  (trajectory,), _ = read(tmp_path, record)
+  assert trajectory.steps == (expected,)
+
+
+SEARCHED = (
+  "<think>a</think><search>x</search>\n<result> Doc </result>",
+  "<think>b</think><answer>Paris</answer>",
+)
+
+
+@pytest.mark.parametrize(
+  "messages",
+  [
+    [
+      user("Q?"),
+      assistant(
+        "<think>a</think><search>x</search><result>Doc</result>"
+        "<think>b</think><answer>Paris</answer>"
+      ),
+    ],
+    [
+      user("Q?"),
+      assistant("<think>a</think><search>x</search>"),
+      user("<information>Doc</information>"),
+      assistant("<think>b</think><answer>Paris</answer>"),
+    ],
+    [
+      {"from": "human", "value": "Q?"},
+      {"from": "gpt", "value": "<think>a</think><search>x</search>"},
+      {"from": "observation", "value": "Doc"},
+      {"from": "gpt", "value": "<think>b</think><answer>Paris</answer>"},
+    ],
+  ],
+)
+def test_calls_in_our_tags_have_results(tmp_path, messages):
+  (trajectory,), _ = read(tmp_path, {"conversations": messages, "reward": 1})
+  assert trajectory.question == "Q?"
+  assert trajectory.steps == SEARCHED
+
+
+@pytest.mark.parametrize(
+  "calls",
+  [
+    {
+      "from": "function_call",
+      "value": '{"name": "search", "arguments": {"query": "x"}}',
+    },
+    assistant(
+      None, function_call={"name": "search", "arguments": '{"query": "x"}'}
+    ),
+  ],
+)
+def test_older_names_of_calls(tmp_path, calls):
+  result = {"role": "function", "name": "search", "content": "Doc"}
+  record = {"messages": [user("Q?"), calls, result, assistant("a")]}
+  (trajectory,), _ = read(tmp_path, record | {"reward": 1})
+  assert trajectory.steps[0] == "<search> x </search>\n<result> Doc </result>"
+
+
 class TestRewards:
   RECORD = {"messages": [user("Q?"), assistant("<answer> b </answer>")]}  # noqa: RUF012
 
@@ -260,6 +358,9 @@ class TestRewards:
     ("text", "messages must be a list"),
     ([assistant("a")], "no message of role user"),
     ([user("Q?")], "ends without an answer"),
+    ([user("Q?"), assistant("<think>It is")], "ends without an answer"),
+    ([user("Q?"), assistant("", reasoning="It is")], "ends without an answer"),
+    ([user("Q?"), assistant("<search> a </search>")], "no result"),
     ([user("Q?"), user("R?")], "message 1 is a second question"),
     ([user("Q?"), tool("r")], "message 1 is a result that no call waits for"),
     ([user("Q?"), assistant("", tool_calls=[call("f", {})])], "no result"),
