@@ -2,10 +2,14 @@
 
 Calls may stand in the text: `<tool_call>` and `<tool_response>`, as in Qwen's
 template and WebDancer. They may also stand beside it: `tool_calls` and messages
-of role `tool`, as in OpenAI's protocol. A step is the assistant's text up to a
-call, with the result that follows. Parts for which we have a tag are put into
-it (`tools.tags`). The rest stays text, in which nothing looks like a tag of
-ours or a special token.
+of role `tool`, as in OpenAI's protocol. Or they stand in tags of our kind, with
+`<result>` or `<information>` behind them, as in Tool-Star and Search-R1.
+Messages may have ShareGPT's names, `from` and `value`.
+
+A step is the assistant's text up to a call, with the result that follows. Parts
+for which we have a tag are put into it (`tools.tags`). The rest stays text, in
+which nothing looks like a tag of ours or a special token. Of several turns of
+the assistant in a row the last is the answer; those before it are thoughts.
 """
 
 from __future__ import annotations
