@@ -159,8 +159,7 @@ def _messages(listed: Any) -> list[Mapping[str, Any]]:
       role, text = given["from"], given.get("value")
       if role == "function_call":
         text = f"<tool_call>{text}</tool_call>"
-      role = _ROLES.get(role, role) if isinstance(role, str) else role
-      message = {"role": role, "content": text}
+      message = {"role": _ROLES.get(str(role), role), "content": text}
     if message.get("function_call") and not message.get("tool_calls"):
       message = {**message, "tool_calls": [message["function_call"]]}
     messages += _apart(message)
@@ -243,15 +242,17 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
       said, calls = _said(message, number)
       if said.strip() or calls:
         text = _thought_before(text) + said
-      own = _OWN_CALL.search(said) is not None
-      waiting = [None] * (len(_CALL.findall(_text(message, number))) or own)
+      num_calls = len(_CALL.findall(_text(message, number)))
+      if not num_calls and _OWN_CALL.search(said):
+        num_calls = 1
+      waiting = [None] * num_calls
       if calls:
         listed = message["tool_calls"]
         waiting = [_call_id(call.get("id"), number) for call in listed]
       if not waiting:
         continue
     elif role in _TOOL_ROLES or (
-      role == "user" and _is_result(_text(message, number))
+      role == "user" and _tagged_results(_text(message, number))
     ):
       if not waiting:
         raise InputError(f"message {number} is a result that no call waits for")
@@ -277,9 +278,10 @@ def _steps(messages: Sequence[Mapping[str, Any]], first: int) -> list[str]:
   return [*steps, _final(text.strip())]
 
 
-def _is_result(text: str) -> bool:
-  """Whether a message of the user's role is a tool's result."""
-  return bool(_RESPONSE.search(text) or _WRAPPED.fullmatch(text))
+def _tagged_results(text: str) -> list[str]:
+  """What stands in the tags of results; none in a text without them."""
+  whole = _WRAPPED.fullmatch(text)
+  return _RESPONSE.findall(text) or ([whole[2]] if whole else [])
 
 
 def _thought_before(text: str) -> str:
@@ -339,7 +341,7 @@ def _final(text: str) -> str:
     return text
   end = f"</{tags.THINK}>"
   thought, found, answer = text.rpartition(end)
-  if not answer.strip() or f"<{tags.THINK}>" in answer:
+  if not answer.strip() or tags.leaves_thought_open(text):
     raise InputError("the conversation ends without an answer")
   answer = f"<{tags.ANSWER}> {answer.strip()} </{tags.ANSWER}>"
   return f"{thought}{found}\n{answer}".strip()
@@ -357,7 +359,7 @@ def _own(text: str) -> str:
 
 
 def _result(text: str) -> str:
-  found = _RESPONSE.findall(text) or [_WRAPPED.sub(r"\2", text)]
+  found = _tagged_results(text) or [text]
   body = _TAGS.escape("\n\n".join(part.strip("\n") for part in found).rstrip())
   return f"\n<{tags.RESULT}> {body} </{tags.RESULT}>"
 

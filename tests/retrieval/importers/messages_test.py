@@ -305,6 +305,19 @@ def test_calls_in_our_tags_have_results(tmp_path, messages):
   assert trajectory.steps == SEARCHED
 
 
+def test_a_document_that_names_our_tags_stays_whole(tmp_path):
+  messages = [
+    user("Q?"),
+    assistant("", tool_calls=[call("search", {"query": "x"})]),
+    tool("before <result> in </result> behind"),
+    assistant("a"),
+  ]
+  (trajectory,), _ = read(tmp_path, {"messages": messages, "reward": 1})
+  assert trajectory.steps[0].endswith(
+    "<result> before &lt;result> in &lt;/result> behind </result>"
+  )
+
+
 @pytest.mark.parametrize(
   "calls",
   [
