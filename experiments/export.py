@@ -118,7 +118,12 @@ def export(
     if template is not None:
       # Readers take it before the one in the tokenizer's configuration.
       (temporary / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
-    loaded = _load(temporary, source, model.config.dtype, written, adapters)
+    if adapters:
+      # Beside a base in its own dtype.
+      under = models.from_pretrained(source, dtype=model.config.dtype)
+      loaded = models.load_adapters(under, temporary)
+    else:
+      loaded = models.from_pretrained(temporary, dtype=written)
     card = model_card.model_card(
       _run_folder(checkpoint),
       description,
@@ -230,24 +235,13 @@ def _check_tokenizer(source: str, then: str | None) -> None:
   folder = hub.local_folder(source)
   if then is None or not folder.is_dir():
     return  # That it is missing is said where it is read.
-  now = models.tokenizer_digest(source)
+  now = models.tokenizer_digest(folder)
   if now != then:
     raise ExportError(
       "an export gets the tokenizer and the chat template that its policy was "
       f"trained with, of SHA-256 {then}, and those in {source} have {now}: "
       "give the base agent of then with --base."
     )
-
-
-def _load(
-  folder: pathlib.Path, source: str, dtype: str, written: str, adapters: bool
-) -> models.Decoder:
-  """What an export computes: adapters beside a base in its own dtype."""
-  if not adapters:
-    return models.from_pretrained(folder, dtype=written)
-  return models.load_adapters(
-    models.from_pretrained(source, dtype=dtype), folder
-  )
 
 
 def _check_output(output: pathlib.Path, source: str) -> None:

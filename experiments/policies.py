@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +13,7 @@ from flax import nnx
 
 from experiments.config import ExperimentConfig
 from experiments.devices import device_mesh
-from rapo_jax import hosts, models
+from rapo_jax import files, hosts, models
 from rapo_jax.errors import InputError
 from rapo_jax.models import LoraConfig, RopeConfig, sharding
 from rapo_jax.training import non_finite
@@ -77,13 +76,11 @@ def model_digest(folder: pathlib.Path) -> str:
   Args:
     folder: a Hugging Face folder. Its files are read whole.
   """
-  digest = hashlib.sha256()
-  for path in sorted(folder.iterdir()):
-    if path.is_file() and path.suffix in _MODEL_SUFFIXES:
-      with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256")
-      digest.update(f"{path.name} {content.hexdigest()}\n".encode())
-  return digest.hexdigest()
+  return files.digest(
+    path
+    for path in sorted(folder.iterdir())
+    if path.is_file() and path.suffix in _MODEL_SUFFIXES
+  )
 
 
 def check_finite(model: models.Decoder, path: pathlib.Path | str) -> None:

@@ -34,16 +34,16 @@ def load_tokenizer(path_or_hub_id: str | pathlib.Path) -> Any:
     InputError: the folder has no tokenizer, or its files are broken.
   """
   folder = pathlib.Path(path_or_hub_id)
-  if not hub.is_hub_id(path_or_hub_id) and not any(
-    (folder / name).is_file() for name in _VOCABULARIES
-  ):
+  there = [name for name in _VOCABULARIES if (folder / name).is_file()]
+  if not there and not hub.is_hub_id(path_or_hub_id):
     # transformers would make one without a vocabulary.
     raise InputError(
       f"an agent's folder must hold its tokenizer and {folder} holds none of "
       f"{', '.join(_VOCABULARIES)}: copy it from the model that the agent was "
       "trained from."
     )
-  _check_sentencepiece(folder)
+  if there == [_SENTENCEPIECE]:
+    _check_sentencepiece(folder / _SENTENCEPIECE)
   try:
     return transformers.AutoTokenizer.from_pretrained(path_or_hub_id)
   # transformers reads config.json, too, and refuses some of its fields.
@@ -59,19 +59,14 @@ def load_tokenizer(path_or_hub_id: str | pathlib.Path) -> Any:
     raise _broken(path_or_hub_id, error) from error
 
 
-def _check_sentencepiece(folder: pathlib.Path) -> None:
-  """Refuses a folder with a SentencePiece model alone that nothing reads."""
-  alone = (folder / _SENTENCEPIECE).is_file() and not any(
-    (folder / name).is_file()
-    for name in _VOCABULARIES
-    if name != _SENTENCEPIECE
-  )
+def _check_sentencepiece(file: pathlib.Path) -> None:
+  """Refuses a SentencePiece model that nothing reads."""
   # transformers would take it for a file of tiktoken's.
-  if alone and importlib.util.find_spec("sentencepiece") is None:
+  if importlib.util.find_spec("sentencepiece") is None:
     raise InputError(
-      f"{folder / _SENTENCEPIECE} needs the package sentencepiece, which is "
-      "not installed: `pip install sentencepiece protobuf`, or copy the "
-      "model's tokenizer.json."
+      f"{file} needs the package sentencepiece, which is not installed: "
+      "`pip install sentencepiece protobuf`, or copy the model's "
+      "tokenizer.json."
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TextIO
 
 from rapo_jax.errors import InputError, accessing
@@ -33,6 +34,16 @@ def sync_tree(folder: pathlib.Path) -> None:
     for name in names:
       sync(os.path.join(parent, name))
     sync(parent)
+
+
+def digest(paths: Iterable[pathlib.Path]) -> str:
+  """SHA-256 of some files, by their names and bytes, in the order given."""
+  whole = hashlib.sha256()
+  for path in paths:
+    with path.open("rb") as file:
+      content = hashlib.file_digest(file, "sha256")
+    whole.update(f"{path.name} {content.hexdigest()}\n".encode())
+  return whole.hexdigest()
 
 
 def followed(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import hashlib
 import operator
 import os
 import pathlib
@@ -150,12 +149,7 @@ def tokenizer_digest(source: str | os.PathLike[str]) -> str:
   Args:
     source: the model that has it, a folder or a hub's name.
   """
-  digest = hashlib.sha256()
-  for path in _tokenizer_files(source):
-    with path.open("rb") as file:
-      content = hashlib.file_digest(file, "sha256")
-    digest.update(f"{path.name} {content.hexdigest()}\n".encode())
-  return digest.hexdigest()
+  return files.digest(_tokenizer_files(source))
 
 
 def _tokenizer_files(source: str | os.PathLike[str]) -> list[pathlib.Path]:

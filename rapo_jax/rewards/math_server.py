@@ -8,12 +8,12 @@ imports nothing of this project, so that it starts within a second.
 from __future__ import annotations
 
 import decimal
-import fractions
 import json
 import logging
 import re
 import resource
 import sys
+from fractions import Fraction
 
 _MEMORY_BYTES = 4 * 2**30
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|and|inf"
@@ -24,6 +24,7 @@ _SCALES = {
   "billion": 9,
   "trillion": 12,
 }
+_TEXT = r"\\(?:text|mathrm|textrm|mbox) *\{"
 # Words that change a number; a unit does not.
 _QUANTITY = re.compile(
   rf"\b(?:{'|'.join(_SCALES)}|squared|cubed|factorial|dozen|half|halves"
@@ -33,7 +34,7 @@ _QUANTITY = re.compile(
 # 2.5 million and 2.5 \text{ million}; of 1/2 million the 2 alone is no number.
 _SCALED = re.compile(
   r"(?<![\d.,/^}])(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-  r"(?P<between>(?:[ ~-]|\\[ ,;:!])*(?:\\(?:text|mathrm|textrm|mbox) *\{ *)?)"
+  rf"(?P<between>(?:[ ~-]|\\[ ,;:!])*(?:{_TEXT} *)?)"
   rf"(?P<scale>{'|'.join(_SCALES)})\b",
   re.IGNORECASE,
 )
@@ -41,16 +42,12 @@ _SCALED = re.compile(
 # may be a variable; some words are functions.
 _UNIT = re.compile(
   r"(?P<number>\\?[$€£¥]? ?[-+]?[\d.,]*\d(?:/\d+)?)"
-  r"(?:\\[ ,;:!])*(?: *\\(?:text|mathrm|textrm|mbox) *\{[A-Za-z .]+\}(?:\^\d)?"
+  rf"(?:\\[ ,;:!])*(?: *{_TEXT}[A-Za-z .]+\}}(?:\^\d)?"
   rf"|(?: +(?!(?:{_FUNCTIONS})\b)[A-Za-z]{{3,}})+"
   r"|(?: +[A-Za-z]{3,})* +(?:[kcdm]m|in|ft|yd|mi|[A-Za-z]{3,})\^\{?[23]\}?)\.?"
 )
-
-
 # Letters, dates and ratios, whose parts the library would multiply.
-_LETTERS = re.compile(
-  r"\s*(?:\\(?:text|mathrm|textrm|mbox) *\{)?([A-Za-z]+)\}?\s*"
-)
+_LETTERS = re.compile(rf"\s*(?:{_TEXT})?([A-Za-z]+)\}}?\s*")
 _DATE = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}\s*")
 _BASE = re.compile(r"_ *\{?([0-9]+)\}?\s*\Z")
 _PARTS = re.compile(r" *(?::| to ) *")
@@ -67,7 +64,7 @@ def equal(answer: str, truth: str) -> bool:
     return False
   ratios = _ratio(answer), _ratio(truth)
   if ratios[0] and ratios[1]:
-    return _proportional(*ratios)
+    return ratios[0] == ratios[1]
 
   def same(first: str, second: str) -> bool:
     # Time limits of the library work by signals; ours is the process.
@@ -107,31 +104,18 @@ def _differ(first: str, second: str) -> bool:
   return dates and first.strip() != second.strip()
 
 
-def _ratio(text: str) -> list[fractions.Fraction]:
-  """Parts of `3:4` or `3 to 4`; none of anything else."""
+def _ratio(text: str) -> list[Fraction]:
+  """Shares of the parts of `3:4` or `3 to 4`; none of anything else."""
   parts = _PARTS.split(text.strip())
   if len(parts) < 2 or not all(map(_PART.fullmatch, parts)):
     return []
-  wholes = [part.split("/") for part in parts]
-  if any(len(whole) > 1 and not int(whole[1]) for whole in wholes):
+  pairs = [part.partition("/") for part in parts]
+  fractions = [(Fraction(over), int(under or 1)) for over, _, under in pairs]
+  if not all(under for _, under in fractions):
     return []
-  return [
-    fractions.Fraction(over) / int(under[0] if under else 1)
-    for over, *under in wholes
-  ]
-
-
-def _proportional(
-  first: list[fractions.Fraction], second: list[fractions.Fraction]
-) -> bool:
-  """Whether two ratios are one."""
-  totals = sum(first), sum(second)
-  if len(first) != len(second) or not all(totals):
-    return first == second
-  return all(
-    one * totals[1] == other * totals[0]
-    for one, other in zip(first, second, strict=True)
-  )
+  sizes = [over / under for over, under in fractions]
+  total = sum(sizes) or 1  # Parts of 0 alone stay as they are.
+  return [size / total for size in sizes]
 
 
 def _times_scale(found: re.Match[str]) -> str:

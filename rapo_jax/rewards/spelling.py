@@ -245,7 +245,7 @@ def _accented(match: re.Match[str]) -> str:
   return unicodedata.normalize("NFC", letter + _ACCENTS[accent])
 
 
-def _close(part: str) -> str:
+def _without_spaces(part: str) -> str:
   """A part of a fraction without spaces, unless it is of words."""
   return part.strip() if _TWO_WORDS.search(part) else _SPACES.sub("", part)
 
@@ -253,7 +253,10 @@ def _close(part: str) -> str:
 def _slash(match: re.Match[str]) -> str:
   """A fraction as `a/b`, with brackets where a part is no single thing."""
   over, over_short, under, under_short = match.groups()
-  parts = [over_short or _close(over), under_short or _close(under)]
+  parts = [
+    over_short or _without_spaces(over),
+    under_short or _without_spaces(under),
+  ]
   above, below = [
     part if simple.fullmatch(part) else f"({part})"
     for part, simple in zip(parts, _SIMPLE, strict=True)
